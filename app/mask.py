@@ -1,0 +1,206 @@
+"""The one definition of the attention patterns.
+
+Every token of a row carries four integers, and one predicate over two tokens says whether the first may attend to the
+second. Trainer, scorer and generator all go through it; nothing else in the repository decides who sees whom.
+
+    doc     which document of the row the token belongs to (packing); PAD for padding, which only sees padding
+    branch  0 for the trunk (prompt, or prompt and response), n > 0 for the n-th continuation of one shared prompt
+    pos     position in the document: continuations all start where the prompt ends
+    block   0: sees what came before; n > 0: also sees every token of block n, later ones included
+
+A pattern is nothing but a rule for `block`:
+
+    causal         0 everywhere
+    prefix         1 on the first `prefix_len` tokens, 0 on the response
+    bidirectional  1 everywhere: each answer token sees itself, so a score under it LEAKS the answer
+
+Drawn for one document of three prompt tokens (P) and two response tokens (R); rows are queries, x = may attend:
+
+         causal         prefix        bidirectional
+         P P P R R      P P P R R      P P P R R
+      P  x . . . .      x x x . .      x x x x x
+      P  x x . . .      x x x . .      x x x x x
+      P  x x x . .      x x x . .      x x x x x
+      R  x x x x .      x x x x .      x x x x x
+      R  x x x x x      x x x x x      x x x x x
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+PatternName = Literal["causal", "prefix", "bidirectional"]
+PAD = -1
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a pattern assigns `block` ids, and what follows from it."""
+
+    name: PatternName
+    leaks: bool  # a response token can see itself or a later one
+    shares_prompt: bool  # the prompt's states do not depend on the response, so choices may branch from one prompt
+    block_len: Callable[[int, int], int]  # (prefix_len, length) -> how many leading tokens form block 1
+
+
+PATTERNS: dict[str, Pattern] = {
+    "causal": Pattern("causal", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: 0),
+    "prefix": Pattern("prefix", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: prefix_len),
+    "bidirectional": Pattern("bidirectional", leaks=True, shares_prompt=False, block_len=lambda _, length: length),
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """Lengths of one document: a trunk whose first `prefix_len` tokens are the prompt, then continuations of it.
+
+    For training the trunk is prompt and response and there are no branches; for scoring the trunk is the prompt and
+    each choice is a branch.
+    """
+
+    prefix_len: int
+    length: int
+    branches: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return self.length + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Attributes of some tokens, shaped to broadcast against another `Tokens`."""
+
+    doc: Tensor
+    branch: Tensor
+    pos: Tensor
+    block: Tensor
+
+
+def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
+    """Whether query token q may attend to key token k: bool, of the broadcast shape.
+
+    `window` is the sliding window of a local layer: only keys with |q - k| < window count, in both directions. The
+    libraries disagree about what a window means inside a bidirectional block; this choice is recorded in docs/mask.md.
+    """
+    same_document = q.doc == k.doc
+    own_branch = (k.branch == 0) | (k.branch == q.branch)
+    earlier = k.pos <= q.pos
+    same_block = (q.block > 0) & (q.block == k.block)
+    allowed = same_document & own_branch & (earlier | same_block)
+    if window is not None:
+        allowed = allowed & ((q.pos - k.pos).abs() < window)
+    return allowed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who is who in a batch: four integer tensors of shape (batch, length), on one device."""
+
+    doc: Tensor
+    branch: Tensor
+    pos: Tensor
+    block: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.doc.shape[0], self.doc.shape[1]
+
+    @property
+    def is_real(self) -> Tensor:
+        """(batch, length) bool: True where the token is not padding."""
+        return self.doc != PAD
+
+    def to(self, device: torch.device | str) -> Layout:
+        return Layout(*(t.to(device, non_blocking=True) for t in (self.doc, self.branch, self.pos, self.block)))
+
+    def repeat_rows(self, times: int) -> Layout:
+        """Each row `times` times, adjacent: what beam search and sampling of several answers do to a batch."""
+        return Layout(*(t.repeat_interleave(times, 0) for t in (self.doc, self.branch, self.pos, self.block)))
+
+    def columns(self, start: int, stop: int) -> Tokens:
+        """Attributes of columns [start, stop), each (batch, stop - start).
+
+        Columns past the layout are tokens decoded after it: they continue each row's last document causally. A static
+        cache's empty slots come out as such later tokens too, which no query that exists may see.
+        """
+        length = self.doc.shape[1]
+        own = slice(min(start, length), min(stop, length))
+        fields = [t[:, own] for t in (self.doc, self.branch, self.pos, self.block)]
+        if stop > length:
+            later = torch.arange(max(start, length), stop, device=self.doc.device)
+            last = [t[:, -1:].expand(-1, len(later)) for t in (self.doc, self.branch, self.pos)]
+            tail = [last[0], last[1], last[2] + 1 + (later - length), torch.zeros_like(last[0])]
+            fields = [torch.cat(pair, dim=1) for pair in zip(fields, tail, strict=True)]
+        return Tokens(*fields)
+
+    def dense(self, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None,
+              window: int | None = None) -> Tensor:  # fmt: skip
+        """Boolean mask (batch, 1, query, key), True = may attend, for columns [start, stop) of queries and of keys."""
+        length = self.doc.shape[1]
+        q, k = self.columns(*(queries or (0, length))), self.columns(*(keys or (0, length)))
+        q = Tokens(*(t[:, None, :, None] for t in (q.doc, q.branch, q.pos, q.block)))
+        k = Tokens(*(t[:, None, None, :] for t in (k.doc, k.branch, k.pos, k.block)))
+        return may_attend(q, k, window)
+
+    def flex(self, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None,
+             window: int | None = None) -> BlockMask:  # fmt: skip
+        """The same predicate as a FlexAttention BlockMask (batch, 1, query, key)."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        length = self.doc.shape[1]
+        (q0, q1), (k0, k1) = queries or (0, length), keys or (0, length)
+        q, k = self.columns(q0, q1), self.columns(k0, k1)
+
+        def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return may_attend(
+                Tokens(q.doc[b, i], q.branch[b, i], q.pos[b, i], q.block[b, i]),
+                Tokens(k.doc[b, j], k.branch[b, j], k.pos[b, j], k.block[b, j]),
+                window,
+            )
+
+        rows = self.doc.shape[0]
+        return create_block_mask(mask_mod, rows, None, q1 - q0, k1 - k0, device=str(self.doc.device))
+
+
+def layout(rows: Sequence[Sequence[Document]], pattern: Pattern | str, *, length: int | None = None,
+           side: Literal["right", "left"] = "right", device: torch.device | str = "cpu") -> Layout:  # fmt: skip
+    """Lay out `rows` of documents under a pattern, padded on `side` to `length` (default: the longest row).
+
+    Tokens of a document stand in the order trunk, branch 1, branch 2, ...; documents of a row stand one after another.
+
+    Raises:
+        ValueError: a pattern that cannot share a prompt is asked to, a prefix longer than its trunk, or a row longer
+            than `length`. These are our own invariants: users' input is checked before.
+    """
+    rule = PATTERNS[pattern] if isinstance(pattern, str) else pattern
+    width = max((sum(d.total for d in row) for row in rows), default=0)
+    length = width if length is None else length
+    if width > length:
+        raise ValueError(f"a row of {width} tokens does not fit {length}")
+    doc = torch.full((len(rows), length), PAD, dtype=torch.int32)
+    branch, pos, block = torch.zeros_like(doc), torch.zeros_like(doc), torch.zeros_like(doc)
+    for r, row in enumerate(rows):
+        at = 0 if side == "right" else length - sum(d.total for d in row)
+        for index, d in enumerate(row):
+            if d.branches and not rule.shares_prompt:
+                raise ValueError(f"{rule.name}: the prompt sees the answer, so continuations cannot share it")
+            if not 0 <= d.prefix_len <= d.length:
+                raise ValueError(f"prefix of {d.prefix_len} tokens in a trunk of {d.length}")
+            doc[r, at : at + d.total] = index
+            pos[r, at : at + d.length] = torch.arange(d.length, dtype=torch.int32)
+            block[r, at : at + rule.block_len(d.prefix_len, d.length)] = 1
+            at += d.length
+            for n, size in enumerate(d.branches, start=1):
+                branch[r, at : at + size] = n
+                pos[r, at : at + size] = torch.arange(d.length, d.length + size, dtype=torch.int32)
+                at += size
+    return Layout(doc, branch, pos, block).to(device)

@@ -1,0 +1,203 @@
+"""Files of a run written so that a kill or a full disk never leaves half of one: temporary name, fsync, rename.
+
+Logs (`*.jsonl`, a line at a time) are the exception: a kill may tear their last line, which readers drop.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from jobs.errors import DataError, DiskFull, RunStateError
+
+_serial = itertools.count()  # two threads that write the same file must not share a temporary name
+
+
+def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
+    """JSON. NaN and infinity are no JSON: an error in results, null in logs (`null_for_nan`), where they are news."""
+    return json.dumps(_finite(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@contextmanager
+def disk_full_reported(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" inside the block into DiskFull; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free some space or choose another --runs-dir, then resume; earlier runs are untouched"
+        raise DiskFull(error.filename or path, "no space left on the disk", remedy) from error
+
+
+@contextmanager
+def io_errors_reported(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses inside the block into DiskFull or RunStateError."""
+    with disk_full_reported(path):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunStateError(path, f"cannot be written: {error.strerror}", "choose another --runs-dir") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
+    temporary = path.with_name(f".{path.name}.{next(_serial)}.tmp")
+    try:
+        with disk_full_reported(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file at once: readers see the old content or the new. Raises DiskFull, RunStateError."""
+    with io_errors_reported(path), replacing(path) as file:
+        file.write(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises DataError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(path, "no such file") from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(path, f"malformed JSON: {error}", "delete the run's directory, or restore the file") from None
+    if not isinstance(value, dict):
+        raise DataError(path, "expected a JSON object")
+    return value
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a killed writer left in `directory`."""
+    for leftover in directory.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class SampleWriter:
+    """Writes samples.jsonl, one line per item and evaluation."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, sample: Mapping[str, Any]) -> None:
+        self._file.write(encode(sample) + "\n")
+
+
+class JsonlLog:
+    """A file of JSON lines that grows while a run goes on; a line is with the kernel before `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._drop_torn_line()
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        line = memoryview((encode(value, null_for_nan=True) + "\n").encode())
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            with disk_full_reported(self.path):
+                while line:
+                    line = line[self._file.write(line) :]
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(start)  # no half line in front of the next one
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _drop_torn_line(self) -> None:
+        with suppress(OSError):  # a device has no lines
+            content = self.path.read_bytes() if self.path.is_file() else b""
+            if content and not content.endswith(b"\n"):
+                self._file.truncate(content.rfind(b"\n") + 1)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; none if there is no file. A torn last line is dropped, another bad line raises DataError."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    lines.pop()  # what follows the last line's end: nothing, or a torn line
+    values = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}", f"malformed JSON: {error}", "delete the line") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{path}:{number}", "expected a JSON object", "delete the line")
+        values.append(value)
+    return values
+
+
+def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
+    """Size (bytes) and sha256 of every file below `directory`, by relative path."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name not in left_out:
+            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return {"files": files}
+
+
+def differences(directory: Path) -> list[str]:
+    """What differs from the manifest.json of `directory`, a line per file."""
+    try:
+        files = read_json(directory / "manifest.json")["files"]
+    except (DataError, KeyError):
+        return ["manifest.json: missing or malformed"]
+    problems = []
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif (size := path.stat().st_size) != expected["size"]:
+            problems.append(f"{name}: expected {expected['size']} bytes, found {size}")
+        elif _sha256(path) != expected["sha256"]:
+            problems.append(f"{name}: its content has changed (sha256)")
+    return problems
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

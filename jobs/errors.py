@@ -1,0 +1,60 @@
+"""Users' mistakes, each as path, fact and remedy, and the exit code that each kind ends with.
+
+The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+# Every way a process of this project ends. The supervisor reads these numbers: do not renumber them.
+EXIT_OK = 0
+EXIT_BUG = 1  # an exception that nobody foresaw
+EXIT_USER = 2  # a user's mistake: input, configuration, a missing run
+EXIT_NAN = 3  # training stopped: the loss is NaN or infinite
+EXIT_NO_LEARNING = 4  # training stopped by kill_after_steps and min_loss_improvement
+EXIT_DISK_FULL = 28  # the number of ENOSPC
+EXIT_STOPPED = 75  # SIGTERM or SIGINT after a checkpoint; run again to resume (EX_TEMPFAIL)
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct. `str()` is `where: fact; remedy`."""
+
+    exit_code: ClassVar[int] = EXIT_USER
+
+    def __init__(self, where: str | Path, fact: str, remedy: str = "") -> None:
+        self.where = str(where)
+        self.fact = fact
+        self.remedy = remedy
+        super().__init__(self.where, fact, remedy)  # three args, so that the error survives pickling between processes
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.fact}"
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+
+class ConfigError(UserError):
+    """A stage, a profile or an option is wrong."""
+
+
+class DataError(UserError):
+    """A data file, or a file of a run, is missing, malformed or empty."""
+
+
+class CheckpointError(UserError):
+    """A directory that should be a checkpoint is not one, or does not fit."""
+
+
+class RunStateError(UserError):
+    """A run is missing, held by another process, or not in the state that is asked for."""
+
+
+class ModelError(UserError):
+    """A model cannot do what is asked of it, such as take a custom attention mask."""
+
+
+class DiskFull(UserError):
+    """No space left on the device, or the quota is used up."""
+
+    exit_code: ClassVar[int] = EXIT_DISK_FULL

@@ -1,0 +1,50 @@
+"""The lock of a run: flock, which the kernel lets go of when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from jobs.errors import RunStateError
+
+
+def hold(path: Path) -> IO[str]:
+    """Take the lock `path` and write this process's id and host into it; close the file to let go.
+
+    Raises RunStateError, naming the holder, if another process has it. A forked child keeps it held until it ends too.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        while not _try(file, fcntl.LOCK_EX):
+            # Either a holder or somebody who asks `is_held`, which takes a shared lock for a moment: the latter shares.
+            if not _try(file, fcntl.LOCK_SH):
+                holder = path.read_text(encoding="utf-8").strip() or "another process"
+                raise RunStateError(path.parent, f"is in use by {holder}", "wait for it, or stop it")
+            fcntl.flock(file, fcntl.LOCK_UN)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process, this one included, holds the lock."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return not _try(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def _try(file: IO[str], operation: int) -> bool:
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

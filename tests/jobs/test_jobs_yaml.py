@@ -1,0 +1,82 @@
+"""Strict reading of YAML, and dumps that read back."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import yamlfile
+from jobs.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "f.yaml:3: a: given twice, first in line 1; keep one of them"),
+        ("train:\n  x: 1\n  x: 1\n", "f.yaml:3: train.x: given twice, first in line 2"),
+        ("l:\n- {k: 1, k: 2}\n", "f.yaml:2: l[0].k: given twice"),
+        ("a: [1, 2\nb: 3\n", "f.yaml:2: malformed YAML: expected ',' or ']'"),
+        ("a: b: c\n", "f.yaml:1: malformed YAML: mapping values are not allowed here"),
+        ("a:\n\tb: 1\n", "f.yaml:2: malformed YAML: found character '\\t' that cannot start any token; indent with"),
+        ("a: 1\nb: \x00\n", "f.yaml:2: malformed YAML: special characters are not allowed"),
+        ("a: *b\n", "f.yaml:1: malformed YAML: found undefined alias"),
+        ("a: &x [*x]\n", "f.yaml:1: a[0]: refers to itself"),
+        ("a: !!python/name:os.system\n", "f.yaml:1: malformed YAML: could not determine a constructor"),
+        ("a: 2026-13-01\n", "f.yaml: malformed YAML: month must be in 1..12"),
+        ("a: 010\n", "f.yaml:1: a: YAML reads 010 as 8; write a plain decimal number"),
+        ("a: 0x1F\n", "f.yaml:1: a: YAML reads 0x1F as 31"),
+        ("a: 1:30\n", "f.yaml:1: a: YAML reads 1:30 as 90"),
+        ("a: 1\n---\na: 2\n", "f.yaml: expected one YAML document, found 2"),
+        ("- 1\n", "f.yaml: expected a mapping of keys, found [1]"),
+        ("", "f.yaml: expected a mapping of keys, found nothing"),
+    ],
+)
+def test_bad_yaml_is_named_with_file_line_and_fact(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        yamlfile.read(tmp_path / "f.yaml", "f.yaml")
+    assert str(caught.value).startswith(message)
+
+
+def test_ordinary_numbers_and_shared_anchors_are_read() -> None:
+    text = "a: 0\nb: -1\nc: 0.5\nd: 2.0e-5\ne: 1_000\nf: '010'\ng: &x [1]\nh: *x\n"
+    assert yamlfile.parse(text, "f") == {
+        "a": 0,
+        "b": -1,
+        "c": 0.5,
+        "d": 2e-5,
+        "e": 1000,
+        "f": "010",
+        "g": [1],
+        "h": [1],
+    }
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match=r"f\.yaml: expected UTF-8 text, found byte 3 that is not"):
+        yamlfile.read(tmp_path / "f.yaml", "f.yaml")
+
+
+def test_a_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"f\.yaml: cannot be read: Is a directory"):
+        yamlfile.read(tmp_path, "f.yaml")
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcyn0_", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(value=st.dictionaries(st.text("abcyn0_", max_size=4), PLAIN, max_size=4))
+def test_what_is_dumped_reads_back_equal(value: dict[str, object]) -> None:
+    assert yamlfile.parse(yamlfile.dump(value), "f") == value
+
+
+@given(value=PLAIN)
+def test_a_shown_value_is_one_short_line(value: object) -> None:
+    assert "\n" not in yamlfile.show(value)
+    assert len(yamlfile.show(value)) <= 80
