@@ -1,0 +1,136 @@
+# Every way to use this project by name: `make help` lists them. CI runs the same targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# ---- settings, each for the command line: make stage1 PROFILE=embedded LIMIT=500 ----------------------------------------
+
+PROFILE = embedded## model and data: a name in jobs/profiles, or the path of a YAML file
+LIMIT   =## items a task
+SEED    =## in place of the stage's seed
+SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
+FORCE   =## 1: repeat a stage that is complete already
+RESUME  =## 1: go on with the newest unfinished run
+RUNS    =## where results are kept; without it $PREFILL_RUNS, or runs
+COMPARE =## two runs for `make report`, in place of all stages
+RUNNER  = native## what runs a stage: native (this machine, in .venv) or docker
+PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
+ARGS    =## more arguments for pytest, such as ARGS="-k mask -x"
+
+# A stage is a file: jobs/NAME.yaml makes the target NAME.
+STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
+TRAINS := $(basename $(notdir $(shell grep -l '^train:' jobs/*.yaml)))
+
+# `make demo`: small enough for 12 minutes on two cores, installs included, and on the real model and real items.
+DEMO_STAGES := stage1 stage2 stage3a stage3b stage4 nonprefill
+DEMO_LIMIT  := 40
+DEMO_TRAIN  := max_steps=20 batch_size=16 warmup_steps=2 eval_every=10 eval_samples=32 kill_after_steps=null
+
+# ---- which interpreter, which runner ------------------------------------------------------------------------------------
+
+# With PYTHON given there is nothing to set up.
+ifeq ($(PYTHON),.venv/bin/python)
+BASE := .venv/.base
+DEV  := .venv/.dev
+endif
+
+# A runner is the command that stands before `run STAGE`.
+ifeq ($(RUNNER),native)
+APP = $(PYTHON) -m app
+else ifeq ($(RUNNER),docker)
+$(error RUNNER=docker: the container image is not built yet; use RUNNER=native)
+else
+$(error RUNNER=$(RUNNER): no such runner; use RUNNER=native)
+endif
+
+# ---- the arguments of a stage -------------------------------------------------------------------------------------------
+
+runs_dir = $(if $(RUNS),--runs-dir '$(RUNS)')
+on = $(filter-out 0 no false,$($(1)))
+sets = $(foreach pair,$(1),--set '$(pair)')
+# What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
+sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
+common = --profile '$(PROFILE)' $(runs_dir) $(if $(SEED),--seed $(SEED)) \
+         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),--resume)
+demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
+demo_train = $(if $(and $(filter embedded,$(PROFILE)),$(filter $(1),$(TRAINS))),$(DEMO_TRAIN:%=--set train.%))
+define demo_stage
+	@$(APP) run $(1) $(common) $(if $(demo_limit),--limit $(demo_limit)) $(demo_train) $(sets_of)
+
+endef
+
+# ---- targets --------------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(BASE) ## The experiment in small, stage1 to nonprefill, and its report: about 8 minutes on two cores
+	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage)))
+	@$(APP) report $(runs_dir) --profile '$(PROFILE)'
+
+.PHONY: $(STAGES)
+$(STAGES): $(BASE)
+	@$(APP) run $@ $(common) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
+
+.PHONY: report runs
+report: $(BASE) ## Print the results; write runs/report.md and runs/report.html
+	@$(APP) report $(runs_dir) $(if $(COMPARE),--compare $(COMPARE))
+runs: $(BASE) ## List runs with their state and headline number
+	@$(APP) runs $(runs_dir)
+
+.PHONY: test test-gpu golden
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+test: $(DEV) ## The tests; none of them needs a GPU
+	$(PYTEST) -n logical --maxprocesses 8 -m 'not gpu and not containers' $(ARGS)
+test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
+	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
+golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
+	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
+
+.PHONY: check docs
+check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as run; run(["--no-logo"])'
+	$(PYTHON) -m pytest -q tests/test_docs.py
+docs: $(DEV) ## Write docs/cli.md anew from the commands' help
+	$(PYTHON) -m docs.generate_cli
+
+.PHONY: setup lock clean help
+setup: .venv/.dev ## Make .venv with what the runs, the tests and the checks need
+lock: ## Resolve pyproject.toml anew and pin it in requirements/*.lock
+	@$(find_python); "$$python" requirements/lock.py
+clean: ## Remove .venv and caches; results in runs/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo; echo 'Stages, each a file under jobs/:'
+	@$(foreach stage,$(STAGES),printf '  make %-12s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
+	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
+	@sed -nE 's/^([A-Z]+) *= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+
+# ---- .venv ----------------------------------------------------------------------------------------------------------------
+
+# The first Python that is new enough, can make environments, and is not a stub that only says it is not installed. 3.11
+# comes first because the lock was resolved with it.
+define find_python
+python=; \
+for name in $(BASE_PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+  if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$name"; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo 'error: no Python >= 3.11 with venv found; install one (on Debian: python3 and python3-venv), or name it with BASE_PYTHON=' >&2; exit 2; \
+fi
+endef
+
+# What a run needs comes first, so that `make demo` does not wait for the tools of the developers.
+.venv/.base: requirements/base.lock
+	@$(find_python); echo "making .venv with $$python: about two minutes the first time"; "$$python" -m venv .venv
+	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@touch $@
+.venv/.dev: requirements/dev.lock .venv/.base
+	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@touch $@

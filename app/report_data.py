@@ -1,0 +1,243 @@
+"""What the report reads of a run: typed records from summary, metrics, samples and loss logs. Nothing is computed here.
+
+A run directory is read as it was written (see jobs/rundir.py); only completed runs are loaded. Per item outcomes come
+from samples.jsonl and are checked against metrics.json: a run whose two files disagree is refused, not averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.stats import Interval
+from jobs.artifacts import read_json, read_jsonl
+from jobs.errors import DataError
+from jobs.rundir import RunDir
+
+LEAKING_MASKS = ("bidirectional",)
+_SCHEMA = 1
+_ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task of one evaluation, as metrics.json states it."""
+
+    items: int
+    headline: float
+    stderr: float | None  # None of a single item
+    gold_nll: float | None  # nats per token of the right answer
+    chance: float
+    prefix_violations: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model scored under one mask, with its per item outcomes.
+
+    `keys[task]` holds (id, sha) sorted by id and `correct[task]` (items,) bool in that same order, so that two
+    evaluations with equal keys are paired item by item.
+    """
+
+    run_id: str
+    stage: str
+    model: str
+    model_run: str | None
+    mask: str
+    leaks: bool
+    format: str
+    tasks: Mapping[str, TaskScore]
+    macro: Interval
+    chance: float
+    items: int
+    seconds: float
+    items_per_s: float
+    tokens_per_s: float
+    keys: Mapping[str, tuple[tuple[str, str], ...]]
+    correct: Mapping[str, NDArray[np.bool_]]
+
+    @property
+    def label(self) -> str:
+        """`model/mask`, and for a leaking mask always the word: `base/bidirectional (leaks)`."""
+        return f"{self.model}/{mask_name(self.mask, self.leaks)}"
+
+    @property
+    def gold_nll(self) -> float | None:
+        """Mean over tasks of the gold answer's NLL per token, in nats."""
+        values = [t.gold_nll for t in self.tasks.values()]
+        return float(np.mean([v for v in values if v is not None])) if values and None not in values else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A completed run."""
+
+    id: str
+    stage: str
+    profile: str
+    path: Path
+    seed: int | None
+    commit: str
+    device: str
+    finished: str
+    seconds: float | None
+    base_model: str
+    evaluations: tuple[Evaluation, ...]
+    train: Mapping[str, Any] | None
+    train_log: tuple[Mapping[str, Any], ...]
+    eval_log: tuple[Mapping[str, Any], ...]
+    estimate: Mapping[str, float]
+    actual: Mapping[str, float]
+    reference: Mapping[str, float]
+
+
+def mask_name(mask: str, leaks: bool = False) -> str:
+    """The mask's name as every table shows it; a leaking one never appears without saying so."""
+    return f"{mask} (leaks)" if leaks or mask in LEAKING_MASKS else mask
+
+
+def headline_metric(task: str, metric: str) -> str:
+    """A task's accuracy where only the evaluation names one; winogrande's choices share their text: no acc_norm."""
+    return "acc" if task == "winogrande" and metric == "acc_norm" else metric
+
+
+def load_run(run: RunDir) -> Run:
+    """A completed run.
+
+    Raises:
+        DataError: a file is missing, malformed or disagrees with another; names the file (and line) and the remedy.
+    """
+    path = run.path
+    summary, metrics, job = run.read_summary(), run.read_metrics(), run.read_job()
+    if metrics.get("schema") != _SCHEMA:
+        raise DataError(
+            str(path / "metrics.json"),
+            f"expected schema {_SCHEMA}, found {metrics.get('schema')!r}",
+            "score the stage again with this version, or report with the version that wrote it",
+        )
+    environment = read_json(path / "environment.json")
+    try:
+        return Run(
+            id=run.id,
+            stage=str(metrics["stage"]),
+            profile=str(metrics["profile"]),
+            path=path,
+            seed=metrics.get("seed"),
+            commit=str(environment.get("commit") or "unknown"),
+            device=str(environment.get("gpu") or environment.get("device") or ""),
+            finished=str(summary.get("finished") or ""),
+            seconds=summary.get("seconds"),
+            base_model=_base_model(job),
+            evaluations=_evaluations(path, run.id, metrics),
+            train=metrics.get("train"),
+            train_log=tuple(run.read_jsonl("train_log.jsonl")),
+            eval_log=tuple(run.read_jsonl("eval_log.jsonl")),
+            estimate=_numbers(summary.get("estimate") or metrics.get("estimate")),
+            actual=_numbers({**summary, **(summary.get("actual") or metrics.get("actual") or {})}),
+            reference=_numbers((job.get("stage") or {}).get("reference")),
+        )
+    except KeyError as missing:
+        raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
+
+
+def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+    written = metrics.get("evaluations") or []
+    if not written:
+        return ()
+    samples_path = path / "samples.jsonl"
+    samples = _samples(samples_path)
+    loaded = []
+    for e in written:
+        by_task = samples.get(e["label"], {})
+        keys: dict[str, tuple[tuple[str, str], ...]] = {}
+        correct: dict[str, NDArray[np.bool_]] = {}
+        for task, score in e["tasks"].items():
+            prediction = f"pred_{score.get('metric') or headline_metric(task, e['metric'])}"
+            rows = sorted(by_task.get(task, []), key=lambda row: str(row["id"]))
+            keys[task] = tuple((str(row["id"]), str(row["sha"])) for row in rows)
+            correct[task] = np.array([row[prediction] == row["gold"] for row in rows], dtype=np.bool_)
+            found = float(correct[task].mean()) if rows else float("nan")
+            if (
+                len(set(keys[task])) != score["items"]
+                or len(rows) != score["items"]
+                or abs(found - score["headline"]) > _ATOL
+            ):
+                raise DataError(
+                    str(samples_path),
+                    f"{mask_label(e)} {task}: {len(rows)} items with {prediction} right on {found:.4f}, but "
+                    f"metrics.json says {score['items']} items and {score['headline']:.4f}",
+                    "the run's files do not belong together; score the stage again",
+                )
+        loaded.append(_evaluation(run_id, metrics["stage"], e, keys, correct))
+    return tuple(loaded)
+
+
+def mask_label(e: Mapping[str, Any]) -> str:
+    """`model/mask` of an evaluation as metrics.json holds it, a leaking mask labelled."""
+    return f"{e['model']}/{mask_name(e['mask'], bool(e.get('leaks')))}"
+
+
+def _evaluation(
+    run_id: str,
+    stage: str,
+    e: Mapping[str, Any],
+    keys: Mapping[str, tuple[tuple[str, str], ...]],
+    correct: Mapping[str, NDArray[np.bool_]],
+) -> Evaluation:
+    lo, hi = e["macro"]["ci95"]
+    return Evaluation(
+        run_id=run_id,
+        stage=stage,
+        model=e["model"],
+        model_run=e.get("model_run"),
+        mask=e["mask"],
+        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING_MASKS,
+        format=e["format"],
+        tasks={
+            task: TaskScore(
+                items=int(t["items"]),
+                headline=float(t["headline"]),
+                stderr=t.get("stderr"),
+                gold_nll=t.get("gold_nll_per_token"),
+                chance=float(t["chance"]),
+                prefix_violations=int(t.get("prefix_violations", 0)),
+                truncated=int(t.get("truncated", 0)),
+            )
+            for task, t in e["tasks"].items()
+        },
+        macro=Interval(float(e["macro"]["value"]), float(lo), float(hi)),
+        chance=float(e["macro"]["chance"]),
+        items=int(e["items"]),
+        seconds=float(e["seconds"]),
+        items_per_s=float(e["items_per_s"]),
+        tokens_per_s=float(e["tokens_per_s"]),
+        keys=keys,
+        correct=correct,
+    )
+
+
+def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """samples.jsonl as {evaluation: {task: [row, ...]}}; only the keys that the report needs are kept."""
+    kept = ("id", "sha", "gold", "pred_acc", "pred_acc_norm", "pred_acc_token")
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    if not path.is_file():
+        raise DataError(str(path), "the per item scores are missing", "score the stage again")
+    for row in read_jsonl(path):
+        by_task = grouped.setdefault(row["evaluation"], {})
+        by_task.setdefault(row["task"], []).append({key: row[key] for key in kept if key in row})
+    return grouped
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    return {k: float(v) for k, v in (value or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+
+
+def _base_model(job: Mapping[str, Any]) -> str:
+    model = (job.get("profile") or {}).get("model") or {}
+    return str(model.get("name") or model.get("path") or f"a {model.get('source', '')} model".replace("  ", " "))

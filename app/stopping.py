@@ -1,0 +1,93 @@
+"""When training ends before its last step. Pure rules over evaluation losses; replaying a log restores their state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING, EXIT_STOPPED
+from jobs.schema import AutoStop
+
+
+class TrainingEnded(Exception):
+    """Training cannot or should not go on. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
+
+    def __init__(self, reason: str, exit_code: int, remedy: str) -> None:
+        self.reason, self.exit_code, self.remedy = reason, exit_code, remedy
+        super().__init__(f"{reason}; {remedy}")
+
+
+def not_finite(what: str, step: int, checkpoint: str) -> TrainingEnded:
+    return TrainingEnded(f"{what} is not finite at step {step}", EXIT_NAN,
+                         f"the last good checkpoint is {checkpoint}; lower train.learning_rate")  # fmt: skip
+
+
+def interrupted(step: int) -> TrainingEnded:
+    return TrainingEnded(f"stopped by a signal at step {step}", EXIT_STOPPED,
+                         "the checkpoint is saved; go on with --resume")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one evaluation means. `line` says it with its numbers, for the log."""
+
+    stop: bool
+    best: float
+    bad_evals: int
+    line: str
+
+
+@dataclass
+class Plateau:
+    """Stops when `patience` evaluations in a row did not beat the best by `min_delta`, not before `min_steps`."""
+
+    rule: AutoStop | None
+    best: float = math.inf
+    best_step: int = 0
+    reference: float = math.inf  # what the next evaluation must beat by min_delta
+    bad_evals: int = 0
+
+    def update(self, step: int, loss: float) -> Verdict:
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+        min_delta = self.rule.min_delta if self.rule else 0.0
+        if loss < self.reference - min_delta:
+            self.reference, self.bad_evals = loss, 0
+        else:
+            self.bad_evals += 1
+        line = f"eval step {step}: loss {loss:.5f}, best {self.best:.5f} at step {self.best_step}"
+        if self.rule is None:
+            return Verdict(False, self.best, self.bad_evals, line)
+        stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
+        line += (
+            f", without gain of {self.rule.min_delta} for {self.bad_evals} of {self.rule.patience} evaluations"
+            f" (not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
+        )
+        return Verdict(stop, self.best, self.bad_evals, line)
+
+
+@dataclass
+class NoLearning:
+    """Ends a run whose evaluation loss has not improved by `min_improvement` once `after_steps` have passed."""
+
+    after_steps: int | None
+    min_improvement: float
+    first: float | None = None
+    best: float = math.inf
+    judged: bool = field(default=False)
+
+    def update(self, step: int, loss: float) -> None:
+        """Raises TrainingEnded at the first evaluation from `after_steps` on, if nothing was learnt."""
+        if self.first is None:
+            self.first = loss
+        self.best = min(self.best, loss)
+        if self.after_steps is None or self.judged or step < self.after_steps:
+            return
+        self.judged = True
+        gain = self.first - self.best
+        if gain < self.min_improvement:
+            raise TrainingEnded(
+                f"no learning: after {step} steps the evaluation loss improved by {gain:.5f}, "
+                f"expected {self.min_improvement} or more",
+                EXIT_NO_LEARNING, "change train.learning_rate or the data, or set train.kill_after_steps: null",
+            )  # fmt: skip

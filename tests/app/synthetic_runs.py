@@ -1,0 +1,167 @@
+"""A small runs directory without a model: outcomes drawn from a fixed seed, written by RunDir as a real run writes
+them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.stats import macro_interval, stderr
+from jobs.rundir import RunDir
+
+CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "arc_easy": 0.25, "arc_challenge": 0.25, "winogrande": 0.5}
+# (model, mask) -> (how much harder than for the base model, gold NLL); sized like the trial in DESIGN.md.
+MODELS = {
+    ("base", "causal"): (0.0, 2.10),
+    ("base", "prefix"): (0.42, 2.60),
+    ("base", "bidirectional"): (0.80, 0.70),
+    ("stage3a", "causal"): (-0.06, 1.95),
+    ("stage3a", "prefix"): (0.31, 2.55),
+    ("stage3b", "causal"): (-0.12, 1.96),
+    ("stage3b", "prefix"): (0.02, 2.00),
+    ("stage3b", "bidirectional"): (0.65, 0.75),
+}
+STAGES: dict[str, Sequence[tuple[str, str]]] = {
+    "stage1": [("base", "causal")],
+    "stage2": [("base", "prefix"), ("base", "bidirectional")],
+    "stage3a": [],
+    "stage3b": [],
+    "stage4": [("stage3a", "prefix"), ("stage3b", "prefix"), ("stage3b", "bidirectional")],
+    "nonprefill": [("stage3a", "causal"), ("stage3b", "causal")],
+}
+REFERENCE = {"stage1": {"macro": 0.695}, "stage2": {"macro": 0.356, "retention": 0.512}, "stage3b": {"steps": 1200}}
+_POOL = 1_000  # items that a task has at most
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def write_run(
+    runs_dir: Path,
+    stage: str,
+    *,
+    minute: int = 0,
+    items: int = 40,
+    first: int = 0,
+    format: str = "harness",
+    changed: frozenset[str] = frozenset(),
+    profile: str = "embedded",
+    tasks: Sequence[str] = tuple(CHANCE),
+    complete: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> RunDir:
+    """One run of `stage`, `minute` minutes after START, on items `first`.. of each task; ids in `changed` get another
+    sha."""
+    now = START + timedelta(minutes=minute)
+    with RunDir.create(runs_dir, stage, now) as run:
+        job = {"name": stage, "reference": REFERENCE.get(stage)}
+        model = {"source": "embedded", "name": "SmolLM2-135M-Instruct"}
+        run.write_job({"fingerprint": "f" * 64, "stage": job, "profile": {"name": profile, "model": model}})
+        run.write_environment({"commit": "0123456789abcdef", "gpu": None})
+        evaluations = []
+        with run.samples() as samples:
+            for model, mask in STAGES[stage]:
+                evaluation, rows = _evaluate(
+                    model, mask, format, {t: range(first, first + items) for t in tasks}, changed
+                )
+                evaluations.append(evaluation)
+                for row in rows:
+                    samples.write(row)
+        train = None if evaluations else _train(run, stage)
+        run.write_metrics(
+            {"schema": 1, "stage": stage, "profile": profile, "seed": 0, "evaluations": evaluations, "train": train}
+            | (extra or {})
+        )
+        if complete:
+            run.complete(
+                {
+                    "started": now.isoformat(),
+                    "finished": (now + timedelta(seconds=50)).isoformat(),
+                    "seconds": 50.0,
+                    "headline": {e["label"]: e["macro"]["value"] for e in evaluations},
+                }
+            )
+    return RunDir.open(run.path)
+
+
+def write_experiment(runs_dir: Path, **options: Any) -> None:
+    """Every stage of the demo, one a minute."""
+    for minute, stage in enumerate(STAGES):
+        write_run(runs_dir, stage, minute=minute, **options)
+
+
+def _evaluate(
+    model: str, mask: str, format: str, ids: dict[str, range], changed: frozenset[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    harder, nll = MODELS[model, mask]
+    label, rows, tasks = f"{model}/{mask}", [], {}
+    correct_by_task = {}
+    for number, (task, span) in enumerate(ids.items()):
+        prediction = (
+            "pred_acc_token" if format == "reference" else "pred_acc" if task == "winogrande" else "pred_acc_norm"
+        )
+        correct = _known(number, label, span, harder) | _guessed(number, label, span, CHANCE[task])
+        for i, right in zip(span, correct, strict=True):
+            name = f"{task}/{i}"
+            sha = hashlib.sha256((name + "'" * (name in changed)).encode()).hexdigest()[:16]
+            row = {"evaluation": label, "task": task, "id": name, "sha": sha, "gold": 1, "logprobs": [-2.0, -1.0]}
+            rows.append(row | {"pred_acc": 0, "pred_acc_norm": 0, "pred_acc_token": 0} | {prediction: int(right)})
+        correct_by_task[task] = correct
+        accuracy = float(correct.mean())
+        tasks[task] = {
+            "items": len(span), "acc": accuracy, "acc_norm": accuracy, "acc_token": accuracy, "headline": accuracy,
+            "stderr": stderr(correct), "gold_nll_per_token": nll + 0.1 * number, "chance": CHANCE[task],
+            "prefix_violations": 0, "truncated": 0,
+        }  # fmt: skip
+    value, lo, hi = macro_interval(correct_by_task, samples=500, seed=0)
+    total = sum(len(span) for span in ids.values())
+    chance = float(np.mean([CHANCE[t] for t in ids]))
+    evaluation = {
+        "label": label, "model": model, "model_run": None, "mask": mask, "leaks": mask == "bidirectional",
+        "format": format,
+        "metric": "acc_token" if format == "reference" else "acc_norm", "tasks": tasks,
+        "macro": {"value": value, "ci95": [lo, hi], "chance": chance, "bootstrap": 500},
+        "items": total, "items_sha256": "0" * 64, "tokens": 120 * total, "seconds": 20.0,
+        "items_per_s": total / 20.0, "tokens_per_s": 6.0 * total,
+    }  # fmt: skip
+    return evaluation, rows
+
+
+def _known(task: int, label: str, span: range, harder: float) -> np.ndarray:
+    """Items (len(span),) bool that are right because the model can: about 18 % of them for the base model."""
+    difficulty = np.random.default_rng(task).normal(0.0, 1.0, _POOL)
+    own = np.random.default_rng([task, *label.encode()]).normal(0.0, 0.3, _POOL)
+    return (difficulty + own + harder < -0.95)[span.start : span.stop]
+
+
+def _guessed(task: int, label: str, span: range, chance: float) -> np.ndarray:
+    """Items (len(span),) bool that are right by luck, which two models mostly share."""
+    shared = np.random.default_rng([task, 1]).random(_POOL) < chance
+    own = np.random.default_rng([task, 2, *label.encode()]).random((2, _POOL))
+    return np.where(own[0] < 0.15, own[1] < chance, shared)[span.start : span.stop]
+
+
+def _train(run: RunDir, stage: str) -> dict[str, Any]:
+    start, floor = (3.0, 2.2) if stage == "stage3a" else (3.6, 2.3)
+    wobble = np.random.default_rng(len(stage)).normal(0.0, 0.04, 61)
+    for step in range(1, 61):
+        loss = floor + (start - floor) * 0.94**step + float(wobble[step])
+        run.append_jsonl(
+            "train_log.jsonl", {"step": step, "loss": round(loss, 4), "learning_rate": 2e-5, "seconds": step * 0.8}
+        )
+    evals = [(step, round(floor + 0.05 + (start - floor) * 0.94**step, 4)) for step in range(0, 61, 10)]
+    for step, loss in evals:
+        run.append_jsonl(
+            "eval_log.jsonl", {"step": step, "eval_loss": loss, "best": loss, "bad_evals": 0, "seconds": step * 0.8}
+        )
+    return {
+        "mask": "causal" if stage == "stage3a" else "prefix", "steps": 60, "max_steps": 60, "stopped_by": "max_steps",
+        "train_examples": 960, "eval_examples": 100, "dropped_overlap": 7, "dropped_length": 2, "train_loss": 2.31,
+        "eval_loss_first": evals[0][1], "eval_loss_best": evals[-1][1], "eval_loss_last": evals[-1][1], "best_step": 60,
+        "tokens": 90_000, "response_tokens": 9_000, "seconds": 48.0, "tokens_per_s": 1_875.0,
+        "params_trained": 134_515_008,
+        "params_total": 134_515_008, "precision": "fp32", "objective": {"ce": 1.0, "kl": 0.0, "causal_fraction": 0.0},
+    }  # fmt: skip

@@ -1,0 +1,58 @@
+"""Decoding after a prefill under a pattern agrees with teacher-forced scoring of what it said (law 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from app.attention import attend
+from app.generate import generate
+from app.mask import Document, layout
+from app.model import Loaded
+from jobs.errors import DataError, ModelError
+
+PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44], [7, 8], [60, 61, 62, 63, 64]]
+
+
+class Tokenizer:
+    pad_token_id, eos_token_id = 0, 2
+
+
+def loaded(model: Any) -> Loaded:
+    model.generation_config.eos_token_id = 2
+    return Loaded(model, Tokenizer(), "test", 128)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_scorer_and_generator_agree(architecture: str, attention: str, mask: str, model_of: Any) -> None:
+    model = model_of(architecture, attention)
+    answers = generate(loaded(model), PROMPTS, mask, max_new_tokens=9)  # past the windows of the windowed models
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer]])
+        where = layout([[Document(len(prompt), ids.shape[1])]], mask)
+        with torch.no_grad(), attend(where):
+            said = model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0].argmax(-1)
+        expected = said[len(prompt) - 1 : -1].tolist()
+        assert answer == expected[: len(answer)] and len(answer) > 0
+
+
+def test_prefix_and_causal_prefills_differ(model_of: Any) -> None:
+    model = model_of("llama")
+    assert generate(loaded(model), PROMPTS, "prefix", max_new_tokens=8) != generate(
+        loaded(model), PROMPTS, "causal", max_new_tokens=8
+    )
+
+
+def test_chunked_prefill_is_refused(model_of: Any) -> None:
+    model = model_of("llama")
+    model.generation_config.prefill_chunk_size = 4
+    with pytest.raises(ModelError, match="chunked prefill"):
+        generate(loaded(model), PROMPTS, "prefix", max_new_tokens=2)
+
+
+def test_a_prompt_longer_than_the_context_is_refused(model_of: Any) -> None:
+    with pytest.raises(DataError, match="exceed the context of 128"):
+        generate(loaded(model_of("llama")), [[5] * 120], "prefix", max_new_tokens=9)

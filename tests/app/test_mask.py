@@ -1,0 +1,118 @@
+"""The predicate itself, against masks written out by hand and against a plain restatement of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.mask import PATTERNS, Document, Layout, layout
+
+
+def drawn(where: Layout, window: int | None = None) -> list[str]:
+    mask = where.dense(window=window)[0, 0]
+    return ["".join("x" if cell else "." for cell in row) for row in mask.tolist()]
+
+
+def test_causal_sees_only_what_came_before() -> None:
+    assert drawn(layout([[Document(3, 5)]], "causal")) == ["x....", "xx...", "xxx..", "xxxx.", "xxxxx"]
+
+
+def test_prefix_is_bidirectional_in_the_prompt_and_causal_after_it() -> None:
+    assert drawn(layout([[Document(3, 5)]], "prefix")) == ["xxx..", "xxx..", "xxx..", "xxxx.", "xxxxx"]
+
+
+def test_bidirectional_sees_everything() -> None:
+    assert drawn(layout([[Document(3, 5)]], "bidirectional")) == ["xxxxx"] * 5
+
+
+def test_window_counts_distance_in_both_directions() -> None:
+    assert drawn(layout([[Document(4, 6)]], "prefix"), window=2) == [
+        "xx....",
+        "xxx...",
+        ".xxx..",
+        "..xx..",
+        "...xx.",
+        "....xx",
+    ]
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    got = drawn(layout([[Document(2, 3), Document(1, 2)]], "prefix"))
+    assert got == ["xx...", "xx...", "xxx..", "...x.", "...xx"]
+
+
+def test_branches_see_the_prompt_and_themselves() -> None:
+    where = layout([[Document(2, 2, (2, 1))]], "prefix")
+    assert drawn(where) == ["xx...", "xx...", "xxx..", "xxxx.", "xx..x"]
+    assert where.pos.tolist() == [[0, 1, 2, 3, 2]]  # each branch goes on from the prompt
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_sees_and_is_seen_by_padding_only(side: str) -> None:
+    where = layout([[Document(2, 3)]], "prefix", length=5, side=side)  # type: ignore[arg-type]
+    mask, real = where.dense()[0, 0], where.is_real[0]
+    assert not mask[real][:, ~real].any() and not mask[~real][:, real].any()
+    assert mask.any(dim=1).all()  # no row is empty: softmax over nothing is NaN
+
+
+def test_columns_past_the_layout_continue_the_last_document_causally() -> None:
+    where = layout([[Document(3, 3)]], "prefix", length=5, side="left")
+    assert where.dense((5, 7), (0, 7))[0, 0].int().tolist() == [[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]]
+    # the first rows of a prefill into a static cache: slots not yet written are later tokens, and unseen
+    assert not where.dense((0, 5), (0, 9))[0, 0][:, 5:].any()
+
+
+def test_a_pattern_that_leaks_cannot_share_a_prompt() -> None:
+    with pytest.raises(ValueError, match="cannot share"):
+        layout([[Document(2, 2, (1, 1))]], "bidirectional")
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_rows_repeat_for_beams(pattern: str) -> None:
+    where = layout([[Document(1, 4)], [Document(3, 4)]], pattern)
+    assert torch.equal(where.repeat_rows(3).dense(), where.dense().repeat_interleave(3, 0))
+
+
+documents = st.builds(
+    lambda prefix, rest, branches: Document(prefix, prefix + rest, tuple(branches)),
+    st.integers(1, 4), st.integers(0, 3), st.lists(st.integers(1, 3), max_size=2),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(documents, min_size=1, max_size=3), min_size=1, max_size=3),
+    pattern=st.sampled_from(["causal", "prefix"]),
+    window=st.one_of(st.none(), st.integers(1, 5)),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_predicate_equals_its_definition_in_words(rows: list[list[Document]], pattern: str, window: int | None, side: str) -> None:  # fmt: skip
+    where = layout(rows, pattern, side=side)  # type: ignore[arg-type]
+    mask, width = where.dense(window=window), where.shape[1]
+    for r, row in enumerate(rows):
+        tokens: list[tuple[int, int, int, bool]] = []  # document, branch, position, in the prompt
+        for n, d in enumerate(row):
+            tokens += [(n, 0, i, i < d.prefix_len) for i in range(d.length)]
+            for b, size in enumerate(d.branches, start=1):
+                tokens += [(n, b, d.length + i, False) for i in range(size)]
+        start = 0 if side == "right" else width - len(tokens)
+        for i, (qd, qb, qp, qprompt) in enumerate(tokens):
+            for j, (kd, kb, kp, kprompt) in enumerate(tokens):
+                want = qd == kd and kb in (0, qb)
+                want &= kp <= qp or (pattern == "prefix" and qprompt and kprompt)
+                want &= window is None or abs(qp - kp) < window
+                assert bool(mask[r, 0, start + i, start + j]) == want, (i, j)
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+@pytest.mark.parametrize("window", [None, 3])
+def test_flex_block_mask_holds_the_same_predicate(pattern: str, window: int | None) -> None:
+    rows = [[Document(3, 6), Document(2, 5)], [Document(7, 9)]]
+    where = layout(rows, pattern)
+    block_mask = where.flex(window=window)
+    b, i, j = torch.arange(2)[:, None, None], torch.arange(11)[None, :, None], torch.arange(11)[None, None, :]
+    assert torch.equal(
+        block_mask.mask_mod(b, torch.zeros((), dtype=torch.long), i, j), where.dense(window=window)[:, 0]
+    )

@@ -1,0 +1,137 @@
+"""A training run killed with SIGKILL and resumed reaches the losses of one that was never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.checkpoint import MARK, complete_checkpoints, is_complete, mark_complete, newest, prune
+
+STEPS = 8
+ARGUMENTS = ["--profile", "ci", "--set", f"train.max_steps={STEPS}", "--set", "train.save_every=2",
+             "--set", "train.eval_every=2", "--set", "train.schedule=cosine"]  # fmt: skip
+
+
+def command(runs_dir: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "app", "run", "stage3b", *ARGUMENTS, "--runs-dir", str(runs_dir), *more]
+
+
+def finish(runs_dir: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(runs_dir, *more), capture_output=True, text=True, timeout=300,
+                          env={**os.environ, **environment})  # fmt: skip
+
+
+def run_of(runs_dir: Path) -> Path:
+    (found,) = (runs_dir / "stage3b").iterdir()
+    return found
+
+
+def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
+    logs = {}
+    for name, key in (("train_log.jsonl", "loss"), ("eval_log.jsonl", "eval_loss")):
+        rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
+        logs[name] = [(row["step"], row[key]) for row in rows]
+    return logs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, float]]]:
+    runs_dir = tmp_path_factory.mktemp("undisturbed")
+    done = finish(runs_dir)
+    assert done.returncode == 0, done.stderr
+    return losses(run_of(runs_dir))
+
+
+def kill_at(runs_dir: Path, step: int) -> Path:
+    """Start the run and SIGKILL it once its log shows `step`. Bounded by a count of looks, not by luck."""
+    process = subprocess.Popen(command(runs_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(6000):
+            logs = list(runs_dir.glob("stage3b/*/train_log.jsonl"))
+            if logs and len(logs[0].read_text().splitlines()) >= step:
+                break
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    return run_of(runs_dir)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_killed_at_a_step_and_resumed_reaches_the_same_losses(step: int, undisturbed: Any, tmp_path: Path) -> None:
+    run = kill_at(tmp_path, step)
+    assert not (run / "summary.json").exists()
+    again = finish(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert run_of(tmp_path) == run  # the same directory went on
+    assert losses(run) == undisturbed
+    assert json.loads((run / "summary.json").read_text())["exit"] == "complete"
+
+
+def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
+    run = kill_at(tmp_path, 5)
+    checkpoints = complete_checkpoints(run / "checkpoints")
+    weights = checkpoints[-1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    again = finish(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from {checkpoints[-2]}" in (run / "log.txt").read_text() if len(checkpoints) > 1 else True
+    assert losses(run) == undisturbed
+
+
+# ---- checkpoints as files --------------------------------------------------------------------------------------------
+
+
+def make(directory: Path, step: int, *, complete: bool = True) -> Path:
+    path = directory / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "weights").write_bytes(bytes(step))
+    if complete:
+        mark_complete(path)
+    return path
+
+
+def test_newest_is_the_last_complete_one_by_number(tmp_path: Path) -> None:
+    for step in (900, 1000, 200):
+        make(tmp_path, step)
+    make(tmp_path, 1100, complete=False)
+    assert newest(tmp_path) == tmp_path / "checkpoint-1000"
+    assert newest(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("harm", ["missing", "short", "mark"])
+def test_a_checkpoint_that_lost_something_is_not_complete(tmp_path: Path, harm: str) -> None:
+    path = make(tmp_path, 10)
+    assert is_complete(path)
+    if harm == "missing":
+        (path / "weights").unlink()
+    elif harm == "short":
+        (path / "weights").write_bytes(b"x")
+    else:
+        (path / MARK).write_text('{"files"')
+    assert not is_complete(path)
+
+
+def test_pruning_keeps_the_newest_complete_ones(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        make(tmp_path, step)
+    make(tmp_path, 150, complete=False)
+    make(tmp_path, 400, complete=False)  # perhaps being written right now
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-200", "checkpoint-300", "checkpoint-400"]
+
+
+def test_pruning_removes_nothing_before_a_checkpoint_is_complete(tmp_path: Path) -> None:
+    make(tmp_path, 100, complete=False)
+    prune(tmp_path, 1)
+    assert (tmp_path / "checkpoint-100").exists()

@@ -1,0 +1,184 @@
+"""Log-likelihoods: against lm-evaluation-harness on real pairs, and against one request at a time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from app.attention import attend
+from app.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
+from app.evaluate import evaluate
+from app.mask import Document, layout
+from app.model import Loaded, load
+from app.score import Count, loglikelihood
+from app.tasks import load_items
+from jobs.errors import DataError
+from jobs.schema import TASK_NAMES, ModelSource, Score
+
+PER_TASK = 27  # items; 5 tasks make 432 pairs
+SHORTEST = 200  # items looked at a task: the shortest of them, so that the comparison takes seconds
+
+
+@pytest.fixture(scope="module")
+def smol(embedded: Any) -> Loaded:
+    return load(ModelSource(source="embedded", dtype="float32", device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def real_pairs() -> list[tuple[str, str]]:
+    pairs = []
+    for task in TASK_NAMES:
+        items = load_items(task, format="harness", limit=SHORTEST)
+        items = sorted(items, key=lambda i: sum(len(c.context) + len(c.continuation) for c in i.choices))[:PER_TASK]
+        pairs += [(choice.context, choice.continuation) for item in items for choice in item.choices]
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def harness(smol: Loaded, embedded: Any) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    plain = AutoModelForCausalLM.from_pretrained(embedded.model, dtype=torch.float32)
+    return HFLM(pretrained=plain, tokenizer=smol.tokenizer, batch_size=16, device="cpu")
+
+
+def ask(harness: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+    from lm_eval.api.instance import Instance
+
+    return harness.loglikelihood([Instance("loglikelihood", {}, p, i) for i, p in enumerate(pairs)], disable_tqdm=True)
+
+
+def test_causal_equals_the_harness_on_real_pairs(smol: Loaded, harness: Any, real_pairs: list[tuple[str, str]]) -> None:
+    assert len(real_pairs) >= 400
+    ours = loglikelihood(smol, encode_harness(smol.tokenizer, real_pairs), "causal", batch_tokens=2048)
+    theirs = ask(harness, real_pairs)
+    assert max(abs(a.logprob - b[0]) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    assert [a.greedy for a in ours] == [b[1] for b in theirs]
+
+
+ODD_PAIRS = [
+    ("", "Hello there"), ("Question: why?\nAnswer: ", "because"), ("trailing  ", "two spaces"), ("tab\t", "x"),
+    ("no space", "joined"), ("line\n", "next"), ("ünï", " cödé"), ("<|im_start|>user\nhi", " there<|im_end|>"),
+]  # fmt: skip
+
+
+def test_boundary_rule_equals_the_harness_on_odd_pairs(smol: Loaded, harness: Any) -> None:
+    ours = encode_harness(smol.tokenizer, ODD_PAIRS)
+    for pair, request in zip(ODD_PAIRS, ours, strict=True):
+        if pair[0]:
+            assert (list(request.context), list(request.continuation)) == harness._encode_pair(*pair), pair
+    scored = loglikelihood(smol, ours, "causal")
+    for mine, (want, greedy) in zip(scored, ask(harness, ODD_PAIRS), strict=True):
+        assert abs(mine.logprob - want) < 1e-4 and mine.greedy == greedy
+
+
+def test_reference_rule_loses_the_first_token_after_a_trailing_space(smol: Loaded) -> None:
+    (ours,) = encode_reference(smol.tokenizer, [("Sarah was a better surgeon than ", "Maria so she won.")])
+    (kept,) = encode_harness(smol.tokenizer, [("Sarah was a better surgeon than ", "Maria so she won.")])
+    assert len(ours.continuation) == len(kept.continuation) - 1
+    assert not ours.is_prefix and kept.is_prefix
+
+
+# ---- laid out in any way, the numbers are those of one request at a time ---------------------------------------------
+
+
+def random_requests(seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(12):
+        context = tuple(rng.randrange(3, 97) for _ in range(rng.randrange(1, 12)))
+        requests += [
+            Request(context, tuple(rng.randrange(3, 97) for _ in range(rng.randrange(1, 7))))
+            for _ in range(rng.randrange(1, 5))
+        ]
+    rng.shuffle(requests)
+    return requests
+
+
+def one_at_a_time(model: Any, request: Request, mask: str) -> float:
+    """A plain restatement: full sequence, full logits, sum over the continuation."""
+    ids = torch.tensor([[*request.context, *request.continuation]])
+    where = layout([[Document(len(request.context), ids.shape[1])]], mask)
+    with torch.no_grad(), attend(where):
+        logprobs = model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0].log_softmax(-1)
+    return float(sum(logprobs[len(request.context) + i - 1, t] for i, t in enumerate(request.continuation)))
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
+def test_batched_shared_and_split_prompts_equal_one_at_a_time(architecture: str, mask: str, batch_tokens: int, model_of: Any) -> None:  # fmt: skip
+    model = model_of(architecture)
+    requests = random_requests(3)
+    count = Count()
+    scored = loglikelihood(Loaded(model, None, "test", 128), requests, mask, batch_tokens=batch_tokens, count=count)
+    assert [s.n_tokens for s in scored] == [len(r.continuation) for r in requests]
+    for got, request in zip(scored, requests, strict=True):
+        assert got.logprob == pytest.approx(one_at_a_time(model, request, mask), abs=2e-3, rel=1e-4)
+    assert count.padded >= count.tokens
+
+
+def test_a_shared_prompt_is_run_once(model_of: Any) -> None:
+    context = tuple(range(3, 43))
+    requests = [Request(context, (50 + i, 60, 61)) for i in range(4)]
+    count = Count()
+    loglikelihood(Loaded(model_of("llama"), None, "test", 128), requests, "prefix", count=count)
+    assert count.tokens == 40 + 4 * 2  # each continuation but its last token
+    count = Count()
+    loglikelihood(Loaded(model_of("llama"), None, "test", 128), requests, "bidirectional", count=count)
+    assert count.tokens == 4 * 43
+
+
+def test_logits_are_computed_at_continuation_tokens_only(model_of: Any) -> None:
+    model = model_of("llama")
+    seen = []
+    model.lm_head.register_forward_hook(lambda _m, args, out: seen.append(out.shape))
+    requests = [Request(tuple(range(3, 33)), (40, 41)), Request(tuple(range(3, 33)), (42,))]
+    loglikelihood(Loaded(model, None, "test", 128), requests, "prefix")
+    assert [tuple(s) for s in seen] == [(1, 3, 97)]
+
+
+def test_greedy_says_whether_decoding_would_agree(model_of: Any) -> None:
+    model = model_of("qwen3")
+    context = (5, 6, 7, 8)
+    best: tuple[int, ...] = ()
+    for _ in range(3):
+        ids = torch.tensor([[*context, *best]])
+        where = layout([[Document(4, ids.shape[1])]], "prefix")
+        with torch.no_grad(), attend(where):
+            best += (int(model(input_ids=ids, position_ids=where.pos.long()).logits[0, -1].argmax()),)
+    other = (*best[:2], (best[2] + 1) % 97)
+    right, wrong = loglikelihood(Loaded(model, None, "t", 128), [Request(context, best), Request(context, other)], "prefix")
+    assert right.greedy and not wrong.greedy
+
+
+def test_what_does_not_fit_is_refused_not_cut() -> None:
+    with pytest.raises(DataError, match="piqa/3 choice 0.*101 tokens long, and the model's context holds 100"):
+        require_fits([Request((1,) * 99, (2, 3))], ["piqa/3 choice 0"], 100)
+    with pytest.raises(DataError, match="no tokens of its own"):
+        require_fits([Request((1,), ())], ["x"], 100)
+
+
+# ---- evaluations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", sorted(ENCODERS))
+def test_an_evaluation_adds_up(smol: Loaded, format: str) -> None:
+    settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=3, format=format, bootstrap=50)  # type: ignore[arg-type]
+    items = [i for t in settings.tasks for i in load_items(t, format=format, limit=3)]  # type: ignore[arg-type]
+    entry, samples = evaluate(smol, items, "causal", settings, label="base/causal", model="base", model_run=None, seed=0)
+    assert [s["id"] for s in samples] == [i.id for i in items]
+    for task, result in entry["tasks"].items():
+        rows = [s for s in samples if s["task"] == task]
+        metric = {"reference": "acc_token", "harness": "acc" if task == "winogrande" else "acc_norm"}[format]
+        assert result["metric"] == metric
+        assert result["headline"] == sum(s[f"pred_{metric}"] == s["gold"] for s in rows) / 3
+        gold = [(s["logprobs"][s["gold"]], s["n_tokens"][s["gold"]]) for s in rows]
+        assert result["gold_nll_per_token"] == pytest.approx(-sum(g for g, _ in gold) / sum(n for _, n in gold))
+    macro = sum(r["headline"] for r in entry["tasks"].values()) / 2
+    low, high = entry["macro"]["ci95"]
+    assert entry["macro"]["value"] == pytest.approx(macro) and low <= macro <= high
+    assert not entry["leaks"] and entry["items"] == 6

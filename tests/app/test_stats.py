@@ -1,0 +1,162 @@
+"""Statistics against hand-computed values, scipy, statsmodels and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from app.stats import Interval, holm, macro_interval, mcnemar_exact, paired_bootstrap, stderr
+
+
+def outcomes(seed: int, n: int, p: float) -> np.ndarray:
+    return np.random.default_rng(seed).random(n) < p
+
+
+def test_stderr_is_the_sample_deviation_over_root_n() -> None:
+    right = np.array([1, 1, 1, 0])
+    assert stderr(right) == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
+    assert stderr([1.0]) == 0.0  # no spread to estimate, and metrics.json may hold no NaN
+
+
+def test_macro_weighs_tasks_equally_whatever_their_size() -> None:
+    value, lo, hi = macro_interval({"a": np.ones(10), "b": np.zeros(1000)}, samples=50, seed=0)
+    assert (value, lo, hi) == (0.5, 0.5, 0.5)
+
+
+def test_macro_interval_depends_on_the_seed_and_not_on_the_order_of_tasks() -> None:
+    a, b = outcomes(0, 80, 0.4), outcomes(1, 50, 0.6)
+    once = macro_interval({"a": a, "b": b}, samples=300, seed=3)
+    assert once == macro_interval({"b": b, "a": a}, samples=300, seed=3)
+    assert once != macro_interval({"a": a, "b": b}, samples=300, seed=4)
+
+
+def test_macro_interval_agrees_with_resampling_items_by_index() -> None:
+    tasks = {"a": outcomes(0, 120, 0.3), "b": outcomes(1, 60, 0.7)}
+    rng = np.random.default_rng(9)
+    means = [x[rng.integers(0, len(x), size=(8000, len(x)))].mean(axis=1) for x in tasks.values()]
+    lo, hi = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
+    _, found_lo, found_hi = macro_interval(tasks, samples=8000, seed=0)
+    assert (found_lo, found_hi) == pytest.approx((lo, hi), abs=0.006)
+
+
+def test_resampling_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.stats._CHUNK", 64)  # 16 resamples at a time of values that are all different
+    values = np.random.default_rng(0).normal(size=200)
+    value, lo, hi = macro_interval({"a": values}, samples=999, seed=0)
+    assert lo < value < hi
+    assert hi - lo == pytest.approx(2 * 1.96 * stderr(values), rel=0.15)
+
+
+def test_macro_interval_covers_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        tasks = {"a": rng.random(150) < 0.3, "b": rng.random(150) < 0.6}
+        _, lo, hi = macro_interval(tasks, samples=400, seed=trial)
+        covered += lo <= 0.45 <= hi
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_paired_bootstrap_agrees_with_scipy() -> None:
+    base = outcomes(0, 200, 0.5)
+    better = base | outcomes(1, 200, 0.2)
+    found = paired_bootstrap({"a": better}, {"a": base}, chance=0.25, samples=6000, seed=0)
+    expected = bootstrap(
+        (better.astype(float), base.astype(float)),
+        lambda x, y, axis: x.mean(axis) - y.mean(axis),
+        paired=True,
+        n_resamples=6000,
+        method="percentile",
+        random_state=np.random.default_rng(1),
+    ).confidence_interval
+    assert found.difference.value == pytest.approx(better.mean() - base.mean())
+    assert (found.difference.lo, found.difference.hi) == pytest.approx(tuple(expected), abs=0.008)
+    assert found.difference_by_task["a"].value == pytest.approx(found.difference.value)
+
+
+def test_retention_and_above_chance_retention_by_hand() -> None:
+    first = {"a": np.repeat([1, 0], [40, 60]), "b": np.repeat([1, 0], [70, 30])}  # macro 0.55
+    second = {"a": np.repeat([1, 0], [50, 50]), "b": np.repeat([1, 0], [80, 20])}  # macro 0.65
+    found = paired_bootstrap(first, second, chance=0.35, samples=2000, seed=0)
+    assert found.retention.value == pytest.approx(0.55 / 0.65)
+    assert found.above_chance.value == pytest.approx(0.20 / 0.30)
+    assert found.retention.lo < 0.55 / 0.65 < found.retention.hi < 1
+    assert found.difference.excludes(0.0)
+
+
+def test_a_condition_against_itself_has_no_uncertainty() -> None:
+    x = {"a": outcomes(0, 90, 0.5)}
+    found = paired_bootstrap(x, x, chance=0.25, samples=500, seed=0)
+    assert found.difference == Interval(0.0, 0.0, 0.0)
+    assert found.retention == Interval(1.0, 1.0, 1.0)
+    assert not found.difference.excludes(0.0)
+
+
+def test_above_chance_retention_is_undefined_when_the_baseline_is_at_chance() -> None:
+    found = paired_bootstrap(
+        {"a": outcomes(0, 100, 0.5)}, {"a": outcomes(1, 100, 0.5)}, chance=0.5, samples=500, seed=0
+    )
+    assert not found.above_chance.defined
+    assert math.isnan(found.above_chance.value)
+    assert found.retention.defined
+
+
+def test_pairs_must_match() -> None:
+    with pytest.raises(ValueError, match="tasks differ"):
+        paired_bootstrap({"a": [1]}, {"b": [1]}, chance=0.5, samples=10, seed=0)
+    with pytest.raises(ValueError, match="a: 2 items against 1"):
+        paired_bootstrap({"a": [1, 0]}, {"a": [1]}, chance=0.5, samples=10, seed=0)
+    with pytest.raises(ValueError, match="2 items against 1"):
+        mcnemar_exact([1, 0], [1])
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(0, 0, 1.0), (0, 3, 2 / 8), (1, 5, 2 * (1 + 6) / 64), (4, 4, 1.0), (0, 10, 2 / 1024)],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
+    first = np.repeat([1, 0, 1, 0], [only_first, only_second, 7, 5])
+    second = np.repeat([0, 1, 1, 0], [only_first, only_second, 7, 5])
+    found = mcnemar_exact(first, second)
+    assert (found.only_first, found.only_second) == (only_first, only_second)
+    assert found.p_value == pytest.approx(p)
+
+
+def test_mcnemar_agrees_with_statsmodels() -> None:
+    for seed in range(5):
+        first, second = outcomes(seed, 150, 0.5), outcomes(seed + 100, 150, 0.6)
+        table = [[np.sum(first & second), np.sum(first & ~second)], [np.sum(~first & second), np.sum(~first & ~second)]]
+        assert mcnemar_exact(first, second).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+def test_mcnemar_refuses_scores_that_are_not_right_or_wrong() -> None:
+    with pytest.raises(ValueError, match="not all 0 or 1"):
+        mcnemar_exact([0.5, 1.0], [0.0, 1.0])
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_agrees_with_statsmodels() -> None:
+    for seed in range(2):
+        p = np.random.default_rng(seed).random(5) ** 3
+        assert holm(list(p)) == pytest.approx(list(multipletests(p, method="holm")[1]))
+
+
+@pytest.mark.parametrize("bad", [{}, {"a": []}, {"a": [[1, 0]]}])
+def test_nothing_to_resample_is_an_error(bad: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match=r"no task|\(items,\)"):
+        macro_interval(bad, samples=10, seed=0)
+
+
+def test_no_resamples_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least 1 resample, found 0"):
+        macro_interval({"a": [1, 0]}, samples=0, seed=0)

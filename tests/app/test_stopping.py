@@ -1,0 +1,76 @@
+"""The rules that end training, on made-up evaluation losses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from app.stopping import NoLearning, Plateau, TrainingEnded, not_finite
+from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
+from jobs.schema import AutoStop
+
+
+def first_stop(rule: AutoStop, losses: list[float], every: int = 100) -> int | None:
+    plateau = Plateau(rule)
+    for n, loss in enumerate(losses):
+        if plateau.update(n * every, loss).stop:
+            return n * every
+    return None
+
+
+def test_stops_after_patience_evaluations_without_gain() -> None:
+    rule = AutoStop(patience=3, min_delta=0.01, min_steps=0)
+    assert first_stop(rule, [2.0, 1.5, 1.2, 1.2, 1.195, 1.2, 1.1]) == 500
+    assert first_stop(rule, [2.0, 1.5, 1.2, 1.2, 1.2, 1.1, 1.1, 1.1]) is None  # a gain in time starts the count again
+
+
+def test_not_before_min_steps() -> None:
+    assert first_stop(AutoStop(patience=2, min_delta=0.0, min_steps=600), [1.0] * 10) == 600
+
+
+def test_slow_gains_below_min_delta_do_not_add_up_unseen() -> None:
+    # each evaluation is better than the last by 0.004 < 0.01, yet after three of them the gain is real
+    losses = [1.0 - 0.004 * n for n in range(12)]
+    assert first_stop(AutoStop(patience=4, min_delta=0.01, min_steps=0), losses) is None
+    assert first_stop(AutoStop(patience=2, min_delta=0.01, min_steps=0), losses) == 200
+
+
+def test_without_a_rule_nothing_stops_and_the_best_is_known() -> None:
+    plateau = Plateau(None)
+    for step, loss in enumerate([3.0, 1.0, 2.0]):
+        assert not plateau.update(step, loss).stop
+    assert (plateau.best, plateau.best_step) == (1.0, 1)
+
+
+def test_the_verdict_says_its_numbers() -> None:
+    plateau = Plateau(AutoStop(patience=1, min_delta=0.003, min_steps=0))
+    plateau.update(0, 1.5)
+    assert plateau.update(100, 1.499).line == (
+        "eval step 100: loss 1.49900, best 1.49900 at step 100, without gain of 0.003 for 1 of 1 evaluations "
+        "(not before step 0): stop"
+    )
+
+
+def test_no_learning_ends_the_run_once_the_steps_have_passed() -> None:
+    rule = NoLearning(after_steps=300, min_improvement=0.01)
+    rule.update(0, 2.0)
+    rule.update(200, 1.995)
+    with pytest.raises(TrainingEnded, match="improved by 0.00500, expected 0.01") as caught:
+        rule.update(300, 2.1)
+    assert caught.value.exit_code == EXIT_NO_LEARNING
+
+
+def test_learning_is_judged_by_the_best_and_once() -> None:
+    rule = NoLearning(after_steps=300, min_improvement=0.01)
+    for step, loss in [(0, 2.0), (100, 1.9), (300, 2.5), (400, 9.0)]:
+        rule.update(step, loss)
+    off = NoLearning(after_steps=None, min_improvement=0.01)
+    for step in range(0, 1000, 100):
+        off.update(step, 2.0)
+    assert math.isfinite(off.best)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint() -> None:
+    error = not_finite("the loss", 7, "runs/x/checkpoints/checkpoint-5")
+    assert error.exit_code == EXIT_NAN and "step 7" in str(error) and "checkpoint-5" in str(error)

@@ -1,0 +1,157 @@
+"""The loss that is trained: right tokens, right mask, right teacher, right scale."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
+
+from app.attention import attend
+from app.batch import Collator, layout_of
+from app.data import TokenExample
+from app.mask import Document, layout
+from app.objective import objective
+from app.stopping import TrainingEnded
+from app.trainer import PrefillTrainer
+from jobs.errors import EXIT_NAN
+from jobs.schema import Objective
+
+
+def examples(n: int, seed: int = 0) -> list[TokenExample]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        size = int(torch.randint(low, high, (1,), generator=draw))
+        return tuple(torch.randint(3, 97, (size,), generator=draw).tolist())
+
+    return [TokenExample(ids(2, 9), ids(1, 6), f"{seed}-{i}", "") for i in range(n)]
+
+
+def trainer_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Objective | None = None, *, packing: bool = True,
+               data: list[TokenExample] | None = None, **arguments: Any) -> PrefillTrainer:  # fmt: skip
+    settings: dict[str, Any] = dict(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=2,
+                                    per_device_train_batch_size=4, learning_rate=1e-3, remove_unused_columns=False,
+                                    save_strategy="no", logging_steps=1, logging_nan_inf_filter=False)  # fmt: skip
+    return PrefillTrainer(
+        model, TrainingArguments(**{**settings, **arguments}), collator=Collator(pattern, packing), goal=goal or Objective(),
+        train_dataset=data or examples(8), eval_batches=[examples(3, 9), examples(2, 8)], keep_checkpoints=2,
+        on_evaluation=lambda step, loss: None,
+    )  # fmt: skip
+
+
+def nll(model: Any, example: TokenExample, pattern: str) -> torch.Tensor:
+    """Sum over the response of one example alone: the definition, written plainly."""
+    ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
+    where = layout([[Document(len(example.prompt_ids), ids.shape[1])]], pattern)
+    with attend(where):
+        logits = model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0]
+    start = len(example.prompt_ids)
+    return F.cross_entropy(logits[start - 1 : -1].float(), ids[0, start:], reduction="sum")
+
+
+@pytest.mark.parametrize("pattern", ["causal", "prefix"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_loss_and_gradients_equal_one_example_at_a_time(architecture: str, pattern: str, packing: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
+    data = examples(5)
+    model, plain = model_of(architecture), model_of(architecture)
+    trainer = trainer_of(model, tmp_path, pattern, packing=packing)
+    loss, n = trainer.batch_loss(model, Collator(pattern, packing)(data))
+    loss.total.backward()
+    want = torch.stack([nll(plain, e, pattern) for e in data]).sum()
+    want.backward()
+    assert n == sum(len(e.response_ids) for e in data)
+    torch.testing.assert_close(loss.total, want, rtol=1e-4, atol=1e-3)
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=2e-3 * float(theirs.grad.abs().max() + 1e-6))
+
+
+def test_evaluation_is_the_exact_mean_over_response_tokens(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    trainer = trainer_of(model, tmp_path)
+    held_out = [e for batch in trainer.eval_batches for e in batch]
+    with torch.no_grad():
+        total = sum(float(nll(model, e, "prefix")) for e in held_out)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / sum(len(e.response_ids) for e in held_out), rel=1e-5)
+
+
+@pytest.mark.parametrize("splits", [(4, 2), (2, 4)])
+def test_accumulation_does_not_change_the_step(splits: tuple[int, int], model_of: Any, tmp_path: Path) -> None:
+    def after(micro: int, accumulate: int) -> torch.Tensor:
+        model = model_of("llama")
+        trainer_of(model, tmp_path, data=examples(16), per_device_train_batch_size=micro,
+                   gradient_accumulation_steps=accumulate, optim="sgd", learning_rate=0.05).train()  # fmt: skip
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(after(*splits), after(8, 1), rtol=1e-4, atol=1e-5)
+
+
+# ---- KL to the frozen start ------------------------------------------------------------------------------------------
+
+
+def test_objective_is_the_sum_it_says() -> None:
+    torch.manual_seed(0)
+    student, teacher, targets = torch.randn(6, 11), torch.randn(6, 11), torch.randint(11, (6,))
+    loss = objective(student, targets, teacher, ce=0.3, kl=2.0)
+    p = teacher.softmax(-1)
+    kl = (p * (p.log() - student.log_softmax(-1))).sum()
+    ce = -student.log_softmax(-1)[torch.arange(6), targets].sum()
+    torch.testing.assert_close(loss.total, 0.3 * ce + 2.0 * kl)
+    torch.testing.assert_close(loss.kl, kl)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_teacher_is_the_start_under_its_causal_mask(lora: bool, model_of: Any, tmp_path: Path) -> None:
+    model, start = model_of("llama"), model_of("llama")
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    trainer = trainer_of(model, tmp_path, goal=Objective(ce=0.0, kl=1.0))
+    if not lora:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.05 * torch.randn_like(p))  # the student has moved; the teacher must not have
+    batch = Collator("prefix")(examples(4))
+    where = layout_of(batch)
+    flat = (batch["labels"].flatten() >= 0).nonzero()[:, 0]
+    got = trainer._teacher_logits(model, batch, where, flat)
+    causal = layout([[Document(len(e.prompt_ids), len(e)) for e in examples(4)]], "causal")
+    with torch.no_grad(), attend(causal):
+        want = start(input_ids=batch["input_ids"], position_ids=causal.pos.long(), use_cache=False).logits[0][flat]
+    assert got is not None
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_kl_is_zero_at_a_causal_start_and_positive_at_a_prefix_one(model_of: Any, tmp_path: Path) -> None:
+    def kl(pattern: str) -> float:
+        model = model_of("llama")
+        trainer = trainer_of(model, tmp_path, pattern, Objective(ce=0.0, kl=1.0))
+        return float(trainer.batch_loss(model, Collator(pattern)(examples(4)))[0].kl)
+
+    assert kl("causal") == pytest.approx(0.0, abs=1e-3) and kl("prefix") > 0.1
+
+
+# ---- what ends a run -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_training(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(TrainingEnded, match="the loss is not finite at step 1") as caught:
+        trainer_of(model, tmp_path).train()
+    assert caught.value.exit_code == EXIT_NAN
+
+
+def test_a_gradient_that_is_not_finite_ends_training_before_the_step(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    before = copy.deepcopy(model.state_dict())
+    model.model.norm.weight.register_hook(lambda g: g * float("inf"))
+    with pytest.raises(TrainingEnded, match="the gradient is not finite at step 1"):
+        trainer_of(model, tmp_path).train()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

@@ -1,0 +1,213 @@
+"""The documents say what is there: links, commands, make targets, the captioned tree, and the help of the commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+
+from app.__main__ import cli
+from docs import generate_cli
+from jobs.load import profile_names, stage_names
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(params=DOCUMENTS, ids=name_of)
+def document(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
+# ---- links ------------------------------------------------------------------------------------------------------------
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets: lower case, punctuation dropped, spaces to hyphens."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def broken_links(path: Path) -> list[str]:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", path.read_text(encoding="utf-8"))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file, _, fragment = target.partition("#")
+        linked = (path.parent / file) if file else path
+        if not linked.exists():
+            broken.append(target)
+        elif fragment and linked.suffix == ".md":
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", linked.read_text(encoding="utf-8")), re.MULTILINE)
+            if fragment not in map(anchor, headings):
+                broken.append(target)
+    return broken
+
+
+def test_every_relative_link_resolves(document: Path) -> None:
+    assert broken_links(document) == []
+
+
+def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A title\n[a](page.md) [b](gone.md) [c](#a-title) [d](#gone)\n```\n[e](in-a-fence.md)\n```\n")
+    assert broken_links(page) == ["gone.md", "#gone"]
+
+
+# ---- commands ----------------------------------------------------------------------------------------------------------
+
+
+def commands(text: str, start: str) -> list[str]:
+    """What follows `start` wherever it is shown as a command: in code spans and in fenced blocks."""
+    blocks = [block.strip("`").partition("\n")[2] for block in FENCE.findall(text)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    found = []
+    for shown in [*lines, *spans]:
+        for part in re.split(r"&&|;|\|", shown.partition(" #")[0]):
+            words = part.strip().removeprefix("$ ")
+            if words.startswith(start):
+                found.append(words.removeprefix(start).strip())
+    return found
+
+
+@cache
+def makefile() -> tuple[frozenset[str], frozenset[str]]:
+    """Targets and settings of the Makefile, as make itself reads it."""
+    done = subprocess.run(["make", "-pnq", "help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    targets = {name for line in re.findall(r"^\.PHONY: (.*)$", done.stdout, re.MULTILINE) for name in line.split()}
+    settings = re.findall(r"^([A-Z]+) *=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    return frozenset(targets), frozenset(settings)
+
+
+def wrong_make(shown: str) -> list[str]:
+    """What is wrong with the words after `make`."""
+    targets, settings = makefile()
+    wrong = []
+    for word in shlex.split(shown):
+        name, assigned, _ = word.partition("=")
+        if assigned and name not in settings | {"BASE_PYTHON"}:
+            wrong.append(f"no setting {name}")
+        if not assigned and name not in targets and "<" not in name and "..." not in name:
+            wrong.append(f"no target {name}")
+    return wrong
+
+
+def wrong_app(shown: str) -> list[str]:
+    """What is wrong with the words after `python -m app`: the command, its options, its stage and its profile."""
+    words = shlex.split(shown.replace("[", "").replace("]", "").replace("|", " "))
+    if not words or words[0].startswith("-"):
+        return []
+    command = cli.commands.get(words[0])
+    if command is None:
+        return [f"no command {words[0]}"]
+    known = {option for parameter in command.params for option in parameter.opts if isinstance(parameter, click.Option)}
+    wrong = [f"{words[0]} has no option {word}" for word in words if word.startswith("--") and word not in known]
+    placeholder = re.compile(r"[A-Z_]+|.*[/.<].*")
+    stage = words[1] if words[0] in ("run", "check") and len(words) > 1 else "-"
+    if not stage.startswith("-") and stage not in stage_names() and not placeholder.fullmatch(stage):
+        wrong.append(f"no stage {stage}")
+    for flag, value in pairwise(words):
+        if flag == "--profile" and value not in profile_names() and not placeholder.fullmatch(value):
+            wrong.append(f"no profile {value}")
+    return wrong
+
+
+def test_every_make_command_shown_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert [(shown, wrong) for shown in commands(text, "make ") if (wrong := wrong_make(shown))] == []
+
+
+def test_every_app_command_shown_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert [(shown, wrong) for shown in commands(text, "python -m app ") if (wrong := wrong_app(shown))] == []
+
+
+def test_a_wrong_command_would_be_found() -> None:
+    text = "`make stage1 LIMIT=5` and `make stage9`\n```sh\nmake demo COLOUR=1  # why not\npython -m app run --limt 3\n```\n"
+    assert [wrong_make(shown) for shown in commands(text, "make ")] == [["no setting COLOUR"], [], ["no target stage9"]]
+    assert [wrong_app(shown) for shown in commands(text, "python -m app ")] == [["run has no option --limt"]]
+    assert wrong_app("run stage9 --profile nobody") == ["no stage stage9", "no profile nobody"]
+    assert wrong_app("walk") == ["no command walk"]
+
+
+def test_every_stage_is_a_make_target_and_in_the_help() -> None:
+    targets, _ = makefile()
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(stage_names()) <= targets
+    missing = [name for name in targets if not re.search(rf"^  make {re.escape(name)} ", shown, re.MULTILINE)]
+    assert missing == []
+
+
+def test_the_command_line_page_is_what_the_commands_say() -> None:
+    assert generate_cli.TARGET.read_text(encoding="utf-8") == generate_cli.text(), "run: make docs"
+
+
+# ---- the captioned tree -------------------------------------------------------------------------------------------------
+
+
+def tree_paths(text: str) -> list[str]:
+    """Paths in the README's tree: a fenced block of `name  caption` lines, two spaces of indent a level."""
+    block = next(block for block in FENCE.findall(text) if re.search(r"^app/", block, re.MULTILINE))
+    paths: list[str] = []
+    above: list[str] = []
+    for line in block.splitlines()[1:-1]:
+        names = re.split(r"\s{2,}", line.strip())[0]
+        level = (len(line) - len(line.lstrip())) // 2
+        for name in names.split(", "):
+            above[level:] = [name]
+            paths.append("".join(above))
+    return paths
+
+
+def test_every_path_of_the_readme_tree_exists_and_every_source_file_is_in_it() -> None:
+    shown = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
+    absent = [path for path in shown if not list(ROOT.glob(path.rstrip("/")))]
+    assert absent == []
+    covered = {found for path in shown for found in ROOT.glob(path.rstrip("/"))}
+    sources = [path for folder in ("app", "jobs") for path in (ROOT / folder).glob("*.py") if path.stem != "__init__"]
+    assert [name_of(path) for path in sources if path not in covered] == []
+
+
+# ---- what must not be in the repository -------------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def foreign_places(text: str) -> list[str]:
+    """Addresses of package indexes and mirrors, and paths of somebody's machine."""
+    index = r"https?://[^\s\"'`)>]*(?:/simple\b|/packages/|/wheels?\b|index|mirror|proxy|registry|download)[^\s\"'`)>]*"
+    options = r"--(?:extra-)?index-url[ =]\S+|--find-links[ =]\S+|--trusted-host[ =]\S+"
+    homes = r"(?<![\w.$}/~-])/(?:home|Users|root|work)/[\w.-]+"
+    return re.findall(f"{index}|{options}|{homes}", text)
+
+
+def test_no_file_names_a_package_index_or_a_path_of_one_machine() -> None:
+    found = {}
+    for path in tracked():
+        if path != Path(__file__).resolve() and (places := foreign_places(path.read_text("utf-8", "replace"))):
+            found[name_of(path)] = places
+    assert found == {}
+
+
+def test_a_package_index_or_a_path_of_one_machine_would_be_found() -> None:
+    assert foreign_places("see https://host.example/simple/ and pip --index-url x")
+    assert foreign_places("cache: /home/me/cache")
+    assert foreign_places("jobs/work/x, ~/work/x, $ROOT/work/x, https://host.example/page") == []
