@@ -24,10 +24,12 @@ ARGS    =## more arguments for pytest, such as ARGS="-k mask -x"
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
 TRAINS := $(basename $(notdir $(shell grep -l '^train:' jobs/*.yaml)))
 
-# `make demo`: small enough for 12 minutes on two cores, installs included, and on the real model and real items.
+# `make demo`: small enough for 12 minutes on two cores, installs included; a real model, real items. So few steps need a
+# higher learning rate than the stages', and on a CPU small batches are the faster ones.
 DEMO_STAGES := stage1 stage2 stage3a stage3b stage4 nonprefill
-DEMO_LIMIT  := 40
-DEMO_TRAIN  := max_steps=20 batch_size=16 warmup_steps=2 eval_every=10 eval_samples=32 kill_after_steps=null
+DEMO_LIMIT  := 32
+DEMO_TRAIN  := max_steps=20 batch_size=16 learning_rate=2.0e-4 warmup_steps=2 eval_every=10 eval_samples=32 kill_after_steps=null
+DEMO_SCORE  := batch_tokens=1024
 
 # ---- which interpreter, which runner ------------------------------------------------------------------------------------
 
@@ -56,9 +58,9 @@ sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%
 common = --profile '$(PROFILE)' $(runs_dir) $(if $(SEED),--seed $(SEED)) \
          $(if $(call on,FORCE),--force) $(if $(call on,RESUME),--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
-demo_train = $(if $(and $(filter embedded,$(PROFILE)),$(filter $(1),$(TRAINS))),$(DEMO_TRAIN:%=--set train.%))
+demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
 define demo_stage
-	@$(APP) run $(1) $(common) $(if $(demo_limit),--limit $(demo_limit)) $(demo_train) $(sets_of)
+	@$(APP) run $(1) $(common) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
 
 endef
 

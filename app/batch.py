@@ -22,13 +22,15 @@ class Collator:
     """Makes one micro-batch. Labels are already shifted: `labels[i]` is what the logits at i should say.
 
     pattern: causal or prefix. causal_fraction: share of micro-batches laid out causally all the same; which ones is
-    decided by a hash of their examples, so that it depends neither on time nor on a generator's state.
+    decided by a hash of their examples, so that it depends neither on time nor on a generator's state. multiple: rows
+    are padded to a multiple of so many tokens.
     """
 
     pattern: str
     packing: bool = True
     causal_fraction: float = 0.0
     seed: int = 0
+    multiple: int = 1
 
     def __call__(self, examples: Sequence[TokenExample]) -> dict[str, Tensor]:
         """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block."""
@@ -36,7 +38,9 @@ class Collator:
         rows = [list(zip(documents, examples, strict=True))]
         if not self.packing:
             rows = [[pair] for pair in rows[0]]
-        where = layout([[d for d, _ in row] for row in rows], self._pattern_of(examples))
+        width = max(sum(len(e) for _, e in row) for row in rows)
+        where = layout([[d for d, _ in row] for row in rows], self._pattern_of(examples),
+                       length=-(-width // self.multiple) * self.multiple)  # fmt: skip
         ids = torch.zeros(where.shape, dtype=torch.long)
         labels = torch.full(where.shape, IGNORE, dtype=torch.long)
         for r, row in enumerate(rows):

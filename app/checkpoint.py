@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from jobs.artifacts import write_text_atomically
@@ -104,9 +105,10 @@ def save_final(
     """
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    if hasattr(model, "merge_and_unload"):
+    if isinstance(model, PeftModel):
         model.save_pretrained(temporary / "adapter")
-        model = model.merge_and_unload()
+        merged: Any = model.merge_and_unload()
+        model = merged
     model.config.prefill = about
     model.config.use_cache = True  # Trainer switches it off, and from_pretrained would decode without a cache
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
@@ -119,4 +121,5 @@ def save_final(
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed before it wrote its numbers
     os.replace(temporary, final)

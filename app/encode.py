@@ -77,7 +77,7 @@ def require_fits(requests: Sequence[Request], names: Sequence[str], max_length: 
         if not request.continuation:
             raise DataError(name, "its continuation has no tokens of its own", "give a non-empty continuation")
         if not request.context:
-            raise DataError(name, "its context has no tokens", "give a non-empty context")
+            raise DataError(name, "its context has no tokens", "give a non-empty context, or use format harness")
         if total > max_length:
             raise DataError(name, f"is {total} tokens long, and the model's context holds {max_length}",
                             "shorten it, or use a model with a longer context")  # fmt: skip

@@ -58,12 +58,12 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
 
 
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, *, label: str, model: str,
-             model_run: str | None, seed: int, progress: Callable[[int], None] | None = None,
+             model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
              ) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
-        label: name of this evaluation within the run, such as stage3b/prefix. progress: called with finished requests.
+        label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
 
     Raises:
         DataError: an item longer than the model's context.
@@ -86,8 +86,8 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, 
         at += len(item.choices)
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result(task, rows, settings.format, violations[task]) for task, rows in by_task.items()}
-    correct = {
-        task: np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
+    correct: dict[str, Any] = {
+        str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
         for task, rows in by_task.items()
     }
     value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)

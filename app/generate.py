@@ -47,7 +47,8 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     """
     width = max(len(p) for p in prompts)
     if width + max_new_tokens > loaded.max_length:
-        raise DataError("prompt", f"{width} tokens and {max_new_tokens} new ones exceed the context of "
+        longest = [len(p) for p in prompts].index(width) + 1
+        raise DataError(f"prompt {longest}", f"{width} tokens and {max_new_tokens} new ones exceed the context of "
                         f"{loaded.max_length}", "shorten the prompt or lower --max-new-tokens")  # fmt: skip
     if getattr(loaded.model.generation_config, "prefill_chunk_size", None):
         raise ModelError(loaded.origin, "its generation config asks for chunked prefill: the chunks of a prompt could "

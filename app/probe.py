@@ -75,7 +75,7 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
     """Per layer type: is the mask that reached the attention modules the predicate's own?"""
-    kinds, good = layer_types(model), {kind: False for kind in layer_types(model)}
+    kinds, good = layer_types(model), dict.fromkeys(layer_types(model), False)
     handles = []
 
     def check(module: Any, args: Any, kwargs: Any) -> None:
@@ -147,7 +147,7 @@ def check_equivalences(model: PreTrainedModel, patterns: Iterable[str]) -> list[
             pad = torch.zeros(1, 5, dtype=ids.dtype)
             row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
             real = slice(0, LENGTH) if side == "right" else slice(5, None)
-            got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]  # type: ignore[arg-type]
+            got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]
             findings.append(_close(f"{side}-padded equals unpadded", name, got, alone))
         if rule.leaks:
             continue

@@ -22,7 +22,7 @@ from torch import Tensor
 from app.attention import attend
 from app.encode import Request
 from app.mask import PATTERNS, Document, Layout, layout
-from app.model import Loaded
+from app.model import Loaded, row_multiple
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 
@@ -92,7 +92,10 @@ def _rows(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list
         n = len(context)
         start = 0
         while start < len(members):
-            ids, sources, branches, taken = list(context), [], [], []
+            ids = list(context)
+            sources: list[list[int]] = []
+            branches: list[int] = []
+            taken: list[int] = []
             for i in members[start:]:
                 fed = requests[i].continuation[:-1]  # the last token predicts nothing
                 if taken and len(ids) + len(fed) > max(budget, n):
@@ -135,20 +138,23 @@ def _score_batch(loaded: Loaded, rows: Sequence[_Row], where: Layout, targets: T
 
 
 def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, batch_tokens: int = 8192,
-                  progress: Callable[[int], None] | None = None, count: Count | None = None) -> list[Scored]:  # fmt: skip
+                  progress: Callable[[int, int], None] | None = None, count: Count | None = None) -> list[Scored]:  # fmt: skip
     """Score every request under `mask`; results in the order of `requests`.
 
     Args:
         mask: causal, prefix (the context is the prefix) or bidirectional (leaks).
         batch_tokens: padded tokens a batch, at most.
-        progress: called with the number of requests finished by each batch.
+        progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.
     """
     pattern = PATTERNS[mask]
     device = loaded.device
     results: list[Scored | None] = [None] * len(requests)
-    for batch in batches(_rows(requests, pattern.shares_prompt, batch_tokens), batch_tokens):
-        width = len(batch[0])
+    rows = _rows(requests, pattern.shares_prompt, batch_tokens)
+    done, total = 0, sum(len(row) for row in rows)
+    for batch in batches(rows, batch_tokens):
+        multiple = row_multiple(device)
+        width = -(-len(batch[0]) // multiple) * multiple
         where = layout([[row.document] for row in batch], pattern, length=width).to(device)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
         flat: list[int] = []
@@ -167,10 +173,12 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
                 span = slice(at, at + n)
                 results[i] = Scored(float(logprobs[span].sum()), n, bool(hits[span].all()))
                 at += n
+        fed = sum(len(row) for row in batch)
+        done += fed
         if count is not None:
-            count.tokens += sum(len(row) for row in batch)
+            count.tokens += fed
             count.padded += len(batch) * width
         if progress is not None:
-            progress(sum(len(row.requests) for row in batch))
+            progress(done, total)
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from app import checkpoint
 from app.batch import Collator, Schedule
 from app.callbacks import Recorder, StopFlag
 from app.data import TokenExample, load_examples, split
-from app.model import Loaded, cpu_has_bf16, pick_dtype
+from app.model import Loaded, cpu_has_bf16, pick_dtype, row_multiple
 from app.overlap import drop_overlap
 from app.stopping import NoLearning, Plateau, interrupted
 from app.trainer import PrefillTrainer
@@ -37,7 +36,8 @@ def mixed_precision(wanted: str, device: torch.device) -> bool:
     return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
 
 
-def prepare_data(job: Job, tokenizer: Any, eval_items: Any) -> tuple[list[TokenExample], list[TokenExample], dict[str, Any]]:  # fmt: skip
+def prepare_data(job: Job, tokenizer: Any,
+                 eval_items: Any) -> tuple[list[TokenExample], list[TokenExample], dict[str, Any]]:  # fmt: skip
     """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
     train = job.stage.train
     assert train is not None
@@ -131,7 +131,8 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     status(f"{counts['train']} training examples, {counts['eval']} held out, "
            f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _with_lora(loaded.model, section)
-    collator = Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed)
+    collator = Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
+                        row_multiple(loaded.device))  # fmt: skip
     size = section.micro_batch_size
     at = checkpoint.newest(run.checkpoints) if resume else None
     step = checkpoint.step_of(at) if at else None
@@ -173,7 +174,6 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     checkpoint.save_final(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, run.final,
                           dtype=dtype, about=about)  # fmt: skip
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
     losses = [loss for _, loss in evaluations.losses]
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {

@@ -39,6 +39,7 @@ class PrefillTrainer(Trainer):
                  on_evaluation: Callable[[int, float], None], **kwargs: Any) -> None:  # fmt: skip
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that Trainer counts response tokens and leaves scaling to us
+        self.directory = Path(str(args.output_dir))
         self.goal = goal
         self.eval_batches = eval_batches
         self.eval_collator = replace(collator, causal_fraction=0.0)
@@ -67,7 +68,7 @@ class PrefillTrainer(Trainer):
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self.accelerator.autocast())
             if self.teacher is not None:
-                return self._logits(self.teacher.to(flat.device), batch, causal, flat)
+                return self._logits(self.teacher, batch, causal, flat)
             stack.enter_context(self.accelerator.unwrap_model(model).disable_adapter())
             return self._logits(model, batch, causal, flat)
 
@@ -107,7 +108,7 @@ class PrefillTrainer(Trainer):
         return norm
 
     def _last_good(self) -> str:
-        path = newest(Path(self.args.output_dir))
+        path = newest(self.directory)
         return str(path) if path else "none yet: training starts from its beginning"
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -115,9 +116,10 @@ class PrefillTrainer(Trainer):
 
     # ---- evaluation
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:  # fmt: skip
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None,
+                 metric_key_prefix: str = "eval") -> dict[str, float]:  # fmt: skip
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
-        model = self.model
+        model: Any = self.model
         training = model.training
         model.eval()
         total, tokens = 0.0, 0
@@ -142,6 +144,5 @@ class PrefillTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            directory = Path(self.args.output_dir)
-            mark_complete(directory / f"checkpoint-{self.state.global_step}")
-            prune(directory, self.keep_checkpoints)
+            mark_complete(self.directory / f"checkpoint-{self.state.global_step}")
+            prune(self.directory, self.keep_checkpoints)

@@ -144,7 +144,7 @@ class Stage(Strict):
     name: Name
     title: Text
     init_from: Name | Annotated[list[Name], Field(min_length=1)] = "base"
-    seed: NotNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # numpy takes no more
     train: Train | None = None
     score: Score | None = None
     reference: dict[str, float] | None = None
@@ -179,13 +179,6 @@ class ModelSource(Strict):
     max_length: Positive | None = None
     config: dict[str, JsonValue] | None = None
 
-    @field_validator("config")
-    @classmethod
-    def _says_its_type(cls, config: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-        if config is not None and not isinstance(config.get("model_type"), str):
-            raise refused("expected the key model_type, such as llama", "add config.model_type")
-        return config
-
     @model_validator(mode="after")
     def _fits_its_source(self) -> ModelSource:
         if self.source in ("hub", "path") and self.name is None:
@@ -197,6 +190,8 @@ class ModelSource(Strict):
         if (self.config is not None) != (self.source == "random"):
             need = "missing; expected a transformers config" if self.source == "random" else "only for source random"
             raise combination("config", need, also=("source",))
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise combination("config", "expected the key model_type, such as llama", "add config.model_type")
         return self
 
 

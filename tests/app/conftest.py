@@ -1,14 +1,20 @@
-"""Small random models of every architecture the mask laws must hold on."""
+"""Small random models of every architecture the mask laws must hold on, and the command line as a function."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from app.__main__ import main
 from app.attention import NAMES
+from app.wheels import sha256
+from tests.app.command_line import Command, caller
+from tests.app.fake_work import Start, starter
 
 VOCAB = 97
 _COMMON = dict(
@@ -25,7 +31,7 @@ ARCHITECTURES = {
         sliding_window=6,
         query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-    ),  # fmt: skip
+    ),
     "qwen3": dict(model_type="qwen3", num_hidden_layers=3),
 }
 
@@ -45,3 +51,45 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model_of() -> Callable[..., PreTrainedModel]:
     return make_model
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hashed_once: None) -> Command:
+    """`command("run", "stage1", ...)` gives what `python -m app run stage1 ...` does."""
+    return caller(monkeypatch, capsys)
+
+
+@pytest.fixture
+def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded model is checked against its sha256 on every use; once per version of a file is enough for tests."""
+
+    def remembered(path: Path) -> str:
+        status = path.stat()
+        key = (str(path), status.st_mtime_ns, status.st_size)
+        if key not in _HASHES:
+            _HASHES[key] = sha256(path)
+        return _HASHES[key]
+
+    monkeypatch.setattr("app.embedded.sha256", remembered)
+
+
+_HASHES: dict[tuple[str, int, int], str] = {}
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
+    """`start(work)` runs stage1 of profile ci under tmp_path/runs, with `work` in place of loading and scoring."""
+    return starter(monkeypatch, tmp_path / "runs")
+
+
+@pytest.fixture(scope="session")
+def trained(embedded: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs directory with a complete stage3b of profile ci, trained on the whole way through. Do not write into it."""
+    runs_dir = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["app", "run", "stage3b", "--profile", "ci", "--runs-dir", str(runs_dir)])
+        assert main() == 0
+    return runs_dir

@@ -59,3 +59,10 @@ def test_every_epoch_meets_every_example_in_an_order_of_its_own() -> None:
 def test_the_order_depends_on_the_seed_and_not_on_the_batch_size() -> None:
     assert Schedule(EXAMPLES, 12, 1, 5).order == Schedule(EXAMPLES, 4, 3, 5).order
     assert Schedule(EXAMPLES * 9, 12, 1, 5).order != Schedule(EXAMPLES * 9, 12, 1, 6).order
+
+
+def test_rows_are_padded_to_a_multiple_without_a_label_more() -> None:
+    batch, plain = Collator("prefix", multiple=8)(EXAMPLES), Collator("prefix")(EXAMPLES)
+    assert batch["labels"].shape == (1, 16)
+    assert torch.equal(batch["labels"][:, :12], plain["labels"]) and (batch["labels"][:, 12:] == IGNORE).all()
+    assert not layout_of(batch).is_real[:, 12:].any()

@@ -68,21 +68,28 @@ def test_scores_on_cuda_equal_those_of_the_cpu(mask: str, on_cpu: Loaded, pairs:
         assert a.logprob == pytest.approx(b.logprob, rel=1e-4, abs=5e-3)
 
 
-def test_bf16_scores_are_near_those_of_fp32(on_cpu: Loaded, pairs: list[tuple[str, str]]) -> None:
+def test_bf16_scores_pick_the_choices_of_fp32(on_cpu: Loaded, pairs: list[tuple[str, str]]) -> None:
+    # bf16 logits of about 20 are multiples of 1/8, so single tokens differ by a tenth of a nat; the choices hardly do
     half = load(ModelSource(source="embedded", dtype="bfloat16", device="cuda"))
     requests = encode_harness(on_cpu.tokenizer, pairs)
-    gaps = [
-        abs(a.logprob - b.logprob) / b.n_tokens
-        for a, b in zip(loglikelihood(half, requests, "prefix"), loglikelihood(on_cpu, requests, "prefix"), strict=True)
-    ]
-    assert sum(gaps) / len(gaps) < 0.05
+    low, full = (loglikelihood(m, requests, "prefix") for m in (half, on_cpu))
+    assert sum(abs(a.logprob - b.logprob) / b.n_tokens for a, b in zip(low, full, strict=True)) / len(full) < 0.2
+    same, at = [], 0
+    for item in [item for task in TASK_NAMES for item in load_items(task, limit=20)]:
+        span = slice(at, at + len(item.choices))
+        picks = [max(range(len(item.choices)), key=lambda k, s=s[span]: s[k].logprob) for s in (low, full)]
+        same.append(picks[0] == picks[1])
+        at += len(item.choices)
+    assert sum(same) / len(same) >= 0.9
 
 
 def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
     from app.generate import encode_prompts, generate
 
     on_cuda = replace(on_cpu, model=load(ModelSource(source="embedded", dtype="float32", device="cuda")).model)
-    prompts = encode_prompts(on_cpu, ["Question: What is the capital of France?\nAnswer:", "Water boils at"], chat=False)
+    prompts = encode_prompts(
+        on_cpu, ["Question: What is the capital of France?\nAnswer:", "Water boils at"], chat=False
+    )
     for mask in ("causal", "prefix"):
         assert generate(on_cuda, prompts, mask, max_new_tokens=12) == generate(on_cpu, prompts, mask, max_new_tokens=12)
 

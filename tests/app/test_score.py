@@ -151,7 +151,9 @@ def test_greedy_says_whether_decoding_would_agree(model_of: Any) -> None:
         with torch.no_grad(), attend(where):
             best += (int(model(input_ids=ids, position_ids=where.pos.long()).logits[0, -1].argmax()),)
     other = (*best[:2], (best[2] + 1) % 97)
-    right, wrong = loglikelihood(Loaded(model, None, "t", 128), [Request(context, best), Request(context, other)], "prefix")
+    right, wrong = loglikelihood(
+        Loaded(model, None, "t", 128), [Request(context, best), Request(context, other)], "prefix"
+    )
     assert right.greedy and not wrong.greedy
 
 
@@ -169,7 +171,9 @@ def test_what_does_not_fit_is_refused_not_cut() -> None:
 def test_an_evaluation_adds_up(smol: Loaded, format: str) -> None:
     settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=3, format=format, bootstrap=50)  # type: ignore[arg-type]
     items = [i for t in settings.tasks for i in load_items(t, format=format, limit=3)]  # type: ignore[arg-type]
-    entry, samples = evaluate(smol, items, "causal", settings, label="base/causal", model="base", model_run=None, seed=0)
+    entry, samples = evaluate(
+        smol, items, "causal", settings, label="base/causal", model="base", model_run=None, seed=0
+    )
     assert [s["id"] for s in samples] == [i.id for i in items]
     for task, result in entry["tasks"].items():
         rows = [s for s in samples if s["task"] == task]

@@ -69,7 +69,9 @@ def test_loss_and_gradients_equal_one_example_at_a_time(architecture: str, patte
     torch.testing.assert_close(loss.total, want, rtol=1e-4, atol=1e-3)
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=2e-3 * float(theirs.grad.abs().max() + 1e-6))
+            torch.testing.assert_close(
+                mine.grad, theirs.grad, rtol=1e-3, atol=2e-3 * float(theirs.grad.abs().max() + 1e-6)
+            )
 
 
 def test_evaluation_is_the_exact_mean_over_response_tokens(model_of: Any, tmp_path: Path) -> None:
@@ -78,7 +80,9 @@ def test_evaluation_is_the_exact_mean_over_response_tokens(model_of: Any, tmp_pa
     held_out = [e for batch in trainer.eval_batches for e in batch]
     with torch.no_grad():
         total = sum(float(nll(model, e, "prefix")) for e in held_out)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(total / sum(len(e.response_ids) for e in held_out), rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(
+        total / sum(len(e.response_ids) for e in held_out), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("splits", [(4, 2), (2, 4)])

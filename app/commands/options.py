@@ -1,0 +1,33 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from jobs.load import DEFAULT_PROFILE
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+profile_option = click.option(
+    "--profile", default=DEFAULT_PROFILE, show_default=True,
+    help="Model and data: a name in jobs/profiles, or the path of a YAML file.",
+)  # fmt: skip
+runs_option = click.option(
+    "--runs-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept.",
+)  # fmt: skip
+model_option = click.option(
+    "--model", metavar="PATH_OR_RUN",
+    help="In place of the profile's model: a checkpoint's directory, a run such as stage3b/20261122-234501, or a stage, "
+    "meaning its newest complete run of this profile.",
+)  # fmt: skip
+
+
+def set_option(text: str) -> Callable[[F], F]:
+    """--set, with the help `text`."""
+    return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=f"{text} Repeatable.")

@@ -1,0 +1,51 @@
+"""`run` and `check`: a stage, carried out or only validated."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from app.commands.options import profile_option, runs_option, set_option
+from app.run import require_paths, run_stage
+from jobs.errors import ConfigError
+from jobs.load import resolve, stage_names
+
+
+@click.command()
+@click.argument("stage")
+@profile_option
+@click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")
+@set_option(
+    "Override one key of the stage or profile, such as train.max_steps=20; jobs/reference.yaml explains them all."
+)
+@runs_option
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
+@click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
+@click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
+def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
+        force: bool, resume: bool) -> None:  # fmt: skip
+    """Run a STAGE: the name of a file in jobs/, such as stage1.
+
+    A stage that is complete already, with the very same settings, is not repeated.
+    """
+    job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
+    outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC))
+    state = "complete" if outcome.ran else "complete already; --force repeats it"
+    click.echo(f"{stage}: {state}: {outcome.run.path}")
+
+
+@click.command()
+@click.argument("stage", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every stage.")
+@profile_option
+@set_option("Override one key, as for run.")
+def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ...]) -> None:
+    """Validate a STAGE, or --all, with a profile, without running anything. Exit 2 on a mistake."""
+    if (stage is None) == (not everything):
+        raise ConfigError("check", "expected a stage or --all", f"stages: {', '.join(stage_names())}")
+    for name in stage_names() if everything else [str(stage)]:
+        job = resolve(name, profile, sets=sets)
+        require_paths(job)
+        click.echo(f"{name}: valid with profile {job.profile.name}")

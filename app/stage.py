@@ -1,0 +1,146 @@
+"""The work of one stage from start to end: load, self-check, train, score. `app.run` opens the run and closes it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import probe
+from app.callbacks import HEARTBEAT_SECONDS, StopFlag
+from app.environment import environment
+from app.evaluate import Sample, evaluate
+from app.model import Loaded, load
+from app.progress import token_bar
+from app.stopping import TrainingEnded
+from app.tasks import Item, load_items
+from app.train import train
+from jobs.errors import EXIT_STOPPED
+from jobs.load import Job
+from jobs.rundir import RunDir
+from jobs.schema import TASK_NAMES, Score, ScoreFormat, TaskName
+
+log = logging.getLogger("prefill")
+
+
+def work(
+    job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], *, stop: StopFlag, resume: bool
+) -> dict[str, float]:
+    """The stage's two halves; returns what the summary calls its headline.
+
+    Raises:
+        UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
+    """
+    stage = _Stage(job, run, runs_dir, init_runs, stop)
+    log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+    _seed_everything(job.stage.seed)
+    section = stage.train(resume) if job.stage.train is not None else None
+    entries = stage.score(section) if job.stage.score is not None else []
+    headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
+    if section is not None:
+        headline["eval_loss"] = section["eval_loss_last"]
+    return headline
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class _Stage:
+    """The work of one run; every method writes only through `self.run`."""
+
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag) -> None:
+        self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
+        self.last_beat = -HEARTBEAT_SECONDS
+
+    def _load(self, name: str, dtype: str | None = None) -> Loaded:
+        """`name`: base, this stage (its own final model), or a stage that it starts from."""
+        path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
+        return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
+                    seed=self.job.stage.seed)  # fmt: skip
+
+    def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
+        data = self.job.profile.data.eval
+        return [item for task in tasks
+                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
+
+    def _check(self, loaded: Loaded, masks: list[str]) -> None:
+        findings = probe.require(loaded.model, masks, loaded.origin)
+        log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
+
+    def train(self, resume: bool) -> dict[str, Any]:
+        stage = self.job.stage
+        assert stage.train is not None
+        if resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file():
+            log.info("training is done already; going on to scoring")
+            section: dict[str, Any] = self.run.read_metrics()["train"]
+            return section
+        init = stage.init_names[0]
+        loaded = self._load(init, dtype="float32")
+        self.run.write_environment(environment(loaded, stage.seed))
+        self._check(loaded, [stage.train.mask])
+        # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
+        guarded = self._items(TASK_NAMES, "harness", None)
+        section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
+                        resume=resume)  # fmt: skip
+        self._write(section, [])
+        # final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights
+        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        return section
+
+    def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
+        settings = self.job.stage.score
+        assert settings is not None
+        items = self._items(settings.tasks, settings.format, settings.limit)
+        names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
+        masks = [str(mask) for mask in settings.masks]
+        entries: list[dict[str, Any]] = []
+        samples: list[Sample] = []
+        for name in names:
+            loaded = self._load(name)
+            self.run.write_environment(environment(loaded, self.job.stage.seed))
+            self._check(loaded, masks)
+            for mask in masks:
+                with token_bar(f"{name}/{mask}") as show:
+                    entry, rows = self._evaluate(loaded, items, name, mask, settings, show)
+                entries.append(entry)
+                samples.extend(rows)
+                self._write(section, entries)
+        with self.run.samples() as writer:
+            for row in samples:
+                writer.write(row)
+        return entries
+
+    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: str, settings: Score, show: Any) -> Any:
+        def progress(done: int, total: int) -> None:
+            show(done, total)
+            if time.monotonic() - self.last_beat >= HEARTBEAT_SECONDS or done >= total:
+                self.last_beat = time.monotonic()
+                self.run.heartbeat(done, total, None, done / (time.monotonic() - started), f"score {name}/{mask}")
+            if self.stop:
+                raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, "go on with --resume")
+
+        started = time.monotonic()
+        model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
+        entry, rows = evaluate(
+            loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
+            model_run=None if model_run == "base" else model_run, progress=progress,
+        )  # fmt: skip
+        leaks = ", LEAKS the answer" if entry["leaks"] else ""
+        log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
+                 f"in {time.monotonic() - started:.1f} s")  # fmt: skip
+        return entry, rows
+
+    def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:
+        job = self.job
+        self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
+                                "seed": job.stage.seed, "evaluations": evaluations, "train": section})  # fmt: skip

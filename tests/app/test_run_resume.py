@@ -1,0 +1,113 @@
+"""Which unfinished run is gone on with, and what is refused before there is a run at all. The work is a fake."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.run import require_paths, run_stage
+from app.stopping import TrainingEnded
+from jobs.errors import ConfigError, DataError, RunStateError, UserError
+from jobs.load import Job, resolve
+from jobs.rundir import RunDir
+from tests.app.fake_work import NOW, Start, failing
+
+# ---- resume ----------------------------------------------------------------------------------------------------------
+
+
+def test_resume_goes_on_in_the_same_directory(start: Start) -> None:
+    with pytest.raises(TrainingEnded):
+        start(failing(TrainingEnded("stopped by a signal", 75, "go on")))
+    seen = []
+
+    def work(job: Job, run: RunDir, *_: Any, resume: bool, **__: Any) -> dict[str, float]:
+        seen.append((run.path, resume))
+        return {}
+
+    outcome = start(work, resume=True)
+    assert seen == [(outcome.run.path, True)]
+    assert not (outcome.run.path / "failed.json").exists()
+    assert outcome.run.read_jsonl("attempts.jsonl") == [{"exit_code": 75, "message": "stopped by a signal; go on"}]
+
+
+def test_resume_without_anything_to_resume_is_refused(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(RunStateError, match="nothing to resume"):
+        start(resume=True)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(DataError):
+        start(failing(DataError("x", "y", "z")))
+    with pytest.raises(RunStateError, match="nothing to resume"):  # what is unfinished is another experiment
+        start(resume=True, limit=3)
+
+
+def test_resume_of_a_complete_stage_finds_it(start: Start) -> None:
+    with pytest.raises(DataError):
+        start(failing(DataError("x", "y", "z")))
+    done = start()
+    again = start(failing(AssertionError("resumed the older failure")), resume=True)
+    assert not again.ran and again.run.path == done.run.path
+
+
+def test_resume_prefers_what_was_begun_after_the_complete_run(start: Start) -> None:
+    start()
+    with pytest.raises(DataError):
+        start(failing(DataError("x", "y", "z")), force=True)
+    again = start(resume=True)
+    assert again.ran and again.run.path.name.endswith("-2")
+
+
+def test_force_and_resume_exclude_each_other(start: Start) -> None:
+    with pytest.raises(ConfigError, match="exclude"):
+        start(force=True, resume=True)
+
+
+# ---- what is known before there is a run -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["data.eval.source=path", "data.eval.path=/nowhere/at/all"],
+        ["model={source: path, name: /nowhere/at/all, config: null}"],
+        ["model={source: path, name: /, config: null}"],  # a directory, and no checkpoint
+    ],
+)
+def test_a_path_that_leads_nowhere_leaves_no_directory(start: Start, sets: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist|is not a checkpoint"):
+        start(sets=sets)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_was_deleted_is_noticed_before_there_is_a_run(tmp_path: Path) -> None:
+    job = resolve("stage3b", "ci")
+    with RunDir.create(tmp_path, "stage3b", NOW) as run:
+        run.write_job(job.record({"base": "base"}))
+        run.complete({"started": "", "finished": "", "seconds": 1.0, "headline": {}})
+    rate = resolve("stage4", "ci", sets=["init_from=stage3b"])
+    with pytest.raises(RunStateError, match="run stage3b --force"):
+        run_stage(rate, tmp_path, force=False, resume=False, now=lambda: NOW)
+    assert not (tmp_path / "stage4").exists()
+
+
+def test_a_runs_directory_that_cannot_be_made_is_a_users_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="cannot be written: Permission denied; choose another --runs-dir"):
+        run_stage(resolve("stage1", "ci"), tmp_path / "runs", force=False, resume=False, now=lambda: NOW)
+
+
+def test_paths_that_exist_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    sets = [
+        f"model={{source: path, name: {tmp_path}, config: null}}",
+        "data.eval.source=path",
+        f"data.eval.path={tmp_path}",
+    ]
+    require_paths(resolve("stage1", "ci", sets=sets))
