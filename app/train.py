@@ -67,6 +67,9 @@ def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments
     assert train is not None
     world = int(os.environ.get("WORLD_SIZE", "1"))
     accumulate = max(1, train.batch_size // (train.micro_batch_size * world))
+    checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
+    if train.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
     return TrainingArguments(
         output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
@@ -75,7 +78,7 @@ def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments
         weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
         optim="adafactor" if train.optimizer == "adafactor" else "adamw_torch_fused",
         bf16=mixed_precision(train.precision, device), use_cpu=device.type == "cpu",
-        gradient_checkpointing=train.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
+        **checkpointing,
         eval_strategy="steps", eval_steps=train.eval_every, eval_on_start=False,
         save_strategy="steps", save_steps=train.save_every, logging_steps=1, logging_nan_inf_filter=False,
         report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",

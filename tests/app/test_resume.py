@@ -67,7 +67,7 @@ def kill_at(runs_dir: Path, step: int) -> Path:
     return run_of(runs_dir)
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [1, 3])  # before the first checkpoint, and between two
 def test_killed_at_a_step_and_resumed_reaches_the_same_losses(step: int, undisturbed: Any, tmp_path: Path) -> None:
     run = kill_at(tmp_path, step)
     assert not (run / "summary.json").exists()
@@ -83,9 +83,10 @@ def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     checkpoints = complete_checkpoints(run / "checkpoints")
     weights = checkpoints[-1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+    assert len(checkpoints) == 2
     again = finish(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
-    assert f"resuming from {checkpoints[-2]}" in (run / "log.txt").read_text() if len(checkpoints) > 1 else True
+    assert f"resuming from {checkpoints[0]}" in (run / "log.txt").read_text()
     assert losses(run) == undisturbed
 
 
