@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from app.commands.harness import harness
 from app.commands.results import report, runs
 from app.commands.stages import check, run
 from app.commands.texts import generate, loglikelihood, probe
@@ -40,7 +41,7 @@ def cli() -> None:
     logging.getLogger("prefill").setLevel(logging.INFO)
 
 
-for command in (run, check, loglikelihood, generate, probe, report, runs):
+for command in (run, check, loglikelihood, generate, probe, harness, report, runs):
     cli.add_command(command)
 
 

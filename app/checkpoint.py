@@ -101,6 +101,7 @@ def save_final(
 ) -> None:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
+    The model itself becomes what is written: merged, and of `dtype`.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
@@ -111,9 +112,9 @@ def save_final(
         model = merged
     model.config.prefill = about
     model.config.use_cache = True  # Trainer switches it off, and from_pretrained would decode without a cache
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.config.dtype = dtype
-    model.save_pretrained(temporary, state_dict=state)
+    # In place: a copy of its state would untie tied weights, and leave config.json with the old dtype.
+    model.to(dtype)  # type: ignore[arg-type]
+    model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     mask = about["mask"]
     (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))

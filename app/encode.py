@@ -25,22 +25,38 @@ def _ids(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[lis
     return ids
 
 
+def start_token(tokenizer: Any) -> Any:
+    """The token that stands for an empty context: beginning of sequence, or where there is none its end."""
+    return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+
+def _ids_started_once(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """With special tokens, but for texts that begin with the first of them in writing, as a chat template's do."""
+    ids = _ids(tokenizer, texts)
+    written = "" if start_token(tokenizer) is None else tokenizer.decode([start_token(tokenizer)])
+    started = [index for index, text in enumerate(texts) if written and text.startswith(written)]
+    for index, plain in zip(started, _ids(tokenizer, [texts[i] for i in started], special=False), strict=True):
+        ids[index] = plain
+    return ids
+
+
 def encode_harness(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Request]:
     """lm-evaluation-harness's rule (lm_eval/api/model.py, TemplateLM).
 
     Trailing white space of the context moves to the continuation; the whole is encoded and split at the length of the
-    encoded context. An empty context is the beginning-of-sequence token (or end-of-sequence, where there is none).
+    encoded context. An empty context is the beginning-of-sequence token (or end-of-sequence, where there is none). A text
+    that begins with that token in writing does not get a second one.
     """
     moved = []
     for context, continuation in pairs:
         kept = context.rstrip()
         moved.append((kept, context[len(kept) :] + continuation) if context else ("", continuation))
-    contexts = _ids(tokenizer, [context for context, _ in moved])
-    wholes = _ids(tokenizer, [context + continuation for context, continuation in moved])
+    contexts = _ids_started_once(tokenizer, [context for context, _ in moved])
+    wholes = _ids_started_once(tokenizer, [context + continuation for context, continuation in moved])
     requests = []
     for (context, continuation), head, whole in zip(moved, contexts, wholes, strict=True):
         if not context:
-            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            start = start_token(tokenizer)
             ids = _ids(tokenizer, [continuation], special=False)[0]
             ids = ids[1:] if ids[:1] == [start] else ids
             requests.append(Request((start,), tuple(ids)))

@@ -13,7 +13,7 @@ from app.encode import ENCODERS, require_fits
 from app.mask import PATTERNS
 from app.model import Loaded
 from app.score import Count, Scored, loglikelihood
-from app.stats import macro_interval
+from app.stats import macro_interval, stderr
 from app.tasks import TASKS, Item
 from jobs.schema import Score
 
@@ -52,7 +52,7 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
     return {
         "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
         "metric": metric, "headline": accuracy,
-        "stderr": float(np.sqrt(accuracy * (1 - accuracy) / (n - 1))) if n > 1 else None,  # the harness's sample stderr
+        "stderr": stderr(hits[metric]),
         "gold_nll_per_token": float(nll), "chance": TASKS[task].chance, "prefix_violations": violations,
     }  # fmt: skip
 

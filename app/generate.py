@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from app.attention import attend
 from app.mask import Document, layout
@@ -35,11 +37,25 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> lis
     return encoded
 
 
+@contextmanager
+def _greedy(model: Any, stop: int | list[int] | None, pad: int) -> Iterator[None]:
+    """Nothing but the most likely token: a published generation config may ask for beams or penalise repetition."""
+    published = model.generation_config
+    model.generation_config = GenerationConfig(
+        eos_token_id=stop, pad_token_id=pad, do_sample=False, disable_compile=True
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = published
+
+
 def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_new_tokens: int,
-             streamer: Any = None) -> list[list[int]]:  # fmt: skip
+             streamer: Any = None, stopping: Any = None) -> list[list[int]]:  # fmt: skip
     """The new tokens of each prompt, up to its end-of-sequence token (left out).
 
     Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
+    `stopping`: transformers stopping criteria, to end before the end-of-sequence token; what follows a stop is kept.
 
     Raises:
         DataError: prompt and answer together exceed the model's context.
@@ -57,12 +73,12 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     pad = pad if pad is not None else loaded.tokenizer.eos_token_id
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
-    with torch.inference_mode(), attend(where):
-        out = loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, do_sample=False,
-            temperature=None, top_p=None, top_k=None, pad_token_id=pad, streamer=streamer,
-        )  # fmt: skip
     stop = loaded.model.generation_config.eos_token_id
+    with torch.inference_mode(), attend(where), _greedy(loaded.model, stop, pad):
+        out = loaded.model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
+            stopping_criteria=stopping,
+        )  # fmt: skip
     stops = set(stop if isinstance(stop, list) else [stop]) | {loaded.tokenizer.eos_token_id}
     answers = []
     for row in out[:, width:].tolist():

@@ -156,9 +156,6 @@ def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
     hf_logging.disable_progress_bar()
-    # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
-    # all of a training step (docs/log.md). The memory-efficient kernels take any shape.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
     except UserError:
@@ -187,6 +184,9 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     """
     device = pick_device(source.device)
     torch_dtype = pick_dtype(dtype or source.dtype, device)
+    # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
+    # all of a training step (docs/log.md). The memory-efficient kernels take any shape.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     attention = NAMES[source.attention]
     model: Any
     if checkpoint is None and source.source == "random":

@@ -75,20 +75,22 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
     """Per layer type: is the mask that reached the attention modules the predicate's own?"""
-    kinds, good = layer_types(model), dict.fromkeys(layer_types(model), False)
+    kinds = layer_types(model)
+    good: dict[str, list[bool]] = {kind: [] for kind in kinds}
     handles = []
 
     def check(module: Any, args: Any, kwargs: Any) -> None:
         mask, kind = kwargs.get("attention_mask"), kinds[module.layer_idx]
         want = where.dense(window=_window(model, kind)).to(model.device)
         if mask is None:
+            good[kind].append(False)
             return
         if hasattr(mask, "mask_mod"):  # FlexAttention
             i = torch.arange(where.shape[1], device=model.device)
             zero = torch.zeros((), dtype=torch.long, device=model.device)
             mask = mask.mask_mod(zero, zero, i[:, None], i[None, :])[None, None]
         seen = mask if mask.dtype == torch.bool else mask == 0
-        good[kind] = bool((seen == want).all())
+        good[kind].append(bool((seen == want).all()))
 
     for module in model.modules():
         if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
@@ -98,7 +100,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
     finally:
         for handle in handles:
             handle.remove()
-    return good
+    return {kind: bool(seen) and all(seen) for kind, seen in good.items()}
 
 
 def check_dependence(model: PreTrainedModel, patterns: Iterable[str]) -> list[Finding]:

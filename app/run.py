@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now) 
     """
     if force and resume:
         raise ConfigError("run", "--force starts anew and --resume goes on: they exclude each other", "leave one out")
+    _require_one_process(job)
     init_runs = resolve_init(runs_dir, job)
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
@@ -86,6 +88,18 @@ def require_paths(job: Job) -> None:
     if model is not None and not (Path(model).expanduser() / "config.json").is_file():
         fact = f"{model} has no config.json, so it is not a checkpoint"
         raise ConfigError(f"profile {profile.name}: model.name", fact, "give a directory written by save_pretrained")
+
+
+def _require_one_process(job: Job) -> None:
+    """Several processes would each open a run of their own; until that is built, say so instead."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1":
+        raise ConfigError(
+            "WORLD_SIZE", f"is {world}, and a stage runs in one process so far", "start it without a launcher"
+        )
+    if job.profile.gpus > 1:
+        fact = f"is {job.profile.gpus}, and a stage runs on one GPU so far"
+        raise ConfigError(f"profile {job.profile.name}: gpus", fact, "set gpus: 1")
 
 
 def _require_models(job: Job, runs_dir: Path, init_runs: Mapping[str, str]) -> None:

@@ -83,6 +83,7 @@ class _Stage:
         if resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file():
             log.info("training is done already; going on to scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
+            self._drop_checkpoints()
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
@@ -93,9 +94,12 @@ class _Stage:
         section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
                         resume=resume)  # fmt: skip
         self._write(section, [])
-        # final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights
-        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        self._drop_checkpoints()
         return section
+
+    def _drop_checkpoints(self) -> None:
+        """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""
+        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
 
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.stage.score

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from app.model import Loaded, cpu_has_bf16, pick_dtype, row_multiple
 from app.overlap import drop_overlap
 from app.stopping import NoLearning, Plateau, interrupted
 from app.trainer import PrefillTrainer
+from jobs.errors import ConfigError
 from jobs.load import Job
 from jobs.rundir import RunDir
 from jobs.schema import Train
@@ -65,13 +65,12 @@ def _with_lora(model: PreTrainedModel, train: Train) -> Any:
 def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
     train = job.stage.train
     assert train is not None
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    accumulate = max(1, train.batch_size // (train.micro_batch_size * world))
+    accumulate = train.batch_size // train.micro_batch_size
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
     if train.gradient_checkpointing:
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
         per_device_train_batch_size=train.micro_batch_size, gradient_accumulation_steps=accumulate,
         learning_rate=train.learning_rate, lr_scheduler_type=schedule, warmup_steps=train.warmup_steps,
@@ -84,6 +83,9 @@ def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments
         report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True, average_tokens_across_devices=True,
     )  # fmt: skip
+    if arguments.n_gpu > 1:  # Trainer would spread each batch over all GPUs it sees, and make it that much larger
+        arguments._n_gpu = 1
+    return arguments
 
 
 class _Evaluations:
@@ -127,13 +129,19 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     Raises:
         TrainingEnded: not finite, nothing learnt, or a signal.
         DataError: unusable data.
+        ConfigError: examples may be longer than the model's context.
     """
     section = job.stage.train
     assert section is not None
+    if section.max_length > loaded.max_length:
+        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
+                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
     status(f"{counts['train']} training examples, {counts['eval']} held out, "
            f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _with_lora(loaded.model, section)
+    params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
+    params_total = sum(p.numel() for p in model.parameters())
     collator = Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                         row_multiple(loaded.device))  # fmt: skip
     size = section.micro_batch_size
@@ -165,7 +173,10 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
         status(f"resuming from {at}")
-    trainer.train(resume_from_checkpoint=str(at) if at else None)
+    if at is not None and evaluations.stop:
+        trainer.restore(at)  # what ended this training had been seen before it was interrupted
+    else:
+        trainer.train(resume_from_checkpoint=str(at) if at else None)
     if stop:
         raise interrupted(trainer.state.global_step)
     if evaluations.losses[-1][0] != trainer.state.global_step:
@@ -188,8 +199,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
         "tokens": trainer.tokens_seen, "response_tokens": trainer.response_tokens_seen, "seconds": round(seconds, 3),
         "tokens_per_s": trainer.tokens_seen / seconds,
-        "params_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "params_total": sum(p.numel() for p in model.parameters()),
+        "params_trained": params_trained, "params_total": params_total,
         "precision": "bf16 autocast, fp32 weights" if trainer.args.bf16 else "fp32",
         "objective": section.objective.model_dump(), "resumed_from_step": step,
     }  # fmt: skip

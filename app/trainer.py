@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
+from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from app.attention import attend
 from app.batch import IGNORE, Collator, layout_of
-from app.checkpoint import mark_complete, newest, prune
+from app.checkpoint import mark_complete, newest, prune, step_of
 from app.data import TokenExample
 from app.mask import Layout
 from app.objective import Loss, objective
@@ -69,8 +71,11 @@ class PrefillTrainer(Trainer):
             stack.enter_context(self.accelerator.autocast())
             if self.teacher is not None:
                 return self._logits(self.teacher, batch, causal, flat)
-            stack.enter_context(self.accelerator.unwrap_model(model).disable_adapter())
-            return self._logits(model, batch, causal, flat)
+            inner = self.accelerator.unwrap_model(model)
+            stack.enter_context(inner.disable_adapter())
+            stack.callback(inner.train, inner.training)
+            inner.eval()  # the frozen start knows no dropout
+            return self._logits(inner, batch, causal, flat)
 
     def batch_loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Loss, int]:
         """Sums over the batch's response tokens, and how many there are."""
@@ -125,21 +130,29 @@ class PrefillTrainer(Trainer):
         total, tokens = 0.0, 0
         started = time.monotonic()
         with torch.no_grad(), self.accelerator.autocast():
-            for examples in self.eval_batches:
+            for examples in tqdm(self.eval_batches, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = self._prepare_inputs(self.eval_collator(examples))
                 labels = batch["labels"].flatten()
                 flat = (labels != IGNORE).nonzero()[:, 0]
                 logits = self._logits(model, batch, layout_of(batch), flat)
                 total += float(objective(logits, labels[flat], None, ce=1.0, kl=0.0).ce)
                 tokens += len(flat)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(training)
         loss = total / tokens
+        if not math.isfinite(loss):
+            raise not_finite("the evaluation loss", self.state.global_step, self._last_good())
         metrics = {"eval_loss": loss, "eval_runtime": time.monotonic() - started}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.on_evaluation(self.state.global_step, loss)
         return metrics
 
     # ---- checkpoints
+
+    def restore(self, checkpoint: Path) -> None:
+        """The weights and the step of `checkpoint`, where there is nothing left to train."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = step_of(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app import checkpoint
 from app.run import run_stage
 from app.stopping import TrainingEnded
+from jobs.errors import ConfigError
 from jobs.load import resolve
 from jobs.rundir import RunDir
 
@@ -64,6 +66,7 @@ def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
     assert section["steps"] == 3 and section["stopped_by"] == "max_steps"
     assert section["data"]["overlap"]["dropped"] == section["dropped_overlap"]
     assert section["tokens"] > section["response_tokens"] > 0
+    assert section["params_total"] >= section["params_trained"] > 0
     assert len(finished.read_jsonl("train_log.jsonl")) == 3
     assert not finished.checkpoints.exists()  # nothing is left to resume
     assert finished.verify() == []
@@ -105,3 +108,39 @@ def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice
     run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
     assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2, 3]
     assert run.read_metrics()["train"]["resumed_from_step"] == 3 and run.state() == "complete"
+
+
+def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    sets = ["train.max_steps=5", "train.save_every=1", "train.eval_every=1",
+            "train.auto_stop={patience: 2, min_delta: 100.0, min_steps: 0}"]  # fmt: skip
+    job = resolve("stage3b", "ci", sets=sets)
+    seen: list[torch.Tensor] = []
+
+    def killed(model: Any, *_: Any, **__: Any) -> None:
+        seen.append(model.lm_head.weight.detach().clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_final", killed)
+    for resume in (False, True):
+        with pytest.raises(TrainingEnded, match="interrupted"):
+            run_stage(job, tmp_path, force=False, resume=resume, now=lambda: datetime.now(UTC))
+    monkeypatch.undo()
+    run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
+    section = run.read_metrics()["train"]
+    assert section["steps"] == 2 and section["stopped_by"] == "auto_stop"
+    assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2]
+    final = AutoModelForCausalLM.from_pretrained(run.final).lm_head.weight
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], final)
+
+
+def test_examples_longer_than_the_model_s_context_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.max_length: 4096 tokens are more than the 2048"):
+        train(tmp_path, "stage3b", "train.max_length=4096")
+
+
+def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(embedded: Any, tmp_path: Path) -> None:
+    run = train(tmp_path, "stage3b", "model.dtype=bfloat16", LORA[0])
+    assert json.loads((run.final / "config.json").read_text())["dtype"] == "bfloat16"
+    with safe_open(str(run.final / "model.safetensors"), "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118  # not a dict
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118

@@ -56,3 +56,12 @@ def test_chunked_prefill_is_refused(model_of: Any) -> None:
 def test_a_prompt_longer_than_the_context_is_refused(model_of: Any) -> None:
     with pytest.raises(DataError, match="exceed the context of 128"):
         generate(loaded(model_of("llama")), [[5] * 120], "prefix", max_new_tokens=9)
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 3}, {"repetition_penalty": 1.5}, {"cache_implementation": "static"}])
+def test_decoding_is_greedy_whatever_the_model_s_own_settings(setting: dict[str, Any], model_of: Any) -> None:
+    model = model_of("llama")
+    want = generate(loaded(model), PROMPTS, "prefix", max_new_tokens=12)
+    model.generation_config.update(**setting)
+    assert generate(loaded(model), PROMPTS, "prefix", max_new_tokens=12) == want
+    assert all(getattr(model.generation_config, key) == value for key, value in setting.items())

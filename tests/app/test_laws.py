@@ -175,3 +175,15 @@ def test_the_self_check_stops_a_model_that_ignores_its_mask(model_of: ModelOf) -
     with pytest.raises(ModelError, match="does not hold"):
         probe.require(model, ["prefix"], "test")
     assert set(NAMES) == {"sdpa", "eager", "flex_attention"}
+
+
+def test_the_self_check_looks_at_every_layer(model_of: ModelOf) -> None:
+    model = model_of("llama")
+    first = model.model.layers[0].self_attn
+
+    def unmask(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "attention_mask": torch.ones_like(kwargs["attention_mask"])}
+
+    first.register_forward_pre_hook(unmask, with_kwargs=True)  # the layers after it get the right mask
+    findings = probe.check_dependence(model, ["prefix"])
+    assert not next(f for f in findings if "reaches" in f.law).holds

@@ -131,6 +131,17 @@ def test_the_teacher_is_the_start_under_its_causal_mask(lora: bool, model_of: An
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_the_teacher_has_no_dropout_although_the_student_trains_with_it(model_of: Any, tmp_path: Path) -> None:
+    model = get_peft_model(model_of("llama", attention_dropout=0.5), LoraConfig(r=4, target_modules="all-linear"))
+    trainer = trainer_of(model, tmp_path, goal=Objective(ce=0.0, kl=1.0))
+    model.train()
+    batch = Collator("prefix")(examples(4))
+    flat = (batch["labels"].flatten() >= 0).nonzero()[:, 0]
+    once, again = (trainer._teacher_logits(model, batch, layout_of(batch), flat) for _ in range(2))
+    torch.testing.assert_close(once, again, rtol=0, atol=0)
+    assert model.training
+
+
 def test_kl_is_zero_at_a_causal_start_and_positive_at_a_prefix_one(model_of: Any, tmp_path: Path) -> None:
     def kl(pattern: str) -> float:
         model = model_of("llama")
@@ -159,3 +170,40 @@ def test_a_gradient_that_is_not_finite_ends_training_before_the_step(model_of: A
     with pytest.raises(TrainingEnded, match="the gradient is not finite at step 1"):
         trainer_of(model, tmp_path).train()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_an_evaluation_that_is_not_finite_ends_training(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("inf")
+    with pytest.raises(TrainingEnded, match="the evaluation loss is not finite at step 0"):
+        trainer_of(model, tmp_path).evaluate()
+
+
+def test_all_gpus_of_a_machine_do_not_make_the_batch_larger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from datetime import UTC, datetime
+
+    from app.train import _arguments
+    from jobs.load import resolve
+    from jobs.rundir import RunDir
+
+    # what TrainingArguments says of a machine with four GPUs
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu or 4))
+    with RunDir.create(tmp_path, "stage3b", datetime.now(UTC)) as run:
+        arguments = _arguments(resolve("stage3b", "ci"), run, torch.device("cpu"))
+    assert arguments.train_batch_size == 2
+
+
+def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) -> None:
+    from itertools import count
+    from types import SimpleNamespace
+
+    from app.callbacks import HEARTBEAT_SECONDS, Recorder, StopFlag
+
+    phases: list[str] = []
+    run: Any = SimpleNamespace(heartbeat=lambda step, total, loss, rate, phase: phases.append(phase))
+    clock = count(0, HEARTBEAT_SECONDS + 1)
+    trainer = trainer_of(model_of("llama"), tmp_path)
+    trainer.add_callback(Recorder(run, StopFlag(), lambda: float(next(clock))))
+    trainer.evaluate()
+    assert phases == ["evaluate"] * len(trainer.eval_batches)

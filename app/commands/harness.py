@@ -1,0 +1,63 @@
+"""`harness`: any task of lm-evaluation-harness under any mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from app.commands.options import FILE, model_option, profile_option, runs_option
+from jobs.errors import ConfigError
+from jobs.load import resolve
+from jobs.schema import MASKS
+
+
+@click.command()
+@profile_option
+@model_option
+@click.option("--mask", type=click.Choice(MASKS), required=True, help="Who sees whom; the context, with its few-shot examples, "
+              "is the prefix. bidirectional leaks the answer and cannot generate. See docs/harness.md.")  # fmt: skip
+@click.option("--tasks", required=True, metavar="NAMES", help="Tasks, groups or tags of lm_eval, separated by commas; wildcards "
+              "may be used. With a profile on the embedded data, their rows are read from there if they are in it.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items of each task.")
+@click.option("--num-fewshot", type=click.IntRange(min=0), metavar="K", help="Examples before each item, in place of the task's "
+              "own number.")  # fmt: skip
+@click.option("--chat", is_flag=True, help="Put each context into the tokenizer's chat template.")
+@click.option("--include-path", type=click.Path(path_type=Path, file_okay=False, exists=True),
+              help="A directory of task files of your own.")  # fmt: skip
+@click.option("--out", type=FILE, help="Results and samples as JSON, in lm_eval's form, with mask and model in config.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
+              help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
+@runs_option
+def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int | None, num_fewshot: int | None,
+            chat: bool, include_path: Path | None, out: Path | None, dtype: str | None, batch_tokens: int,
+            runs_dir: Path) -> None:  # fmt: skip
+    """Evaluate tasks of lm-evaluation-harness under any mask.
+
+    Needs lm_eval, which make setup installs.
+    """
+    from app.pairs import require_writable
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--tasks", "names no task", "give one, such as --tasks sciq")
+    data = resolve("stage1", profile).profile.data.eval
+    if out is not None:
+        require_writable(out)
+    from app.harness import LEAKS, PrefillLM
+
+    from app import harness_tasks  # isort: skip  # after app.harness, which says what to do without lm_eval
+
+    manager = harness_tasks.manager(data.source == "embedded", include_path)
+    built = harness_tasks.build(manager, names, mask)
+    lm = PrefillLM(mask, profile, model, runs_dir=str(runs_dir), dtype=dtype, batch_tokens=batch_tokens)
+    results = harness_tasks.evaluate(lm, manager, built, limit=limit, num_fewshot=num_fewshot, chat=chat,
+                                     samples=out is not None)  # fmt: skip
+    if out is not None:
+        harness_tasks.write(out, results)
+    cut = f", {lm.counts['contexts_truncated']} contexts cut" if lm.counts["contexts_truncated"] else ""
+    click.echo(f"{lm.loaded.origin} under {mask}{f', first {limit} items' if limit else ''}{cut}")
+    click.echo(harness_tasks.tables(results))
+    if lm.leaks:
+        click.echo(LEAKS)
