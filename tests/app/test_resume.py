@@ -20,6 +20,15 @@ ARGUMENTS = ["--profile", "ci", "--set", f"train.max_steps={STEPS}", "--set", "t
              "--set", "train.eval_every=2", "--set", "train.schedule=cosine"]  # fmt: skip
 
 
+# Everything that has a state of its own: an adapter with dropout, a teacher, a drawn mask.
+ADAPTER = [
+    "--set",
+    "train.lora={r: 4, dropout: 0.2}",
+    "--set",
+    "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}",
+]
+
+
 def command(runs_dir: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "app", "run", "stage3b", *ARGUMENTS, "--runs-dir", str(runs_dir), *more]
 
@@ -50,9 +59,9 @@ def undisturbed(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
     return losses(run_of(runs_dir))
 
 
-def kill_at(runs_dir: Path, step: int) -> Path:
+def kill_at(runs_dir: Path, step: int, *more: str) -> Path:
     """Start the run and SIGKILL it once its log shows `step`. Bounded by a count of looks, not by luck."""
-    process = subprocess.Popen(command(runs_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(runs_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(6000):
             logs = list(runs_dir.glob("stage3b/*/train_log.jsonl"))
@@ -76,6 +85,16 @@ def test_killed_at_a_step_and_resumed_reaches_the_same_losses(step: int, undistu
     assert run_of(tmp_path) == run  # the same directory went on
     assert losses(run) == undisturbed
     assert json.loads((run / "summary.json").read_text())["exit"] == "complete"
+
+
+def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(embedded: Any, tmp_path: Path) -> None:
+    whole = finish(tmp_path / "whole", *ADAPTER)
+    assert whole.returncode == 0, whole.stderr
+    run = kill_at(tmp_path / "killed", 3, *ADAPTER)
+    again = finish(tmp_path / "killed", *ADAPTER, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in (run / "log.txt").read_text()
+    assert losses(run) == losses(run_of(tmp_path / "whole"))
 
 
 def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
