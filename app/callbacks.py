@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -43,16 +44,41 @@ class StopFlag:
                 signal.signal(number, handler)
 
 
+class Heart:
+    """The heartbeat of a run: at once when a phase begins, then every few seconds while the phase makes steps.
+
+    How long each phase may be silent stands in jobs/health.py: a new phase needs a line there.
+    """
+
+    def __init__(self, run: RunDir, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.monotonic = run, monotonic
+        self.step = self.total = 0
+        self.loss: float | None = None
+        self.current: str | None = None
+        self.last = -math.inf
+
+    def phase(self, name: str) -> None:
+        """A phase that makes no steps begins, or one whose steps are yet to come: the last ones known are kept."""
+        self.beat(self.step, self.total, name, loss=self.loss, force=True)
+
+    def beat(self, step: int, total: int, phase: str, *, loss: float | None = None, rate: float | None = None,
+             force: bool = False) -> None:  # fmt: skip
+        self.step, self.total, self.loss = step, total, loss
+        if force or phase != self.current or self.monotonic() - self.last >= HEARTBEAT_SECONDS:
+            self.last, self.current = self.monotonic(), phase
+            self.run.heartbeat(step, total, loss, rate, phase)
+
+
 class Recorder(TrainerCallback):
     """Writes train_log.jsonl and the heartbeat, moves the bar, and asks for a checkpoint and an end on a signal."""
 
-    def __init__(self, run: RunDir, stop: StopFlag, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.stop, self.monotonic = run, stop, monotonic
+    def __init__(self, run: RunDir, stop: StopFlag, heart: Heart) -> None:
+        self.run, self.stop, self.heart, self.monotonic = run, stop, heart, heart.monotonic
         self.trainer: PrefillTrainer | None = None
         self.loss: float | None = None
         self.seconds_before = 0.0  # spent by earlier attempts of this run
         self.tokens_before = 0
-        self.started = self.last_beat = monotonic()
+        self.started = self.monotonic()
         self.bar: Any = None
 
     def _rate(self) -> float | None:
@@ -60,9 +86,7 @@ class Recorder(TrainerCallback):
         return (self.trainer.tokens_seen - self.tokens_before) / elapsed if self.trainer and elapsed > 0 else None
 
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
-        if force or self.monotonic() - self.last_beat >= HEARTBEAT_SECONDS:
-            self.last_beat = self.monotonic()
-            self.run.heartbeat(step, total, self.loss, self._rate(), phase)
+        self.heart.beat(step, total, phase, loss=self.loss, rate=self._rate(), force=force)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = self.monotonic()
@@ -83,6 +107,9 @@ class Recorder(TrainerCallback):
         self.beat(state.global_step, state.max_steps)
         if self.stop:
             control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.beat(state.global_step, state.max_steps)  # what may take long is over
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: dict[str, float] | None = None, **_: Any) -> None:  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from app import probe
-from app.callbacks import HEARTBEAT_SECONDS, StopFlag
+from app.callbacks import Heart, StopFlag
 from app.environment import environment
 from app.evaluate import Sample, evaluate
 from app.model import Loaded, load
@@ -39,6 +39,7 @@ def work(
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop)
+    stage.heart.phase("start")
     log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
     _seed_everything(job.stage.seed)
     section = stage.train(resume) if job.stage.train is not None else None
@@ -60,20 +61,23 @@ class _Stage:
 
     def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag) -> None:
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
-        self.last_beat = -HEARTBEAT_SECONDS
+        self.heart = Heart(run)
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
+        self.heart.phase("load")
         path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
         return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
                     seed=self.job.stage.seed)  # fmt: skip
 
     def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
+        self.heart.phase("data")
         data = self.job.profile.data.eval
         return [item for task in tasks
                 for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
 
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
+        self.heart.phase("check")
         findings = probe.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
@@ -92,7 +96,7 @@ class _Stage:
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
         section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
-                        resume=resume)  # fmt: skip
+                        heart=self.heart, resume=resume)  # fmt: skip
         self._write(section, [])
         self._drop_checkpoints()
         return section
@@ -119,6 +123,7 @@ class _Stage:
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
+        self.heart.phase("save")  # and app.run hashes every file of the run after that
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
@@ -127,12 +132,13 @@ class _Stage:
     def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: str, settings: Score, show: Any) -> Any:
         def progress(done: int, total: int) -> None:
             show(done, total)
-            if time.monotonic() - self.last_beat >= HEARTBEAT_SECONDS or done >= total:
-                self.last_beat = time.monotonic()
-                self.run.heartbeat(done, total, None, done / (time.monotonic() - started), f"score {name}/{mask}")
+            rate = done / (time.monotonic() - started)
+            self.heart.beat(done, total, phase, rate=rate, force=done >= total)
             if self.stop:
                 raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, "go on with --resume")
 
+        phase = f"score {name}/{mask}"
+        self.heart.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(

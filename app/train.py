@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from app import checkpoint
 from app.batch import Collator, Schedule
-from app.callbacks import Recorder, StopFlag
+from app.callbacks import Heart, Recorder, StopFlag
 from app.data import TokenExample, load_examples, split
 from app.model import Loaded, cpu_has_bf16, pick_dtype, row_multiple
 from app.overlap import drop_overlap
@@ -119,7 +119,7 @@ class _Evaluations:
 
 
 def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
-          resume: bool, status: Callable[[str], None] = log.info) -> dict[str, Any]:  # fmt: skip
+          heart: Heart, resume: bool, status: Callable[[str], None] = log.info) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json.
 
     Args:
@@ -136,6 +136,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    heart.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
     status(f"{counts['train']} training examples, {counts['eval']} held out, "
            f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
@@ -150,7 +151,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     for name in ("train_log.jsonl", "eval_log.jsonl"):
         run.rewind_jsonl(name, step if step is not None else -1)
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, stop)
+    recorder = Recorder(run, stop, heart)
 
     def on_evaluation(at_step: int, loss: float) -> None:
         evaluations(at_step, loss)
@@ -160,7 +161,8 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         model, _arguments(job, run, loaded.device), collator=collator, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
         eval_dataset=held_out, eval_batches=[held_out[i : i + size] for i in range(0, len(held_out), size)],
-        keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, callbacks=[recorder],
+        keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, on_phase=heart.phase,
+        callbacks=[recorder],
     )  # fmt: skip
     before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
     trainer.tokens_seen = int(before.get("tokens") or 0)
@@ -173,6 +175,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
         status(f"resuming from {at}")
+        heart.phase("load")
     if at is not None and evaluations.stop:
         trainer.restore(at)  # what ended this training had been seen before it was interrupted
     else:
@@ -186,6 +189,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id, "steps": steps,
              "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
+    heart.phase("save")
     checkpoint.save_final(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, run.final,
                           dtype=dtype, about=about)  # fmt: skip
     losses = [loss for _, loss in evaluations.losses]

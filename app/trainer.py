@@ -38,7 +38,8 @@ class PrefillTrainer(Trainer):
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, collator: Collator, goal: Objective,
                  eval_batches: Sequence[Sequence[TokenExample]], keep_checkpoints: int,
-                 on_evaluation: Callable[[int, float], None], **kwargs: Any) -> None:  # fmt: skip
+                 on_evaluation: Callable[[int, float], None],
+                 on_phase: Callable[[str], None] = lambda name: None, **kwargs: Any) -> None:  # fmt: skip
         super().__init__(model=model, args=args, data_collator=collator, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that Trainer counts response tokens and leaves scaling to us
         self.directory = Path(str(args.output_dir))
@@ -47,6 +48,7 @@ class PrefillTrainer(Trainer):
         self.eval_collator = replace(collator, causal_fraction=0.0)
         self.keep_checkpoints = keep_checkpoints
         self.on_evaluation = on_evaluation
+        self.on_phase = on_phase  # called where something begins that Trainer has no callback for
         self.tokens_seen = 0
         self.response_tokens_seen = 0
         self.teacher: PreTrainedModel | None = None
@@ -124,6 +126,7 @@ class PrefillTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None,
                  metric_key_prefix: str = "eval") -> dict[str, float]:  # fmt: skip
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
+        self.on_phase("evaluate")
         model: Any = self.model
         training = model.training
         model.eval()
@@ -155,6 +158,7 @@ class PrefillTrainer(Trainer):
         self.state.global_step = step_of(checkpoint)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.on_phase("save")
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             mark_complete(self.directory / f"checkpoint-{self.state.global_step}")

@@ -198,12 +198,12 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     from itertools import count
     from types import SimpleNamespace
 
-    from app.callbacks import HEARTBEAT_SECONDS, Recorder, StopFlag
+    from app.callbacks import HEARTBEAT_SECONDS, Heart, Recorder, StopFlag
 
     phases: list[str] = []
     run: Any = SimpleNamespace(heartbeat=lambda step, total, loss, rate, phase: phases.append(phase))
     clock = count(0, HEARTBEAT_SECONDS + 1)
     trainer = trainer_of(model_of("llama"), tmp_path)
-    trainer.add_callback(Recorder(run, StopFlag(), lambda: float(next(clock))))
+    trainer.add_callback(Recorder(run, StopFlag(), Heart(run, lambda: float(next(clock)))))
     trainer.evaluate()
     assert phases == ["evaluate"] * len(trainer.eval_batches)

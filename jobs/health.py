@@ -1,0 +1,194 @@
+"""Does the run that is being written here still move? `python -m jobs.health [RUNS_DIR]`, the image's health check.
+
+A trainer that hangs or is stopped keeps its process and its lock; what it stops is the heartbeat. So a run is judged by
+the age of its last beat, against what its phase may take without one. Only runs whose lock is held and names this host
+count: a container, whose host name is its id, that shares its runs with others judges its own.
+
+Exit code 0: healthy, or no run is being written here. 1: a run stands still. 2: a setting is wrong.
+It is started every half minute beside a run: standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from jobs import lock
+from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
+
+UNHEALTHY = 1
+SETTING = "PREFILL_HEALTH_SILENCE"
+
+# Phase -> seconds it may take without a beat. A phase is the first word of the heartbeat's: "score base/prefix" is "score".
+SILENCE: Mapping[str, float] = {
+    "start": 1800,  # also what a run may take before its first beat
+    "load": 1800,  # the download of a model of 3B parameters, or the optimiser's state of a resumed run
+    "data": 900,  # reading, tokenising, and the search for evaluation items among the examples
+    "check": 600,
+    "save": 900,
+    "train": 180,  # these beat every few seconds, and at least once a micro-batch
+    "evaluate": 180,
+    "score": 180,
+}
+WORKING = ("train", "evaluate", "score")  # what $PREFILL_HEALTH_SILENCE changes
+_OTHERWISE = "train"  # a phase that is not in the table is held to the strictest limit
+
+
+class Clock(Protocol):
+    """Where the time comes from; the module `time` is one."""
+
+    def time(self) -> float: ...
+    def monotonic(self) -> float: ...
+
+
+class Verdict(NamedTuple):
+    """About one run; the sentence says why."""
+
+    healthy: bool
+    sentence: str
+
+
+class _Beat(NamedTuple):
+    phase: str
+    progress: str  # such as train 340/1200
+    unix_time: float
+    monotonic: float
+
+
+# ---- the judgement: no clock, no files -------------------------------------------------------------------------------
+
+
+def limits(silence: str | None) -> dict[str, float]:
+    """The table, its working phases set to `silence` seconds where that is given. Raises ConfigError."""
+    if not silence:  # unset, or passed on empty
+        return dict(SILENCE)
+    try:
+        seconds = float(silence)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ConfigError(SETTING, f'expected a positive number of seconds, found "{silence}"',
+                          f"correct it, or unset it for {SILENCE[_OTHERWISE]:.0f}")  # fmt: skip
+    return {**SILENCE, **dict.fromkeys(WORKING, seconds)}
+
+
+def judge(
+    beat: Mapping[str, Any] | None, run_age: float, monotonic: float, wall: float, limits: Mapping[str, float]
+) -> Verdict:
+    """Healthy unless the last beat is older than its phase allows.
+
+    Args:
+        beat: the content of heartbeat.json; None, or what is no beat, counts as none since the run was started.
+        run_age: seconds since then.
+        monotonic, wall: the time now. The monotonic clock decides, since nobody can set it; it begins anew when the
+            machine does, so that a beat from its future is judged by the wall clock.
+        limits: seconds by phase, see `limits`.
+    """
+    last = _parse(beat)
+    if last is None:
+        silent, allowed = max(run_age, 0.0), limits["start"]
+        if silent <= allowed:
+            return Verdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
+        return Verdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
+    silent = monotonic - last.monotonic
+    if silent < 0:
+        silent = max(wall - last.unix_time, 0.0)
+    allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
+    if silent <= allowed:
+        return Verdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
+    return Verdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
+
+
+def _remedy(allowed: float) -> str:
+    return f"allowed {allowed:.0f} s; see log.txt of the run"
+
+
+def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
+    if beat is None:
+        return None
+    phase, unix_time, monotonic = beat.get("phase"), _number(beat.get("unix_time")), _number(beat.get("monotonic"))
+    if not isinstance(phase, str) or unix_time is None or monotonic is None:
+        return None
+    step, total = _number(beat.get("step")), _number(beat.get("total"))
+    progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase
+    return _Beat(phase, progress, unix_time, monotonic)
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+# ---- the runs that are being written here ----------------------------------------------------------------------------
+
+
+def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) -> Iterator[tuple[str, Verdict]]:
+    """The id of each run below `runs_dir` that a process of `host` writes, and what is to be said of it."""
+    for path in sorted(runs_dir.glob("*/*/lock")):
+        try:
+            written_here = _holder_host(path.read_text(encoding="utf-8")) == host and lock.is_held(path)
+            locked_at = path.stat().st_mtime
+        except (OSError, ValueError):  # another user's, or removed meanwhile: not a run of ours
+            continue
+        if written_here:
+            beat = _read(path.with_name("heartbeat.json"))  # before the clocks, or a new beat would be from the future
+            wall = clock.time()
+            verdict = judge(beat, wall - locked_at, clock.monotonic(), wall, limits)
+            yield f"{path.parent.parent.name}/{path.parent.name}", verdict
+
+
+def _holder_host(text: str) -> str:
+    """The host in what `jobs.lock.hold` writes: process PID on HOST."""
+    return text.strip().partition(" on ")[2]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str], host: str, clock: Clock) -> int:
+    """Print a line for each run that is being written here and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.health",
+        description="Exit 1 if a run that is being written on this host stands still.",
+        epilog=f"${SETTING}: seconds without a heartbeat allowed while training or scoring, "
+        f"{SILENCE[_OTHERWISE]:.0f} if unset.",
+    )
+    runs = environment.get("PREFILL_RUNS") or "runs"
+    parser.add_argument("runs_dir", metavar="RUNS_DIR", nargs="?", type=Path, default=Path(runs),
+                        help="where runs are kept; $PREFILL_RUNS, or runs, if not given")  # fmt: skip
+    runs_dir = parser.parse_args(arguments).runs_dir
+    try:
+        verdicts = list(check(runs_dir, host, limits(environment.get(SETTING)), clock))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
+    for run, verdict in verdicts:
+        print(f"{'healthy' if verdict.healthy else 'unhealthy'}: {run}: {verdict.sentence}")
+    if not verdicts:
+        print(f"healthy: {runs_dir}: no run is being written here")
+    return EXIT_OK if all(verdict.healthy for _, verdict in verdicts) else UNHEALTHY
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ, socket.gethostname(), time))
