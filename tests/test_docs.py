@@ -17,6 +17,7 @@ from docs import generate_cli
 from jobs.load import profile_names, stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("app", "jobs", "vast")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -88,7 +89,7 @@ def makefile() -> tuple[frozenset[str], frozenset[str]]:
     """Targets and settings of the Makefile, as make itself reads it."""
     done = subprocess.run(["make", "-pnq", "help"], cwd=ROOT, capture_output=True, text=True, check=False)
     targets = {name for line in re.findall(r"^\.PHONY: (.*)$", done.stdout, re.MULTILINE) for name in line.split()}
-    settings = re.findall(r"^([A-Z]+) *=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    settings = re.findall(r"^([A-Z]+) *\??=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return frozenset(targets), frozenset(settings)
 
 
@@ -182,8 +183,10 @@ def test_every_path_of_the_readme_tree_exists_and_every_source_file_is_in_it() -
     shown = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
     absent = [path for path in shown if not list(ROOT.glob(path.rstrip("/")))]
     assert absent == []
-    covered = {found for path in shown for found in ROOT.glob(path.rstrip("/"))} - {ROOT / "app", ROOT / "jobs"}
-    sources = [path for folder in ("app", "jobs") for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"]
+    covered = {found for path in shown for found in ROOT.glob(path.rstrip("/"))} - {
+        ROOT / folder for folder in PACKAGES
+    }
+    sources = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"]
     assert [name_of(path) for path in sources if covered.isdisjoint({path, *path.parents})] == []
 
 

@@ -1,0 +1,185 @@
+"""One attempt at a job, in the runner's process: start it, wait for it, and record how it ended.
+
+What judges an end and tries again belongs around `run`, not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from jobs.errors import EXIT_USER, RunStateError, UserError
+from vast import jobstate
+from vast.processes import Process, identify, signal_group
+
+RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
+LONGEST_PAUSE = 8.0
+
+
+def run(
+    directory: Path,
+    command: Sequence[str],
+    runs_dir: str | None,
+    on_start: Callable[[], None],
+    now: Callable[[], datetime],
+) -> jobstate.State:
+    """Run `command` to its end; `on_start` is called once it is under way. The caller holds the lock of `directory`.
+
+    Raises UserError, with nothing left running, if the job cannot be started.
+    """
+    state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now())
+    _reserve_space(directory, state)
+    jobstate.write(directory, state)
+    job = Job(command)
+    try:
+        state = jobstate.running(state, job.identity)
+        jobstate.write(directory, state)
+    except BaseException:
+        job.cancel()
+        raise
+    refusal = job.release()
+    if refusal is None:
+        say(f"attempt {state['attempt']}: started {json.dumps(command)}, process {job.identity.pid}", now)
+        on_start()
+    else:
+        say(f"error: {refusal}", now)
+    left_behind, returned = job.wait(directory / jobstate.LOG)
+    if left_behind:
+        say(f"killed what the job left behind: {len(left_behind)} process(es)", now)
+    state = jobstate.ended(state, returned, now())
+    say(f"attempt {state['attempt']}: ended, exit code {state['exit_code']}: {state['end_reason']}", now)
+    with suppress(OSError):
+        (directory / jobstate.RESERVE).unlink()
+    write_end(lambda: jobstate.write(directory, state), lambda text: say(text, now), time.monotonic, time.sleep)
+    if refusal is not None:
+        raise refusal
+    return state
+
+
+def say(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    """A line of the runner's own in job.log, which is its stderr; a full disk must not end it."""
+    with suppress(OSError):
+        os.write(2, f"[runner {now().isoformat(timespec='seconds')}] {text}\n".encode(errors="replace"))
+
+
+def write_end(
+    write: Callable[[], None],
+    tell: Callable[[str], None],
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    bound: float = RETRY_SECONDS,
+) -> bool:
+    """Write the state that everybody waits for; a full disk may get some room within `bound` seconds."""
+    deadline = clock() + bound
+    pause = 1.0
+    for tries in count():
+        try:
+            write()
+        except UserError as error:
+            if tries == 0:
+                tell(f"error: {error}; trying again for {bound:.0f} s")
+            if clock() + pause > deadline:
+                tell(f"error: {error}; given up, so the state on disk is not the last one: the line above has the end")
+                return False
+        else:
+            if tries:
+                tell("the state is written now")
+            return True
+        sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+    raise AssertionError("unreachable")
+
+
+class Job:
+    """A child in a process group of its own that does not run its command before `release`.
+
+    So state.json names the job before the job can do anything; if the runner dies in between, the child ends by itself.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        gate, self._gate = os.pipe()
+        self._refusal, refusal = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._gate)  # or it would never see the runner's end of it closed
+            _exec_when_released(command, gate, refusal)
+        os.setpgid(pid, pid)  # the child does the same: whoever comes first
+        os.close(gate)
+        os.close(refusal)
+        self.identity: Process = identify(pid)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+
+    def release(self) -> UserError | None:
+        """Let the child run its command. Returns what is wrong with the command, if the system refuses it."""
+        with suppress(BrokenPipeError):  # it was killed at the gate: `wait` will tell
+            os.write(self._gate, b"x")
+        os.close(self._gate)
+        with open(self._refusal, encoding="utf-8") as pipe:
+            reason = pipe.read()  # the end of file, without a word, is the start of the command
+        if not reason:
+            return None
+        return UserError(self._command[0], f"cannot be started: {reason}", "name an executable with --command")
+
+    def cancel(self) -> None:
+        os.close(self._gate)
+        os.close(self._refusal)
+        os.waitpid(self.identity.pid, 0)
+
+    def wait(self, log: Path) -> tuple[list[int], int]:
+        """The processes that were still there when the job had ended, killed by now; and the exit code, or -signal."""
+        pid = self.identity.pid
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # while it is not reaped its id stays its own
+        left_behind = signal_group(self.identity, log, signal.SIGKILL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # nobody is left to pass it on to, and the end must be written
+        return left_behind, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Who asks the runner to end means the job: it makes a checkpoint, and the runner records that."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.identity.pid, signal.SIGTERM)
+
+
+def _exec_when_released(command: Sequence[str], gate: int, refusal: int) -> NoReturn:
+    try:
+        os.setpgid(0, 0)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # what runner, caller or Python ignore would stay so after exec
+        if os.read(gate, 1):
+            os.execvp(command[0], list(command))
+    except OSError as error:
+        os.write(refusal, (error.strerror or str(error)).encode())
+    finally:
+        os._exit(EXIT_USER)
+
+
+def _previous(directory: Path) -> jobstate.State | None:
+    """The state of the last attempt. Raises RunStateError if its job outlived its runner."""
+    state = jobstate.read(directory)
+    if state is not None and (members := jobstate.job_members(directory, state)):
+        fact = f"the job of attempt {state['attempt']} still runs without its runner: process {members[0]}"
+        raise RunStateError(directory, fact, f"stop it: python3 -m vast.runner stop --dir {directory}")
+    return state
+
+
+def _reserve_space(directory: Path, state: jobstate.State) -> None:
+    """Keep back the room that the last state.json needs: a job that ends because the disk is full must get it recorded."""
+    reserve = directory / jobstate.RESERVE
+    try:
+        with jobstate.io_errors_reported(directory):
+            reserve.write_bytes(bytes(len(jobstate.text(state)) + 8192))
+    except UserError:
+        with suppress(OSError):
+            reserve.unlink(missing_ok=True)
+        raise

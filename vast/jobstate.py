@@ -1,0 +1,215 @@
+"""state.json: which job a runner has started and how its attempts ended. Its one writer is the holder of the lock.
+
+phase          starting -> running -> ended; `observe` adds: lost (the runner has died, and nobody can write the end)
+attempt        1, 2, ...; what the earlier ones came to is under `history`
+job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/processes.py
+exit_code      the job's; 128 + n if signal n killed it, and then `signal` has its name
+end_reason     see `END_REASONS`
+runs_dir       where the job keeps its runs; null if the command decides that by itself
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jobs import errors
+from jobs.errors import DiskFull, RunStateError
+from vast.processes import Process, group_members, lives
+
+SCHEMA = 1
+STATE, LOG, LOCK, RESERVE = "state.json", "job.log", "lock", ".reserve"
+ACTIVE = ("starting", "running")
+PHASES = (*ACTIVE, "ended")
+COLUMNS = ("attempt", "command", "started", "ended", "exit_code", "signal", "end_reason")  # what history keeps
+KEYS = {"schema", "phase", *COLUMNS, "job", "runner", "boot_id", "runs_dir", "history"}
+
+State = dict[str, Any]
+
+# Every way a job can end. A code that is not here is a bug as well.
+END_REASONS = {
+    errors.EXIT_OK: "done",
+    errors.EXIT_BUG: "bug",
+    errors.EXIT_USER: "user",
+    errors.EXIT_NAN: "nan",
+    errors.EXIT_NO_LEARNING: "no-learning",
+    errors.EXIT_DISK_FULL: "disk-full",
+    errors.EXIT_STOPPED: "stopped",
+    128 + signal.SIGKILL: "killed",  # out of memory, or the grace of a stop was over
+    128 + signal.SIGTERM: "killed",  # before the job could listen to signals: while it still imports torch
+}
+
+
+# ---- what is written: no I/O --------------------------------------------------------------------------------------------
+
+
+def first(
+    previous: State | None, command: Sequence[str], runner: Process, runs_dir: str | None, now: datetime
+) -> State:
+    """The state that an attempt begins with."""
+    history = [] if previous is None else [*previous["history"], _row(previous)]
+    return {
+        "schema": SCHEMA,
+        "phase": "starting",
+        "attempt": 1 if previous is None else previous["attempt"] + 1,
+        "command": list(command),
+        "job": None,
+        "runner": _record(runner),
+        "boot_id": runner.boot_id,
+        "started": _utc(now),
+        "ended": None,
+        "exit_code": None,
+        "signal": None,
+        "end_reason": None,
+        "runs_dir": runs_dir,
+        "history": history,
+    }
+
+
+def running(state: State, job: Process) -> State:
+    return {**state, "phase": "running", "job": _record(job)}
+
+
+def ended(state: State, returned: int, now: datetime) -> State:
+    """`returned` is the exit code, or -n if signal n killed the job."""
+    exit_code = returned if returned >= 0 else 128 - returned
+    return {
+        **state,
+        "phase": "ended",
+        "ended": _utc(now),
+        "exit_code": exit_code,
+        "signal": _signal_name(-returned) if returned < 0 else None,
+        "end_reason": END_REASONS.get(exit_code, "bug"),
+    }
+
+
+def _row(state: State) -> State:
+    row = {column: state[column] for column in COLUMNS}
+    return row if state["phase"] == "ended" else {**row, "end_reason": "lost"}
+
+
+def _record(process: Process) -> dict[str, int]:
+    return {"pid": process.pid, "ticks": process.ticks}
+
+
+def _utc(now: datetime) -> str:
+    return now.isoformat(timespec="seconds")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal
+
+
+# ---- the file ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def io_errors_reported(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses inside the block into DiskFull or RunStateError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or path  # the second is what a rename makes
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(where, "no space left on the disk", "free some space, or choose another --dir") from error
+        raise RunStateError(where, f"cannot be used: {error.strerror}", "choose another --dir") from error
+
+
+def write(directory: Path, state: State) -> None:
+    """Replace state.json at once: readers see the old one or the new. Raises DiskFull, RunStateError.
+
+    Not jobs/artifacts.py, so that the runner on a rented machine needs no more of `jobs` than errors and lock.
+    """
+    temporary = directory / f".{STATE}.tmp"  # one name is enough for one writer
+    with io_errors_reported(directory / STATE):
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(text(state))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(directory / STATE)
+            descriptor = os.open(directory, os.O_RDONLY)  # make the rename survive a power cut
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def text(state: State) -> str:
+    return json.dumps(state, indent=2) + "\n"
+
+
+def read(directory: Path) -> State | None:
+    """What the last writer wrote; None if no job was ever started here. Raises RunStateError."""
+    path = directory / STATE
+    remedy = "move it away, or choose another --dir"
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunStateError(path, f"cannot be read: {error.strerror}", remedy) from None
+    except ValueError as error:
+        raise RunStateError(path, f"malformed JSON: {error}", remedy) from None
+    if not isinstance(state, dict) or state.get("schema") != SCHEMA:
+        raise RunStateError(path, f"is not a state of schema {SCHEMA}", remedy)
+    records = [state.get("job"), state.get("runner")]
+    if not state.keys() >= KEYS or state["phase"] not in PHASES or not all(map(_is_record, records)):
+        raise RunStateError(path, "lacks a key, or has a wrong value", remedy)
+    return state
+
+
+def _is_record(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and {type(value.get(key)) for key in ("pid", "ticks")} == {int})
+
+
+# ---- the file and the processes -------------------------------------------------------------------------------------------
+
+
+def process(state: State, role: str) -> Process | None:
+    """The identity of the "job" or the "runner", if it has one yet."""
+    record = state[role]
+    return Process(record["pid"], record["ticks"], state["boot_id"]) if record else None
+
+
+def job_members(directory: Path, state: State) -> list[int]:
+    """The job's living processes."""
+    job = process(state, "job")
+    return group_members(job, directory / LOG) if job else []
+
+
+def over(observed: State) -> bool:
+    """Nothing of the job runs, and nobody is left who could change the state."""
+    return not observed["job_alive"] and not observed["runner_alive"]
+
+
+def observe(directory: Path) -> State:
+    """state.json and what is true now: the phase "lost", `runner_alive`, `job_alive`. Raises RunStateError."""
+    state = read(directory)
+    while True:
+        if state is None:
+            raise RunStateError(directory, "no job was started here", "start one: python3 -m vast.runner start")
+        runner = process(state, "runner")
+        runner_alive = runner is not None and lives(runner)
+        # A runner writes the end and then ends itself: only a file that is still the same proves that it died first.
+        again = read(directory)
+        if again == state:
+            break
+        state = again
+    lost = state["phase"] in ACTIVE and not runner_alive
+    alive = {"runner_alive": runner_alive, "job_alive": bool(job_members(directory, state))}
+    return {**state, "phase": "lost" if lost else state["phase"], **alive}
