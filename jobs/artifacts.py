@@ -55,7 +55,19 @@ def io_errors_reported(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise RunStateError(path, f"cannot be written: {error.strerror}", "choose another --runs-dir") from None
+            raise RunStateError(path, f"cannot be written: {error.strerror}{_owner(path, error)}", "choose another "
+                                "--runs-dir") from None  # fmt: skip
+
+
+def _owner(path: Path, error: OSError) -> str:
+    """Of whom a directory is that this process may not write to: in a container, that explains it."""
+    if error.errno not in (errno.EACCES, errno.EPERM):
+        return ""
+    for there in (path, *path.parents):
+        with suppress(OSError):
+            owner = there.stat().st_uid
+            return f" (this process runs as uid {os.geteuid()}, {there} belongs to uid {owner})"
+    return ""
 
 
 @contextmanager

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from app.commands.options import runs_option
+
+if TYPE_CHECKING:
+    from app.report import Report
 
 
 @click.command()
 @runs_option
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
 @click.option("--compare", nargs=2, metavar="RUN RUN", help="Set two runs beside each other in place of all stages.")
-def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None) -> None:
+@click.option("--serve", metavar="[HOST:]PORT", help="Instead show it to a browser on this machine, made anew as runs "
+              "complete. There is no password: name another HOST with care.")  # fmt: skip
+def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
     """Print the results; write report.md and report.html into the runs directory."""
     from rich.console import Console
 
     from app.report import build_report, print_results, write_report
 
-    built = build_report(runs_dir, profile=profile, compare=compare or None)
+    build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
+    if serve is not None:
+        _serve(runs_dir, build, serve)
+        return
+    built = build()
     print_results(built, Console())
     for path in write_report(built, runs_dir):
         click.echo(f"wrote {path}")
+
+
+def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
+    from app.report_serve import ReportPages, ReportServer, parse_address, serve
+
+    server = ReportServer(ReportPages(runs_dir, build), *parse_address(address))
+    click.echo(f"the report of {runs_dir} is at {server.url}; Ctrl-C ends it")
+    serve(server)
 
 
 @click.command()
