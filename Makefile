@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# ---- settings, each for the command line: make stage1 PROFILE=embedded LIMIT=500 ----------------------------------------
+# ---- settings for the command line, as in make stage1 LIMIT=500; those with ?= also from the environment ------------------
 
 PROFILE = embedded## model and data: a name in jobs/profiles, or the path of a YAML file
 LIMIT   =## items a task
@@ -16,7 +16,11 @@ FORCE   =## 1: repeat a stage that is complete already
 RESUME  =## 1: go on with the newest unfinished run
 RUNS    =## where results are kept; without it $PREFILL_RUNS, or runs
 COMPARE =## two runs for `make report`, in place of all stages
-RUNNER  = native## what runs a stage: native (this machine, in .venv) or docker
+RUNNER  = auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers; the rest native
+GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
+IMAGE   ?=## the image to run or to push; without it prefill:local, built here whenever the code has changed
+VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
+MOUNTS  ?=## directories outside the repository that a profile names, for containers
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, such as ARGS="-k mask -x"
 
@@ -39,52 +43,87 @@ BASE := .venv/.base
 DEV  := .venv/.dev
 endif
 
-# A runner is the command that stands before `run STAGE`.
-ifeq ($(RUNNER),native)
-APP = $(PYTHON) -m app
-else ifeq ($(RUNNER),docker)
-$(error RUNNER=docker: the container image is not built yet; use RUNNER=native)
-else
-$(error RUNNER=$(RUNNER): no such runner; use RUNNER=native)
+ifeq ($(filter auto docker native,$(RUNNER)),)
+$(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
 endif
+
+# .env may name the profile too, as for compose.yaml and the scripts under container/. The command line comes first.
+ifeq ($(origin PROFILE),file)
+PROFILE := $(or $(shell sed -n 's/^PROFILE=\([^ ]*\).*/\1/p' .env 2>/dev/null | tail -n 1),$(PROFILE))
+endif
+
+# A runner has a command that stands before `run STAGE`, and something that must be there first. The engine is asked once,
+# and only when a stage is to run.
+engine = $(eval engine := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(engine)
+runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
+export GPU IMAGE MOUNTS VARIANT
+docker_app = RUNS='$(or $(RUNS),$(PREFILL_RUNS),runs)' container/run.sh
+native_app = $(PYTHON) -m app
+docker_ready = container/image.sh ready
+native_ready = $(if $(BASE),$(MAKE) $(BASE))
+docker_says = running in a container; RUNNER=native runs in .venv
+native_says = no container engine answers: running in .venv; RUNNER=docker insists
+# $(call app,RUNNER), $(call ready,RUNNER)
+app = $($(1)_app)
+ready = $($(1)_ready)
 
 # ---- the arguments of a stage -------------------------------------------------------------------------------------------
 
-runs_dir = $(if $(RUNS),--runs-dir '$(RUNS)')
+# A container gets the directory mounted, so only a native run is told its name.
+runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
 # What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
 sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
-common = --profile '$(PROFILE)' $(runs_dir) $(if $(SEED),--seed $(SEED)) \
+common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
          $(if $(call on,FORCE),--force) $(if $(call on,RESUME),--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
 demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
 define demo_stage
-	@$(APP) run $(1) $(common) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
+	@$(call app,$(2)) run $(1) $(call common,$(2)) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
 
 endef
 
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(BASE) ## The experiment in small, stage1 to nonprefill, and its report: about 8 minutes on two cores
-	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage)))
-	@$(APP) report $(runs_dir) --profile '$(PROFILE)'
+demo: ## The experiment in small, stage1 to nonprefill, and its report: about 8 minutes on two cores
+	@$(call ready,$(call runner,native))
+	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
+	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
 
 .PHONY: $(STAGES)
-$(STAGES): $(BASE)
-	@$(APP) run $@ $(common) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
+$(STAGES):
+	@$(if $(filter auto,$(RUNNER)),echo '$($(engine)_says)' >&2)
+	@$(call ready,$(call runner,$(engine)))
+	@$(call app,$(call runner,$(engine))) run $@ $(call common,$(call runner,$(engine))) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
 
 .PHONY: report runs
-report: $(BASE) ## Print the results; write runs/report.md and runs/report.html
-	@$(APP) report $(runs_dir) $(if $(COMPARE),--compare $(COMPARE))
-runs: $(BASE) ## List runs with their state and headline number
-	@$(APP) runs $(runs_dir)
+report: ## Print the results; write runs/report.md and runs/report.html
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
+runs: ## List runs with their state and headline number
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
-.PHONY: test test-gpu golden
+.PHONY: image push image-size sbom audit
+image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF say from what
+	@container/image.sh build
+push: ## Push it: make push IMAGE=registry/name:tag; prints the digest
+	@container/image.sh push
+image-size: image ## What it weighs, and why
+	@container/image.sh size
+sbom: ## Write runs/sbom.json, what the image is made of, as CycloneDX
+	@container/image.sh sbom > runs/sbom.json.part && mv runs/sbom.json.part runs/sbom.json && echo 'wrote runs/sbom.json'
+audit: ## Ask the package index for known vulnerabilities of what the image is made of
+	@container/image.sh audit
+
+.PHONY: test test-containers test-gpu golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) ## The tests; none of them needs a GPU
 	$(PYTEST) -n logical --maxprocesses 8 -m 'not gpu and not containers' $(ARGS)
+test-containers: $(DEV) ## The tests that need a container engine; they build the image
+	$(PYTHON) -m pytest -m containers tests/containers $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
@@ -108,11 +147,11 @@ clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Stages, each a file under jobs/:'
-	@$(foreach stage,$(STAGES),printf '  make %-12s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
+	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
 	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
-	@sed -nE 's/^([A-Z]+) *= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+	@sed -nE 's/^([A-Z]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 

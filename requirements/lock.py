@@ -1,13 +1,18 @@
-"""Writes base.lock (what a run needs) and dev.lock (that and the tools of `make test` and `make check`).
+"""Writes the locks from pyproject.toml, with the oldest Python that is supported: python requirements/lock.py
 
-pip resolves pyproject.toml in a scratch virtual environment, and what it installed is pinned. Versions only: which
-build of a version is taken (torch for the CPU or for CUDA) is left to the pip configuration of the machine, so that one
-lock serves both. Run it with the oldest Python that is supported: python requirements/lock.py [--constraint FILE].
+base.lock and dev.lock, for .venv: what a run needs, and that with the tools of `make test` and `make check`. pip resolves
+pyproject.toml in a scratch virtual environment, and what it installed is pinned. Versions only: which build of a version
+is taken (torch for the CPU or for CUDA) is left to the pip configuration of the machine, so that one lock serves both.
+
+image-cpu.lock and image-cuda.lock, for the container image: the versions of base.lock for Linux on x86-64 with the sha256
+of every file that may be installed, resolved by uv. They differ in torch: 2.13.0+cpu, or 2.13.0 with the CUDA libraries.
+image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +22,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
+UV = "uv==0.13.9"
+IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
+IMAGE_EXTRAS = ["pip"]  # fetches the embedded model and data at run time
+IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
 
 def install(python: Path, requirements: list[str], constraints: list[Path]) -> list[str]:
@@ -27,23 +36,75 @@ def install(python: Path, requirements: list[str], constraints: list[Path]) -> l
     return [line.partition("+")[0] for line in frozen.splitlines() if "==" in line]  # 2.13.0+cpu is 2.13.0 elsewhere
 
 
+def without_torch(pins: list[str]) -> tuple[list[str], str]:
+    """The pins without torch, and torch's version."""
+    (torch,) = (pin for pin in pins if pin.startswith("torch=="))
+    return [pin for pin in pins if pin != torch], torch.removeprefix("torch==")
+
+
+def pip_setting(python: Path, name: str) -> list[str]:
+    """A setting of this machine's pip that may have several values; uv does not read pip's configuration."""
+    for scope in (":env:", "install", "download", "global"):
+        done = subprocess.run([python, "-m", "pip", "config", "get", f"{scope}.{name}"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.split()
+    return []
+
+
+def hashed(python: Path, wanted: list[str], *, own_builds: bool) -> str:
+    """`wanted` and what it needs, with hashes, as requirements lines.
+
+    own_builds: look where this machine's pip looks besides the package index too, for a build that is not on it.
+    """
+    environment = dict(os.environ)
+    if index := pip_setting(python, "index-url"):
+        environment["UV_DEFAULT_INDEX"] = index[0]
+    options = ["--generate-hashes", "--no-annotate", "--no-header", "--no-config", "--only-binary", ":all:",
+               "--python-version", IMAGE_PYTHON, "--python-platform", IMAGE_PLATFORM]  # fmt: skip
+    if own_builds:
+        found = [part for path in pip_setting(python, "find-links") for part in ("--find-links", path)]
+        extra = [part for url in pip_setting(python, "extra-index-url") for part in ("--index", url)]
+        # As pip does, the best of all places. With a directory at hand no other index: it may list fewer hashes.
+        options += found or [*extra, "--index-strategy", "unsafe-best-match"]
+    command = [python, "-m", "uv", "pip", "compile", *options, "-"]
+    text = "".join(f"{line}\n" for line in wanted)
+    return subprocess.run(command, input=text, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def write(name: str, text: str, packages: int) -> None:
+    path = HERE / f"{name}.lock"
+    path.write_text(HEADER + text, encoding="utf-8")
+    print(f"wrote {path}: {packages} packages", file=sys.stderr)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--constraint", type=Path, action="append", default=[], help="pins to keep, a requirements file"
+        "--constraint", type=Path, action="append", default=[], help="pins to keep: a requirements file"
     )
-    constraints = parser.parse_args().constraint
+    parser.add_argument(
+        "--image-only", action="store_true", help="keep base.lock and dev.lock, renew the images' locks"
+    )
+    arguments = parser.parse_args()
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
         python = Path(scratch) / "bin" / "python"
-        pins = {"base": install(python, project["dependencies"], constraints)}
-        # What is installed stays, unless a tool forbids it: then pip says so, and the bounds are to be mended by hand.
-        pins["dev"] = install(python, [*pins["base"], *project["optional-dependencies"]["dev"]], constraints)
-    for name, lines in pins.items():
-        path = HERE / f"{name}.lock"
-        path.write_text(HEADER + "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), encoding="utf-8")
-        print(f"wrote {path}: {len(lines)} packages", file=sys.stderr)
+        if not arguments.image_only:
+            pins = {"base": install(python, project["dependencies"], arguments.constraint)}
+            # What is installed stays, unless a tool forbids it: then pip says so, and the bounds are to be mended by hand.
+            wanted = [*pins["base"], *project["optional-dependencies"]["dev"]]
+            pins["dev"] = install(python, wanted, arguments.constraint)
+            for name, lines in pins.items():
+                write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
+        base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
+        others, torch = without_torch(base)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)
+        for variant, build in {"cpu": f"torch=={torch}+cpu", "cuda": f"torch=={torch}"}.items():
+            text = hashed(python, [*others, *IMAGE_EXTRAS, build], own_builds=variant == "cpu")
+            write(f"image-{variant}", text, text.count("=="))
+        text = hashed(python, IMAGE_TOOLS, own_builds=False)
+        write("image-tools", text, text.count("=="))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""requirements/*.lock pin what pyproject.toml asks for, and nothing of one machine."""
+"""requirements/*.lock pin what pyproject.toml asks for, and nothing of one machine; those of the image with hashes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ WANTED = {
     "base": PROJECT["dependencies"],
     "dev": [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]],
 }
+IMAGES = ["image-cpu", "image-cuda", "image-tools"]
+
+
+def read(name: str) -> str:
+    return (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8")
 
 
 def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8").splitlines()
+    lines = read(name).splitlines()
     pairs = [line.split("==") for line in lines if not line.startswith("#")]
     return {canonicalize_name(package): version for package, version in pairs}
 
@@ -38,10 +43,73 @@ def test_every_dependency_is_pinned_to_a_version_within_its_bounds(name: str) ->
 
 @pytest.mark.parametrize("name", WANTED)
 def test_every_line_is_a_name_and_a_version_without_a_build_or_an_address(name: str) -> None:
-    lines = (ROOT / "requirements" / f"{name}.lock").read_text(encoding="utf-8").splitlines()[1:]
+    lines = read(name).splitlines()[1:]
     assert len(lines) > 50
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
 
 
 def test_both_locks_agree() -> None:
     assert pins("base").items() <= pins("dev").items()
+
+
+# ---- the image's ----------------------------------------------------------------------------------------------------------
+
+
+def hashed_pins(text: str) -> dict[str, str]:
+    """Package and version of every requirement; fails on a line that is anything else, and on one without a hash."""
+    found: dict[str, str] = {}
+    for requirement in text.split("\n", 1)[1].replace("\\\n", " ").splitlines():
+        first, *hashes = requirement.split()
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][A-Za-z0-9.+]*)", first)
+        assert match, f"not a pinned package: {requirement}"
+        assert hashes, f"{first}: no hash"
+        assert [one for one in hashes if not re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one)] == []
+        found[canonicalize_name(match[1])] = match[2]
+    return found
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_package_of_an_image_has_a_hash_and_no_address(name: str) -> None:
+    assert len(hashed_pins(read(name))) > 40
+    assert [
+        word for word in ("://", "--index", "--extra-index", "--find-links", "file:", "@") if word in read(name)
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "numpy==2.4.6",
+        "numpy",
+        "--no-binary :all:",
+        "numpy==2.4.6 --hash=md5:0",
+        "numpy>=2 --hash=sha256:" + "0" * 64,
+    ],
+)
+def test_a_requirement_without_version_or_hash_is_found(line: str) -> None:
+    with pytest.raises(AssertionError):
+        hashed_pins(f"# head\n{line}\n")
+
+
+@pytest.mark.parametrize(("name", "torch"), [("image-cpu", "{}+cpu"), ("image-cuda", "{}")])
+def test_an_image_has_every_package_of_the_base_in_the_same_version(name: str, torch: str) -> None:
+    base = pins("base")
+    base["torch"] = torch.format(base["torch"])
+    assert base.items() <= hashed_pins(read(name)).items()
+
+
+def test_only_the_cuda_image_has_the_cuda_libraries_and_triton() -> None:
+    def cuda(name: str) -> list[str]:
+        return [package for package in hashed_pins(read(name)) if package.startswith(("nvidia", "cuda", "triton"))]
+
+    assert cuda("image-cpu") == []
+    assert {"triton", "nvidia-nccl-cu13", "cuda-bindings"} <= set(cuda("image-cuda"))
+
+
+def test_beyond_the_base_an_image_has_only_pip_and_what_torch_needs() -> None:
+    more = {name: set(hashed_pins(read(name))) - set(pins("base")) for name in ("image-cpu", "image-cuda")}
+    assert more["image-cpu"] == {"pip", "setuptools"}
+    assert {package for package in more["image-cuda"] if not package.startswith(("nvidia", "cuda", "triton"))} == {
+        "pip",
+        "setuptools",
+    }

@@ -1,0 +1,112 @@
+# The trainer, the evaluator and the host-side runner in one image, for a workstation and for a rented machine.
+# `make image` builds it; docs/containers.md explains it.
+#
+#   BASE_IMAGE    a Debian with apt; Python 3.11 comes from it or from its packages
+#   WHEELS_IMAGE  an image that holds wheels that the package index lacks, such as torch for the CPU; without it, none
+#   VARIANT       cuda: torch with the CUDA libraries of its own wheels, and a compiler for Triton. cpu: neither
+#
+# What hadolint finds and why it stays:
+# DL3006: the tag of an image that an argument names stands in that argument
+# DL3008: Debian's archive keeps only the newest version of a package, so that a pinned one is soon not to be had
+# DL3009: the stage with the compiler's tools is not part of the image
+ARG BASE_IMAGE=debian:bookworm-slim
+ARG WHEELS_IMAGE=scratch
+ARG VARIANT=cuda
+
+# hadolint ignore=DL3006
+FROM ${WHEELS_IMAGE} AS wheels
+
+# ---- what changes with Debian -----------------------------------------------------------------------------------------
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS system-cpu
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# Logs, caches with dates in them and the ssh host keys that the package makes go: a host makes its own at its start.
+# The date is fixed, so that two builds have equal contents.
+# hadolint ignore=DL3008
+RUN export SOURCE_DATE_EPOCH=0 DEBIAN_FRONTEND=noninteractive; \
+    apt-get update -qq; \
+    apt-get install -yqq --no-install-recommends bash ca-certificates openssh-server python3 python3-venv rsync tini; \
+    useradd --uid 1000 --home-dir /tmp --no-create-home --shell /bin/bash prefill; \
+    rm -rf /etc/ssh/ssh_host_* /etc/*- /var/lib/apt/lists/* /var/lib/dpkg/*-old /var/cache/* /var/log/* /tmp/*; \
+    mkdir -p /var/cache/apt/archives/partial
+
+FROM system-cpu AS system-cuda
+# hadolint ignore=DL3008
+RUN export SOURCE_DATE_EPOCH=0 DEBIAN_FRONTEND=noninteractive; \
+    apt-get update -qq; \
+    apt-get install -yqq --no-install-recommends gcc libc6-dev python3-dev; \
+    rm -rf /etc/*- /var/lib/apt/lists/* /var/lib/dpkg/*-old /var/cache/* /var/log/* /tmp/*; \
+    mkdir -p /var/cache/apt/archives/partial
+
+# ---- what changes with the lock ---------------------------------------------------------------------------------------
+
+FROM system-cpu AS packages
+ARG VARIANT
+# hadolint ignore=DL3008,DL3009
+RUN apt-get update -qq; apt-get install -yqq --no-install-recommends binutils
+COPY requirements/image-${VARIANT}.lock /tmp/image.lock
+# The pip that installs is not the one that is installed: that one is in the lock, like everything else. A secret named
+# pip.conf says where else to look; it leaves no trace in the image.
+RUN --mount=type=bind,from=wheels,target=/opt/wheels \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    export PIP_FIND_LINKS=/opt/wheels; \
+    python3 -m venv /tmp/installer; \
+    python3 -m venv --without-pip /opt/venv; \
+    /tmp/installer/bin/pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: --no-cache-dir \
+        --no-compile --disable-pip-version-check --progress-bar off --quiet -r /tmp/image.lock
+COPY container/slim.sh /tmp/slim.sh
+RUN /tmp/slim.sh "${VARIANT}" /opt/venv/lib/python3.11/site-packages
+
+# Beside the packages, not among them: what `make sbom` and `make audit` look at them with. Not part of the image.
+FROM packages AS tools
+COPY requirements/image-tools.lock /tmp/tools.lock
+RUN python3 -m venv /opt/tools; \
+    /opt/tools/bin/pip install --require-hashes --only-binary :all: --no-cache-dir --disable-pip-version-check \
+        --progress-bar off --quiet -r /tmp/tools.lock
+ENV PATH=/opt/tools/bin:$PATH HOME=/tmp
+USER 1000:1000
+
+# ---- what changes with the code ---------------------------------------------------------------------------------------
+
+FROM packages AS code
+COPY app /opt/prefill/app
+COPY jobs /opt/prefill/jobs
+COPY vast /opt/prefill/vast
+RUN SOURCE_DATE_EPOCH=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/prefill
+
+# hadolint ignore=DL3006
+FROM system-${VARIANT} AS image
+COPY --link --from=packages /opt/venv /opt/venv
+COPY --link --chmod=644 container/sshd.conf /etc/ssh/sshd_config.d/prefill.conf
+COPY --link --chmod=755 container/prefill /usr/local/bin/prefill
+# Any uid may write here: a run directory in /runs, each kind of cache in its own place.
+RUN install -d -m 1777 /runs /cache /cache/prefill /cache/huggingface /cache/huggingface/hub /cache/compiled
+COPY --link --from=code /opt/prefill /opt/prefill
+WORKDIR /opt/prefill
+
+ARG COMMIT=unknown
+ARG VERSION=unknown
+ARG SOURCE=
+ARG VARIANT
+COPY --chmod=644 <<BUILD /opt/prefill/build.env
+PREFILL_COMMIT=${COMMIT}
+PREFILL_VERSION=${VERSION}
+PREFILL_VARIANT=${VARIANT}
+BUILD
+
+LABEL org.opencontainers.image.title="prefill" \
+      org.opencontainers.image.description="Prefix-LM experiments: trainer, evaluator and host-side runner" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.revision="${COMMIT}" \
+      org.opencontainers.image.version="${VERSION}+${VARIANT}"
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill HOME=/tmp \
+    PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 1000:1000
+# Asks whether the stage that runs here still moves; a container that runs none is well.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD ["/usr/bin/python3", "-m", "jobs.health"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["tini", "--", "prefill"]
+CMD ["--help"]

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Builds, pushes and measures the image: container/image.sh build|ready|push|size|sbom|audit. `make image` and the like call it.
+#
+# Settings come from the environment, else from .env:
+#
+#   IMAGE         its name (prefill:local)
+#   VARIANT       cpu or cuda (cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda, which any package index has)
+#   BASE_IMAGE, WHEELS_IMAGE   see the Dockerfile
+#   PIP_CONF      a pip.conf that says where else to look for wheels; used while building, and not kept
+#   BUILD_ARGS    more options for `docker build`, such as --no-cache
+#   AUDIT_ARGS    more options for pip-audit, such as --ignore-vuln ID
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=container/dotenv.sh
+. container/dotenv.sh
+dotenv "${ENV_FILE:-.env}"
+
+IMAGE=${IMAGE:-prefill:local}
+if [ -z "${VARIANT:-}" ]; then
+  VARIANT=cuda
+  [ -z "${WHEELS_IMAGE:-}${PIP_CONF:-}" ] || VARIANT=cpu
+fi
+CPU_LIMIT=1300000000 # bytes, of the cpu variant
+
+dirty() { [ -n "$(git status --porcelain 2>/dev/null)" ]; }
+
+commit() { # of HEAD, with +dirty if the tree differs from it
+  local head
+  head=$(git rev-parse HEAD 2>/dev/null) || { echo unknown && return; }
+  if dirty; then echo "$head+dirty"; else echo "$head"; fi
+}
+
+source_address() { # where the code is to be had: a public address only, and without a name or a password in it
+  local address
+  address=$(git config --get remote.origin.url 2>/dev/null) || return 0
+  case $address in
+  https://*) sed -E 's#//[^/]*@#//#' <<<"$address" ;;
+  *) ;;
+  esac
+}
+
+build() { # build TARGET TAG...
+  local target=$1 tag options
+  shift
+  case $VARIANT in cpu | cuda) ;; *) die "VARIANT=$VARIANT" 'expected cpu or cuda' 'correct it' ;; esac
+  docker version >/dev/null 2>&1 || die docker 'no container engine answers' 'start it, or use RUNNER=native'
+  options=(--target "$target" --build-arg VARIANT="$VARIANT" --build-arg COMMIT="$(commit)" --build-arg SOURCE="$(source_address)"
+    --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
+    --build-arg SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}")
+  [ -z "${BASE_IMAGE:-}" ] || options+=(--build-arg BASE_IMAGE="$BASE_IMAGE")
+  [ -z "${WHEELS_IMAGE:-}" ] || options+=(--build-arg WHEELS_IMAGE="$WHEELS_IMAGE")
+  [ -z "${PIP_CONF:-}" ] || options+=(--secret "id=pip.conf,src=$PIP_CONF")
+  for tag in "$@"; do options+=(--tag "$tag"); done
+  read -ra more <<<"${BUILD_ARGS:-}"
+  log=$(mktemp) # global: the trap runs outside
+  trap 'rm -f "$log"' RETURN EXIT
+  if ! DOCKER_BUILDKIT=1 docker build --progress plain "${options[@]}" ${more[@]+"${more[@]}"} . >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    if grep -q 'failed to resolve source metadata' "$log"; then
+      die "${BASE_IMAGE:-debian}" 'the base image is not here and cannot be fetched' 'connect to its registry, or name one that is here as BASE_IMAGE'
+    fi
+    if [ "$VARIANT" = cpu ] && [ -z "${WHEELS_IMAGE:-}${PIP_CONF:-}" ]; then
+      die 'VARIANT=cpu' 'the package index has torch with CUDA only' \
+        "name PyTorch's index for the CPU in a file as extra-index-url and give it as PIP_CONF, or use VARIANT=cuda"
+    fi
+    die Dockerfile 'the image cannot be built' 'see above'
+  fi
+}
+
+build_local() {
+  ! [ -t 2 ] || echo "building $IMAGE ($VARIANT); minutes the first time, a second when nothing has changed" >&2
+  build image "$IMAGE"
+}
+
+case ${1:-} in
+build) build_local ;;
+ready) # for run.sh: what is built here is what the code says; what comes from elsewhere stays as it is
+  [ "$IMAGE" != prefill:local ] || build_local
+  ;;
+push)
+  [[ $IMAGE == */* ]] || die "IMAGE=$IMAGE" 'names no registry' 'give make push IMAGE=registry/name:tag'
+  [[ $IMAGE != *:latest ]] || die "IMAGE=$IMAGE" 'latest says nothing about what is in it' 'name a version'
+  ! dirty || die "$(pwd)" 'the tree differs from its commit, which could not be found again' 'commit first'
+  name=$IMAGE
+  [[ ${IMAGE##*/} != *:* ]] || name=${IMAGE%:*}
+  by_commit="$name:$(git rev-parse HEAD)"
+  [[ ${IMAGE##*/} == *:* ]] || IMAGE=$by_commit
+  build image "$IMAGE" "$by_commit"
+  for tag in $(printf '%s\n' "$IMAGE" "$by_commit" | sort -u); do
+    docker push --quiet "$tag" >/dev/null || die "$tag" 'cannot be pushed' 'see above; docker login may help'
+  done
+  docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$IMAGE" | grep -F "$name@" | head -n 1
+  ;;
+size)
+  bytes=$(docker image inspect --format '{{.Size}}' "$IMAGE" 2>/dev/null) || die "$IMAGE" 'no such image' 'build it: make image'
+  variant=$(docker image inspect --format '{{index .Config.Labels "org.opencontainers.image.version"}}' "$IMAGE")
+  variant=${variant##*+}
+  printf '%s (%s): %d MB\n\n' "$IMAGE" "$variant" $((bytes / 1000000))
+  docker history --format '{{.Size}}\t{{.CreatedBy}}' "$IMAGE" | grep -v '^0B' | cut -c 1-110
+  printf '\nthe largest packages in it, in MB:\n'
+  docker run --rm --entrypoint /bin/sh "$IMAGE" -c \
+    'cd /opt/venv/lib/python3.11/site-packages && du --apparent-size -s -B 1000000 -- */ | sort -rn | head -n 15'
+  [ "$variant" != cpu ] || [ "$bytes" -le $CPU_LIMIT ] ||
+    die "$IMAGE" "$bytes bytes are more than the $CPU_LIMIT that the cpu variant may have" 'see container/slim.sh'
+  ;;
+sbom | audit)
+  tools="prefill:tools-$VARIANT"
+  build tools "$tools"
+  if [ "$1" = sbom ]; then
+    docker run --rm "$tools" cyclonedx-py environment --output-reproducible --spec-version 1.6 --of JSON /opt/venv
+    exit
+  fi
+  # By name and version, without the build: no service knows torch 2.13.0+cpu.
+  installed="pip list --path /opt/venv/lib/python3.11/site-packages --format freeze | sed 's/+.*//' >/tmp/installed"
+  said=$(mktemp)
+  trap 'rm -f "$log" "$said"' EXIT
+  # shellcheck disable=SC2086 # AUDIT_ARGS are words
+  if docker run --rm "$tools" sh -c "$installed && exec \"\$@\"" - \
+    pip-audit --strict --progress-spinner off --disable-pip --no-deps -r /tmp/installed ${AUDIT_ARGS:-} 2>"$said"; then
+    tail -n 1 "$said" >&2
+  elif grep -qE '^Found [0-9]+ known vulnerabilit' "$said"; then
+    die "$tools" "$(tail -n 1 "$said")" 'see above; raise the version in pyproject.toml and run make lock'
+  else
+    die "$tools" "not audited: $(tail -n 1 "$said")" 'run it where the vulnerability service answers, or name another with AUDIT_ARGS'
+  fi
+  ;;
+*) die "${1:-no command}" 'expected build, ready, push, size, sbom or audit' 'see the head of container/image.sh' ;;
+esac

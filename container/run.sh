@@ -1,0 +1,184 @@
+#!/usr/bin/env bash
+# Runs `python -m app` in the container: container/run.sh run stage1 --profile embedded. `make stage1` calls it.
+# It needs an engine and nothing else. What is done in there lands in ./runs, owned by whoever calls; the exit code is the
+# stage's; Ctrl-C and SIGTERM reach the stage, which writes a checkpoint first. Settings come from the environment, else
+# from .env:
+#
+#   IMAGE        what to run (prefill:local)
+#   GPU          auto, none, all, or numbers such as 0,1 (auto: all of them where the engine can hand them on)
+#   RUNS         where runs are kept (runs)
+#   CACHE        a volume's name or a directory, for models, data and compiled kernels (prefill-cache)
+#   MOUNTS       directories that a profile names, readable in the container under the same path
+#   DOCKER_ARGS  more options for `docker run`, such as --network none or --memory 16g
+#   DRY_RUN      1: print the command instead
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+# shellcheck source=container/dotenv.sh
+. "$root/container/dotenv.sh"
+dotenv "${ENV_FILE:-$root/.env}"
+IMAGE=${IMAGE:-prefill:local} GPU=${GPU:-auto} RUNS=${RUNS:-runs} CACHE=${CACHE:-prefill-cache}
+
+absolute() { # a path that exists, as the engine wants it
+  (cd "$(dirname "$1")" && printf '%s/%s\n' "$(pwd -P)" "$(basename "$1")")
+}
+
+# ---- the engine and the image -------------------------------------------------------------------------------------------
+
+find_image() { # sets engine, what it says of itself, and id, of the image
+  engine=$(docker info --format '{{.Driver}} {{json .SecurityOptions}} {{range $name, $_ := .Runtimes}}runtime={{$name}} {{end}}' 2>&1) ||
+    die docker "no container engine answers ($(tail -n 1 <<<"$engine"))" 'start it, or use RUNNER=native'
+  id=$(docker image inspect --format '{{.Id}}' "$IMAGE" 2>/dev/null) ||
+    { docker pull "$IMAGE" >&2 && id=$(docker image inspect --format '{{.Id}}' "$IMAGE"); } ||
+    die "$IMAGE" 'no such image here, and it cannot be pulled' 'build it with make image, or correct IMAGE'
+}
+
+# ---- what the container is given ------------------------------------------------------------------------------------------
+
+give() { # sets options, for `docker run`, and words, the command
+  name="prefill-${2:-$1}-$$"
+  # Everything that a stage does not need is taken away: the rest of the file system, privileges, capabilities.
+  # shellcheck disable=SC2054 # the commas belong to the option
+  options=(
+    --label prefill.stage="${2:-$1}" --name "$name" --stop-timeout 300
+    --read-only --tmpfs /tmp:rw,nosuid,nodev,mode=1777
+    --cap-drop ALL --security-opt no-new-privileges --pids-limit 4096 --shm-size 1g
+    --env PREFILL_IMAGE="$id"
+  )
+
+  # In a rootless engine the caller is the container's root; elsewhere a uid is the same inside and outside.
+  case $engine in
+  *name=rootless*) options+=(--user 0:0) ;;
+  *) options+=(--user "$(id -u):$(id -g)") ;;
+  esac
+  label=
+  case $engine in *name=selinux*) label=,z ;; esac
+
+  mkdir -p "$RUNS" 2>/dev/null || die "$RUNS" 'cannot be made' 'choose another directory with RUNS'
+  runs=$(cd "$RUNS" && pwd -P)
+  if [ "$runs" = "$root/runs" ]; then # the usual place is `runs/...` inside as well, so that what is printed is true outside
+    options+=(--volume "$runs:/runs:rw$label" --workdir / --env PREFILL_RUNS=runs)
+  else
+    options+=(--volume "$runs:$runs:rw$label" --env PREFILL_RUNS="$runs")
+  fi
+  case $CACHE in
+  */*) mkdir -p "$CACHE" && options+=(--volume "$(absolute "$CACHE"):/cache:rw$label") ;;
+  *) # labelled as Compose's, so that it takes the volume for its own and does not warn
+    compose=volume-label=com.docker.compose
+    options+=(--mount "type=volume,source=$CACHE,target=/cache,$compose.project=prefill,$compose.volume=prefill-cache")
+    ;;
+  esac
+
+  read -ra mounts <<<"${MOUNTS:-}"
+  for path in ${mounts[@]+"${mounts[@]}"}; do
+    [ -e "$path" ] || die "$path" 'does not exist' 'correct MOUNTS'
+    path=$(absolute "$path")
+    options+=(--volume "$path:$path:ro$label")
+  done
+  if [ -n "${PREFILL_WHEELS:-}" ]; then
+    [ -d "$PREFILL_WHEELS" ] || die "PREFILL_WHEELS=$PREFILL_WHEELS" 'no such directory' 'correct or unset it'
+    options+=(--volume "$(absolute "$PREFILL_WHEELS"):/wheels:ro$label" --env PREFILL_WHEELS=/wheels)
+  fi
+
+  # A profile of one's own is a file out here.
+  words=()
+  while [ $# -gt 0 ]; do
+    if [ "$1" = --profile ] && [ -f "${2:-}" ]; then
+      path=$(absolute "$2")
+      options+=(--volume "$path:$path:ro$label")
+      words+=("$1" "$path")
+      shift 2
+    else
+      words+=("$1")
+      shift
+    fi
+  done
+
+  # By name, so that no value shows in a list of processes.
+  for variable in HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE WANDB_API_KEY PREFILL_HEALTH_SILENCE OMP_NUM_THREADS; do
+    [ -z "${!variable:-}" ] || options+=(--env "$variable")
+  done
+}
+
+# ---- GPUs -----------------------------------------------------------------------------------------------------------------
+
+give_gpus() { # adds to options
+  if [ "$GPU" = auto ]; then
+    GPU=none
+    if [[ $engine == *runtime=nvidia* ]]; then
+      if [ -n "${DOCKER_HOST:-}" ] || nvidia-smi -L >/dev/null 2>&1; then GPU=all; fi
+    elif nvidia-smi -L >/dev/null 2>&1; then
+      echo 'this machine has a GPU that its engine cannot hand on: install the NVIDIA container toolkit; going on without' >&2
+    fi
+  fi
+  case $GPU in
+  none) options+=(--env NVIDIA_VISIBLE_DEVICES=void) ;; # an engine whose default runtime is nvidia would hand on all
+  all) options+=(--gpus all) ;;
+  *[!0-9,]* | '' | ,* | *,) die "GPU=$GPU" 'expected auto, none, all, or numbers such as 0,1' 'correct it' ;;
+  *) options+=(--gpus "\"device=$GPU\"") ;;
+  esac
+}
+
+# ---- run, hand signals on, tell how it ended ------------------------------------------------------------------------------
+
+# shellcheck disable=SC2329 # by the traps
+signal() { # signal NAME: to the container, which may be only just starting
+  for _ in $(seq 100); do
+    if docker kill --signal "$1" "$name" >/dev/null 2>&1 || ! kill -0 "$client" 2>/dev/null; then return; fi
+    sleep 0.1
+  done
+}
+
+start() { # sets code
+  trap 'docker rm --force "$name" >/dev/null 2>&1 || true' EXIT
+  code=0
+  if [ -t 0 ] && [ -t 1 ]; then
+    docker run --interactive --tty "${options[@]}" "$IMAGE" "${words[@]}" || code=$? # the terminal sends Ctrl-C in there
+    return
+  fi
+  # In a process group of its own, so that a Ctrl-C out here comes in there once, through us, and not twice.
+  set -m
+  docker run --sig-proxy=false "${options[@]}" "$IMAGE" "${words[@]}" </dev/null &
+  client=$!
+  set +m
+  trap 'signal INT' INT
+  trap 'signal TERM' TERM HUP
+  while :; do
+    code=0
+    wait "$client" || code=$?
+    kill -0 "$client" 2>/dev/null || break
+  done
+}
+
+explain() { # what a code of the engine's means; the stage has explained its own
+  local what="${words[*]:0:2}"
+  case $code in
+  137)
+    if [ "$(docker inspect --format '{{.State.OOMKilled}}' "$name" 2>/dev/null)" = true ]; then
+      echo "error: $what: killed, out of memory; give it more, or set train.micro_batch_size or score.batch_tokens lower" >&2
+    else
+      echo "error: $what: killed; the run counts as interrupted: RESUME=1 goes on with it" >&2
+    fi
+    ;;
+  125 | 126 | 127) echo "error: $IMAGE: the engine could not start it, see above; GPU=none runs without a GPU" >&2 ;;
+  esac
+}
+
+main() { # a function, so that the whole file is read first: it may change while a stage runs for hours
+  [ $# -gt 0 ] || set -- --help
+  find_image
+  give "$@"
+  give_gpus
+  read -ra more <<<"${DOCKER_ARGS:-}"
+  options+=(${more[@]+"${more[@]}"})
+  if [ -n "${DRY_RUN:-}" ]; then
+    printf '%q ' docker run "${options[@]}" "$IMAGE" "${words[@]}"
+    echo
+    exit 0
+  fi
+  start
+  explain
+  exit "$code"
+}
+
+main "$@"
