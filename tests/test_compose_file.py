@@ -1,0 +1,116 @@
+"""compose.yaml and compose.gpu.yaml as text: every stage a service, every service locked in. No engine is needed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.load import stage_names
+
+ROOT = Path(__file__).resolve().parent.parent
+# Not stages, and why they are there.
+OTHERS = {"report"}
+LOCKED_IN = {
+    "read_only": True,
+    "tmpfs": ["/tmp:rw,nosuid,nodev,mode=1777"],
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "pids_limit": 4096,
+    "shm_size": "1g",
+    "user": "${PREFILL_USER:-1000:1000}",
+}
+OPENING = {"cap_add", "privileged", "devices", "network_mode", "pid", "ipc", "userns_mode", "group_add", "runtime"}
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+STAGE_LINES = {
+    "compose.yaml": '{{<<: *stage, entrypoint: [tini, --, prefill, run, {0}, --profile, "${{PROFILE:-embedded}}"]}}',
+    "compose.gpu.yaml": "*gpu",
+}
+
+
+def services(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))["services"]
+    return found
+
+
+def missing_lines(file: str, present: set[str], stages: list[str]) -> list[str]:
+    """What to do so that the stages of `file` are those of jobs/."""
+    add = [f"{file}: add under services:   {s}: {STAGE_LINES[file].format(s)}" for s in stages if s not in present]
+    return add + [f"{file}: remove {s}: there is no jobs/{s}.yaml" for s in sorted(present - {*stages})]
+
+
+@pytest.mark.parametrize("file", STAGE_LINES)
+def test_every_stage_is_a_service_and_no_other_is(file: str) -> None:
+    found = missing_lines(file, set(services(file)) - OTHERS, stage_names())
+    assert found == [], "\n" + "\n".join(found)
+
+
+def test_the_message_gives_the_very_line_to_add() -> None:
+    lines = {file: (ROOT / file).read_text(encoding="utf-8").splitlines() for file in STAGE_LINES}
+    for file in STAGE_LINES:
+        for stage in stage_names():
+            (said,) = missing_lines(file, {*stage_names()} - {stage}, stage_names())
+            assert said.partition("services: ")[2] in lines[file]
+    assert missing_lines("compose.gpu.yaml", {"stage1", "stage9"}, ["stage1"]) == [
+        "compose.gpu.yaml: remove stage9: there is no jobs/stage9.yaml"
+    ]
+
+
+@pytest.mark.parametrize("name", [*stage_names(), *OTHERS])
+def test_every_service_is_locked_in(name: str) -> None:
+    service = services("compose.yaml")[name]
+    assert {key: service.get(key) for key in LOCKED_IN} == LOCKED_IN
+    assert OPENING & {*service, *services("compose.gpu.yaml").get(name, {})} == set()
+    assert "NVIDIA_VISIBLE_DEVICES=void" in service["environment"]
+    mounts = {mount["target"]: mount for mount in service["volumes"]}
+    assert set(mounts) <= {"${RUNS:-/runs}", "/cache"}
+    assert mounts["${RUNS:-/runs}"]["bind"] == {"create_host_path": False}  # or the engine makes it, for root
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_a_stage_is_its_own_command_with_time_for_a_checkpoint(name: str) -> None:
+    service = services("compose.yaml")[name]
+    assert service["entrypoint"] == ["tini", "--", "prefill", "run", name, "--profile", "${PROFILE:-embedded}"]
+    assert service["command"] == []
+    assert service["stop_grace_period"] == "300s"
+    assert service["profiles"] == ["stages"]  # a bare `up` must not start days of training
+    assert "ports" not in service and "healthcheck" not in service  # the image's own is made for stages
+    assert set(SECRETS) <= set(service["environment"])  # by name: a value would be written here
+
+
+def test_the_report_is_for_this_machine_only_and_only_reads() -> None:
+    report = services("compose.yaml")["report"]
+    assert "profiles" not in report
+    assert [port.rpartition(":${")[0].partition(":")[0] for port in report["ports"]] == ["127.0.0.1"]
+    assert [mount.get("read_only") for mount in report["volumes"]] == [True]
+    assert not any(word.startswith(SECRETS) for word in report["environment"])
+
+
+@pytest.mark.parametrize("name", stage_names())
+def test_gpus_and_locked_memory_belong_to_the_override(name: str) -> None:
+    plain, override = services("compose.yaml")[name], services("compose.gpu.yaml")[name]
+    assert {"deploy", "ulimits"} & set(plain) == set()
+    (device,) = override["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "${GPU_COUNT:-all}", "capabilities": ["gpu"]}
+    assert override["ulimits"] == {"memlock": -1}
+    assert "NVIDIA_VISIBLE_DEVICES=all" in override["environment"]
+
+
+def test_every_setting_is_in_the_example_and_none_is_set_there() -> None:
+    used = set()
+    for file in STAGE_LINES:
+        used |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / file).read_text(encoding="utf-8")))
+        for service in services(file).values():
+            named = [*service.get("environment", []), *service.get("build", {}).get("args", [])]
+            used |= {word for word in named if "=" not in word}
+    used -= {"COMMIT", "SOURCE_DATE_EPOCH"}  # of one build, not of a workstation
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    assert used - set(re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE)) == set()
+    assert [line for line in example.splitlines() if line and not line.startswith("#")] == []
+
+
+def test_what_is_in_dot_env_stays_out_of_git() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
