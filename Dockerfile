@@ -73,7 +73,9 @@ FROM packages AS code
 COPY app /opt/prefill/app
 COPY jobs /opt/prefill/jobs
 COPY vast /opt/prefill/vast
-RUN SOURCE_DATE_EPOCH=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/prefill
+# The modes are those of a checkout, which may be its owner's alone.
+RUN chmod -R u=rwX,go=rX /opt/prefill; \
+    SOURCE_DATE_EPOCH=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/prefill
 
 # hadolint ignore=DL3006
 FROM system-${VARIANT} AS image
@@ -101,7 +103,8 @@ LABEL org.opencontainers.image.title="prefill" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.version="${VERSION}+${VARIANT}"
-ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill HOME=/tmp \
+# No HOME: a host of the ssh kind runs as root and looks for ~/.ssh; `prefill` finds one that can be written to.
+ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill \
     PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000

@@ -143,11 +143,10 @@ start() { # sets code
   set +m
   trap 'signal INT' INT
   trap 'signal TERM' TERM HUP
-  while :; do
-    code=0
-    wait "$client" || code=$?
-    kill -0 "$client" 2>/dev/null || break
+  while kill -0 "$client" 2>/dev/null; do
+    wait "$client" || true # a signal breaks it off, and then its code is the signal's
   done
+  wait "$client" || code=$? # what it ended with is remembered
 }
 
 explain() { # what a code of the engine's means; the stage has explained its own

@@ -16,9 +16,9 @@ from tests.containers.engine import CACHE, IMAGE, container, docker, only_run, w
 
 # What a host of the ssh kind does in place of the image's entrypoint, as root, before anything of ours runs.
 BOOTSTRAP = """set -eu
-mkdir -p /root/.ssh /run/sshd
-printf '%s\\n' "$AUTHORIZED_KEY" > /root/.ssh/authorized_keys
-chmod 600 /root/.ssh/authorized_keys
+mkdir -p ~/.ssh /run/sshd
+printf '%s\\n' "$AUTHORIZED_KEY" > ~/.ssh/authorized_keys
+chmod 600 ~/.ssh/authorized_keys
 ssh-keygen -A > /dev/null
 exec /usr/sbin/sshd -D -e
 """

@@ -186,9 +186,7 @@ def test_it_is_started_as_the_contract_says(built: str) -> None:
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("1000:1000", ["tini", "--", "prefill"], ["--help"])
     assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "jobs.health"]
     assert config["StopSignal"] == "SIGTERM"
-    assert {"PREFILL_RUNS=/runs", "PREFILL_CACHE=/cache/prefill", "HF_HOME=/cache/huggingface", "HOME=/tmp"} <= set(
-        config["Env"]
-    )
+    assert {"PREFILL_RUNS=/runs", "PREFILL_CACHE=/cache/prefill", "HF_HOME=/cache/huggingface"} <= set(config["Env"])
 
 
 def test_the_health_check_of_a_container_without_a_stage_succeeds(built: str) -> None:
