@@ -122,9 +122,9 @@ give_gpus() { # adds to options
 # ---- run, hand signals on, tell how it ended ------------------------------------------------------------------------------
 
 # shellcheck disable=SC2329 # by the traps
-signal() { # signal NAME: to the container, which may be only just starting
+signal() { # signal NAME: to the container, which may be only just starting. A bare `return` would hand on the status of `wait`
   for _ in $(seq 100); do
-    if docker kill --signal "$1" "$name" >/dev/null 2>&1 || ! kill -0 "$client" 2>/dev/null; then return; fi
+    if docker kill --signal "$1" "$name" >/dev/null 2>&1 || ! kill -0 "$client" 2>/dev/null; then return 0; fi
     sleep 0.1
   done
 }
