@@ -113,3 +113,13 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD ["/u
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "prefill"]
 CMD ["--help"]
+
+# ---- for a rented machine ---------------------------------------------------------------------------------------------
+
+# A host of the ssh kind puts an ssh server in place of the entrypoint, which must be root's there. The same layers.
+FROM image AS host
+USER 0:0
+
+# What is built when nobody says which.
+FROM image AS default
+USER 1000:1000

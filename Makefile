@@ -6,17 +6,17 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
-# ---- settings for the command line, as in make stage1 LIMIT=500; those with ?= also from the environment ------------------
+# ---- settings for the command line, as in make stage1 LIMIT=500; those with ?= also from the environment, or .env -----------
 
-PROFILE = embedded## model and data: a name in jobs/profiles, or the path of a YAML file
+PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file; without it embedded
 LIMIT   =## items a task
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: repeat a stage that is complete already
 RESUME  =## 1: go on with the newest unfinished run
-RUNS    =## where results are kept; without it $PREFILL_RUNS, or runs
+RUNS    ?=## where results are kept; without it $PREFILL_RUNS, or runs
 COMPARE =## two runs for `make report`, in place of all stages
-RUNNER  = auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers; the rest native
+RUNNER  ?= auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers; the rest native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
 IMAGE   ?=## the image to run or to push; without it prefill:local, built here whenever the code has changed
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
@@ -47,10 +47,10 @@ ifeq ($(filter auto docker native,$(RUNNER)),)
 $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
 endif
 
-# .env may name the profile too, as for compose.yaml and the scripts under container/. The command line comes first.
-ifeq ($(origin PROFILE),file)
-PROFILE := $(or $(shell sed -n 's/^PROFILE=\([^ ]*\).*/\1/p' .env 2>/dev/null | tail -n 1),$(PROFILE))
-endif
+# .env is read by Compose and by the scripts under container/ too. The command line comes first, then the environment.
+setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}"))
+PROFILE := $(or $(call setting,PROFILE),embedded)
+RUNS := $(call setting,RUNS)
 
 # A runner has a command that stands before `run STAGE`, and something that must be there first. The engine is asked once,
 # and only when a stage is to run.

@@ -1,19 +1,24 @@
-# For the scripts beside it. Settings from .env for whatever the environment leaves open; docker compose reads the same file.
+# For the scripts beside it and the Makefile: settings from .env for whatever the environment leaves open, as docker compose
+# reads it. The last line of a name counts. Variables and escapes inside a value are Compose's alone: here they are refused.
 # shellcheck shell=bash
 
 dotenv() { # dotenv FILE
-  local line key value
+  local line key value names=()
   [ -f "$1" ] || return 0
   while IFS= read -r line || [ -n "$line" ]; do
     line=${line%$'\r'}
-    [[ $line =~ ^[[:space:]]*([A-Za-z_][A-Za-z_0-9]*)=(.*)$ ]] || continue
-    key=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
+    [[ $line =~ ^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z_0-9]*)[[:space:]]*=[[:space:]]*(.*)$ ]] || continue
+    key=${BASH_REMATCH[2]} value=${BASH_REMATCH[3]}
     case $value in
+    *[\$\\]*) die "$1: $key" 'has a $ or a \ in it, which make and container/run.sh do not read as Compose does' 'write it out' ;;
     \"*\"*) value=${value#\"} value=${value%%\"*} ;;
     \'*\'*) value=${value#\'} value=${value%%\'*} ;;
     *) value=${value%%[[:space:]]#*} value=${value%"${value##*[![:space:]]}"} ;;
     esac
-    [ -n "${!key:-}" ] || export "$key=$value"
+    # What the environment had before this file stays; what an earlier line said does not.
+    case " ${names[*]-} " in *" $key "*) ;; *) [ -z "${!key:-}" ] || continue ;; esac
+    names+=("$key")
+    export "$key=$value"
   done <"$1"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds, pushes and measures the image: container/image.sh build|ready|push|size|sbom|audit. `make image` and the like call it.
+# Builds, pushes and measures the image: container/image.sh build|ready|host|push|size|sbom|audit. `make image` and the like call it.
 #
 # Settings come from the environment, else from .env:
 #
@@ -22,7 +22,11 @@ if [ -z "${VARIANT:-}" ]; then
 fi
 CPU_LIMIT=1300000000 # bytes, of the cpu variant
 
-dirty() { [ -n "$(git status --porcelain 2>/dev/null)" ]; }
+# Whether the tree differs from its commit. What git ignores counts where the image takes its files from.
+dirty() {
+  [ -n "$(git status --porcelain 2>/dev/null)" ] ||
+    git status --porcelain --ignored -- app jobs vast container requirements 2>/dev/null | grep -qv '__pycache__/$'
+}
 
 commit() { # of HEAD, with +dirty if the tree differs from it
   local head
@@ -54,8 +58,10 @@ build() { # build TARGET TAG...
   read -ra more <<<"${BUILD_ARGS:-}"
   log=$(mktemp) # global: the trap runs outside
   trap 'rm -f "$log"' RETURN EXIT
-  if ! DOCKER_BUILDKIT=1 docker build --progress plain "${options[@]}" ${more[@]+"${more[@]}"} . >"$log" 2>&1; then
-    tail -n 30 "$log" >&2
+  show=/dev/null # somebody who waits for minutes sees what is going on
+  if [ -t 2 ] && ! docker image inspect "$1" >/dev/null 2>&1; then show=/dev/stderr; fi
+  if ! DOCKER_BUILDKIT=1 docker build --progress plain "${options[@]}" ${more[@]+"${more[@]}"} . 2>&1 | tee "$log" >"$show"; then
+    [ "$show" = /dev/stderr ] || tail -n 30 "$log" >&2
     if grep -q 'failed to resolve source metadata' "$log"; then
       die "${BASE_IMAGE:-debian}" 'the base image is not here and cannot be fetched' 'connect to its registry, or name one that is here as BASE_IMAGE'
     fi
@@ -68,28 +74,37 @@ build() { # build TARGET TAG...
 }
 
 build_local() {
-  ! [ -t 2 ] || echo "building $IMAGE ($VARIANT); minutes the first time, a second when nothing has changed" >&2
+  local weight='1.2 GB'
+  [ "$VARIANT" = cpu ] || weight='5.7 GB, of which 2.9 are downloaded'
+  docker image inspect "$IMAGE" >/dev/null 2>&1 || echo "building $IMAGE, variant $VARIANT, $weight: minutes, this once" >&2
   build image "$IMAGE"
 }
 
 case ${1:-} in
 build) build_local ;;
+host) build host "$IMAGE-host" ;; # as it goes to a rented machine: see push
 ready) # for run.sh: what is built here is what the code says; what comes from elsewhere stays as it is
   [ "$IMAGE" != prefill:local ] || build_local
   ;;
 push)
   [[ $IMAGE == */* ]] || die "IMAGE=$IMAGE" 'names no registry' 'give make push IMAGE=registry/name:tag'
   [[ $IMAGE != *:latest ]] || die "IMAGE=$IMAGE" 'latest says nothing about what is in it' 'name a version'
+  head=$(git rev-parse HEAD 2>/dev/null) || die "$(pwd)" 'is not a git repository, so the image could not name its commit' 'clone it'
   ! dirty || die "$(pwd)" 'the tree differs from its commit, which could not be found again' 'commit first'
   name=$IMAGE
   [[ ${IMAGE##*/} != *:* ]] || name=${IMAGE%:*}
-  by_commit="$name:$(git rev-parse HEAD)"
-  [[ ${IMAGE##*/} == *:* ]] || IMAGE=$by_commit
-  build image "$IMAGE" "$by_commit"
-  for tag in $(printf '%s\n' "$IMAGE" "$by_commit" | sort -u); do
-    docker push --quiet "$tag" >/dev/null || die "$tag" 'cannot be pushed' 'see above; docker login may help'
+  [[ ${IMAGE##*/} == *:* ]] || IMAGE=$name:$head
+  # The same layers twice: for a workstation, whose user is not root, and for a rented machine, whose ssh server must be.
+  for target in image host; do
+    suffix=
+    [ "$target" = image ] || suffix=-host
+    build "$target" "$IMAGE$suffix" "$name:$head$suffix"
+    for tag in $(printf '%s\n' "$IMAGE$suffix" "$name:$head$suffix" | sort -u); do
+      docker push --quiet "$tag" >/dev/null || die "$tag" 'cannot be pushed' 'see above; docker login may help'
+    done
+    digest=$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$IMAGE$suffix" | grep -F "$name@" | head -n 1)
+    echo "$digest $target"
   done
-  docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$IMAGE" | grep -F "$name@" | head -n 1
   ;;
 size)
   bytes=$(docker image inspect --format '{{.Size}}' "$IMAGE" 2>/dev/null) || die "$IMAGE" 'no such image' 'build it: make image'
@@ -124,5 +139,5 @@ sbom | audit)
     die "$tools" "not audited: $(tail -n 1 "$said")" 'run it where the vulnerability service answers, or name another with AUDIT_ARGS'
   fi
   ;;
-*) die "${1:-no command}" 'expected build, ready, push, size, sbom or audit' 'see the head of container/image.sh' ;;
+*) die "${1:-no command}" 'expected build, ready, host, push, size, sbom or audit' 'see the head of container/image.sh' ;;
 esac

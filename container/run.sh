@@ -36,11 +36,13 @@ find_image() { # sets engine, what it says of itself, and id, of the image
 # ---- what the container is given ------------------------------------------------------------------------------------------
 
 give() { # sets options, for `docker run`, and words, the command
-  name="prefill-${2:-$1}-$$"
+  local stage=${2:-$1}
+  stage=${stage//[^A-Za-z0-9_.-]/-}
+  name="prefill-$stage-$$"
   # Everything that a stage does not need is taken away: the rest of the file system, privileges, capabilities.
   # shellcheck disable=SC2054 # the commas belong to the option
   options=(
-    --label prefill.stage="${2:-$1}" --name "$name" --stop-timeout 300
+    --label prefill.stage="$stage" --name "$name" --stop-timeout 300
     --read-only --tmpfs /tmp:rw,nosuid,nodev,mode=1777
     --cap-drop ALL --security-opt no-new-privileges --pids-limit 4096 --shm-size 1g
     --env PREFILL_IMAGE="$id"
@@ -62,7 +64,10 @@ give() { # sets options, for `docker run`, and words, the command
     options+=(--volume "$runs:$runs:rw$label" --env PREFILL_RUNS="$runs")
   fi
   case $CACHE in
-  */*) mkdir -p "$CACHE" && options+=(--volume "$(absolute "$CACHE"):/cache:rw$label") ;;
+  */*)
+    mkdir -p "$CACHE" 2>/dev/null || die "$CACHE" 'cannot be made' 'choose another directory or volume with CACHE'
+    options+=(--volume "$(absolute "$CACHE"):/cache:rw$label")
+    ;;
   *) # labelled as Compose's, so that it takes the volume for its own and does not warn
     compose=volume-label=com.docker.compose
     options+=(--mount "type=volume,source=$CACHE,target=/cache,$compose.project=prefill,$compose.volume=prefill-cache")
@@ -83,7 +88,7 @@ give() { # sets options, for `docker run`, and words, the command
   # A profile of one's own is a file out here.
   words=()
   while [ $# -gt 0 ]; do
-    if [ "$1" = --profile ] && [ -f "${2:-}" ]; then
+    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # as jobs/load.py tells it from a name
       path=$(absolute "$2")
       options+=(--volume "$path:$path:ro$label")
       words+=("$1" "$path")
@@ -130,23 +135,27 @@ signal() { # signal NAME: to the container, which may be only just starting. A b
 }
 
 start() { # sets code
-  trap 'docker rm --force "$name" >/dev/null 2>&1 || true' EXIT
+  trap 'docker rm "$name" >/dev/null 2>&1 || true' EXIT # not by force: if it still runs, something else went wrong
   code=0
   if [ -t 0 ] && [ -t 1 ]; then
-    docker run --interactive --tty "${options[@]}" "$IMAGE" "${words[@]}" || code=$? # the terminal sends Ctrl-C in there
-    return
+    # In the background, so that a signal is heard at once; Ctrl-C is a key that the terminal sends in there.
+    docker run --interactive --tty "${options[@]}" "$IMAGE" "${words[@]}" <&0 &
+    client=$!
+  else
+    # In a process group of its own, so that a Ctrl-C out here comes in there once, through us, and not twice.
+    set -m
+    docker run --sig-proxy=false "${options[@]}" "$IMAGE" "${words[@]}" </dev/null &
+    client=$!
+    set +m
   fi
-  # In a process group of its own, so that a Ctrl-C out here comes in there once, through us, and not twice.
-  set -m
-  docker run --sig-proxy=false "${options[@]}" "$IMAGE" "${words[@]}" </dev/null &
-  client=$!
-  set +m
   trap 'signal INT' INT
   trap 'signal TERM' TERM HUP
   while kill -0 "$client" 2>/dev/null; do
     wait "$client" || true # a signal breaks it off, and then its code is the signal's
   done
   wait "$client" || code=$? # what it ended with is remembered
+  # A terminal that is closed takes the client with it, and the stage has yet to write its checkpoint.
+  if [ "$(docker inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" = true ]; then code=$(docker wait "$name"); fi
 }
 
 explain() { # what a code of the engine's means; the stage has explained its own
@@ -159,7 +168,7 @@ explain() { # what a code of the engine's means; the stage has explained its own
       echo "error: $what: killed; the run counts as interrupted: RESUME=1 goes on with it" >&2
     fi
     ;;
-  125 | 126 | 127) echo "error: $IMAGE: the engine could not start it, see above; GPU=none runs without a GPU" >&2 ;;
+  125 | 126 | 127) echo "error: $IMAGE: the engine could not start it: see above. If it is about a GPU, GPU=none runs without one" >&2 ;;
   esac
 }
 

@@ -42,10 +42,11 @@ rich.console rich.table scipy.stats statsmodels.stats.multitest statsmodels.stat
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)
-files = sorted({m.__file__ for m in list(sys.modules.values()) if (getattr(m, "__file__", None) or "").startswith(sys.prefix)})
+loaded = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+files = sorted(file for file in loaded if file.startswith(sys.prefix) and file.endswith(".py"))
 mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
 for file in files:
-    if file.endswith(".py") and not compileall.compile_file(file, quiet=1, invalidation_mode=mode):
+    if not compileall.compile_file(file, quiet=1, invalidation_mode=mode):
         sys.exit(f"cannot compile {file}")
 print(f"compiled {len(files)} modules")
 PYTHON

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[str]:
-    """prefill:local, built from the working tree; what tests left behind is removed."""
+    """`engine.IMAGE`, built from the working tree; what tests left behind is removed."""
     done = subprocess.run(["docker", "info"], capture_output=True, text=True, timeout=20)
     if done.returncode:  # not a skip: whoever asks for these tests has no use for their absence
         pytest.fail(f"no container engine answers: {done.stderr.strip()}", pytrace=False)

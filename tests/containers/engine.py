@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-IMAGE = "prefill:local"
+IMAGE = "prefill:test"  # of the tests' own: prefill:local may be somebody's
+HOST_IMAGE = "prefill:test-host"
+# What is the tests' to decide, whatever .env says here: the variant, for one, that any engine can run.
+SETTINGS = {"ENV_FILE": "/dev/null", "VARIANT": "cpu"}
 CACHE = "prefill-test-cache"  # a volume, kept from one test session to the next
 LABEL_NAME = "prefill-test"
 LABEL = f"{LABEL_NAME}={os.getpid()}"  # whose container it is: several test sessions may share an engine
@@ -21,7 +24,7 @@ Done = subprocess.CompletedProcess[str]
 
 def run(*argv: object, code: int | None = 0, timeout: float = 240, cwd: Path = ROOT, **env: object) -> Done:
     """Run a command; fails with what it said unless it ends with `code` (None: any)."""
-    full = os.environ | {name: str(value) for name, value in env.items()}
+    full = os.environ | SETTINGS | {name: str(value) for name, value in env.items()}
     words = [str(word) for word in argv]
     done = subprocess.run(
         words, cwd=cwd, env=full, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL

@@ -6,11 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.containers.engine import CACHE, ROOT, run
+from tests.containers.engine import CACHE, IMAGE, ROOT, run
 
 # What the Makefile and container/*.sh call. python is not among them.
 TOOLS = """awk basename bash cat cut date dirname docker git grep head id ls make mkdir mktemp mv printf rm sed seq sh sleep
-sort tail timeout touch tr""".split()  # noqa: SIM905
+sort tail tee timeout touch tr""".split()  # noqa: SIM905
 
 
 def test_the_demo_needs_nothing_but_an_engine(warm: Path, tmp_path: Path) -> None:
@@ -22,7 +22,18 @@ def test_the_demo_needs_nothing_but_an_engine(warm: Path, tmp_path: Path) -> Non
         (tools / name).symlink_to(found)
     kept = {name: os.environ[name] for name in ("BASE_IMAGE", "WHEELS_IMAGE", "DOCKER_HOST") if name in os.environ}
     settings = [f"{name}={value}" for name, value in kept.items()]
-    bare = ["env", "-i", f"PATH={tools}", f"HOME={tmp_path}", f"CACHE={CACHE}", *settings]
+    bare = [
+        "env",
+        "-i",
+        f"PATH={tools}",
+        f"HOME={tmp_path}",
+        f"CACHE={CACHE}",
+        f"IMAGE={IMAGE}",
+        "VARIANT=cpu",
+        "ENV_FILE=/dev/null",
+        *settings,
+    ]
+    run(*bare, "make", "image", timeout=500, cwd=ROOT)
     said = run(*bare, "make", "demo", "RUNNER=docker", "PROFILE=ci", f"RUNS={tmp_path}/runs", cwd=ROOT).stdout
     assert "stage4/" in said or "stage4 " in said
     assert {path.parent.parent.name for path in tmp_path.glob("runs/*/*/summary.json")} == {

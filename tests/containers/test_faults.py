@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ from app.checkpoint import complete_checkpoints
 from jobs.errors import EXIT_DISK_FULL, EXIT_STOPPED, EXIT_USER
 from jobs.rundir import RunDir
 from tests.containers import native
-from tests.containers.engine import CACHE, IMAGE, LABEL, ROOT, docker, inspect, only_run, run, stage, wait_for
+from tests.containers.engine import CACHE, IMAGE, LABEL, ROOT, SETTINGS, docker, inspect, only_run, run, stage, wait_for
 from tests.containers.test_stages import losses
 
 # Long enough to be caught in the middle of it, with many checkpoints.
-LONG = ("run", "stage3b", "--profile", "ci", "--set", "train.max_steps=90", "--set", "train.save_every=10", "--set",
-        "train.eval_every=90", "--set", "train.learning_rate=1.0e-4")  # fmt: skip
+LONG = ("run", "stage3b", "--profile", "ci", "--set", "train.max_steps=200", "--set", "train.save_every=10", "--set",
+        "train.eval_every=200", "--set", "train.learning_rate=1.0e-4")  # fmt: skip
 KILLED = 137
 
 
@@ -40,7 +41,7 @@ class Background:
         settings = {"IMAGE": IMAGE, "CACHE": CACHE, "RUNS": str(runs), "GPU": "none", "DOCKER_ARGS": f"--label {LABEL}"}
         self.runs = runs
         self.process = subprocess.Popen(
-            [ROOT / "container/run.sh", *argv], env=os.environ | settings, cwd=ROOT, stdin=subprocess.DEVNULL,
+            [ROOT / "container/run.sh", *argv], env=os.environ | SETTINGS | settings, cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -75,7 +76,7 @@ def container_of(background: Background) -> str:
 def goes_on(background: Background, path: Path, undisturbed: list[dict[str, float]]) -> None:
     """The rest of it, in the same run, to the losses that it would have had."""
     newest = complete_checkpoints(path / "checkpoints")[-1]
-    assert 0 < int(newest.name.removeprefix("checkpoint-")) < 90
+    assert 0 < int(newest.name.removeprefix("checkpoint-")) < 200
     said = stage(*LONG, "--resume", runs=background.runs).stderr
     assert "resuming from" in said
     assert only_run(background.runs, "stage3b") == path and RunDir.open(path).state() == "complete"
@@ -123,9 +124,10 @@ def test_a_signal_to_the_script_reaches_the_stage_once(long_run: Background, num
     assert not docker("ps", "--all", "--quiet", "--filter", f"id={identity}"), "the container is removed"
 
 
-def test_ctrl_c_in_a_terminal_saves_a_checkpoint(warm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "the terminal is closed"])
+def test_in_a_terminal_too_it_saves_a_checkpoint(warm: Path, tmp_path: Path, how: str) -> None:
     process, terminal = pty.fork()
-    if process == 0:  # pragma: no cover
+    if process == 0:
         settings = {
             "IMAGE": IMAGE,
             "CACHE": CACHE,
@@ -133,23 +135,37 @@ def test_ctrl_c_in_a_terminal_saves_a_checkpoint(warm: Path, tmp_path: Path) -> 
             "GPU": "none",
             "DOCKER_ARGS": f"--label {LABEL}",
         }
-        os.execve(ROOT / "container/run.sh", ["run.sh", *LONG], os.environ | settings)
+        os.execve(ROOT / "container/run.sh", ["run.sh", *LONG], os.environ | SETTINGS | settings)
     said = b""
-    pressed = False
-    deadline = time.monotonic() + 180
-    try:
-        while time.monotonic() < deadline:
-            try:
+
+    def training() -> bool:
+        nonlocal said
+        if select.select([terminal], [], [], 0)[0]:
+            said += os.read(terminal, 65536)
+        return bool(list(tmp_path.glob("stage3b/*/checkpoints/checkpoint-*/complete.json")))
+
+    def status() -> int | None:
+        nonlocal said
+        if how != "the terminal is closed" and select.select([terminal], [], [], 0)[0]:
+            with suppress(OSError):  # the other end is closed
                 said += os.read(terminal, 65536)
-            except OSError:  # the other end is closed: it has ended
-                break
-            if not pressed and list(tmp_path.glob("stage3b/*/checkpoints/checkpoint-*/complete.json")):
-                os.write(terminal, b"\x03")
-                pressed = True
+        pid, found = os.waitpid(process, os.WNOHANG)
+        return os.waitstatus_to_exitcode(found) if pid else None
+
+    try:
+        wait_for("a checkpoint", training)
+        if how == "ctrl-c":
+            os.write(terminal, b"\x03")
+        elif how == "SIGTERM":
+            os.kill(process, signal.SIGTERM)
+        else:
+            os.close(terminal)
+        ended = wait_for("the end of the script", lambda: [code] if (code := status()) is not None else None)
     finally:
-        _, status = os.waitpid(process, 0) if time.monotonic() < deadline else (os.kill(process, signal.SIGTERM), 0)
-        os.close(terminal)
-    assert pressed and os.waitstatus_to_exitcode(status) == EXIT_STOPPED, said.decode(errors="replace")
+        with suppress(OSError):
+            os.close(terminal)
+    (path,) = tmp_path.glob("stage3b/*")
+    assert ended == [EXIT_STOPPED] and RunDir.open(path).state() == "failed", said.decode(errors="replace")
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------------

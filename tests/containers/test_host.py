@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import EXIT_STOPPED
 from jobs.rundir import RunDir
-from tests.containers.engine import CACHE, IMAGE, container, docker, only_run, wait_for
+from tests.containers.engine import CACHE, HOST_IMAGE, IMAGE, ROOT, container, docker, inspect, only_run, run, wait_for
 
 # What a host of the ssh kind does in place of the image's entrypoint, as root, before anything of ours runs.
 BOOTSTRAP = """set -eu
@@ -48,6 +48,8 @@ class Rented:
 
 @pytest.fixture(scope="module")
 def rented(warm: Path) -> Iterator[Rented]:
+    run(ROOT / "container/image.sh", "host", timeout=900, IMAGE=IMAGE)
+    assert inspect(HOST_IMAGE)["Config"]["User"] == "0:0"
     docker("network", "rm", NETWORK, code=None)
     docker("network", "create", "--internal", NETWORK)
     try:
@@ -55,8 +57,8 @@ def rented(warm: Path) -> Iterator[Rented]:
             docker("exec", ours, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/tmp/key")
             key = docker("exec", ours, "cat", "/tmp/key.pub")
             with container(
-                "--network", NETWORK, "--network-alias", "host", "--user", "0", "--volume", f"{CACHE}:/cache",
-                "--env", f"AUTHORIZED_KEY={key}", "--entrypoint", "/bin/bash", IMAGE, "-c", BOOTSTRAP,
+                "--network", NETWORK, "--network-alias", "host", "--volume", f"{CACHE}:/cache",
+                "--env", f"AUTHORIZED_KEY={key}", "--entrypoint", "/bin/bash", HOST_IMAGE, "-c", BOOTSTRAP,
             ) as host:  # fmt: skip
                 rented = Rented(host, ours)
                 wait_for("the ssh server", lambda: rented.ssh("echo here", code=None) == "here", 30)

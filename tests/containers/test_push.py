@@ -46,9 +46,12 @@ def test_a_clean_tree_is_pushed_under_its_tag_and_its_commit_and_the_digest_is_p
     done = run("make", "push", f"IMAGE={name}:0.1-test", cwd=tree, timeout=500)
     head = head_of(tree)
     tags = server.tags(NAME)
-    assert set(tags) == {"0.1-test", head}
-    (sent,) = set(tags.values())  # both tags are the same image
-    assert done.stdout == f"{name}@{sent}\n"
+    assert set(tags) == {"0.1-test", head, "0.1-test-host", f"{head}-host"}
+    sent, host = tags["0.1-test"], tags["0.1-test-host"]
+    assert (tags[head], tags[f"{head}-host"]) == (sent, host) and sent != host
+    assert done.stdout == f"{name}@{sent} image\n{name}@{host} host\n"
+    one, other = (json.loads(server.manifests[NAME, tag]) for tag in ("0.1-test", "0.1-test-host"))
+    assert one["layers"] == other["layers"]
     # The configuration in there is the one that was built: its digest is the image's id, and it names the commit.
     manifest = json.loads(server.manifests[NAME, head])
     assert manifest["config"]["digest"] == docker("image", "inspect", "--format", "{{.Id}}", f"{name}:{head}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 from jobs.rundir import RunDir, list_runs
 from tests.containers import native
-from tests.containers.engine import ROOT, docker, inspect, only_run, run, stage
+from tests.containers.engine import CACHE, IMAGE, ROOT, docker, inspect, only_run, run, stage
 
 LOSSES = ("step", "loss", "learning_rate", "grad_norm", "tokens", "response_tokens")
 
@@ -80,8 +81,8 @@ def test_a_profile_of_ones_own_and_its_data_are_found(warm: Path, tmp_path: Path
 # ---- the network -------------------------------------------------------------------------------------------------------
 
 
-def test_a_warm_cache_needs_no_network(warm: Path) -> None:
-    stage("run", "stage1", "--profile", "ci", "--limit", 2, runs=warm, options="--network none")
+def test_a_warm_cache_needs_no_network(warm: Path, tmp_path: Path) -> None:
+    stage("run", "stage1", "--profile", "ci", "--limit", 2, runs=tmp_path, options="--network none")
 
 
 def test_a_cold_cache_without_a_network_says_what_is_missing_and_how_to_get_it(image: str, tmp_path: Path) -> None:
@@ -93,16 +94,57 @@ def test_a_cold_cache_without_a_network_says_what_is_missing_and_how_to_get_it(i
     assert "Traceback" not in said
 
 
+# ---- settings ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "cache"),
+    [
+        ("CACHE=one\nCACHE=two\n", "two"),
+        ("  export CACHE = two  # a remark\r\n", "two"),
+        ("CACHE='two'\n", "two"),
+        ('CACHE="two"\n#CACHE=three\n', "two"),
+    ],
+)
+def test_the_env_file_is_read_as_compose_reads_it(image: str, tmp_path: Path, text: str, cache: str) -> None:
+    env = tmp_path / "env"
+    env.write_text(text)
+
+    def mounted(**settings: object) -> str:
+        return " ".join(shlex.split(stage("run", "stage1", runs=tmp_path, DRY_RUN=1, ENV_FILE=env, **settings).stdout))
+
+    assert f"source={cache}," in mounted(CACHE="")
+    assert "source=mine," in mounted(CACHE="mine")
+    asked = run("docker", "compose", "--env-file", env, "config", "--format", "json", COMPOSE_PROFILES="stages").stdout
+    assert json.loads(asked)["volumes"]["prefill-cache"]["name"] == cache
+
+
+def test_make_takes_the_profile_and_the_runs_from_the_env_file_too(tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    env.write_text(f"PROFILE=ci\nRUNS={tmp_path}/elsewhere\n")
+    said = run("make", "-n", "stage1", "RUNNER=docker", ENV_FILE=env).stdout
+    assert f"RUNS='{tmp_path}/elsewhere'" in said and "--profile 'ci'" in said
+    assert "--profile 'mine'" in run("make", "-n", "stage1", "RUNNER=docker", ENV_FILE=env, PROFILE="mine").stdout
+    assert "--profile 'ours'" in run("make", "-n", "stage1", "PROFILE=ours", ENV_FILE=env, PROFILE="mine").stdout
+
+
+def test_what_the_env_file_says_in_composes_own_way_is_refused(image: str, tmp_path: Path) -> None:
+    env = tmp_path / "env"
+    env.write_text("CACHE=$HOME/cache\n")
+    said = stage("run", "stage1", runs=tmp_path, ENV_FILE=env, CACHE="", code=2).stderr
+    assert said.startswith(f"error: {env}: CACHE: has a $ or a \\ in it") and said.endswith("; write it out\n")
+
+
 # ---- make ----------------------------------------------------------------------------------------------------------------
 
 
 def make(*argv: str, runs: Path, code: int = 0, **env: object) -> str:
-    done = run("make", *argv, f"RUNS={runs}", code=code, MAKEFLAGS="", **env)
+    done = run("make", *argv, f"RUNS={runs}", code=code, MAKEFLAGS="", **{"IMAGE": IMAGE, "CACHE": CACHE} | env)
     return done.stdout + done.stderr
 
 
 def test_make_runs_a_stage_in_a_container_where_an_engine_answers(warm: Path) -> None:
-    said = make("stage1", "PROFILE=ci", runs=warm, CACHE="prefill-test-cache")
+    said = make("stage1", "PROFILE=ci", runs=warm)
     assert "running in a container" in said and "complete already" in said
 
 

@@ -112,7 +112,10 @@ def test_the_job_hears_every_signal_but_the_end_of_the_session(host: Host) -> No
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert host.ask("wait")["exit_code"] == 0
-    masks = {name: int(mask, 16) for name, mask in re.findall(r"^Sig(\w+):\s*(\w+)$", host.log(), re.MULTILINE)}
+    ordinary = (1 << 31) - 1  # signals 1 to 31: what comes after is the C library's, and may be inherited as it is
+    masks = {
+        name: int(mask, 16) & ordinary for name, mask in re.findall(r"^Sig(\w+):\s*(\w+)$", host.log(), re.MULTILINE)
+    }
     assert masks == {"Ign": 1 << signal.SIGHUP - 1, "Blk": 0}
 
 
