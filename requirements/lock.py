@@ -7,6 +7,9 @@ is taken (torch for the CPU or for CUDA) is left to the pip configuration of the
 image-cpu.lock and image-cuda.lock, for the container image: the versions of base.lock for Linux on x86-64 with the sha256
 of every file that may be installed, resolved by uv. They differ in torch: 2.13.0+cpu, or 2.13.0 with the CUDA libraries.
 image-tools.lock pins what `make sbom` and `make audit` look at the image with.
+
+vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
+cryptography, pycares) are at odds with dev.lock. Only tests run it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
 UV = "uv==0.13.9"
 IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
 IMAGE_EXTRAS = ["pip"]  # fetches the embedded model and data at run time
+VASTAI = ["vastai==1.9.1"]
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
 
@@ -97,6 +101,9 @@ def main() -> None:
             pins["dev"] = install(python, wanted, arguments.constraint)
             for name, lines in pins.items():
                 write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
+            venv.create(Path(scratch) / "vastai", with_pip=True)
+            lines = install(Path(scratch) / "vastai" / "bin" / "python", VASTAI, arguments.constraint)
+            write("vastai", "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
         base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
         others, torch = without_torch(base)
         subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)

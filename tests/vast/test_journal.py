@@ -1,0 +1,182 @@
+"""The journal on disk: what is written is read back, torn ends are dropped, and the newer token wins."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import RunStateError
+from vast import journal
+from vast.journal import FileJournal, RunClock, Stamp, Superseded
+from vast.ports import Address, Job, Offer, OfferQuery, Status
+from vast.state import Action, Do, Doomed, Intent, Machine, Phase, Plan, RunState, begin, label_text, parse_label
+
+PLAN = Plan("run-1", "image", ("prefill", "stage5b"), OfferQuery(banned_machines=frozenset({3})), 10.0, 3600.0)
+AT = Stamp(1.0, 100.0, 50.0, "boot-a")
+MACHINE = Machine(
+    5,
+    7,
+    1.2,
+    3.0,
+    status=Status.RUNNING,
+    addresses=(Address("h", 22),),
+    job=Job("running", 1, fixes=("a",)),
+    armed=True,
+)
+STATE = replace(
+    begin(PLAN, 1000.0),
+    phase=Phase.RUNNING,
+    machine=MACHINE,
+    intent=Intent(1, 2, 0.5, 1.0, 2.0),
+    doomed=(Doomed(9, 1.0, 2.0, "away", lost=True),),
+    retries=(("bug", 1),),
+    history=((1.0, "rented"),),
+)
+CREATE = Action(Do.CREATE, 2.0, offer=Offer(1, 2, "A100", 1, 80.0, 1.2, None, 0.99, 500.0, 500.0, 90.0, 4))
+
+
+def test_a_state_survives_json() -> None:
+    assert journal.from_json(journal.to_json(STATE)) == STATE
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    book = FileJournal(tmp_path / "run")
+    assert journal.read(tmp_path / "run") is None
+    book.begin(PLAN, begin(PLAN, 1000.0), AT)
+    book.state(STATE, AT)
+    last = journal.read(tmp_path / "run")
+    assert last is not None and (last.plan, last.state, last.pending, last.stamp) == (PLAN, STATE, None, AT)
+    book.act(STATE, CREATE, AT)
+    last = journal.read(tmp_path / "run")
+    assert last is not None and last.pending == CREATE
+    book.close()
+
+
+def test_each_record_is_on_disk_when_the_method_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = FileJournal(tmp_path)
+    synced: list[int] = []
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        original(descriptor)
+        synced.append((tmp_path / journal.JOURNAL).stat().st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    book.begin(PLAN, begin(PLAN, 1.0), AT)
+    book.act(STATE, CREATE, AT)
+    assert len(synced) == 2 and synced[1] == (tmp_path / journal.JOURNAL).stat().st_size
+    book.close()
+
+
+def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    book = FileJournal(tmp_path)
+    book.begin(PLAN, begin(PLAN, 1.0), AT)
+    book.state(STATE, AT)
+    book.act(STATE, CREATE, AT)
+    book.close()
+    path = tmp_path / journal.JOURNAL
+    data = path.read_bytes()
+    ends = [number for number, byte in enumerate(data) if byte == ord("\n")]
+    for cut in [*range(0, len(data), 97), *ends, *(end + 1 for end in ends)]:
+        path.write_bytes(data[:cut])
+        last = journal.read(tmp_path)
+        whole = data[:cut].count(b"\n")
+        assert (last is None) == (whole == 0)
+        assert last is None or (last.pending is not None) == (whole == 3)
+    path.write_bytes(data[:-5])
+    with_torn_end = FileJournal(tmp_path)  # cuts the torn line, or the next one would be glued to it
+    with_torn_end.state(STATE, AT)
+    last = journal.read(tmp_path)
+    assert last is not None and last.pending is None
+    with_torn_end.close()
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    book = FileJournal(tmp_path)
+    book.begin(PLAN, begin(PLAN, 1.0), AT)
+    book.state(STATE, AT)
+    book.close()
+    path = tmp_path / journal.JOURNAL
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(RunStateError, match=r"journal\.jsonl:1: is no record of a journal; .*vast reap"):
+        journal.read(tmp_path)
+
+
+def test_two_supervisors_cannot_hold_one_journal(tmp_path: Path) -> None:
+    book = FileJournal(tmp_path)
+    with pytest.raises(RunStateError, match="is in use by process"):
+        FileJournal(tmp_path)
+    book.close()
+    again = FileJournal(tmp_path)
+    assert again.token == book.token + 1
+    again.close()
+
+
+def test_a_supervisor_that_slept_while_another_took_over_writes_and_does_nothing(tmp_path: Path) -> None:
+    old = FileJournal(tmp_path)
+    old.begin(PLAN, begin(PLAN, 1.0), AT)
+    (tmp_path / journal.TOKEN).write_text(f"{old.token + 1}\n", encoding="ascii")
+    before = (tmp_path / journal.JOURNAL).read_bytes()
+    with pytest.raises(Superseded):
+        old.check()
+    with pytest.raises(Superseded):
+        old.act(STATE, CREATE, AT)
+    assert (tmp_path / journal.JOURNAL).read_bytes() == before
+    old.close()
+
+
+def test_records_with_an_older_token_do_not_count(tmp_path: Path) -> None:
+    book = FileJournal(tmp_path)
+    book.begin(PLAN, begin(PLAN, 1.0), AT)
+    book.state(STATE, AT)
+    book.close()
+    path = tmp_path / journal.JOURNAL
+    stale = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+    stale["token"] = 0
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(stale) + "\n")
+    last = journal.read(tmp_path)
+    assert last is not None and last.state == STATE
+
+
+class _Clock:
+    def __init__(self, wall: float, monotonic: float, boot: str) -> None:
+        self._at = (wall, monotonic, boot)
+
+    def now(self) -> float:
+        return self._at[0]
+
+    def monotonic(self) -> float:
+        return self._at[1]
+
+    def boot(self) -> str:
+        return self._at[2]
+
+    def sleep(self, seconds: float) -> None:
+        raise AssertionError
+
+
+def test_the_time_of_a_run_goes_on_over_restarts_of_supervisor_and_machine() -> None:
+    assert RunClock(_Clock(9e9, 80.0, "boot-a"), AT).t() == 31.0  # the wall clock jumped: it does not matter
+    assert (
+        RunClock(_Clock(160.0, 5.0, "boot-b"), AT).t() == 61.0
+    )  # the monotonic clock began anew: the wall clock it is
+    assert RunClock(_Clock(40.0, 5.0, "boot-b"), AT).t() == 1.0  # and never backwards
+
+
+def test_a_label_carries_run_and_deadline_and_others_are_not_ours() -> None:
+    text = label_text("stage5b-20261123", 1790000000.7)
+    assert parse_label(text) == ("stage5b-20261123", 1790000000)
+    for foreign in ("", "prefill", "prefill/run", "prefill/run/x", "other/run/1", text + "\n", text.upper()):
+        assert parse_label(foreign) is None
+    with pytest.raises(ValueError, match="run id"):
+        label_text("a/b", 1.0)
+
+
+def test_states_have_no_field_that_json_would_change() -> None:
+    assert journal.from_json(journal.to_json(begin(PLAN, 5.5))) == begin(PLAN, 5.5)
+    assert isinstance(STATE, RunState)

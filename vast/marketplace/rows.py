@@ -1,0 +1,215 @@
+"""What the service's JSON means, as values of vast.ports. Pure; None stands for "cannot be understood", never for absence.
+
+An instance is read strictly: a list in which one row is odd is no list, or a run of ours could be missing from it. An offer
+that is odd is dropped: there are others.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from vast.marketplace.http import Answer, printable
+from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
+
+Text = Callable[[str], str]
+MB = 1000.0  # in a GB: as the official client counts, so that a card sold as 80 GB has at least 80
+HOUR = 3600.0
+SIZES = {"label": 256, "onstart and args": 4096}  # characters; bytes are counted, which is the stricter
+LEAST_DISK = 8  # GB
+RUNTYPE = "ssh_direc ssh_proxy"  # sic: ssh with a direct port, and by the proxy
+STATUS = {status.value: status for status in Status}
+HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}")  # goes into argv of ssh: never a leading dash
+PORT = re.compile(r"[0-9]{1,5}")
+
+
+class Odd(ValueError):
+    """A row that is not what the service is known to send."""
+
+
+def number(row: Mapping[str, object], name: str, default: float | None = None) -> float:
+    """A finite number >= 0; null and a missing one are `default`, if there is one."""
+    value = row.get(name)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Odd(name)
+    try:
+        found = float(value)
+    except OverflowError:
+        raise Odd(name) from None
+    if not (math.isfinite(found) and found >= 0):
+        raise Odd(name)
+    return found
+
+
+def identifier(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
+        raise Odd("id")
+    return value
+
+
+def text(row: Mapping[str, object], name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Odd(name)
+    return printable(value).strip()
+
+
+def offer(row: object) -> Offer:
+    """One row of `offers`. Raises Odd."""
+    if not isinstance(row, dict):
+        raise Odd("offer")
+    return Offer(
+        id=identifier(row.get("id")),
+        machine_id=identifier(row.get("machine_id")),
+        gpu=text(row, "gpu_name"),
+        gpus=int(number(row, "num_gpus")),
+        vram_gb=number(row, "gpu_ram") / MB,
+        dollars_per_hour=number(row, "dph_total"),
+        min_bid=None if row.get("min_bid") is None else number(row, "min_bid"),
+        reliability=number(row, "reliability", 0.0),
+        down_mbit=number(row, "inet_down", 0.0),
+        up_mbit=number(row, "inet_up", 0.0),
+        hours_left=number(row, "duration", 0.0) / HOUR,
+        direct_ports=int(number(row, "direct_port_count", 0.0)),
+        dollars_per_gb_down=number(row, "inet_down_cost", 0.0),
+        dollars_per_gb_up=number(row, "inet_up_cost", 0.0),
+        place=text(row, "geolocation"),
+    )
+
+
+def gpu_name(words: str) -> str:
+    """A100_SXM4, a100 sxm4 and "A100 SXM4" are one GPU."""
+    return " ".join(words.replace("_", " ").split()).upper()
+
+
+def price(one: Offer, interruptible: bool) -> float | None:
+    """What the least contract costs per hour; None if the machine is not offered so."""
+    return one.min_bid if interruptible else one.dollars_per_hour
+
+
+def fits(one: Offer, query: OfferQuery) -> bool:
+    """The query once more: a service that ignores a filter must not cost money."""
+    cost = price(one, query.interruptible)
+    return (
+        cost is not None
+        and (query.max_dollars_per_hour is None or cost <= query.max_dollars_per_hour)
+        and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))
+        and one.gpus == query.gpus
+        and one.vram_gb >= query.min_vram_gb
+        and one.reliability >= query.min_reliability
+        and one.down_mbit >= query.min_down_mbit
+        and one.hours_left >= query.min_hours
+        and one.direct_ports >= 1
+        and one.machine_id not in query.banned_machines
+    )
+
+
+def filters(query: OfferQuery) -> dict[str, object]:
+    """The body of a search."""
+    cost = "min_bid" if query.interruptible else "dph_total"
+    body: dict[str, object] = {
+        "verified": {"eq": True},
+        "external": {"eq": False},
+        "rentable": {"eq": True},
+        "rented": {"eq": False},
+        "num_gpus": {"eq": query.gpus},
+        "direct_port_count": {"gte": 1},
+        "disk_space": {"gte": query.disk_gb},
+        "allocated_storage": query.disk_gb,
+        "type": "bid" if query.interruptible else "on-demand",
+        "order": [[cost, "asc"]],
+        "limit": query.limit + len(query.banned_machines),
+    }
+    if query.gpu is not None:
+        body["gpu_name"] = {"eq": " ".join(query.gpu.replace("_", " ").split())}
+    if query.max_dollars_per_hour is not None:
+        body[cost] = {"lte": query.max_dollars_per_hour}
+    for name, least in (
+        ("gpu_ram", query.min_vram_gb * MB),
+        ("reliability", query.min_reliability),
+        ("inet_down", query.min_down_mbit),
+        ("duration", query.min_hours * HOUR),
+    ):
+        if least > 0:
+            body[name] = {"gte": least}
+    return body
+
+
+def instance(row: object, redact: Text) -> Instance:
+    """One instance. Raises Odd. `machine_id` and `dollars_per_hour` are 0 where the service does not tell."""
+    if not isinstance(row, dict):
+        raise Odd("instance")
+    word = row.get("actual_status")
+    machine = row.get("machine_id")
+    return Instance(
+        id=identifier(row.get("id")),
+        label=text(row, "label"),
+        machine_id=0 if machine is None else identifier(machine),
+        status=STATUS.get(word, Status.UNKNOWN) if isinstance(word, str) else Status.UNKNOWN,
+        intended=text(row, "intended_status"),
+        message=redact(text(row, "status_msg")),
+        dollars_per_hour=number(row, "dph_total", 0.0),
+        started=number(row, "start_date", 0.0) or None,
+        end=number(row, "end_date", 0.0) or None,
+        addresses=addresses(row),
+    )
+
+
+def addresses(row: Mapping[str, object]) -> tuple[Address, ...]:
+    """Direct first, then the proxy's. Half of a pair is no address, and halves of different pairs are never joined."""
+    direct = _address(row.get("public_ipaddr"), _host_port(row.get("ports")))
+    proxy = _address(row.get("ssh_host"), row.get("ssh_port"))
+    return tuple(pair for pair in (direct, proxy) if pair is not None)
+
+
+def _host_port(ports: object) -> object:
+    """ports["22/tcp"][0]["HostPort"], where there is one."""
+    bound = ports.get("22/tcp") if isinstance(ports, dict) else None
+    first = bound[0] if isinstance(bound, list) and bound else None
+    return first.get("HostPort") if isinstance(first, dict) else None
+
+
+def _address(host: object, port: object) -> Address | None:
+    host = host.strip() if isinstance(host, str) else ""
+    if isinstance(port, str) and PORT.fullmatch(port.strip()):
+        port = int(port)
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536 or not HOST.fullmatch(host):
+        return None
+    return Address(host, port)
+
+
+def no_such(words: str, what: str) -> bool:
+    """Whether the service said that there is no such ask, instance or contract; "auth_error" says nothing of the kind."""
+    plain = words.lower().replace("_", " ")
+    return f"no such {what}" in plain and "auth error" not in plain
+
+
+def short_of_credit(status: int, words: str) -> bool:
+    return (
+        status == 402
+        or re.search(r"insufficient[ _](credit|fund|balance)|lack[ _]of[ _]credit", words.lower()) is not None
+    )
+
+
+def created(answer: Answer, words: str) -> CreateResult:
+    """What a reply to create means. Anything but a clear yes or a clear no is "unclear": 0, 1 or 2 contracts exist."""
+    try:
+        made = identifier(answer.body.get("new_contract"))
+    except Odd:
+        made = None
+    success = answer.body.get("success")
+    if answer.status >= 500 or answer.status == 429:
+        return CreateResult("unclear", made, words)
+    if made is not None:
+        return CreateResult("created" if answer.ok and success is True else "refused", made, words)
+    if no_such(words, "ask"):
+        return CreateResult("offer-gone", None, words)
+    if short_of_credit(answer.status, words):
+        return CreateResult("no-credit", None, words)
+    refusal = answer.status == 400 or (answer.ok and success is False)  # 404 may also mean that a session has ended
+    return CreateResult("refused" if refusal and words else "unclear", None, words)

@@ -1,0 +1,240 @@
+"""The port Cloud over the HTTP API of Vast.ai. Facts of the API and their sources: docs/vast.md.
+
+Not covered: reserved contracts, volumes, templates, and more than one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vast.marketplace import rows
+from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
+from vast.marketplace.key import Secret, find_key
+from vast.ports import (
+    GONE,
+    Account,
+    Clock,
+    Contract,
+    CreateResult,
+    Destroyed,
+    Gone,
+    Instance,
+    Offer,
+    OfferQuery,
+    Seconds,
+)
+
+PAGE = 25  # the most that the service gives at once
+PAGES = 400  # a token that never ends is a fault
+LOG_PAUSE: Seconds = 0.5
+LOG_TRIES = 20
+LOG_BYTES = 2**20  # the end of a longer log
+
+
+def connect(clock: Clock, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> VastAI:
+    """From the environment: VAST_URL, and the key as in vast.marketplace.key. Raises UrlError and AccountKeyError."""
+    key = find_key(None, environ, home or Path.home())
+    return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL)
+
+
+class VastAI:
+    """Implements vast.ports.Cloud. `trouble` says why the last None, False or "unclear" was one."""
+
+    def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
+        self._client = Client(key, clock, url, timeouts)
+        self._clock = clock
+
+    @property
+    def trouble(self) -> str:
+        return self._client.trouble
+
+    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+        answer = self._client.call("show", "POST", "/api/v0/bundles/", rows.filters(query))
+        listed = answer.body.get("offers") if answer is not None and answer.ok else None
+        if not isinstance(listed, list):
+            self._explain("search", answer)
+            return None
+        found = []
+        for row in listed:
+            try:
+                found.append(rows.offer(row))
+            except rows.Odd as odd:
+                self._client.note(f"search: an offer is left out: odd {odd}")
+        if listed and not found:
+            self._explain("search", answer)
+            return None
+        fitting = {one.id: one for one in found if rows.fits(one, query)}
+        order = sorted(fitting.values(), key=lambda one: (rows.price(one, query.interruptible) or 0.0, one.id))
+        return tuple(order[: query.limit])
+
+    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+        """One request, never repeated: after a drop the contract may exist. 429 is "unclear" too, as gateways repeat."""
+        redact = self._client.redact
+        if contract.registry_login is not None:
+            redact.learn_login(Secret(contract.registry_login))
+        if (wrong := self._unfit(contract)) is not None:
+            return CreateResult("refused", None, wrong)
+        body: dict[str, object] = {
+            "client_id": "me",
+            "image": contract.image,
+            "env": dict(contract.env),
+            "disk": contract.disk_gb,
+            "label": contract.label,
+            "onstart": contract.onstart,
+            "runtype": rows.RUNTYPE,
+            "cancel_unavail": contract.bid is None,
+        }
+        if contract.bid is not None:
+            body["price"] = contract.bid
+        if contract.registry_login is not None:
+            body["image_login"] = contract.registry_login
+        answer = self._client.call("create", "PUT", f"/api/v0/asks/{offer_id}/", body, repeat=False)
+        if answer is None:
+            return CreateResult("unclear", None, self.trouble)
+        instance_key = answer.body.get("instance_api_key")
+        if isinstance(instance_key, str):
+            redact.learn(Secret(instance_key))
+        result = rows.created(answer, redact(answer.words)[:500])
+        if result.outcome != "created":
+            self._explain("create", answer)
+        return result
+
+    def instances(self) -> tuple[Instance, ...] | None:
+        found: dict[int, Instance] = {}
+        token: object = None
+        seen: set[str] = set()
+        for _ in range(PAGES):
+            query: dict[str, object] = {
+                "select_filters": {},
+                "order_by": [{"col": "id", "dir": "asc"}],
+                "limit": PAGE,
+            }
+            if token is not None:
+                query["after_token"] = token
+            answer = self._client.call("show", "GET", "/api/v1/instances/", query=query)
+            if answer is None or not answer.ok or answer.body.get("success") is False:
+                self._explain("list", answer)
+                return None
+            page, total, token = (answer.body.get(name) for name in ("instances", "total_instances", "next_token"))
+            if not isinstance(page, list) or not (token is None or (isinstance(token, str) and token not in seen)):
+                self._explain("list", answer)
+                return None
+            try:
+                found.update((one.id, one) for one in (rows.instance(row, self._client.redact) for row in page))
+            except rows.Odd as odd:
+                self._client.note(f"list: a row is odd in {odd}, so the list is not believed")
+                return None
+            if token:
+                seen.add(str(token))
+                continue
+            # The count is what tells an account without instances from a list that came back empty.
+            counted = isinstance(total, int) and not isinstance(total, bool)
+            if (counted and total != len(found)) or (not counted and (total is not None or not found)):
+                self._client.note(f"list: {len(found)} instances, and the service counts otherwise or not at all")
+                return None
+            return tuple(found.values())
+        self._client.note(f"list: it does not end after {PAGES} pages")
+        return None
+
+    def instance(self, instance_id: int) -> Instance | Gone | None:
+        answer = self._client.call("show", "GET", f"/api/v0/instances/{instance_id}/", query={"owner": "me"})
+        if answer is None or not answer.ok or answer.body.get("success") is False or "instances" not in answer.body:
+            self._explain("show", answer)
+            return None
+        row = answer.body["instances"]
+        if row is None:  # GONE only if nothing else is said: 404 alone proves nothing, as a bad key gives it too
+            if answer.status == 200 and not answer.words:
+                return GONE
+            self._explain("show", answer)
+            return None
+        try:
+            one = rows.instance(row, self._client.redact)
+        except rows.Odd as odd:
+            self._client.note(f"show {instance_id}: odd {odd}")
+            return None
+        if one.id != instance_id:
+            self._explain("show", answer)
+            return None
+        return one
+
+    def destroy(self, instance_id: int) -> Destroyed:
+        answer = self._client.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
+        if answer is None or answer.status >= 500:
+            return "unclear"
+        absent = rows.no_such(answer.words, "instance") or rows.no_such(answer.words, "contract")
+        taken = answer.ok and (answer.status == 204 or answer.body.get("success") is True)
+        if taken or absent:
+            return "accepted"
+        self._explain("destroy", answer)
+        return "unclear"
+
+    def set_label(self, instance_id: int, label: str) -> bool:
+        if len(label.encode()) > rows.SIZES["label"] or self._client.redact.holds(label):
+            self._client.note(f"label: longer than {rows.SIZES['label']} bytes, or it holds a secret; not sent")
+            return False
+        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        return self._done("label", answer)
+
+    def attach_key(self, instance_id: int, public_key: str) -> bool:
+        if "PRIVATE KEY" in public_key or self._client.redact.holds(public_key):
+            self._client.note("ssh key: not a public one; not sent")
+            return False
+        path = f"/api/v0/instances/{instance_id}/ssh/"
+        return self._done("ssh key", self._client.call("manage", "POST", path, {"ssh_key": public_key.strip()}))
+
+    def logs(self, instance_id: int) -> str | None:
+        """The container's log, polled for about 10 s: the service asks the host for it."""
+        path = f"/api/v0/instances/request_logs/{instance_id}/"
+        answer = self._client.call("manage", "PUT", path, {})
+        url = answer.body.get("result_url") if answer is not None and answer.ok else None
+        if not isinstance(url, str):
+            self._explain("logs", answer)
+            return None
+        for _ in range(LOG_TRIES):
+            self._clock.sleep(LOG_PAUSE)
+            data = self._client.fetch(url)
+            if data is not None:
+                return self._client.redact(data.decode("utf-8", errors="replace"))[-LOG_BYTES:]
+        self._client.note(f"logs: not there after {LOG_TRIES * LOG_PAUSE:g} s")
+        return None
+
+    def account(self) -> Account | None:
+        answer = self._client.call("show", "GET", "/api/v0/users/current")
+        if answer is None or not answer.ok or answer.body.get("success") is False:
+            self._explain("account", answer)
+            return None
+        for name in ("credit", "balance"):
+            value = answer.body.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
+                return Account(float(value))  # may be negative: what is owed
+        self._explain("account", answer)
+        return None
+
+    def _unfit(self, contract: Contract) -> str | None:
+        """Path, fact and remedy of a contract that the service would refuse, or that would carry a secret to the host."""
+        sizes = {"label": len(contract.label.encode()), "onstart and args": len(contract.onstart.encode())}
+        for name, most in rows.SIZES.items():
+            if sizes[name] > most:
+                return f"{name}: {sizes[name]} bytes, and the service takes {most}; shorten it"
+        if not contract.disk_gb >= rows.LEAST_DISK:
+            return f"disk: {contract.disk_gb:g} GB, and the service wants at least {rows.LEAST_DISK}; ask for more"
+        seen_on_host = {"label": contract.label, "image": contract.image, "onstart": contract.onstart}
+        for name, value in (*seen_on_host.items(), *(("env", f"{key}={value}") for key, value in contract.env)):
+            if self._client.redact.holds(value):
+                return (
+                    f"{name}: holds the account's key or the registry's login, which must not reach the host; remove it"
+                )
+        return None
+
+    def _done(self, what: str, answer: Answer | None) -> bool:
+        done = answer is not None and answer.ok and answer.body.get("success") is True
+        if not done:
+            self._explain(what, answer)
+        return done
+
+    def _explain(self, what: str, answer: Answer | None) -> None:
+        """A word on why there is nothing to say; where there was no answer, the client has given it."""
+        if answer is not None and answer.ok:
+            self._client.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")

@@ -1,0 +1,153 @@
+"""The policy of the supervisor: a strict model of vast/policy.yaml, which explains every key.
+
+Rules over several keys raise `combination`, as in jobs/schema.py, so that an error names the file and both keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from jobs import yamlfile
+from jobs.schema import Fraction, NotNegative, Positive, PositiveFloat, Strict, combination
+from jobs.validate import Layer, validate
+
+DEFAULT = Path(__file__).with_name("policy.yaml")
+
+
+class Cadence(Strict):
+    early_minutes: Annotated[list[PositiveFloat], Field(min_length=1)]
+    stable_minutes: PositiveFloat
+    alert_minutes: PositiveFloat
+    provisioning: PositiveFloat
+    urgent: PositiveFloat
+
+
+class Stall(Strict):
+    looks: Annotated[int, Field(ge=2)]  # one look sees no change at all
+    beat_age: PositiveFloat
+    idle_gpu_percent: Annotated[float, Field(ge=0, le=100)]
+
+
+class Pause(Strict):
+    first: PositiveFloat
+    longest: PositiveFloat
+    jitter: Fraction
+
+
+class Retries(Strict):
+    cuda_oom: NotNegative = Field(alias="cuda-oom")
+    disk_full: NotNegative = Field(alias="disk-full")
+    hub_timeout: NotNegative = Field(alias="hub-timeout")
+    stale_lock: NotNegative = Field(alias="stale-lock")
+    missing_tool: NotNegative = Field(alias="missing-tool")
+    hang: NotNegative
+    bug: NotNegative
+    killed: NotNegative
+    stopped: NotNegative
+    lost: NotNegative
+    restarted: NotNegative
+    incomplete: NotNegative
+
+    def of(self, reason: str) -> int:
+        """How often `reason` may be answered with a new start; 0 for reasons that never are."""
+        limit: int = getattr(self, reason.replace("-", "_"), 0)
+        return limit
+
+
+class Caps(Strict):
+    dollars: PositiveFloat
+    hours: PositiveFloat
+    reserve_minutes: PositiveFloat
+
+
+class Deadlines(Strict):
+    search: PositiveFloat
+    loading: PositiveFloat
+    ssh: PositiveFloat
+    collecting: PositiveFloat
+    away: PositiveFloat
+
+
+class Unreachable(Strict):
+    looks: Positive
+    seconds: PositiveFloat
+    replace_after: PositiveFloat
+
+
+class Reconcile(Strict):
+    listings: Annotated[int, Field(ge=2)]
+    spacing: PositiveFloat
+    visible_after: PositiveFloat
+
+
+class Destroy(Strict):
+    first_pause: PositiveFloat
+    longest_pause: PositiveFloat
+    alarm_tries: Positive
+
+
+class DestroyOn(Strict):
+    done: bool
+    fail: bool
+
+
+class Market(Strict):
+    max_dollars_per_hour: PositiveFloat
+    min_reliability: Fraction
+    min_down_mbit: Annotated[float, Field(ge=0)]
+    banned_machines: list[int]
+
+
+class Bounds(Strict):
+    """Of the dead-man's switch on the host."""
+
+    renew: PositiveFloat
+    silent: PositiveFloat
+    grace: PositiveFloat
+    slack_minutes: PositiveFloat
+
+    @model_validator(mode="after")
+    def _some_renewals_may_fail(self) -> Bounds:
+        if self.silent < 3 * self.renew:
+            fact = f"expected at least 3 times renew ({self.renew:g}), found {self.silent:g}"
+            raise combination("silent", fact, "or two lost renewals would end a healthy run", also=("renew",))
+        return self
+
+
+class Policy(Strict):
+    cadence: Cadence
+    stall: Stall
+    attempts: Positive
+    offers: Positive
+    pause: Pause
+    retries: Retries
+    caps: Caps
+    deadlines: Deadlines
+    unreachable: Unreachable
+    reconcile: Reconcile
+    absence_spacing: PositiveFloat
+    destroy: Destroy
+    destroy_on: DestroyOn
+    pull_minutes: PositiveFloat
+    low_credit_hours: PositiveFloat
+    market: Market
+    watchdog: Bounds
+
+    @model_validator(mode="after")
+    def _room_for_the_end(self) -> Policy:
+        reserve = self.caps.reserve_minutes
+        if reserve >= 60 * self.caps.hours:
+            fact = f"expected less than caps.hours ({self.caps.hours:g}), found {reserve:g} minutes"
+            raise combination("caps", fact, "no time would be left for the job")
+        return self
+
+
+def load(path: Path | None = None) -> Policy:
+    """The policy in `path`, laid over the defaults of vast/policy.yaml: a file of a few keys is enough. Raises ConfigError."""
+    layers = [Layer("vast/policy.yaml", yamlfile.read(DEFAULT, "vast/policy.yaml"))]
+    if path is not None:
+        layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+    return validate(Policy, layers)

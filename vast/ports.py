@@ -1,0 +1,250 @@
+"""What the supervisor sees of the world: four small protocols, and the values that pass through them.
+
+The rule for all of them: not to know is an answer of its own. Where an adapter could not see, it returns None, and None
+never means "none", "gone" or "failed". What went wrong on the way stands in the adapter's own log, never a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+Seconds = float
+Dollars = float
+
+
+# ---- the cloud ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A machine that could be rented now. `dollars_per_hour` includes the disk asked for."""
+
+    id: int
+    machine_id: int
+    gpu: str
+    gpus: int
+    vram_gb: float  # of one GPU
+    dollars_per_hour: Dollars
+    min_bid: Dollars | None  # dollars per hour, of an interruptible contract
+    reliability: float  # 0 to 1
+    down_mbit: float
+    up_mbit: float
+    hours_left: float  # until its owner takes it back
+    direct_ports: int
+    dollars_per_gb_down: Dollars = 0.0
+    dollars_per_gb_up: Dollars = 0.0
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class OfferQuery:
+    """What `search` may return, cheapest first. Every bound is inclusive."""
+
+    gpu: str | None = None
+    gpus: int = 1
+    min_vram_gb: float = 0.0
+    max_dollars_per_hour: Dollars | None = None
+    min_reliability: float = 0.0
+    min_down_mbit: float = 0.0
+    min_hours: float = 0.0
+    disk_gb: float = 40.0
+    interruptible: bool = False
+    banned_machines: frozenset[int] = frozenset()
+    limit: int = 64
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What `create` asks for. No secret is in it but the registry's login, which has a field of its own in the API."""
+
+    label: str  # see vast.state: run id and deadline
+    image: str
+    disk_gb: float
+    onstart: str
+    env: tuple[tuple[str, str], ...] = ()
+    bid: Dollars | None = None  # dollars per hour: interruptible
+    registry_login: str | None = field(default=None, repr=False)
+
+
+class Status(StrEnum):
+    """The machine's own `actual_status`. UNKNOWN stands for null and for words that we do not know."""
+
+    CREATED = "created"
+    LOADING = "loading"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FROZEN = "frozen"
+    EXITED = "exited"
+    REBOOTING = "rebooting"
+    OFFLINE = "offline"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Address:
+    """One way in. The pairs of an instance are tried one after the other and never mixed."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Instance:
+    id: int
+    label: str
+    machine_id: int
+    status: Status
+    intended: str  # "running" or "stopped"
+    message: str  # the host's words, such as why an image cannot be pulled
+    dollars_per_hour: Dollars
+    started: Seconds | None  # unix time; None before it runs
+    end: Seconds | None  # unix time at which the contract ends; None if it has no end
+    addresses: tuple[Address, ...]  # direct first, then the proxy's
+
+
+class Gone:
+    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
+
+    def __repr__(self) -> str:
+        return "GONE"
+
+
+GONE = Gone()
+
+Created = Literal["created", "offer-gone", "no-credit", "refused", "unclear"]
+
+
+@dataclass(frozen=True)
+class CreateResult:
+    """`created` and `refused` may both carry the id of an instance that exists and costs. `unclear`: 0, 1 or 2 exist."""
+
+    outcome: Created
+    instance_id: int | None = None
+    message: str = ""
+
+
+Destroyed = Literal["accepted", "unclear"]  # neither proves absence
+
+
+@dataclass(frozen=True)
+class Account:
+    credit: Dollars
+
+
+class Cloud(Protocol):
+    """A market of machines. No method raises for what the network or the service does; a bug may raise."""
+
+    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None: ...
+    def create(self, offer_id: int, contract: Contract) -> CreateResult: ...
+    def instances(self) -> tuple[Instance, ...] | None:
+        """Every instance of the account, all pages. () only from an authenticated, well-formed answer."""
+
+    def instance(self, instance_id: int) -> Instance | Gone | None: ...
+    def destroy(self, instance_id: int) -> Destroyed: ...
+    def set_label(self, instance_id: int, label: str) -> bool: ...
+    def attach_key(self, instance_id: int, public_key: str) -> bool: ...
+    def logs(self, instance_id: int) -> str | None: ...
+    def account(self) -> Account | None:
+        """None also for a key that is refused: then nothing else can be believed either."""
+
+
+# ---- the host -------------------------------------------------------------------------------------------------------------
+
+Contact = Literal["ok", "unreachable", "denied", "stranger"]  # stranger: the nonce of the run does not match
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """The dead-man's switch on the host, as it tells of itself."""
+
+    armed: bool
+    lease_age: Seconds
+    uptime: Seconds  # counted over restarts of the container
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the runner on the host says, and the heartbeat of the run that it looks after."""
+
+    phase: str  # absent, starting, running, ended, lost: see vast.jobstate
+    attempt: int = 0
+    exit_code: int | None = None
+    end_reason: str | None = None
+    fingerprint: str | None = None  # of the failure; the same twice is no accident
+    fixes: tuple[str, ...] = ()
+    run: str | None = None  # such as stage5b/20261123-101500
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    beat_age: Seconds | None = None
+    checkpoint: str | None = None  # the newest complete one
+    complete: bool = False  # summary.json and manifest.json are there
+
+
+@dataclass(frozen=True)
+class Host:
+    """One look at a host over ssh."""
+
+    contact: Contact
+    boot: str = ""  # changes when the container is restarted
+    watchdog: Watchdog | None = None
+    job: Job | None = None
+    gpu_percent: float | None = None
+    gpu_memory_percent: float | None = None
+    disk_free_gb: float | None = None
+    gpu_fault: str | None = None  # an Xid, "fallen off the bus"
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
+
+    verified: bool
+    run: str | None = None
+    checkpoint: str | None = None  # the newest checkpoint that is here, whole
+    complete: bool = False  # the run itself is complete, and here
+    bytes: int = 0
+    local_disk_full: bool = False  # no room here: trying again brings nothing before a person has made some
+    message: str = ""
+
+
+class Shell(Protocol):
+    """Our way to the host of a run: ssh and rsync. Each call has a time limit of its own and never raises for the network."""
+
+    def look(self, addresses: tuple[Address, ...]) -> Host: ...
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+        """Start the job; True also if it runs already. `home`: the checkpoint that is here, verified, so that the host
+        may prune what is older when its disk is full."""
+
+    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
+
+    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+        """Ask the job for a checkpoint and an end."""
+
+    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
+    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+
+    def home(self) -> Pulled | None:
+        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
+
+    def network_is_up(self) -> bool:
+        """Whether our own network works: a probe that has nothing to do with the host."""
+
+
+class Clock(Protocol):
+    def now(self) -> Seconds:
+        """Unix time, for people and labels."""
+
+    def monotonic(self) -> Seconds:
+        """For deadlines; counts on while the machine sleeps."""
+
+    def boot(self) -> str:
+        """Changes when this machine is started again, and `monotonic` with it begins anew."""
+
+    def sleep(self, seconds: Seconds) -> None: ...

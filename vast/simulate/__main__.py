@@ -1,0 +1,85 @@
+"""python -m vast.simulate: many seeds, or one of them with its time line. Exit code 0: every invariant held."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.errors import EXIT_BUG, UserError
+from vast import policy as policies
+from vast.simulate import baseline, campaign, healthy, run
+from vast.simulate.campaign import Summary
+from vast.simulate.faults import MODES, schedule
+
+
+@click.command()
+@click.option("--seeds", default=2000, show_default=True, type=click.IntRange(1), help="How many, from 0.")
+@click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file, laid over vast/policy.yaml.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+@click.option("--seed", type=int, help="Replay this one, with its time line.")
+@click.option("--baseline", "with_baseline", is_flag=True, help="Also the old algorithm, in the same worlds.")
+@click.option("--processes", default=min(8, os.cpu_count() or 1), show_default=True, type=click.IntRange(1))
+def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, with_baseline: bool, processes: int) -> None:
+    """Run the supervisor in simulated worlds full of faults."""
+    try:
+        policy = policies.load(path)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    if seed is not None:
+        one = run.run(schedule(seed), policy, trace=True)
+        click.echo("\n".join([*one.lines, f"result: {one.result}"]))
+        sys.exit(EXIT_BUG if one.violations else 0)
+    ours = campaign.campaign(range(seeds), partial(campaign.run_seed, policy=policy), processes)
+    old = None
+    if with_baseline:
+        old = campaign.campaign(range(seeds), partial(baseline.run_seed, policy=policy), processes)
+    click.echo(json.dumps(as_dict(ours, old), sort_keys=True) if as_json else as_text(ours, old))
+    sys.exit(EXIT_BUG if ours.violations else 0)
+
+
+def as_dict(ours: Summary, old: Summary | None) -> dict[str, Any]:
+    content = ours.to_dict()
+    if old is not None:
+        content["baseline"] = old.to_dict()
+    return content
+
+
+ROWS = (
+    "rentals", "succeeded", "leaks", "double_rents", "lost_artifacts", "avoidable_losses", "named_losses",
+    "wrong_verdicts", "overspend_max", "overspend_mean", "idle_dollars", "dollars", "seconds",
+)  # fmt: skip
+
+
+def as_text(ours: Summary, old: Summary | None) -> str:
+    lines = [f"{ours.seeds} seeds, {ours.violations} violations"]
+    for row in ROWS:
+        values = [getattr(summary, row) for summary in (ours, old) if summary is not None]
+        lines.append(
+            f"  {row:<16}"
+            + "".join(f"{value:>14.4g}" if isinstance(value, float) else f"{value:>14}" for value in values)
+        )
+    lines.append(
+        "failure modes met, in how many seeds: "
+        + ", ".join(f"{MODES[mode]} {mode} {ours.modes[mode]}" for mode in MODES)
+    )
+    lines += [
+        f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
+        for seed, name, what in ours.failing[:20]
+    ]
+    day = healthy.day()
+    lines.append(
+        f"a healthy day, {day.steps} steps: {day.api_calls} API calls, {day.ssh_connections} ssh connections, "
+        f"${day.idle_dollars:.2f} of ${day.dollars:.2f} idle"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Many seeds, and their sum."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from vast.policy import Policy
+from vast.reasons import SUCCESS
+from vast.simulate.faults import schedule
+from vast.simulate.run import Outcome, run
+
+
+def run_seed(seed: int, policy: Policy) -> Outcome:
+    return run(schedule(seed), policy)
+
+
+@dataclass(slots=True)
+class Summary:
+    """The sum over seeds.
+
+    lost_artifacts: machines given up with work that was not at home; `avoidable_losses` of them could be reached at that
+        moment, `named_losses` are explained by the state of the run.
+    wrong_verdicts: breaches of the invariant `unknown`.
+    """
+
+    seeds: int = 0
+    rentals: int = 0
+    succeeded: int = 0
+    leaks: int = 0
+    double_rents: int = 0
+    lost_artifacts: int = 0
+    avoidable_losses: int = 0
+    named_losses: int = 0
+    wrong_verdicts: int = 0
+    violations: int = 0
+    overspend_max: float = 0.0
+    overspend_mean: float = 0.0
+    idle_dollars: float = 0.0
+    dollars: float = 0.0
+    seconds: float = 0.0
+    results: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    broken: Counter[str] = field(default_factory=Counter)
+    failing: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def add(self, one: Outcome) -> None:
+        self.seeds += 1
+        self.rentals += one.rentals
+        self.succeeded += one.result == SUCCESS
+        self.leaks += one.leaks
+        names = Counter(name for name, _ in one.violations)
+        self.double_rents += names["double-rent"] > 0
+        self.lost_artifacts += one.lost
+        self.avoidable_losses += one.avoidable
+        self.named_losses += one.named
+        self.wrong_verdicts += names["unknown"]
+        self.violations += len(one.violations)
+        self.overspend_max = max(self.overspend_max, one.over)
+        self.overspend_mean += (one.over - self.overspend_mean) / self.seeds
+        self.idle_dollars += one.idle_dollars
+        self.dollars += one.dollars
+        self.results[str(one.result)] += 1
+        self.modes.update(one.happened.keys())
+        self.broken.update(names.keys())
+        self.failing.extend((one.seed, name, what) for name, what in one.violations[:3])
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain.items()
+        }
+
+
+def campaign(
+    seeds: Iterable[int],
+    one: Callable[[int], Outcome],
+    processes: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Summary:
+    began = clock()
+    total = Summary()
+    if processes == 1:
+        for seed in seeds:
+            total.add(one(seed))
+    else:
+        with multiprocessing.get_context("fork").Pool(processes) as pool:
+            for result in pool.imap_unordered(partial(_light, one), seeds, chunksize=50):
+                total.add(result)
+    total.failing.sort()
+    total.seconds = clock() - began
+    return total
+
+
+def _light(one: Callable[[int], Outcome], seed: int) -> Outcome:
+    """Without what is not summed, which would have to travel between processes."""
+    result = one(seed)
+    result.state, result.lines = None, []
+    return result

@@ -1,0 +1,136 @@
+"""The failure modes that the simulated world has, numbered as in the runbook (docs/vast.md), and a seed's schedule of them.
+
+A schedule says what will go wrong, and when: at the n-th create, on the n-th machine, or at a time of the run. Whether it
+came to that is counted by the world (`World.happened`): a run that ends early never meets the rest of its schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+MODES: dict[str, int] = {
+    "create-ambiguous": 1,
+    "crash-after-create": 2,
+    "offer-gone": 3,
+    "created-stopped": 4,
+    "stuck-loading": 5,
+    "bad-image": 6,
+    "no-ssh": 7,
+    "key-denied": 8,
+    "stranger": 9,
+    "own-network-down": 10,
+    "offline": 11,
+    "outbid": 12,
+    "container-restart": 13,
+    "hang": 14,
+    "nan": 15,
+    "cuda-oom": 16,
+    "host-disk-full": 17,
+    "same-crash": 18,
+    "gpu-fault": 19,
+    "no-manifest": 20,
+    "partial-pull": 21,
+    "local-disk-full": 22,
+    "delete-refused": 23,
+    "delete-lingers": 24,
+    "key-refused": 25,
+    "bad-listing": 26,
+    "ends-soon": 27,
+    "wall-jump": 28,
+    "two-supervisors": 29,
+    "killed": 30,
+}
+BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create")
+BY_MACHINE = ("stuck-loading", "bad-image", "no-ssh", "key-denied", "stranger", "offline", "outbid", "container-restart",
+              "hang", "nan", "cuda-oom", "host-disk-full", "same-crash", "gpu-fault", "no-manifest", "partial-pull",
+              "delete-lingers", "ends-soon")  # fmt: skip
+BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
+           "two-supervisors", "killed")  # fmt: skip
+
+
+@dataclass(slots=True)
+class Fault:
+    mode: str
+    at: float  # seconds: after the start of the run, or of the machine's job
+    lasts: float  # seconds; for ever, if inf
+    variant: float  # 0 to 1
+
+
+@dataclass(slots=True)
+class Schedule:
+    seed: int
+    steps: int
+    steps_per_s: float
+    price: float
+    cap_dollars: float
+    cap_seconds: float
+    interruptible: bool
+    loading: float  # seconds
+    creates: dict[int, Fault] = field(default_factory=dict)  # the n-th call
+    machines: dict[int, list[Fault]] = field(default_factory=dict)  # the n-th that is made
+    times: list[Fault] = field(default_factory=list)
+    crashes: dict[int, float] = field(default_factory=dict)  # the n-th journal write: seconds until a restart
+    asked_at: float = float("inf")
+
+    @property
+    def work(self) -> float:
+        return self.steps / self.steps_per_s
+
+
+def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
+    """Nothing goes wrong."""
+    steps = 6000
+    return Schedule(
+        seed, steps, steps / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
+    )
+
+
+def schedule(seed: int) -> Schedule:
+    """The faults of one seed, none to six of them, everything from one random stream."""
+    rng = Random(seed)
+    hours = rng.uniform(0.3, 7.0)
+    made = quiet(seed, hours, rng.uniform(0.4, 2.5))
+    made.loading = rng.uniform(60, 600)
+    made.interruptible = rng.random() < 0.4
+    if rng.random() < 0.12:  # caps that the work does not fit in
+        made.cap_dollars *= rng.uniform(0.35, 0.8)
+    if rng.random() < 0.08:
+        made.cap_seconds *= rng.uniform(0.35, 0.8)
+    for mode in rng.choices(tuple(MODES), k=rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
+        _add(made, mode, rng, made.work)
+    if rng.random() < 0.3:
+        for _ in range(rng.randint(1, 4)):
+            made.crashes.setdefault(rng.randint(1, 80), _restart(rng))
+    if rng.random() < 0.08:
+        made.asked_at = rng.uniform(0, 1.1 * made.work)
+    return made
+
+
+def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
+    lasts = rng.choice((30.0, 90.0, 300.0, 900.0, 2400.0, 7200.0)) * rng.uniform(0.5, 1.5)
+    fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
+    number = rng.choice((1, 1, 1, 2))
+    if mode in BY_CREATE:
+        made.creates[number] = fault
+        return
+    if mode in BY_TIME:
+        if mode == "delete-refused":
+            fault.lasts = rng.uniform(600, 9000)
+            fault.at = rng.choice((fault.at, work + rng.uniform(0, 900)))
+        if mode == "bad-listing" and fault.variant < 0.7:
+            fault.lasts = rng.uniform(5, 45)  # an empty page; a malformed one may last
+        made.times.append(fault)
+        return
+    if mode in ("offline", "no-ssh", "stranger") and rng.random() < 0.3:
+        fault.lasts = float("inf")
+    if mode in ("no-ssh", "key-denied") and rng.random() < 0.3:
+        fault.at = 0.0
+    if mode == "partial-pull":
+        fault.at, fault.lasts = rng.choice((0.0, fault.at)), rng.choice((60.0, 900.0, float("inf")))
+    made.machines.setdefault(number, []).append(fault)
+
+
+def _restart(rng: Random) -> float:
+    """Seconds until somebody, or cron, starts the supervisor again."""
+    return rng.choice((2.0, 20.0, 120.0, 900.0, 3 * 3600.0))
