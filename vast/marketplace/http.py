@@ -180,7 +180,7 @@ class Client:
         proxy = urllib.request.getproxies().get("https")
         if not proxy or urllib.request.proxy_bypass(host):
             return http.client.HTTPSConnection(host, port, timeout=limit, context=context)
-        via = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        via = urlsplit(proxy if "://" in proxy else f"//{proxy}")
         connection = http.client.HTTPSConnection(via.hostname or "", via.port, timeout=limit, context=context)
         connection.set_tunnel(host, port or 443)
         return connection
