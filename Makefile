@@ -49,7 +49,8 @@ $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
 endif
 
 # .env is read by Compose and by the scripts under container/ too. The command line comes first, then the environment.
-setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}"))
+setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}")$(readable))
+readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see above))
 PROFILE := $(or $(call setting,PROFILE),embedded)
 RUNS := $(call setting,RUNS)
 

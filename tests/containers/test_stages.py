@@ -133,6 +133,8 @@ def test_what_the_env_file_says_in_composes_own_way_is_refused(image: str, tmp_p
     env.write_text("CACHE=$HOME/cache\n")
     said = stage("run", "stage1", runs=tmp_path, ENV_FILE=env, CACHE="", code=2).stderr
     assert said.startswith(f"error: {env}: CACHE: has a $ or a \\ in it") and said.endswith("; write it out\n")
+    said = run("make", "-n", "stage1", "RUNNER=native", code=2, ENV_FILE=env).stderr
+    assert "write it out" in said and ".env cannot be read, see above" in said  # and not another profile than was meant
 
 
 # ---- make ----------------------------------------------------------------------------------------------------------------
