@@ -81,7 +81,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -115,7 +115,7 @@ def remove_temporaries(directory: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a rename survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:

@@ -24,6 +24,7 @@ from typing import IO, Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from jobs import lock
+from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import RunStateError
 from vast.ports import Clock, Seconds
 from vast.state import Action, Plan, RunState
@@ -99,10 +100,10 @@ class FileJournal:
         self._lock: IO[str] = lock.hold(directory / LOCK)
         try:
             self.token = read_token(directory) + 1
-            _replace(directory / TOKEN, f"{self.token}\n")
+            write_text_atomically(directory / TOKEN, f"{self.token}\n")
             _drop_torn_line(directory / JOURNAL)
             self._file = os.open(directory / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            _sync_directory(directory)
+            sync_directory(directory)
         except BaseException:
             self._lock.close()
             raise
@@ -193,24 +194,6 @@ def read_token(directory: Path) -> int:
         return 0
     except ValueError:
         raise RunStateError(directory / TOKEN, "expected a number", "remove it while no supervisor runs") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _drop_torn_line(path: Path) -> None:

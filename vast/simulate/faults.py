@@ -1,4 +1,4 @@
-"""The failure modes that the simulated world has, numbered as in the runbook (docs/vast.md), and a seed's schedule of them.
+"""The failure modes that the simulated world has, numbered, and a seed's schedule of them.
 
 A schedule says what will go wrong, and when: at the n-th create, on the n-th machine, or at a time of the run. Whether it
 came to that is counted by the world (`World.happened`): a run that ends early never meets the rest of its schedule.
