@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app.stopping import TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
-from jobs.load import Job
+from jobs.load import Job, with_memory_halved
 from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
 
 log = logging.getLogger("prefill")
@@ -31,23 +31,35 @@ class Outcome:
     ran: bool
 
 
-def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now) -> Outcome:
+def run_stage(
+    job: Job,
+    runs_dir: Path,
+    *,
+    force: bool,
+    resume: bool,
+    now: Now,
+    go_on: bool = False,
+    halve_memory: int = 0,
+) -> Outcome:
     """Run a stage, or find the completed run of the very same job.
 
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
+        go_on: the same if there is one, and else start: what may be called again and again until the stage is complete.
+        halve_memory: how often to halve what is in memory at a time, see jobs.load.with_memory_halved.
         now: the wall clock, in UTC.
 
     Raises:
         UserError: with its exit code; TrainingEnded: likewise, the run marked as failed.
     """
-    if force and resume:
-        raise ConfigError("run", "--force starts anew and --resume goes on: they exclude each other", "leave one out")
+    if force and (resume or go_on):
+        option = "--resume" if resume else "--continue"
+        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
     _require_one_process(job)
     init_runs = resolve_init(runs_dir, job)
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume else None
+    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Outcome(done, ran=False)
     if resume and unfinished is None:
@@ -65,7 +77,8 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now) 
         if unfinished is None:
             run.write_job(record)
         with _logging_to(run.log_path):
-            headline = work(job, run, runs_dir, init_runs, stop=stop, resume=resume)
+            headline = work(with_memory_halved(job, halve_memory), run, runs_dir, init_runs, stop=stop,
+                            resume=unfinished is not None, halve_memory=halve_memory)  # fmt: skip
         finished = now()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
                       "finished": finished.isoformat(timespec="seconds"),

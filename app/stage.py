@@ -31,16 +31,27 @@ log = logging.getLogger("prefill")
 
 
 def work(
-    job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], *, stop: StopFlag, resume: bool
+    job: Job,
+    run: RunDir,
+    runs_dir: Path,
+    init_runs: dict[str, str],
+    *,
+    stop: StopFlag,
+    resume: bool,
+    halve_memory: int = 0,
 ) -> dict[str, float]:
     """The stage's two halves; returns what the summary calls its headline.
+
+    halve_memory: how often `job` was halved already (jobs.load.with_memory_halved); recorded.
 
     Raises:
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, halve_memory)
     stage.heart.phase("start")
     log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+    if halve_memory:
+        log.info(_smaller(job, halve_memory))
     _seed_everything(job.stage.seed)
     section = stage.train(resume) if job.stage.train is not None else None
     entries = stage.score(section) if job.stage.score is not None else []
@@ -48,6 +59,14 @@ def work(
     if section is not None:
         headline["eval_loss"] = section["eval_loss_last"]
     return headline
+
+
+def _smaller(job: Job, times: int) -> str:
+    """What --halve-memory has come to."""
+    train, score = job.stage.train, job.stage.score
+    facts = [f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"] if train is not None else []
+    facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
+    return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
 
 
 def _seed_everything(seed: int) -> None:
@@ -59,8 +78,10 @@ def _seed_everything(seed: int) -> None:
 class _Stage:
     """The work of one run; every method writes only through `self.run`."""
 
-    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag) -> None:
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
+                 halve_memory: int) -> None:  # fmt: skip
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
+        self.halve_memory = halve_memory
         self.heart = Heart(run)
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
@@ -75,6 +96,9 @@ class _Stage:
         data = self.job.profile.data.eval
         return [item for task in tasks
                 for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
+
+    def _write_environment(self, loaded: Loaded) -> None:
+        self.run.write_environment({**environment(loaded, self.job.stage.seed), "halve_memory": self.halve_memory})
 
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
         self.heart.phase("check")
@@ -91,7 +115,7 @@ class _Stage:
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
-        self.run.write_environment(environment(loaded, stage.seed))
+        self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
@@ -115,7 +139,7 @@ class _Stage:
         samples: list[Sample] = []
         for name in names:
             loaded = self._load(name)
-            self.run.write_environment(environment(loaded, self.job.stage.seed))
+            self._write_environment(loaded)
             self._check(loaded, masks)
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:

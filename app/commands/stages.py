@@ -24,14 +24,20 @@ from jobs.load import resolve, stage_names
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
+@click.option("--continue", "go_on", is_flag=True,
+              help="Like --resume where there is an unfinished run of this very job, and else start.")  # fmt: skip
+@click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
+              help="Halve train.micro_batch_size and score.batch_tokens K times. The batch stays as it is, and so does what "
+              "makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
 def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
-        force: bool, resume: bool) -> None:  # fmt: skip
+        force: bool, resume: bool, go_on: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1.
 
     A stage that is complete already, with the very same settings, is not repeated.
     """
     job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
-    outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC))
+    outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on,
+                        halve_memory=halve_memory)  # fmt: skip
     state = "complete" if outcome.ran else "complete already; --force repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
 
