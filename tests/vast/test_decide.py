@@ -330,9 +330,20 @@ def test_the_cadence_is_early_then_stable_and_denser_while_a_signal_is_up() -> N
 
 def test_a_look_comes_when_the_job_should_have_ended() -> None:
     state = replace(running(job=job(step=1000, total=2000)), looks=9)
-    state, _ = look(state, 1200.0, host=host(job(step=1900, total=2000)))  # 900 steps in the 1,000 s since the last contact
+    state, _ = look(
+        state, 1200.0, host=host(job(step=1900, total=2000))
+    )  # 900 steps in the 1,000 s since the last contact
     assert state.machine is not None and state.machine.pace == pytest.approx(0.9)
     assert state.look_at - 1200.0 == pytest.approx(100 / 0.9 + 15)
+
+
+def test_a_working_machine_that_lost_its_switch_is_fetched_from_before_another_is_taken() -> None:
+    state, obs = look(running(), 1000.0, host=host(job(step=7), armed=False))
+    act = decide(obs, state, POLICY)
+    assert (act.do, act.why) == (Do.VERDICT, "unguarded")
+    state = advance(state, act, None, POLICY)
+    assert state.phase is Phase.COLLECTING and not state.over
+    assert decide(obs, state, POLICY).do is Do.STOP  # a checkpoint first
 
 
 @pytest.mark.parametrize(
