@@ -17,8 +17,8 @@ from jobs.shapes import Shape
 GB = 2**30
 Sharding = Literal["none", "ddp", "fsdp"]
 
-# Bytes a trained parameter of the optimiser's state. The fp32 master weights are 4 more, their gradients 4, and the copy
-# that computes 2 in bf16 (none in fp32); frozen weights are that copy alone.
+# Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
+# weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
 ROW_TOKENS = 4096  # of a packed row, where the stage does not say
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
@@ -65,19 +65,15 @@ def _train_memory(train: Train, shape: Shape, mean: float, gpus: int, shards: in
     """By parts, GB. shards: GPUs that the states are spread over."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half = train.precision != "fp32"
-    width = 2.0 if half else 4.0
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
-    frozen = 0 if half or train.lora is None else shape.parameters
     tokens = _most_tokens(train, mean, gpus)
-    wide = width / 2
+    wide = 1.0 if half else 2.0
     layers = wide * shape.layers * shape.activation_bytes
     if train.gradient_checkpointing:  # the input of every layer, and one layer in full
         layers = 4.0 * shape.layers * shape.hidden + wide * shape.activation_bytes
     return {
-        "weights": (2.0 * copies * shape.parameters if half else 4.0 * (frozen + (copies - 1) * shape.parameters))
-        / shards
-        / GB,
-        "master weights": 4.0 * trained / shards / GB,
+        "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
+        "bf16 copy": (2.0 if half else 0.0) * shape.parameters / shards / GB,
         "gradients": 4.0 * trained / shards / GB,
         "optimizer": _STATE[train.optimizer] * trained / shards / GB,
         "activations": tokens * layers / GB,
