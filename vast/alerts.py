@@ -36,6 +36,7 @@ MEANING = {
     "host-fault": "the host could not start the container; another machine is taken",
     "loading": "the image was not loaded in time; another machine is taken",
     "ssh": "no contact or no armed dead-man's switch in time; another machine is taken",
+    "unguarded": "the machine's dead-man's switch is gone; it is fetched from, and another machine is taken",
     "not-started": "the contract came with an error; another machine is taken",
     "host-lost": "the host did not answer for too long; another machine is taken",
     "away": "the machine was offline for too long; another machine is taken",

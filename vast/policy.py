@@ -108,7 +108,7 @@ class Market(Strict):
 class Bounds(Strict):
     """Of the dead-man's switch on the host."""
 
-    renew: PositiveFloat
+    renew: Annotated[float, Field(ge=5)]  # as often as every call over ssh, there would be no time for anything else
     silent: PositiveFloat
     grace: PositiveFloat
     slack_minutes: PositiveFloat

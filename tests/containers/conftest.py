@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.containers import engine
+from tests.containers.played import Played
+from tests.containers.rented import private_network
+from tests.containers.supervised import Stage
 
 HERE = Path(__file__).parent
 
@@ -38,3 +42,13 @@ def warm(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("warm") / "runs"
     engine.stage("run", "stage1", "--profile", "ci", runs=runs, timeout=600)
     return runs
+
+
+@pytest.fixture(scope="session")
+def played(warm: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Played]:
+    """What tests with `@scene` wait for: see tests/containers/supervised.py."""
+    engine.run(engine.ROOT / "container/image.sh", "host", timeout=900, IMAGE=engine.IMAGE)
+    with private_network(f"prefill-test-{os.getpid()}") as network:
+        played = Played(Stage(network, tmp_path_factory.mktemp("scenes")), request.session.items)
+        yield played
+        played.close()

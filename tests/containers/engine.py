@@ -60,6 +60,13 @@ def container(*argv: object, image: str = IMAGE) -> Iterator[str]:
     try:
         yield identity
     finally:
+        remove(identity)
+
+
+def remove(*identities: str) -> None:
+    """Containers with all they have. A paused one first has to go on: the engine waits for it without an end."""
+    for identity in identities:
+        docker("unpause", identity, code=None)
         docker("rm", "--force", "--volumes", identity, code=None)
 
 
@@ -71,7 +78,7 @@ def remove_what_tests_left() -> None:
     for row in rows.splitlines():
         identity, _, owner = row.partition(" ")
         if not owner.isdigit() or int(owner) == os.getpid() or not Path(f"/proc/{owner}").exists():
-            docker("rm", "--force", "--volumes", identity, code=None)
+            remove(identity)
 
 
 def inspect(identity: str) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def test_directories_are_mounted_and_relabelled_where_the_engine_needs_that(tmp_
 
 
 def test_tokens_do_not_travel_in_the_environment() -> None:
-    made = decide(HF_TOKEN="hf_secret", WANDB_API_KEY="secret", VAST_API_KEY="secret", HF_ENDPOINT="https://mirror")
-    assert made.env == (("HF_ENDPOINT", "https://mirror"),)
+    made = decide(HF_TOKEN="hf_secret", WANDB_API_KEY="secret", VAST_API_KEY="secret", HF_ENDPOINT="https://hub")
+    assert made.env == (("HF_ENDPOINT", "https://hub"),)
     assert "secret" not in repr(given.environment(made))
 
 

@@ -49,6 +49,7 @@ def test_a_file_of_a_few_keys_is_laid_over_the_defaults(tmp_path: Path) -> None:
         ("caps:\n  dollars: 0.0", r"caps\.dollars: expected a positive number"),
         ("attempts: '3'", r"attempts: expected a positive integer"),
         ("stall:\n  looks: 1", r"stall\.looks"),
+        ("watchdog:\n  renew: 2.0", r"watchdog\.renew: expected"),
         ("watchdog:\n  renew: 3000.0", r"watchdog\.silent: expected at least 3 times renew"),
         ("caps:\n  hours: 0.1", r"expected less than caps\.hours"),
     ],
