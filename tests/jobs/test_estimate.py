@@ -1,0 +1,223 @@
+"""What a job will need, before it runs: the numbers that were measured, and the shape of those that were not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import ConfigError
+from jobs.estimate import Estimate, estimate, estimate_on
+from jobs.gpus import GPU_NAMES, gpu_at_hand, gpu_named
+from jobs.load import Job, resolve
+from jobs.schema import ModelSource
+from jobs.shapes import shape_of
+
+
+def job(stage: str = "stage5b", profile: str = "ministral-3b", *sets: str) -> Job:
+    return resolve(stage, profile, sets=sets)
+
+
+# ---- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "memory"),
+    [("A100-40GB", "A100_SXM4", 40), ("A100_SXM4-80GB", "A100_SXM4", 80), ("NVIDIA A100-SXM4-40GB", "A100_SXM4", 40),
+     ("NVIDIA A100 80GB PCIe", "A100_PCIE", 80), ("NVIDIA H100 80GB HBM3", "H100_SXM", 80), ("H100_SXM", "H100_SXM", 80),
+     ("NVIDIA H200", "H200", 141), ("RTX 4090", "RTX_4090", 24), ("NVIDIA GeForce RTX 4090", "RTX_4090", 24),
+     ("rtx_4090", "RTX_4090", 24), ("RTX 6000Ada", "RTX_6000ADA", 48), ("Tesla T4", "TESLA_T4", 16)],
+)  # fmt: skip
+def test_a_gpu_is_known_by_every_spelling(text: str, name: str, memory: float) -> None:
+    gpu = gpu_named(text)
+    assert (gpu.name, gpu.memory_gb) == (name, memory)
+
+
+def test_every_gpu_is_found_by_its_own_name() -> None:
+    assert [gpu_named(name).name for name in GPU_NAMES] == list(GPU_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("A200", "no such GPU"), ("A100-60GB", "has 40 or 80 GB of memory, not 60")]
+)
+def test_a_gpu_that_is_not_sold_is_a_mistake_with_a_remedy(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        gpu_named(text)
+    assert caught.value.remedy
+
+
+def test_of_an_unknown_gpu_at_hand_the_memory_counts_and_the_speed_is_said_to_be_unknown() -> None:
+    found = estimate_on(job(), gpu_at_hand("Brand New 9000", 20 * 2**30))
+    assert found.fits is False and found.remedy
+    assert found.hours is None and "speed of Brand New 9000 is not known" in found.unknown
+
+
+# ---- the model's size ------------------------------------------------------------------------------------------------
+
+
+def source(**values: Any) -> ModelSource:
+    return ModelSource.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [(source(source="embedded"), 134_515_008),  # as counted on the loaded model, docs/runs
+     (source(source="hub", name="mistralai/Ministral-3-3B-Instruct-2512"), 3_429_000_000),
+     (source(source="hub", name="some/Model-7B-Instruct"), 7_000_000_000),
+     (source(source="hub", name="some/Model-360M"), 360_000_000)],
+)  # fmt: skip
+def test_the_size_of_a_model_is_known_before_it_is_loaded(model: ModelSource, parameters: int) -> None:
+    shape, _ = shape_of(model)
+    assert shape is not None and shape.parameters == pytest.approx(parameters, rel=1e-3)
+
+
+def test_a_typical_model_of_a_size_has_about_that_many_weights_in_its_layers() -> None:
+    shape, _ = shape_of(source(source="hub", name="some/Model-7B"))
+    assert shape is not None and 12 * shape.layers * shape.hidden**2 == pytest.approx(7e9, rel=0.15)
+
+
+def test_a_directory_says_its_size_in_config_json_the_language_model_of_a_wrapper_too(tmp_path: Path) -> None:
+    text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 128, "vocab_size": 1000, "tie_word_embeddings": True}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": text}))
+    shape, origin = shape_of(source(source="path", name=str(tmp_path)))
+    # embedding, two layers of attention (q, k, v, o), MLP and two norms, and the last norm
+    assert shape is not None and shape.parameters == 64_000 + 2 * (64 * 64 * 3 + 64 * 128 * 3 + 128) + 64
+    assert "config.json" in origin
+
+
+def test_without_a_size_nothing_is_guessed_and_the_reason_is_said() -> None:
+    named = job("stage1", "ministral-3b", "model.name=someone/a-model")
+    found = estimate(named, "H200")
+    assert (found.fits, found.hours, found.peak_gb) == (None, None, None)
+    assert "someone/a-model says no size" in found.unknown
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None:
+    assert estimate(job(), "A100-80GB").fits
+    small = estimate(job(), "A100-40GB")
+    assert small.fits is False
+    assert small.remedy == "set train.optimizer: adafactor"
+    assert estimate(job("stage5b", "ministral-3b", "train.optimizer=adafactor"), "A100-40GB").fits
+
+
+def test_a_remedy_of_several_changes_names_each_and_is_true() -> None:
+    large = ("train.gradient_checkpointing=false", "model.name=some/Model-3B", "train.batch_size=64")
+    found = estimate(job("stage3b", "ministral-3b", *large), "RTX_4090")
+    assert found.remedy.endswith(" and train.lora: {r: 16}") and found.remedy.count(" and ") == 1
+    sets = found.remedy.removeprefix("set ").replace(": {", "={").replace(": true", "=true").replace(": 1024", "=1024")
+    assert estimate(job("stage3b", "ministral-3b", *large, *sets.split(" and ")), "RTX_4090").fits
+
+
+def test_a_small_card_is_told_to_train_adapters_and_that_fits() -> None:
+    small = ("model.name=some/Model-2B",)
+    assert estimate(job("stage3b", "ministral-3b", *small), "RTX_4090").remedy == "set train.lora: {r: 16}"
+    assert estimate(job("stage3b", "ministral-3b", *small, "train.lora={r: 16}"), "RTX_4090").fits
+
+
+def test_where_no_change_helps_the_remedy_is_more_gpus_or_a_larger_one() -> None:
+    huge = job("stage5b", "ministral-3b", "model.name=some/Model-70B")
+    assert estimate(huge, "RTX_4090").remedy.startswith("take a GPU with more memory than 24 GB")
+
+
+def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
+    assert estimate(job(), "H200", 2).sharding == "ddp"
+    spread = estimate(job(), "A100-40GB", 4)
+    assert spread.sharding == "fsdp" and spread.fits
+    alone = estimate(job(), "A100-40GB")
+    assert spread.peak_gb is not None and alone.peak_gb is not None and spread.peak_gb < alone.peak_gb / 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.gradient_checkpointing=true", "train.batch_size=8", "train.optimizer=adafactor", "train.lora={r: 8}"],
+)
+def test_every_named_remedy_lowers_the_peak(change: str) -> None:
+    plain = ("train.gradient_checkpointing=false",)
+    before = estimate(job("stage5b", "ministral-3b", *plain), "H200").peak_gb
+    after = estimate(job("stage5b", "ministral-3b", *plain, change), "H200").peak_gb
+    assert before is not None and after is not None and after < before - 0.4
+
+
+def test_scoring_that_does_not_fit_is_told_a_smaller_batch_and_that_fits() -> None:
+    wide = job("stage1", "ministral-3b", "score.batch_tokens=1048576")
+    found = estimate(wide, "RTX_4090")
+    assert found.fits is False and found.remedy.startswith("set score.batch_tokens: ")
+    assert estimate(
+        job("stage1", "ministral-3b", found.remedy.removeprefix("set ").replace(": ", "=")), "RTX_4090"
+    ).fits
+
+
+def test_the_parts_add_up_to_the_peak() -> None:
+    found = estimate(job(), "H200")
+    assert found.parts_gb is not None and found.peak_gb == pytest.approx(sum(found.parts_gb.values()), abs=0.05)
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_hours_are_start_training_and_scoring() -> None:
+    found = estimate(job(), "H200")
+    assert found.hours is not None and found.train_hours is not None and found.score_hours is not None
+    assert found.hours == pytest.approx(found.train_hours + found.score_hours + 90 / 3600)
+    assert found.tokens == 6000 * 16 * 140
+
+
+def test_packed_training_of_3b_on_an_h200_is_as_fast_as_measured() -> None:
+    """Prototype: 25,700 tokens/s in rows of 4,096 tokens, bf16 AdamW, no checkpointing."""
+    found = estimate(
+        job("stage5b", "ministral-3b", "train.gradient_checkpointing=false", "train.batch_size=256"), "H200"
+    )
+    assert found.tokens_per_s == pytest.approx(25_700, rel=0.15)
+
+
+def test_the_embedded_model_waits_for_launches_and_a_faster_gpu_does_not_help() -> None:
+    """Prototype on an H200: 122,000 tokens/s."""
+    slow, fast = estimate(job("stage3b", "embedded"), "H200"), estimate(job("stage3b", "embedded"), "B200")
+    assert slow.tokens_per_s is not None and fast.tokens_per_s is not None
+    assert fast.tokens_per_s == pytest.approx(122_000, rel=0.15) and fast.tokens_per_s < 1.3 * slow.tokens_per_s
+
+
+def test_more_gpus_are_faster_but_not_for_nothing() -> None:
+    one, two = estimate(job(), "A100-80GB"), estimate(job(), "A100-80GB", 2)
+    assert one.train_hours is not None and two.train_hours is not None
+    assert 1.5 < one.train_hours / two.train_hours < 2.0
+
+
+def test_two_masks_cost_twice_one_and_the_leaking_one_more() -> None:
+    def hours(masks: str) -> float:
+        found = estimate(
+            job("stage1", "embedded", f"score.masks={masks}", "score.batch_tokens=16384"), "H200"
+        ).score_hours
+        assert found is not None
+        return found
+
+    load = hours("[causal]") * 2 - hours("[causal, prefix]")  # of the model: once
+    assert 0 < load < hours("[causal]") / 4
+    assert hours("[bidirectional]") > 1.5 * hours("[causal]")
+
+
+def test_a_stage_that_may_stop_early_says_that_its_hours_are_the_most() -> None:
+    assert any("may stop by itself from step 3000" in line for line in estimate(job(), "H200").assumptions)
+
+
+def test_fp32_is_far_slower_than_bf16() -> None:
+    half, full = (
+        estimate(job(), "A100-80GB"),
+        estimate(job("stage5b", "ministral-3b", "train.precision=fp32"), "A100-80GB"),
+    )
+    assert half.steps_per_s is not None and full.steps_per_s is not None and full.steps_per_s < half.steps_per_s / 5
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage3b", "stage4", "stage5b"])
+@pytest.mark.parametrize("profile", ["ci", "embedded", "ministral-3b"])
+def test_every_shipped_job_has_an_estimate_that_json_can_hold(stage: str, profile: str) -> None:
+    found = estimate(job(stage, profile), "H200")
+    assert found.fits and found.hours is not None and 0 < found.hours < 24
+    assert json.loads(json.dumps(found.to_dict()))["gpu"] == "H200"
+    assert isinstance(found, Estimate)
