@@ -18,7 +18,7 @@ from app.ranks import Ranks, join
 from app.stopping import Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun
-from jobs.load import Job
+from jobs.load import Job, with_memory_halved
 from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
 
 log = logging.getLogger("prefill")
@@ -44,14 +44,15 @@ class Found:
     unfinished: RunDir | None
 
 
-def find(job: Job, runs_dir: Path, *, force: bool, resume: bool) -> Found:
+def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = False) -> Found:
     """Look before anything is started. See `run_stage`; raises UserError."""
-    if force and resume:
-        raise ConfigError("run", "--force starts anew and --resume goes on: they exclude each other", "leave one out")
+    if force and (resume or go_on):
+        option = "--resume" if resume else "--continue"
+        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
     init_runs = resolve_init(runs_dir, job)
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume else None
+    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(record, init_runs, done, None)
     if resume and unfinished is None:
@@ -62,11 +63,22 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool) -> Found:
     return Found(record, init_runs, None, unfinished)
 
 
-def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now) -> Outcome:
+def run_stage(
+    job: Job,
+    runs_dir: Path,
+    *,
+    force: bool,
+    resume: bool,
+    now: Now,
+    go_on: bool = False,
+    halve_memory: int = 0,
+) -> Outcome:
     """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
+        go_on: the same if there is one, and else start: what may be called again and again until the stage is complete.
+        halve_memory: how often to halve what is in memory at a time, see jobs.load.with_memory_halved.
         now: the wall clock, in UTC.
 
     Raises:
@@ -75,14 +87,17 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now) 
     """
     ranks = join(job.profile.model.device)
     try:
-        return _lead(job, runs_dir, ranks, force, resume, now) if ranks.main else _follow(job, runs_dir, ranks)
+        if not ranks.main:
+            return _follow(job, runs_dir, ranks, halve_memory)
+        return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now,
+                     halve_memory)  # fmt: skip
     finally:
         ranks.leave()
 
 
-def _lead(job: Job, runs_dir: Path, ranks: Ranks, force: bool, resume: bool, now: Now) -> Outcome:
+def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now, halve_memory: int) -> Outcome:
     with _telling(ranks) as tell:
-        found = find(job, runs_dir, force=force, resume=resume)
+        found = look()
         if found.done is not None:
             tell({"done": str(found.done.path)})
             return Outcome(found.done, ran=False)
@@ -93,12 +108,13 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, force: bool, resume: bool, now
         started = now()
         run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
             RunDir.reopen(found.unfinished.path))  # fmt: skip
-        tell({"work": str(run.path), "init_runs": found.init_runs, "resume": resume})
+        tell({"work": str(run.path), "init_runs": found.init_runs, "resume": found.unfinished is not None})
     with run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
-            headline = work(job, run, runs_dir, found.init_runs, stop=stop, resume=resume, ranks=ranks)
+            headline = work(with_memory_halved(job, halve_memory), run, runs_dir, found.init_runs, stop=stop,
+                            resume=found.unfinished is not None, ranks=ranks, halve_memory=halve_memory)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
@@ -107,7 +123,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, force: bool, resume: bool, now
     return Outcome(RunDir.open(run.path), ran=True)
 
 
-def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
+def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcome:
     """The same work in a process that writes nothing."""
     told: dict[str, Any] = ranks.share({})
     if "refused" in told:
@@ -120,7 +136,8 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
 
     run = FollowedRun(Path(told["work"]))
     with StopFlag().listening() as stop:
-        work(job, run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"], ranks=ranks)
+        work(with_memory_halved(job, halve_memory), run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"],
+             ranks=ranks, halve_memory=halve_memory)  # fmt: skip
     return Outcome(run, ran=True, main=False)
 
 

@@ -40,16 +40,21 @@ def work(
     stop: StopFlag,
     resume: bool,
     ranks: Ranks = ALONE,
+    halve_memory: int = 0,
 ) -> dict[str, float]:
     """The stage's two halves; returns what the summary calls its headline.
+
+    halve_memory: how often `job` was halved already (jobs.load.with_memory_halved); recorded.
 
     Raises:
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
     stage.heart.phase("start")
     stage.make_room()
     log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+    if halve_memory:
+        log.info(_smaller(job, halve_memory))
     _seed_everything(job.stage.seed)
     section = stage.train(resume) if job.stage.train is not None else None
     entries = stage.score(section) if job.stage.score is not None else []
@@ -57,6 +62,17 @@ def work(
     if section is not None:
         headline["eval_loss"] = section["eval_loss_last"]
     return headline
+
+
+def _smaller(job: Job, times: int) -> str:
+    """What --halve-memory has come to."""
+    train, score = job.stage.train, job.stage.score
+    facts = []
+    if train is not None:
+        share = f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"
+        facts = [f"rows of 1/{2**times} of the tokens" if train.packing else share]
+    facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
+    return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
 
 
 def _seed_everything(seed: int) -> None:
@@ -68,11 +84,11 @@ def _seed_everything(seed: int) -> None:
 class _Stage:
     """The work of one run; every method writes only through `self.run`."""
 
-    def __init__(
-        self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag, ranks: Ranks
-    ) -> None:
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag, ranks: Ranks,
+                 halve_memory: int) -> None:  # fmt: skip
         self.ranks = ranks
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
+        self.halve_memory = halve_memory
         self.heart = Heart(run)
         self.estimate = room.estimate_here(job, ranks.world)
 
@@ -95,6 +111,10 @@ class _Stage:
         return [item for task in tasks
                 for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
 
+    def _write_environment(self, loaded: Loaded) -> None:
+        found = environment(loaded, self.job.stage.seed, self.ranks.world)
+        self.run.write_environment({**found, "halve_memory": self.halve_memory})
+
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
         self.heart.phase("check")
         findings = probe.require(loaded.model, masks, loaded.origin)
@@ -111,12 +131,13 @@ class _Stage:
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
-        self.run.write_environment(environment(loaded, stage.seed, self.ranks.world))
+        self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
         section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
-                        heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding())  # fmt: skip
+                        heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
+                        halve_memory=self.halve_memory)  # fmt: skip
         self._write(section, [])
         self._drop_checkpoints()
         return section
@@ -144,7 +165,7 @@ class _Stage:
         samples: list[Sample] = []
         for name in names:
             loaded = self._load(name)
-            self.run.write_environment(environment(loaded, self.job.stage.seed, self.ranks.world))
+            self._write_environment(loaded)
             self._check(loaded, masks)
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:

@@ -126,12 +126,13 @@ class _Evaluations:
 
 def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
           heart: Heart, resume: bool, status: Callable[[str], None] = log.info,
-          ranks: Ranks = ALONE, sharding: str = "none") -> dict[str, Any]:  # fmt: skip
+          ranks: Ranks = ALONE, sharding: str = "none", halve_memory: int = 0) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json.
 
     Args:
         loaded: float32 weights of the starting model.
         resume: go on from the newest complete checkpoint of `run`, if it has one.
+        halve_memory: how often to halve the tokens of a packed row; the examples of a step stay.
         ranks: the processes that train together; every one of them calls this, and gets the same section.
         sharding: how they do: ddp or fsdp; none, alone.
 
@@ -158,7 +159,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        row_tokens(section.pack_tokens, fast), section.micro_batch_size, ranks.rank, ranks.world,
+        max(1, row_tokens(section.pack_tokens, fast) >> halve_memory), section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
     at = ranks.share(checkpoint.newest(run.checkpoints) if resume and ranks.main else None)
     if at is not None:

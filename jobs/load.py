@@ -66,6 +66,25 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def with_memory_halved(job: Job, times: int) -> Job:
+    """The same job in less memory: train.micro_batch_size and score.batch_tokens halved so often, as far as they go.
+
+    train.batch_size stays, so gradients are accumulated over as many more forward passes. A micro-batch has to divide the
+    batch: where the half does not, the next smaller one that does is taken. With packing the trainer halves its rows, whose
+    length only it knows (app/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
+    """
+    if times == 0:
+        return job
+    train, score = job.stage.train, job.stage.score
+    if train is not None:
+        wanted = max(1, train.micro_batch_size >> times)
+        micro = next(size for size in range(wanted, 0, -1) if train.batch_size % size == 0)
+        train = train.model_copy(update={"micro_batch_size": micro})
+    if score is not None:
+        score = score.model_copy(update={"batch_tokens": max(1, score.batch_tokens >> times)})
+    return Job(stage=job.stage.model_copy(update={"train": train, "score": score}), profile=job.profile)
+
+
 def load_job(path: Path) -> Job:
     """The job that a run's stage.yaml records."""
     return Job.from_dict(yamlfile.read(path, str(path)), where=str(path))

@@ -179,7 +179,8 @@ def judged(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
     """Apply the row of vast/reasons.py."""
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
-    state = _noted(state, t, f"verdict: {reason}")
+    said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""
+    state = _noted(state, t, f"verdict: {reason}" + (f": {said}" if said else ""))
     if machine is not None and machine.job is not None:
         state = _on_machine(state, judged=max(machine.judged, machine.job.attempt if reason != "asked" else 0))
         if reason == "bug" and machine.job.fingerprint is not None:

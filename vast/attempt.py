@@ -1,6 +1,6 @@
 """One attempt at a job, in the runner's process: start it, wait for it, and record how it ended.
 
-What judges an end and tries again belongs around `run`, not in it.
+What an end means is read from the exit code and the log (vast/classify.py); what tries again belongs around `run`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,11 +19,12 @@ from types import FrameType
 from typing import NoReturn
 
 from jobs.errors import EXIT_USER, RunStateError, UserError
-from vast import jobstate
+from vast import classify, jobstate
 from vast.processes import Process, identify, signal_group
 
 RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
 LONGEST_PAUSE = 8.0
+TAIL_BYTES = 128 * 1024  # of job.log: what is read to tell why a job ended
 
 
 def run(
@@ -31,12 +33,17 @@ def run(
     runs_dir: str | None,
     on_start: Callable[[], None],
     now: Callable[[], datetime],
+    fixes: Sequence[str] = (),
 ) -> jobstate.State:
     """Run `command` to its end; `on_start` is called once it is under way. The caller holds the lock of `directory`.
 
+    fixes: what was changed for this attempt, in words for people; recorded.
+
     Raises UserError, with nothing left running, if the job cannot be started.
     """
-    state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now())
+    state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now(), fixes)
+    log = directory / jobstate.LOG
+    begun_at = log.stat().st_size if log.exists() else 0  # what earlier attempts said explains nothing about this one
     _reserve_space(directory, state)
     jobstate.write(directory, state)
     job = Job(command)
@@ -52,10 +59,10 @@ def run(
         on_start()
     else:
         say(f"error: {refusal}", now)
-    left_behind, returned = job.wait(directory / jobstate.LOG)
+    left_behind, returned = job.wait(log)
     if left_behind:
         say(f"killed what the job left behind: {len(left_behind)} process(es)", now)
-    state = jobstate.ended(state, returned, now())
+    state = _judged(state, returned, log, begun_at, now())
     say(f"attempt {state['attempt']}: ended, exit code {state['exit_code']}: {state['end_reason']}", now)
     with suppress(OSError):
         (directory / jobstate.RESERVE).unlink()
@@ -63,6 +70,30 @@ def run(
     if refusal is not None:
         raise refusal
     return state
+
+
+def _judged(state: jobstate.State, returned: int, log: Path, begun_at: int, now: datetime) -> jobstate.State:
+    """The end, with its reason. A bug that an earlier attempt ended with, in the very same words, is deterministic."""
+    exit_code = jobstate.exit_code_of(returned)
+    try:
+        end = classify.classify(exit_code, tail(log, begun_at), jobstate.END_REASONS.get(exit_code, "bug"))
+    except Exception:  # a log that nobody foresaw must not keep the end from being written
+        say(f"error: the log could not be judged\n{traceback.format_exc()}")
+        return jobstate.ended(state, returned, now)
+    bugs = {row["fingerprint"] for row in state["history"] if row["end_reason"] in ("bug", "deterministic")}
+    again = end.reason == "bug" and end.fingerprint in bugs
+    return jobstate.ended(state, returned, now, "deterministic" if again else end.reason, end.fingerprint)
+
+
+def tail(log: Path, begun_at: int) -> str:
+    """The last words of the attempt whose output begins at `begun_at`."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(begun_at if begun_at <= end else 0, end - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def say(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:

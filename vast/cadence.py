@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from zlib import crc32
 
 from vast.policy import Policy
-from vast.state import Phase, RunState, burn, spent
+from vast.state import Machine, Phase, RunState, burn, spent
 
+SOONEST = 30.0  # seconds from a look to the next one that is due because the job should have ended
+MARGIN = 15.0  # seconds that it is given
 LEAD = 60.0  # seconds before a cap at which a machine is destroyed whatever it holds
 
 
@@ -36,7 +39,18 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
     if state.alerts or machine.stalled or late or machine.away_since is not None:
         return 60 * cadence.alert_minutes
     early = cadence.early_minutes
-    return 60 * (early[state.looks] if state.looks < len(early) else cadence.stable_minutes)
+    if state.looks < len(early):
+        return min(60 * early[state.looks], expected_end(machine))
+    return min(60 * cadence.stable_minutes, expected_end(machine))
+
+
+def expected_end(machine: Machine) -> float:
+    """Seconds until the part that the job is in should have ended, and a little; then somebody should be there, since a
+    machine whose job is done costs the same. Infinite where nobody knows."""
+    job = machine.job
+    if job is None or machine.pace is None or job.phase != "running":
+        return math.inf
+    return max(SOONEST, (job.total - job.step) / machine.pace + MARGIN)
 
 
 def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:

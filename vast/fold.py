@@ -184,6 +184,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         judged=0 if job is not None and job.phase == "absent" else machine.judged,
         gpu_fault=host.gpu_fault,
         stalled=_stalled(machine, host, policy),
+        pace=_pace(machine, host, t),
     )
 
 
@@ -197,6 +198,16 @@ def _stalled(machine: Machine, host: Host, policy: Policy) -> int:
     same = last is not None and last.phase == job.phase == "running" and last.step == job.step
     same = same and last is not None and last.attempt == job.attempt
     return machine.stalled + 1 if same and old and idle else 0
+
+
+def _pace(machine: Machine, host: Host, t: float) -> float | None:
+    """Steps per second since the last look. Another total is another part of the run: scoring counts tokens."""
+    job, last = host.job, machine.job
+    if job is None or last is None or machine.reached_at is None or t <= machine.reached_at:
+        return machine.pace
+    if (job.phase, job.attempt, job.total) != ("running", last.attempt, last.total) or job.step < last.step:
+        return None
+    return machine.pace if job.step == last.step else (job.step - last.step) / (t - machine.reached_at)
 
 
 def _started_after_all(state: RunState, machine: Machine) -> bool:

@@ -4,7 +4,9 @@ phase          starting -> running -> ended; `observe` adds: lost (the runner ha
 attempt        1, 2, ...; what the earlier ones came to is under `history`
 job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/processes.py
 exit_code      the job's; 128 + n if signal n killed it, and then `signal` has its name
-end_reason     see `END_REASONS`
+end_reason     what the exit code says (`END_REASONS`), or what the log says more precisely: vast/classify.py
+fingerprint    of a failure: the same cause has the same one on another day; null if nothing failed
+fixes          what was changed so that a failure may not come again, one line each, over all attempts: vast/fixes.py
 runs_dir       where the job keeps its runs; null if the command decides that by itself
 """
 
@@ -28,12 +30,13 @@ SCHEMA = 1
 STATE, LOG, LOCK, RESERVE = "state.json", "job.log", "lock", ".reserve"
 ACTIVE = ("starting", "running")
 PHASES = (*ACTIVE, "ended")
-COLUMNS = ("attempt", "command", "started", "ended", "exit_code", "signal", "end_reason")  # what history keeps
-KEYS = {"schema", "phase", *COLUMNS, "job", "runner", "boot_id", "runs_dir", "history"}
+# What history keeps of an attempt.
+COLUMNS = ("attempt", "command", "started", "ended", "exit_code", "signal", "end_reason", "fingerprint")
+KEYS = {"schema", "phase", *COLUMNS, "job", "runner", "boot_id", "runs_dir", "fixes", "history"}
 
 State = dict[str, Any]
 
-# Every way a job can end. A code that is not here is a bug as well.
+# What an exit code says of how a job ended. A code that is not here is a bug as well.
 END_REASONS = {
     errors.EXIT_OK: "done",
     errors.EXIT_BUG: "bug",
@@ -51,9 +54,14 @@ END_REASONS = {
 
 
 def first(
-    previous: State | None, command: Sequence[str], runner: Process, runs_dir: str | None, now: datetime
+    previous: State | None,
+    command: Sequence[str],
+    runner: Process,
+    runs_dir: str | None,
+    now: datetime,
+    fixes: Sequence[str] = (),
 ) -> State:
-    """The state that an attempt begins with."""
+    """The state that an attempt begins with; `fixes` are those that are new with it."""
     history = [] if previous is None else [*previous["history"], _row(previous)]
     return {
         "schema": SCHEMA,
@@ -68,7 +76,9 @@ def first(
         "exit_code": None,
         "signal": None,
         "end_reason": None,
+        "fingerprint": None,
         "runs_dir": runs_dir,
+        "fixes": [*([] if previous is None else previous["fixes"]), *fixes],
         "history": history,
     }
 
@@ -77,16 +87,24 @@ def running(state: State, job: Process) -> State:
     return {**state, "phase": "running", "job": _record(job)}
 
 
-def ended(state: State, returned: int, now: datetime) -> State:
+def exit_code_of(returned: int) -> int:
     """`returned` is the exit code, or -n if signal n killed the job."""
-    exit_code = returned if returned >= 0 else 128 - returned
+    return returned if returned >= 0 else 128 - returned
+
+
+def ended(
+    state: State, returned: int, now: datetime, reason: str | None = None, fingerprint: str | None = None
+) -> State:
+    """`returned`: see `exit_code_of`. `reason`: what the log says, where that is more than the exit code."""
+    exit_code = exit_code_of(returned)
     return {
         **state,
         "phase": "ended",
         "ended": _utc(now),
         "exit_code": exit_code,
         "signal": _signal_name(-returned) if returned < 0 else None,
-        "end_reason": END_REASONS.get(exit_code, "bug"),
+        "end_reason": reason or END_REASONS.get(exit_code, "bug"),
+        "fingerprint": fingerprint,
     }
 
 

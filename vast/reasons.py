@@ -58,6 +58,7 @@ REASONS: dict[str, Reason] = {
     "host-fault": Reason("elsewhere", fetch=False, ban=True),  # the container engine of the host failed
     "loading": Reason("elsewhere", fetch=False, ban=True),  # its deadline
     "ssh": Reason("elsewhere", fetch=False, ban=True),  # no contact, or no armed dead-man's switch, until its deadline
+    "unguarded": Reason("elsewhere"),  # the dead-man's switch of a machine that works is gone
     "not-started": Reason("elsewhere", fetch=False, ban=True),  # the contract came with an error
     "host-lost": Reason("elsewhere", fetch=False, ban=True),
     "away": Reason("elsewhere", fetch=False, ban=True),  # offline or unknown for too long
@@ -68,6 +69,8 @@ REASONS: dict[str, Reason] = {
 
 # What the dollar, the clock or a person forces: the job is asked for a checkpoint first, since it still runs.
 FORCED = frozenset({"asked", "budget", "time-cap", "low-credit", "contract-end"})
+# What the machine's own status message explains: its words are kept with the verdict.
+TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
 SUCCESS = "done"
 
 

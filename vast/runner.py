@@ -42,14 +42,17 @@ PATIENCE = attempt.RETRY_SECONDS + 30
 # ---- start ------------------------------------------------------------------------------------------------------------
 
 
-def start(directory: Path, command: Sequence[str], runs_dir: str | None) -> None:
-    """Start `command` in the background; returns once it is under way. Raises UserError if it cannot be started."""
+def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str] = ()) -> None:
+    """Start `command` in the background; returns once it is under way. Raises UserError if it cannot be started.
+
+    fixes: what was changed for this attempt, to be recorded with it.
+    """
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
     answer, tell = os.pipe()
     if os.fork() == 0:
-        _run_in_background(directory, command, runs_dir, tell)
+        _run_in_background(directory, command, runs_dir, fixes, tell)
     os.close(tell)
     with open(answer, "rb") as pipe:
         message = pipe.read()
@@ -60,7 +63,9 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None) -> None
         raise error
 
 
-def _run_in_background(directory: Path, command: Sequence[str], runs_dir: str | None, tell: int) -> NoReturn:
+def _run_in_background(
+    directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], tell: int
+) -> NoReturn:
     """The runner: a child that outlives its parent, the ssh session, and whatever ends its job."""
 
     def report(error: UserError | None) -> None:
@@ -74,7 +79,7 @@ def _run_in_background(directory: Path, command: Sequence[str], runs_dir: str | 
             held = _hold(directory)
             redirect(directory / jobstate.LOG)
         with held:
-            attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC))
+            attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC), fixes)
     except UserError as error:
         report(error)
     except BaseException:
@@ -154,23 +159,23 @@ def wait(
 # ---- the command line ---------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     value = float(text)
     if math.isnan(value) or value < 0:
         raise ValueError
     return value
 
 
-_seconds.__name__ = "number of seconds"  # argparse names the type in its message
+seconds.__name__ = "number of seconds"  # argparse names the type in its message
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="python3 -m vast.runner", description="Run a job detached from the session that starts it.")
+    parser = Parser(prog="python3 -m vast.runner", description="Run a job detached from the session that starts it.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     helps = {
         "start": "start a job; what follows -- are its arguments",
@@ -184,8 +189,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         made[name].add_argument("--dir", type=Path, required=True, help="where state.json and job.log are kept")
     made["start"].usage = f"{parser.prog} start --dir DIR [--command {COMMAND}] -- ARGUMENTS"
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
-    made["stop"].add_argument("--grace", type=_seconds, default=GRACE, help="seconds (default: %(default).0f)")
-    made["wait"].add_argument("--timeout", type=_seconds, default=math.inf, help="seconds (default: no limit)")
+    made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")
+    made["wait"].add_argument("--timeout", type=seconds, default=math.inf, help="seconds (default: no limit)")
     return parser.parse_args(argv)
 
 

@@ -146,6 +146,7 @@ class Machine:
     job: Job | None = None  # as last seen
     gpu_fault: str | None = None
     stalled: int = 0
+    pace: float | None = None  # steps per second between the last two looks; None: not known, as where a new part began
 
 
 @dataclass(frozen=True)

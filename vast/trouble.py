@@ -66,7 +66,9 @@ def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: P
         seen = is_unhealthy or obs.host.contact == "ok"
         late = policy.deadlines.ssh if machine.reached_at is None else policy.deadlines.ssh + policy.unreachable.seconds
         waiting = since_running if not machine.starts or machine.reached_at is None else obs.t - machine.boot_at
-        return verdict(obs, "ssh") if seen and waiting >= late else None
+        if not seen or waiting < late:
+            return None
+        return verdict(obs, "unguarded" if machine.starts and obs.host.contact == "ok" else "ssh")
     if not machine.starts and since_running >= policy.deadlines.ssh + policy.deadlines.collecting:
         return verdict(obs, "ssh")
     if (

@@ -27,32 +27,37 @@ from jobs.load import Job, resolve, stage_names
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
+@click.option("--continue", "go_on", is_flag=True,
+              help="Like --resume where there is an unfinished run of this very job, and else start.")  # fmt: skip
+@click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
+              help="Halve the tokens of a packed row (without packing train.micro_batch_size) and score.batch_tokens K times. "
+              "The batch stays, and so does what makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
 def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
-        force: bool, resume: bool) -> None:  # fmt: skip
+        force: bool, resume: bool, go_on: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1.
 
     A stage that is complete already, with the very same settings, is not repeated.
     """
     job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
     if job.profile.gpus > 1 and not launched(os.environ):
-        outcome = _launched(job, runs_dir, force=force, resume=resume)
+        outcome = _launched(job, runs_dir, force=force, resume=resume, go_on=go_on)
     else:
-        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC))
+        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on,
+                            halve_memory=halve_memory)  # fmt: skip
     if not outcome.main:
         return
     state = "complete" if outcome.ran else "complete already; --force repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
 
 
-def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool) -> Outcome:
+def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool) -> Outcome:
     """The run that is complete already; else this very command again, in one process a GPU.
 
     Raises:
         click.exceptions.Exit: with the exit code of these processes.
     """
-    found = find(
-        job, runs_dir, force=force, resume=resume
-    )  # mistakes are told once, and nothing is started for nothing
+    # Mistakes are told once, and nothing is started for nothing.
+    found = find(job, runs_dir, force=force, resume=resume, go_on=go_on)
     if found.done is not None:
         return Outcome(found.done, ran=False)
 

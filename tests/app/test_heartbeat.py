@@ -22,7 +22,7 @@ LONG = {
     "app.stage.load_items": "data",
     "app.train.load_examples": "data",
     "app.train.drop_overlap": "data",
-    "app.trainer.from_hidden": "evaluate or train",
+    "app.forward.from_hidden": "evaluate or train",
     "app.trainer.mark_complete": "save",
     "app.train.checkpoint.save_final": "save",
     "app.stage.evaluate": "score",

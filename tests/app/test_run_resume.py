@@ -59,9 +59,56 @@ def test_resume_prefers_what_was_begun_after_the_complete_run(start: Start) -> N
     assert again.ran and again.run.path.name.endswith("-2")
 
 
-def test_force_and_resume_exclude_each_other(start: Start) -> None:
-    with pytest.raises(ConfigError, match="exclude"):
-        start(force=True, resume=True)
+@pytest.mark.parametrize("settings", [{"resume": True}, {"go_on": True}])
+def test_force_excludes_what_goes_on(start: Start, settings: dict[str, bool]) -> None:
+    with pytest.raises(ConfigError, match="--force starts anew and --(resume|continue) goes on"):
+        start(force=True, **settings)
+
+
+# ---- continue --------------------------------------------------------------------------------------------------------
+
+
+def test_continue_starts_where_there_is_nothing_and_then_goes_on_until_it_is_complete(start: Start) -> None:
+    seen: list[tuple[Path, bool]] = []
+
+    def work(job: Job, run: RunDir, *_: Any, resume: bool, **__: Any) -> dict[str, float]:
+        seen.append((run.path, resume))
+        if len(seen) < 3:
+            raise TrainingEnded("stopped by a signal", 75, "go on")
+        return {}
+
+    for _ in range(2):
+        with pytest.raises(TrainingEnded):
+            start(work, go_on=True)
+    done = start(work, go_on=True)
+    assert seen == [(done.run.path, False), (done.run.path, True), (done.run.path, True)]
+    again = start(failing(AssertionError("repeated")), go_on=True)
+    assert not again.ran and again.run.path == done.run.path
+
+
+def test_continue_leaves_the_run_of_another_job_alone(start: Start) -> None:
+    with pytest.raises(DataError):
+        start(failing(DataError("x", "y", "z")), limit=3)
+    outcome = start(go_on=True)
+    assert outcome.ran and outcome.run.path.name.endswith("-2")
+
+
+def test_less_memory_is_the_same_job_and_reaches_the_work(start: Start) -> None:
+    seen = []
+
+    def work(job: Job, run: RunDir, *_: Any, halve_memory: int, **__: Any) -> dict[str, float]:
+        assert job.stage.score is not None
+        seen.append((run.path, job.stage.score.batch_tokens, halve_memory))
+        if halve_memory < 2:
+            raise RuntimeError("CUDA out of memory")
+        return {}
+
+    for times in (0, 1):
+        with pytest.raises(RuntimeError):
+            start(work, go_on=True, halve_memory=times)
+    done = start(work, go_on=True, halve_memory=2)
+    assert seen == [(done.run.path, 2048, 0), (done.run.path, 1024, 1), (done.run.path, 512, 2)]
+    assert done.run.read_job()["stage"]["score"]["batch_tokens"] == 2048
 
 
 # ---- what is known before there is a run -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jobs import yamlfile
 from jobs.errors import ConfigError
-from jobs.load import Job, load_job, resolve, stage_names
+from jobs.load import Job, load_job, resolve, stage_names, with_memory_halved
 
 
 def complaint(stage: str, jobs_dir: Path, profile: str = "small", **options: object) -> str:
@@ -261,3 +261,29 @@ def test_any_set_is_either_taken_or_answered_by_name(key: str, value: str) -> No
         resolve("stage1", "ci", sets=[text])
     except ConfigError as error:
         assert str(error).startswith(f"--set {text}")
+
+
+# ---- less memory
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "times", "expected"),
+    [(16, 4, 0, 4), (16, 4, 1, 2), (16, 4, 2, 1), (16, 4, 9, 1), (15, 5, 1, 1), (18, 9, 1, 3), (12, 12, 1, 6)],
+)
+def test_a_halved_micro_batch_still_divides_the_batch(batch: int, micro: int, times: int, expected: int) -> None:
+    sets = [f"train.batch_size={batch}", f"train.micro_batch_size={micro}"]
+    job = resolve("stage3b", "ci", sets=sets)
+    train = with_memory_halved(job, times).stage.train
+    assert train is not None and (train.batch_size, train.micro_batch_size) == (batch, expected)
+    assert job.stage.train is not None and job.stage.train.micro_batch_size == micro
+
+
+def test_scoring_takes_half_as_well_and_nothing_else_changes() -> None:
+    job = resolve("stage5a", "ci")
+    half = with_memory_halved(job, 1)
+    assert job.stage.score is not None and half.stage.score is not None
+    assert half.stage.score.batch_tokens * 2 == job.stage.score.batch_tokens
+    changed = {key for key in ("train", "score") if half.to_dict()["stage"][key] != job.to_dict()["stage"][key]}
+    assert changed == {"train", "score"} and half.profile == job.profile
+    rest = [{k: v for k, v in one.to_dict()["stage"].items() if k not in changed} for one in (job, half)]
+    assert rest[0] == rest[1]

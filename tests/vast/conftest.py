@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.vast.command_line import World
+from tests.vast.rented import Rented
 
 from tests.vast.fake_market import KEY, ManualClock, Rental
 from tests.vast.fake_vast import FakeVast
@@ -23,10 +27,26 @@ def host(tmp_path: Path) -> Iterator[Host]:
     made = Host(tmp_path / "host", tmp_path / "work")
     made.work.mkdir()
     yield made
-    for entry in Path("/proc").iterdir():  # by the working directory: groups and parents may be gone
+    kill_all_in(made.work)
+
+
+def kill_all_in(directory: Path) -> None:
+    """Every process by its working directory: groups and parents may be gone."""
+    for entry in Path("/proc").iterdir():
         with suppress(OSError, ValueError):
-            if (entry / "cwd").readlink() == made.work:
+            if (entry / "cwd").readlink() == directory:
                 os.kill(int(entry.name), signal.SIGKILL)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Rented]:
+    """A rented one, without its market: vast.host and vast.watchdog as processes."""
+    made = Rented(tmp_path / "runs", tmp_path / "work", Path(tempfile.mkdtemp(prefix="prefill-test-", dir="/dev/shm")))
+    made.root.mkdir()
+    made.work.mkdir()
+    yield made
+    kill_all_in(made.work)
+    shutil.rmtree(made.secrets, ignore_errors=True)
 
 
 @pytest.fixture
@@ -53,3 +73,8 @@ def rented(fake: FakeVast) -> Rental:
     made = fake.market.create(11, {"label": "run-1", "disk": 40.0})
     assert isinstance(made, Rental)
     return made
+
+
+@pytest.fixture
+def world(fake: FakeVast, clock: ManualClock, tmp_path: Path) -> World:
+    return World(fake, clock, tmp_path / "runs")

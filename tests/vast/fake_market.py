@@ -1,6 +1,6 @@
 """A small honest model of the Vast.ai service: offers, contracts with a life cycle on a settable clock, money.
 
-What the service is known to do stands in docs/vast.md; what is not known is not modelled. No I/O but the two callbacks,
+What the service is known to do stands in docs/vast.md; what is not known is not modelled. No I/O but the callbacks,
 which run without the lock, so that they may take time and start real hosts.
 """
 
@@ -73,6 +73,7 @@ class Market:
         self.linger = 0.0  # seconds for which a destroyed one is still shown
         self.on_create: Callable[[Rental], None] = lambda rental: None
         self.on_destroy: Callable[[Rental], None] = lambda rental: None
+        self.on_key: Callable[[Rental], None] = lambda rental: None  # a key was attached
         self._next = 7_000_001
 
     def add_offer(self, offer_id: int, **fields: Any) -> Row:

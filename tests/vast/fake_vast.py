@@ -155,6 +155,7 @@ class FakeVast:
         if endpoint == "ssh":
             if body["ssh_key"] not in rental.ssh_keys:
                 rental.ssh_keys.append(body["ssh_key"])
+            market.on_key(rental)
             return 200, {"success": True, "msg": "SSH key added to instance."}
         assert endpoint == "logs", endpoint
         return 200, {"success": True, "result_url": f"{self.url}/result/{number}?request={len(self.requests)}"}

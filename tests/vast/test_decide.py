@@ -328,6 +328,44 @@ def test_the_cadence_is_early_then_stable_and_denser_while_a_signal_is_up() -> N
     assert interval(replace(state, looks=9, alerts=("pull",)), POLICY, 1000.0) == 180
 
 
+def test_a_look_comes_when_the_job_should_have_ended() -> None:
+    state = replace(running(job=job(step=1000, total=2000)), looks=9)
+    state, _ = look(
+        state, 1200.0, host=host(job(step=1900, total=2000))
+    )  # 900 steps in the 1,000 s since the last contact
+    assert state.machine is not None and state.machine.pace == pytest.approx(0.9)
+    assert state.look_at - 1200.0 == pytest.approx(100 / 0.9 + 15)
+
+
+def test_a_working_machine_that_lost_its_switch_is_fetched_from_before_another_is_taken() -> None:
+    state, obs = look(running(), 1000.0, host=host(job(step=7), armed=False))
+    act = decide(obs, state, POLICY)
+    assert (act.do, act.why) == (Do.VERDICT, "unguarded")
+    state = advance(state, act, None, POLICY)
+    assert state.phase is Phase.COLLECTING and not state.over
+    assert decide(obs, state, POLICY).do is Do.STOP  # a checkpoint first
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        job(step=5, total=90_000),  # another part of the run, which counts something else
+        job(step=5, total=2000),  # back to an earlier checkpoint
+        job(step=1500, total=2000, attempt=2),
+        job("ended", step=2000, total=2000),
+    ],
+)
+def test_a_pace_is_of_one_part_of_one_attempt(now: Job) -> None:
+    state, _ = look(replace(running(job=job(step=1000, total=2000), pace=0.9), looks=9), 1200.0, host=host(now))
+    assert state.machine is not None and state.machine.pace is None
+
+
+def test_a_job_that_makes_no_step_for_a_while_keeps_its_pace_and_is_not_looked_at_without_pause() -> None:
+    state = replace(running(job=job(step=2000, total=2000), pace=0.9), looks=9)
+    state, _ = look(state, 1200.0, host=host(job(step=2000, total=2000)))
+    assert state.look_at - 1200.0 == 30
+
+
 def test_pauses_grow_differ_between_runs_and_are_the_same_for_the_same_run() -> None:
     pauses = [pause_before(replace(START, attempt=n), POLICY) for n in (1, 2, 3)]
     assert pauses == sorted(pauses) and pauses == [pause_before(replace(START, attempt=n), POLICY) for n in (1, 2, 3)]

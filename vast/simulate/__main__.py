@@ -24,7 +24,8 @@ from vast.simulate.faults import MODES, schedule
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
 @click.option("--seed", type=int, help="Replay this one, with its time line.")
 @click.option("--baseline", "with_baseline", is_flag=True, help="Also the old algorithm, in the same worlds.")
-@click.option("--processes", default=min(8, os.cpu_count() or 1), show_default=True, type=click.IntRange(1))
+@click.option("--processes", default=min(8, os.cpu_count() or 1), type=click.IntRange(1),
+              show_default="the processors, at most 8")  # fmt: skip
 def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, with_baseline: bool, processes: int) -> None:
     """Run the supervisor in simulated worlds full of faults."""
     try:

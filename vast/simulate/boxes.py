@@ -34,6 +34,7 @@ class Box:
         "dead_at",
         "deaf_to_delete",
         "denied_until",
+        "direct_dead",
         "end",
         "faults",
         "gpu_fault",
@@ -78,7 +79,7 @@ class Box:
         self.gpu_fault: str | None = None
         self.end: float | None = None
         self.offline_until = self.no_ssh_until = self.denied_until = self.stranger_until = -INF
-        self.no_ssh_key = False
+        self.no_ssh_key = self.direct_dead = False
         self.lingers = self.deaf_to_delete = 0.0
         self.partial: list[tuple[float, float]] = []
         self.truth: set[str] = set()

@@ -30,7 +30,7 @@ class FakeShell:
         now = world.now
         if box is None or box.dead_at is not None or box.stopped or now < box.ssh_at or now < box.offline_until:
             return "unreachable", None
-        if now < box.no_ssh_until:
+        if now < box.no_ssh_until or (box.direct_dead and addresses[0].host.startswith("direct")):
             return "unreachable", None
         if now < box.stranger_until:
             return "stranger", box

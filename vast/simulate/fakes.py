@@ -94,6 +94,8 @@ class FakeCloud:
             if world.rng.random() < 0.5:
                 world.rent(machine, contract.label)
             return CreateResult("unclear")
+        if world.now >= world.credit_ends:
+            return CreateResult("no-credit")
         if fault is not None and fault.mode == "create-ambiguous":
             world.happened[fault.mode] += 1
             made = int(fault.variant * 3)
@@ -116,7 +118,8 @@ class FakeCloud:
             return None
         if world.on("key-refused"):
             return None
-        return Account(200.0)
+        hours_left = (world.credit_ends - world.now) / 3600
+        return Account(min(200.0, max(0.0, world.schedule.price * hours_left)))
 
     def instances(self) -> tuple[Instance, ...] | None:
         world = self.world

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.reasons import SUCCESS
-from vast.simulate.boxes import Box
+from vast.simulate.boxes import INF, Box
 from vast.simulate.world import World
 from vast.state import Phase, RunState
 
@@ -36,6 +36,7 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
     "ssh": frozenset({"no-ssh", "stranger", "offline", "key-denied", "container-restart"}),
+    "unguarded": frozenset({"container-restart"}),
     "host-lost": frozenset({"no-ssh", "stranger", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
     "gpu-fault": frozenset({"gpu-fault"}),
@@ -60,6 +61,8 @@ def of_verdict(world: World, reason: str, box: Box | None) -> None:
     if reason == SUCCESS:
         if box is None or not box.complete:
             world.violate("unknown", "done, but the run is not complete")
+    elif reason == "low-credit" and world.credit_ends == INF:
+        world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
         if box is not None and not box.truth & JUSTIFIED[reason]:
             world.violate(

@@ -199,7 +199,7 @@ def _supervisor(
     supervisor.__init__(  # type: ignore[misc]
         plan_of(made), policy, cloud, shell, clock, Handle(journal, world.token),
         last=journal.last,
-        contract=lambda label: Contract(label, "image", 40.0, "onstart", registry_login=SECRET),
+        contract=lambda label, offer: Contract(label, "image", 40.0, "onstart", registry_login=SECRET),
         asked=lambda: world.now >= made.asked_at,
         tell=lambda what, state: told.append(what),
     )  # fmt: skip

@@ -38,6 +38,7 @@ class World:
         self.home_complete = False
         self.busy_dollars = 0.0
         self.absence_answers: list[float] = []
+        self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
         self.active: dict[str, Fault] = {}
@@ -190,7 +191,10 @@ class World:
             return
         mode, until = fault.mode, self.now + fault.lasts
         self._hit(box, mode)
-        if mode == "no-ssh":
+        if mode == "no-ssh" and 0.3 <= fault.variant < 0.6:
+            box.direct_dead = True  # for ever, and no reason to give the machine up: the other address works
+            box.truth.discard(mode)
+        elif mode == "no-ssh":
             box.no_ssh_until, box.no_ssh_key = until, fault.variant < 0.3
         elif mode == "key-denied":
             box.denied_until = INF
@@ -198,6 +202,9 @@ class World:
             box.stranger_until = until
         elif mode == "offline":
             box.offline_until = until
+        elif mode == "ends-soon" and fault.variant < 0.3:
+            self.credit_ends = min(self.credit_ends, self.now + 600 + 30_000 * fault.variant)
+            self.at(self.credit_ends, self._credit_is_used_up)
         elif mode == "ends-soon":
             box.end = self.now + 600 + 9000 * fault.variant
             self.at(box.end, lambda: self._owner_takes_back(box))
@@ -218,6 +225,12 @@ class World:
         if box.dead_at is None:
             self.end_job(box, None)
             self.kill(box, "the end of its contract")
+
+    def _credit_is_used_up(self) -> None:
+        for box in self.alive():
+            self.end_job(box, None)
+            box.stopped = True
+            self.say(f"machine {box.id} is stopped: no credit")
 
     def kill(self, box: Box, by: str) -> None:
         if box.dead_at is None:

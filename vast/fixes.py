@@ -1,0 +1,118 @@
+"""What may be changed on the machine so that a failure does not come again; each bounded, each recorded. Pure.
+
+A fix is a line of state.json's `fixes`, "reason: what was done", which later attempts inherit: so the lines are also the count,
+and what has to stand (a halved batch, longer time-outs) is read from them at every start. How often a reason is answered with a
+new start at all is the policy's to say; the bounds here hold whatever a policy says.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LIMITS = {"cuda-oom": 3, "disk-full": 5, "hub-timeout": 3, "stale-lock": 3, "missing-tool": 2}
+HUB_SECONDS = 60  # huggingface_hub waits 10 by itself
+INHERITED = "on another machine"
+
+PACKAGES = {
+    "gcc": ("gcc", "libc6-dev"),
+    "cc": ("gcc", "libc6-dev"),
+    "C compiler": ("gcc", "libc6-dev"),
+    "clang": ("gcc", "libc6-dev"),
+    "g++": ("g++",),
+    "c++": ("g++",),
+    "Python.h": ("python3-dev",),
+    "ninja": ("ninja-build",),
+    "Ninja": ("ninja-build",),
+    "git": ("git",),
+    "make": ("make",),
+}
+_MISSING = (
+    re.compile(r"No such file or directory: '([a-z+]+)'"),
+    re.compile(r"([a-z+]+): (?:command )?not found"),
+    re.compile(r"Failed to find (C compiler)"),
+    re.compile(r"(Ninja) is required"),
+    re.compile(r"(Python\.h): No such file"),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the next start needs."""
+
+    new: tuple[str, ...] = ()  # lines to record
+    halvings: int = 0
+    environment: dict[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()  # to be installed first
+    prune: bool = False  # checkpoints that are at home
+    unlock: bool = False  # lock files that nobody holds
+
+
+def used(reason: str, lines: Sequence[str]) -> int:
+    return sum(line.startswith(f"{reason}: ") for line in lines)
+
+
+def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halved_before: int = 0) -> Start:
+    """
+    reason: of the last attempt's end on this machine, None if there was none.
+    lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool.
+    halved_before: how often another machine had halved the batch of the run that is gone on with.
+    """
+    new = [f"cuda-oom: micro-batch halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
+    allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
+    tool = missing_tool(failure) if reason == "missing-tool" else None
+    if allowed and reason == "cuda-oom":
+        new.append("cuda-oom: micro-batch halved, accumulation doubled")
+    elif allowed and reason == "hub-timeout":
+        new.append(f"hub-timeout: waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer")
+    elif allowed and reason == "stale-lock":
+        new.append("stale-lock: lock files that nobody holds removed")
+    elif allowed and reason == "disk-full":
+        new.append("disk-full: checkpoints that are at home removed")
+    elif allowed and tool is not None:
+        new.append(f"missing-tool: {tool} installed")
+    every = [*lines, *new]
+    waits = used("hub-timeout", every)
+    seconds = str(HUB_SECONDS * 2 ** (waits - 1)) if waits else ""
+    return Start(
+        new=tuple(new),
+        halvings=used("cuda-oom", every),
+        environment={"HF_HUB_DOWNLOAD_TIMEOUT": seconds, "HF_HUB_ETAG_TIMEOUT": seconds} if waits else {},
+        packages=PACKAGES[tool] if allowed and tool is not None else (),
+        prune=allowed and reason == "disk-full",
+        unlock=allowed and reason == "stale-lock",
+    )
+
+
+def missing_tool(failure: str) -> str | None:
+    """A program that we know a package for."""
+    for pattern in _MISSING:
+        for match in pattern.finditer(failure):
+            if match[1] in PACKAGES:
+                return match[1]
+    return None
+
+
+def job_arguments(arguments: Sequence[str], halvings: int, again: bool) -> list[str]:
+    """Those of `run STAGE ...`, so that it goes on with what there is. Other commands are left as they are.
+
+    again: it is not the first attempt: --force would throw away what the first one did.
+    """
+    words = list(arguments)
+    if words[:1] != ["run"]:
+        return words
+    if again:
+        words = [word for word in words if word != "--force"]
+    if not {"--continue", "--resume", "--force"} & set(words):
+        words.append("--continue")
+    return [*words, "--halve-memory", str(halvings)] if halvings else words
+
+
+def installing(packages: Sequence[str], command: Sequence[str]) -> list[str]:
+    """The command, with the packages installed first, if there are any."""
+    if not packages:
+        return list(command)
+    return [sys.executable, str(Path(__file__).with_name("installtool.py")), *packages, "--", *command]

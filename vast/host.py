@@ -1,0 +1,137 @@
+"""Everything that the supervisor asks of a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
+
+    look                       the dead-man's switch, the job, the GPU, the disk: vast/hostlook.py
+    start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/hoststart.py
+    stop [--grace S]           ask for a checkpoint and an end; returns at once
+    lease --until S            renew the lease; S seconds are left to the run's deadline
+    secrets                    those on standard input, {"NAME": "value"}, into memory; all others go: vast/secretfiles.py
+    files [--everything]       what can be pulled, and from where: vast/hostfiles.py
+    log [--tail N] [--follow-from BYTES]     the job's output
+
+Each prints one JSON object. Exit code 0; 2 for a mistake, 75 for what may be asked again in a while, with `error: ...`.
+Standard library only, Python 3.11: an ssh session sees nothing of the image's environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import EXIT_OK, RunStateError, UserError
+from vast import hostfiles, hostlook, hoststart, jobstate, lease, secretfiles
+from vast.hostruns import RUNNER, WATCHDOG
+from vast.runner import COMMAND, GRACE, Parser, seconds
+
+ROOT = Path("/runs")
+LARGEST = 256 * 1024  # bytes of the log in one answer
+
+
+def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str, Any]:
+    """{"offset", "next", "text"}: bytes `offset` to `next` of job.log. Who follows asks again from `next`; a log that is
+    shorter than `follow_from` is another one, and begins anew."""
+    path = root / RUNNER / jobstate.LOG
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            given = follow_from is not None and follow_from <= end
+            offset = (
+                follow_from if given and follow_from is not None else 0 if follow_from is not None else end - LARGEST
+            )
+            offset = max(0, offset)
+            file.seek(offset)
+            data = file.read(LARGEST)
+    except FileNotFoundError:
+        raise RunStateError(path, "no job was started here", "see what there is: python3 -m vast.host look") from None
+    if tail is not None:
+        kept = b"".join(data.splitlines(keepends=True)[-tail:]) if tail else b""
+        offset += len(data) - len(kept)
+        data = kept
+    return {"offset": offset, "next": offset + len(data), "text": data.decode(errors="replace")}
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "number"  # argparse names the type in its message
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python3 -m vast.host", description="What a supervisor asks of this rented machine.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    made = {}
+    for name, text in {
+        "look": "how job, GPU, disk and dead-man's switch are",
+        "start": "start the job; what follows -- are its arguments",
+        "stop": "ask the job for a checkpoint and an end",
+        "lease": "renew the lease of the dead-man's switch",
+        "secrets": "take secrets from standard input into memory",
+        "files": "what can be pulled",
+        "log": "the job's output",
+    }.items():
+        made[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made[name].add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
+    for name in ("start", "secrets"):
+        made[name].add_argument("--secrets-dir", type=Path, default=secretfiles.DIRECTORY, help="default: %(default)s")
+    made["start"].add_argument("--home", metavar="CHECKPOINT", help="the newest one that is safe elsewhere")
+    made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
+    made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")
+    made["lease"].add_argument("--until", type=seconds, required=True, help="seconds to the run's deadline")
+    made["files"].add_argument("--everything", action="store_true", help="also the results")
+    made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
+    made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
+    made["log"].add_argument("--follow-from", type=_count, metavar="BYTES", help="what came after so many bytes")
+    return parser.parse_args(argv)
+
+
+def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str, Any]:
+    root: Path = options.root
+    match options.action:
+        case "look":
+            return hostlook.look(root)
+        case "start":
+            names = secretfiles.environment(options.secrets_dir)
+            started = hoststart.start(root, options.command, job_arguments, options.home, names)
+            return {"started": started, "attempt": jobstate.observe(root / RUNNER)["attempt"]}
+        case "stop":
+            state = jobstate.observe(root / RUNNER)
+            if not jobstate.over(state):
+                hoststart.stop(root, options.grace)
+            return {"stopping": not jobstate.over(state), "phase": state["phase"]}
+        case "lease":
+            lease.renew(root / WATCHDOG, options.until)
+            return {"watchdog": lease.view(root / WATCHDOG)}
+        case "secrets":
+            given = secretfiles.parse(sys.stdin.read(secretfiles.LARGEST))
+            return {"secrets": secretfiles.store(given, options.secrets_dir)}
+        case "files":
+            return hostfiles.files(root, options.everything, options.have)
+    return log_text(root, options.tail, options.follow_from)
+
+
+def main(argv: Sequence[str]) -> int:
+    own = list(argv)
+    job_arguments: list[str] = []
+    if "--" in own:
+        at = own.index("--")
+        own, job_arguments = own[:at], own[at + 1 :]
+    options = _arguments(own)
+    try:
+        answer = _act(options, job_arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(answer))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,174 @@
+"""What can be pulled from a rented machine now: names, sizes, hashes, and where to read each file.
+
+A log that grows has no hash. Files that are replaced whole are read through a hard link of this moment, so that their hash
+holds; so is the newest complete checkpoint (vast/hold.py). A complete run is what its manifest says, with summary.json last.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunStateError
+from vast import hold, hostruns, jobstate, jsonfiles, lease
+from vast.hostruns import HOLD, RUNNER, WATCHDOG
+
+GROWING = (".jsonl", ".txt")
+NEVER = {"lock"}  # of the run's writer
+HOST = "host"  # the folder of the run at home for what the machine itself wrote
+MOMENT = "moment"  # the folder of a run's hold for files that are replaced whole
+
+Entry = dict[str, Any]
+
+
+def files(root: Path, everything: bool = False, have: str | None = None) -> dict[str, Any]:
+    """The JSON object that vast/host.py prints; see there. Raises RunStateError for a state.json that cannot be read.
+
+    have: see `hold.newest`.
+    """
+    directory = root / RUNNER
+    state = jobstate.observe(directory) if jobstate.read(directory) is not None else None
+    run = hostruns.run_of(root, state)
+    over = state is not None and jobstate.over(state)
+    listing = _Listing(root, run)
+    complete, checkpoint = False, None
+    if run is not None:
+        complete = hostruns.is_complete(run)
+        if complete:
+            listing.complete()
+        else:
+            checkpoint = listing.unfinished(everything and over, everything, have, over)
+    listing.host(over)
+    listing.hashes.save()
+    return {
+        "run": None if run is None else hostruns.name_of(root, run),
+        "complete": complete,
+        "checkpoint": checkpoint,
+        "files": listing.entries,
+    }
+
+
+class _Listing:
+    def __init__(self, root: Path, run: Path | None) -> None:
+        self.root, self.run = root, run
+        self.hashes = hold.Hashes(root)
+        self.entries: list[Entry] = []
+
+    # ---- a run
+
+    def complete(self) -> None:
+        """The manifest's own hashes: it was made from these very files, and who pulls them compares."""
+        assert self.run is not None
+        hold.release(self.root, self.run)
+        manifest = (jsonfiles.read(self.run / "manifest.json") or {}).get("files")
+        if not isinstance(manifest, dict):
+            raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
+        for name, known in manifest.items():
+            if isinstance(known, dict):
+                self._add(self.run / name, known.get("sha256"), known.get("size"))
+        with suppress(OSError):
+            self._add(self.run / "heartbeat.json", self.hashes.of(self.run / "heartbeat.json"))
+        for name in ("manifest.json", "summary.json"):
+            self._add(self.run / name, self.hashes.of(self.run / name))
+
+    def unfinished(self, all_of_it: bool, everything: bool, have: str | None, over: bool) -> str | None:
+        """The run's own files, and its newest complete checkpoint, whose name is returned.
+
+        all_of_it: the job is over and nothing changes any more: also directories such as final/.
+        """
+        assert self.run is not None
+        for path in sorted(self.run.iterdir()):
+            if path.is_file() and not _is_left_out(path):
+                self._own(path, over)
+        if everything and (self.run / "final").is_dir():  # it came by a rename, and is whole
+            self._tree(self.run / "final")
+        if all_of_it:
+            for path in sorted(self.run.iterdir()):
+                if path.is_dir() and path.name not in ("checkpoints", "final", HOST) and not path.name.endswith(".tmp"):
+                    self._tree(path)
+        if over:
+            hold.release_older(self.root, self.run)  # nothing is pruned any more: the newest of all is wanted
+        found, source = hold.newest(self.root, self.run, have)
+        if found is None:
+            return None
+        for name in [*sorted(found.files), hostruns.MARK]:
+            with suppress(OSError):
+                at = self.root / found.name / name
+                self._add(at, self.hashes.of(source / name), source=source / name)
+        return found.name
+
+    def _own(self, path: Path, over: bool) -> None:
+        with suppress(OSError):  # it was replaced or removed in this very moment
+            if over:
+                self._add(path, self.hashes.of(path))
+            elif path.suffix in GROWING and path.name != "samples.jsonl":
+                self._add(path, None)
+            else:
+                source = self._of_this_moment(path)
+                self._add(path, None if source == path else self.hashes.of(source), source=source)
+
+    def _of_this_moment(self, path: Path) -> Path:
+        """A link to what the name means now. The name itself where there are no links: its content may change."""
+        assert self.run is not None
+        link = self.root / HOLD / hostruns.name_of(self.root, self.run) / MOMENT / path.name
+        temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            os.link(path, temporary)
+            temporary.replace(link)
+            temporary.unlink(missing_ok=True)  # a rename onto the same file leaves both names
+        except OSError:
+            return path
+        return link
+
+    def _tree(self, directory: Path) -> None:
+        for path in sorted(_walk(directory)):
+            with suppress(OSError):
+                self._add(path, self.hashes.of(path))
+
+    # ---- the machine's own words
+
+    def host(self, over: bool) -> None:
+        """state.json and the logs of runner and watchdog, into the folder `host` of the run at home."""
+        listed = {entry["path"] for entry in self.entries}
+        base = self.run / HOST if self.run is not None else self.root / HOST
+        for path in (
+            self.root / RUNNER / jobstate.STATE,
+            self.root / RUNNER / jobstate.LOG,
+            self.root / WATCHDOG / lease.LOG,
+        ):
+            name = "watchdog.txt" if path.parent.name == WATCHDOG else path.name
+            at = base / name
+            with suppress(OSError):
+                final = over and path.parent.name == RUNNER
+                if hostruns.name_of(self.root, at) not in listed:
+                    self._add(at, self.hashes.of(path) if final else None, source=path)
+
+    # ----
+
+    def _add(self, path: Path, sha256: str | None, size: int | None = None, source: Path | None = None) -> None:
+        """path: where it is to lie at home, below the same root."""
+        source = source or path
+        size = source.stat().st_size if size is None else size
+        names = [hostruns.name_of(self.root, one) for one in (path, source)]
+        self.entries.append({"path": names[0], "size": size, "sha256": sha256, "from": names[1]})
+
+
+def _is_left_out(path: Path) -> bool:
+    return path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not _is_left_out(path):
+            yield path
+
+
+def forget(root: Path) -> None:
+    """Remove everything held: only room is lost by it."""
+    shutil.rmtree(root / HOLD, ignore_errors=True)

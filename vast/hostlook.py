@@ -1,0 +1,166 @@
+"""One look at a rented machine from inside: the dead-man's switch, the job, the GPU, the disk. Always within seconds.
+
+What cannot be known is null; nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.errors import RunStateError
+from vast import hostruns, jobstate, jsonfiles, lease, processes
+
+NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
+SMI_SECONDS = 3.0
+# Phases that beat with every step. The others, a download or a save, may be silent for as long as this without being hung:
+# the longest of jobs/health.py, which a test compares.
+WORKING = ("train", "evaluate", "score")
+SILENCE = 1800.0
+
+FAULTS = re.compile(
+    r"[^\n]*(?:GPU is lost|fallen off the bus|Unable to determine the device handle|couldn't communicate with the NVIDIA "
+    r"driver|Unknown Error|No devices were found|uncorrectable)[^\n]*",
+    re.IGNORECASE,
+)
+
+
+class Gpu(NamedTuple):
+    percent: float | None
+    memory_percent: float | None
+    fault: str | None
+
+
+class Clocks(NamedTuple):
+    """The module `time` has them."""
+
+    time: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+def look(
+    root: Path, clocks: Clocks | None = None, smi: Callable[[], tuple[int, str] | None] | None = None
+) -> dict[str, Any]:
+    """The JSON object that vast/host.py prints; see there."""
+    clocks = clocks or Clocks(time.time, time.monotonic)
+    watch = root / hostruns.WATCHDOG
+    card = gpu((smi or ask_nvidia_smi)())
+    words = [lease.message(watch)]
+    try:
+        job = job_fields(root, clocks)
+    except RunStateError as error:
+        job = None
+        words.append(str(error))
+    return {
+        "nonce": lease.nonce(watch),
+        "boot": boot(),
+        "watchdog": lease.view(watch),
+        "job": job,
+        "gpu_percent": card.percent,
+        "gpu_memory_percent": card.memory_percent,
+        "disk_free_gb": disk_free_gb(root),
+        "gpu_fault": card.fault,
+        "message": "; ".join(word for word in words if word),
+    }
+
+
+def boot() -> str:
+    """Another one after each start of the container, and of the machine below it."""
+    first = processes.stat(1)
+    return f"{processes.boot_id()}/{first.ticks if first else 0}"
+
+
+def disk_free_gb(root: Path) -> float | None:
+    try:
+        return round(shutil.disk_usage(root).free / 1e9, 3)
+    except OSError:
+        return None
+
+
+# ---- the job ----------------------------------------------------------------------------------------------------------
+
+
+def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
+    """The fields of vast.ports.Job. Raises RunStateError for a state.json that cannot be read."""
+    directory = root / hostruns.RUNNER
+    if jobstate.read(directory) is None:
+        return {"phase": "absent"}
+    state = jobstate.observe(directory)
+    run = hostruns.run_of(root, state)
+    beat = None if run is None else jsonfiles.read(run / "heartbeat.json")
+    found = [] if run is None else hostruns.checkpoints(root, run)
+    return {
+        "phase": state["phase"],
+        "attempt": state["attempt"],
+        "exit_code": state["exit_code"],
+        "end_reason": state["end_reason"],
+        "fingerprint": state["fingerprint"],
+        "fixes": state["fixes"],
+        "run": None if run is None else hostruns.name_of(root, run),
+        **progress(beat, clocks),
+        "checkpoint": found[-1].name if found else None,
+        "complete": run is not None and hostruns.is_complete(run),
+    }
+
+
+def progress(beat: Mapping[str, Any] | None, clocks: Clocks) -> dict[str, Any]:
+    """step, total, loss, tokens_per_s, beat_age from heartbeat.json."""
+    beat = beat or {}
+    step, total = (int(jsonfiles.number(beat.get(key)) or 0) for key in ("step", "total"))
+    return {
+        "step": step,
+        "total": total,
+        "loss": jsonfiles.number(beat.get("loss")),
+        "tokens_per_s": jsonfiles.number(beat.get("tokens_per_s")),
+        "beat_age": beat_age(beat, clocks),
+    }
+
+
+def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
+    """Seconds since the last beat; None while a phase goes on that makes none, since its silence says nothing."""
+    wall, monotonic = jsonfiles.number(beat.get("unix_time")), jsonfiles.number(beat.get("monotonic"))
+    if wall is None or monotonic is None:
+        return None
+    age = clocks.monotonic() - monotonic
+    if age < 0:  # the machine was started again, and its clock with it
+        age = max(clocks.time() - wall, 0.0)
+    working = str(beat.get("phase")).partition(" ")[0] in WORKING
+    return round(age, 3) if working or age > SILENCE else None
+
+
+# ---- the GPU ------------------------------------------------------------------------------------------------------------
+
+
+def ask_nvidia_smi() -> tuple[int, str] | None:
+    """Its exit code and words; None where there is no such program. One that hangs is a sign of a broken driver."""
+    try:
+        done = subprocess.run(
+            NVIDIA_SMI, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMI_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return -1, ""
+    except OSError:
+        return None
+    return done.returncode, f"{done.stdout}\n{done.stderr}"
+
+
+def gpu(answer: tuple[int, str] | None) -> Gpu:
+    """Of several GPUs the busiest, since they work on one job; a fault of any."""
+    if answer is None:
+        return Gpu(None, None, None)
+    code, text = answer
+    fault = FAULTS.search(text)
+    busy, used = [], []
+    for line in text.splitlines():
+        with suppress(ValueError, ZeroDivisionError):
+            percent, memory, total = (float(word) for word in line.split(","))
+            used.append(100 * memory / total)
+            busy.append(percent)
+    said = " ".join(fault[0].split()) if fault else None
+    return Gpu(max(busy, default=None), round(max(used), 1) if used else None, said if code != 0 or not busy else None)

@@ -1,0 +1,246 @@
+"""The port Shell over a Transport: what is asked of a host, and what of its answers is believed.
+
+Both pairs of address and port are tried, one after the other, the one that worked first. Before anything is sent to a
+machine or taken from it, it has to show the nonce of the run. That is believed for a minute; the pinned host key does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import UserError
+from vast import answers, listing, push
+from vast.home import Home
+from vast.listing import Refused
+from vast.marketplace.key import Secret
+from vast.ports import Address, Clock, Host, Pulled, Seconds
+from vast.pull import pull
+from vast.push import Input
+from vast.transport import Reply, Transport
+
+log = logging.getLogger(__name__)
+
+CODE, ROOT = "/opt/prefill", "/runs"  # on the host
+LOOK: Seconds = 25.0
+COMMAND: Seconds = 60.0
+HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
+FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
+# What is told of several tries that failed: the one that something can be done about.
+WORST = ("denied", "stranger", "unreachable")
+
+
+class HostShell:
+    """One run's way to its machine.
+
+    runs_dir: where runs are kept here. own: the directory of the rented run, below it.
+    nonce: what the machine's dead-man's switch was given.
+    network: whether our own network works; it must not ask the host.
+    secrets: those of the job by their names, asked for before each start.
+    inputs: what the stage needs on the machine before it starts.
+    program: how vast.host is called there.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        runs_dir: Path,
+        own: Path,
+        nonce: str,
+        clock: Clock,
+        network: Callable[[], bool],
+        *,
+        secrets: Callable[[], Mapping[str, Secret]] = dict,
+        inputs: Sequence[Input] = (),
+        root: str = ROOT,
+        program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
+    ) -> None:
+        self.transport, self.here, self.nonce, self.clock = transport, Home(runs_dir, own), nonce, clock
+        self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
+        self.root, self.program = root, tuple(program)
+        self._own = own.relative_to(runs_dir).as_posix()
+        self._worked: Address | None = None
+        self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
+        self._sent: str | None = None  # the boot of the machine that has the inputs
+
+    # ---- looking
+
+    def look(self, addresses: tuple[Address, ...]) -> Host:
+        return self._find(addresses)[1]
+
+    def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
+        """The first pair behind which our machine answers, and what it says; or the failure that tells most."""
+        failures: dict[str, Host] = {}
+        for address in self._in_order(addresses):
+            found = self._look_at(address)
+            if found.contact == "ok":
+                self._worked = address
+                self._proven = (address, self.clock.monotonic(), found.boot)
+                return address, found
+            failures.setdefault(found.contact, found)
+        self._proven = None
+        known = (failures[contact] for contact in WORST if contact in failures)
+        return None, next(known, Host("unreachable", message="no address is known"))
+
+    def _look_at(self, address: Address) -> Host:
+        reply = self.transport.run(address, self._argv("look"), timeout=LOOK)
+        if reply.kind == "denied" or reply.kind == "stranger":
+            return Host(reply.kind, message=reply.reason)
+        if reply.kind != "ok":
+            return Host("unreachable", message=reply.reason)
+        found = answers.host(answers.parse(reply.out) if reply.code == 0 else None, self.nonce)
+        if found.contact == "unreachable" and reply.code != 0:
+            found = Host("unreachable", message=reply.reason)
+        self.transport.settle(address, found.contact == "ok")
+        return found
+
+    def _in_order(self, addresses: tuple[Address, ...]) -> list[Address]:
+        return sorted(dict.fromkeys(addresses), key=lambda address: address != self._worked)
+
+    def _reach(self, addresses: tuple[Address, ...]) -> Address | None:
+        """A pair behind which our machine is, seen just now."""
+        if self._proven is not None:
+            address, seen, _ = self._proven
+            if address in addresses and 0 <= self.clock.monotonic() - seen < FRESH:
+                return address
+        return self._find(addresses)[0]
+
+    # ---- commands
+
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+        """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        done = self._send_inputs(address)
+        if done is not True:
+            return done
+        done = self._send_secrets(address)
+        if done is not True:
+            return done
+        known = () if home is None else ("--home", home)
+        return self._command(address, "start", *known, "--", *command)
+
+    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+        address = self._reach(addresses)
+        return None if address is None else self._command(address, "stop")
+
+    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
+        address = self._reach(addresses)
+        return (
+            None if address is None else self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
+        )
+
+    def log(
+        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
+    ) -> dict[str, Any] | None:
+        """{"offset", "next", "text"} of the job's output, see vast/host.py; None: no answer, or there is no log yet."""
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        options = [("--tail", tail), ("--follow-from", follow_from)]
+        words = [word for name, value in options if value is not None for word in (name, str(value))]
+        reply = self._run(address, "log", *words)
+        answer = answers.parse(reply.out) if reply.good else None
+        odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
+        return None if odd else answer
+
+    def _command(self, address: Address, *words: str) -> bool | None:
+        return push.answer(self._run(address, *words))
+
+    def _run(self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND) -> Reply:
+        reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout)
+        if not reply.good:
+            log.warning(
+                "%s: %s", words[0], "failed" if stdin else reply.reason
+            )  # what it was given may be in its words
+        if reply.kind != "ok":
+            self._proven = None
+        return reply
+
+    def _argv(self, action: str, *words: str) -> tuple[str, ...]:
+        return (*self.program, action, "--root", self.root, *words)
+
+    # ---- what goes there
+
+    def _send_secrets(self, address: Address) -> bool | None:
+        """Also none: what an earlier start was given goes then."""
+        values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
+        return push.answer(self._run(address, "secrets", stdin=values))
+
+    def _send_inputs(self, address: Address) -> bool | None:
+        boot = None if self._proven is None else self._proven[2]
+        if boot is not None and boot == self._sent:
+            return True
+        try:
+            for one in self.inputs:
+                root = f"{self.root}/{one.to}" if one.to else self.root
+                done = push.send(self.transport, address, one.source, one.files(), root)
+                if done is not True:
+                    return self._lost(done)
+        except (UserError, OSError) as error:
+            log.error("the inputs of the stage: %s", error)
+            return False
+        self._sent = boot
+        return True
+
+    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+        """True also if there is nothing here to go on with: then the job begins anew."""
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        try:
+            paths = push.of_run(self.here)
+            if paths is None:
+                log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
+                return True
+            return self._lost(push.send(self.transport, address, self.here.runs_dir, paths, self.root))
+        except OSError as error:
+            log.error("push: %s", error)
+            return False
+
+    def _lost(self, done: bool | None) -> bool | None:
+        if done is None:
+            self._proven = None
+        return done
+
+    # ---- what comes home
+
+    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+        """None: no answer. What did not come whole is gone on with by the next pull."""
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        have = self.here.newest()
+        words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
+        reply = self._run(address, "files", *words, timeout=HASH)
+        if reply.kind != "ok":
+            return None
+        if not reply.good:
+            return Pulled(False, message=reply.reason)
+        try:
+            listed = listing.parse(answers.parse(reply.out), self._own)
+        except Refused as error:
+            log.warning("pull: %s", error)
+            return Pulled(False, message=str(error))
+
+        def fetch(paths: Sequence[str], size: int) -> Reply:
+            limit = push.time_for(size)
+            return self.transport.fetch(address, paths, self.root, self.here.staging, timeout=limit)
+
+        pulled = pull(self.here, listed, fetch)
+        if not pulled.verified:
+            log.warning("pull: %s", pulled.message)
+        return pulled
+
+    def home(self) -> Pulled | None:
+        return self.here.look()
+
+    def network_is_up(self) -> bool:
+        return self.network()
+
+    def close(self) -> None:
+        self.transport.close()

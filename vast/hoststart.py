@@ -1,0 +1,169 @@
+"""Starts the job on a rented machine: only under an armed dead-man's switch, and after what mends the last failure."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from jobs.errors import EXIT_STOPPED, RunStateError
+from vast import attempt, classify, fixes, hold, hostruns, jobstate, jsonfiles, lease, processes, runner
+from vast.hostruns import RUNNER, WATCHDOG
+
+CODE = Path(__file__).parents[1]
+HF_HOME = "/cache/huggingface"  # what container/prefill sets
+_HOLDER = re.compile(r"process (\d+) on ")
+
+
+class NotNow(RunStateError):
+    """It may be asked again in a while."""
+
+    exit_code: ClassVar[int] = EXIT_STOPPED
+
+
+def start(root: Path, program: str, arguments: Sequence[str], home: str | None, secrets: Mapping[str, str]) -> bool:
+    """Start `program arguments...`; False if the job runs already. Raises NotNow, and what the runner raises.
+
+    home: the newest checkpoint that is at home, verified. secrets: environment variables that name files.
+    """
+    armed = lease.view(root / WATCHDOG)
+    if armed is None or not armed["armed"]:
+        said = lease.message(root / WATCHDOG) or "no living process watches"
+        raise NotNow(root / WATCHDOG, f"the dead-man's switch is not armed: {said}", "no job starts without it")
+    directory = root / RUNNER
+    previous = jobstate.observe(directory) if jobstate.read(directory) is not None else None
+    if previous is not None and _runs(previous):
+        return False
+    if previous is not None and previous["job_alive"]:
+        stop(root, runner.GRACE)
+        raise NotNow(directory, "the last job outlived its runner and is being ended", "start it again in a while")
+    plan = _plan(root, previous, arguments)
+    if plan.prune:
+        prune(root, home)
+    if plan.unlock:
+        unlock(root, Path(os.environ.get("HF_HOME") or HF_HOME))
+    os.environ.update(secrets)
+    os.environ.update(plan.environment)
+    words = fixes.job_arguments(arguments, plan.halvings, again=previous is not None)
+    command = fixes.installing(plan.packages, [program, *words])
+    runs_dir = runner.runs_directory([program, *words], os.environ.get("PREFILL_RUNS"), Path.cwd())
+    try:
+        runner.start(directory, command, runs_dir, plan.new)
+    except RunStateError:
+        if _runs(jobstate.observe(directory)):  # somebody else was quicker
+            return False
+        raise
+    return True
+
+
+def stop(root: Path, grace: float) -> None:
+    """Ask for a checkpoint and an end, and see to it without being waited for."""
+    argv = [
+        sys.executable,
+        "-m",
+        "vast.runner",
+        "stop",
+        "--dir",
+        str((root / RUNNER).resolve()),
+        "--grace",
+        f"{grace:g}",
+    ]
+    nothing = subprocess.DEVNULL
+    subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+
+
+def _runs(observed: jobstate.State) -> bool:
+    return observed["phase"] in jobstate.ACTIVE and bool(observed["runner_alive"])
+
+
+def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str]) -> fixes.Start:
+    if previous is None:
+        return fixes.next_start(None, (), halved_before=_halved_elsewhere(root, arguments))
+    failure = ""
+    if previous["end_reason"] == "missing-tool":
+        failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
+    reason = previous["end_reason"] if previous["phase"] == "ended" else None
+    return fixes.next_start(reason, previous["fixes"], failure)
+
+
+def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
+    """How often the batch of the run that came here from another machine was halved there."""
+    stage = hostruns.stage_of(arguments)
+    run = hostruns.unfinished(root, stage) if stage else None
+    found = (jsonfiles.read(run / "environment.json") or {}).get("halve_memory") if run else 0
+    return found if type(found) is int and found > 0 else 0
+
+
+# ---- a full disk ------------------------------------------------------------------------------------------------------
+
+
+def prune(root: Path, home: str | None) -> list[str]:
+    """Make room in the unfinished runs, and return what was removed: checkpoints that are at home or older than that, torn
+    ones, half a final model, what is held for a pull. Never the newest complete checkpoint of a run."""
+    removed = []
+    for run in _unfinished_runs(root):
+        found = hostruns.checkpoints(root, run)
+        at_home = hostruns.step_of(home) if home is not None and _is_of(home, root, run) else -1
+        spare = {one.path for one in found if one.step > at_home or one is found[-1]}
+        doomed = [path for path in _directories(run / "checkpoints") if path not in spare]
+        doomed += [path for path in _directories(run) if path.name.endswith(".tmp")]
+        for path in doomed:
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(hostruns.name_of(root, path))
+        if found:  # else what is held is all that there is
+            hold.release(root, run)
+    return removed
+
+
+def _unfinished_runs(root: Path) -> Iterator[Path]:
+    for stage in _directories(root):
+        if not stage.name.startswith("."):
+            yield from (run for run in hostruns.runs_of(root, stage.name) if not hostruns.is_complete(run))
+
+
+def _is_of(checkpoint: str, root: Path, run: Path) -> bool:
+    return checkpoint.startswith(f"{hostruns.name_of(root, run)}/")
+
+
+def _directories(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:
+        return []
+
+
+# ---- stale locks --------------------------------------------------------------------------------------------------------
+
+
+def unlock(root: Path, hf_home: Path) -> list[Path]:
+    """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone; returns them.
+
+    A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
+    """
+    candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
+    candidates += [
+        path for run in _unfinished_runs(root) if (path := run / "lock").exists() and not _holder_lives(path)
+    ]
+    removed = []
+    for path in candidates:
+        with suppress(OSError), path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _holder_lives(path: Path) -> bool:
+    try:
+        match = _HOLDER.match(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    found = processes.stat(int(match[1])) if match else None
+    return found is not None and not found.dead

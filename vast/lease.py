@@ -1,0 +1,73 @@
+"""The files between the dead-man's switch (vast/watchdog.py) and those who look at it or renew its lease.
+
+DIR/config.json  what it is bound by, written by the watchdog at its start
+DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
+DIR/lease.json   a word that is another one with each renewal, written by who renews; no clock of theirs counts
+DIR/log.txt      what it did
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunStateError
+from vast import jsonfiles
+from vast.jobstate import io_errors_reported
+from vast.processes import Process, lives
+
+CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "log.txt", "lock"
+
+
+def nonce(directory: Path) -> str | None:
+    """What proves that this is the machine of the run."""
+    found = (jsonfiles.read(directory / CONFIG) or {}).get("nonce")
+    return found if isinstance(found, str) else None
+
+
+def renew(directory: Path, until: float) -> None:
+    """until: seconds to the run's deadline, for those who look. Raises RunStateError where no watchdog ever was."""
+    if nonce(directory) is None:
+        raise RunStateError(
+            directory, "no dead-man's switch was started here", "start it: python3 -m vast.watchdog run"
+        )
+    with io_errors_reported(directory / LEASE):
+        # In place: a full disk must not end a machine that its supervisor is just looking after. Torn, it counts as renewed.
+        jsonfiles.overwrite(directory / LEASE, {"token": secrets.token_hex(8), "until": until})
+
+
+def token(directory: Path) -> str | None:
+    found = (jsonfiles.read(directory / LEASE) or {}).get("token")
+    return found if isinstance(found, str) else None
+
+
+def view(directory: Path) -> dict[str, Any] | None:
+    """armed: a living process watches, in this very boot, and has what it needs to end the machine. lease_age, uptime,
+    until: seconds; `until` as the last renewal said. None where no watchdog ever was."""
+    state = jsonfiles.read(directory / STATE)
+    if state is None:
+        return None
+    age, uptime = jsonfiles.number(state.get("silent")), jsonfiles.number(state.get("uptime"))
+    if age is None or uptime is None:
+        return None
+    lease = jsonfiles.read(directory / LEASE) or {}
+    if lease.get("token") != state.get("token"):
+        age = 0.0  # renewed since the last tick
+    return {
+        "armed": state.get("armed") is True and _watched(state),
+        "lease_age": age,
+        "uptime": uptime,
+        "until": jsonfiles.number(lease.get("until")),
+    }
+
+
+def message(directory: Path) -> str:
+    """Why it is not armed, or what it is about to do; empty if there is nothing to say."""
+    found = (jsonfiles.read(directory / STATE) or {}).get("message")
+    return found if isinstance(found, str) else ""
+
+
+def _watched(state: dict[str, Any]) -> bool:
+    pid, ticks, boot = (state.get(key) for key in ("pid", "ticks", "boot_id"))
+    return type(pid) is int and type(ticks) is int and isinstance(boot, str) and lives(Process(pid, ticks, boot))

@@ -1,0 +1,38 @@
+"""Whether the network of this machine works, told apart from whether a host does."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Sequence
+
+from vast.ports import Seconds
+
+Target = tuple[str, int]  # host name or address, and port
+
+
+def is_up(targets: Sequence[Target], timeout: Seconds = 5.0) -> bool:
+    """Whether one of `targets` takes a TCP connection within `timeout` seconds, the resolution of its name included.
+
+    Take targets that have nothing to do with the host in question, such as the market's API. Not covered: a network from
+    which only a proxy leads out; there the proxy is the target.
+    """
+    up = threading.Event()
+    left = threading.Semaphore(0)
+
+    def connect(target: Target) -> None:
+        try:
+            socket.create_connection(target, timeout).close()
+            up.set()
+        except OSError:
+            pass
+        finally:
+            left.release()
+
+    # Threads, because nothing limits how long a resolver takes; those that hang end with the process.
+    for target in targets:
+        threading.Thread(target=connect, args=(target,), daemon=True).start()
+    for _ in targets:
+        if not left.acquire(timeout=timeout) or up.is_set():
+            break
+    return up.is_set()

@@ -1,0 +1,108 @@
+"""Brings files to a host and proves that they arrived: what a stage starts from, and a run that is to go on elsewhere.
+
+The file that makes others count (complete.json of a checkpoint, summary.json of a run) is sent last, after sha256sum on the
+host has agreed about the others, so that a push that is torn anywhere leaves nothing that a job would believe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import RunStateError
+from vast import listing
+from vast.home import Home, sha256_of
+from vast.ports import Address, Seconds
+from vast.transport import Reply, Transport
+
+SLOWEST = 1e6  # bytes a second that a transfer may take its time by
+LEAST: Seconds = 60.0
+LONGEST: Seconds = 900.0  # the lease of the run is not renewed meanwhile; what is not done by then is gone on with
+HASHED = 50e6  # bytes a second that a host hashes at least
+# Of a run: what only its writer needs, and what says that it is over.
+NOT_PUSHED = frozenset({"lock", "heartbeat.json", listing.MANIFEST, listing.SUMMARY})
+LAST = frozenset({listing.MARK, listing.SUMMARY})
+
+
+@dataclass(frozen=True)
+class Input:
+    """Files that a stage needs on its machine before it starts.
+
+    source: a directory here. paths: files and directories below it. to: where `source` is on the host, below its root.
+    """
+
+    source: Path
+    paths: tuple[str, ...]
+    to: str = ""
+
+    def files(self) -> list[str]:
+        """Every file, by its path below `source`. Raises RunStateError."""
+        found = []
+        for path in self.paths:
+            at = self.source / path
+            if not at.exists():
+                raise RunStateError(
+                    at, "is gone, and the stage starts from it", "bring it back, or end the run: vast down"
+                )
+            found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
+        names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]
+        if odd := [name for name in names if not listing.is_safe(name)]:
+            raise RunStateError(self.source / odd[0], "has letters in its name that are not sent", "rename it")
+        return names
+
+
+def time_for(size: int) -> Seconds:
+    """How long a transfer of so many bytes may take."""
+    return min(LONGEST, LEAST + size / SLOWEST)
+
+
+def send(transport: Transport, address: Address, source: Path, paths: Sequence[str], root: str) -> bool | None:
+    """`source`/path to `root`/path on the host, those that make others count last. None: no answer; False: it failed.
+
+    Raises OSError for what cannot be read here.
+    """
+    first = [path for path in paths if Path(path).name not in LAST]
+    then = [path for path in paths if Path(path).name in LAST]
+    for part in (first, then):
+        if not part:
+            continue
+        size = sum((source / path).stat().st_size for path in part)
+        done = answer(transport.send(address, source, root, part, timeout=time_for(size)))
+        if done is not True:
+            return done
+        lines = "".join(f"{sha256_of(source / path)}  {path}\n" for path in part).encode()
+        check = ("env", f"--chdir={root}", "sha256sum", "--check", "--strict", "--quiet")
+        done = answer(transport.run(address, check, stdin=lines, timeout=LEAST + size / HASHED))
+        if done is not True:
+            return done
+    return True
+
+
+def answer(reply: Reply) -> bool | None:
+    return None if reply.kind != "ok" else reply.code == 0
+
+
+def of_run(home: Home) -> list[str] | None:
+    """What a new host needs to go on with the run that is here: its own files, and the newest checkpoint, read again.
+
+    None if there is nothing to go on with: no run, a complete one, neither a whole checkpoint nor the trained model. Paths
+    below the runs directory.
+    """
+    run = home.receipt.run
+    if run is None or (home.runs_dir / run / listing.SUMMARY).exists():
+        return None
+    checkpoint, final = home.newest(deep=True), _whole_final(home, run)
+    if checkpoint is None and not final:
+        return None
+    files = [path.name for path in (home.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
+    own = [f"{run}/{name}" for name in sorted(files) if name not in NOT_PUSHED and not name.startswith(".")]
+    return [*own, *final, *([] if checkpoint is None else home.files_of(checkpoint))]
+
+
+def _whole_final(home: Home, run: str) -> list[str]:
+    """The trained model, if the last pull brought it: scoring then goes on without training again."""
+    final = home.runs_dir / run / "final"
+    here = [path.relative_to(home.runs_dir).as_posix() for path in sorted(final.rglob("*")) if path.is_file()]
+    known = {path for path in home.receipt.files if path.startswith(f"{run}/final/")}
+    return here if set(here) == known and all(home.is_verified(path, deep=True) for path in here) else []

@@ -1,0 +1,103 @@
+"""Secrets of a job on a rented machine: files in memory, for the user of the job only.
+
+HF_TOKEN is named to the job as HF_TOKEN_PATH, which huggingface_hub reads; any other NAME as NAME_FILE, for programs that know
+that custom. No value is ever in the environment, on a command line, on a disk or in a message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from jobs.errors import RunStateError, UserError
+
+DIRECTORY = Path("/dev/shm/prefill")
+MOUNTS = Path("/proc/self/mountinfo")
+IN_MEMORY = {"tmpfs", "ramfs"}
+LARGEST = 64 * 1024  # bytes of all of them
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+_PATH_NAMES = {"HF_TOKEN": "HF_TOKEN_PATH"}
+
+
+def parse(text: str) -> dict[str, str]:
+    """{"HF_TOKEN": "..."}. Raises UserError, which never shows a value."""
+    remedy = 'give one JSON object on standard input, such as {"HF_TOKEN": "..."}'
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise UserError("secrets", "malformed JSON", remedy) from None  # json's own message may quote it
+    if not isinstance(value, dict):
+        raise UserError("secrets", "expected an object", remedy)
+    for name, secret in value.items():
+        if not _NAME.fullmatch(name):
+            raise UserError("secrets", "a name is not one of an environment variable", remedy)
+        if not isinstance(secret, str) or not secret or "\0" in secret:
+            raise UserError(f"secrets: {name}", "expected text that is not empty", remedy)
+    return value
+
+
+def store(secrets: dict[str, str], directory: Path = DIRECTORY) -> list[str]:
+    """Write each into a file of its own and remove every other file there; returns the names. Raises RunStateError."""
+    try:
+        _prepare(directory)
+        for name, secret in secrets.items():
+            _write(directory / name, secret)
+        for path in directory.iterdir():
+            if path.name not in secrets:
+                path.unlink()
+    except OSError as error:
+        raise RunStateError(directory, f"cannot hold secrets: {error.strerror}", "look at it on that machine") from None
+    return sorted(secrets)
+
+
+def environment(directory: Path = DIRECTORY) -> dict[str, str]:
+    """What names the files to the job."""
+    with suppress(OSError):
+        return {
+            _PATH_NAMES.get(path.name, f"{path.name}_FILE"): str(path)
+            for path in sorted(directory.iterdir())
+            if _NAME.fullmatch(path.name)
+        }
+    return {}
+
+
+def _prepare(directory: Path) -> None:
+    """A directory of this user's that nobody else may enter, and no link that somebody put there."""
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise RunStateError(directory, "is not a directory of this user", "remove it on that machine")
+    if not is_in_memory(directory):
+        raise RunStateError(directory, "is on a disk, and secrets are kept in memory", "mount a tmpfs on /dev/shm")
+    directory.chmod(0o700)
+
+
+def _write(path: Path, secret: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(secret)
+    temporary.replace(path)
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether the file system below `path` is kept in memory; the last and longest mount point above it decides."""
+    at, kind = "", ""
+    for point, kind_there in _mounts():
+        if path.is_relative_to(point) and len(point) >= len(at):
+            at, kind = point, kind_there
+    return kind in IN_MEMORY
+
+
+def _mounts() -> Iterator[tuple[str, str]]:
+    """(mount point, file system), see proc_pid_mountinfo(5)."""
+    for line in MOUNTS.read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        yield before.split()[4].replace("\\040", " "), after.split()[0]

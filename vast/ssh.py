@@ -1,0 +1,213 @@
+"""The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
+
+Checking of host keys is never off: a key is believed at the first contact alone (vast/pins.py). One connection is shared
+by the calls that follow each other (ControlMaster) and ends by itself a minute after the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from jobs.errors import UserError
+from vast import pins, programs, rsync
+from vast.ports import Address, Seconds
+from vast.programs import Ended
+from vast.sshkey import KEY, PUBLIC, child_environment
+from vast.transport import Kind, Reply
+
+log = logging.getLogger(__name__)
+
+CONNECT: Seconds = 10.0  # for TCP and the server's greeting
+PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
+CLOSE: Seconds = 5.0
+SSH_FAILED = 255
+LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
+HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
+# What ssh says, and what it means; the first that fits. Anything else means that the host was not reached.
+SIGNS: tuple[tuple[str, Kind], ...] = (
+    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "stranger"),
+    ("Host key verification failed", "stranger"),
+    ("Permission denied (", "denied"),
+    ("Too many authentication failures", "denied"),
+)
+
+
+class SshTransport:
+    """The machines of one run.
+
+    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/sshkey.py).
+    pin: the name of the instance that is used now. An address that a later instance is given is a first contact again.
+    Raises UserError if ssh or rsync is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        key: Path | None = None,
+        *,
+        pin: Callable[[], str] = str,
+        connect: Seconds = CONNECT,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        for program in ("ssh", "rsync"):
+            if shutil.which(program, path=environ.get("PATH")) is None:
+                raise UserError(program, "is not installed", f"install it, as by: apt-get install {program}")
+        self._pin, self._connect = pin, connect
+        self._env = child_environment(environ)
+        self._directory, self._key = directory.absolute(), (key or directory / KEY).absolute()
+        self._agent = key is not None  # the user's own may have a passphrase
+        # Short, without blanks and nobody else's: sockets must fit, and options split what they are given at blanks.
+        self._private = _private_directory()
+        self._link()
+        self._pinned = self._private / "run" / "known_hosts"
+        self._candidates = self._private / "candidates"
+        self._used: dict[Path, Address] = {}  # sockets, and where they lead
+
+    def _link(self) -> None:
+        """Also anew, where temporary files are removed after some days while a supervisor lives on."""
+        self._private.mkdir(mode=0o700, exist_ok=True)
+        public = self._key.with_name(self._key.name + PUBLIC)
+        for name, target in (("run", self._directory), (KEY + PUBLIC, public), (KEY, self._key)):
+            with suppress(FileExistsError):
+                (self._private / name).symlink_to(target)
+
+    # ---- calls
+
+    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+        if not HOST.fullmatch(address.host):
+            return Reply("unreachable", err=f"{address.host!r} is no address")
+        command = [*self.argv(address), "--", f"root@{address.host}", shlex.join(argv)]
+        return self._judge(address, programs.run(command, timeout=timeout, env=self._env, stdin=stdin))
+
+    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+        into.mkdir(parents=True, exist_ok=True)
+        return self._rsync(
+            address, rsync.fetch_argv(self._rsh(address), address, root, into.absolute()), paths, timeout
+        )
+
+    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
+        return self._rsync(
+            address, rsync.send_argv(self._rsh(address), address, source.absolute(), root), paths, timeout
+        )
+
+    def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds) -> Reply:
+        if not HOST.fullmatch(address.host):
+            return Reply("unreachable", err=f"{address.host!r} is no address")
+        ended = programs.run(argv, timeout=timeout, env=self._env, stdin=rsync.listing(paths))
+        of_ssh = outcome(Ended(SSH_FAILED, ended.out, ended.err))
+        return self._dropping(address, rsync.reply(ended, of_ssh))
+
+    def settle(self, address: Address, ours: bool) -> None:
+        if not ours:
+            self._drop(address)
+            self._forget(address)
+            return
+        try:
+            pins.adopt(self._pinned, self._candidates, pins.alias(self._pin(), address))
+        except (UserError, OSError, ValueError) as error:
+            log.warning("the host key of %s is not pinned: %s", address.host, error)
+
+    def _forget(self, address: Address) -> None:
+        with suppress(
+            UserError, OSError
+        ):  # no room: it stays a candidate, and a changed key is refused until there is some
+            pins.forget(self._candidates, pins.alias(self._pin(), address))
+
+    def close(self) -> None:
+        for address in list(self._used.values()):
+            self._drop(address)
+        shutil.rmtree(self._private, ignore_errors=True)
+
+    # ---- argv
+
+    def argv(self, address: Address, master: str = "auto") -> list[str]:
+        """ssh and its options, without the host. Nothing is read from the user's or the system's configuration."""
+        if not (self._private / KEY).is_symlink():
+            self._link()
+        name = pins.alias(self._pin(), address)
+        known = bool(pins.keys(self._pinned, name))
+        options = {
+            "BatchMode": "yes",  # a question would wait for ever
+            "ConnectTimeout": f"{self._connect:.0f}",
+            "ConnectionAttempts": "1",
+            "ServerAliveInterval": "5",
+            "ServerAliveCountMax": "3",
+            "StrictHostKeyChecking": "yes" if known else "accept-new",
+            "UserKnownHostsFile": str(self._pinned if known else self._candidates),
+            "GlobalKnownHostsFile": "/dev/null",
+            "HostKeyAlias": name,
+            "CheckHostIP": "no",
+            "HashKnownHosts": "no",
+            "UpdateHostKeys": "no",  # the host must not change what is pinned
+            "IdentitiesOnly": "yes",
+            "PreferredAuthentications": "publickey",
+            "ForwardAgent": "no",
+            "RequestTTY": "no",
+            "LogLevel": "ERROR",
+            "ControlMaster": master,
+            "ControlPath": str(self._socket(address)),
+            "ControlPersist": str(PERSIST),
+        }
+        if not self._agent:
+            options["IdentityAgent"] = "none"
+        pairs = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return ["ssh", "-F", "/dev/null", "-i", str(self._private / KEY), "-p", str(address.port), *pairs]
+
+    def _rsh(self, address: Address) -> list[str]:
+        return self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it
+
+    def _socket(self, address: Address) -> Path:
+        """By what the keys are pinned under: a connection to an earlier instance is never used for a later one."""
+        path = self._private / hashlib.sha256(pins.alias(self._pin(), address).encode()).hexdigest()[:12]
+        self._used[path] = address
+        return path
+
+    # ---- what came of it
+
+    def _judge(self, address: Address, ended: Ended) -> Reply:
+        return self._dropping(address, outcome(ended))
+
+    def _dropping(self, address: Address, reply: Reply) -> Reply:
+        """A connection over which nothing came may hang for minutes: the next call makes a new one. A host key that was
+        met on the way there proves nothing yet."""
+        if reply.kind != "ok":
+            self._drop(address)
+            self._forget(address)
+        return reply
+
+    def _drop(self, address: Address) -> None:
+        for path in [path for path, where in self._used.items() if where == address]:
+            if path.exists():
+                argv = ["ssh", "-F", "/dev/null", "-o", f"ControlPath={path}", "-O", "exit", "--", address.host]
+                programs.run(argv, timeout=CLOSE, env=self._env)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            del self._used[path]
+
+
+def outcome(ended: Ended) -> Reply:
+    """ssh ends with 255 for what is its own fault; any other code is the program's on the host."""
+    if ended.timed_out:
+        return Reply("timeout", err=ended.err)
+    if ended.code is None or ended.code < 0:
+        return Reply("unreachable", err=ended.err)
+    if ended.code != SSH_FAILED:
+        return Reply("ok", ended.code, ended.out, ended.err)
+    unreachable: Kind = "unreachable"
+    return Reply(next((kind for sign, kind in SIGNS if sign in ended.err), unreachable), err=ended.err)
+
+
+def _private_directory() -> Path:
+    """Made with mode 0700; in /tmp where the usual place for temporary files is too deep or has odd letters."""
+    usual = tempfile.gettempdir()
+    plain = len(usual) + len("/prefill-12345678/123456789012") <= LONGEST_SOCKET and re.fullmatch(r"[\w./-]+", usual)
+    return Path(tempfile.mkdtemp(prefix="prefill-", dir=usual if plain else "/tmp"))

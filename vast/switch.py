@@ -1,0 +1,93 @@
+"""The judgement of the dead-man's switch: what to do now, from what has elapsed. Pure; vast/watchdog.py is the rest.
+
+Ends are: the longest life, the dollars, a lease that nobody renews. Then the job is asked for a checkpoint, is given a bounded
+grace, and the machine is destroyed. Grace is part of life and dollars, so that it exceeds neither. Time is uptime: it counts
+while the watchdog runs, over restarts of the container, on no clock that anybody can set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds between two DELETEs
+
+
+@dataclass(frozen=True)
+class Limits:
+    hard: float  # seconds of uptime, the longest life
+    silent: float  # seconds without a renewal of the lease
+    grace: float  # seconds for the job's checkpoint
+    max_dollars: float
+    dollars_per_hour: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What is kept over restarts."""
+
+    uptime: float = 0.0  # seconds
+    silent: float = 0.0  # seconds since the last renewal, or since the first start
+    token: str | None = None  # of the last renewal
+    ending: str | None = None  # why
+    ending_at: float = 0.0  # uptime
+    deleting: bool = False  # a DELETE was sent, or is about to be: there is no way back
+    deletes: int = 0
+    next_delete: float = 0.0  # uptime
+
+
+class Act(StrEnum):
+    WATCH = "watch"
+    ASK = "ask"  # the job for a checkpoint and an end
+    DESTROY = "destroy"  # the machine; kill the job first
+
+
+def tick(
+    memory: Memory, limits: Limits, elapsed: float, token: str | None, job_lives: bool, asked: str | None = None
+) -> tuple[Memory, Act]:
+    """
+    elapsed: seconds since the last tick. token: of the lease as it is now.
+    asked: why somebody wants the end now, if anybody does: a local container that is told to stop.
+    """
+    renewed = token != memory.token
+    memory = replace(
+        memory,
+        uptime=memory.uptime + elapsed,
+        silent=0.0 if renewed else memory.silent + elapsed,
+        token=token,
+    )
+    if not memory.deleting:
+        why = asked or reason_to_end(memory, limits)
+        if why is None:
+            return replace(memory, ending=None), Act.WATCH
+        if memory.ending is None:
+            memory = replace(memory, ending_at=memory.uptime)
+        memory = replace(memory, ending=why)
+        if job_lives and memory.uptime - memory.ending_at < limits.grace:
+            return memory, Act.ASK
+    if memory.uptime < memory.next_delete:
+        return memory, Act.WATCH
+    pause = min(FIRST_PAUSE * 2 ** min(memory.deletes, 10), LONGEST_PAUSE)
+    return (
+        replace(memory, deleting=True, deletes=memory.deletes + 1, next_delete=memory.uptime + pause),
+        Act.DESTROY,
+    )
+
+
+def reason_to_end(memory: Memory, limits: Limits) -> str | None:
+    life = memory.uptime + limits.grace
+    if life >= limits.hard:
+        return f"the longest life, {limits.hard:.0f} s, is over"
+    if life * limits.dollars_per_hour / 3600 >= limits.max_dollars:
+        return f"the cap, ${limits.max_dollars:.2f}, is reached"
+    if memory.silent >= limits.silent:
+        return f"nobody has renewed the lease for {limits.silent:.0f} s"
+    return None
+
+
+def started_again(memory: Memory, tick_seconds: float) -> Memory:
+    """What a restart makes of it. It costs a tick, so that a container that dies within one still ages. The pause before the
+    next DELETE is over."""
+    return replace(
+        memory, uptime=memory.uptime + tick_seconds, silent=memory.silent + tick_seconds, deletes=0, next_delete=0.0
+    )

@@ -1,0 +1,174 @@
+"""The dead-man's switch on a rented machine: python3 -m vast.watchdog run --dir /runs/.watchdog ...
+
+It is started first, by the contract's onstart, and again with every start of the container; outside of the job's process group,
+so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/switch.py) it asks the job
+for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it is gone
+itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
+
+CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is in no file, no message and no argument.
+--local is for a container of one's own: there the end of the watchdog, its first process, is the end of the machine.
+
+Standard library only, Python 3.11.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from jobs import lock
+from jobs.errors import EXIT_OK, RunStateError, UserError
+from vast import jobstate, jsonfiles, lease
+from vast.runner import Parser, seconds
+from vast.switch import Act, Limits, Memory, started_again, tick
+from vast.watched import Instance, Machine, take_instance
+
+TICK = 5.0  # seconds; less where the limits are that short
+
+
+class World(Protocol):
+    """What the loop acts on."""
+
+    def elapsed(self) -> float:
+        """Seconds since it was asked last."""
+
+    def sleep(self, seconds: float) -> None: ...
+    def token(self) -> str | None: ...
+    def asked(self) -> str | None: ...
+    def job_lives(self) -> bool: ...
+    def signal_job(self, number: signal.Signals) -> None: ...
+    def destroy(self) -> str | None:
+        """What came of it; None if this was the end."""
+
+    def keep(self, memory: Memory) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def watch(world: World, limits: Limits, memory: Memory, pause: float) -> None:
+    """Until the machine is gone, and this process with it. Nothing that goes wrong ends it."""
+    said: str | None = memory.ending
+    while True:
+        try:
+            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked())
+            if memory.ending != said:
+                said = memory.ending
+                world.say(f"ending: {said}" if said else "the lease is renewed: watching again")
+            world.keep(memory)  # before the act: what follows a DELETE is not to be forgotten
+            if act is Act.ASK:
+                world.signal_job(signal.SIGTERM)
+            elif act is Act.DESTROY:
+                world.signal_job(signal.SIGKILL)
+                outcome = world.destroy()
+                if outcome is None:
+                    return
+                world.say(f"DELETE {memory.deletes}: {outcome}")
+        except Exception:
+            with suppress(Exception):
+                world.say(f"error, and watching on:\n{traceback.format_exc()}")
+        world.sleep(pause)
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------------
+
+
+def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memory:
+    """What this run's watchdog knew at its last tick; another run's does not count."""
+    state = jsonfiles.read(directory / lease.STATE)
+    if state is None or any(state.get(name) != config[name] for name in ("run_id", "nonce")):
+        return Memory(token=lease.token(directory))
+    with suppress(KeyError):
+        known = Memory(**{one.name: state[one.name] for one in fields(Memory)})
+        if jsonfiles.number(known.uptime) is not None and jsonfiles.number(known.silent) is not None:
+            return started_again(known, pause)
+    return Memory(token=lease.token(directory))
+
+
+def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: Instance | None, local: bool) -> int:
+    """Watch. Returns at once, with 0, if a watchdog of this very run does it already. Raises UserError."""
+    with jobstate.io_errors_reported(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    directory = directory.resolve()
+    try:
+        held = lock.hold(directory / lease.LOCK)
+    except RunStateError:
+        if lease.nonce(directory) == config["nonce"]:
+            return EXIT_OK
+        raise
+    pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
+    machine = Machine(directory, config, instance, local)
+    _hear(machine.ask if local else None)
+    with suppress(OSError):
+        os.setsid()
+    with suppress(OSError):  # when memory runs out, others go first; not every container may ask for that
+        Path("/proc/self/oom_score_adj").write_text("-1000", encoding="ascii")
+    memory = remembered(directory, config, pause)
+    with held:
+        with jobstate.io_errors_reported(directory / lease.CONFIG):
+            jsonfiles.write(directory / lease.CONFIG, config)
+        machine.keep(memory)
+        machine.say(
+            f"armed after {memory.uptime:.0f} s of uptime" if instance or local else "error: not armed: no own key"
+        )
+        watch(machine, limits, memory, pause)
+    return EXIT_OK
+
+
+def _hear(on_term: Callable[[int, FrameType | None], None] | None) -> None:
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if on_term is not None:
+        signal.signal(signal.SIGTERM, on_term)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python3 -m vast.watchdog", description="The dead-man's switch of a rented machine.")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    one = actions.add_parser("run", help="watch until the end", allow_abbrev=False)
+    one.add_argument("--dir", type=Path, required=True, help="where its state, lease and log are kept")
+    one.add_argument("--run-id", required=True, metavar="ID")
+    one.add_argument("--nonce", required=True, help="what proves this machine to the supervisor")
+    one.add_argument("--t-hard", type=seconds, required=True, metavar="SECONDS", help="its longest life")
+    one.add_argument("--t-silent", type=seconds, required=True, metavar="SECONDS", help="without a renewed lease")
+    one.add_argument("--grace", type=seconds, required=True, metavar="SECONDS", help="for the job's checkpoint")
+    one.add_argument("--max-dollars", type=seconds, required=True, metavar="DOLLARS")
+    one.add_argument("--dollars-per-hour", type=seconds, required=True, metavar="DOLLARS")
+    one.add_argument("--url", default="", help="of the API, such as https://console.vast.ai")
+    one.add_argument("--local", action="store_true", help="in place of DELETE, end")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = _arguments(argv)
+    url = options.url.rstrip("/")
+    try:
+        if not options.local and not url.startswith(("https://", "http://")):
+            raise UserError("--url", f'expected an address, found "{url}"', "give that of the API")
+        config = {
+            "run_id": options.run_id,
+            "nonce": options.nonce,
+            "hard": options.t_hard,
+            "silent": options.t_silent,
+            "grace": options.grace,
+            "max_dollars": options.max_dollars,
+            "dollars_per_hour": options.dollars_per_hour,
+            "url": url,
+            "local": options.local,
+        }
+        limits = Limits(**{one.name: config[one.name] for one in fields(Limits)})
+        return run(options.dir, config, limits, take_instance(os.environ, url), options.local)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
