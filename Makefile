@@ -22,8 +22,11 @@ IMAGE   ?=## the image to run or to push; without it prefill:local, built here w
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
-ARGS    =## more arguments for pytest or a benchmark, such as ARGS="-k mask -x"
+ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 DEVICE  =## what a benchmark runs on: cpu or cuda; without it a GPU where there is one
+STAGE   =## what vast-up runs
+GPU_NAME ?=## of a rented machine, such as A100_SXM4; without it whatever fits
+RUN     =## a rented run; without it the one that is open
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
@@ -109,6 +112,22 @@ runs: ## List runs with their state and headline number
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
+# The supervisor runs in .venv; IMAGE is what `make push` has pushed. See docs/vast.md.
+vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
+needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
+
+.PHONY: vast-up vast-status vast-down vast-reap
+vast-up: $(BASE) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
+	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
+	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
+vast-status: $(BASE) ## What is known here of rented runs
+	@$(call vast,status) $(ARGS)
+vast-down: $(BASE) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500
+	@$(call vast,down) $(RUN) $(ARGS)
+vast-reap: $(BASE) ## Destroy machines of ours that nobody looks after; for cron
+	@$(call vast,reap) $(ARGS)
+
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF say from what
 	@container/image.sh build
@@ -132,11 +151,13 @@ test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpre
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
-.PHONY: bench-score bench-train
+.PHONY: bench-score bench-train bench-gpus
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json
 	$(PYTHON) -m benchmarks.score $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
+	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
 .PHONY: check docs
 check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
@@ -160,7 +181,7 @@ help: ## This list
 	@echo; echo 'Stages, each a file under jobs/:'
 	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
 	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
-	@sed -nE 's/^([A-Z]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 

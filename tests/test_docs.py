@@ -15,6 +15,7 @@ import pytest
 from app.__main__ import cli
 from docs import generate_cli
 from jobs.load import profile_names, stage_names
+from vast.__main__ import cli as vast_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("app", "jobs", "vast")
@@ -89,7 +90,7 @@ def makefile() -> tuple[frozenset[str], frozenset[str]]:
     """Targets and settings of the Makefile, as make itself reads it."""
     done = subprocess.run(["make", "-pnq", "help"], cwd=ROOT, capture_output=True, text=True, check=False)
     targets = {name for line in re.findall(r"^\.PHONY: (.*)$", done.stdout, re.MULTILINE) for name in line.split()}
-    settings = re.findall(r"^([A-Z]+) *\??=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    settings = re.findall(r"^([A-Z_]+) *\??=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return frozenset(targets), frozenset(settings)
 
 
@@ -126,6 +127,18 @@ def wrong_app(shown: str) -> list[str]:
     return wrong
 
 
+def wrong_vast(shown: str) -> list[str]:
+    """What is wrong with the words after `python -m vast`: the command and its options."""
+    words = shlex.split(shown.replace("[", "").replace("]", "").replace("|", " "))
+    if not words or words[0].startswith("-"):
+        return []
+    command = vast_cli.commands.get(words[0])
+    if command is None:
+        return [f"no command {words[0]}"]
+    known = {option for parameter in command.params for option in parameter.opts if isinstance(parameter, click.Option)}
+    return [f"{words[0]} has no option {word}" for word in words if word.startswith("--") and word not in known]
+
+
 def test_every_make_command_shown_exists(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     assert [(shown, wrong) for shown in commands(text, "make ") if (wrong := wrong_make(shown))] == []
@@ -136,12 +149,19 @@ def test_every_app_command_shown_exists(document: Path) -> None:
     assert [(shown, wrong) for shown in commands(text, "python -m app ") if (wrong := wrong_app(shown))] == []
 
 
+def test_every_vast_command_shown_exists(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert [(shown, wrong) for shown in commands(text, "python -m vast ") if (wrong := wrong_vast(shown))] == []
+
+
 def test_a_wrong_command_would_be_found() -> None:
     text = "`make stage1 LIMIT=5` and `make stage9`\n```sh\nmake demo COLOUR=1  # why not\npython -m app run --limt 3\n```\n"
     assert [wrong_make(shown) for shown in commands(text, "make ")] == [["no setting COLOUR"], [], ["no target stage9"]]
     assert [wrong_app(shown) for shown in commands(text, "python -m app ")] == [["run has no option --limt"]]
     assert wrong_app("run stage9 --profile nobody") == ["no stage stage9", "no profile nobody"]
     assert wrong_app("walk") == ["no command walk"]
+    assert wrong_vast("up stage1 --max-cots 3") == ["up has no option --max-cots"]
+    assert wrong_vast("fly") == ["no command fly"]
 
 
 def test_every_stage_is_a_make_target_and_in_the_help() -> None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -138,15 +140,20 @@ class FileJournal:
 
 def read(directory: Path) -> Last | None:
     """Where the journal in `directory` ends; None if no run was begun there. Raises RunStateError."""
+    found = deque(records(directory), maxlen=1)
+    return found[0] if found else None
+
+
+def records(directory: Path) -> Iterator[Last]:
+    """Every record that counts, as the end that the journal had with it; none if no run was begun. Raises RunStateError."""
     path = directory / JOURNAL
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return None
+        return
     lines.pop()  # empty, or torn
     newest = 0
     plan: Plan | None = None
-    last: Last | None = None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -157,7 +164,7 @@ def read(directory: Path) -> Last | None:
                 plan = _codec(Plan).validate_python(record["plan"])
             assert plan is not None
             action = record.get("action")
-            last = Last(
+            found = Last(
                 plan,
                 _codec(RunState).validate_python(record["state"]),
                 None if action is None else _codec(Action).validate_python(action),
@@ -166,7 +173,7 @@ def read(directory: Path) -> Last | None:
         except (ValueError, KeyError, TypeError, AssertionError, ValidationError):
             remedy = "it is not what the supervisor wrote; find and end the machines of the run by: vast reap"
             raise RunStateError(f"{path}:{number}", "is no record of a journal", remedy) from None
-    return last
+        yield found
 
 
 def to_json(state: RunState) -> str:

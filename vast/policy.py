@@ -5,16 +5,20 @@ Rules over several keys raise `combination`, as in jobs/schema.py, so that an er
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs import yamlfile
-from jobs.schema import Fraction, NotNegative, Positive, PositiveFloat, Strict, combination
+from jobs.schema import Fraction, NotNegative, Positive, PositiveFloat, Strict, Text, combination, refused
 from jobs.validate import Layer, validate
 
 DEFAULT = Path(__file__).with_name("policy.yaml")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+OWN = frozenset({"VAST_API_KEY", "CONTAINER_API_KEY", "CONTAINER_ID"})
 
 
 class Cadence(Strict):
@@ -117,6 +121,43 @@ class Bounds(Strict):
         return self
 
 
+def _variable(name: str) -> str:
+    if not VARIABLE.fullmatch(name):
+        raise refused(
+            "expected the name of an environment variable", "name it here, and keep its value in the environment"
+        )
+    if name in OWN:
+        raise refused(f"{name} is never sent to a host", "remove it")
+    return name
+
+
+def _hook(value: list[str] | str | None) -> list[str] | str | None:
+    if value == []:
+        raise refused("expected a program and its arguments, or https://..., found an empty list")
+    near = isinstance(value, str) and re.match(r"http://(localhost|127\.0\.0\.1)([:/]|$)", value)
+    if isinstance(value, str) and not value.startswith("https://") and not near:
+        raise refused("expected https://..., or a command as a list of words", "what is told names machines and money")
+    return value
+
+
+Variable = Annotated[str, AfterValidator(_variable)]
+Hook = Annotated[list[Text] | Text | None, AfterValidator(_hook)]
+Event = Literal["done", "fail", "alert"]
+
+
+class Hooks(Strict):
+    """A command as a list of words, or the address of a webhook; both get the same JSON."""
+
+    done: Hook
+    fail: Hook
+    alert: Hook
+    seconds: PositiveFloat
+
+    def of(self, event: Event) -> list[str] | str | None:
+        hook: list[str] | str | None = getattr(self, event)
+        return hook
+
+
 class Policy(Strict):
     cadence: Cadence
     stall: Stall
@@ -135,6 +176,9 @@ class Policy(Strict):
     low_credit_hours: PositiveFloat
     market: Market
     watchdog: Bounds
+    secrets: list[Variable]
+    registry_login: Variable | None
+    hooks: Hooks
 
     @model_validator(mode="after")
     def _room_for_the_end(self) -> Policy:
@@ -145,9 +189,19 @@ class Policy(Strict):
         return self
 
 
-def load(path: Path | None = None) -> Policy:
-    """The policy in `path`, laid over the defaults of vast/policy.yaml: a file of a few keys is enough. Raises ConfigError."""
+def load(path: Path | None = None, options: Mapping[str, Mapping[str, Any]] | None = None) -> Policy:
+    """The policy in `path`, laid over the defaults of vast/policy.yaml: a file of a few keys is enough.
+
+    options: what the command line says, by the option's text, such as {"--max-cost 3": {"caps": {"dollars": 3.0}}}.
+    Raises ConfigError.
+    """
     layers = [Layer("vast/policy.yaml", yamlfile.read(DEFAULT, "vast/policy.yaml"))]
     if path is not None:
         layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+    layers += [Layer(option, dict(values)) for option, values in (options or {}).items()]
     return validate(Policy, layers)
+
+
+def text(policy: Policy) -> str:
+    """YAML that `load` gives back, with everything decided: it stays beside a run, so that it is resumed under the same."""
+    return yamlfile.dump(policy.model_dump(mode="json", by_alias=True))

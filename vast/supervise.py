@@ -12,22 +12,25 @@ from vast.advance import advance
 from vast.decide import decide
 from vast.journal import Journal, Last, RunClock
 from vast.policy import Policy
-from vast.ports import Clock, Cloud, Contract, Instance, Seconds, Shell, Status
+from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status
 from vast.reasons import REASONS
-from vast.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, label_text
+from vast.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, label_text, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 MOST_ACTS = 32  # between two sleeps: whatever a policy says, the market is not called in a circle
 
-Tell = Callable[[str, RunState], None]  # an alert, or what the verdict was; never a secret
+CLOSED = "closed"  # what is told at the end of every run
+Tell = Callable[[str, RunState], None]  # an alert, what the verdict was, or CLOSED; never a secret
+OnLook = Callable[[Observation, RunState], None]  # after each look, with what it has changed
 
 
 class Supervisor:
     """One run. Raises Superseded when another supervisor took it over; what the network does raises nothing.
 
-    contract: what is asked of the market for a label. It may hold the registry's login, so it is made when it is needed
-        and never journalled.
+    contract: what is asked of the market for a label and an offer, whose price the dead-man's switch has to know. It may
+        hold the registry's login, so it is made when it is needed and never journalled.
     asked: whether a person wants the run to end.
+    tell: may be told the same thing twice, after a crash.
     """
 
     def __init__(
@@ -40,17 +43,19 @@ class Supervisor:
         journal: Journal,
         *,
         last: Last | None = None,
-        contract: Callable[[str], Contract] | None = None,
+        contract: Callable[[str, Offer], Contract] | None = None,
         asked: Callable[[], bool] = lambda: False,
         tell: Tell = lambda what, state: None,
+        on_look: OnLook = lambda seen, state: None,
     ) -> None:
         self.plan, self.policy = plan, policy
         self.cloud, self.shell, self.clock, self.journal = cloud, shell, clock, journal
         self.contract = contract or self._plain_contract
-        self.asked, self.tell = asked, tell
+        self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
-            self.state = begin(plan, clock.now())
+            here = shell.home()  # what an earlier run of this job has left
+            self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
             journal.begin(plan, self.state, self.run_clock.stamp())
         else:
             self.state = self._resumed(last)
@@ -68,6 +73,7 @@ class Supervisor:
         if t >= self.state.look_at:
             self._seen = self._look(t)
             self._advance(Action(Do.LOOK, t), self._seen)
+            self.on_look(self._seen, self.state)
         else:
             self._seen = changed(self._seen, t=t, asked=self.asked())
         action = decide(self._seen, self.state, self.policy)
@@ -91,6 +97,8 @@ class Supervisor:
         self.journal.state(self.state, self.run_clock.stamp())
         if action.do is Do.VERDICT and REASONS[action.why].alert:
             self.tell(action.why, self.state)
+        if self.state.phase is Phase.CLOSED:
+            self.tell(CLOSED, self.state)
 
     def _resumed(self, last: Last) -> RunState:
         """An act without a result in the journal is one whose answer was lost. The first thing to do is to look."""
@@ -148,7 +156,7 @@ class Supervisor:
                 return self.cloud.search(replace(self.plan.query, banned_machines=banned))
             case Do.CREATE:
                 assert action.offer is not None
-                return self.cloud.create(action.offer.id, self.contract(self.label))
+                return self.cloud.create(action.offer.id, self.contract(self.label, action.offer))
             case Do.DESTROY:
                 return self.cloud.destroy(action.instance_id)
             case Do.ATTACH_KEY:
@@ -169,6 +177,11 @@ class Supervisor:
     def label(self) -> str:
         return label_text(self.state.run_id, self.state.deadline)
 
-    def _plain_contract(self, label: str) -> Contract:
+    def left(self) -> tuple[Dollars, Seconds]:
+        """Of both caps, for the dead-man's switch of the next machine."""
+        t = self.run_clock.t()
+        return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)
+
+    def _plain_contract(self, label: str, offer: Offer) -> Contract:
         plan = self.plan
         return Contract(label, plan.image, plan.query.disk_gb, plan.onstart, plan.env, plan.bid)

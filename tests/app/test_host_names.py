@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.vast.rented import make_checkpoint
-
 from app.checkpoint import MARK, mark_complete, newest
 from jobs import health
 from jobs.rundir import RunDir
 from jobs.runfiles import ID_PATTERN
+from tests.vast.rented import make_checkpoint
 from vast import hostruns
 from vast.hostlook import SILENCE, WORKING
 

@@ -109,9 +109,7 @@ def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     assert losses(run) == undisturbed
 
 
-def test_shorter_rows_go_on_from_the_same_examples_to_the_same_losses(
-    undisturbed: Any, tmp_path: Path
-) -> None:
+def test_shorter_rows_go_on_from_the_same_examples_to_the_same_losses(undisturbed: Any, tmp_path: Path) -> None:
     """What follows CUDA out of memory: the same batch in more forward passes."""
     run = kill_at(tmp_path, 3)
     before = losses(run)["train_log.jsonl"]

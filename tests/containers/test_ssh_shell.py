@@ -171,11 +171,11 @@ def test_a_machine_with_another_nonce_is_a_stranger_and_is_given_no_secret(pair:
 
 
 def test_a_key_that_is_not_authorized_is_denied(pair: Pair) -> None:
-    docker("exec", pair.host, "mv", "/root/.ssh/authorized_keys", "/root/.ssh/kept")
+    docker("exec", pair.host, "sh", "-c", "mv ~/.ssh/authorized_keys ~/.ssh/kept")
     try:
         assert contact(pair) == "denied"
     finally:
-        docker("exec", pair.host, "mv", "/root/.ssh/kept", "/root/.ssh/authorized_keys")
+        docker("exec", pair.host, "sh", "-c", "mv ~/.ssh/kept ~/.ssh/authorized_keys")
     assert contact(pair) == "ok"
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vast.rented import NONCE, WAITS, Rented, make_checkpoint, make_run
 
 from tests.vast.host import until
+from tests.vast.rented import NONCE, WAITS, Rented, make_checkpoint, make_run
 from vast import hostlook
 
 # ---- look -------------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vast.rented import make_checkpoint, make_run
 
 from jobs import artifacts
+from tests.vast.rented import make_checkpoint, make_run
 from vast import hold, hostfiles, hostruns, jobstate
 from vast.processes import Process, identify
 

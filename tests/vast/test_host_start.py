@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tests.vast.rented import WAITS, Rented, make_checkpoint, make_run
-
 from jobs import lock
 from jobs.errors import EXIT_STOPPED
 from tests.vast import failures
 from tests.vast.host import gone, until
+from tests.vast.rented import WAITS, Rented, make_checkpoint, make_run
 from vast.hoststart import prune
 
 

@@ -8,9 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from tests.vast.rented import Rented
 
 from jobs.errors import RunStateError, UserError
+from tests.vast.rented import Rented
 from vast import secretfiles
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"

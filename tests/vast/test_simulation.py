@@ -337,7 +337,8 @@ def test_mutation_a_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def act(self: supervise_module.Supervisor, action: Action) -> Any:
         if action.do is Do.CREATE:
-            contract: Contract = self.contract(self.label)
+            assert action.offer is not None
+            contract: Contract = self.contract(self.label, action.offer)
             self.tell(f"renting with {contract.registry_login}", self.state)
         return original(self, action)
 

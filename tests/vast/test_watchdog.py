@@ -13,11 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
 
 from tests.vast.fake_market import Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.host import until
+from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
 from vast import jsonfiles, lease
 from vast.switch import Limits, Memory
 from vast.watchdog import watch

@@ -1,0 +1,93 @@
+"""vast.commands.wiring.RunShell over a host that is a few lines of script: what a look shows, one entry a look."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vast.ports import Address, Host, Job, Pulled, Watchdog
+
+RUN = "stage3b/20270115-080100"
+
+
+def host(job: Job | None, **more: object) -> Host:
+    fields: dict[str, object] = {"gpu_percent": 97.0, "gpu_memory_percent": 81.0, "disk_free_gb": 30.0, **more}
+    return Host("ok", "boot-1", Watchdog(True, 10.0, 100.0), job, **fields)  # type: ignore[arg-type]
+
+
+def running(step: int, **more: object) -> Host:
+    fields: dict[str, object] = {"loss": 2.0 - step / 1000, "tokens_per_s": 9100.0, "beat_age": 2.0, **more}
+    return host(Job("running", 1, run=RUN, step=step, total=300, **fields))  # type: ignore[arg-type]
+
+
+def ended(reason: str = "done", code: int = 0, complete: bool = True, attempt: int = 1, **more: object) -> Host:
+    return host(Job("ended", attempt, code, reason, run=RUN, step=300, total=300, complete=complete, **more))  # type: ignore[arg-type]
+
+
+@dataclass
+class ScriptedShell:
+    """`script`: what each look shows once the job was started; the last entry stays."""
+
+    script: list[Host]
+    calls: list[str] = field(default_factory=list)
+    started: bool = False
+    stopped: bool = False
+    complete: bool = False
+    on_look: Callable[[int], None] = lambda number: None
+    looks: int = 0
+    checkpoint: str | None = None  # at home
+    text: bytes = b"job: hello\n"
+    home_path: Path | None = None  # a pull of all writes the run there
+
+    def look(self, addresses: tuple[Address, ...]) -> Host:
+        if not self.started:
+            return host(Job("absent"))
+        self.looks += 1
+        self.on_look(self.looks)
+        if self.stopped:
+            return ended("stopped", 75, complete=False)
+        return self.script[min(self.looks, len(self.script)) - 1]
+
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+        self.calls.append("start " + " ".join(command))
+        self.started = True
+        return True
+
+    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+        self.calls.append("push")
+        return True
+
+    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+        self.calls.append("stop")
+        self.stopped = True
+        return True
+
+    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: float) -> bool | None:
+        self.calls.append("renew")
+        return True
+
+    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+        self.calls.append("pull everything" if everything else "pull")
+        self.complete = everything and not self.stopped
+        if self.home_path is not None:
+            self.home_path.mkdir(parents=True, exist_ok=True)
+            (self.home_path / "summary.json").write_text(json.dumps({"run": RUN}))
+        return self.home()
+
+    def home(self) -> Pulled | None:
+        return Pulled(True, RUN, self.checkpoint, self.complete, 1_000_000)
+
+    def network_is_up(self) -> bool:
+        return True
+
+    def log(
+        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
+    ) -> dict[str, Any] | None:
+        offset = follow_from or 0
+        return {"offset": offset, "next": len(self.text), "text": self.text[offset:].decode()}
+
+    def close(self) -> None:
+        self.calls.append("close")

@@ -1,0 +1,134 @@
+"""Whether an image can be pulled, asked of a registry on this machine before anything is rented."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from vast import registry
+from vast.marketplace.key import Secret
+
+LOGIN = Secret("-u me -p pass-word-123 registry.example")
+
+
+class Registry(ThreadingHTTPServer):
+    """`mode`: how it asks for a login: open, bearer, bearer-private, basic or broken."""
+
+    daemon_threads = True
+
+    def __init__(self, mode: str = "open") -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.mode = mode
+        self.seen: list[tuple[str, str, str]] = []
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Registry
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _end(self, code: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_HEAD(self) -> None:
+        given, mode = self.headers.get("Authorization", ""), self.server.mode
+        self.server.seen.append((self.command, self.path, given))
+        right = base64.b64encode(b"me:pass-word-123").decode()
+        if mode == "broken":
+            self._end(500)
+        elif mode.startswith("bearer") and given != "Bearer ticket":
+            realm = (
+                f'Bearer realm="http://{self.server.host}/token",service="tests",scope="repository:you/prefill:pull"'
+            )
+            self._end(401, WWW_Authenticate=realm)
+        elif mode == "basic" and given != f"Basic {right}":
+            self._end(401, WWW_Authenticate='Basic realm="tests"')
+        else:
+            self._end(200 if self.path == "/v2/you/prefill/manifests/1-host" else 404)
+
+    def do_GET(self) -> None:
+        given = self.headers.get("Authorization", "")
+        self.server.seen.append((self.command, self.path, given))
+        assert parse_qs(urlsplit(self.path).query)["scope"] == ["repository:you/prefill:pull"]
+        if self.server.mode == "bearer-private" and not given.startswith("Basic "):
+            self._end(401)
+        else:
+            self._end(200, json.dumps({"token": "ticket"}).encode())
+
+
+@pytest.fixture
+def served() -> Iterator[Registry]:
+    with Registry() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def look(served: Registry, mode: str, tag: str = "1-host", login: Secret | None = None) -> str:
+    served.mode = mode
+    return registry.look(f"{served.host}/you/prefill:{tag}", login, scheme="http")
+
+
+@pytest.mark.parametrize("mode", ["open", "bearer"])
+def test_an_image_that_anybody_may_pull_is_there_and_another_tag_is_not(served: Registry, mode: str) -> None:
+    assert look(served, mode) == "there"
+    assert look(served, mode, tag="2") == "absent"
+
+
+@pytest.mark.parametrize("mode", ["bearer-private", "basic"])
+def test_a_private_image_needs_the_login(served: Registry, mode: str) -> None:
+    assert look(served, mode) == "denied"
+    assert look(served, mode, login=LOGIN) == "there"
+    assert look(served, mode, login=Secret("-u me -p wrong registry.example")) == (
+        "denied" if mode == "basic" else "there"
+    )
+
+
+def test_the_login_goes_to_who_asks_for_one_and_not_before(served: Registry) -> None:
+    look(served, "open", login=LOGIN)
+    assert [given for _, _, given in served.seen] == [""]
+
+
+def test_a_registry_that_fails_or_does_not_answer_proves_nothing(served: Registry) -> None:
+    assert look(served, "broken") == "unknown"
+    assert registry.look("127.0.0.1:1/you/prefill:1", scheme="http") == "unknown"
+    assert registry.look(f"{served.host}/you/prefill:1", scheme="https") == "unknown"
+
+
+def test_a_token_service_that_is_not_encrypted_gets_no_login() -> None:
+    challenge = 'Bearer realm="http://elsewhere.example/token"'
+
+    def never(*_: object) -> None:
+        raise AssertionError("asked")
+
+    assert registry._credentials(challenge, "you/prefill", LOGIN, "https", never) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("docker.io/you/prefill:1", ("registry-1.docker.io", "you/prefill", "1")),
+        ("docker.io/prefill:1", ("registry-1.docker.io", "library/prefill", "1")),
+        ("r.example:5000/a/b/c:t-host", ("r.example:5000", "a/b/c", "t-host")),
+        ("r.example/a/b@sha256:00", ("r.example", "a/b", "sha256:00")),
+        ("r.example/a/b:t@sha256:00", ("r.example", "a/b", "sha256:00")),
+    ],
+)
+def test_the_name_of_an_image_as_its_registry_spells_it(image: str, expected: tuple[str, str, str]) -> None:
+    assert registry.parts(image) == expected

@@ -1,0 +1,77 @@
+"""The command line, `python -m vast COMMAND`: the commands put together, and mistakes turned into one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from jobs.errors import UserError
+from vast.commands.reap import reap
+from vast.commands.rent import offers, up
+from vast.commands.show import logs, status
+from vast.commands.watch import attach, down, pull
+from vast.commands.wiring import Wiring
+from vast.local.command import local
+from vast.signals import EXIT_INTERRUPTED
+from vast.simulate.__main__ import main as simulate
+
+PROGRAM = "python -m vast"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Rent a GPU, run a stage on it, watch it, bring everything home, and always tear down.
+
+    The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
+    """
+    context.obj = context.obj or Wiring()
+    # What a check before the run cannot see stands in its error; vast/session.py shows the rest while a run goes on.
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
+
+
+for command in (offers, up, attach, status, logs, down, pull, reap, local):
+    cli.add_command(command)
+cli.add_command(simulate, "simulate")
+
+
+def _one_line(error: click.ClickException) -> str:
+    """click's message in the form of ours: where, fact, remedy."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    command = context.command_path if context is not None else PROGRAM
+    return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
+
+
+def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> int:
+    """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
+    try:
+        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=wiring)
+    except click.ClickException as error:
+        if not (sys.argv[1:] if arguments is None else arguments):
+            error.show()  # no command: click's message is the help
+        else:
+            click.echo(f"error: {_one_line(error)}", err=True)
+        return error.exit_code
+    except click.exceptions.Abort:
+        click.echo("error: interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        return error.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _flushed(code: int) -> int:
+    """What was printed is out, or nobody reads it: no reason for a message of the interpreter."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_flushed(main()))

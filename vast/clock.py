@@ -1,0 +1,53 @@
+"""The clock of this machine, and one whose sleep a person can end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from vast.ports import Clock, Seconds
+from vast.processes import boot_id
+
+SLICE: Seconds = 1.0  # how soon a request is seen
+
+
+class SystemClock:
+    """vast.ports.Clock."""
+
+    def now(self) -> Seconds:
+        return time.time()
+
+    def monotonic(self) -> Seconds:
+        return time.clock_gettime(time.CLOCK_BOOTTIME)  # deadlines go on while the machine sleeps: money does too
+
+    def boot(self) -> str:
+        return boot_id()
+
+    def sleep(self, seconds: Seconds) -> None:
+        time.sleep(seconds)
+
+
+class WakingClock:
+    """Sleeps in slices, and ends its sleep early once when `wake` becomes true. `each` is called in every slice."""
+
+    def __init__(self, clock: Clock, wake: Callable[[], bool], each: Callable[[], None] = lambda: None) -> None:
+        self._clock, self._wake, self._each = clock, wake, each
+        self._woken = wake()
+
+    def now(self) -> Seconds:
+        return self._clock.now()
+
+    def monotonic(self) -> Seconds:
+        return self._clock.monotonic()
+
+    def boot(self) -> str:
+        return self._clock.boot()
+
+    def sleep(self, seconds: Seconds) -> None:
+        until = self._clock.monotonic() + seconds
+        while (left := until - self._clock.monotonic()) > 0:
+            if not self._woken and self._wake():
+                self._woken = True
+                return
+            self._each()
+            self._clock.sleep(min(SLICE, left))

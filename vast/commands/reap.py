@@ -1,0 +1,59 @@
+"""`reap`: ends machines of ours that nobody looks after. Needs only the account's key, and works from cron."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from jobs.errors import EXIT_BUG
+from vast import fleet, preflight
+from vast import policy as policies
+from vast.commands.options import policy_option, runs_option
+from vast.commands.wiring import Wiring
+from vast.folder import live_runs
+
+PATIENCE = 900.0  # seconds for each machine
+
+
+@click.command()
+@click.option("--all-mine", is_flag=True, help="Every machine with our label, also of runs that are looked after.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be destroyed.")
+@policy_option
+@runs_option
+@click.pass_obj
+def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None, runs_dir: Path) -> None:
+    """Destroy machines with our label that are past their deadline, or whose run is kept here and looked after by nobody.
+
+    A run of another machine is spared until its deadline. Goes on until each is gone, seen twice. Exit code 0: nothing
+    is left to destroy; 1: something may remain; 2: no key, or one that is refused.
+    """
+    policy = policies.load(policy_file)
+    cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
+    redact = preflight.redactor(key, {}, None)
+    preflight.account(cloud, wiring.environ, wiring.home)
+    instances = cloud.instances()
+    if instances is None:
+        trouble = str(getattr(cloud, "trouble", "")) or "no answer"
+        click.echo(f"error: Vast.ai: the machines cannot be listed: {trouble}; try again", err=True)
+        raise click.exceptions.Exit(EXIT_BUG)
+    found = fleet.judge(instances, wiring.clock.now(), live_runs(runs_dir.absolute()), all_mine)
+    for one in found:
+        word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
+        until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        fields = f"{one.instance} run={one.run} status={one.status} deadline={until} price={one.dollars_per_hour:.3f}"
+        click.echo(redact(f"{word} {fields}: {one.why}"))
+    doomed = [one.instance for one in found if one.destroy]
+    if dry_run or not doomed:
+        if doomed:
+            raise click.exceptions.Exit(EXIT_BUG)
+        return
+    reaper = fleet.Reaper(cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text)))
+    left = reaper.reap(doomed)
+    if left:
+        names = ", ".join(map(str, left))
+        click.echo(
+            f"error: Vast.ai: {names} may still run; call reap again, or use https://cloud.vast.ai/instances/", err=True
+        )
+        raise click.exceptions.Exit(EXIT_BUG)

@@ -1,0 +1,199 @@
+"""A session for a command: the ports, the secrets, the view, and the supervisor in this process or in the background."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+import click
+
+from jobs.errors import RunStateError, UserError
+from vast import policy as policies
+from vast import preflight
+from vast.commands.wiring import Needs, RunShell, Wiring, wired
+from vast.detach import leave_session, redirect
+from vast.folder import Folder
+from vast.hooks import Teller
+from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.key import Secret
+from vast.policy import Policy
+from vast.session import Session, exit_code
+from vast.signals import EXIT_INTERRUPTED, Left, Signals, write_now
+from vast.state import Plan, RunState
+from vast.view import Board, Lines, View, parse
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a run may hold of secrets, all from the environment of the caller."""
+
+    named: dict[str, Secret]
+    login: Secret | None
+
+
+def held(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> Held:
+    """Raises ConfigError for one that is missing; `lenient`: the end of a run needs none of them."""
+    try:
+        return Held(preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ))
+    except UserError as error:
+        if lenient:
+            return Held({}, None)
+        if run_id is None:
+            raise
+        remedy = f"set it; or end the run: python -m vast down {run_id}"
+        raise type(error)(error.where, error.fact, remedy) from None
+
+
+def view_for(run_id: str) -> View:
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        return Board(Console(), run_id)
+    return Lines(lambda text: click.echo(text), lambda text: click.echo(text, err=True))
+
+
+def shell_for(
+    folder: Folder, wiring: Wiring, secrets: dict[str, Secret], instance: Callable[[], int | None]
+) -> RunShell:
+    wiring = wired(folder, wiring)
+    return wiring.shell(Needs(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
+
+
+def policy_of(folder: Folder) -> Policy:
+    return policies.load(folder.policy)
+
+
+def show_lines(folder: Folder, view: View, shown: int) -> int:
+    """Whole lines of lines.txt from byte `shown` on. Returns the bytes shown."""
+    try:
+        with folder.lines.open("rb") as file:
+            file.seek(shown)
+            data = file.read()
+    except FileNotFoundError:
+        return shown
+    whole = data[: data.rfind(b"\n") + 1]
+    for text in whole.decode("utf-8", errors="replace").splitlines():
+        line = parse(text)
+        if line is not None:
+            view.look(line)
+    return shown + len(whole)
+
+
+def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session:
+    """Raises UserError: no key, a secret that is not set, a directory that is not one of a run."""
+    policy = policy_of(folder)
+    wiring = wired(folder, wiring)
+    cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
+    own = held(policy, wiring, folder.run_id, lenient)
+    redact = preflight.redactor(key, own.named, own.login)
+    hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
+    environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
+    made: Session
+
+    def instance() -> int | None:
+        machine = None if made.supervisor is None else made.supervisor.state.machine
+        return None if machine is None else machine.id
+
+    made = Session(
+        folder=folder,
+        policy=policy,
+        cloud=cloud,
+        shell=shell_for(folder, wiring, own.named, instance),
+        clock=wiring.clock,
+        view=view_for(folder.run_id),
+        redact=redact,
+        teller=Teller(policy.hooks, redact, environ),
+        login=own.login,
+        url=wiring.environ.get("VAST_URL") or DEFAULT_URL,
+        first_process=wiring.first_process,
+    )
+    return made
+
+
+def in_foreground(made: Session, plan: Plan | None, begun: Callable[[], None] = lambda: None) -> int:
+    """The supervisor in this process, to the end of the run. Returns the exit code; raises UserError."""
+    run_id = made.folder.run_id
+    signals = Signals(run_id, write_now)
+    made.asked = lambda: signals.asked
+    try:
+        with signals.installed():
+            state = made.look_after(plan, begun)
+    except Left:
+        return EXIT_INTERRUPTED
+    except UserError:
+        raise
+    except Exception:
+        click.echo(
+            f"error: the supervisor of {run_id} failed, and its machine may still run, under its dead-man's switch; "
+            f"go on with: python -m vast attach {run_id}",
+            err=True,
+        )
+        raise
+    finally:
+        close = getattr(made.shell, "close", None)
+        if close is not None:
+            close()
+    say_end(made.folder, state)
+    return exit_code(state)
+
+
+def say_end(folder: Folder, state: RunState) -> None:
+    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
+
+
+# ---- in the background ------------------------------------------------------------------------------------------------------
+
+
+def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> int:
+    """`work` in a child with a session of its own, its output in log.txt; returns its pid once `work` has called back.
+
+    Raises what kept it from that, as UserError.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answer, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _child(folder, work, tell)
+    os.close(tell)
+    with open(answer, "rb") as pipe:
+        data = pipe.read()
+    if not data:
+        os.waitpid(pid, 0)
+        raise RunStateError(folder.path, "the supervisor ended before it had begun", f"see {folder.log}")
+    error = pickle.loads(data)  # from our own child, which says None if all is well
+    if error is not None:
+        os.waitpid(pid, 0)
+        raise error
+    return pid
+
+
+def _child(folder: Folder, work: Callable[[Callable[[], None]], int], tell: int) -> NoReturn:
+    code = 1
+
+    def report(error: UserError | None) -> None:
+        with suppress(OSError):  # reported already, or whoever asked is gone
+            os.write(tell, pickle.dumps(error))
+            os.close(tell)
+
+    try:
+        leave_session(tell)
+        redirect(folder.log)
+        code = work(lambda: report(None))
+    except UserError as error:
+        report(error)
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,115 @@
+"""Where the ports of a command come from: the one place in which the real ones are made, and the seam for tests.
+
+A command gets a `Wiring` as click's `obj`; a test passes its own, with a fake shell and a clock that it moves.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from jobs.estimate import estimate
+from vast import network, registry
+from vast.clock import SystemClock
+from vast.folder import Folder, Request
+from vast.hostshell import HostShell
+from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.key import Secret, find_key
+from vast.marketplace.vast_ai import VastAI
+from vast.onstart import Switch, onstart
+from vast.plan import INPUTS, Estimator
+from vast.ports import Address, Clock, Cloud, Shell
+from vast.push import Input
+from vast.ssh import SshTransport
+from vast.sshkey import make_key
+
+
+class RunShell(Shell, Protocol):
+    """The shell of one run: the port, and what the commands beside the supervisor need."""
+
+    def log(
+        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
+    ) -> dict[str, Any] | None:
+        """{"offset", "next", "text"} of the job's output, in bytes of the log; None: no answer, or there is none yet."""
+
+    def close(self) -> None:
+        """End connections that are kept open."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a shell is made from."""
+
+    folder: Folder
+    request: Request
+    secrets: Mapping[str, Secret]
+    clock: Clock
+    environ: Mapping[str, str]
+    instance: Callable[[], int | None]  # that is used now: host keys are pinned for each
+
+
+def api_address(environ: Mapping[str, str]) -> tuple[str, int]:
+    parts = urlsplit(environ.get("VAST_URL") or DEFAULT_URL)
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
+    """The market, and the account's key for a redactor. Raises AccountKeyError, UrlError."""
+    key = find_key(None, environ, home)
+    return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL), key
+
+
+def over_ssh(needs: Needs) -> RunShell:
+    """Raises UserError if ssh or rsync is missing."""
+    folder, request = needs.folder, needs.request
+    key = None if request.ssh_key is None else Path(request.ssh_key)
+    probe = api_address(needs.environ)
+    return HostShell(
+        SshTransport(folder.path, key, pin=lambda: str(needs.instance() or ""), environ=needs.environ),
+        folder.runs_dir,
+        folder.path,
+        folder.nonce(),
+        needs.clock,
+        lambda: network.is_up((probe,)),
+        secrets=lambda: needs.secrets,
+        inputs=inputs_of(folder.runs_dir, request),
+    )
+
+
+def inputs_of(runs_dir: Path, request: Request) -> tuple[Input, ...]:
+    """What the stage needs on its machine: the runs that it starts from, a profile that is a file of one's own."""
+    found = [Input(runs_dir, request.init_runs)] if request.init_runs else []
+    if request.profile_file is not None:
+        profile = Path(request.profile_file)
+        found.append(Input(profile.parent, (profile.name,), to=INPUTS))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    home: Path = field(default_factory=Path.home)
+    clock: Clock = field(default_factory=SystemClock)
+    which: Callable[[str], str | None] = shutil.which
+    is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # whether somebody can be asked
+    connect: Callable[[Mapping[str, str], Path, Clock], tuple[Cloud, Secret]] = connect
+    shell: Callable[[Needs], RunShell] = over_ssh
+    make_key: Callable[[Path], str] = make_key  # for the run of that directory; returns the public one
+    estimate: Estimator = estimate
+    registry: Callable[[str, Secret | None], registry.Found] = registry.look
+    first_process: Callable[[Switch], str] = onstart  # what starts a machine's dead-man's switch
+
+
+def wired(folder: Folder, wiring: Wiring) -> Wiring:
+    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
+    if not folder.local.exists():
+        return wiring
+    from vast.local import connect  # which needs the docker SDK
+
+    return connect.wiring_for(folder, wiring)

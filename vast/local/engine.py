@@ -1,0 +1,227 @@
+"""The container engine of this machine through the docker SDK: every call has a time limit, and what goes wrong is told
+apart by vast/local/replies.py.
+
+What streams (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
+one packet with the head of an answer is lost to them. It goes through the same session of `requests`, which the SDK's
+client is.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from jobs.errors import UserError
+from vast.local.replies import EngineError, Refused, Silent, an_object, brief, refusal, split, told_apart, words_of
+from vast.ports import Seconds
+
+CALL: Seconds = 30.0  # of a plain request
+CONNECT: Seconds = 10.0
+CHUNK = 1 << 16
+MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended by itself."""
+
+    code: int
+    out: bytes
+    err: bytes
+
+
+def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> Engine:
+    """The engine of DOCKER_HOST, else of docker's current context. Raises UserError if none answers."""
+    try:
+        import docker
+    except ImportError:
+        fact = "the docker SDK for Python is not installed"
+        raise UserError("vast local", fact, "run: make setup, or: pip install 'prefill[local]'") from None
+    host = environ.get("DOCKER_HOST", "")
+    if host.startswith("ssh://"):
+        fact = "is reached by ssh, which is not supported here"
+        raise UserError(f"DOCKER_HOST={host}", fact, "set DOCKER_HOST to a socket of this machine")
+    try:
+        client = docker.from_env(timeout=timeout, environment=dict(environ))
+        engine = Engine(client.api)
+        engine.info()
+    except (EngineError, docker.errors.DockerException, OSError, ValueError) as error:
+        where = f"DOCKER_HOST={host}" if host else "docker"
+        fact = f"no container engine answers ({brief(error)})"
+        raise UserError(
+            where, fact, "start it, or set DOCKER_HOST to the socket of yours, rootless and podman's too"
+        ) from None
+    return engine
+
+
+class Engine:
+    """api: docker.APIClient. now: a monotonic clock. Methods raise Missing, Refused and Silent, and nothing else."""
+
+    def __init__(
+        self, api: Any, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self.api = api
+        self._now, self._sleep = now, sleep
+
+    # ---- plain requests
+
+    def info(self) -> dict[str, Any]:
+        with told_apart():
+            return an_object(self.api.info())
+
+    def identity(self) -> str:
+        """The same for as long as the engine keeps its containers. Podman's ID is another one in every answer."""
+        one, other = self.info(), self.info()
+        if one.get("ID") and one.get("ID") == other.get("ID"):
+            return str(one["ID"])
+        return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
+
+    def image(self, name: str) -> dict[str, Any]:
+        with told_apart():
+            return an_object(self.api.inspect_image(name))
+
+    def pull(self, name: str) -> None:
+        """No time limit as a whole: an image may be large, and a person waits for it and can end it."""
+        repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", None)
+        with told_apart():
+            for line in self.api.pull(repository, tag=tag, stream=True, decode=True):
+                if "error" in line:
+                    raise Refused(str(line["error"]), 404)
+
+    def create(self, **what: Any) -> str:
+        """Its id. Takes what APIClient.create_container takes."""
+        with told_apart():
+            return str(an_object(self.api.create_container(**what))["Id"])
+
+    def start(self, container: str) -> None:
+        with told_apart():
+            self.api.start(container)
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        with told_apart():
+            return an_object(self.api.inspect_container(container))
+
+    def containers(self, label: str) -> list[dict[str, Any]]:
+        """Those that have the label, running or not."""
+        with told_apart():
+            found = self.api.containers(all=True, filters={"label": label})
+            if not isinstance(found, list):
+                raise Silent(f"expected a list of containers, found {type(found).__name__}")
+            return [an_object(one) for one in found]
+
+    def remove(self, container: str) -> None:
+        """At once, running or not, with its own volumes."""
+        with told_apart():
+            self.api.remove_container(container, force=True, v=True)
+
+    def logs(self, container: str, lines: int) -> bytes:
+        with told_apart():
+            found = self.api.logs(container, tail=lines, stream=False)
+            return found if isinstance(found, bytes) else str(found).encode()
+
+    def remove_left_volumes(self, label: str) -> int:
+        """Volumes with the label that no container has any more; how many."""
+        with told_apart():
+            found = an_object(self.api.volumes(filters={"label": label, "dangling": True})).get("Volumes") or []
+            for one in found:
+                self.api.remove_volume(one["Name"])
+            return len(found)
+
+    # ---- what streams
+
+    def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Ran | None:
+        """A command in the container, as its user; None if it has not ended within `timeout` seconds.
+
+        The command has the same limit in there, so that one which nobody waits for any more does not stay.
+        """
+        until = self._now() + timeout
+        try:
+            return self._run(container, argv, stdin, timeout, until)
+        except Silent:
+            if self._now() >= until:
+                return None
+            raise
+
+    def _run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds, until: float) -> Ran | None:
+        words = ["timeout", "--kill-after=5", f"{math.ceil(timeout) + 1}", *argv]
+        with told_apart():
+            made = self.api.exec_create(container, words, stdin=bool(stdin))
+            execution = str(an_object(made)["Id"])
+            answer = self._request("POST", f"/exec/{execution}/start", timeout, json={"Tty": False, "Detach": False})
+            with answer:
+                line = _socket_of(self.api, answer)
+                if stdin:
+                    line.settimeout(max(0.001, until - self._now()))
+                    line.sendall(stdin)
+                    line.shutdown(socket.SHUT_WR)
+                out, err = split(self._chunks(answer, line, until))
+            return self._ended(execution, out, err, until)
+
+    def _chunks(self, answer: Any, line: socket.socket, until: float) -> Iterator[bytes]:
+        total = 0
+        while True:
+            left = until - self._now()
+            if left <= 0:
+                raise TimeoutError
+            line.settimeout(left)
+            chunk = answer.raw.read1(CHUNK)
+            if not chunk:
+                return
+            total += len(chunk)
+            if total > MOST_OUTPUT:
+                raise Silent(f"a command wrote more than {MOST_OUTPUT} bytes")
+            yield chunk
+
+    def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Ran | None:
+        """Its output ends a moment before the engine knows the exit code."""
+        while True:
+            state = an_object(self.api.exec_inspect(execution))
+            if not state.get("Running") and isinstance(state.get("ExitCode"), int):
+                return Ran(state["ExitCode"], out, err)
+            if self._now() >= until:
+                return None
+            self._sleep(0.02)
+
+    @contextmanager
+    def archive(self, container: str, path: str, until: float) -> Iterator[Iterator[bytes]]:
+        """A file or directory as the chunks of a tar archive, also of a container that is paused or dead."""
+        with told_apart():
+            url = f"/containers/{quote(container)}/archive"
+            with self._request("GET", url, CALL, params={"path": path}) as answer:
+                yield self._until(answer, until)
+
+    def _until(self, answer: Any, until: float) -> Iterator[bytes]:
+        for chunk in answer.iter_content(CHUNK):
+            yield chunk
+            if self._now() >= until:
+                raise Silent("the time for this transfer is over")
+
+    def put(self, container: str, directory: str, archive: Iterable[bytes]) -> None:
+        """Extract a tar archive into a directory that is there. `archive` may end the transfer by raising."""
+        with told_apart():
+            url = f"/containers/{quote(container)}/archive"
+            self._request("PUT", url, CALL, params={"path": directory}, data=archive).close()
+
+    def _request(self, method: str, path: str, timeout: Seconds, **what: Any) -> Any:
+        url = f"{self.api.base_url}/v{self.api.api_version}{path}"
+        answer = self.api.request(method, url, timeout=(CONNECT, timeout), stream=True, **what)
+        if not answer.ok:
+            with answer:
+                words = words_of(answer.content)
+            raise refusal(words, answer.status_code)
+        return answer
+
+    def now(self) -> float:
+        return self._now()
+
+
+def _socket_of(api: Any, answer: Any) -> socket.socket:
+    found = api._get_raw_response_socket(answer)  # the SDK knows where it is for each kind of transport
+    inner: socket.socket = getattr(found, "_sock", found)
+    return inner

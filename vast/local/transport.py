@@ -1,0 +1,122 @@
+"""The way into a container of this machine: commands by `docker exec`, files by the engine's archive API.
+
+A fetch needs no living process in the container: what is on its disk can be had while it is paused and after it died.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from vast.local.archives import NoRoom, Odd, inside, pack, save
+from vast.local.engine import Engine
+from vast.local.replies import EngineError, Missing, Refused, of_container
+from vast.ports import Address, Seconds
+from vast.transport import Reply
+
+PYTHON = "/usr/bin/python3"
+NAME = re.compile(r"[0-9a-f]{12,64}")
+# Moves what lies in a directory of its own to where it belongs, in the given order: a file is whole or not there.
+MOVE = """
+import json, os, shutil, sys
+root, below = sys.argv[1:]
+for path in json.load(sys.stdin):
+    target = os.path.join(root, path)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.replace(os.path.join(root, below, path), target)
+shutil.rmtree(os.path.join(root, below))
+"""
+
+
+class LocalTransport:
+    """Implements vast.transport.Transport.
+
+    owner: uid and gid that files in the container get, its user's. token: a name that is not there yet.
+    """
+
+    def __init__(
+        self, engine: Engine, owner: tuple[int, int], token: Callable[[], str] = lambda: secrets.token_hex(8)
+    ) -> None:
+        self._engine, self._owner, self._token = engine, owner, token
+
+    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+        if not NAME.fullmatch(address.host):
+            return Reply("unreachable", err=f"{address.host!r} is no container")
+        try:
+            ran = self._engine.run(address.host, argv, stdin, timeout)
+        except EngineError as error:  # also: it is paused, it is not running
+            return Reply("unreachable", err=str(error))
+        if ran is None:
+            return Reply("timeout", err=f"no end within {timeout:g} s")
+        return Reply("ok", ran.code, ran.out.decode(errors="replace"), ran.err.decode(errors="replace"))
+
+    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+        """A file that is missing, or is none, leaves the others alone: exit code 1, and its name in `err`."""
+        until = self._engine.now() + timeout
+        wrong: list[str] = []
+        for path in paths:
+            if self._engine.now() >= until:
+                return Reply("timeout", err="\n".join([*wrong, f"no end within {timeout:g} s"]))
+            try:
+                target = into / inside(path)
+                with self._engine.archive(address.host, f"{root}/{path}", until) as chunks:
+                    save(chunks, target)
+            except NoRoom as error:
+                return Reply("ok", 1, err=str(error), no_room=True)
+            except EngineError as error:
+                reply = self._failed(error, until, timeout)
+                if reply.kind != "ok":
+                    return reply
+                wrong.append(f"{path}: {error}")
+        return Reply("ok", 1 if wrong else 0, err="\n".join(wrong))
+
+    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
+        """Into a directory of their own first, and then in the order of `paths` to where they belong."""
+        until = self._engine.now() + timeout
+        below = f".incoming-{self._token()}"
+        made = self.run(address, ("mkdir", "-p", root), timeout=timeout)
+        if not made.good:
+            return made
+        try:
+            packed = pack(source, paths, self._owner, below)
+            self._engine.put(address.host, root, self._until(packed, until))
+        except EngineError as error:
+            self._drop(address, f"{root}/{below}")
+            return self._failed(error, until, timeout)
+        left = max(1.0, until - self._engine.now())
+        moved = self.run(
+            address, (PYTHON, "-c", MOVE, root, below), stdin=json.dumps(list(paths)).encode(), timeout=left
+        )
+        if not moved.good:
+            self._drop(address, f"{root}/{below}")
+        return moved
+
+    def settle(self, address: Address, ours: bool) -> None:
+        """A container's id is its own for ever: there is nothing to pin."""
+
+    def close(self) -> None:
+        """The connection to the engine is the Cloud's too."""
+
+    def _until(self, chunks: Iterator[bytes], until: float) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._engine.now() >= until:
+                raise EngineError("the time for this transfer is over")
+            yield chunk
+
+    def _drop(self, address: Address, directory: str) -> None:
+        with suppress(EngineError):
+            self._engine.run(address.host, ("rm", "-rf", directory), b"", 20.0)
+
+    def _failed(self, error: EngineError, until: float, timeout: Seconds) -> Reply:
+        """The engine's own no is an answer, about one file; its silence is none."""
+        if self._engine.now() >= until:
+            return Reply("timeout", err=f"{error}; no end within {timeout:g} s")
+        if isinstance(error, Odd) or (isinstance(error, Missing) and not of_container(error)):
+            return Reply("ok", 1, err=str(error))
+        if isinstance(error, Refused):
+            return Reply("ok", 1, err=str(error), no_room="no space left" in str(error).lower())
+        return Reply("unreachable", err=str(error))

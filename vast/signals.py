@@ -1,0 +1,57 @@
+"""What Ctrl-C, SIGTERM and a closed terminal mean to a supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
+
+
+class Left(BaseException):
+    """A second Ctrl-C: the process ends at once, and the journal says where to go on."""
+
+
+class Signals:
+    """The first SIGINT or SIGTERM asks for the end, a second SIGINT leaves; a terminal that closes changes nothing."""
+
+    def __init__(self, run_id: str, write: Callable[[str], None]) -> None:
+        self.run_id, self._write = run_id, write
+        self.asked = False
+        self._interrupts = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            if self._interrupts > 1:
+                self._write(
+                    f"left: a machine of {self.run_id} may still run, under its dead-man's switch; "
+                    f"go on with: python -m vast attach {self.run_id}"
+                )
+                raise Left
+        if not self.asked:
+            self.asked = True
+            self._write(
+                "the end is asked for: a checkpoint, a last pull, and the machine is destroyed; Ctrl-C again leaves at once"
+            )
+
+    @contextmanager
+    def installed(self) -> Iterator[Signals]:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        signal.signal(signal.SIGINT, self)
+        signal.signal(signal.SIGTERM, self)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def write_now(text: str) -> None:
+    """From a signal handler: no buffer and no lock that the interrupted code may hold."""
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
