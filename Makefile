@@ -22,7 +22,8 @@ IMAGE   ?=## the image to run or to push; without it prefill:local, built here w
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
-ARGS    =## more arguments for pytest, such as ARGS="-k mask -x", or for the vast- targets, such as ARGS="--max-cost 12 --yes"
+ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+DEVICE  =## what a benchmark runs on: cpu or cuda; without it a GPU where there is one
 STAGE   =## what vast-up runs
 GPU_NAME ?=## of a rented machine, such as A100_SXM4; without it whatever fits
 RUN     =## a rented run; without it the one that is open
@@ -149,6 +150,14 @@ test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpre
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
+
+.PHONY: bench-score bench-train bench-gpus
+bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
+	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json
+	$(PYTHON) -m benchmarks.score $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
+	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
 .PHONY: check docs
 check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs

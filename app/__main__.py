@@ -8,12 +8,14 @@ import sys
 
 import click
 
+from app.commands.estimates import estimate_command
 from app.commands.harness import harness
 from app.commands.results import report, runs
 from app.commands.stages import check, run
 from app.commands.texts import generate, loglikelihood, probe
-from app.stopping import TrainingEnded
-from jobs.errors import UserError
+from app.ranks import launched, rank_in
+from app.stopping import Followed, TrainingEnded
+from jobs.errors import ConfigError, UserError
 
 PROGRAM = "python -m app"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT; a run that can be resumed ends with 75 instead
@@ -32,16 +34,20 @@ class _AboveBars(logging.Handler):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """What happens when a decoder-only model may read its prompt in both directions?
 
     Trains and scores causal language models under a prefix mask: the prompt bidirectional, the answer causal.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_AboveBars()], force=True)
     logging.getLogger("prefill").setLevel(logging.INFO)
+    if launched(os.environ) and context.invoked_subcommand != "run":
+        fact = f"is {os.environ['WORLD_SIZE']}, and only `run` works in several processes"
+        raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, loglikelihood, generate, probe, harness, report, runs):
+for command in (run, check, estimate_command, loglikelihood, generate, probe, harness, report, runs):
     cli.add_command(command)
 
 
@@ -56,8 +62,12 @@ def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
+    rank = rank_in(os.environ)
+    if rank:  # one log and one summary: rank 0's
+        os.environ["TQDM_DISABLE"] = "1"
+        logging.disable(logging.WARNING)
     try:
-        cli.main(prog_name=PROGRAM, standalone_mode=False)
+        ended = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
         if len(sys.argv) == 1:
             error.show()  # no command: click's message is the help
@@ -67,10 +77,16 @@ def main() -> int:
     except click.exceptions.Abort:  # what click makes of KeyboardInterrupt
         click.echo("error: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except (UserError, TrainingEnded) as error:
-        click.echo(f"error: {error}", err=True)
+    except TrainingEnded as error:  # all ranks ended together
+        if rank == 0:
+            click.echo(f"error: {error}", err=True)
         return error.exit_code
-    return 0
+    except Followed as error:
+        return error.exit_code
+    except UserError as error:
+        click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)
+        return error.exit_code
+    return ended if isinstance(ended, int) else 0
 
 
 if __name__ == "__main__":

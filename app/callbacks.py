@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from app.ranks import ALONE, Ranks
 from app.trainer import PrefillTrainer
 from jobs.rundir import RunDir
 
@@ -68,12 +70,41 @@ class Heart:
             self.last, self.current = self.monotonic(), phase
             self.run.heartbeat(step, total, loss, rate, phase)
 
+    @contextmanager
+    def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:
+        """Beats in the background: for what takes long, makes no steps and calls nobody, such as a compiler.
+
+        After `limit` seconds it falls silent, and the phase is judged by its silence like any other.
+        """
+        over = threading.Event()
+        step, total, loss, ends = self.step, self.total, self.loss, self.monotonic() + limit
+
+        def beats() -> None:
+            while self.monotonic() < ends and not over.wait(HEARTBEAT_SECONDS):
+                self.beat(step, total, phase, loss=loss, force=True)
+
+        self.beat(step, total, phase, loss=loss, force=True)
+        thread = threading.Thread(target=beats, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
 
 class Recorder(TrainerCallback):
-    """Writes train_log.jsonl and the heartbeat, moves the bar, and asks for a checkpoint and an end on a signal."""
+    """Writes train_log.jsonl and the heartbeat, moves the bar, and asks for a checkpoint and an end on a signal.
 
-    def __init__(self, run: RunDir, stop: StopFlag, heart: Heart) -> None:
+    Every rank has one. After each step they add up their tokens, and all of them stop if one got a signal.
+    """
+
+    def __init__(self, run: RunDir, stop: StopFlag, heart: Heart, ranks: Ranks = ALONE) -> None:
         self.run, self.stop, self.heart, self.monotonic = run, stop, heart, heart.monotonic
+        self.ranks = ranks
+        self.stopped = False  # by a signal, on some rank
+        self.tokens = self.response_tokens = 0  # of all ranks and all attempts
+        self.counted = (0, 0)  # of this rank, in the sums already
         self.trainer: PrefillTrainer | None = None
         self.loss: float | None = None
         self.seconds_before = 0.0  # spent by earlier attempts of this run
@@ -83,14 +114,22 @@ class Recorder(TrainerCallback):
 
     def _rate(self) -> float | None:
         elapsed = self.monotonic() - self.started
-        return (self.trainer.tokens_seen - self.tokens_before) / elapsed if self.trainer and elapsed > 0 else None
+        return (self.tokens - self.tokens_before) / elapsed if self.trainer and elapsed > 0 else None
+
+    def _agree(self) -> None:
+        """Once a step, on every rank."""
+        seen = (self.trainer.tokens_seen, self.trainer.response_tokens_seen) if self.trainer else (0, 0)
+        tokens, responses, stops = self.ranks.sum(seen[0] - self.counted[0], seen[1] - self.counted[1], bool(self.stop))
+        self.counted = seen
+        self.tokens, self.response_tokens = self.tokens + int(tokens), self.response_tokens + int(responses)
+        self.stopped = self.stopped or stops > 0
 
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
         self.heart.beat(step, total, phase, loss=self.loss, rate=self._rate(), force=force)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = self.monotonic()
-        self.tokens_before = self.trainer.tokens_seen if self.trainer else 0
+        self.tokens_before = self.tokens
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", mininterval=1)
         self.beat(state.global_step, state.max_steps, force=True)
 
@@ -103,9 +142,10 @@ class Recorder(TrainerCallback):
         self.beat(state.global_step, args.max_steps, "evaluate")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._agree()
         self.bar.update(1)
         self.beat(state.global_step, state.max_steps)
-        if self.stop:
+        if self.stopped:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -117,11 +157,9 @@ class Recorder(TrainerCallback):
             return
         self.loss = logs["loss"]
         self.bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
-        trainer = self.trainer
         self.run.append_jsonl("train_log.jsonl", {
             "step": state.global_step, "loss": self.loss, "learning_rate": logs.get("learning_rate"),
-            "grad_norm": logs.get("grad_norm"), "tokens": trainer.tokens_seen if trainer else None,
-            "response_tokens": trainer.response_tokens_seen if trainer else None,
+            "grad_norm": logs.get("grad_norm"), "tokens": self.tokens, "response_tokens": self.response_tokens,
             "seconds": round(self.seconds_before + self.monotonic() - self.started, 3),
         })  # fmt: skip
 

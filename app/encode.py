@@ -19,10 +19,17 @@ class Request:
 
 
 def _ids(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-    if not texts:
+    """Token ids of each text. Equal texts share one list: the choices of an item have one context."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=special)["input_ids"]
-    return ids
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding:
+        encoded = tokenizer(distinct, add_special_tokens=special)["input_ids"]
+    else:  # the same tokens without their offsets in the text, which cost more than half of the time
+        encoded = [one.ids for one in backend.encode_batch_fast(distinct, add_special_tokens=special)]
+    ids = dict(zip(distinct, encoded, strict=True))
+    return [ids[text] for text in texts]
 
 
 def start_token(tokenizer: Any) -> Any:

@@ -40,7 +40,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def environment(loaded: Loaded, seed: int) -> dict[str, Any]:
+def environment(loaded: Loaded, seed: int, processes: int = 1) -> dict[str, Any]:
+    """processes: of this run, one a GPU."""
     cuda = loaded.device.type == "cuda"
     return {
         "commit": commit(), "image": os.environ.get("PREFILL_IMAGE"), "python": platform.python_version(),
@@ -49,4 +50,5 @@ def environment(loaded: Loaded, seed: int) -> dict[str, Any]:
         "device": str(loaded.device), "gpu": torch.cuda.get_device_name(loaded.device) if cuda else None,
         "gpu_count": torch.cuda.device_count() if cuda else 0, "cuda": torch.version.cuda if cuda else None,
         "dtype": loaded.dtype, "attention": loaded.attention, "seed": seed,
+        "processes": processes,
     }  # fmt: skip

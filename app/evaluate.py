@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from app.encode import ENCODERS, require_fits
 from app.mask import PATTERNS
 from app.model import Loaded
-from app.score import Count, Scored, loglikelihood
+from app.ranks import ALONE, Ranks
+from app.score import Count, Scored
+from app.sharing import loglikelihood_shared
 from app.stats import macro_interval, stderr
 from app.tasks import TASKS, Item
 from jobs.schema import Score
@@ -59,11 +62,12 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
 
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+             ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
+        ranks: the processes to spread the items over; every one of them gets the whole answer.
 
     Raises:
         DataError: an item longer than the model's context.
@@ -73,7 +77,10 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, 
     requests = ENCODERS[settings.format](loaded.tokenizer, pairs)
     require_fits(requests, names, loaded.max_length)
     count, started = Count(), time.monotonic()
-    scored = loglikelihood(loaded, requests, mask, batch_tokens=settings.batch_tokens, progress=progress, count=count)
+    spans = [range(at - len(item.choices), at)
+             for item, at in zip(items, accumulate(len(item.choices) for item in items), strict=True)]  # fmt: skip
+    scored = loglikelihood_shared(loaded, requests, spans, mask, ranks, batch_tokens=settings.batch_tokens,
+                                  progress=progress, count=count)  # fmt: skip
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []

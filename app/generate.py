@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import GenerationConfig
@@ -13,6 +13,8 @@ from app.attention import attend
 from app.mask import Document, layout
 from app.model import Loaded
 from jobs.errors import DataError, ModelError
+
+Cache = Literal["dynamic", "static"]
 
 
 def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
@@ -38,11 +40,11 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> lis
 
 
 @contextmanager
-def _greedy(model: Any, stop: int | list[int] | None, pad: int) -> Iterator[None]:
+def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) -> Iterator[None]:
     """Nothing but the most likely token: a published generation config may ask for beams or penalise repetition."""
     published = model.generation_config
     model.generation_config = GenerationConfig(
-        eos_token_id=stop, pad_token_id=pad, do_sample=False, disable_compile=True
+        eos_token_id=stop, pad_token_id=pad, do_sample=False, disable_compile=True, cache_implementation=cache
     )
     try:
         yield
@@ -51,11 +53,12 @@ def _greedy(model: Any, stop: int | list[int] | None, pad: int) -> Iterator[None
 
 
 def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_new_tokens: int,
-             streamer: Any = None, stopping: Any = None) -> list[list[int]]:  # fmt: skip
+             streamer: Any = None, stopping: Any = None, cache: Cache = "dynamic") -> list[list[int]]:  # fmt: skip
     """The new tokens of each prompt, up to its end-of-sequence token (left out).
 
     Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
     `stopping`: transformers stopping criteria, to end before the end-of-sequence token; what follows a stop is kept.
+    `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token.
 
     Raises:
         DataError: prompt and answer together exceed the model's context.
@@ -74,7 +77,7 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
     stop = loaded.model.generation_config.eos_token_id
-    with torch.inference_mode(), attend(where), _greedy(loaded.model, stop, pad):
+    with torch.inference_mode(), attend(where), _greedy(loaded.model, stop, pad, cache):
         out = loaded.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
             stopping_criteria=stopping,
@@ -85,3 +88,28 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
         end = next((i for i, token in enumerate(row) if token in stops), len(row))
         answers.append(row[:end])
     return answers
+
+
+def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_new_tokens: int,
+            batch_tokens: int = 16384, cache: Cache = "dynamic") -> list[list[int]]:  # fmt: skip
+    """`generate` of any number of prompts, in their order: batches of like length, `batch_tokens` each at most.
+
+    Args:
+        batch_tokens: prompts and answers of a batch with their padding; a long prompt stands alone.
+    """
+    found: dict[int, list[int]] = {}
+    batch: list[int] = []
+    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        if batch and (len(batch) + 1) * (len(prompts[batch[0]]) + max_new_tokens) > batch_tokens:
+            found |= _answered(loaded, prompts, batch, mask, max_new_tokens, cache)
+            batch = []
+        batch.append(index)
+    if batch:
+        found |= _answered(loaded, prompts, batch, mask, max_new_tokens, cache)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _answered(loaded: Loaded, prompts: Sequence[Sequence[int]], batch: list[int], mask: str, new: int, cache: Cache
+              ) -> dict[int, list[int]]:  # fmt: skip
+    some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=new, cache=cache)
+    return dict(zip(batch, some, strict=True))

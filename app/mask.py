@@ -29,13 +29,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 PatternName = Literal["causal", "prefix", "bidirectional"]
 PAD = -1
@@ -103,12 +101,16 @@ def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who is who in a batch: four integer tensors of shape (batch, length), on one device."""
+    """Who is who in a batch: four integer tensors of shape (batch, length), on one device.
+
+    `trunks_only`: it is known, without asking the device, that no document has branches.
+    """
 
     doc: Tensor
     branch: Tensor
     pos: Tensor
     block: Tensor
+    trunks_only: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,11 +122,14 @@ class Layout:
         return self.doc != PAD
 
     def to(self, device: torch.device | str) -> Layout:
-        return Layout(*(t.to(device, non_blocking=True) for t in (self.doc, self.branch, self.pos, self.block)))
+        return self._each(lambda field: field.to(device, non_blocking=True))
 
     def repeat_rows(self, times: int) -> Layout:
         """Each row `times` times, adjacent: what beam search and sampling of several answers do to a batch."""
-        return Layout(*(t.repeat_interleave(times, 0) for t in (self.doc, self.branch, self.pos, self.block)))
+        return self._each(lambda field: field.repeat_interleave(times, 0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
+        return Layout(change(self.doc), change(self.branch), change(self.pos), change(self.block), self.trunks_only)
 
     def columns(self, start: int, stop: int) -> Tokens:
         """Attributes of columns [start, stop), each (batch, stop - start).
@@ -151,25 +156,6 @@ class Layout:
         k = Tokens(*(t[:, None, None, :] for t in (k.doc, k.branch, k.pos, k.block)))
         return may_attend(q, k, window)
 
-    def flex(self, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None,
-             window: int | None = None) -> BlockMask:  # fmt: skip
-        """The same predicate as a FlexAttention BlockMask (batch, 1, query, key)."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        length = self.doc.shape[1]
-        (q0, q1), (k0, k1) = queries or (0, length), keys or (0, length)
-        q, k = self.columns(q0, q1), self.columns(k0, k1)
-
-        def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return may_attend(
-                Tokens(q.doc[b, i], q.branch[b, i], q.pos[b, i], q.block[b, i]),
-                Tokens(k.doc[b, j], k.branch[b, j], k.pos[b, j], k.block[b, j]),
-                window,
-            )
-
-        rows = self.doc.shape[0]
-        return create_block_mask(mask_mod, rows, None, q1 - q0, k1 - k0, device=str(self.doc.device))
-
 
 def layout(rows: Sequence[Sequence[Document]], pattern: Pattern | str, *, length: int | None = None,
            side: Literal["right", "left"] = "right", device: torch.device | str = "cpu") -> Layout:  # fmt: skip
@@ -186,21 +172,28 @@ def layout(rows: Sequence[Sequence[Document]], pattern: Pattern | str, *, length
     length = width if length is None else length
     if width > length:
         raise ValueError(f"a row of {width} tokens does not fit {length}")
-    doc = torch.full((len(rows), length), PAD, dtype=torch.int32)
-    branch, pos, block = torch.zeros_like(doc), torch.zeros_like(doc), torch.zeros_like(doc)
+    # One segment for each trunk and each continuation: (first column, tokens, document, branch, first position, length of
+    # the block). Tensors are then filled for all of them at once: a row of scoring has hundreds.
+    segments: list[tuple[int, int, int, int, int, int]] = []
     for r, row in enumerate(rows):
-        at = 0 if side == "right" else length - sum(d.total for d in row)
+        at = r * length if side == "right" else (r + 1) * length - sum(d.total for d in row)
         for index, d in enumerate(row):
             if d.branches and not rule.shares_prompt:
                 raise ValueError(f"{rule.name}: the prompt sees the answer, so continuations cannot share it")
             if not 0 <= d.prefix_len <= d.length:
                 raise ValueError(f"prefix of {d.prefix_len} tokens in a trunk of {d.length}")
-            doc[r, at : at + d.total] = index
-            pos[r, at : at + d.length] = torch.arange(d.length, dtype=torch.int32)
-            block[r, at : at + rule.block_len(d.prefix_len, d.length)] = 1
+            segments.append((at, d.length, index, 0, 0, rule.block_len(d.prefix_len, d.length)))
             at += d.length
             for n, size in enumerate(d.branches, start=1):
-                branch[r, at : at + size] = n
-                pos[r, at : at + size] = torch.arange(d.length, d.length + size, dtype=torch.int32)
+                segments.append((at, size, index, n, d.length, 0))
                 at += size
-    return Layout(doc, branch, pos, block).to(device)
+    column, sizes, doc_of, branch_of, start, block_len = np.array(segments, dtype=np.int32).reshape(-1, 6).T
+    inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
+    at_token = np.repeat(column, sizes) + inside
+    doc, branch, pos, block = np.zeros((4, len(rows) * length), dtype=np.int32)
+    doc += PAD
+    doc[at_token], branch[at_token] = np.repeat(doc_of, sizes), np.repeat(branch_of, sizes)
+    pos[at_token], block[at_token] = np.repeat(start, sizes) + inside, inside < np.repeat(block_len, sizes)
+    fields = [torch.from_numpy(field).view(len(rows), length) for field in (doc, branch, pos, block)]
+    trunks_only = not any(d.branches for row in rows for d in row)
+    return Layout(fields[0], fields[1], fields[2], fields[3], trunks_only).to(device)

@@ -19,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from app import embedded
 from app.attention import NAMES, refuse_unsupported, text_config
+from app.mixed import keep_float32
 from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.rundir import latest_complete
 from jobs.schema import ModelSource
@@ -35,6 +36,7 @@ class Loaded:
     tokenizer: Any
     origin: str  # where the weights came from, as the user would name it
     max_length: int  # tokens
+    any_attention: bool = False  # long work may run under FlexAttention, whichever the model was loaded with
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +189,7 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
     # all of a training step (docs/log.md). The memory-efficient kernels take any shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    attention = NAMES[source.attention]
+    attention = NAMES["sdpa" if source.attention == "auto" else source.attention]
     model: Any
     if checkpoint is None and source.source == "random":
         where = f"random {(source.config or {}).get('model_type')}"
@@ -206,10 +208,13 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
         with _load_errors_reported(f"{where}: its tokenizer", remedy):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     refuse_unsupported(model, where)
+    if torch_dtype == torch.bfloat16 and not keep_float32(model):
+        log.warning(f"{where}: computed in plain bfloat16: some of its matrices are no linear layers")
     longest = getattr(text_config(model), "max_position_embeddings", None) or source.max_length
     if longest is None:
         raise ModelError(where, "its configuration says no max_position_embeddings", "set model.max_length")
-    return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest))
+    return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest),
+                  any_attention=source.attention == "auto")  # fmt: skip
 
 
 def find_checkpoint(text: str, runs_dir: Path, profile: str) -> Path:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from app.stopping import TrainingEnded
+from app.ranks import Ranks, join
+from app.stopping import Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
+from jobs.followed import FollowedRun
 from jobs.load import Job, with_memory_halved
 from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
 
@@ -25,10 +27,40 @@ Now = Callable[[], datetime]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the results are, and whether they were there already."""
+    """Where the results are, whether they were there already, and whether this process is the one to say so."""
 
     run: RunDir
     ran: bool
+    main: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a job: a complete run that will do, or an unfinished one to go on with, or neither."""
+
+    record: dict[str, Any]
+    init_runs: dict[str, str]
+    done: RunDir | None
+    unfinished: RunDir | None
+
+
+def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = False) -> Found:
+    """Look before anything is started. See `run_stage`; raises UserError."""
+    if force and (resume or go_on):
+        option = "--resume" if resume else "--continue"
+        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
+    init_runs = resolve_init(runs_dir, job)
+    record = job.record(init_runs)
+    done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
+    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
+    if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
+        return Found(record, init_runs, done, None)
+    if resume and unfinished is None:
+        raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
+                            "run without --resume; see python -m app runs")  # fmt: skip
+    require_paths(job)
+    _require_models(job, runs_dir, init_runs)
+    return Found(record, init_runs, None, unfinished)
 
 
 def run_stage(
@@ -41,7 +73,7 @@ def run_stage(
     go_on: bool = False,
     halve_memory: int = 0,
 ) -> Outcome:
-    """Run a stage, or find the completed run of the very same job.
+    """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
@@ -50,40 +82,81 @@ def run_stage(
         now: the wall clock, in UTC.
 
     Raises:
-        UserError: with its exit code; TrainingEnded: likewise, the run marked as failed.
+        UserError: with its exit code; TrainingEnded: likewise, the run marked as failed. Followed: in the other
+            processes, where the one that writes could not begin.
     """
-    if force and (resume or go_on):
-        option = "--resume" if resume else "--continue"
-        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
-    _require_one_process(job)
-    init_runs = resolve_init(runs_dir, job)
-    record = job.record(init_runs)
-    done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
-    if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
-        return Outcome(done, ran=False)
-    if resume and unfinished is None:
-        raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
-                            "run without --resume; see python -m app runs")  # fmt: skip
-    require_paths(job)
-    _require_models(job, runs_dir, init_runs)
+    ranks = join(job.profile.model.device)
+    try:
+        if not ranks.main:
+            return _follow(job, runs_dir, ranks, halve_memory)
+        return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now,
+                     halve_memory)  # fmt: skip
+    finally:
+        ranks.leave()
+
+
+def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now, halve_memory: int) -> Outcome:
+    with _telling(ranks) as tell:
+        found = look()
+        if found.done is not None:
+            tell({"done": str(found.done.path)})
+            return Outcome(found.done, ran=False)
+
+        from app.callbacks import StopFlag
+        from app.stage import work
+
+        started = now()
+        run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
+            RunDir.reopen(found.unfinished.path))  # fmt: skip
+        tell({"work": str(run.path), "init_runs": found.init_runs, "resume": found.unfinished is not None})
+    with run, StopFlag().listening() as stop, _outcome_recorded(run):
+        if found.unfinished is None:
+            run.write_job(found.record)
+        with _logging_to(run.log_path):
+            headline = work(with_memory_halved(job, halve_memory), run, runs_dir, found.init_runs, stop=stop,
+                            resume=found.unfinished is not None, ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+        finished = now()
+        seconds = (finished - started).total_seconds()
+        run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
+                      "finished": finished.isoformat(timespec="seconds"),
+                      "seconds": round(seconds, 3), "hours": seconds / 3600})  # fmt: skip
+    return Outcome(RunDir.open(run.path), ran=True)
+
+
+def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcome:
+    """The same work in a process that writes nothing."""
+    told: dict[str, Any] = ranks.share({})
+    if "refused" in told:
+        raise Followed(told["refused"])
+    if "done" in told:
+        return Outcome(RunDir.open(Path(told["done"])), ran=False, main=False)
 
     from app.callbacks import StopFlag
     from app.stage import work
 
-    started = now()
-    run = RunDir.create(runs_dir, job.stage.name, started) if unfinished is None else RunDir.reopen(unfinished.path)
-    with run, StopFlag().listening() as stop, _outcome_recorded(run):
-        if unfinished is None:
-            run.write_job(record)
-        with _logging_to(run.log_path):
-            headline = work(with_memory_halved(job, halve_memory), run, runs_dir, init_runs, stop=stop,
-                            resume=unfinished is not None, halve_memory=halve_memory)  # fmt: skip
-        finished = now()
-        run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
-                      "finished": finished.isoformat(timespec="seconds"),
-                      "seconds": round((finished - started).total_seconds(), 3)})  # fmt: skip
-    return Outcome(RunDir.open(run.path), ran=True)
+    run = FollowedRun(Path(told["work"]))
+    with StopFlag().listening() as stop:
+        work(with_memory_halved(job, halve_memory), run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"],
+             ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+    return Outcome(run, ran=True, main=False)
+
+
+@contextmanager
+def _telling(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields `tell`, for what the others are waiting to hear; if the block ends without, they hear that it failed."""
+    told = False
+
+    def tell(what: dict[str, Any]) -> None:
+        nonlocal told
+        told = True
+        ranks.share(what)
+
+    try:
+        yield tell
+    except BaseException as error:
+        if not told:
+            tell({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
+        raise
 
 
 # ---- what can be known before there is a run -------------------------------------------------------------------------
@@ -101,18 +174,6 @@ def require_paths(job: Job) -> None:
     if model is not None and not (Path(model).expanduser() / "config.json").is_file():
         fact = f"{model} has no config.json, so it is not a checkpoint"
         raise ConfigError(f"profile {profile.name}: model.name", fact, "give a directory written by save_pretrained")
-
-
-def _require_one_process(job: Job) -> None:
-    """Several processes would each open a run of their own; until that is built, say so instead."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world != "1":
-        raise ConfigError(
-            "WORLD_SIZE", f"is {world}, and a stage runs in one process so far", "start it without a launcher"
-        )
-    if job.profile.gpus > 1:
-        fact = f"is {job.profile.gpus}, and a stage runs on one GPU so far"
-        raise ConfigError(f"profile {job.profile.name}: gpus", fact, "set gpus: 1")
 
 
 def _require_models(job: Job, runs_dir: Path, init_runs: Mapping[str, str]) -> None:

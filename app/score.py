@@ -1,30 +1,36 @@
 """Log-likelihoods of continuations under a pattern: batched, each prompt encoded once, logits only where they count.
 
-                 trunk (prompt)        branch 1      branch 2
-    tokens       p0 p1 p2 p3           a0 a1         b0
-    predicts                 a0 and b0    a1 a2         b1        (the last token of a continuation predicts nothing)
-
-Several continuations of one prompt are branches of one row: they see the prompt and their own tokens, and start at the
-same position. Under a pattern that leaks, the prompt's states depend on the answer, so every continuation gets a row of
-its own and all its tokens are fed, as the published ablation did.
+Which rows go together, and how, is in app/rows.py. Much work on a GPU is packed and compiled (app/compiled.py); the rest,
+and all of it on a CPU, is padded rows of like length, whichever attention the model was loaded with. `loglikelihood` is a
+function of its requests alone: each one's numbers do not depend on which others it is asked with, but for rounding, so
+the work can be divided among processes by item.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from app import compiled
 from app.attention import attend
+from app.blocks import TILE
 from app.encode import Request
-from app.mask import PATTERNS, Document, Layout, layout
-from app.model import Loaded, row_multiple
+from app.mask import PATTERNS, Layout
+from app.model import Loaded
+from app.rows import Batch, Row, batch_of, packed, padded, rows_of
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
+_AHEAD = 2  # batches a GPU is given before the first one's results are waited for
+BATCH_TOKENS = 16384
+_CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
+_MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
 
 @dataclass(frozen=True)
@@ -38,23 +44,11 @@ class Scored:
 
 @dataclass
 class Count:
-    """What a call cost: tokens run through the model, padding included or not."""
+    """What a call cost: tokens run through the model, padding included or not, and the attention that they met."""
 
     tokens: int = 0
     padded: int = 0
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One row of a batch: its ids, and for each request in it the flat offsets whose logits predict its tokens."""
-
-    document: Document
-    ids: list[int]
-    requests: list[int]  # indices into the caller's list
-    sources: list[list[int]]  # per request: offset in the row of the state that predicts each token
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    attention: str = ""
 
 
 @contextmanager
@@ -76,109 +70,112 @@ def only_at(model: Any, flat: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _rows(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[_Row]:
-    """Rows of the work to do: requests with one context share a row, up to `budget` tokens."""
-    if not shares_prompt:
-        rows = []
-        for i, r in enumerate(requests):
-            n, m = len(r.context), len(r.continuation)
-            rows.append(_Row(Document(n, n + m), [*r.context, *r.continuation], [i], [list(range(n - 1, n + m - 1))]))
-        return rows
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, request in enumerate(requests):
-        groups.setdefault(request.context, []).append(i)
-    rows = []
-    for context, members in groups.items():
-        n = len(context)
-        start = 0
-        while start < len(members):
-            ids = list(context)
-            sources: list[list[int]] = []
-            branches: list[int] = []
-            taken: list[int] = []
-            for i in members[start:]:
-                fed = requests[i].continuation[:-1]  # the last token predicts nothing
-                if taken and len(ids) + len(fed) > max(budget, n):
-                    break
-                sources.append([n - 1, *range(len(ids), len(ids) + len(fed))])
-                ids.extend(fed)
-                branches.append(len(fed))
-                taken.append(i)
-            rows.append(_Row(Document(n, n, tuple(branches)), ids, taken, sources))
-            start += len(taken)
-    return rows
+class _Running:
+    """A batch handed to the device: `finish` waits for it and gives its results."""
+
+    def __init__(self, loaded: Loaded, batch: Batch) -> None:
+        device = loaded.device
+        self.batch = batch
+        ids, sources, targets = (_sent(t, device) for t in (batch.ids, batch.sources, batch.targets))
+        own = batch.where
+        doc, branch, pos, block = _sent(torch.stack([own.doc, own.branch, own.pos, own.block]), device)
+        where = Layout(doc, branch, pos, block, own.trunks_only)
+        # Our mask comes out of the layout. Without any attention mask transformers would look for packed documents in the
+        # positions, and wait for the GPU to see whether there are some.
+        every = torch.ones_like(ids, dtype=torch.bool)
+        with torch.inference_mode(), attend(where), only_at(loaded.model, sources):
+            logits = loaded.model(
+                input_ids=ids, attention_mask=every, position_ids=where.pos.long(), use_cache=False
+            ).logits[0]
+            found = [_judged(some, want) for some, want in
+                     zip(logits.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)]  # fmt: skip
+            self._found = torch.cat(found, dim=1)  # (2, n): log-probabilities, and 1 where another token is likelier
+        self._ready: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._found = torch.empty_like(self._found, device="cpu", pin_memory=True).copy_(
+                self._found, non_blocking=True
+            )
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def finish(self) -> Iterator[tuple[int, Scored]]:
+        """(index of the request, its result), in any order."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        ends = np.cumsum(self.batch.sizes)
+        sums = np.concatenate([np.zeros((2, 1)), np.cumsum(self._found.double().numpy(), axis=1)], axis=1)[:, ends]
+        logprobs, misses = np.diff(sums, axis=1, prepend=0.0).tolist()
+        for i, n, logprob, missed in zip(self.batch.requests, self.batch.sizes, logprobs, misses, strict=True):
+            yield i, Scored(logprob, n, missed == 0)
 
 
-def batches(rows: Sequence[_Row], budget: int) -> list[list[_Row]]:
-    """Rows of like length together, longest first, `budget` tokens of padded batch at most (a long row stands alone).
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    # Out of pinned memory, so that the host does not wait for what the GPU has yet to do.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    Longest first: if memory does not suffice, it shows at once, and the time left is over- rather than underestimated.
+
+def _judged(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target, and 1 where it is not the likeliest token: (2, n) float32.
+
+    log_softmax in float32, as the harness does, to agree with it to the last digit. On CPUs torch's is about 1e-5 nats a
+    token too high at this vocabulary (docs/log.md); its logsumexp is not.
     """
-    out: list[list[_Row]] = []
-    for row in sorted(rows, key=len, reverse=True):
-        if out and (len(out[-1]) + 1) * len(out[-1][0]) <= budget:
-            out[-1].append(row)
-        else:
-            out.append([row])
-    return out
+    logits = logits.float()
+    picked = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+    return torch.stack([picked, (logits.argmax(1) != targets).float()])
 
 
-def _score_batch(loaded: Loaded, rows: Sequence[_Row], where: Layout, targets: Tensor, flat: Tensor,
-                 ids: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Log-probability and greedy hit of each target: two (n,) tensors on the CPU."""
-    with torch.inference_mode(), attend(where), only_at(loaded.model, flat):
-        logits = loaded.model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0]
-        parts = []
-        for some, want in zip(logits.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True):
-            # log_softmax in float32, as the harness does, to agree with it to the last digit. On CPUs torch's is about
-            # 1e-5 nats a token too high at this vocabulary (docs/log.md); its logsumexp is not.
-            picked = torch.log_softmax(some.float(), -1).gather(1, want[:, None])[:, 0]
-            parts.append((picked, some.argmax(1) == want))
-        return torch.cat([p for p, _ in parts]).cpu(), torch.cat([g for _, g in parts]).cpu()
+def _plan(loaded: Loaded, rows: Sequence[Row], budget: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
+    """(lines of rows, width, whether they are packed and compiled) of each batch."""
+    width = compiled.line_width(budget)
+    fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, sum(map(len, rows))) else []
+    multiple = _MULTIPLE[loaded.device.type]
+    for batch in padded(rows[: len(rows) - len(fits)], budget):  # the longest stand first
+        yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
+    for line in packed(fits, width):
+        yield [line], width, True
 
 
-def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, batch_tokens: int = 8192,
+def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, batch_tokens: int | None = None,
                   progress: Callable[[int, int], None] | None = None, count: Count | None = None) -> list[Scored]:  # fmt: skip
     """Score every request under `mask`; results in the order of `requests`.
 
     Args:
         mask: causal, prefix (the context is the prefix) or bidirectional (leaks).
-        batch_tokens: padded tokens a batch, at most.
+        batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
         progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.
     """
     pattern = PATTERNS[mask]
-    device = loaded.device
+    budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
+    budget = min(budget, _CPU_TOKENS) if loaded.device.type == "cpu" else budget
+    count = count or Count()
     results: list[Scored | None] = [None] * len(requests)
-    rows = _rows(requests, pattern.shares_prompt, batch_tokens)
+    rows = rows_of(requests, pattern.shares_prompt, budget)
     done, total = 0, sum(len(row) for row in rows)
-    for batch in batches(rows, batch_tokens):
-        multiple = row_multiple(device)
-        width = -(-len(batch[0]) // multiple) * multiple
-        where = layout([[row.document] for row in batch], pattern, length=width).to(device)
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        flat: list[int] = []
-        targets: list[int] = []
-        for r, row in enumerate(batch):
-            ids[r, : len(row)] = torch.tensor(row.ids)
-            for i, source in zip(row.requests, row.sources, strict=True):
-                flat.extend(r * width + s for s in source)
-                targets.extend(requests[i].continuation)
-        logprobs, hits = _score_batch(loaded, batch, where, torch.tensor(targets, device=device),
-                                      torch.tensor(flat, device=device), ids.to(device))  # fmt: skip
-        at = 0
-        for row in batch:
-            for i in row.requests:
-                n = len(requests[i].continuation)
-                span = slice(at, at + n)
-                results[i] = Scored(float(logprobs[span].sum()), n, bool(hits[span].all()))
-                at += n
-        fed = sum(len(row) for row in batch)
-        done += fed
-        if count is not None:
-            count.tokens += fed
-            count.padded += len(batch) * width
+    running: deque[_Running] = deque()
+
+    def finish_first() -> None:
+        nonlocal done
+        first = running.popleft()
+        for i, scored in first.finish():
+            results[i] = scored
+        done += first.batch.tokens
+        count.tokens += first.batch.tokens
+        count.padded += first.batch.ids.numel()
         if progress is not None:
             progress(done, total)
+
+    count.attention = loaded.attention
+    for lines, width, is_packed in _plan(loaded, rows, budget):
+        batch = batch_of(lines, requests, mask, width, filler=TILE if is_packed else None)
+        if is_packed:
+            count.attention = compiled.ATTENTION
+        with compiled.layers(loaded.model) if is_packed else nullcontext():
+            running.append(_Running(loaded, batch))
+        if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
+            finish_first()
+    while running:
+        finish_first()
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import probe
+from app import probe, room
 from app.callbacks import Heart, StopFlag
 from app.environment import environment
 from app.evaluate import Sample, evaluate
 from app.model import Loaded, load
 from app.progress import token_bar
+from app.ranks import ALONE, Ranks
 from app.stopping import TrainingEnded
 from app.tasks import Item, load_items
 from app.train import train
@@ -38,6 +39,7 @@ def work(
     *,
     stop: StopFlag,
     resume: bool,
+    ranks: Ranks = ALONE,
     halve_memory: int = 0,
 ) -> dict[str, float]:
     """The stage's two halves; returns what the summary calls its headline.
@@ -47,8 +49,9 @@ def work(
     Raises:
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop, halve_memory)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
     stage.heart.phase("start")
+    stage.make_room()
     log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
     if halve_memory:
         log.info(_smaller(job, halve_memory))
@@ -64,7 +67,10 @@ def work(
 def _smaller(job: Job, times: int) -> str:
     """What --halve-memory has come to."""
     train, score = job.stage.train, job.stage.score
-    facts = [f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"] if train is not None else []
+    facts = []
+    if train is not None:
+        share = f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"
+        facts = [f"rows of 1/{2**times} of the tokens" if train.packing else share]
     facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
     return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
 
@@ -78,11 +84,19 @@ def _seed_everything(seed: int) -> None:
 class _Stage:
     """The work of one run; every method writes only through `self.run`."""
 
-    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag, ranks: Ranks,
                  halve_memory: int) -> None:  # fmt: skip
+        self.ranks = ranks
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
         self.halve_memory = halve_memory
         self.heart = Heart(run)
+        self.estimate = room.estimate_here(job, ranks.world)
+
+    def make_room(self) -> None:
+        """Refuse, before hours of loading and training, what the GPU cannot hold."""
+        if self.estimate is not None:
+            self.run.write_estimate(self.estimate.to_dict())
+            room.require_room(self.job, self.estimate)
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
@@ -98,7 +112,8 @@ class _Stage:
                 for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
 
     def _write_environment(self, loaded: Loaded) -> None:
-        self.run.write_environment({**environment(loaded, self.job.stage.seed), "halve_memory": self.halve_memory})
+        found = environment(loaded, self.job.stage.seed, self.ranks.world)
+        self.run.write_environment({**found, "halve_memory": self.halve_memory})
 
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
         self.heart.phase("check")
@@ -108,7 +123,8 @@ class _Stage:
     def train(self, resume: bool) -> dict[str, Any]:
         stage = self.job.stage
         assert stage.train is not None
-        if resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file():
+        trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
+        if self.ranks.share(trained):
             log.info("training is done already; going on to scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
             self._drop_checkpoints()
@@ -120,14 +136,24 @@ class _Stage:
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
         section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
-                        heart=self.heart, resume=resume)  # fmt: skip
+                        heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
+                        halve_memory=self.halve_memory)  # fmt: skip
         self._write(section, [])
         self._drop_checkpoints()
         return section
 
+    def _sharding(self) -> str:
+        """none, ddp or fsdp: as the profile says, or as the estimate finds it to fit."""
+        wanted = self.job.profile.sharding
+        if self.ranks.world == 1:
+            return "none"
+        found = self.estimate.sharding if self.estimate is not None else "ddp"
+        return found if wanted == "auto" else wanted
+
     def _drop_checkpoints(self) -> None:
         """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""
-        shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        if self.ranks.main:
+            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
 
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.stage.score
@@ -168,6 +194,7 @@ class _Stage:
         entry, rows = evaluate(
             loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
             model_run=None if model_run == "base" else model_run, progress=progress,
+            ranks=self.ranks,
         )  # fmt: skip
         leaks = ", LEAKS the answer" if entry["leaks"] else ""
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
@@ -176,5 +203,7 @@ class _Stage:
 
     def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:
         job = self.job
+        peaks = [peak for peak in self.ranks.gather(room.peak_gb()) if peak is not None]
+        compared = room.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
         self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
-                                "seed": job.stage.seed, "evaluations": evaluations, "train": section})  # fmt: skip
+                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared})  # fmt: skip

@@ -14,7 +14,18 @@ class TrainingEnded(Exception):
 
     def __init__(self, reason: str, exit_code: int, remedy: str) -> None:
         self.reason, self.exit_code, self.remedy = reason, exit_code, remedy
-        super().__init__(f"{reason}; {remedy}")
+        super().__init__(reason, exit_code, remedy)  # so that it survives pickling between processes
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
+class Followed(Exception):
+    """The process that writes the run could not begin, and has said why; the others end with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(exit_code)
 
 
 def not_finite(what: str, step: int, checkpoint: str) -> TrainingEnded:

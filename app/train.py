@@ -6,6 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +15,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from app import checkpoint
-from app.batch import Collator, Schedule
+from app import checkpoint, sharded
+from app.attention import text_config
+from app.batch import Collator, Schedule, Steps
 from app.callbacks import Heart, Recorder, StopFlag
 from app.data import TokenExample, load_examples, split
-from app.model import Loaded, cpu_has_bf16, pick_dtype, row_multiple
+from app.fast import row_tokens, speed_up, suits, tokens_multiple
+from app.model import Loaded, cpu_has_bf16, pick_dtype
+from app.optimizers import trainer_name
 from app.overlap import drop_overlap
+from app.ranks import ALONE, Ranks
 from app.stopping import NoLearning, Plateau, interrupted
 from app.trainer import PrefillTrainer
 from jobs.errors import ConfigError
@@ -62,26 +68,26 @@ def _with_lora(model: PreTrainedModel, train: Train) -> Any:
     return get_peft_model(model, config)
 
 
-def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
+def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "none") -> TrainingArguments:
     train = job.stage.train
     assert train is not None
-    accumulate = train.batch_size // train.micro_batch_size
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
     if train.gradient_checkpointing:
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    spread = sharded.settings() if sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
-        per_device_train_batch_size=train.micro_batch_size, gradient_accumulation_steps=accumulate,
+        per_device_train_batch_size=train.batch_size, gradient_accumulation_steps=1,  # a step is one batch to Trainer
         learning_rate=train.learning_rate, lr_scheduler_type=schedule, warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
-        optim="adafactor" if train.optimizer == "adafactor" else "adamw_torch_fused",
+        optim=trainer_name(train),
         bf16=mixed_precision(train.precision, device), use_cpu=device.type == "cpu",
-        **checkpointing,
+        **checkpointing, **spread,
         eval_strategy="steps", eval_steps=train.eval_every, eval_on_start=False,
         save_strategy="steps", save_steps=train.save_every, logging_steps=1, logging_nan_inf_filter=False,
         report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True, average_tokens_across_devices=True,
+        disable_tqdm=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
     )  # fmt: skip
     if arguments.n_gpu > 1:  # Trainer would spread each batch over all GPUs it sees, and make it that much larger
         arguments._n_gpu = 1
@@ -119,12 +125,16 @@ class _Evaluations:
 
 
 def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
-          heart: Heart, resume: bool, status: Callable[[str], None] = log.info) -> dict[str, Any]:  # fmt: skip
+          heart: Heart, resume: bool, status: Callable[[str], None] = log.info,
+          ranks: Ranks = ALONE, sharding: str = "none", halve_memory: int = 0) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json.
 
     Args:
         loaded: float32 weights of the starting model.
         resume: go on from the newest complete checkpoint of `run`, if it has one.
+        halve_memory: how often to halve the tokens of a packed row; the examples of a step stay.
+        ranks: the processes that train together; every one of them calls this, and gets the same section.
+        sharding: how they do: ddp or fsdp; none, alone.
 
     Raises:
         TrainingEnded: not finite, nothing learnt, or a signal.
@@ -136,6 +146,8 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if sharding == "fsdp":
+        sharded.require_shardable(section)
     heart.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
     status(f"{counts['train']} training examples, {counts['eval']} held out, "
@@ -143,30 +155,39 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     model = _with_lora(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
-    collator = Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
-                        row_multiple(loaded.device))  # fmt: skip
-    size = section.micro_batch_size
-    at = checkpoint.newest(run.checkpoints) if resume else None
+    fast = suits(loaded)
+    steps_of = Steps(
+        Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
+                 tokens_multiple(fast, loaded.device)),
+        max(1, row_tokens(section.pack_tokens, fast) >> halve_memory), section.micro_batch_size, ranks.rank, ranks.world,
+    )  # fmt: skip
+    at = ranks.share(checkpoint.newest(run.checkpoints) if resume and ranks.main else None)
+    if at is not None:
+        sharded.require_resumable(at, sharding)
     step = checkpoint.step_of(at) if at else None
     for name in ("train_log.jsonl", "eval_log.jsonl"):
         run.rewind_jsonl(name, step if step is not None else -1)
+    ranks.wait()  # all of them read the logs next
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, stop, heart)
+    recorder = Recorder(run, stop, heart, ranks)
 
     def on_evaluation(at_step: int, loss: float) -> None:
         evaluations(at_step, loss)
         trainer.control.should_training_stop |= evaluations.stop
 
     trainer = PrefillTrainer(
-        model, _arguments(job, run, loaded.device), collator=collator, goal=section.objective,
+        model, _arguments(job, run, loaded.device, sharding), steps=steps_of, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
-        eval_dataset=held_out, eval_batches=[held_out[i : i + size] for i in range(0, len(held_out), size)],
+        eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
         keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, on_phase=heart.phase,
-        callbacks=[recorder],
+        ranks=ranks, at_first=lambda: heart.beating("compile") if fast else nullcontext(), callbacks=[recorder],
     )  # fmt: skip
+    for one in (model, trainer.teacher) if fast else ():
+        if one is not None:
+            speed_up(one)
     before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
-    trainer.tokens_seen = int(before.get("tokens") or 0)
-    trainer.response_tokens_seen = int(before.get("response_tokens") or 0)
+    recorder.tokens = int(before.get("tokens") or 0)
+    recorder.response_tokens = int(before.get("response_tokens") or 0)
     recorder.trainer, recorder.seconds_before = trainer, float(before.get("seconds") or 0.0)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -180,7 +201,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         trainer.restore(at)  # what ended this training had been seen before it was interrupted
     else:
         trainer.train(resume_from_checkpoint=str(at) if at else None)
-    if stop:
+    if recorder.stopped:
         raise interrupted(trainer.state.global_step)
     if evaluations.losses[-1][0] != trainer.state.global_step:
         trainer.evaluate()
@@ -190,8 +211,11 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
              "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     heart.phase("save")
-    checkpoint.save_final(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, run.final,
-                          dtype=dtype, about=about)  # fmt: skip
+    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if sharding != "fsdp" else (
+        sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
+    if ranks.main:
+        checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
+    ranks.wait()
     losses = [loss for _, loss in evaluations.losses]
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
@@ -201,9 +225,11 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
         "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": losses[0], "eval_loss_best": min(losses),
         "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
-        "tokens": trainer.tokens_seen, "response_tokens": trainer.response_tokens_seen, "seconds": round(seconds, 3),
-        "tokens_per_s": trainer.tokens_seen / seconds,
+        "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
+        "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,
         "precision": "bf16 autocast, fp32 weights" if trainer.args.bf16 else "fp32",
+        "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
+        "padding": 1 - trainer.tokens_seen / trainer.padded_tokens_seen if trainer.padded_tokens_seen else 0.0,
         "objective": section.objective.model_dump(), "resumed_from_step": step,
     }  # fmt: skip

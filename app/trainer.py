@@ -6,120 +6,146 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from app.attention import attend
-from app.batch import IGNORE, Collator, layout_of
+from app.batch import IGNORE, Schedule, Steps
 from app.checkpoint import mark_complete, newest, prune, step_of
 from app.data import TokenExample
-from app.mask import Layout
-from app.objective import Loss, objective
-from app.score import only_at
+from app.forward import ResponseLoss
+from app.head import plain_head
+from app.ranks import ALONE, Ranks
 from app.stopping import not_finite
 from jobs.schema import Objective
 
 
-class PrefillTrainer(Trainer):
+class PrefillTrainer(ResponseLoss, Trainer):
     """Loss on response tokens only, under the layout that each batch carries.
 
-    Differs from Trainer in: the loss (app/objective.py, normalised by the response tokens of the whole optimiser step),
-    the order of examples (the dataset's own), evaluation (exact token mean), checkpoints (marked complete, then
-    pruned), and an end at the first loss or gradient that is not finite.
+    One batch of Trainer's is one optimiser step: a list of forward passes (app/batch.py), of which this process has its
+    share. Differs from Trainer further in: the loss (app/objective.py, normalised by the response tokens of the whole
+    step), the order of examples (the schedule's own), evaluation (exact token mean), checkpoints (marked complete, then
+    pruned), and an end at the first loss or gradient that is not finite. The GPU is waited for once a step, when that
+    is looked at, and once more for the log.
     """
 
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, collator: Collator, goal: Objective,
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, steps: Steps, goal: Objective,
                  eval_batches: Sequence[Sequence[TokenExample]], keep_checkpoints: int,
                  on_evaluation: Callable[[int, float], None],
-                 on_phase: Callable[[str], None] = lambda name: None, **kwargs: Any) -> None:  # fmt: skip
-        super().__init__(model=model, args=args, data_collator=collator, **kwargs)
-        self.model_accepts_loss_kwargs = True  # so that Trainer counts response tokens and leaves scaling to us
+                 on_phase: Callable[[str], None] = lambda name: None, ranks: Ranks = ALONE,
+                 at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, **kwargs: Any) -> None:  # fmt: skip
+        super().__init__(model=model, args=args, data_collator=steps, **kwargs)  # type: ignore[arg-type]
+        self.model_accepts_loss_kwargs = True  # so that Trainer leaves scaling to us
         self.directory = Path(str(args.output_dir))
         self.goal = goal
         self.eval_batches = eval_batches
-        self.eval_collator = replace(collator, causal_fraction=0.0)
+        self.eval_collator = replace(steps.collate, causal_fraction=0.0)
         self.keep_checkpoints = keep_checkpoints
         self.on_evaluation = on_evaluation
         self.on_phase = on_phase  # called where something begins that Trainer has no callback for
-        self.tokens_seen = 0
+        self.at_first = at_first  # entered for the first evaluation and the first step: they may compile
+        self.ranks = ranks
+        self._started_at = 0  # the step that `train` goes on from
+        self._source: Iterator[Any] = iter(())  # of steps, and the one that is ready ahead of time
+        self._ahead: Any = None
+        self.lost: Any = False  # whether the loss of this step is not finite, as a tensor: the GPU is asked later
+        self.tokens_seen = 0  # by this rank; Recorder adds up all of them
+        self.padded_tokens_seen = 0
         self.response_tokens_seen = 0
+        self.params = sum(p.numel() for p in model.parameters())
+        self.head = plain_head(model)  # None: the loss needs whole logits
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
-    # ---- the loss
+    # ---- a step
 
-    def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout, flat: Tensor) -> Tensor:
-        """(tokens, vocabulary) at the flat indices, under `where`."""
-        inner = self.accelerator.unwrap_model(model)
-        with attend(where), only_at(inner, flat):
-            out = model(input_ids=batch["input_ids"], position_ids=where.pos.long(), use_cache=False)
-        logits: Tensor = out.logits[0]
-        return logits
+    def prepared(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The collator's tensors on the device, with `at`, flat indices of states that predict, and their `targets`.
 
-    def _teacher_logits(self, model: Any, batch: dict[str, Tensor], where: Layout, flat: Tensor) -> Tensor | None:
-        if self.goal.kl <= 0:
-            return None
-        causal = replace(where, block=torch.zeros_like(where.block))
-        with torch.no_grad(), ExitStack() as stack:
-            stack.enter_context(self.accelerator.autocast())
-            if self.teacher is not None:
-                return self._logits(self.teacher, batch, causal, flat)
-            inner = self.accelerator.unwrap_model(model)
-            stack.enter_context(inner.disable_adapter())
-            stack.callback(inner.train, inner.training)
-            inner.eval()  # the frozen start knows no dropout
-            return self._logits(inner, batch, causal, flat)
-
-    def batch_loss(self, model: Any, batch: dict[str, Tensor]) -> tuple[Loss, int]:
-        """Sums over the batch's response tokens, and how many there are."""
-        where = layout_of(batch)
+        What is to be known of them is asked here, on the CPU: the GPU need not be waited for.
+        """
         labels = batch["labels"].flatten()
-        flat = (labels != IGNORE).nonzero()[:, 0]
-        teacher = self._teacher_logits(model, batch, where, flat)
-        logits = self._logits(model, batch, where, flat)
-        return objective(logits, labels[flat], teacher, ce=self.goal.ce, kl=self.goal.kl), len(flat)
+        at = (labels != IGNORE).nonzero()[:, 0]
+        self.tokens_seen += int((batch["doc"] >= 0).sum()) if torch.is_grad_enabled() else 0
+        wanted = {
+            **{k: v for k, v in batch.items() if k not in ("labels", "step_tokens")},
+            "at": at,
+            "targets": labels[at],
+        }
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in wanted.items()}
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False,
-                     num_items_in_batch: Tensor | int | None = None) -> Any:  # fmt: skip
-        loss, n = self.batch_loss(model, inputs)
-        share = loss.total / (n if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(share.detach()):
-            raise not_finite("the loss", self.state.global_step + 1, self._last_good())
-        self.tokens_seen += int((inputs["doc"] >= 0).sum())
-        self.response_tokens_seen += n
-        # Gradients are averaged over processes; the token count above is already that of all of them.
-        return share * self.accelerator.num_processes if num_items_in_batch is not None else share
+    def training_step(self, model: Any, inputs: list[dict[str, Tensor]],  # type: ignore[override]
+                      num_items_in_batch: Tensor | int | None = None) -> Tensor:  # fmt: skip
+        """Forward and backward of one optimiser step; returns this process's share of its loss."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        with self.at_first() if self.state.global_step == self._started_at else nullcontext():
+            for i, batch in enumerate(inputs):
+                last = i == len(inputs) - 1
+                with nullcontext() if last else self.accelerator.no_sync(model):
+                    total += self._backward(model, batch)
+                if not last:
+                    self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
+        self.lost = ~torch.isfinite(total)
+        self._ahead = next(self._source, None)  # the GPU is still busy with the backward pass
+        return total
+
+    def _backward(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        here = self.prepared(batch)
+        with self.compute_loss_context_manager():
+            loss = self.batch_loss(model, here).total / batch["step_tokens"].item()
+        # Gradients are averaged over processes; step_tokens are those of all of them.
+        loss = loss * self.accelerator.num_processes
+        self.accelerator.backward(loss)
+        self.response_tokens_seen += len(here["at"])
+        self.padded_tokens_seen += batch["input_ids"].numel()
+        return loss.detach()
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int,
                           device: torch.device) -> tuple[list[Any], Any]:  # fmt: skip
-        """The micro-batches of one optimiser step and their response tokens, over all processes (labels are shifted)."""
-        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        if not samples:
-            return samples, None
-        count = torch.stack([batch["labels"].ne(IGNORE).sum() for batch in samples]).sum().to(device)
-        return samples, self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
+        """One step: a list of passes. Their response tokens stand in each."""
+        self._source = epoch_iterator
+        step, self._ahead = self._ahead or next(epoch_iterator, None), None
+        return [] if step is None else [step], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Trainer's running sum; six for each parameter and token."""
+        return sum(6 * self.params * batch["input_ids"].numel() for batch in inputs)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        if not torch.isfinite(torch.as_tensor(norm)).all():
-            raise not_finite("the gradient", self.state.global_step + 1, self._last_good())
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of weights that are spread over GPUs
+        lost, broken = torch.stack([torch.as_tensor(t, device=self.args.device).any() for t in (
+            self.lost, ~torch.isfinite(torch.as_tensor(norm)))]).tolist()  # fmt: skip
+        if self.ranks.sum(lost or broken)[0]:  # a loss is each rank's own, the gradient's norm is known to all
+            raise not_finite("the loss" if self.ranks.sum(lost)[0] else "the gradient", self.state.global_step + 1,
+                             self._last_good())  # fmt: skip
         return norm
 
     def _last_good(self) -> str:
         path = newest(self.directory)
         return str(path) if path else "none yet: training starts from its beginning"
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)  # type: ignore[arg-type]
+    def get_train_dataloader(self) -> DataLoader[TokenExample]:
+        """Steps in the schedule's order. accelerate does not deal them out: each process takes its passes of each step."""
+        data = self.train_dataset
+        assert isinstance(data, Schedule)
+        return DataLoader(data, batch_size=data.batch_size, collate_fn=self.data_collator,
+                          pin_memory=self.args.device.type == "cuda")  # fmt: skip
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._started_at = step_of(Path(resume_from_checkpoint)) if resume_from_checkpoint else 0
+        self._ahead = None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- evaluation
 
@@ -130,19 +156,24 @@ class PrefillTrainer(Trainer):
         model: Any = self.model
         training = model.training
         model.eval()
-        total, tokens = 0.0, 0
+        sums: list[tuple[float, int]] = []
         started = time.monotonic()
+        rank, world = self.ranks.rank, self.ranks.world
+        # As many for every rank, since shards of weights are gathered by all at once: the last ones may come twice.
+        mine = [self.eval_batches[min(i + rank, len(self.eval_batches) - 1)]
+                for i in range(0, len(self.eval_batches), world)]  # fmt: skip
         with torch.no_grad(), self.accelerator.autocast():
-            for examples in tqdm(self.eval_batches, desc="evaluate", unit="batch", delay=2, leave=False):
-                batch = self._prepare_inputs(self.eval_collator(examples))
-                labels = batch["labels"].flatten()
-                flat = (labels != IGNORE).nonzero()[:, 0]
-                logits = self._logits(model, batch, layout_of(batch), flat)
-                total += float(objective(logits, labels[flat], None, ce=1.0, kl=0.0).ce)
-                tokens += len(flat)
+            for examples in tqdm(mine, desc="evaluate", unit="batch", delay=2, leave=False):
+                batch = self.prepared(self.eval_collator(examples))
+                with self.at_first() if not sums and self.state.global_step == 0 else nullcontext():
+                    sums.append((float(self.batch_loss(model, batch, ce=1.0, kl=0.0).ce), len(batch["at"])))
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(training)
-        loss = total / tokens
+        # In the order of the batches, so that the sum is the same on any number of GPUs.
+        all_sums = [pair for some in zip(*self.ranks.gather(sums), strict=True) for pair in some][
+            : len(self.eval_batches)
+        ]
+        loss = sum(ce for ce, _ in all_sums) / sum(n for _, n in all_sums)
         if not math.isfinite(loss):
             raise not_finite("the evaluation loss", self.state.global_step, self._last_good())
         metrics = {"eval_loss": loss, "eval_runtime": time.monotonic() - started}
@@ -157,9 +188,17 @@ class PrefillTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state.global_step = step_of(checkpoint)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Under FSDP the weights are saved with the optimiser's state (pytorch_model_fsdp.bin): once is enough."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            Path(output_dir or str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.on_phase("save")
         super()._save_checkpoint(model, trial)
+        self.ranks.wait()  # each rank writes the state of its random numbers
         if self.args.should_save:
             mark_complete(self.directory / f"checkpoint-{self.state.global_step}")
             prune(self.directory, self.keep_checkpoints)

@@ -34,6 +34,7 @@ SILENCE: Mapping[str, float] = {
     "data": 900,  # reading, tokenising, and the search for evaluation items among the examples
     "check": 600,
     "save": 900,
+    "compile": 180,  # beats in the background, for ten minutes at most
     "train": 180,  # these beat every few seconds, and at least once a micro-batch
     "evaluate": 180,
     "score": 180,

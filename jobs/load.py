@@ -20,8 +20,8 @@ from jobs.wording import nearest
 
 JOBS_DIR = Path(__file__).parent
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus")  # what --set may change of a profile, beside the keys of the stage
-_NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "train", "score", "stages"}}
+_OF_PROFILE = ("model", "data", "gpus", "sharding")  # what --set may change of a profile, beside the keys of the stage
+_NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Job:
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
         """sha256 of all that affects the results: equal fingerprints mean the same experiment.
 
-        Titles, reference numbers and the profile's name are left out, and so are the profile's sections for training
-        and scoring: what applies of them is in the stage already. `init_runs` maps names of `init_from` to run ids.
+        Titles, reference numbers and the profile's name are left out, the GPUs' number and sharding, since a run may go
+        on with others, and the profile's sections for training and scoring: what applies of them is in the stage already.
+        `init_runs` maps names of `init_from` to run ids.
         """
         job = self.to_dict()
         content = {
@@ -69,8 +70,8 @@ def with_memory_halved(job: Job, times: int) -> Job:
     """The same job in less memory: train.micro_batch_size and score.batch_tokens halved so often, as far as they go.
 
     train.batch_size stays, so gradients are accumulated over as many more forward passes. A micro-batch has to divide the
-    batch: where the half does not, the next smaller one that does is taken. The fingerprint of a run is that of the job
-    before: with less memory it is the same experiment.
+    batch: where the half does not, the next smaller one that does is taken. With packing the trainer halves its rows, whose
+    length only it knows (app/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
     """
     if times == 0:
         return job

@@ -3,7 +3,7 @@
 runs/<stage>/<YYYYmmdd-HHMMSS>/
     lock              held (flock) by the process that writes; the kernel lets go when that process dies
     stage.yaml        the job as resolved, its fingerprint, the runs it started from
-    environment.json  heartbeat.json  metrics.json  samples.jsonl  train_log.jsonl  eval_log.jsonl  log.txt
+    environment.json  estimate.json  heartbeat.json  metrics.json  samples.jsonl  train_log.jsonl  eval_log.jsonl  log.txt
     checkpoints/  final/
     failed.json       why the last attempt ended, if it could still say so; attempts.jsonl: earlier ones
     manifest.json     size and sha256 of every file
@@ -123,6 +123,10 @@ class RunDir(RunFiles):
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         self._write_json("environment.json", environment)
+
+    def write_estimate(self, estimate: Mapping[str, Any]) -> None:
+        """estimate.json: what the run was expected to need, from `Estimate.to_dict()`."""
+        self._write_json("estimate.json", estimate)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)

@@ -40,7 +40,7 @@ def _unique(values: list[Any]) -> list[Any]:
 
 def _no_flash_attention(value: object) -> object:
     if isinstance(value, str) and "flash" in value:
-        raise refused(f'found "{value}": FlashAttention drops custom masks', "use sdpa, eager or flex_attention")
+        raise refused(f'found "{value}": FlashAttention drops custom masks', "use auto, sdpa, eager or flex_attention")
     return value
 
 
@@ -92,10 +92,11 @@ class Train(Strict):
     warmup_steps: NotNegative = 50
     weight_decay: NotNegativeFloat = 0.0
     max_grad_norm: PositiveFloat = 1.0
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     packing: bool = True
+    pack_tokens: Positive | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024  # tokens; one of the prompt and one of the response at least
     lora: Lora | None = None
     objective: Objective = Objective()
@@ -132,7 +133,7 @@ class Score(Strict):
     tasks: Annotated[list[TaskName], Field(min_length=1)] = list(TASK_NAMES)
     limit: Positive | None = None
     format: ScoreFormat = "harness"
-    batch_tokens: Positive = 8192
+    batch_tokens: Positive = 16384
     bootstrap: Positive = 2000
 
     _each_once = field_validator("masks", "tasks")(_unique)
@@ -174,7 +175,9 @@ class ModelSource(Strict):
     name: Text | None = None
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
-    attention: Annotated[Literal["sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)] = "sdpa"
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)] = (
+        "auto"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_length: Positive | None = None
     config: dict[str, JsonValue] | None = None
@@ -250,6 +253,7 @@ class Profile(Strict):
     model: ModelSource
     data: Data
     gpus: Positive = 1
+    sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     train: dict[str, JsonValue] | None = None
     score: dict[str, JsonValue] | None = None
     stages: dict[str, StageOverride] = {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
-from app.run import require_paths, run_stage
+from app.ranks import launched, require_gpus
+from app.run import Outcome, find, require_paths, run_stage
 from jobs.errors import ConfigError
-from jobs.load import resolve, stage_names
+from jobs.load import Job, resolve, stage_names
 
 
 @click.command()
@@ -27,8 +30,8 @@ from jobs.load import resolve, stage_names
 @click.option("--continue", "go_on", is_flag=True,
               help="Like --resume where there is an unfinished run of this very job, and else start.")  # fmt: skip
 @click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
-              help="Halve train.micro_batch_size and score.batch_tokens K times. The batch stays as it is, and so does what "
-              "makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
+              help="Halve the tokens of a packed row (without packing train.micro_batch_size) and score.batch_tokens K times. "
+              "The batch stays, and so does what makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
 def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
         force: bool, resume: bool, go_on: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1.
@@ -36,10 +39,33 @@ def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs
     A stage that is complete already, with the very same settings, is not repeated.
     """
     job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
-    outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on,
-                        halve_memory=halve_memory)  # fmt: skip
+    if job.profile.gpus > 1 and not launched(os.environ):
+        outcome = _launched(job, runs_dir, force=force, resume=resume, go_on=go_on)
+    else:
+        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on,
+                            halve_memory=halve_memory)  # fmt: skip
+    if not outcome.main:
+        return
     state = "complete" if outcome.ran else "complete already; --force repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
+
+
+def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool) -> Outcome:
+    """The run that is complete already; else this very command again, in one process a GPU.
+
+    Raises:
+        click.exceptions.Exit: with the exit code of these processes.
+    """
+    # Mistakes are told once, and nothing is started for nothing.
+    found = find(job, runs_dir, force=force, resume=resume, go_on=go_on)
+    if found.done is not None:
+        return Outcome(found.done, ran=False)
+
+    from app.launch import gpus_here, launch
+
+    if job.profile.model.device != "cpu":  # there, processes
+        require_gpus(job.profile.gpus, gpus_here())
+    raise click.exceptions.Exit(launch(sys.argv[1:], job.profile.gpus))
 
 
 @click.command()

@@ -14,6 +14,7 @@ from jobs.load import resolve
 from jobs.schema import MASKS
 
 if TYPE_CHECKING:
+    from app.generate import Cache
     from app.model import Loaded
 
 
@@ -74,9 +75,13 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Length of an answer at most.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each prompt into the tokenizer's chat template.")
+@click.option("--stream/--no-stream", default=None, help="Write each answer while it is decoded, one prompt after "
+              "another. Default: for a single prompt; several are answered in batches.")  # fmt: skip
+@click.option("--cache", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True,
+              help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
 @runs_option
 def generate(profile: str, model: str | None, mask: str, prompt: str | None, prompts: Path | None, max_new_tokens: int,
-             chat: bool, runs_dir: Path) -> None:  # fmt: skip
+             chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
     """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
     resolve("stage1", profile)
     if prompt is not None and prompts is None:
@@ -96,11 +101,17 @@ def generate(profile: str, model: str | None, mask: str, prompt: str | None, pro
     loaded = _load(profile, model, runs_dir)
     probe.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
-    streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True) if len(ids) == 1 else None
-    answers = decoding.generate(loaded, ids, mask, max_new_tokens=max_new_tokens, streamer=streamer)
-    if streamer is None:
-        for text, answer in zip(texts, answers, strict=True):
-            click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
+    if stream or (stream is None and len(ids) == 1):
+        for text, one in zip(texts, ids, strict=True):
+            if len(ids) > 1:
+                click.echo(f"> {text}")
+            streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            decoding.generate(loaded, [one], mask, max_new_tokens=max_new_tokens, streamer=streamer, cache=cache)
+        return
+    for text, answer in zip(
+        texts, decoding.answers(loaded, ids, mask, max_new_tokens=max_new_tokens, cache=cache), strict=True
+    ):
+        click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
 
 
 @click.command()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from app.batch import IGNORE, Collator, Schedule, layout_of
+from app.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
 from app.data import TokenExample
 from app.mask import Document, layout
 
@@ -36,15 +40,19 @@ def test_the_layout_is_the_stage_s_mask(pattern: str) -> None:
 
 
 def test_the_causal_fraction_is_a_matter_of_the_examples_alone() -> None:
-    def causal(seed: int, keys: list[str]) -> list[bool]:
-        collate = Collator("prefix", causal_fraction=0.3, seed=seed)
-        made = [collate([TokenExample((1, 2), (3,), key, "")]) for key in keys]
-        return [not bool(batch["block"].any()) for batch in made]
+    def causal(seed: int, some: list[TokenExample], row_tokens: int = 400) -> list[bool]:
+        steps = Steps(Collator("prefix", causal_fraction=0.3, seed=seed), row_tokens)
+        drawn = {}
+        for row, batch in zip(steps.passes(some), steps(some), strict=True):
+            seen = batch["block"].flatten()
+            drawn.update({e.key: not bool(seen[3 * i]) for i, e in enumerate(row)})
+        return [drawn[e.key] for e in some]
 
-    keys = [str(n) for n in range(1000)]
-    drawn = causal(0, keys)
-    assert drawn == causal(0, keys)  # nothing but the examples decides
-    assert drawn != causal(1, keys)
+    data = [TokenExample((1, 2), (3,), str(n), "") for n in range(1000)]
+    drawn = causal(0, data)
+    assert drawn == causal(0, data) == causal(0, data, row_tokens=3000)  # neither time nor the rows decide
+    assert drawn != causal(1, data)
+    assert drawn != causal(0, data[::-1])[::-1]  # another step, another draw: no example is causal for ever
     assert 0.25 < sum(drawn) / len(drawn) < 0.35
     assert not any(bool(Collator("prefix", causal_fraction=0.0)([e])["block"].any()) is False for e in EXAMPLES)
 
@@ -66,3 +74,58 @@ def test_rows_are_padded_to_a_multiple_without_a_label_more() -> None:
     assert batch["labels"].shape == (1, 16)
     assert torch.equal(batch["labels"][:, :12], plain["labels"]) and (batch["labels"][:, 12:] == IGNORE).all()
     assert not layout_of(batch).is_real[:, 12:].any()
+
+
+# ---- packing ---------------------------------------------------------------------------------------------------------
+
+
+def lengths_like_alpaca(n: int, seed: int = 0) -> list[int]:
+    draw = random.Random(seed)
+    return [min(1024, max(8, round(draw.lognormvariate(4.75, 0.6)))) for _ in range(n)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    st.integers(1, 100),
+    st.integers(1, 4),
+    st.sampled_from([1, 8]),
+)
+def test_rows_hold_every_example_once_and_keep_to_the_budget(
+    lengths: list[int], budget: int, parts: int, multiple: int
+) -> None:
+    rows = pack(lengths, budget, parts, multiple)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= budget or len(row) == 1 for row in rows)
+    assert len(rows) % parts == 0
+    assert rows == pack(lengths, budget, parts, multiple)  # nothing random
+
+
+@pytest.mark.parametrize("batch_size", [32, 64, 128, 512])
+def test_packing_wastes_at_most_two_percent(batch_size: int) -> None:
+    lengths = lengths_like_alpaca(2048)
+    real = padded = passes = 0
+    for start in range(0, len(lengths), batch_size):
+        step = lengths[start : start + batch_size]
+        sizes = [sum(step[i] for i in row) for row in pack(step, 4096, multiple=128)]
+        real, padded, passes = real + sum(sizes), padded + sum(-(-n // 128) * 128 for n in sizes), passes + len(sizes)
+    assert 1 - real / padded < 0.02
+    assert passes <= 1.15 * sum(-(-sum(lengths[s : s + batch_size]) // 4096) for s in range(0, 2048, batch_size))
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_a_step_and_make_as_many_passes(world: int, packing: bool) -> None:
+    data = EXAMPLES * 3
+    hands = [Steps(Collator("prefix", packing), 10, 2, rank, world)(data) for rank in range(world)]
+    assert len({len(hand) for hand in hands}) == 1
+    batches = [batch for hand in hands for batch in hand]
+    assert sum(int((b["labels"] != IGNORE).sum()) for b in batches) == sum(len(e.response_ids) for e in data)
+    assert {int(b["step_tokens"]) for b in batches} == {sum(len(e.response_ids) for e in data)}
+    ids = sorted(i for b in batches for i in b["input_ids"][b["doc"] >= 0].tolist())
+    assert ids == sorted(i for e in data for i in (*e.prompt_ids, *e.response_ids))
+
+
+def test_a_pass_without_examples_is_padding_and_nothing_else() -> None:
+    batch = Collator("prefix", multiple=8)([])
+    assert batch["input_ids"].shape == (1, 8) and (batch["labels"] == IGNORE).all() and (batch["doc"] < 0).all()

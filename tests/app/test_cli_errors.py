@@ -64,7 +64,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["check", "stage1", "--set", "seed=-1"], ["seed: expected an integer of at least 0"]),
         (["probe", "--profile", "nope"], ["unknown profile"]),
-        (["probe", "--set", "model.attention=flash_attention_2"], ["FlashAttention drops custom masks", "use sdpa"]),
+        (
+            ["probe", "--set", "model.attention=flash_attention_2"],
+            ["FlashAttention drops custom masks", "use auto, sdpa"],
+        ),
         (["generate"], ["expected one of --prompt and --prompts"]),
         (["generate", "--prompt", "a", "--prompts", "b"], ["expected one of --prompt and --prompts"]),
         (["generate", "--prompt", "a", "--mask", "bidirectional"], ["'--mask'", "not one of 'causal', 'prefix'"]),

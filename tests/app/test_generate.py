@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from app.attention import attend
-from app.generate import generate
+from app.generate import answers, generate
 from app.mask import Document, layout
 from app.model import Loaded
 from jobs.errors import DataError, ModelError
@@ -66,3 +66,34 @@ def test_decoding_is_greedy_whatever_the_model_s_own_settings(setting: dict[str,
     model.generation_config.update(**setting)
     assert generate(loaded(model), PROMPTS, "prefix", max_new_tokens=12) == want
     assert all(getattr(model.generation_config, key) == value for key, value in setting.items())
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_batch_says_what_each_prompt_alone_says(architecture: str, mask: str, cache: Any, model_of: Any) -> None:
+    ready = loaded(model_of(architecture))
+    alone = [generate(ready, [prompt], mask, max_new_tokens=9)[0] for prompt in PROMPTS]
+    assert generate(ready, PROMPTS, mask, max_new_tokens=9, cache=cache) == alone
+    assert any(alone)
+
+
+def test_a_static_cache_is_asked_for(model_of: Any) -> None:
+    model = model_of("llama")
+    kinds = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: kinds.append(type(kwargs["past_key_values"]).__name__), with_kwargs=True
+    )
+    for cache in ("dynamic", "static"):
+        generate(loaded(model), PROMPTS[:1], "prefix", max_new_tokens=2, cache=cache)  # type: ignore[arg-type]
+    assert kinds[0] == "DynamicCache" and kinds[-1] == "StaticCache"
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 1000])
+def test_many_prompts_are_answered_in_their_order_in_batches_that_fit(batch_tokens: int, model_of: Any) -> None:
+    model = model_of("llama")
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"].shape), with_kwargs=True)
+    found = answers(loaded(model), PROMPTS, "prefix", max_new_tokens=5, batch_tokens=batch_tokens)
+    prefills = [shape for shape in seen if shape[1] > 1]
+    assert len(prefills) == {1: 3, 30: 2, 1000: 1}[batch_tokens]
+    assert found == [generate(loaded(model), [prompt], "prefix", max_new_tokens=5)[0] for prompt in PROMPTS]

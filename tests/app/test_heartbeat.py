@@ -22,7 +22,7 @@ LONG = {
     "app.stage.load_items": "data",
     "app.train.load_examples": "data",
     "app.train.drop_overlap": "data",
-    "app.trainer.objective": "evaluate or train",
+    "app.forward.from_hidden": "evaluate or train",
     "app.trainer.mark_complete": "save",
     "app.train.checkpoint.save_final": "save",
     "app.stage.evaluate": "score",
@@ -119,3 +119,32 @@ def test_a_resumed_run_loads_its_checkpoint_in_a_phase_of_its_own(watched: Watch
     watched.beats.clear()
     command(*words, "--resume").fine()
     assert watched.phases()[:6] == ["start", "load", "check", "data", "load", "train"]
+
+
+def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
+    from threading import Event
+    from types import SimpleNamespace
+
+    from app.callbacks import HEARTBEAT_SECONDS, Heart
+
+    assert HEARTBEAT_SECONDS <= 10
+    heard: list[str] = []
+    third = Event()
+
+    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str) -> None:
+        heard.append(phase)
+        if len(heard) == 3:
+            third.set()
+
+    run: Any = SimpleNamespace(heartbeat=heartbeat)
+    heart = Heart(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+        with heart.beating("compile"):
+            assert third.wait(60)
+        assert set(heard) == {"compile"}
+        said = len(heard)
+        with heart.beating("compile", limit=0.0):
+            pass  # over before it began: one beat, and silence, which jobs/health.py judges
+        assert len(heard) == said + 1
+    assert "compile" in SILENCE

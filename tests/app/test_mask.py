@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.blocks import block_mask
 from app.mask import PATTERNS, Document, Layout, layout
 
 
@@ -111,8 +114,6 @@ def test_predicate_equals_its_definition_in_words(rows: list[list[Document]], pa
 def test_flex_block_mask_holds_the_same_predicate(pattern: str, window: int | None) -> None:
     rows = [[Document(3, 6), Document(2, 5)], [Document(7, 9)]]
     where = layout(rows, pattern)
-    block_mask = where.flex(window=window)
+    made = block_mask(replace(where, trunks_only=False), window=window)
     b, i, j = torch.arange(2)[:, None, None], torch.arange(11)[None, :, None], torch.arange(11)[None, None, :]
-    assert torch.equal(
-        block_mask.mask_mod(b, torch.zeros((), dtype=torch.long), i, j), where.dense(window=window)[:, 0]
-    )
+    assert torch.equal(made.mask_mod(b, torch.zeros((), dtype=torch.long), i, j), where.dense(window=window)[:, 0])

@@ -109,13 +109,11 @@ def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     assert losses(run) == undisturbed
 
 
-def test_half_the_micro_batch_goes_on_from_the_same_examples_to_the_same_losses(
-    undisturbed: Any, tmp_path: Path
-) -> None:
-    """What follows CUDA out of memory: the same batch in twice as many forward passes."""
+def test_shorter_rows_go_on_from_the_same_examples_to_the_same_losses(undisturbed: Any, tmp_path: Path) -> None:
+    """What follows CUDA out of memory: the same batch in more forward passes."""
     run = kill_at(tmp_path, 3)
     before = losses(run)["train_log.jsonl"]
-    again = finish(tmp_path, "--continue", "--halve-memory", "1")
+    again = finish(tmp_path, "--continue", "--halve-memory", "4")
     assert again.returncode == 0, again.stderr
     assert run_of(tmp_path) == run
     found = losses(run)
@@ -124,8 +122,8 @@ def test_half_the_micro_batch_goes_on_from_the_same_examples_to_the_same_losses(
         assert [step for step, _ in found[name]] == [step for step, _ in rows]
         assert [loss for _, loss in found[name]] == pytest.approx([loss for _, loss in rows], rel=1e-4)
     assert found["train_log.jsonl"] != undisturbed["train_log.jsonl"]  # another order of additions: it was halved
-    assert "memory halved 1 time: train.micro_batch_size 1 of 4\n" in (run / "log.txt").read_text()
-    assert json.loads((run / "environment.json").read_text())["halve_memory"] == 1
+    assert "memory halved 4 times: rows of 1/16 of the tokens" in (run / "log.txt").read_text()
+    assert json.loads((run / "environment.json").read_text())["halve_memory"] == 4
 
 
 # ---- checkpoints as files --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
 from app.attention import attend
-from app.batch import Collator, layout_of
+from app.batch import Collator, Schedule, Steps, layout_of
 from app.data import TokenExample
 from app.mask import Document, layout
 from app.objective import objective
@@ -34,14 +34,16 @@ def examples(n: int, seed: int = 0) -> list[TokenExample]:
 
 
 def trainer_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Objective | None = None, *, packing: bool = True,
-               data: list[TokenExample] | None = None, **arguments: Any) -> PrefillTrainer:  # fmt: skip
+               data: list[TokenExample] | None = None, batch_size: int = 4, row_tokens: int = 1024, micro: int = 4,
+               multiple: int = 1, **arguments: Any) -> PrefillTrainer:  # fmt: skip
     settings: dict[str, Any] = dict(output_dir=str(tmp_path), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=2,
-                                    per_device_train_batch_size=4, learning_rate=1e-3, remove_unused_columns=False,
+                                    per_device_train_batch_size=batch_size, learning_rate=1e-3, remove_unused_columns=False,
                                     save_strategy="no", logging_steps=1, logging_nan_inf_filter=False)  # fmt: skip
+    arguments = {**settings, **arguments}
     return PrefillTrainer(
-        model, TrainingArguments(**{**settings, **arguments}), collator=Collator(pattern, packing), goal=goal or Objective(),
-        train_dataset=data or examples(8), eval_batches=[examples(3, 9), examples(2, 8)], keep_checkpoints=2,
-        on_evaluation=lambda step, loss: None,
+        model, TrainingArguments(**arguments), steps=Steps(Collator(pattern, packing, multiple=multiple), row_tokens, micro),
+        goal=goal or Objective(), train_dataset=Schedule(data or examples(8), arguments["max_steps"], batch_size, 0),
+        eval_batches=[examples(3, 9), examples(2, 8)], keep_checkpoints=2, on_evaluation=lambda step, loss: None,
     )  # fmt: skip
 
 
@@ -57,16 +59,18 @@ def nll(model: Any, example: TokenExample, pattern: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("pattern", ["causal", "prefix"])
 @pytest.mark.parametrize("packing", [True, False])
-def test_loss_and_gradients_equal_one_example_at_a_time(architecture: str, pattern: str, packing: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
-    data = examples(5)
+def test_a_step_s_loss_and_gradients_equal_one_example_at_a_time(architecture: str, pattern: str, packing: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
+    data = examples(7)
     model, plain = model_of(architecture), model_of(architecture)
-    trainer = trainer_of(model, tmp_path, pattern, packing=packing)
-    loss, n = trainer.batch_loss(model, Collator(pattern, packing)(data))
-    loss.total.backward()
-    want = torch.stack([nll(plain, e, pattern) for e in data]).sum()
+    trainer = trainer_of(model, tmp_path, pattern, packing=packing, row_tokens=24, micro=3)
+    step = trainer.data_collator(data)
+    assert len(step) > 2  # several rows, whose shares add up to the mean over the step
+    loss = trainer.training_step(model, step)
+    tokens = sum(len(e.response_ids) for e in data)
+    want = torch.stack([nll(plain, e, pattern) for e in data]).sum() / tokens
     want.backward()
-    assert n == sum(len(e.response_ids) for e in data)
-    torch.testing.assert_close(loss.total, want, rtol=1e-4, atol=1e-3)
+    assert trainer.response_tokens_seen == tokens and trainer.tokens_seen == sum(map(len, data))
+    torch.testing.assert_close(loss, want.detach(), rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
             torch.testing.assert_close(
@@ -85,15 +89,14 @@ def test_evaluation_is_the_exact_mean_over_response_tokens(model_of: Any, tmp_pa
     )
 
 
-@pytest.mark.parametrize("splits", [(4, 2), (2, 4)])
-def test_accumulation_does_not_change_the_step(splits: tuple[int, int], model_of: Any, tmp_path: Path) -> None:
-    def after(micro: int, accumulate: int) -> torch.Tensor:
+@pytest.mark.parametrize("rows", [dict(row_tokens=30), dict(packing=False, micro=4), dict(packing=False, micro=2)])
+def test_how_a_step_is_cut_into_passes_does_not_change_it(rows: dict[str, Any], model_of: Any, tmp_path: Path) -> None:
+    def after(**how: Any) -> torch.Tensor:
         model = model_of("llama")
-        trainer_of(model, tmp_path, data=examples(16), per_device_train_batch_size=micro,
-                   gradient_accumulation_steps=accumulate, optim="sgd", learning_rate=0.05).train()  # fmt: skip
+        trainer_of(model, tmp_path, data=examples(16), batch_size=8, optim="sgd", learning_rate=0.05, **how).train()
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    torch.testing.assert_close(after(*splits), after(8, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(after(**rows), after(), rtol=1e-4, atol=1e-5)
 
 
 # ---- KL to the frozen start ------------------------------------------------------------------------------------------
@@ -123,12 +126,16 @@ def test_the_teacher_is_the_start_under_its_causal_mask(lora: bool, model_of: An
     batch = Collator("prefix")(examples(4))
     where = layout_of(batch)
     flat = (batch["labels"].flatten() >= 0).nonzero()[:, 0]
-    got = trainer._teacher_logits(model, batch, where, flat)
+    assert trainer.head is not None
+    states = trainer._teacher_states(model, trainer.prepared(batch), where)
+    assert states is not None
+    got = states.hidden @ states.weight.T
     causal = layout([[Document(len(e.prompt_ids), len(e)) for e in examples(4)]], "causal")
     with torch.no_grad(), attend(causal):
         want = start(input_ids=batch["input_ids"], position_ids=causal.pos.long(), use_cache=False).logits[0][flat]
-    assert got is not None
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    whole = trainer._teacher_logits(model, batch, where, flat)
+    torch.testing.assert_close(whole, want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_teacher_has_no_dropout_although_the_student_trains_with_it(model_of: Any, tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_kl_is_zero_at_a_causal_start_and_positive_at_a_prefix_one(model_of: Any
     def kl(pattern: str) -> float:
         model = model_of("llama")
         trainer = trainer_of(model, tmp_path, pattern, Objective(ce=0.0, kl=1.0))
-        return float(trainer.batch_loss(model, Collator(pattern)(examples(4)))[0].kl)
+        return float(trainer.batch_loss(model, trainer.prepared(Collator(pattern)(examples(4)))).kl)
 
     assert kl("causal") == pytest.approx(0.0, abs=1e-3) and kl("prefix") > 0.1
 
@@ -191,7 +198,7 @@ def test_all_gpus_of_a_machine_do_not_make_the_batch_larger(monkeypatch: pytest.
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu or 4))
     with RunDir.create(tmp_path, "stage3b", datetime.now(UTC)) as run:
         arguments = _arguments(resolve("stage3b", "ci"), run, torch.device("cpu"))
-    assert arguments.train_batch_size == 2
+    assert arguments.train_batch_size == 4
 
 
 def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) -> None:

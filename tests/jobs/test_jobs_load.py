@@ -233,9 +233,12 @@ def test_the_fingerprint_does_not_depend_on_words_or_other_stages(jobs_dir: Path
     assert resolve("tune", "renamed", jobs_dir=jobs_dir).fingerprint({}) == before
 
 
-@pytest.mark.parametrize(
-    "change", ["seed=1", "train.max_steps=21", "model.dtype=float32", "data.train.limit=3", "gpus=2"]
-)
+def test_the_fingerprint_does_not_depend_on_the_number_of_gpus(jobs_dir: Path) -> None:
+    before, after = (resolve("tune", "small", jobs_dir=jobs_dir, sets=sets) for sets in ([], ["gpus=2"]))
+    assert before.fingerprint({}) == after.fingerprint({})
+
+
+@pytest.mark.parametrize("change", ["seed=1", "train.max_steps=21", "model.dtype=float32", "data.train.limit=3"])
 def test_the_fingerprint_depends_on_what_changes_results(jobs_dir: Path, change: str) -> None:
     before, after = (resolve("tune", "small", jobs_dir=jobs_dir, sets=sets) for sets in ([], [change]))
     assert before.fingerprint({}) != after.fingerprint({})

@@ -74,7 +74,7 @@ def complaint(path: str, value: object) -> str:
         (
             "model.attention",
             "flash_attention_2",
-            "FlashAttention drops custom masks; use sdpa, eager or flex_attention",
+            "FlashAttention drops custom masks; use auto, sdpa, eager or flex_attention",
         ),
         ("model.source", "hub", "model.name: missing; expected the hub's name of the model"),
         ("model.source", "path", "model.name: missing; expected the directory of the checkpoint"),

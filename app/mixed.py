@@ -1,0 +1,62 @@
+"""bfloat16 weights with float32 between them: products in bfloat16, everything else as precise as in float32.
+
+A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
+multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
+gives its output in float32, the embeddings likewise, and logits are not rounded at all: one choice in three hundred
+differs, for the same time (docs/log.md). Weights stay bfloat16, and so does the size of the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HALF = torch.bfloat16
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.to(self.weight.dtype), self.weight, self.bias).float()
+
+
+class _Head(nn.Linear):
+    """The output layer, whose results are not to be rounded."""
+
+    _wide: Tensor | None = None  # on a CPU the weight in float32: no product there takes bfloat16 and gives float32
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_cuda:
+            rows = input.to(self.weight.dtype).reshape(-1, input.shape[-1])
+            out = torch.mm(rows, self.weight.T, out_dtype=torch.float32).view(*input.shape[:-1], -1)
+        else:
+            if self._wide is None:
+                self._wide = self.weight.detach().float()
+            out = F.linear(input.float(), self._wide)
+        return out if self.bias is None else out + self.bias.float()
+
+
+def _widen(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output.float()
+
+
+def keep_float32(model: Any) -> bool:
+    """Make a bfloat16 model compute as above, in place; whether it could be.
+
+    Not for training: gradients would be bfloat16. Models whose matrices are not all linear layers and embeddings (experts
+    held in one tensor) are left as they are: their code multiplies without asking a layer.
+    """
+    matrices = {id(p) for p in model.parameters() if p.ndim > 1}
+    known = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding) or type(m) is nn.Linear}
+    head = model.get_output_embeddings()
+    if model.dtype != HALF or not matrices <= set(known) or type(head) is not nn.Linear:
+        return False
+    for module in list(model.modules()):
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(_widen)
+        elif type(module) is nn.Linear:
+            module.__class__ = _Head if module is head else _Linear
+        module._half_attention = True  # see app/attention.py
+    return True

@@ -1,0 +1,68 @@
+"""The estimate of a run on the GPU at hand: refuses what cannot fit, and sets the actual numbers beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from app.model import pick_device
+from jobs.errors import ConfigError
+from jobs.estimate import Estimate, estimate_on
+from jobs.gpus import gpu_at_hand
+from jobs.load import Job
+from jobs.memory import GB
+
+log = logging.getLogger("prefill")
+CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
+
+
+def estimate_here(job: Job, world: int) -> Estimate | None:
+    """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none."""
+    device = pick_device(job.profile.model.device)
+    if device.type != "cuda":
+        return None
+    about = torch.cuda.get_device_properties(device)
+    return estimate_on(job, gpu_at_hand(about.name, about.total_memory), world)
+
+
+def require_room(job: Job, found: Estimate) -> None:
+    """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
+    if found.fits is not False or found.peak_gb is None:
+        return
+    fact = f"needs about {found.peak_gb:.0f} GB on each GPU, and {found.gpu} has {found.memory_gb:.0f}"
+    if found.peak_gb > CERTAIN * found.memory_gb:
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", fact, found.remedy)
+    log.warning(f"{job.stage.name} {fact}: if it runs out of memory, {found.remedy}")
+
+
+def peak_gb() -> float | None:
+    """The most memory that this process has held on its GPU, in GB of 2**30 bytes."""
+    return torch.cuda.max_memory_reserved() / GB if torch.cuda.is_available() else None
+
+
+def compared(job: Job, found: Estimate | None, section: Mapping[str, Any] | None,
+             evaluations: Sequence[Mapping[str, Any]], peak: float | None) -> dict[str, dict[str, float]]:  # fmt: skip
+    """`estimate` and `actual` for metrics.json, which the report sets side by side; nothing where nothing was estimated.
+
+    steps_per_s counts the evaluations in between, in both.
+    """
+    if found is None:
+        return {}
+    train = job.stage.train
+    wanted: dict[str, float | None] = {
+        "peak_gb": found.peak_gb, "tokens": found.tokens, "train_hours": found.train_hours,
+        "score_hours": found.score_hours, "hours": found.hours,
+        "steps_per_s": train.max_steps / found.train_hours / 3600 if train is not None and found.train_hours else None,
+    }  # fmt: skip
+    actual: dict[str, float | None] = {
+        "peak_gb": peak, "score_hours": sum(float(e["seconds"]) for e in evaluations) / 3600 if evaluations else None,
+    }  # fmt: skip
+    if section is not None:
+        seconds = float(section["seconds"])
+        actual |= {"tokens": section["tokens"], "train_hours": seconds / 3600,
+                   "steps_per_s": section["steps"] / seconds if seconds else None}  # fmt: skip
+    return {"estimate": {k: v for k, v in wanted.items() if v is not None},
+            "actual": {k: v for k, v in actual.items() if v is not None}}  # fmt: skip

@@ -1,0 +1,59 @@
+"""FSDP2: weights, gradients and optimiser state spread over the GPUs, for what does not fit on each.
+
+Everything is accelerate's and transformers'; here stand the settings, what does not go with them, and how a whole model is
+put together again at the end. Each GPU still has to hold the float32 weights once, when they are loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel
+
+from jobs.errors import CheckpointError, ConfigError
+from jobs.schema import Train
+
+
+def settings() -> dict[str, Any]:
+    """For TrainingArguments. State dictionaries are written whole, so that a checkpoint fits any number of GPUs."""
+    return {"fsdp": "full_shard auto_wrap",
+            "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}}  # fmt: skip
+
+
+def require_shardable(train: Train) -> None:
+    """Raises ConfigError for what FSDP cannot be used with here."""
+    if train.lora is not None:
+        raise ConfigError(
+            "sharding", "fsdp is for training all weights, and this stage trains adapters", "set sharding: ddp"
+        )
+    if train.objective.kl > 0:
+        raise ConfigError(
+            "sharding", "fsdp has no frozen copy of the model to learn from (objective.kl)", "set sharding: ddp"
+        )
+
+
+def require_resumable(checkpoint: Path, sharding: str) -> None:
+    """Raises CheckpointError where the optimiser's state in it is laid out for the other way of training."""
+    spread = (checkpoint / "optimizer.bin").is_file()
+    if spread and sharding != "fsdp":
+        raise CheckpointError(checkpoint, "its optimiser's state was spread over GPUs", "resume it with gpus: 2 or more and "
+                              "sharding: fsdp")  # fmt: skip
+    if not spread and sharding == "fsdp":
+        raise CheckpointError(
+            checkpoint, "its optimiser's state was not spread over GPUs", "resume it with sharding: ddp"
+        )
+
+
+def whole_model(accelerator: Any, model: Any, main: bool) -> PreTrainedModel | None:
+    """The model with all its weights on the CPU, on the main process; None on others. Every process must call it."""
+    # PyTorch's own: accelerate's leaves what is spread as it is once a checkpoint was loaded (1.15).
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not main:
+        return None
+    inner = accelerator.unwrap_model(model)
+    whole: PreTrainedModel = type(inner)(inner.config)
+    whole.load_state_dict(state, strict=False)  # a tied output layer may stand in it once
+    whole.tie_weights()
+    return whole

@@ -1,0 +1,137 @@
+"""Training on one GPU and on several of one machine, through the product's own trainer: tokens/s, and the same losses.
+
+    python -m benchmarks.gpus --shape ministral-3b --gpus 2 --out gpus.json
+
+A random model of the shape, random tokens in lengths like alpaca's; only writing checkpoints is left out. Exit 1 if a GPU more
+is worth less than `--least`, or a loss differs by more than rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.launch import launch
+from app.ranks import Ranks, join
+from jobs.followed import FollowedRun
+from jobs.load import resolve
+from jobs.rundir import RunDir, list_runs
+
+WARM = 4  # steps that are not timed
+LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
+
+
+@click.command()
+@click.option("--shape", default="ministral-3b", help="One of benchmarks/trainers.py.")
+@click.option("--gpus", default=2, help="Compared with one.")
+@click.option("--batch", default=256, help="Examples a step.")
+@click.option("--steps", default=16)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
+@click.option("--least", default=0.95, help="Of one GPU's rate that each of them must give.")
+@click.option("--out", type=click.Path(path_type=Path))
+@click.option("--worker", type=click.Path(path_type=Path), hidden=True)
+def main(shape: str, gpus: int, batch: int, steps: int, device: str, least: float, out: Path | None,
+         worker: Path | None) -> None:  # fmt: skip
+    if worker is not None:
+        return train(shape, batch, steps, device, worker)
+    found: dict[int, dict[str, Any]] = {}
+    for count in sorted({1, gpus}):
+        with tempfile.TemporaryDirectory() as directory:
+            words = [
+                f"--shape={shape}",
+                f"--batch={batch}",
+                f"--steps={steps}",
+                f"--device={device}",
+                f"--worker={directory}",
+            ]
+            code = launch(words, count, "benchmarks.gpus") if count > 1 else subprocess.run(
+                [sys.executable, "-m", "benchmarks.gpus", *words], check=False).returncode  # fmt: skip
+            if code:
+                sys.exit(f"benchmarks.gpus: {count} GPUs ended with {code}")
+            found[count] = measured(Path(directory))
+            click.echo(
+                json.dumps({"gpus": count, **{k: v for k, v in found[count].items() if k != "losses"}}), err=True
+            )
+    one, many = found[1], found[gpus]
+    times = many["tokens_per_s"] / one["tokens_per_s"]
+    apart = max(abs(a - b) / abs(a) for a, b in zip(one["losses"], many["losses"], strict=True))
+    click.echo(f"{shape}, {batch} examples a step ({one['tokens_per_step']:,} tokens)")
+    for count, row in found.items():
+        click.echo(f"  {count} GPU{'s' * (count > 1):1} {row['tokens_per_s']:>10,.0f} tokens/s {row['steps_per_s']:6.2f} steps/s "
+                   f"{row['peak_gb'] or 0:6.1f} GB, first step after {row['first_step_s']:.0f} s")  # fmt: skip
+    click.echo(f"  {times:.3f} times one GPU; losses at most {apart:.1e} apart")
+    if out is not None:
+        out.write_text(
+            json.dumps({"shape": shape, "batch": batch, "times": times, "apart": apart, "runs": found}, indent=1) + "\n"
+        )
+    if times < least * gpus or apart > LOSSES_WITHIN:
+        sys.exit(1)
+
+
+def measured(directory: Path) -> dict[str, Any]:
+    (run,) = list_runs(directory)
+    rows = run.read_jsonl("train_log.jsonl")
+    tokens, seconds = (rows[-1][key] - rows[WARM - 1][key] for key in ("tokens", "seconds"))
+    steps = len(rows) - WARM
+    return {"tokens_per_s": tokens / seconds, "steps_per_s": steps / seconds, "tokens_per_step": round(tokens / steps),
+            "losses": [row["loss"] for row in rows], "first_step_s": rows[0]["seconds"], **run.read_metrics()}  # fmt: skip
+
+
+def train(shape: str, batch: int, steps: int, device: str, directory: Path) -> None:
+    """In each process: the product's training of a random model on random tokens."""
+    import torch
+
+    import app.train
+    from app import checkpoint
+    from app.attention import NAMES
+    from app.callbacks import Heart, StopFlag
+    from app.model import Loaded
+    from app.room import peak_gb
+    from app.trainer import PrefillTrainer
+    from benchmarks.trainers import Setting, alpaca_like, random_model
+
+    precision = "bf16" if device == "cuda" else "fp32"
+    sets = dict(max_steps=steps, batch_size=batch, gradient_checkpointing="false", save_every=steps, eval_every=10 * steps,
+                kill_after_steps="null", warmup_steps=2, precision=precision)  # fmt: skip
+    job = resolve(
+        "stage3b", "ministral-3b", sets=[f"train.{k}={v}" for k, v in sets.items()] + [f"model.device={device}"]
+    )
+    ranks = join(device)
+    run = _run(directory, job, ranks)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
+    loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
+    data = alpaca_like(4096, int(model.config.vocab_size), 0)
+    app.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
+    checkpoint.save_final = lambda *_, **__: None
+    PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
+    app.train.train(job, loaded, run, eval_items=[], init_run="base", stop=StopFlag(), heart=Heart(run), resume=False,
+                    ranks=ranks, sharding="ddp" if ranks.world > 1 else "none")  # fmt: skip
+    run.write_metrics({"peak_gb": max((peak for peak in ranks.gather(peak_gb()) if peak is not None), default=None)})
+    ranks.wait()
+    run.close()
+    ranks.leave()
+
+
+def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:
+    run = RunDir.create(directory, "stage3b", datetime.now(UTC)) if ranks.main else None
+    path = ranks.share(str(run.path) if run is not None else "")
+    if run is None:
+        return FollowedRun(Path(path))
+    run.write_job(job.record({"base": "base"}))
+    return run
+
+
+def _counts(count: int) -> dict[str, Any]:
+    return {"train": count - 64, "eval": 64, "overlap": {"dropped": 0}, "dropped_length": 0, "source": "random tokens"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What is compared by benchmarks/train.py: one model's shape, the same examples, and the ways to train on them.
+
+Each way trains until it is stopped, and says after every optimiser step how many tokens it has seen so far.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from app.attention import NAMES
+from app.batch import Collator, Schedule, Steps
+from app.data import TokenExample
+from app.fast import speed_up, suits, tokens_multiple
+from app.mask import Document, layout
+from app.model import Loaded, cpu_has_bf16
+from app.trainer import PrefillTrainer
+from jobs.schema import Objective
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,
+                         num_key_value_heads=8, head_dim=128, intermediate_size=9216, vocab_size=131072),
+    "smollm2-135m": dict(model_type="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+                         num_key_value_heads=3, intermediate_size=1536, vocab_size=49152),
+    "tiny": dict(model_type="llama", hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                 intermediate_size=128, vocab_size=1000),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a way is given. `row_tokens` and `batch_size` are ours; the other ways have their own."""
+
+    shape: str
+    device: str
+    row_tokens: int
+    batch_size: int
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+
+Done = Callable[[int, int], None]  # told after each step: tokens so far, and with padding
+
+
+def alpaca_like(n: int, vocabulary: int, seed: int) -> list[TokenExample]:
+    """Random ids in lengths like those of yahma/alpaca-cleaned under a chat template: mean about 140, long tail."""
+    draw = random.Random(seed)
+    found = []
+    for i in range(n):
+        size = min(1024, max(12, round(draw.lognormvariate(4.75, 0.62))))
+        prompt = max(4, round(size * draw.uniform(0.15, 0.6)))
+        ids = [draw.randrange(3, vocabulary) for _ in range(size)]
+        found.append(TokenExample(tuple(ids[:prompt]), tuple(ids[prompt:]), str(i), ""))
+    return found
+
+
+def random_model(setting: Setting, attention: str, dtype: torch.dtype) -> Any:
+    torch.manual_seed(setting.seed)
+    shape = dict(SHAPES[setting.shape])
+    config = AutoConfig.for_model(
+        shape.pop("model_type"), **shape, tie_word_embeddings=True, max_position_embeddings=16384
+    )
+    with torch.device(setting.device):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+
+
+def _bf16(device: str) -> bool:
+    return device == "cuda" or cpu_has_bf16()
+
+
+class _Each(TrainerCallback):
+    def __init__(self, step_over: Callable[[], None]) -> None:
+        self.step_over = step_over
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.step_over()
+
+
+def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
+    checkpointing: dict[str, Any] = {}
+    if setting.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=tempfile.mkdtemp(), max_steps=steps, learning_rate=2e-5, warmup_steps=10, optim="adamw_torch_fused",
+        bf16=_bf16(setting.device), use_cpu=setting.device == "cpu", save_strategy="no", logging_steps=1,
+        logging_nan_inf_filter=False, report_to=[], remove_unused_columns=False, disable_tqdm=True, **checkpointing, **more,
+    )  # fmt: skip
+
+
+def ours(setting: Setting, done: Done, pattern: str) -> None:
+    """The product's own trainer, as a stage calls it: float32 weights, bf16 autocast, fused AdamW, packed rows."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    model = random_model(setting, NAMES["sdpa"], torch.float32)
+    loaded = Loaded(model, None, "random", 16384, any_attention=True)
+    fast, steps = suits(loaded), 10_000
+    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    collate = Collator(pattern, multiple=tokens_multiple(fast, loaded.device))
+    trainer = PrefillTrainer(
+        model, _arguments(setting, steps, per_device_train_batch_size=setting.batch_size),
+        steps=Steps(collate, setting.row_tokens), goal=Objective(), eval_batches=[], keep_checkpoints=1,
+        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda step, loss: None,
+        callbacks=[_Each(lambda: done(trainer.tokens_seen, trainer.padded_tokens_seen))],
+    )  # fmt: skip
+    if fast:
+        speed_up(model)
+    trainer.train()
+
+
+def reference(setting: Setting, done: Done) -> None:
+    """What the reference experiment does: one example at a time, dense 4D mask, checkpointing, Adafactor, all logits."""
+    dtype = torch.bfloat16 if _bf16(setting.device) else torch.float32
+    model = random_model(setting, "sdpa", dtype).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = Adafactor(model.parameters(), lr=2e-5, scale_parameter=False, relative_step=False)
+    tokens, accumulate = 0, 16
+    for i, example in enumerate(alpaca_like(20_000, model.config.vocab_size, setting.seed), start=1):
+        ids = torch.tensor([[*example.prompt_ids, *example.response_ids]], device=setting.device)
+        allowed = layout([[Document(len(example.prompt_ids), len(example))]], "prefix", device=setting.device).dense()
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=setting.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+        labels = ids.clone()
+        labels[:, : len(example.prompt_ids)] = -100
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        (loss / accumulate).backward()
+        tokens += len(example)
+        if i % accumulate == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            done(tokens, tokens)
+
+
+def padded(setting: Setting, done: Done) -> None:
+    """transformers' Trainer on batches of examples of like length, padded; causal, as it comes; all logits."""
+    size, together = 16, 50  # examples a batch; batches among which examples are sorted, as group_by_length does
+    model = random_model(setting, "sdpa", torch.float32)
+    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    chunks = [sorted(data[i : i + size * together], key=len) for i in range(0, len(data), size * together)]
+    batches = [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
+    random.Random(setting.seed).shuffle(batches)
+    seen = [0, 0]
+
+    def collate(examples: Sequence[TokenExample]) -> dict[str, torch.Tensor]:
+        width = -(-max(map(len, examples)) // 8) * 8
+        ids, labels, mask = [], [], []
+        for e in examples:
+            pad = width - len(e)
+            ids.append([*e.prompt_ids, *e.response_ids, *[0] * pad])
+            labels.append([*[-100] * len(e.prompt_ids), *e.response_ids, *[-100] * pad])
+            mask.append([1] * len(e) + [0] * pad)
+        seen[0] += sum(map(len, examples))
+        seen[1] += width * len(examples)
+        return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "attention_mask": torch.tensor(mask)}
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+
+    trainer = InOrder(
+        model, _arguments(setting, len(batches), per_device_train_batch_size=size), data_collator=collate,
+        train_dataset=[e for batch in batches for e in batch], callbacks=[_Each(lambda: done(seen[0], seen[1]))],
+    )  # fmt: skip
+    trainer.train()
+
+
+def peak(device: str) -> float:
+    """FLOP/s of a matrix product of 8192 by 8192 (CPU: 2048) in the type that is trained in."""
+    n = 8192 if device == "cuda" else 2048
+    dtype = torch.bfloat16 if _bf16(device) else torch.float32
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min(_seconds(lambda: F.linear(a, b), device) for _ in range(3))
+
+
+def _seconds(work: Callable[[], Any], device: str, repeats: int = 10) -> float:
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
+
+
+WAYS: dict[str, tuple[str, Callable[[Setting, Done], None]]] = {
+    "ours-prefix": ("ours, prefix mask", lambda s, done: ours(s, done, "prefix")),
+    "ours-causal": ("ours, causal mask", lambda s, done: ours(s, done, "causal")),
+    "reference": ("(a) batch 1, dense 4D mask, checkpointing, Adafactor, all logits", reference),
+    "padded": ("(b) Trainer, padded length-grouped batches of 16, causal", padded),
+}

@@ -1,0 +1,73 @@
+"""Tiles and spans for FlexAttention against the mask that they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.blocks import TILE, block_mask, span_tiles, spans, tiles
+from app.mask import Document, Layout, layout
+
+trunks = st.integers(1, 160).flatmap(lambda n: st.builds(Document, st.integers(0, n), st.just(n)))
+packed = st.lists(st.lists(trunks, min_size=1, max_size=6), min_size=1, max_size=2)
+windows = st.sampled_from([None, 1, 7, 200])
+ROWS = [[Document(40, 90), Document(7, 61), Document(300, 405)], [Document(512, 600)]]
+BRANCHED = [[Document(130, 130, (20, 40, 5)), Document(100, 100, (20, 200, 5))], [Document(9, 9, (300,))]]
+
+
+def in_tiles(where: Layout, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether any, and whether all, of each tile's pairs may attend, padding being what nobody asks about."""
+    mask = where.dense(window=window)[:, 0] & where.is_real[:, :, None]
+    free = ~where.is_real[:, :, None].expand_as(mask)
+    count = -(-mask.shape[1] // TILE)
+    square = (len(mask), count * TILE, count * TILE)
+    some, every = (torch.zeros(square, dtype=torch.bool) for _ in range(2))
+    some[:, : mask.shape[1], : mask.shape[1]] = mask
+    every[:, : mask.shape[1], : mask.shape[1]] = mask | free
+    cut = (len(mask), count, TILE, count, TILE)
+    return some.view(cut).any(4).any(2), every.view(cut).all(4).all(2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(packed, st.sampled_from(["causal", "prefix", "bidirectional"]), windows)
+def test_spans_are_the_mask_and_their_tiles_hold_it(
+    rows: list[list[Document]], pattern: str, window: int | None
+) -> None:
+    where = layout(rows, pattern)
+    assert where.trunks_only
+    first, last = spans(where, window)
+    column = torch.arange(where.shape[1])
+    held = (first[..., None] <= column) & (column <= last[..., None])
+    real = where.is_real
+    assert torch.equal(held[real], where.dense(window=window)[:, 0][real])
+    assert (first <= column).all() and (column <= last).all()  # no query, padding included, that sees nothing
+    some, every = span_tiles(first, last)
+    wanted, whole = in_tiles(where, window)
+    assert (some | ~wanted).all() and (~every | whole).all()
+
+
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize(("rows", "pattern"), [(ROWS, "causal"), (ROWS, "prefix"), (ROWS, "bidirectional"), (BRANCHED, "causal"), (BRANCHED, "prefix")])  # fmt: skip
+def test_bounds_leave_no_pair_out_and_let_none_in(rows: list[list[Document]], pattern: str, window: int | None) -> None:
+    where = layout(rows, pattern)
+    tokens = where.columns(0, where.shape[1])
+    some, every = tiles(tokens, tokens, window, (0, 0))
+    wanted, whole = in_tiles(where, window)
+    assert (some | ~wanted).all() and (~every | whole).all()
+    assert not some.all()  # tiles are really left out
+
+
+@pytest.mark.parametrize("rows", [ROWS, BRANCHED])
+def test_a_block_mask_asks_the_predicate_inside_its_tiles(rows: list[list[Document]]) -> None:
+    where = layout(rows, "prefix", length=768)
+    made = block_mask(where)
+    b, i, j = (
+        t.flatten() for t in torch.meshgrid(torch.arange(2), torch.arange(768), torch.arange(768), indexing="ij")
+    )
+    asked = made.mask_mod(b, torch.zeros_like(b), i, j).view(2, 768, 768)
+    real = where.is_real
+    assert torch.equal(asked[real], where.dense()[:, 0][real])
+    partial, full = made.kv_num_blocks.sum(), made.full_kv_num_blocks
+    assert full is not None and 0 < int(full.sum()) + int(partial) < 2 * 36

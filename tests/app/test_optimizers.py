@@ -1,0 +1,76 @@
+"""Every optimiser that a stage may name exists, learns, and says so where its library is missing."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from app import optimizers
+from jobs.errors import ConfigError
+from jobs.schema import Train
+
+NAMES = get_args(Train.model_fields["optimizer"].annotation)
+
+
+def train(name: str) -> Train:
+    return Train(mask="prefix", max_steps=1, optimizer=name, learning_rate=0.05, weight_decay=0.01)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_an_optimizer_lowers_a_loss_and_keeps_its_rate_and_decay(name: str) -> None:
+    torch.manual_seed(0)
+    weight, wanted = torch.nn.Parameter(torch.randn(8, 8)), torch.randn(8, 8)
+    made = optimizers.maker(train(name))([{"params": [weight]}])
+    assert (made.param_groups[0]["lr"], made.param_groups[0]["weight_decay"]) == (0.05, 0.01)
+    before = None
+    for _ in range(50):
+        loss = (weight - wanted).square().mean()
+        before = loss.detach() if before is None else before
+        made.zero_grad()
+        loss.backward()
+        made.step()
+    assert before is not None and loss < before / 2
+
+
+def test_adafactor_holds_next_to_no_state_and_adamw_twice_the_weights() -> None:
+    def floats(name: str) -> int:
+        weight = torch.nn.Parameter(torch.ones(64, 64))
+        made = optimizers.maker(train(name))([{"params": [weight]}])
+        weight.sum().backward()
+        made.step()
+        return sum(v.numel() for v in made.state[weight].values() if isinstance(v, torch.Tensor))
+
+    assert floats("adamw") >= 2 * 64 * 64 and floats("adafactor") < 3 * 64
+
+
+def test_trainer_knows_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.training_args import OptimizerNames
+
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: object())
+    assert {optimizers.trainer_name(train(name)) for name in NAMES} <= {str(o.value) for o in OptimizerNames}
+
+
+def test_eight_bits_without_a_library_is_a_mistake_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    for ask in (optimizers.trainer_name, optimizers.maker):
+        with pytest.raises(ConfigError, match="needs torchao or bitsandbytes, and neither is installed") as caught:
+            ask(train("adamw_8bit"))
+        assert "adafactor" in caught.value.remedy
+
+
+@pytest.mark.parametrize("library", ["torchao", "bitsandbytes"])
+def test_eight_bits_come_from_the_library_that_is_there(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AdamW8bit(torch.optim.AdamW):
+        pass
+
+    fake: Any = ModuleType(f"{library}.optim")
+    fake.AdamW8bit = AdamW8bit
+    monkeypatch.setitem(sys.modules, library, ModuleType(library))
+    monkeypatch.setitem(sys.modules, f"{library}.optim", fake)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: name == library or None)
+    made = optimizers.maker(train("adamw_8bit"))([{"params": [torch.nn.Parameter(torch.ones(2))]}])
+    assert isinstance(made, AdamW8bit)
