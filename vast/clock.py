@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from vast.host.processes import boot_id
 from vast.ports import Clock, Seconds
-from vast.processes import boot_id
 
 SLICE: Seconds = 1.0  # how soon a request is seen
 

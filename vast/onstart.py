@@ -31,7 +31,7 @@ class Switch:
 
 
 def arguments(switch: Switch) -> tuple[str, ...]:
-    """Of `python3 -m vast.watchdog`."""
+    """Of `python3 -m vast.host.watchdog`."""
     options = {
         "run-id": switch.run_id,
         "nonce": switch.nonce,
@@ -47,7 +47,7 @@ def arguments(switch: Switch) -> tuple[str, ...]:
 
 def onstart(switch: Switch) -> str:
     """A script for /bin/sh. A second start of it, as after a restart of the container, finds the lock of a living watchdog."""
-    command = shlex.join([PYTHON, "-m", "vast.watchdog", *arguments(switch)])
+    command = shlex.join([PYTHON, "-m", "vast.host.watchdog", *arguments(switch)])
     text = f"mkdir -p {DIRECTORY}\ncd {CODE}\nsetsid {command} </dev/null >>{DIRECTORY}/log.txt 2>&1 &\n"
     if len(text.encode()) > LIMIT:
         raise ValueError(f"onstart: {len(text.encode())} bytes, and the service takes {LIMIT}")

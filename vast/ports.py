@@ -168,7 +168,7 @@ class Watchdog:
 class Job:
     """What the runner on the host says, and the heartbeat of the run that it looks after."""
 
-    phase: str  # absent, starting, running, ended, lost: see vast.jobstate
+    phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
     exit_code: int | None = None
     end_reason: str | None = None

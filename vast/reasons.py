@@ -7,7 +7,7 @@ fetch       whether artifacts can be expected from the machine at all
 ban         whether the machine is not taken again by this run
 alert       whether a person is told although the run is over or goes on
 
-Whatever is not a reason to stay "here" destroys the machine. A job's `end_reason` (vast/jobstate.py) that is not in the
+Whatever is not a reason to stay "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
 table counts as `bug`.
 """
 

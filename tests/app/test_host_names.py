@@ -1,4 +1,4 @@
-"""What a rented machine reads of runs and checkpoints without `app` (vast/hostruns.py) has the names that `app` and `jobs` write."""
+"""What a rented machine reads of runs and checkpoints without `app` (vast/host/runs.py) has the names that `app` and `jobs` write."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jobs import health
 from jobs.rundir import RunDir
 from jobs.runfiles import ID_PATTERN
 from tests.vast.rented import make_checkpoint
-from vast import hostruns
-from vast.hostlook import SILENCE, WORKING
+from vast.host import runs as hostruns
+from vast.host.look import SILENCE, WORKING
 
 
 def test_names_agree_with_those_of_runs_and_checkpoints(tmp_path: Path) -> None:

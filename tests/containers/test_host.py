@@ -22,7 +22,7 @@ chmod 600 ~/.ssh/authorized_keys
 ssh-keygen -A > /dev/null
 exec /usr/sbin/sshd -D -e
 """
-RUNNER = "cd /opt/prefill && python3 -m vast.runner"
+RUNNER = "cd /opt/prefill && python3 -m vast.host.runner"
 DIR = "--dir /runs/.runner"
 KILL_SSH = """for process in /proc/[0-9]*; do
   case "$(tr '\\0' ' ' < "$process/cmdline")" in 'ssh '*) kill -9 "${process#/proc/}" ;; esac

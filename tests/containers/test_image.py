@@ -173,7 +173,7 @@ def test_what_a_rented_machine_needs_is_there(built: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("module", ["vast.runner", "jobs.health"])
+@pytest.mark.parametrize("module", ["vast.host.runner", "jobs.health"])
 def test_what_runs_beside_a_stage_needs_the_python_of_the_system_only(built: str, module: str) -> None:
     assert "usage" in ask(built, "-m", module, "--help", entrypoint="/usr/bin/python3").lower()
 

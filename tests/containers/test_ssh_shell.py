@@ -25,12 +25,12 @@ import json, os, signal, sys, threading, time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from vast import hostshell, pull, rsync
-from vast.hostshell import HostShell
+from vast.shell import hostshell, pull, rsync
+from vast.shell.hostshell import HostShell
 from vast.marketplace.key import Secret
 from vast.ports import Address
-from vast.ssh import SshTransport
-from vast.sshkey import make_key
+from vast.shell.ssh import SshTransport
+from vast.shell.sshkey import make_key
 
 runs = Path(os.environ.get("RUNS", "/tmp/runs"))
 own = runs / "vast" / "stage3b-1"
@@ -119,7 +119,7 @@ def pair(image: str) -> Iterator[Pair]:
                 ours,
                 PYTHON,
                 "-c",
-                "from vast.sshkey import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
+                "from vast.shell.sshkey import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
             )
             with container(
                 "--network", NETWORK, "--network-alias", "host", "--env", f"AUTHORIZED_KEY={key}",

@@ -40,7 +40,7 @@ def kill_all_in(directory: Path) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Rented]:
-    """A rented one, without its market: vast.host and vast.watchdog as processes."""
+    """A rented one, without its market: vast.host and vast.host.watchdog as processes."""
     made = Rented(tmp_path / "runs", tmp_path / "work", Path(tempfile.mkdtemp(prefix="prefill-test-", dir="/dev/shm")))
     made.root.mkdir()
     made.work.mkdir()

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from jobs import artifacts
 from tests.vast.host import ROOT
-from vast import jobstate, processes
+from vast.host import jobstate, processes
 from vast.ports import Address, Seconds
-from vast.transport import Kind, Reply
+from vast.shell.transport import Kind, Reply
 
 NONCE = "0123456789abcdef"
 RUN = "stage3b/20261123-101500"
@@ -72,7 +72,7 @@ class DirectoryHost:
 
 
 class DirectoryTransport:
-    """Implements vast.transport.Transport over directories, one for each address."""
+    """Implements vast.shell.transport.Transport over directories, one for each address."""
 
     def __init__(self, *hosts: DirectoryHost, addresses: Sequence[Address] = (DIRECT, PROXY)) -> None:
         self.hosts = {address: hosts[min(index, len(hosts) - 1)] for index, address in enumerate(addresses)}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.vast.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, DirectoryTransport
 from tests.vast.fake_market import ManualClock
-from vast.hostshell import HostShell
 from vast.ports import Pulled
+from vast.shell.hostshell import HostShell
 
 BOTH = (DIRECT, PROXY)
 CHECKPOINT = f"{RUN}/checkpoints/checkpoint-"

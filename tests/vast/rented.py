@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.vast.host import ROOT, until
-from vast import jsonfiles
+from vast.host import jsonfiles
 
 RUN_ID, NONCE = "stage3b-20261123-101500", "0123456789abcdef"
 FOREVER = 1_000_000.0
@@ -46,7 +46,7 @@ class Rented:
         settings |= {name.replace("_", "-"): value for name, value in options.items()}
         words = [word for name, value in settings.items() if value is not True for word in (f"--{name}", str(value))]
         flags = [f"--{name}" for name, value in settings.items() if value is True]
-        return [sys.executable, "-S", "-m", "vast.watchdog", "run", *words, *flags]
+        return [sys.executable, "-S", "-m", "vast.host.watchdog", "run", *words, *flags]
 
     def arm(self, instance: int = 7, key: str = "instance-key-7", **options: Any) -> subprocess.Popen[bytes]:
         """Start it, and wait until it watches."""
@@ -101,7 +101,7 @@ class Rented:
         return self.job()
 
     def state_of_runner(self) -> dict[str, Any]:
-        argv = [sys.executable, "-S", "-m", "vast.runner", "status", "--dir", str(self.root / ".runner")]
+        argv = [sys.executable, "-S", "-m", "vast.host.runner", "status", "--dir", str(self.root / ".runner")]
         done = subprocess.run(argv, env=self.environment(), capture_output=True, text=True, check=True)
         return dict(json.loads(done.stdout))
 

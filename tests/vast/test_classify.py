@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.vast import failures
 from tests.vast.failures import ALL, Failure
-from vast.classify import classify, last_failure
-from vast.jobstate import END_REASONS
+from vast.host.classify import classify, last_failure
+from vast.host.jobstate import END_REASONS
 from vast.reasons import REASONS
 
 

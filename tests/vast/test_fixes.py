@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from tests.vast import failures
-from vast.classify import last_failure
-from vast.fixes import LIMITS, PACKAGES, Start, installing, job_arguments, missing_tool, next_start, used
+from vast.host.classify import last_failure
+from vast.host.fixes import LIMITS, PACKAGES, Start, installing, job_arguments, missing_tool, next_start, used
 from vast.policy import load
 
 
@@ -82,7 +82,7 @@ def test_only_known_programs_are_installed(log: str, tool: str | None) -> None:
 def test_the_job_comes_after_the_installation_in_the_same_process() -> None:
     assert installing((), ["prefill", "run"]) == ["prefill", "run"]
     argv = installing(("gcc", "libc6-dev"), ["prefill", "run"])
-    assert argv[0] == sys.executable and argv[1].endswith("/vast/installtool.py")
+    assert argv[0] == sys.executable and argv[1].endswith("/vast/host/installtool.py")
     assert argv[2:] == ["gcc", "libc6-dev", "--", "prefill", "run"]
 
 

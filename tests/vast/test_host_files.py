@@ -14,8 +14,10 @@ import pytest
 
 from jobs import artifacts
 from tests.vast.rented import make_checkpoint, make_run
-from vast import hold, hostfiles, hostruns, jobstate
-from vast.processes import Process, identify
+from vast.host import files as hostfiles
+from vast.host import hold, jobstate
+from vast.host import runs as hostruns
+from vast.host.processes import Process, identify
 
 RUN = "stage3b/20261123-101500"
 

@@ -10,7 +10,7 @@ from jobs.errors import EXIT_STOPPED
 from tests.vast import failures
 from tests.vast.host import gone, until
 from tests.vast.rented import WAITS, Rented, make_checkpoint, make_run
-from vast.hoststart import prune
+from vast.host.start import prune
 
 
 def dies(failure: failures.Failure) -> str:

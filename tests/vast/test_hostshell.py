@@ -11,11 +11,11 @@ import pytest
 from jobs.errors import RunStateError
 from tests.vast.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fake_market import ManualClock
-from vast.hostshell import HostShell
 from vast.marketplace.key import Secret
 from vast.ports import Watchdog
-from vast.push import Input
-from vast.transport import Kind, Reply
+from vast.shell.hostshell import HostShell
+from vast.shell.push import Input
+from vast.shell.transport import Kind, Reply
 
 BOTH = (DIRECT, PROXY)
 TOKEN = "hf_do_not_show_me"

@@ -14,12 +14,12 @@ from tests.vast.fake_engine import FakeEngine
 from vast import policy as policies
 from vast.commands.wiring import Needs, Wiring, wired
 from vast.folder import Folder, Request
+from vast.host.watchdog import _arguments
 from vast.local import command, connect, given
 from vast.local.containers import LocalCloud
 from vast.local.given import Asked, Given
 from vast.local.transport import LocalTransport
 from vast.onstart import Switch
-from vast.watchdog import _arguments
 
 GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
@@ -83,7 +83,7 @@ def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> 
 
 def test_pid_one_is_what_the_watchdog_understands() -> None:
     words = shlex.split(connect.first_process(SWITCH))
-    assert words[:3] == ["/usr/bin/python3", "-m", "vast.watchdog"]
+    assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
     options = _arguments(words[3:])
     assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.t_hard == 3600.0
 

@@ -16,7 +16,7 @@ from vast.ports import GONE, Account, Address, Contract, Instance, OfferQuery, S
 
 LABEL = "prefill/stage1-20261123-101500/1795000000"
 GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000", cache="a-cache")
-CONTRACT = Contract(LABEL, "prefill:test", 40.0, "/usr/bin/python3 -m vast.watchdog run --local")
+CONTRACT = Contract(LABEL, "prefill:test", 40.0, "/usr/bin/python3 -m vast.host.watchdog run --local")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_container_is_given_what_run_sh_gives(fake: FakeEngine, cloud: LocalCl
     assert box.name == "prefill-stage1-20261123-101500" and box.status == "running"
     assert box.labels == {RUN: LABEL, MACHINE: "1"}
     assert config["Entrypoint"] == ["tini", "--"]
-    assert config["Cmd"] == ["/usr/bin/python3", "-m", "vast.watchdog", "run", "--local"]
+    assert config["Cmd"] == ["/usr/bin/python3", "-m", "vast.host.watchdog", "run", "--local"]
     assert (config["Image"], config["User"], config["WorkingDir"]) == (GIVEN.image_id, "1000:1000", "/opt/prefill")
     assert host["ReadonlyRootfs"] is True and host["CapDrop"] == ["ALL"] and host["PidsLimit"] == 4096
     assert host["SecurityOpt"] == ["no-new-privileges"] and host["ShmSize"] == 1 << 30

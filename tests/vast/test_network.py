@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from vast import network
+from vast.shell import network
 
 
 def test_a_target_that_takes_a_connection_proves_the_network() -> None:

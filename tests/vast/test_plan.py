@@ -16,7 +16,7 @@ from jobs.load import resolve
 from jobs.memory import USABLE
 from tests.vast.command_line import Hours
 from vast import policy as policies
-from vast import watchdog
+from vast.host import watchdog
 from vast.onstart import LIMIT, Switch, arguments, onstart
 from vast.plan import Wanted, command_of, estimated, host_image, least_vram, plan_of, query_of, require_caps, run_id_of
 from vast.ports import Offer
@@ -143,7 +143,7 @@ def test_onstart_is_a_script_that_starts_the_watchdog_and_names_no_key(tmp_path:
     text = onstart(SWITCH)
     assert len(text.encode()) < LIMIT and "CONTAINER" not in text
     subprocess.run(["sh", "-n"], input=text, text=True, check=True, timeout=10)
-    assert shlex.join(["/usr/bin/python3", "-m", "vast.watchdog", *arguments(SWITCH)]) in text
+    assert shlex.join(["/usr/bin/python3", "-m", "vast.host.watchdog", *arguments(SWITCH)]) in text
 
 
 def test_onstart_quotes_what_it_is_given() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vast import programs
+from vast.shell import programs
 
 
 def test_a_host_that_talks_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import pytest
 from jobs.rundir import RunDir
 from tests.vast.directory_host import RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import CHECKPOINT, Ours
-from vast import home
 from vast.ports import Pulled
+from vast.shell import home
 
 
 @pytest.fixture

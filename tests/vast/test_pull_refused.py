@@ -14,8 +14,8 @@ import pytest
 
 from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import BOTH, CHECKPOINT, Ours
-from vast import listing, pull
-from vast.transport import Reply
+from vast.shell import listing, pull
+from vast.shell.transport import Reply
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from tests.vast.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fake_market import ManualClock
-from vast import hostruns
-from vast.hostshell import HostShell
-from vast.transport import Reply
+from vast.host import runs as hostruns
+from vast.shell.hostshell import HostShell
+from vast.shell.transport import Reply
 
 BOTH = (DIRECT, PROXY)
 CHECKPOINT = f"{RUN}/checkpoints/checkpoint-"

@@ -16,7 +16,7 @@ import pytest
 
 from jobs import errors, lock
 from tests.vast.host import ROOT, Host, gone, until
-from vast.runner import runs_directory
+from vast.host.runner import runs_directory
 
 # Says that it is there, and ends well as soon as it may.
 WAITS = """
@@ -256,7 +256,7 @@ def test_where_the_runs_are_follows_option_environment_and_image(
 @pytest.mark.parametrize(
     ("argv", "fact"),
     [
-        (["status", "--dir", "none"], "none: no job was started here; start one: python3 -m vast.runner start"),
+        (["status", "--dir", "none"], "none: no job was started here; start one: python3 -m vast.host.runner start"),
         (["stop", "--dir", "none"], "none: no job was started here"),
         (["wait", "--dir", "none"], "none: no job was started here"),
         (["stop", "--dir", "none", "--grace", "-1"], "argument --grace: invalid number of seconds value: '-1'; see"),
@@ -273,7 +273,7 @@ def test_where_the_runs_are_follows_option_environment_and_image(
 def test_a_wrong_call_is_one_line_and_exit_code_2(host: Host, argv: list[str], fact: str) -> None:
     (host.work / "file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "vast.runner", *argv], cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "vast.host.runner", *argv], cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.vast.host import ROOT, Host, gone, until
-from vast.processes import boot_id, identify
+from vast.host.processes import boot_id, identify
 
 # A job and its child, each of which reports a SIGTERM in a file of its own and ends; the job last, with 75.
 LISTENS = """
@@ -92,7 +92,8 @@ def test_a_killed_runner_is_reported_as_lost_and_its_job_is_found(host: Host) ->
     assert (done.returncode, done.stdout) == (2, "")
     fact = f"the job of attempt 1 still runs without its runner: process {min(job, child)}"
     assert (
-        done.stderr == f"error: {host.directory}: {fact}; stop it: python3 -m vast.runner stop --dir {host.directory}\n"
+        done.stderr
+        == f"error: {host.directory}: {fact}; stop it: python3 -m vast.host.runner stop --dir {host.directory}\n"
     )
     assert host.call("wait", "--timeout", "0").returncode == 124
 
@@ -123,7 +124,7 @@ def test_children_that_outlive_both_runner_and_job_are_found_too(host: Host) -> 
 def test_a_job_whose_runner_dies_before_the_state_names_it_never_runs(host: Host) -> None:
     code = """
 import os, sys
-from vast.attempt import Job
+from vast.host.attempt import Job
 job = Job(["touch", "ran"])
 print(job.identity.pid, flush=True)
 os.kill(os.getpid(), 9)

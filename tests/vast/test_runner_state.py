@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import DiskFull
 from tests.vast.host import ROOT, Host, until
-from vast.attempt import write_end
+from vast.host.attempt import write_end
 
 # ---- atomic ---------------------------------------------------------------------------------------------------------------
 
@@ -21,8 +21,8 @@ WRITER = """
 import sys
 from datetime import datetime, UTC
 from pathlib import Path
-from vast import jobstate
-from vast.processes import Process
+from vast.host import jobstate
+from vast.host.processes import Process
 now = datetime.now(UTC)
 for number in range(int(sys.argv[2])):
     command = ["x" * 500] * (1 if number % 2 else 200)  # lengths from 1 KB to 100 KB
@@ -131,7 +131,7 @@ def in_small_file_system(host: Host, script: str) -> subprocess.CompletedProcess
     ):
         pytest.skip("no user namespaces here, so no small file system to fill")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIR": str(host.directory), "PYTHON": sys.executable}
-    body = 'runner() { action=$1; shift; "$PYTHON" -m vast.runner "$action" --dir "$DIR" "$@"; }\n' + script
+    body = 'runner() { action=$1; shift; "$PYTHON" -m vast.host.runner "$action" --dir "$DIR" "$@"; }\n' + script
     return subprocess.run(
         [*prefix, "sh", "-c", body],
         cwd=host.work,

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import RunStateError, UserError
 from tests.vast.rented import Rented
-from vast import secretfiles
+from vast.host import secretfiles
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 

@@ -13,11 +13,11 @@ import pytest
 
 from jobs.errors import UserError
 from tests.vast.host import gone, until
-from vast import rsync
 from vast.ports import Address
-from vast.programs import Ended
-from vast.ssh import SshTransport, outcome
-from vast.transport import Reply
+from vast.shell import rsync
+from vast.shell.programs import Ended
+from vast.shell.ssh import SshTransport, outcome
+from vast.shell.transport import Reply
 
 HOST, OTHER = Address("203.0.113.5", 40022), Address("ssh5.example.org", 12345)
 # Records how it was called, makes the files that ssh makes, and does what `mode` says; the last argument is the command.
@@ -137,7 +137,7 @@ def test_a_temporary_directory_that_is_too_deep_is_not_used(
 ) -> None:
     for name in ("d" * 100, "with a blank"):
         (tmp_path / name).mkdir()
-        monkeypatch.setattr("vast.ssh.tempfile.gettempdir", lambda name=name: str(tmp_path / name))
+        monkeypatch.setattr("vast.shell.ssh.tempfile.gettempdir", lambda name=name: str(tmp_path / name))
         other = SshTransport(bench.run, environ=bench.environ)
         assert str(other._private).startswith("/tmp/prefill-")
         other.close()

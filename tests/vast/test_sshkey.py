@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vast.sshkey import SshKeyError, make_key, public_key
+from vast.shell.sshkey import SshKeyError, make_key, public_key
 
 
 def test_a_run_has_a_key_of_its_own_made_once(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from tests.vast.fake_market import Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.host import until
 from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
-from vast import jsonfiles, lease
-from vast.switch import Limits, Memory
-from vast.watchdog import watch
-from vast.watched import Instance, Machine, delete, take_instance
+from vast.host import jsonfiles, lease
+from vast.host.switch import Limits, Memory
+from vast.host.watchdog import watch
+from vast.host.watched import Instance, Machine, delete, take_instance
 
 SHORT = 1.0  # seconds of silence: ticks are 0.1 s then
 

@@ -25,7 +25,7 @@ from vast.folder import Folder, Request, require_writable
 from vast.plan import Estimated, Wanted
 from vast.policy import Policy
 from vast.ports import Offer
-from vast.sshkey import public_key
+from vast.shell.sshkey import public_key
 from vast.state import Plan
 
 

@@ -17,9 +17,9 @@ from jobs.errors import RunStateError, UserError
 from vast import policy as policies
 from vast import preflight
 from vast.commands.wiring import Needs, RunShell, Wiring, wired
-from vast.detach import leave_session, redirect
 from vast.folder import Folder
 from vast.hooks import Teller
+from vast.host.detach import leave_session, redirect
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import Secret
 from vast.policy import Policy

@@ -15,19 +15,20 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jobs.estimate import estimate
-from vast import network, registry
+from vast import registry
 from vast.clock import SystemClock
 from vast.folder import Folder, Request
-from vast.hostshell import HostShell
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import Secret, find_key
 from vast.marketplace.vast_ai import VastAI
 from vast.onstart import Switch, onstart
 from vast.plan import INPUTS, Estimator
 from vast.ports import Address, Clock, Cloud, Shell
-from vast.push import Input
-from vast.ssh import SshTransport
-from vast.sshkey import make_key
+from vast.shell import network
+from vast.shell.hostshell import HostShell
+from vast.shell.push import Input
+from vast.shell.ssh import SshTransport
+from vast.shell.sshkey import make_key
 
 
 class RunShell(Shell, Protocol):

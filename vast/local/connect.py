@@ -12,7 +12,6 @@ from jobs.errors import RunStateError
 from vast import onstart
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
 from vast.folder import Folder
-from vast.hostshell import HostShell
 from vast.local import given
 from vast.local.containers import LocalCloud
 from vast.local.engine import Engine, connect
@@ -22,6 +21,7 @@ from vast.local.transport import LocalTransport
 from vast.marketplace.key import Secret
 from vast.onstart import Switch
 from vast.ports import Clock, Cloud
+from vast.shell.hostshell import HostShell
 from vast.state import label_text
 
 
@@ -101,5 +101,5 @@ class LocalShell(HostShell):
 
 def first_process(switch: Switch) -> str:
     """What the container's init runs, as words for shlex.split: its end is the container's."""
-    words = (onstart.PYTHON, "-m", "vast.watchdog", *onstart.arguments(replace(switch, url="")), "--local")
+    words = (onstart.PYTHON, "-m", "vast.host.watchdog", *onstart.arguments(replace(switch, url="")), "--local")
     return shlex.join(words)

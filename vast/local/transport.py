@@ -16,7 +16,7 @@ from vast.local.archives import NoRoom, Odd, inside, pack, save
 from vast.local.engine import Engine
 from vast.local.replies import EngineError, Missing, Refused, of_container
 from vast.ports import Address, Seconds
-from vast.transport import Reply
+from vast.shell.transport import Reply
 
 PYTHON = "/usr/bin/python3"
 NAME = re.compile(r"[0-9a-f]{12,64}")
@@ -33,7 +33,7 @@ shutil.rmtree(os.path.join(root, below))
 
 
 class LocalTransport:
-    """Implements vast.transport.Transport.
+    """Implements vast.shell.transport.Transport.
 
     owner: uid and gid that files in the container get, its user's. token: a name that is not there yet.
     """

@@ -18,7 +18,7 @@ from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--seeds", default=2000, show_default=True, type=click.IntRange(1), help="How many, from 0.")
 @click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file, laid over vast/policy.yaml.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")

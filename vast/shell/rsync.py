@@ -2,7 +2,7 @@
 
 A fetch writes in place, so that whatever ends it (a lost connection, a kill -9, a power cut) leaves what was brought so
 far, and the next one goes on from it: a file may be half there under its own name, and nothing that rsync wrote is believed
-before its sha256 has been compared (vast/pull.py). On a host, where a job may look, half files have another place.
+before its sha256 has been compared (vast/shell/pull.py). On a host, where a job may look, half files have another place.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vast.ports import Address
-from vast.programs import Ended
-from vast.transport import Reply
+from vast.shell.programs import Ended
+from vast.shell.transport import Reply
 
 SILENT = 60  # seconds without a byte after which rsync gives up
 OPTIONS = (

@@ -1,6 +1,6 @@
-"""Runs a job detached on the machine where it is called, as over ssh on a rented one: python3 -m vast.runner start ...
+"""Runs a job detached on the machine where it is called, as over ssh on a rented one: python3 -m vast.host.runner start ...
 
-    DIR/state.json   what runs, and how it ended: vast/jobstate.py; `status` adds what is true now
+    DIR/state.json   what runs, and how it ended: vast/host/jobstate.py; `status` adds what is true now
     DIR/job.log      the output of the job, and lines of the runner itself, which begin with [runner
     DIR/lock         held as long as the runner lives: one runner, one job
 
@@ -25,9 +25,9 @@ from typing import IO, NoReturn
 
 from jobs import lock
 from jobs.errors import EXIT_BUG, EXIT_OK, RunStateError, UserError
-from vast import attempt, jobstate
-from vast.detach import leave_session, redirect
-from vast.processes import signal_group
+from vast.host import attempt, jobstate
+from vast.host.detach import leave_session, redirect
+from vast.host.processes import signal_group
 
 COMMAND = "prefill"
 IMAGE_RUNS = "/runs"  # what container/prefill sets if $PREFILL_RUNS is not set
@@ -175,7 +175,9 @@ seconds.__name__ = "number of seconds"  # argparse names the type in its message
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python3 -m vast.runner", description="Run a job detached from the session that starts it.")
+    parser = Parser(
+        prog="python3 -m vast.host.runner", description="Run a job detached from the session that starts it."
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     helps = {
         "start": "start a job; what follows -- are its arguments",

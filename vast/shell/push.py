@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError
-from vast import listing
-from vast.home import Home, sha256_of
 from vast.ports import Address, Seconds
-from vast.transport import Reply, Transport
+from vast.shell import listing
+from vast.shell.home import Home, sha256_of
+from vast.shell.transport import Reply, Transport
 
 SLOWEST = 1e6  # bytes a second that a transfer may take its time by
 LEAST: Seconds = 60.0

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast import answers, listing, push
-from vast.home import Home
-from vast.listing import Refused
 from vast.marketplace.key import Secret
 from vast.ports import Address, Clock, Host, Pulled, Seconds
-from vast.pull import pull
-from vast.push import Input
-from vast.transport import Reply, Transport
+from vast.shell import answers, listing, push
+from vast.shell.home import Home
+from vast.shell.listing import Refused
+from vast.shell.pull import pull
+from vast.shell.push import Input
+from vast.shell.transport import Reply, Transport
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class HostShell:
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
-        """{"offset", "next", "text"} of the job's output, see vast/host.py; None: no answer, or there is no log yet."""
+        """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
         address = self._reach(addresses)
         if address is None:
             return None

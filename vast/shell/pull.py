@@ -17,10 +17,10 @@ from pathlib import Path
 from jobs import artifacts
 from jobs.artifacts import sync_directory
 from jobs.errors import DiskFull, UserError
-from vast.home import Home, Known, sha256_of
-from vast.listing import MANIFEST, SUMMARY, Listed, Listing
 from vast.ports import Pulled
-from vast.transport import Reply
+from vast.shell.home import Home, Known, sha256_of
+from vast.shell.listing import MANIFEST, SUMMARY, Listed, Listing
+from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
 SHOWN = 3  # problems named in a message

@@ -1,6 +1,6 @@
 """One attempt at a job, in the runner's process: start it, wait for it, and record how it ended.
 
-What an end means is read from the exit code and the log (vast/classify.py); what tries again belongs around `run`.
+What an end means is read from the exit code and the log (vast/host/classify.py); what tries again belongs around `run`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from types import FrameType
 from typing import NoReturn
 
 from jobs.errors import EXIT_USER, RunStateError, UserError
-from vast import classify, jobstate
-from vast.processes import Process, identify, signal_group
+from vast.host import classify, jobstate
+from vast.host.processes import Process, identify, signal_group
 
 RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
 LONGEST_PAUSE = 8.0
@@ -185,7 +185,7 @@ class Job:
 def _exec_when_released(command: Sequence[str], gate: int, refusal: int) -> NoReturn:
     try:
         os.setpgid(0, 0)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # what runner, caller or Python ignore would stay so after exec
         if os.read(gate, 1):
             os.execvp(command[0], list(command))
@@ -200,7 +200,7 @@ def _previous(directory: Path) -> jobstate.State | None:
     state = jobstate.read(directory)
     if state is not None and (members := jobstate.job_members(directory, state)):
         fact = f"the job of attempt {state['attempt']} still runs without its runner: process {members[0]}"
-        raise RunStateError(directory, fact, f"stop it: python3 -m vast.runner stop --dir {directory}")
+        raise RunStateError(directory, fact, f"stop it: python3 -m vast.host.runner stop --dir {directory}")
     return state
 
 

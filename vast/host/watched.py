@@ -17,9 +17,9 @@ from types import FrameType
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast import jobstate, jsonfiles, lease, processes
-from vast.hostruns import RUNNER
-from vast.switch import Memory
+from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.runs import RUNNER
+from vast.host.switch import Memory
 
 API_SECONDS = 20.0
 _ID = re.compile(r"(?:C\.)?(\d+)")
@@ -42,7 +42,7 @@ def take_instance(environment: MutableMapping[str, str], url: str) -> Instance |
 
 
 class Machine:
-    """vast.watchdog.World of a real machine. instance: None for a local container, or where the environment names none."""
+    """vast.host.watchdog.World of a real machine. instance: None for a local container, or where the environment names none."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], instance: Instance | None, local: bool) -> None:
         self.directory, self.instance, self.local = directory, instance, local

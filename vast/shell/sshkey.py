@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.artifacts import io_errors_reported, sync_directory
 from jobs.errors import UserError
-from vast import programs
+from vast.shell import programs
 
 KEY = "key"
 PUBLIC = ".pub"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import RunStateError
-from vast import hostruns, jobstate, jsonfiles, lease, processes
+from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host import runs as hostruns
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 SMI_SECONDS = 3.0
@@ -47,7 +48,7 @@ class Clocks(NamedTuple):
 def look(
     root: Path, clocks: Clocks | None = None, smi: Callable[[], tuple[int, str] | None] | None = None
 ) -> dict[str, Any]:
-    """The JSON object that vast/host.py prints; see there."""
+    """The JSON object that vast/host/__main__.py prints; see there."""
     clocks = clocks or Clocks(time.time, time.monotonic)
     watch = root / hostruns.WATCHDOG
     card = gpu((smi or ask_nvidia_smi)())

@@ -1,4 +1,4 @@
-"""The files between the dead-man's switch (vast/watchdog.py) and those who look at it or renew its lease.
+"""The files between the dead-man's switch (vast/host/watchdog.py) and those who look at it or renew its lease.
 
 DIR/config.json  what it is bound by, written by the watchdog at its start
 DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast import jsonfiles
-from vast.jobstate import io_errors_reported
-from vast.processes import Process, lives
+from vast.host import jsonfiles
+from vast.host.jobstate import io_errors_reported
+from vast.host.processes import Process, lives
 
 CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "log.txt", "lock"
 
@@ -30,7 +30,7 @@ def renew(directory: Path, until: float) -> None:
     """until: seconds to the run's deadline, for those who look. Raises RunStateError where no watchdog ever was."""
     if nonce(directory) is None:
         raise RunStateError(
-            directory, "no dead-man's switch was started here", "start it: python3 -m vast.watchdog run"
+            directory, "no dead-man's switch was started here", "start it: python3 -m vast.host.watchdog run"
         )
     with io_errors_reported(directory / LEASE):
         # In place: a full disk must not end a machine that its supervisor is just looking after. Torn, it counts as renewed.

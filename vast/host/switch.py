@@ -1,4 +1,4 @@
-"""The judgement of the dead-man's switch: what to do now, from what has elapsed. Pure; vast/watchdog.py is the rest.
+"""The judgement of the dead-man's switch: what to do now, from what has elapsed. Pure; vast/host/watchdog.py is the rest.
 
 Ends are: the longest life, the dollars, a lease that nobody renews. Then the job is asked for a checkpoint, is given a bounded
 grace, and the machine is destroyed. Grace is part of life and dollars, so that it exceeds neither. Time is uptime: it counts

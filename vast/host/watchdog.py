@@ -1,9 +1,9 @@
-"""The dead-man's switch on a rented machine: python3 -m vast.watchdog run --dir /runs/.watchdog ...
+"""The dead-man's switch on a rented machine: python3 -m vast.host.watchdog run --dir /runs/.watchdog ...
 
 It is started first, by the contract's onstart, and again with every start of the container; outside of the job's process group,
-so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/switch.py) it asks the job
-for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it is gone
-itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
+so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/host/switch.py) it asks
+the job for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it
+is gone itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
 
 CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is in no file, no message and no argument.
 --local is for a container of one's own: there the end of the watchdog, its first process, is the end of the machine.
@@ -27,10 +27,10 @@ from typing import Any, Protocol
 
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
-from vast import jobstate, jsonfiles, lease
-from vast.runner import Parser, seconds
-from vast.switch import Act, Limits, Memory, started_again, tick
-from vast.watched import Instance, Machine, take_instance
+from vast.host import jobstate, jsonfiles, lease
+from vast.host.runner import Parser, seconds
+from vast.host.switch import Act, Limits, Memory, started_again, tick
+from vast.host.watched import Instance, Machine, take_instance
 
 TICK = 5.0  # seconds; less where the limits are that short
 
@@ -130,7 +130,7 @@ def _hear(on_term: Callable[[int, FrameType | None], None] | None) -> None:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="python3 -m vast.watchdog", description="The dead-man's switch of a rented machine.")
+    parser = Parser(prog="python3 -m vast.host.watchdog", description="The dead-man's switch of a rented machine.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     one = actions.add_parser("run", help="watch until the end", allow_abbrev=False)
     one.add_argument("--dir", type=Path, required=True, help="where its state, lease and log are kept")

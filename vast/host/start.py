@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast import attempt, classify, fixes, hold, hostruns, jobstate, jsonfiles, lease, processes, runner
-from vast.hostruns import RUNNER, WATCHDOG
+from vast.host import attempt, classify, fixes, hold, jobstate, jsonfiles, lease, processes, runner
+from vast.host import runs as hostruns
+from vast.host.runs import RUNNER, WATCHDOG
 
 CODE = Path(__file__).parents[1]
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
@@ -68,7 +69,7 @@ def stop(root: Path, grace: float) -> None:
     argv = [
         sys.executable,
         "-m",
-        "vast.runner",
+        "vast.host.runner",
         "stop",
         "--dir",
         str((root / RUNNER).resolve()),

@@ -1,11 +1,11 @@
 """Everything that the supervisor asks of a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
-    look                       the dead-man's switch, the job, the GPU, the disk: vast/hostlook.py
-    start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/hoststart.py
+    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/look.py
+    start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
     stop [--grace S]           ask for a checkpoint and an end; returns at once
     lease --until S            renew the lease; S seconds are left to the run's deadline
-    secrets                    those on standard input, {"NAME": "value"}, into memory; all others go: vast/secretfiles.py
-    files [--everything]       what can be pulled, and from where: vast/hostfiles.py
+    secrets                    those on standard input, {"NAME": "value"}, into memory; all others go: vast/host/secretfiles.py
+    files [--everything]       what can be pulled, and from where: vast/host/files.py
     log [--tail N] [--follow-from BYTES]     the job's output
 
 Each prints one JSON object. Exit code 0; 2 for a mistake, 75 for what may be asked again in a while, with `error: ...`.
@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_OK, RunStateError, UserError
-from vast import hostfiles, hostlook, hoststart, jobstate, lease, secretfiles
-from vast.hostruns import RUNNER, WATCHDOG
-from vast.runner import COMMAND, GRACE, Parser, seconds
+from vast.host import files as hostfiles
+from vast.host import jobstate, lease, secretfiles
+from vast.host import look as hostlook
+from vast.host import start as hoststart
+from vast.host.runner import COMMAND, GRACE, Parser, seconds
+from vast.host.runs import RUNNER, WATCHDOG
 
 ROOT = Path("/runs")
 LARGEST = 256 * 1024  # bytes of the log in one answer

@@ -1,7 +1,7 @@
 """What can be pulled from a rented machine now: names, sizes, hashes, and where to read each file.
 
 A log that grows has no hash. Files that are replaced whole are read through a hard link of this moment, so that their hash
-holds; so is the newest complete checkpoint (vast/hold.py). A complete run is what its manifest says, with summary.json last.
+holds; so is the newest complete checkpoint (vast/host/hold.py). A complete run is what its manifest says, with summary.json last.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast import hold, hostruns, jobstate, jsonfiles, lease
-from vast.hostruns import HOLD, RUNNER, WATCHDOG
+from vast.host import hold, jobstate, jsonfiles, lease
+from vast.host import runs as hostruns
+from vast.host.runs import HOLD, RUNNER, WATCHDOG
 
 GROWING = (".jsonl", ".txt")
 NEVER = {"lock"}  # of the run's writer
@@ -26,7 +27,7 @@ Entry = dict[str, Any]
 
 
 def files(root: Path, everything: bool = False, have: str | None = None) -> dict[str, Any]:
-    """The JSON object that vast/host.py prints; see there. Raises RunStateError for a state.json that cannot be read.
+    """The JSON object that vast/host/__main__.py prints; see there. Raises RunStateError for a state.json that cannot be read.
 
     have: see `hold.newest`.
     """

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vast import jsonfiles
+from vast.host import jsonfiles
 
 RUNNER, WATCHDOG, HOLD = ".runner", ".watchdog", ".hold"
 MARK = "complete.json"
@@ -44,7 +44,7 @@ def runs_of(root: Path, stage: str) -> list[Path]:
 
 
 def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:
-    """The run that the job of `state` (vast/jobstate.py) writes: its lock names the job's process.
+    """The run that the job of `state` (vast/host/jobstate.py) writes: its lock names the job's process.
 
     Before it has one: the newest unfinished run of the stage, which is what it will go on with. A job that found its run
     complete already took no lock: the newest complete one.

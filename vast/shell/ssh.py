@@ -1,6 +1,6 @@
 """The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
 
-Checking of host keys is never off: a key is believed at the first contact alone (vast/pins.py). One connection is shared
+Checking of host keys is never off: a key is believed at the first contact alone (vast/shell/pins.py). One connection is shared
 by the calls that follow each other (ControlMaster) and ends by itself a minute after the last.
 """
 
@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import UserError
-from vast import pins, programs, rsync
 from vast.ports import Address, Seconds
-from vast.programs import Ended
-from vast.sshkey import KEY, PUBLIC, child_environment
-from vast.transport import Kind, Reply
+from vast.shell import pins, programs, rsync
+from vast.shell.programs import Ended
+from vast.shell.sshkey import KEY, PUBLIC, child_environment
+from vast.shell.transport import Kind, Reply
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ SIGNS: tuple[tuple[str, Kind], ...] = (
 class SshTransport:
     """The machines of one run.
 
-    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/sshkey.py).
+    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/shell/sshkey.py).
     pin: the name of the instance that is used now. An address that a later instance is given is a first contact again.
     Raises UserError if ssh or rsync is not installed.
     """

@@ -2,11 +2,11 @@
 
 phase          starting -> running -> ended; `observe` adds: lost (the runner has died, and nobody can write the end)
 attempt        1, 2, ...; what the earlier ones came to is under `history`
-job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/processes.py
+job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/host/processes.py
 exit_code      the job's; 128 + n if signal n killed it, and then `signal` has its name
-end_reason     what the exit code says (`END_REASONS`), or what the log says more precisely: vast/classify.py
+end_reason     what the exit code says (`END_REASONS`), or what the log says more precisely: vast/host/classify.py
 fingerprint    of a failure: the same cause has the same one on another day; null if nothing failed
-fixes          what was changed so that a failure may not come again, one line each, over all attempts: vast/fixes.py
+fixes          what was changed so that a failure may not come again, one line each, over all attempts: vast/host/fixes.py
 runs_dir       where the job keeps its runs; null if the command decides that by itself
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from jobs import errors
 from jobs.errors import DiskFull, RunStateError
-from vast.processes import Process, group_members, lives
+from vast.host.processes import Process, group_members, lives
 
 SCHEMA = 1
 STATE, LOG, LOCK, RESERVE = "state.json", "job.log", "lock", ".reserve"
@@ -220,7 +220,7 @@ def observe(directory: Path) -> State:
     state = read(directory)
     while True:
         if state is None:
-            raise RunStateError(directory, "no job was started here", "start one: python3 -m vast.runner start")
+            raise RunStateError(directory, "no job was started here", "start one: python3 -m vast.host.runner start")
         runner = process(state, "runner")
         runner_alive = runner is not None and lives(runner)
         # A runner writes the end and then ends itself: only a file that is still the same proves that it died first.

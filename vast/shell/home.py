@@ -20,9 +20,9 @@ from typing import Any
 from jobs import artifacts
 from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DataError
-from vast import answers
-from vast.listing import MARK, SUMMARY, is_safe
 from vast.ports import Pulled
+from vast.shell import answers
+from vast.shell.listing import MARK, SUMMARY, is_safe
 
 RECEIPT, STAGING = "home.json", "staging"
 KEEP = 2  # checkpoints of a run that are kept here

@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vast import hostruns, jsonfiles
-from vast.hostruns import HOLD, Checkpoint
+from vast.host import jsonfiles
+from vast.host import runs as hostruns
+from vast.host.runs import HOLD, Checkpoint
 
 HASHES = "sha256.json"
 TRIES = 3  # the run may prune what is just being linked

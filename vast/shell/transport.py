@@ -1,6 +1,7 @@
-"""How commands and files get to a host and back. The real one is vast/ssh.py; a container on this machine has its own.
+"""How commands and files get to a host and back. The real one is vast/shell/ssh.py; a container on this machine has its own.
 
-A transport knows nothing of runs: what it brings is checked by vast/pull.py, and whose machine it is by vast/hostshell.py.
+A transport knows nothing of runs: what it brings is checked by vast/shell/pull.py, and whose machine it is by
+vast/shell/hostshell.py.
 """
 
 from __future__ import annotations

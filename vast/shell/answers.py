@@ -15,7 +15,7 @@ from typing import Any
 from jobs.runfiles import ID_PATTERN
 from vast.ports import Host, Job, Watchdog
 
-PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/jobstate.py, and none
+PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
 _RUN = re.compile(rf"[a-z0-9][a-z0-9._-]*/{ID_PATTERN.pattern}")
 _CHECKPOINT = re.compile(r"(.+)/checkpoints/checkpoint-(\d{1,12})")
