@@ -18,7 +18,9 @@ print(*sorted(names - {"__main__"}))
 """
 
 
-@pytest.mark.parametrize("module", ["vast.host.runner", "vast.host.__main__", "vast.host.watchdog", "vast.host.installtool"])
+@pytest.mark.parametrize(
+    "module", ["vast.host.runner", "vast.host.__main__", "vast.host.watchdog", "vast.host.installtool"]
+)
 def test_it_imports_the_standard_library_and_of_jobs_only_errors_and_lock(module: str) -> None:
     command = [sys.executable, "-I", "-S", "-c", CODE, str(ROOT), module]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
