@@ -177,10 +177,10 @@ def test_packed_training_of_3b_on_an_h200_is_as_fast_as_measured() -> None:
 
 
 def test_the_embedded_model_waits_for_launches_and_a_faster_gpu_does_not_help() -> None:
-    """Prototype on an H200: 122,000 tokens/s."""
+    """docs/log.md: 600 steps in 68 to 74 s on an H200, loading, evaluations and all; 70 to 86 ms to launch one pass."""
     slow, fast = estimate(job("stage3b", "embedded"), "H200"), estimate(job("stage3b", "embedded"), "B200")
     assert slow.tokens_per_s is not None and fast.tokens_per_s is not None
-    assert fast.tokens_per_s == pytest.approx(122_000, rel=0.15) and fast.tokens_per_s < 1.3 * slow.tokens_per_s
+    assert slow.steps_per_s == pytest.approx(1 / 0.078, rel=0.1) and fast.tokens_per_s < 1.3 * slow.tokens_per_s
 
 
 def test_more_gpus_are_faster_but_not_for_nothing() -> None:
