@@ -123,7 +123,7 @@ vast-up: $(BASE) ## Rent a machine and run a stage on it: make vast-up STAGE=sta
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
 vast-status: $(BASE) ## What is known here of rented runs
 	@$(call vast,status) $(ARGS)
-vast-down: $(BASE) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500
+vast-down: $(BASE) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(BASE) ## Destroy machines of ours that nobody looks after; for cron
 	@$(call vast,reap) $(ARGS)

@@ -58,8 +58,9 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
     offer = action.offer
     assert offer is not None
     state = changed(
-        state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t
-    )
+        state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
+        absences=0, absent_at=None,
+    )  # fmt: skip
     outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
     made = result.instance_id if isinstance(result, CreateResult) else None
     price = offer.dollars_per_hour

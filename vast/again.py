@@ -28,11 +28,26 @@ def refuse_complete(runs_dir: Path, stage: str, fingerprint: str) -> None:
         raise RunStateError(done.path, "is complete, with the very same settings", "repeat it with --force")
 
 
+def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
+    """Raises RunStateError if a rented run of this very job is open here: `attach` was meant, not a second machine."""
+    for folder in folders(runs_dir):
+        try:
+            last = folder.last()
+        except UserError:
+            continue
+        if last is not None and last.state.phase != "closed" and last.plan.command == command:
+            name = folder.run_id
+            remedy = f"go on with it: python -m vast attach {name}; end it: python -m vast down {name}; or --force a second one"
+            raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
+
+
 def begun(runs_dir: Path, stage: str, fingerprint: str) -> Begun | None:
     """The newest closed rented run of this very job that has left an unfinished run here."""
-    for folder in reversed(folders(runs_dir)):
+    there = folders(runs_dir)
+    in_use = {brought(folder) for folder in there if is_open(folder)}
+    for folder in reversed(there):
         run = brought(folder)
-        if run is None or run.partition("/")[0] != stage or is_open(folder):
+        if run is None or run.partition("/")[0] != stage or run in in_use:
             continue
         try:
             found = RunDir.open(runs_dir / run)

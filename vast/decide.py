@@ -134,11 +134,11 @@ def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | N
 
 
 def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """The newest checkpoint, while the job runs on."""
+    """Metrics, logs and the newest checkpoint, while the job runs on."""
     machine = state.machine
     if machine is None or machine.job is None or not in_touch(obs, machine) or obs.t < state.pull_next:
         return None
-    if machine.job.checkpoint is None or machine.job.checkpoint == state.home:
+    if machine.job.checkpoint is not None and machine.job.checkpoint == state.home:
         return None
     if obs.t - state.pulled_at < 60 * policy.pull_minutes and not ends_soon(obs.t, state, policy):
         return None
@@ -173,7 +173,7 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
         return "the budget is used up"
     if obs.t >= state.cap_seconds - LEAD:
         return "the time is up"
-    if obs.t - state.waits_from >= policy.deadlines.collecting:
+    if obs.t - state.waits_from >= policy.deadlines.collecting and not _is_held(obs, state, policy):
         return "the deadline for fetching is over"
     if machine is None or not obs.looked or obs.account is None or not obs.network:
         return None

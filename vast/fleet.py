@@ -1,10 +1,13 @@
 """All machines of the account that are ours, and which of them should not be there: `vast reap`. Pure, but for `Reaper`.
 
-label         here                         before its deadline    past it
-not ours      -                            spared                 spared
-ours          a supervisor is alive        spared                 destroyed
-ours          known, nobody looks after    destroyed              destroyed
-ours          not known: another machine   spared                 destroyed     with --all-mine: destroyed
+label         here                               before its deadline    past it
+not ours      -                                  spared                 spared
+ours          a supervisor is alive              spared                 destroyed
+ours          none is alive, one was lately      spared                 destroyed     with --all-mine: destroyed
+ours          known, nobody looks after          destroyed              destroyed
+ours          not known: another machine         spared                 destroyed     with --all-mine: destroyed
+
+Lately: for as long as its dead-man's switch waits too, so that a supervisor that was killed can be resumed by `attach`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from vast.folder import Care
 from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds
 from vast.state import parse_label
 
@@ -33,7 +37,7 @@ class Verdict:
 
 
 def judge(
-    instances: Iterable[Instance], now: Seconds, here: Mapping[str, bool], all_mine: bool = False
+    instances: Iterable[Instance], now: Seconds, here: Mapping[str, Care], all_mine: bool = False
 ) -> tuple[Verdict, ...]:
     """What to do with each machine that is ours. here: of each run that is known here, whether it is looked after."""
     found = []
@@ -48,15 +52,17 @@ def judge(
     return tuple(found)
 
 
-def _fate(now: Seconds, deadline: int, alive: bool | None, all_mine: bool) -> tuple[bool, str]:
+def _fate(now: Seconds, deadline: int, care: Care | None, all_mine: bool) -> tuple[bool, str]:
     if now > deadline:
         return True, "past its deadline"
-    if alive is False:
+    if care == "nobody":
         return True, "nobody looks after its run"
     if all_mine:
         return True, "all are asked for"
-    if alive:
+    if care == "alive":
         return False, "its run is looked after"
+    if care == "lately":
+        return False, "its run was looked after lately: attach goes on with it, down ends it"
     return False, "a run of another machine, before its deadline"
 
 

@@ -26,7 +26,7 @@ def fold(state: RunState, obs: Observation, policy: Policy) -> RunState:
         changes["waits_from"] = obs.t
     if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
         state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # nobody could start a job meanwhile
-    if state.machine is not None and obs.host is not None and obs.network:
+    if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
         if state.machine is not None and _started_after_all(state, state.machine):
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
@@ -138,8 +138,9 @@ def _adopted(found: Instance, intent: Intent) -> Machine:
 
 
 def _instance(machine: Machine, found: Instance, t: float) -> Machine:
-    away = found.status in AWAY and machine.ran_at is not None  # null is what a new one begins with
-    same = {one.host for one in machine.addresses} == {one.host for one in found.addresses} and machine.addresses
+    # null is what a new one begins with; and who answers over ssh is there, whatever the market says
+    away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
+    same = set(machine.addresses) == set(found.addresses)  # perhaps turned, see _host
     return changed(
         machine,
         seen_at=t,

@@ -20,13 +20,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs import lock
 from jobs.artifacts import io_errors_reported, read_json, write_text_atomically
 from jobs.errors import RunStateError, UserError
 from vast import journal
 from vast.journal import LOCK
+from vast.ports import Seconds
 
 VAST = "vast"  # below the runs directory
 
@@ -162,6 +163,20 @@ def is_open(folder: Folder) -> bool:
     return last is not None and last.state.phase != "closed"
 
 
-def live_runs(runs_dir: Path) -> Mapping[str, bool]:
-    """Of every run that is kept here: whether somebody looks after it."""
-    return {one.run_id: one.is_supervised() for one in folders(runs_dir)}
+Care = Literal["alive", "lately", "nobody"]
+
+
+def cared_for(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Care]:
+    """Of every run that is kept here: whether somebody looks after it, or did so less than `lately` seconds ago."""
+    return {one.run_id: _care(one, now, lately) for one in folders(runs_dir)}
+
+
+def _care(folder: Folder, now: Seconds, lately: Seconds) -> Care:
+    if folder.is_supervised():
+        return "alive"
+    try:
+        last = folder.last()
+    except UserError:
+        return "nobody"
+    is_open = last is not None and last.state.phase != "closed"
+    return "lately" if last is not None and is_open and 0 <= now - last.stamp.wall < lately else "nobody"

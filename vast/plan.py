@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -147,12 +147,9 @@ def command_of(
     return tuple(words)
 
 
-def run_id_of(stage: str, now: datetime, taken: Mapping[str, object] | None = None) -> str:
-    stamp = f"{stage}-{now:%Y%m%d-%H%M%S}"
-    serial = 1
-    while (name := stamp if serial == 1 else f"{stamp}-{serial}") in (taken or {}):
-        serial += 1
-    return name
+def run_id_of(stage: str, now: datetime, random: str) -> str:
+    """`random`: two runs of one account that share a name would take each other's machines for their own."""
+    return f"{stage}-{now:%Y%m%d-%H%M%S}-{random}"
 
 
 def plan_of(

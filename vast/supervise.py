@@ -141,8 +141,8 @@ class Supervisor:
             addresses = found.addresses
         if addresses and machine is not None and (machine.ran_at is not None or running):
             host = self.shell.look(addresses)
-        answered = account is not None and (host is None or host.contact == "ok")
-        network = True if answered else self.shell.network_is_up()
+        reached = host is not None and host.contact == "ok"
+        network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, network)
 
     # ---- acting ------------------------------------------------------------------------------------------------------

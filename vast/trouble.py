@@ -63,7 +63,7 @@ def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: P
     since_running = obs.t - machine.ran_at
     is_unhealthy = unhealthy(obs.t, machine, policy)
     if not machine.armed:
-        seen = is_unhealthy or obs.host.contact == "ok"
+        seen = is_unhealthy or obs.host.contact == "ok" or (machine.denied and not machine.starts)
         late = policy.deadlines.ssh if machine.reached_at is None else policy.deadlines.ssh + policy.unreachable.seconds
         waiting = since_running if not machine.starts or machine.reached_at is None else obs.t - machine.boot_at
         if not seen or waiting < late:

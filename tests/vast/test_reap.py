@@ -9,7 +9,7 @@ import pytest
 from tests.vast.command_line import World
 from tests.vast.fake_market import ManualClock, Rental
 from vast import fleet
-from vast.folder import Folder, Request
+from vast.folder import Care, Folder, Request
 from vast.journal import FileJournal
 from vast.ports import GONE, Account, Gone, Instance, Status
 from vast.state import label_text
@@ -36,20 +36,23 @@ def living(world: World) -> set[int]:
 
 
 @pytest.mark.parametrize(
-    ("deadline", "alive", "all_mine", "destroy"),
+    ("deadline", "care", "all_mine", "destroy"),
     [
-        (NOW + 60, True, False, False),
-        (NOW + 60, False, False, True),
+        (NOW + 60, "alive", False, False),
+        (NOW + 60, "lately", False, False),
+        (NOW + 60, "nobody", False, True),
         (NOW + 60, None, False, False),
-        (NOW - 1, True, False, True),
-        (NOW - 1, False, False, True),
+        (NOW - 1, "alive", False, True),
+        (NOW - 1, "lately", False, True),
+        (NOW - 1, "nobody", False, True),
         (NOW - 1, None, False, True),
-        (NOW + 60, True, True, True),
+        (NOW + 60, "alive", True, True),
+        (NOW + 60, "lately", True, True),
         (NOW + 60, None, True, True),
     ],
 )
-def test_the_table_of_the_fleet(deadline: float, alive: bool | None, all_mine: bool, destroy: bool) -> None:
-    assert fleet._fate(NOW, int(deadline), alive, all_mine)[0] is destroy
+def test_the_table_of_the_fleet(deadline: float, care: Care | None, all_mine: bool, destroy: bool) -> None:
+    assert fleet._fate(NOW, int(deadline), care, all_mine)[0] is destroy
 
 
 def test_only_machines_past_their_deadline_or_without_a_live_run_go(world: World) -> None:

@@ -12,7 +12,7 @@ from vast import fleet, preflight
 from vast import policy as policies
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
-from vast.folder import live_runs
+from vast.folder import cared_for
 
 PATIENCE = 900.0  # seconds for each machine
 
@@ -38,7 +38,9 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         trouble = str(getattr(cloud, "trouble", "")) or "no answer"
         click.echo(f"error: Vast.ai: the machines cannot be listed: {trouble}; try again", err=True)
         raise click.exceptions.Exit(EXIT_BUG)
-    found = fleet.judge(instances, wiring.clock.now(), live_runs(runs_dir.absolute()), all_mine)
+    now = wiring.clock.now()
+    here = cared_for(runs_dir.absolute(), now, policy.watchdog.silent)
+    found = fleet.judge(instances, now, here, all_mine)
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
         until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import click
@@ -94,7 +95,7 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
     wanted = Wanted(gpu, gpus, min_vram or 0.0, max_price, disk, interruptible, bid)
     runs_dir = runs_dir.absolute()
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
-    run_id = plans.run_id_of(stage, now, {path.name: None for path in (runs_dir / "vast").glob("*")})
+    run_id = plans.run_id_of(stage, now, token_hex(2))
     profile_file = None if profile in profile_names() else Path(profile).absolute()
     sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
     command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
@@ -108,6 +109,7 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
     fingerprint = job.fingerprint(resolve_init(runs_dir, job))
     if not force:
         again.refuse_complete(runs_dir, stage, fingerprint)
+        again.refuse_open(runs_dir, plan.command)
     begun = None if force else again.begun(runs_dir, stage, fingerprint)
     public = None if ssh_key is None else public_key(ssh_key.absolute(), wiring.environ)
     login = start.held(policy, wiring).login

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jobs.estimate import estimate
+from vast import policy as policies
 from vast import registry
 from vast.clock import SystemClock
 from vast.folder import Folder, Request
@@ -80,6 +81,7 @@ def over_ssh(needs: Needs) -> RunShell:
         lambda: network.is_up((probe,)),
         secrets=lambda: needs.secrets,
         inputs=inputs_of(folder.runs_dir, request),
+        grace=policies.load(folder.policy).watchdog.grace,
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
         "fixes": state["fixes"],
         "run": None if run is None else hostruns.name_of(root, run),
         **progress(beat, clocks),
+        **({"beat_age": age} if beat is None and (age := speechless(state, clocks)) is not None else {}),
         "checkpoint": found[-1].name if found else None,
         "complete": run is not None and hostruns.is_complete(run),
     }
@@ -121,6 +123,14 @@ def progress(beat: Mapping[str, Any] | None, clocks: Clocks) -> dict[str, Any]:
         "tokens_per_s": jsonfiles.number(beat.get("tokens_per_s")),
         "beat_age": beat_age(beat, clocks),
     }
+
+
+def speechless(state: Mapping[str, Any], clocks: Clocks) -> float | None:
+    """Seconds since the start of a job that runs and has said nothing at all, once that is too long for its imports."""
+    with suppress(TypeError, ValueError):
+        age = clocks.time() - datetime.fromisoformat(state["started"]).timestamp()
+        return age if state["phase"] == "running" and age > SILENCE else None
+    return None
 
 
 def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:

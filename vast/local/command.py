@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import click
@@ -78,7 +79,7 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     made = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
-    run_id = plans.run_id_of(stage, now, {path.name: None for path in (runs_dir / "vast").glob("*")})
+    run_id = plans.run_id_of(stage, now, token_hex(2))
     sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
     command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
     plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)

@@ -41,6 +41,7 @@ class HostShell:
     network: whether our own network works; it must not ask the host.
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
+    grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
     """
 
@@ -55,11 +56,13 @@ class HostShell:
         *,
         secrets: Callable[[], Mapping[str, Secret]] = dict,
         inputs: Sequence[Input] = (),
+        grace: Seconds | None = None,
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
         self.transport, self.here, self.nonce, self.clock = transport, Home(runs_dir, own), nonce, clock
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
+        self.grace = () if grace is None else ("--grace", f"{grace:g}")
         self.root, self.program = root, tuple(program)
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
@@ -126,7 +129,7 @@ class HostShell:
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         address = self._reach(addresses)
-        return None if address is None else self._command(address, "stop")
+        return None if address is None else self._command(address, "stop", *self.grace)
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
