@@ -14,10 +14,12 @@ every holder, is checked before each act, and records that carry an older one th
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,11 +29,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs import lock
 from jobs.artifacts import sync_directory, write_text_atomically
-from jobs.errors import RunStateError
+from jobs.errors import DiskFull, RunStateError
 from vast.ports import Clock, Seconds
 from vast.state import Action, Plan, RunState
 
-JOURNAL, LOCK, TOKEN = "journal.jsonl", "supervisor.lock", "supervisor.token"
+JOURNAL, LOCK, TOKEN, RESERVE = "journal.jsonl", "supervisor.lock", "supervisor.token", ".reserve"
+ROOM = 2**21  # bytes kept back for the journal on a disk that somebody else fills up
 
 
 class Superseded(Exception):
@@ -109,8 +112,11 @@ class FileJournal:
         except BaseException:
             self._lock.close()
             raise
+        self._reserve = directory / RESERVE
+        self._keep_room()
 
     def close(self) -> None:
+        self._reserve.unlink(missing_ok=True)
         os.close(self._file)
         self._lock.close()
 
@@ -132,10 +138,31 @@ class FileJournal:
         self.check()
         at = _codec(Stamp).dump_python(stamp, mode="json")
         line = json.dumps({"record": kind, "token": self.token, "at": at, **content}, separators=(",", ":")) + "\n"
-        data = line.encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+        try:
+            self._append(line.encode())
+        except DiskFull:
+            self._reserve.unlink(missing_ok=True)  # room for hundreds of records: enough to end the run in order
+            self._append(line.encode())
+
+    def _append(self, data: bytes) -> None:
+        """The whole of it, or nothing. Raises DiskFull."""
+        path = self.directory / JOURNAL
+        size = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.ftruncate(self._file, size)
+            remedy = f"make room, then go on: python -m vast attach {self.directory.name}"
+            raise DiskFull(path, "no space left on the disk of this machine", remedy) from None
+
+    def _keep_room(self) -> None:
+        with suppress(OSError):  # a full disk is found out by the first record
+            if not self._reserve.exists():
+                self._reserve.write_bytes(bytes(ROOM))
 
 
 def read(directory: Path) -> Last | None:

@@ -337,6 +337,59 @@ def test_a_look_comes_when_the_job_should_have_ended() -> None:
     assert state.look_at - 1200.0 == pytest.approx(100 / 0.9 + 15)
 
 
+def test_a_fresh_machine_that_refuses_the_key_is_given_up_at_the_deadline() -> None:
+    state = replace(running(starts=0, armed=False, reached_at=None, boot=""), phase=Phase.PROVISIONING)
+    refused = Host("denied")
+    late = 100.0 + POLICY.deadlines.ssh
+    assert after(state, late - 1, host=refused).why != "ssh"
+    assert (after(state, late, host=refused).do, after(state, late, host=refused).why) == (Do.VERDICT, "ssh")
+
+
+def test_another_port_of_the_same_host_is_another_address() -> None:
+    moved = replace(instance(), addresses=(Address("direct", 999), Address("proxy", 2)))
+    state, _ = look(running(), 1000.0, instances=(moved,))
+    assert state.machine is not None and state.machine.addresses == moved.addresses
+
+
+def test_a_turned_pair_of_addresses_is_kept_turned() -> None:
+    state, _ = look(running(addresses=ADDRESS[::-1]), 1000.0)
+    assert state.machine is not None and state.machine.addresses == ADDRESS[::-1]
+
+
+@pytest.mark.parametrize("status", [Status.UNKNOWN, Status.OFFLINE])
+def test_a_machine_that_answers_over_ssh_is_not_away_whatever_the_market_says(status: Status) -> None:
+    state = running()
+    for t in (1000.0, 1300.0, 1000.0 + POLICY.deadlines.away + 60):
+        state, obs = look(state, t, instances=(instance(status=status),))
+        assert decide(obs, state, POLICY).do is not Do.VERDICT
+    for t in (3000.0, 3000.0 + POLICY.deadlines.away):
+        state, obs = look(state, t, instances=(instance(status=status),), host=host(contact="unreachable"))
+    assert decide(obs, state, POLICY).why == "away"
+
+
+def test_a_job_without_checkpoints_is_fetched_from_too() -> None:
+    state = replace(running(), pulled_at=0.0)
+    t = 60 * POLICY.pull_minutes
+    assert after(state, t - 1, host=host(job())).do is not Do.PULL
+    assert after(state, t, host=host(job())).do is Do.PULL
+
+
+def test_a_machine_that_is_kept_for_a_person_is_not_destroyed_because_a_pull_takes_long() -> None:
+    keeps = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+    state, obs = look(running(), 1000.0, host=host(job("ended", end_reason="nan")))
+    state = advance(state, decide(obs, state, keeps), None, keeps)
+    assert state.phase is Phase.COLLECTING
+    late, obs = look(state, 1001.0 + POLICY.deadlines.collecting, host=host(job("ended", end_reason="nan")))
+    assert decide(obs, late, keeps).do is Do.PULL
+    assert decide(obs, late, POLICY).do is Do.PROCEED
+
+
+def test_proofs_of_absence_are_of_one_machine() -> None:
+    state = replace(START, phase=Phase.PROVISIONING, attempt=2, absences=2, absent_at=5.0, offers=(OFFER,))
+    state = advance(state, Action(Do.CREATE, 100.0, offer=OFFER), CreateResult("created", 7), POLICY)
+    assert (state.absences, state.absent_at) == (0, None)
+
+
 def test_a_working_machine_that_lost_its_switch_is_fetched_from_before_another_is_taken() -> None:
     state, obs = look(running(), 1000.0, host=host(job(step=7), armed=False))
     act = decide(obs, state, POLICY)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,17 @@ def test_a_broken_state_is_told_and_does_not_hide_the_rest(machine: Rented) -> N
 
 
 CLOCKS = hostlook.Clocks(lambda: 5000.0, lambda: 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "seconds", "age"), [("running", 1700, None), ("running", 1900, 1900), ("ended", 1900, None)]
+)
+def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
+    phase: str, seconds: float, age: float | None
+) -> None:
+    started = datetime.fromtimestamp(CLOCKS.time() - seconds, UTC).isoformat(timespec="seconds")
+    found = hostlook.speechless({"phase": phase, "started": started}, CLOCKS)
+    assert found == (None if age is None else pytest.approx(age, abs=1))
 
 
 @pytest.mark.parametrize(

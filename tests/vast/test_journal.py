@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import RunStateError
+from jobs.errors import DiskFull, RunStateError
 from vast import journal
 from vast.journal import FileJournal, RunClock, Stamp, Superseded
 from vast.ports import Address, Job, Offer, OfferQuery, Status
@@ -180,3 +181,39 @@ def test_a_label_carries_run_and_deadline_and_others_are_not_ours() -> None:
 def test_states_have_no_field_that_json_would_change() -> None:
     assert journal.from_json(journal.to_json(begin(PLAN, 5.5))) == begin(PLAN, 5.5)
     assert isinstance(STATE, RunState)
+
+
+class FullDisk:
+    """os.write of a disk with so many bytes left; removing the reserve gives some back."""
+
+    def __init__(self, room: int, reserve: Path) -> None:
+        self.room, self.reserve, self.held, self.real = room, reserve, reserve.exists(), os.write
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        if self.held and not self.reserve.exists():
+            self.held, self.room = False, self.room + journal.ROOM
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.real(descriptor, data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_a_full_disk_takes_the_room_kept_back_and_leaves_no_torn_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = FileJournal(tmp_path)
+    book.begin(PLAN, STATE, AT)
+    disk = FullDisk(100, tmp_path / journal.RESERVE)
+    monkeypatch.setattr(os, "write", disk.write)
+    book.act(STATE, CREATE, AT)
+    last = journal.read(tmp_path)
+    assert last is not None and last.pending == CREATE
+    disk.room = 100
+    with pytest.raises(DiskFull, match="make room, then go on"):
+        book.state(STATE, AT)
+    last = journal.read(tmp_path)
+    assert last is not None and last.pending == CREATE  # the record before stands
+    assert (tmp_path / journal.JOURNAL).read_bytes().endswith(b"\n")
+    monkeypatch.undo()
+    book.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vast.command_line import World
+from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.fake_market import ManualClock, Rental
 from vast import fleet
 from vast.folder import Care, Folder, Request
@@ -186,3 +186,18 @@ def test_a_refused_key_is_a_mistake(world: World) -> None:
     done = world.vast("reap")
     assert done.exit_code == 2
     assert "the key is refused" in done.stderr
+
+
+def test_a_run_whose_supervisor_was_killed_is_left_for_attach_for_a_while(world: World) -> None:
+    """Cron calls reap, and a machine that was started again needs some time until somebody calls attach."""
+
+    def killed(number: int) -> None:
+        raise Killed
+
+    world.shell.on_look = killed
+    assert world.vast("up", "stage3b", "--profile", "ci", "--yes").exit_code == KILLED
+    spared = world.vast("reap")
+    assert "was looked after lately" in spared.stdout and len(living(world)) == 1
+    world.clock.time += 3601
+    assert world.vast("reap").exit_code == 0
+    assert living(world) == set()

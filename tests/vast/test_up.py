@@ -386,6 +386,22 @@ def test_what_a_signal_asked_for_outlives_a_kill(world: World) -> None:
     assert json.loads(world.folder.report.read_text())["result"] == "asked"
 
 
+def test_a_job_that_an_open_run_is_about_is_not_rented_for_again(world: World) -> None:
+    """Whoever calls `up` after a crash meant `attach`: two machines would bring home into one run directory."""
+
+    def look(number: int) -> None:
+        raise Killed
+
+    world.shell.on_look = look
+    assert world.vast(*UP).exit_code == KILLED
+    world.shell.on_look = lambda number: None
+    again_ = world.vast(*UP)
+    assert again_.exit_code == 2
+    assert f"open; go on with it: python -m vast attach {world.folder.run_id}" in again_.stderr
+    assert len(world.fake.market.rentals) == 1
+    assert world.vast("attach").exit_code == 0
+
+
 def test_a_second_interrupt_leaves_at_once_and_attach_goes_on(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     world.shell = ScriptedShell([running(step) for step in range(1, 100)])
 
