@@ -107,6 +107,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, 
         "items": len(items), "items_sha256": items_sha256(items), "requests": len(requests),
         "tokens": count.tokens, "padding": 1 - count.tokens / count.padded, "seconds": round(seconds, 3),
         "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,
-        "dtype": loaded.dtype, "attention": loaded.attention, "device": loaded.device.type,
+        "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     return entry, samples

@@ -10,13 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from jobs.errors import EXIT_BUG
 
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A hang-up would kill the workers, who write a checkpoint when they are told to end.
+_FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
+_LOOK_EVERY = 0.2  # seconds
 
 
 def arguments(words: Sequence[str], processes: int, threads: int, module: str = "app") -> list[str]:
@@ -63,23 +66,55 @@ def _exit_code(code: int) -> int:
 
 @contextmanager
 def _signals_forwarded() -> Iterator[None]:
-    def forward(number: int, frame: FrameType | None) -> None:
-        for pid in _workers():
-            os.kill(pid, number)
+    """Signals go on to the workers; one that comes before there are any, as soon as there are.
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    A hang-up that is ignored (nohup) stays ignored.
+    """
+    early: list[int] = []
+    over = threading.Event()
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if not _send(_FORWARDED[signal.Signals(number)]):
+            early.append(_FORWARDED[signal.Signals(number)])
+
+    def deliver() -> None:
+        while not over.wait(_LOOK_EVERY):
+            while early and _send(early[0]):
+                early.pop(0)
+
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    numbers = [number for number in _FORWARDED if not (ignored and number == signal.SIGHUP)]
+    before = {number: signal.signal(number, forward) for number in numbers}
+    courier = threading.Thread(target=deliver, daemon=True)
+    courier.start()
     try:
         yield
     finally:
+        over.set()
+        courier.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send(number: int) -> bool:
+    """Whether there was a worker to send it to."""
+    found = _workers()
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return bool(found)
 
 
 def _workers() -> list[int]:
     """The launcher gives each worker a session of its own: a Ctrl-C in the terminal does not reach them by itself."""
     import psutil
 
-    return [child.pid for child in psutil.Process().children() if os.getsid(child.pid) == child.pid]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(ProcessLookupError):  # it may end meanwhile
+            if os.getsid(child.pid) == child.pid:
+                found.append(child.pid)
+    return found
 
 
 def _quiet() -> None:

@@ -4,6 +4,10 @@ A model loaded in bfloat16 rounds its residual stream to 8 bits after every laye
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
 gives its output in float32, the embeddings likewise, and logits are not rounded at all: one choice in three hundred
 differs, for the same time (docs/log.md). Weights stay bfloat16, and so does the size of the model.
+
+Here too stands what of a vision-language wrapper (Ministral 3) is used. Rows are text, so its vision tower and projector
+never run. Nothing about them may decide anything: not in which precision the rest computes, not whether training in several
+processes goes on (DDP waits for a gradient of everything that is trained), not where adapters sit.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from app.attention import text_config
 
 HALF = torch.bfloat16
 
@@ -46,17 +52,45 @@ def keep_float32(model: Any) -> bool:
     """Make a bfloat16 model compute as above, in place; whether it could be.
 
     Not for training: gradients would be bfloat16. Models whose matrices are not all linear layers and embeddings (experts
-    held in one tensor) are left as they are: their code multiplies without asking a layer.
+    held in one tensor) are left as they are: their code multiplies without asking a layer. Of a vision-language wrapper
+    only what text goes through counts and is changed.
     """
-    matrices = {id(p) for p in model.parameters() if p.ndim > 1}
-    known = {id(m.weight): m for m in model.modules() if isinstance(m, nn.Embedding) or type(m) is nn.Linear}
+    modules: list[Any] = list({id(m): m for part in text_path(model) for m in part.modules()}.values())
+    matrices = {id(p) for m in modules for p in m.parameters(recurse=False) if p.ndim > 1}
+    known = {id(m.weight) for m in modules if isinstance(m, nn.Embedding) or type(m) is nn.Linear}
     head = model.get_output_embeddings()
-    if model.dtype != HALF or not matrices <= set(known) or type(head) is not nn.Linear:
+    if model.dtype != HALF or not matrices <= known or type(head) is not nn.Linear:
         return False
-    for module in list(model.modules()):
+    for module in modules:
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_widen)
         elif type(module) is nn.Linear:
             module.__class__ = _Head if module is head else _Linear
         module._half_attention = True  # see app/attention.py
     return True
+
+
+# ---- what of a wrapper is used ---------------------------------------------------------------------------------------
+
+
+def text_path(model: Any) -> list[nn.Module]:
+    """The modules that hold all that text goes through: the model itself, or what a wrapper's text meets, the decoder with
+    its embeddings and the output layer. Some may hold others."""
+    if text_config(model) is model.config:
+        return [model]
+    parts = (model.get_input_embeddings(), model.get_decoder(), model.get_output_embeddings())
+    return [part for part in parts if part is not None]
+
+
+def unused_modules(model: Any) -> list[str]:
+    """Names of the modules without submodules that text never goes through."""
+    used = {id(module) for part in text_path(model) for module in part.modules()}
+    return [name for name, module in model.named_modules() if id(module) not in used and not any(module.children())]
+
+
+def freeze_unused(model: Any) -> None:
+    """Train nothing that text never goes through: it would get no gradient, and cost the optimiser its state."""
+    used = {id(weight) for part in text_path(model) for weight in part.parameters()}
+    for weight in model.parameters():
+        if id(weight) not in used:
+            weight.requires_grad_(False)

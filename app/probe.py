@@ -19,6 +19,7 @@ from app.mask import PATTERNS, Document, Layout, Pattern, layout
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
+HALF_SHARE = 0.2  # of the logits' spread, allowed between two layouts where weights are bfloat16
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ def _run(model: PreTrainedModel, ids: Tensor, where: Layout, **kwargs: Any) -> A
 
 
 def _tolerance(logits: Tensor) -> float:
-    """What counts as "the same": a share of the logits' spread, by the precision they were computed in."""
+    """What counts as "the same", of rows of one shape: a share of the logits' spread, by the precision they are given in.
+
+    That products may have been rounded to bfloat16 does not matter here: both rows meet the same roundings.
+    """
     share = 1e-4 if logits.dtype == torch.float32 else 5e-2
     return share * max(float(logits.float().std()), 1e-6)
 
@@ -126,9 +130,20 @@ def check_dependence(model: PreTrainedModel, patterns: Iterable[str]) -> list[Fi
     return findings
 
 
-def _close(law: str, pattern: str, left: Tensor, right: Tensor) -> Finding:
-    gap, limit = float((left.float() - right.float()).abs().max()), _tolerance(left)
-    return Finding(law, pattern, gap <= limit, f"largest difference {gap:.1e}, allowed {limit:.1e}")
+def _close(model: PreTrainedModel, law: str, pattern: str, left: Tensor, right: Tensor) -> Finding:
+    """Whether the logits of two layouts are the same, as far as the precision of the weights can tell.
+
+    In float32, each of them. In bfloat16 layouts round differently, whatever the logits are given in, and thirty layers
+    make up to 0.3 of the logits' spread of it in the worst of a million: there the root mean square counts. It was 0.06 at
+    most on SmolLM2-135M on a CPU, and 1.07 at least between the logits of two different masks.
+    """
+    gap = left.float() - right.float()
+    if model.dtype == torch.float32:
+        found, limit, what = float(gap.abs().max()), _tolerance(left), "largest"
+    else:
+        found, what = float(gap.square().mean().sqrt()), "root mean square"
+        limit = HALF_SHARE * max(float(right.float().std()), 1e-6)
+    return Finding(law, pattern, found <= limit, f"{what} difference {found:.1e}, allowed {limit:.1e}")
 
 
 def check_equivalences(model: PreTrainedModel, patterns: Iterable[str]) -> list[Finding]:
@@ -144,28 +159,30 @@ def check_equivalences(model: PreTrainedModel, patterns: Iterable[str]) -> list[
         alone = _run(model, ids, layout([[one]], rule)).logits
         both = torch.cat([ids, other], dim=1)
         packed = _run(model, both, layout([[one, short]], rule)).logits
-        findings.append(_close("packed equals separate", name, packed[:, :LENGTH], alone))
+        findings.append(_close(model, "packed equals separate", name, packed[:, :LENGTH], alone))
         for side in ("right", "left"):
             pad = torch.zeros(1, 5, dtype=ids.dtype)
             row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
             real = slice(0, LENGTH) if side == "right" else slice(5, None)
             got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]
-            findings.append(_close(f"{side}-padded equals unpadded", name, got, alone))
+            findings.append(_close(model, f"{side}-padded equals unpadded", name, got, alone))
         if rule.leaks:
             continue
         tail = ids[:, PREFIX:]
         tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX))]], rule)
         branched = _run(model, torch.cat([ids[:, :PREFIX], tail.flip(1), tail], dim=1), tree).logits
         findings.append(
-            _close("a shared prompt's branches equal one at a time", name, branched[:, LENGTH:], alone[:, PREFIX:])
+            _close(
+                model, "a shared prompt's branches equal one at a time", name, branched[:, LENGTH:], alone[:, PREFIX:]
+            )
         )
         findings.append(
-            _close("prefill, then cached decoding, equals one pass", name, _decode(model, ids, rule), alone)
+            _close(model, "prefill, then cached decoding, equals one pass", name, _decode(model, ids, rule), alone)
         )
         if name == "prefix":
             causal = _run(model, ids, layout([[one]], "causal")).logits
             single = _run(model, ids, layout([[Document(1, LENGTH)]], rule)).logits
-            findings.append(_close("a prefix of one token is causal", name, single, causal))
+            findings.append(_close(model, "a prefix of one token is causal", name, single, causal))
     return findings
 
 

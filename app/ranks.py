@@ -21,6 +21,7 @@ from jobs.errors import ConfigError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # for what one rank does while the others wait: downloading, writing a checkpoint
+_BY_LAUNCHER = "unset WORLD_SIZE, or start it with `accelerate launch`, which sets all of them"
 LAST_WAIT = timedelta(seconds=60)  # for the end, when all that is left to do is to say how it went
 
 
@@ -74,7 +75,7 @@ class Ranks:
         """Until every rank is here."""
         self.gather(None)
 
-    def together(self, work: Callable[[], T], expected: type[Exception]) -> list[T]:
+    def together(self, work: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> list[T]:
         """What `work` gives on every rank. If it raises `expected` on one, it raises on all: nobody waits for ever.
 
         For work without collectives of its own. Any other exception ends this process, and with it the launch.
@@ -109,13 +110,35 @@ ALONE = Ranks()
 
 
 def rank_in(environ: Mapping[str, str]) -> int:
-    """0 for a process that no launcher started."""
-    return int(environ.get("RANK", "0")) if launched(environ) else 0
+    """0 for a process that no launcher started, or whose environment is refused by `launched`."""
+    try:
+        return _number(environ, "RANK") if launched(environ) else 0
+    except ConfigError:
+        return 0
 
 
 def launched(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher started this process as one of several."""
-    return environ.get("WORLD_SIZE", "1") != "1"
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        ConfigError: the environment says so and leaves out, or garbles, what the processes need to meet.
+    """
+    if environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    world = _number(environ, "WORLD_SIZE", least=1)
+    for name in ("RANK", "MASTER_ADDR"):
+        if not environ.get(name):
+            raise ConfigError(name, f"is not set, and WORLD_SIZE is {world}", _BY_LAUNCHER)
+    if _number(environ, "RANK") >= world:
+        raise ConfigError("RANK", f"is {environ['RANK']}, and WORLD_SIZE is {world}", _BY_LAUNCHER)
+    return world > 1
+
+
+def _number(environ: Mapping[str, str], name: str, default: str = "", least: int = 0) -> int:
+    text = environ.get(name, default)
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(name, f"{text!r} is no number of {least} or more", _BY_LAUNCHER)
+    return int(text)
 
 
 def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
@@ -125,7 +148,7 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
         device: the profile's model.device; cpu makes the collectives run on the CPU (gloo).
 
     Raises:
-        ConfigError: fewer GPUs here than processes.
+        ConfigError: fewer GPUs here than processes, or an environment that no launcher makes.
     """
     if not launched(environ):
         return ALONE
@@ -135,7 +158,7 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
 
     _die_with_the_launcher()
     cpu = device == "cpu" or not torch.cuda.is_available()
-    local, here = int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
+    local, here = _number(environ, "LOCAL_RANK", "0"), _number(environ, "LOCAL_WORLD_SIZE", "1", 1)
     if not cpu:
         require_gpus(here, torch.cuda.device_count())
     state = PartialState(cpu=cpu, timeout=TIMEOUT)

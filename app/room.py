@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from app.model import pick_device
+from app.optimizers import eight_bit_library
+from app.sharded import require_shardable
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import gpu_at_hand
@@ -19,13 +22,31 @@ log = logging.getLogger("prefill")
 CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
 
 
-def estimate_here(job: Job, world: int) -> Estimate | None:
-    """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none."""
+def require_means(job: Job, world: int) -> None:
+    """Raises ConfigError for training that would be refused only after the model was loaded."""
+    train = job.stage.train
+    if train is not None and train.optimizer == "adamw_8bit":
+        eight_bit_library()
+    if train is not None and world > 1 and job.profile.sharding == "fsdp":
+        require_shardable(train)
+
+
+def estimate_here(job: Job, world: int, halvings: int = 0, trained: bool = False) -> Estimate | None:
+    """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none.
+
+    halvings: how often `job` was halved. trained: only scoring is left, so memory is that of scoring; hours and tokens are
+    the stage's nevertheless, since the actual numbers beside them are.
+    """
     device = pick_device(job.profile.model.device)
     if device.type != "cuda":
         return None
     about = torch.cuda.get_device_properties(device)
-    return estimate_on(job, gpu_at_hand(about.name, about.total_memory), world)
+    gpu = gpu_at_hand(about.name, about.total_memory)
+    found = estimate_on(job, gpu, world, halvings=halvings)
+    if not trained:
+        return found
+    left = estimate_on(replace(job, stage=job.stage.model_copy(update={"train": None})), gpu, world)
+    return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
 
 
 def require_room(job: Job, found: Estimate) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,12 @@ class Count:
 
     tokens: int = 0
     padded: int = 0
-    attention: str = ""
+    attentions: set[str] = field(default_factory=set)
+
+    @property
+    def attention(self) -> str:
+        """The one attention that ran, or all of them."""
+        return ", ".join(sorted(self.attentions))
 
 
 @contextmanager
@@ -102,9 +107,12 @@ class _Running:
         """(index of the request, its result), in any order."""
         if self._ready is not None:
             self._ready.synchronize()
-        ends = np.cumsum(self.batch.sizes)
-        sums = np.concatenate([np.zeros((2, 1)), np.cumsum(self._found.double().numpy(), axis=1)], axis=1)[:, ends]
-        logprobs, misses = np.diff(sums, axis=1, prepend=0.0).tolist()
+        sizes = np.array(self.batch.sizes)
+        some = sizes > 0  # reduceat takes an empty sum for the number that stands there
+        sums = np.zeros((2, len(sizes)))
+        # Each request is summed by itself: in differences of one running sum, one that is not finite would spoil the rest.
+        sums[:, some] = np.add.reduceat(self._found.double().numpy(), (sizes.cumsum() - sizes)[some], axis=1)
+        logprobs, misses = sums.tolist()
         for i, n, logprob, missed in zip(self.batch.requests, self.batch.sizes, logprobs, misses, strict=True):
             yield i, Scored(logprob, n, missed == 0)
 
@@ -125,10 +133,20 @@ def _judged(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([picked, (logits.argmax(1) != targets).float()])
 
 
-def _plan(loaded: Loaded, rows: Sequence[Row], budget: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
+def _budget(loaded: Loaded, batch_tokens: int | None) -> int:
+    budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
+    return min(budget, _CPU_TOKENS) if loaded.device.type == "cpu" else budget
+
+
+def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: str, batch_tokens: int | None) -> int:
+    """Tokens of the rows that `loglikelihood` makes of `requests`."""
+    return sum(map(len, rows_of(requests, PATTERNS[mask].shares_prompt, _budget(loaded, batch_tokens))))
+
+
+def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
     width = compiled.line_width(budget)
-    fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, sum(map(len, rows))) else []
+    fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     for batch in padded(rows[: len(rows) - len(fits)], budget):  # the longest stand first
         yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
@@ -137,7 +155,8 @@ def _plan(loaded: Loaded, rows: Sequence[Row], budget: int) -> Iterator[tuple[li
 
 
 def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, batch_tokens: int | None = None,
-                  progress: Callable[[int, int], None] | None = None, count: Count | None = None) -> list[Scored]:  # fmt: skip
+                  progress: Callable[[int, int], None] | None = None, count: Count | None = None,
+                  work: int | None = None) -> list[Scored]:  # fmt: skip
     """Score every request under `mask`; results in the order of `requests`.
 
     Args:
@@ -145,10 +164,14 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
         progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.
+        work: `tokens_of` everything, where this is one process's share: how it is run must not depend on how many
+            processes there are.
+
+    Raises:
+        ModelError: the compiled attention does not obey the pattern.
     """
     pattern = PATTERNS[mask]
-    budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
-    budget = min(budget, _CPU_TOKENS) if loaded.device.type == "cpu" else budget
+    budget = _budget(loaded, batch_tokens)
     count = count or Count()
     results: list[Scored | None] = [None] * len(requests)
     rows = rows_of(requests, pattern.shares_prompt, budget)
@@ -166,11 +189,11 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         if progress is not None:
             progress(done, total)
 
-    count.attention = loaded.attention
-    for lines, width, is_packed in _plan(loaded, rows, budget):
+    for lines, width, is_packed in _plan(loaded, rows, budget, total if work is None else work):
         batch = batch_of(lines, requests, mask, width, filler=TILE if is_packed else None)
+        count.attentions.add(compiled.ATTENTION if is_packed else loaded.attention)
         if is_packed:
-            count.attention = compiled.ATTENTION
+            compiled.require_scored(loaded, mask, width)
         with compiled.layers(loaded.model) if is_packed else nullcontext():
             running.append(_Running(loaded, batch))
         if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):

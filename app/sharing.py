@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from app.encode import Request
 from app.model import Loaded
 from app.ranks import Ranks
-from app.score import Count, Scored, loglikelihood
+from app.score import Count, Scored, loglikelihood, tokens_of
 from app.stopping import TrainingEnded
+from jobs.errors import UserError
 
 
 def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
@@ -33,11 +34,12 @@ def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Seq
         progress: told of this process's share, scaled to the whole.
 
     Raises:
-        TrainingEnded: in every process, if `progress` raised it in one.
+        TrainingEnded, UserError: in every process, if `progress` or the model's self-check raised it in one.
     """
     if ranks.world == 1:
         return loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=progress, count=count)
     sizes = [sum(len(requests[i].context) + len(requests[i].continuation) for i in span) for span in spans]
+    work_of_all = tokens_of(loaded, requests, mask, batch_tokens)
     hands = [[i for item in hand for i in spans[item]] for hand in deal(sizes, ranks.world)]
 
     def scaled(done: int, total: int) -> None:
@@ -47,13 +49,14 @@ def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Seq
     def work() -> tuple[list[Scored], Count]:
         mine = Count()
         some = [requests[i] for i in hands[ranks.rank]]
-        return loglikelihood(loaded, some, mask, batch_tokens=batch_tokens, progress=scaled, count=mine), mine
+        return loglikelihood(loaded, some, mask, batch_tokens=batch_tokens, progress=scaled, count=mine,
+                             work=work_of_all), mine  # fmt: skip
 
-    answers = ranks.together(work, TrainingEnded)
+    answers = ranks.together(work, (TrainingEnded, UserError))
     found: dict[int, Scored] = {}
     for hand, (scored, theirs) in zip(hands, answers, strict=True):
         found.update(zip(hand, scored, strict=True))
         count.tokens += theirs.tokens
         count.padded += theirs.padded
-        count.attention = theirs.attention
+        count.attentions |= theirs.attentions
     return [found[i] for i in range(len(requests))]

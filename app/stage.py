@@ -23,7 +23,8 @@ from app.ranks import ALONE, Ranks
 from app.stopping import TrainingEnded
 from app.tasks import Item, load_items
 from app.train import train
-from jobs.errors import EXIT_STOPPED
+from jobs.errors import EXIT_STOPPED, ConfigError
+from jobs.estimate import Estimate
 from jobs.load import Job
 from jobs.rundir import RunDir
 from jobs.schema import TASK_NAMES, Score, ScoreFormat, TaskName
@@ -51,7 +52,7 @@ def work(
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
     stage.heart.phase("start")
-    stage.make_room()
+    stage.make_room(resume)
     log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
     if halve_memory:
         log.info(_smaller(job, halve_memory))
@@ -81,6 +82,15 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _require_gpus_for_fsdp() -> None:
+    """accelerate would train whole copies without a word, and the checkpoints would not be what they are taken for."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        raise ConfigError("sharding", "fsdp needs GPUs, and these processes run on the CPU", "set sharding: auto")
+
+
 class _Stage:
     """The work of one run; every method writes only through `self.run`."""
 
@@ -90,13 +100,21 @@ class _Stage:
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
         self.halve_memory = halve_memory
         self.heart = Heart(run)
-        self.estimate = room.estimate_here(job, ranks.world)
+        self.estimate: Estimate | None = None
+        self.trained = False
 
-    def make_room(self) -> None:
-        """Refuse, before hours of loading and training, what the GPU cannot hold."""
+    def make_room(self, resume: bool) -> None:
+        """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
+        trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
+        self.trained = self.ranks.share(trained)
+        if not self.trained:
+            room.require_means(self.job, self.ranks.world)
+        self.estimate = room.estimate_here(self.job, self.ranks.world, self.halve_memory, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
             room.require_room(self.job, self.estimate)
+        if self.job.stage.train is not None and not self.trained and self._sharding() == "fsdp":
+            _require_gpus_for_fsdp()
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
@@ -123,8 +141,7 @@ class _Stage:
     def train(self, resume: bool) -> dict[str, Any]:
         stage = self.job.stage
         assert stage.train is not None
-        trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
-        if self.ranks.share(trained):
+        if self.trained:
             log.info("training is done already; going on to scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
             self._drop_checkpoints()

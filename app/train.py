@@ -18,9 +18,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from app import checkpoint, sharded
 from app.attention import text_config
 from app.batch import Collator, Schedule, Steps
+from app.blocks import TILE
 from app.callbacks import Heart, Recorder, StopFlag
+from app.compiled import require_dependence
 from app.data import TokenExample, load_examples, split
 from app.fast import row_tokens, speed_up, suits, tokens_multiple
+from app.mixed import freeze_unused, unused_modules
 from app.model import Loaded, cpu_has_bf16, pick_dtype
 from app.optimizers import trainer_name
 from app.overlap import drop_overlap
@@ -39,7 +42,8 @@ def mixed_precision(wanted: str, device: torch.device) -> bool:
     """Whether to compute in bf16 (weights stay float32). `auto`: where the processor multiplies bf16 natively."""
     if wanted != "auto":
         return wanted == "bf16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
+    # A GPU without it (T4, V100) emulates bf16, slower than fp32.
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
 
 
 def prepare_data(job: Job, tokenizer: Any,
@@ -57,13 +61,17 @@ def prepare_data(job: Job, tokenizer: Any,
     return kept, held_out, counts
 
 
-def _with_lora(model: PreTrainedModel, train: Train) -> Any:
+def _trainable(model: PreTrainedModel, train: Train) -> Any:
+    """The model with what is to be trained, all that text goes through or an adapter on it, and the rest frozen."""
+    freeze_unused(model)
     if train.lora is None:
         return model
     lora = train.lora
     targets: Any = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    # Of a wrapper's tower too, which has layers of the names of the decoder's; None: nothing to leave out.
+    unused = unused_modules(model) or None
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,  # type: ignore[arg-type]
-                        task_type="CAUSAL_LM")  # fmt: skip
+                        exclude_modules=unused, task_type="CAUSAL_LM")  # fmt: skip
     model.enable_input_require_grads()  # gradient checkpointing would otherwise see no input that needs a gradient
     return get_peft_model(model, config)
 
@@ -140,6 +148,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         TrainingEnded: not finite, nothing learnt, or a signal.
         DataError: unusable data.
         ConfigError: examples may be longer than the model's context.
+        ModelError: the compiled attention does not obey the pattern.
     """
     section = job.stage.train
     assert section is not None
@@ -152,7 +161,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
     status(f"{counts['train']} training examples, {counts['eval']} held out, "
            f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
-    model = _with_lora(loaded.model, section)
+    model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
     fast = suits(loaded)
@@ -185,6 +194,9 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     for one in (model, trainer.teacher) if fast else ():
         if one is not None:
             speed_up(one)
+            # The self-check of the start ran on another attention. Autocast as in training: what runs is what is checked.
+            with heart.beating("compile"), trainer.accelerator.autocast():
+                require_dependence(one, sorted({section.mask, "causal"}), loaded.origin, 4 * TILE)
     before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
     recorder.tokens = int(before.get("tokens") or 0)
     recorder.response_tokens = int(before.get("response_tokens") or 0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs.gpus import Gpu, gpu_named
 from jobs.load import Job
-from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, remedy_for
+from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, remedy_for, with_rows, without_bf16
 from jobs.schema import Score, Train
 from jobs.shapes import Shape, shape_of
 
@@ -79,11 +79,17 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
-    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
+def estimate_on(
+    job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None, halvings: int = 0
+) -> Estimate:
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already.
+
+    halvings: of packed rows, see --halve-memory; what else it halves is halved in `job` already.
+    """
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
+    job = with_rows(job, shape, halvings)
     mean = tokens_per_example or _mean_tokens(job)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())
@@ -130,8 +136,8 @@ def _notes(job: Job, gpu: Gpu, sharding: Sharding) -> Iterator[str]:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if not gpu.bf16 and gpu.fp32:
-        yield f"{gpu.name} has no bf16: fp32 throughout"
+    if without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
+        yield f"{gpu.name} has no bf16: it trains in fp32"
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------------

@@ -20,37 +20,54 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-ROW_TOKENS = 4096  # of a packed row, where the stage does not say
+PACKED, DENSE = 4096, 1024  # tokens of a packed row, where the stage does not say: those of app/fast.py
+_LEAST_HEAD = 16  # of the kernels that make rows of PACKED tokens, likewise
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
+ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
+EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
+
+
+def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
+    """The same job with the length of its packed rows written out, as app/train.py finds it after `halvings` halvings."""
+    train, attention = job.stage.train, job.profile.model.attention
+    if train is None:
+        return job
+    fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= _LEAST_HEAD)
+    row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
+    return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
 
 
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     """(forward passes a GPU and step, tokens of each with their padding).
 
-    Packed, a step's examples share rows of at most `row` tokens, as many on each GPU; else micro_batch_size examples,
-    each as long as the longest of them.
+    Packed, a step's examples share rows of at most pack_tokens (see with_rows), as many on each GPU; else
+    micro_batch_size examples, each as long as the longest of them.
     """
     step = train.batch_size * mean
     if not train.packing:
         count = math.ceil(train.batch_size / train.micro_batch_size / gpus)
         return count, train.micro_batch_size * min(train.max_length, 2.5 * mean)
-    row = getattr(train, "pack_tokens", None) or ROW_TOKENS
-    count = math.ceil(step / row / gpus)
+    count = math.ceil(step / (train.pack_tokens or PACKED) / gpus)
     return count, step / count / gpus
 
 
 def _most_tokens(train: Train, mean: float, gpus: int) -> float:
     """Tokens of a large pass: three standard deviations above the mean, lengths spread as wide as their mean."""
     count, tokens = passes(train, mean, gpus)
+    longest = min(train.max_length, 5 * mean)  # example
     if not train.packing:
-        return train.micro_batch_size * min(train.max_length, 5 * mean)
-    examples = tokens / mean
-    row = getattr(train, "pack_tokens", None) or ROW_TOKENS
-    return min(tokens + 3 * mean * math.sqrt(examples), max(row, train.max_length) if count > 1 else math.inf)
+        return train.micro_batch_size * longest
+    row = max(train.pack_tokens or PACKED, longest)  # what is longer than a row is one by itself
+    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if count > 1 else math.inf))
+
+
+def without_bf16(gpu: Gpu) -> bool:
+    """Whether `precision: auto` trains in fp32 there. Of a GPU that is in no table nothing is known: as most do."""
+    return not gpu.bf16 and gpu.fp32 > 0
 
 
 def lora_parameters(shape: Shape, lora: Lora) -> int:
@@ -61,10 +78,10 @@ def lora_parameters(shape: Shape, lora: Lora) -> int:
     return shape.layers * lora.r * sum(a + b for a, b in edges)
 
 
-def _train_memory(train: Train, shape: Shape, mean: float, gpus: int, shards: int) -> dict[str, float]:
+def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, shards: int) -> dict[str, float]:
     """By parts, GB. shards: GPUs that the states are spread over."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
-    half = train.precision != "fp32"
+    half = train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
     tokens = _most_tokens(train, mean, gpus)
     wide = 1.0 if half else 2.0
@@ -92,21 +109,30 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
 
 
 def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
-    """How the states are laid out over the GPUs, and the peak by parts: of training, or of scoring if that is more."""
+    """How the states are laid out over the GPUs, as app/stage.py lays them out, and the peak by parts: of training, or of
+    scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:
         return {**parts, "rest": (SLACK - 1) * sum(parts.values()) + CONTEXT_GB}
 
-    train, score = job.stage.train, job.stage.score
+    train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
-    sharding: Sharding = "none" if gpus == 1 else "ddp"
-    training = whole(_train_memory(train, shape, mean, gpus, 1))
-    if gpus > 1 and sum(training.values()) > gpu.memory_gb * USABLE and train.lora is None:
-        sharding = "fsdp"  # a layer at a time is whole on each GPU
-        training = whole(_train_memory(train, shape, mean, gpus, gpus))
-    return sharding, max(training, scoring, key=lambda parts: sum(parts.values()))
+    training = whole(_train_memory(train, shape, gpu, mean, gpus, 1))
+    sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
+    if gpus > 1 and wanted == "auto" and _shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
+        sharding = "fsdp"
+    loading: dict[str, float] = {}
+    if sharding == "fsdp":  # a layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32
+        training = whole(_train_memory(train, shape, gpu, mean, gpus, gpus))
+        loading = whole({"weights": 4.0 * shape.parameters / GB})
+    return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
+
+
+def _shardable(train: Train) -> bool:
+    """What app/sharded.py takes: neither adapters nor the frozen teacher of objective.kl."""
+    return train.lora is None and train.objective.kl == 0
 
 
 def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
@@ -121,33 +147,43 @@ def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
             if _fits(replace(job, stage=less), shape, gpu, gpus, mean):
                 return f"set score.batch_tokens: {budget}"
         return f"take a GPU with more memory than {gpu.memory_gb:.0f} GB"
+    if gpus > 1 and job.profile.sharding == "ddp" and _shardable(train):
+        spread = replace(job, profile=job.profile.model_copy(update={"sharding": "fsdp"}))
+        if _fits(spread, shape, gpu, gpus, mean):
+            return "set sharding: fsdp"
     steps: list[tuple[str, dict[str, Any]]] = []
     if not train.gradient_checkpointing:
         steps.append(("train.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    if train.packing and "pack_tokens" in type(train).model_fields:
+    if train.packing and (train.pack_tokens or PACKED) > 1024:
         steps.append(("train.pack_tokens: 1024", {"pack_tokens": 1024}))
-    elif train.micro_batch_size > 1:
+    elif not train.packing and train.micro_batch_size > 1:
         steps.append(("train.micro_batch_size: 1", {"micro_batch_size": 1}))
-    if train.optimizer == "adamw" and train.lora is None:
-        steps.append(("train.optimizer: adamw_8bit", {"optimizer": "adamw_8bit"}))
     if train.optimizer != "adafactor" and train.lora is None:
-        steps.append(("train.optimizer: adafactor", {"optimizer": "adafactor"}))
-    if train.lora is None:
+        steps.append((ADAFACTOR, {"optimizer": "adafactor"}))
+    if train.lora is None and not (gpus > 1 and job.profile.sharding == "fsdp"):  # which knows no adapters
         steps.append(("train.lora: {r: 16}", {"lora": Lora(r=16)}))
 
     def together(chosen: list[tuple[str, dict[str, Any]]]) -> bool:
         update = {key: value for _, change in chosen for key, value in change.items()}
         return _fits(job, shape, gpu, gpus, mean, train=train.model_copy(update=update))
 
+    def said(chosen: list[tuple[str, dict[str, Any]]]) -> str:
+        text = "set " + " and ".join(text for text, _ in chosen)
+        if train.optimizer == "adamw" and any(words == ADAFACTOR for words, _ in chosen):
+            other = [step for step in chosen if step[0] != ADAFACTOR]
+            if together([*other, (EIGHT_BITS, {"optimizer": "adamw_8bit"})]):
+                return text.replace(ADAFACTOR, f"{ADAFACTOR}, or {EIGHT_BITS}")
+        return text
+
     for step in steps:  # one change, if one will do
         if together([step]):
-            return f"set {step[0]}"
+            return said([step])
     for count in range(2, len(steps) + 1):
         if together(chosen := steps[:count]):
             for step in steps[:count]:  # without those that are not needed
                 rest = [other for other in chosen if other is not step]
                 chosen = rest if together(rest) else chosen
-            return "set " + " and ".join(text for text, _ in chosen)
+            return said(chosen)
     more = next((n for n in (2, 4, 8) if n > gpus and _fits(job, shape, gpu, n, mean)), None)
     return (
         f"set gpus: {more}" if more else f"take a GPU with more memory than {gpu.memory_gb:.0f} GB, or a smaller model"

@@ -172,7 +172,8 @@ def test_a_rank_does_not_launch_again(monkeypatch: pytest.MonkeyPatch, no_launch
     def met(*_: object) -> None:
         raise ConfigError("here", "a rank", "")
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("app.run.join", met)
     said = command("run", "stage3b", "--profile", "ci", "--set", "gpus=2", "--runs-dir", tmp_path)
     assert said.code == 2 and "here: a rank" in said.err and not no_launch
@@ -208,14 +209,16 @@ def test_the_environment_of_a_launcher_is_known() -> None:
     from app.ranks import launched, rank_in
 
     assert not launched({}) and not launched({"WORLD_SIZE": "1", "RANK": "0"})
-    assert launched({"WORLD_SIZE": "2"}) and rank_in({"WORLD_SIZE": "2", "RANK": "1"}) == 1
+    whole = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here"}
+    assert launched(whole) and rank_in(whole) == 1
     assert rank_in({"RANK": "3"}) == 0 and os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def test_a_command_that_does_not_share_its_work_refuses_a_launcher(
     monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in {"WORLD_SIZE": "4", "RANK": "0", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
     command("probe", "--profile", "ci").refused("WORLD_SIZE: is 4, and only `run` works in several processes")
 
 

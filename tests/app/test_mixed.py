@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from app import mixed
-from app.attention import attend
-from app.mask import Document, layout
+from app.attention import NAMES, attend
+from app.mask import PATTERNS, Document, layout
 from app.mixed import keep_float32
 from app.model import load
-from app.probe import check_dependence
+from app.probe import check_dependence, check_equivalences
 from jobs.schema import ModelSource
+from tests.app.wrapped import wrapper
 
 IDS = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))
 WHERE = layout([[Document(40, 60)]], "prefix")
@@ -37,10 +39,46 @@ def test_nearer_to_float32_than_plain_bfloat16(architecture: str, model_of: Any)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_laws_of_the_mask_hold(architecture: str, model_of: Any) -> None:
+@pytest.mark.parametrize("mixed_precision", [True, False])
+def test_every_law_of_the_mask_holds(architecture: str, mixed_precision: bool, model_of: Any) -> None:
     model = model_of(architecture).bfloat16()
-    keep_float32(model)
-    assert [f for f in check_dependence(model, ["causal", "prefix"]) if not f.holds] == []
+    if mixed_precision:
+        assert keep_float32(model)
+    findings = check_equivalences(model, PATTERNS)
+    if mixed_precision:  # plain bfloat16 rounds small dependences away
+        findings += check_dependence(model, PATTERNS)
+    assert [f for f in findings if not f.holds] == []
+
+
+def broken(model: Any) -> set[str]:
+    findings = [*check_dependence(model, ["prefix"]), *check_equivalences(model, ["prefix"])]
+    return {f.law for f in findings if not f.holds}
+
+
+@pytest.mark.parametrize("mixed_precision", [True, False])
+def test_a_model_that_ignores_its_mask_breaks_laws_in_bfloat16_too(
+    architecture: str, mixed_precision: bool, model_of: Any
+) -> None:
+    model = model_of(architecture).bfloat16()
+    if mixed_precision:
+        assert keep_float32(model)
+    model.set_attn_implementation("sdpa")  # plain SDPA never asks for our layout
+    assert {"early prompt tokens see later ones", "a shared prompt's branches equal one at a time"} <= broken(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_embedded_model_keeps_every_law_in_bfloat16_unless_its_mask_is_ignored(
+    ignored: bool, embedded: Any
+) -> None:
+    model = load(ModelSource(source="embedded", dtype="bfloat16", device="cpu")).model
+    if ignored:
+        model.set_attn_implementation("sdpa")
+    found = broken(model)
+    assert (
+        {"early prompt tokens see later ones", "a shared prompt's branches equal one at a time"} <= found
+    ) == ignored
+    assert ignored or not found
 
 
 def test_a_model_that_multiplies_outside_linear_layers_is_left_alone(model_of: Any) -> None:
@@ -48,6 +86,25 @@ def test_a_model_that_multiplies_outside_linear_layers_is_left_alone(model_of: A
     model.model.layers[0].experts = torch.nn.Parameter(torch.zeros(2, 3, 4, dtype=torch.bfloat16))
     assert not keep_float32(model) and not keep_float32(model_of("llama"))
     assert logits(model).dtype == torch.bfloat16
+
+
+def test_a_wrapper_computes_what_the_language_model_inside_it_computes_alone() -> None:
+    half = wrapper().bfloat16()
+    inside: Any = AutoModelForCausalLM.from_config(half.config.text_config, attn_implementation=NAMES["sdpa"])
+    inside = inside.bfloat16().eval()
+    inside.model.load_state_dict(half.model.language_model.state_dict())
+    inside.lm_head.load_state_dict(half.lm_head.state_dict())
+    assert keep_float32(inside) and keep_float32(half)  # its tower holds a Conv2d, which no row of text meets
+    assert logits(half).dtype == torch.float32 and torch.equal(logits(half), logits(inside))
+    changed = {name for name, m in half.named_modules() if isinstance(m, mixed._Linear | mixed._Head)}
+    assert changed and all(name.startswith(("model.language_model.", "lm_head")) for name in changed)
+    assert [f for f in check_dependence(half, ["causal", "prefix"]) if not f.holds] == []
+
+
+def test_a_wrapper_whose_decoder_multiplies_outside_linear_layers_is_left_alone() -> None:
+    half = wrapper().bfloat16()
+    half.model.language_model.layers[0].experts = torch.nn.Parameter(torch.zeros(2, 3, 4, dtype=torch.bfloat16))
+    assert not keep_float32(half) and logits(half).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from app.sharing import deal
 from app.stopping import TrainingEnded
 from jobs.errors import ConfigError
 from tests.app import rank_work
+from tests.app.command_line import Command
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,30 @@ def test_more_processes_than_gpus_are_refused() -> None:
     require_gpus(2, 2)
     with pytest.raises(ConfigError, match="gpus: 2 are asked for, and torch sees only 1; set gpus: 1"):
         require_gpus(2, 1)
+
+
+def test_weights_are_not_spread_over_processes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.utils import DistributedType
+
+    from app.stage import _require_gpus_for_fsdp
+
+    for kind, refused in ((DistributedType.MULTI_CPU, True), (DistributedType.MULTI_GPU, False)):
+        monkeypatch.setattr("accelerate.PartialState", lambda kind=kind: SimpleNamespace(distributed_type=kind))
+        with pytest.raises(ConfigError, match="sharding: fsdp needs GPUs") if refused else nullcontext():
+            _require_gpus_for_fsdp()
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR: is not set, and WORLD_SIZE is 2"),
+        ({"RANK": ""}, "RANK: is not set, and WORLD_SIZE is 2"),
+        ({"RANK": "x"}, "RANK: 'x' is no number of 0 or more"),
+        ({"RANK": "2"}, "RANK: is 2, and WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number of 1 or more"),
+    ],
+)
+def test_an_environment_that_no_launcher_makes_is_refused(change: dict[str, str], fact: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:  # fmt: skip
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here", **change}.items():
+        monkeypatch.setenv(name, value)
+    command("run", "stage1", "--profile", "ci").refused(fact, "accelerate launch")

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from app.room import compared, require_room
+from app import fast
+from app.callbacks import StopFlag
+from app.ranks import ALONE
+from app.room import compared, require_means, require_room
+from app.stage import _Stage
+from app.train import mixed_precision
+from jobs import memory
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import Gpu
-from jobs.load import resolve
-from jobs.rundir import list_runs
+from jobs.load import Job, resolve, with_memory_halved
+from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
 JOB = resolve("stage5b", "ministral-3b")
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
 
 
 def on_a_card_of(memory_gb: float) -> Estimate:
@@ -80,7 +91,7 @@ def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplo
 
 
 def test_a_stage_on_a_gpu_that_is_too_small_ends_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.room.estimate_here", lambda job, world: on_a_card_of(24))
+    monkeypatch.setattr("app.room.estimate_here", lambda job, *_: on_a_card_of(24))
     monkeypatch.setattr("app.stage.load", lambda *_, **__: pytest.fail("loaded"))
     said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
     said.refused("stage3b with profile ci", "GB on each GPU, and TEST has 24", "set ", alone=False)
@@ -88,11 +99,76 @@ def test_a_stage_on_a_gpu_that_is_too_small_ends_before_the_model_is_loaded(monk
     assert run.state() == "failed" and json.loads((run.path / "estimate.json").read_text())["gpu"] == "TEST"
 
 
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
+    about = SimpleNamespace(name="Brand New 9000", total_memory=round(memory_gb * 2**30))
+    monkeypatch.setattr("app.room.pick_device", torch.device)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
+
+
+def make_room(job: Job, runs_dir: Path, *, resume: bool = False, halve_memory: int = 0) -> None:
+    with RunDir.create(runs_dir, job.stage.name, NOW) as run:
+        if resume:
+            run.final.mkdir()
+            run.write_metrics({"train": {}})
+        stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE, halve_memory)
+        stage.make_room(resume)
+        assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again
+
+
+def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_a_gpu(monkeypatch, 24)
+    job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
+    with pytest.raises(ConfigError, match="needs about"):
+        make_room(job, tmp_path / "new")
+    make_room(job, tmp_path / "trained", resume=True)
+    (run,) = list_runs(tmp_path / "trained")
+    found = json.loads((run.path / "estimate.json").read_text())
+    assert found["fits"] and found["peak_gb"] < 24 and found["sharding"] == "none"
+
+
+def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = resolve("stage5b", "ministral-3b",
+                  sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
+    on_a_gpu(monkeypatch, 66)
+    with pytest.raises(ConfigError, match="needs about"):
+        make_room(job, tmp_path / "whole")
+    make_room(with_memory_halved(job, 3), tmp_path / "halved", halve_memory=3)
+
+
+def test_what_training_lacks_is_said_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.optimizers.find_spec", lambda name: None)
+    job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
+    with pytest.raises(ConfigError, match="neither is installed"):
+        make_room(job, tmp_path / "new")
+    make_room(job, tmp_path / "trained", resume=True)
+    spread = resolve("stage3b", "ci", sets=["sharding=fsdp", "train.objective.kl=0.5"])
+    with pytest.raises(ConfigError, match="fsdp has no frozen copy"):
+        require_means(spread, 2)
+    require_means(spread, 1)
+
+
+def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
+    assert (memory.PACKED, memory.DENSE) == (fast.PACKED, fast.DENSE)
+
+
+def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a T4, of which the estimate says fp32. The argument is in every torch that the project allows."""
+    assert "including_emulation" in inspect.signature(torch.cuda.is_bf16_supported).parameters
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not mixed_precision("auto", torch.device("cuda"))
+
+
 # ---- estimate against actual -----------------------------------------------------------------------------------------
 
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.room.estimate_here", lambda job, world: estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)))
+    monkeypatch.setattr("app.room.estimate_here", lambda job, *_: estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)))
     monkeypatch.setattr("app.room.peak_gb", lambda: 1.5)
     command(
         "run", "stage5b", "--profile", "ci", "--limit", "2", "--set", "score.tasks=[piqa]", "--runs-dir", tmp_path

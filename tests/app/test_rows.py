@@ -6,20 +6,27 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AttentionInterface, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from app import compiled
-from app.attention import NAMES
+from app.attention import NAMES, register
 from app.blocks import TILE
 from app.encode import Request, _ids
-from app.mask import PAD
+from app.fast import speed_up
+from app.mask import PAD, PATTERNS
 from app.model import Loaded
 from app.rows import batch_of, packed, padded, rows_of
-from app.score import Count, loglikelihood
+from app.score import Count, loglikelihood, tokens_of
+from app.sharing import loglikelihood_shared
+from jobs.errors import ModelError
+from tests.app.command_line import Command
 from tests.app.test_score import one_at_a_time, random_requests
 
 
@@ -35,6 +42,18 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = compiled.layers
     monkeypatch.setattr(compiled, "layers", traced)
     monkeypatch.setattr(compiled, "pays", lambda *_: True)
+
+
+@pytest.fixture
+def blind() -> Iterator[None]:
+    """FlexAttention that is given the right mask and heeds another: causal over the whole line."""
+
+    def forward(module: Any, query: Any, key: Any, value: Any, mask: Any, **named: Any) -> Any:
+        return sdpa_attention_forward(module, query, key, value, None, is_causal=True)
+
+    AttentionInterface.register(NAMES["flex_attention"], forward)
+    yield
+    register()
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
@@ -55,7 +74,7 @@ def test_a_row_longer_than_a_line_is_scored_alone(model_of: Any, on_cpu: None) -
     long = Request(tuple(range(3, 93)) * 2, (50, 60, 61))
     requests = [Request((5, 6), (7, 8)), long, Request((9, 10), (11, 12))]
     scored = loglikelihood(Loaded(model, None, "test", 512), requests, "prefix", batch_tokens=TILE)
-    assert seen == [(1, 182), (1, TILE)]
+    assert seen == [(1, 182), *[(1, TILE)] * 3]  # two of them are the self-check of the compiled layers
     for got, request in zip(scored, requests, strict=True):
         assert got.logprob == pytest.approx(one_at_a_time(model, request, "prefix"), abs=2e-3)
 
@@ -69,6 +88,69 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
         loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
     with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
         loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+def test_a_compiled_attention_that_ignores_the_mask_ends_scoring(
+    mask: str, model_of: Any, on_cpu: None, blind: None
+) -> None:
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128, any_attention=True)
+    with pytest.raises(ModelError, match=f"test: under {mask}, prefill_flex as compiled does not obey the mask"):
+        loglikelihood(loaded, random_requests(3), mask, batch_tokens=256)
+    assert not loaded.model.training
+
+
+def test_how_it_is_run_depends_on_the_work_of_all_processes(model_of: Any, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    torch._dynamo.reset()
+    loaded, requests = Loaded(model_of("llama"), None, "test", 128), random_requests(3)
+    whole = tokens_of(loaded, requests, "prefix", 256)
+    monkeypatch.setattr(compiled, "pays", lambda _, tokens: tokens >= whole)
+    spans = [range(i, i + 1) for i in range(len(requests))]
+    answers: list[Any] = []
+
+    def alone(work: Any, _: Any) -> Any:
+        answers.append(work())
+        raise RuntimeError("the other's half is missing")
+
+    for rank in range(2):  # one after the other
+        one: Any = SimpleNamespace(world=2, rank=rank, together=alone)
+        with pytest.raises(RuntimeError, match="half"):
+            loglikelihood_shared(loaded, requests, spans, "prefix", one, batch_tokens=256, progress=None, count=Count())
+    both: Any = SimpleNamespace(world=2, rank=0, together=lambda *_: answers)
+    count = Count()
+    loglikelihood_shared(loaded, requests, spans, "prefix", both, batch_tokens=256, progress=None, count=count)
+    assert count.attention == compiled.ATTENTION
+    count = Count()
+    loglikelihood(loaded, requests[::2], "prefix", batch_tokens=256, count=count)
+    assert count.attention == NAMES["sdpa"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-hybrid", "mistral-window"])
+def test_training_checks_the_attention_that_it_switches_to(name: str, model_of: Any) -> None:
+    torch._dynamo.reset()
+    model = model_of(name).train()
+    speed_up(model, backend="eager")
+    compiled.require_dependence(model, sorted(PATTERNS), "test", 4 * TILE)
+    assert model.training
+
+
+def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any, blind: None) -> None:
+    torch._dynamo.reset()
+    model = model_of("llama")
+    speed_up(model, backend="eager")
+    with pytest.raises(ModelError, match="does not obey the mask"):
+        compiled.require_dependence(model, ["causal"], "test", 4 * TILE)
+
+
+def test_a_run_checks_the_attention_that_its_training_switches_to(embedded: Any, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    torch._dynamo.reset()
+    monkeypatch.setattr("app.train.suits", lambda _: True)
+    monkeypatch.setattr("app.train.speed_up", lambda model: speed_up(model, backend="eager"))
+    said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
+    said.refused(
+        "under causal, prefill_flex as compiled does not obey the mask", "set model.attention: sdpa", alone=False
+    )
 
 
 def test_afterwards_the_model_is_as_it_was_loaded(model_of: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from app.encode import ENCODERS, Request, encode_harness, encode_reference, requ
 from app.evaluate import evaluate
 from app.mask import Document, layout
 from app.model import Loaded, load
-from app.score import Count, loglikelihood
+from app.score import Count, Scored, _Running, loglikelihood
 from app.tasks import load_items
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES, ModelSource, Score
@@ -157,6 +159,19 @@ def test_greedy_says_whether_decoding_would_agree(model_of: Any) -> None:
     assert right.greedy and not wrong.greedy
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_a_result_that_is_not_finite_is_its_own_requests_alone(bad: float) -> None:
+    batch: Any = SimpleNamespace(requests=[2, 0, 3, 1], sizes=[2, 1, 0, 3])
+    running: Any = SimpleNamespace(
+        batch=batch, _ready=None, _found=torch.tensor([[-1, -2, bad, -3, -4, -5], [0, 0, 1, 0, 0, 1]])
+    )
+    found = dict(_Running.finish(running))
+    assert (
+        found[2] == Scored(-3.0, 2, True) and found[1] == Scored(-12.0, 3, False) and found[3] == Scored(0.0, 0, True)
+    )
+    assert not math.isfinite(found[0].logprob)
+
+
 def test_what_does_not_fit_is_refused_not_cut() -> None:
     with pytest.raises(DataError, match="piqa/3 choice 0.*101 tokens long, and the model's context holds 100"):
         require_fits([Request((1,) * 99, (2, 3))], ["piqa/3 choice 0"], 100)
@@ -185,4 +200,5 @@ def test_an_evaluation_adds_up(smol: Loaded, format: str) -> None:
     macro = sum(r["headline"] for r in entry["tasks"].values()) / 2
     low, high = entry["macro"]["ci95"]
     assert entry["macro"]["value"] == pytest.approx(macro) and low <= macro <= high
+    assert entry["attention"] == smol.attention  # of what scored it
     assert not entry["leaks"] and entry["items"] == 6

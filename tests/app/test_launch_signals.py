@@ -1,0 +1,60 @@
+"""The signals that the launcher passes on: which, as what, and when."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.launch import _signals_forwarded
+
+WORKER = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def worker() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(WORKER, start_new_session=True)
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(timeout=30)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)],
+)
+def test_workers_are_told_to_end_in_a_way_that_they_know(sent: signal.Signals, arrives: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    told: list[int] = []
+    monkeypatch.setattr("app.launch._workers", lambda: [7])
+    monkeypatch.setattr("app.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
+    with _signals_forwarded():
+        os.kill(os.getpid(), sent)
+    assert told == [arrives]
+
+
+def test_a_signal_before_there_are_workers_reaches_them() -> None:
+    with _signals_forwarded():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        assert ended(worker()) == -signal.SIGTERM
+
+
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    before: Any = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _signals_forwarded():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
