@@ -263,3 +263,10 @@ def test_our_own_network_is_asked_of_the_probe_alone_and_close_closes(
     assert shell.network_is_up() is True
     shell.close()
     assert way.closed and not way.calls
+
+
+def test_a_job_is_given_the_time_for_its_checkpoint_that_the_policy_says(
+    way: DirectoryTransport, tmp_path: Path, clock: ManualClock
+) -> None:
+    assert shell_of(way, tmp_path / "runs", clock, grace=42.0).stop(BOTH) is True
+    assert way.calls[-1][1][-3:] == ("stop", "--grace", "42")

@@ -18,6 +18,7 @@ from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
 from vast import again, view
 from vast.folder import folders
+from vast.ports import Address, Pulled
 from vast.registry import Found
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
@@ -384,6 +385,28 @@ def test_what_a_signal_asked_for_outlives_a_kill(world: World) -> None:
     world.shell.on_look = lambda number: None
     assert world.vast("attach").exit_code == 75
     assert json.loads(world.folder.report.read_text())["result"] == "asked"
+
+
+def test_what_ssh_shows_counts_while_the_api_is_out_of_reach(world: World) -> None:
+    """The API is the only thing that is asked whether our own network works; who answers over ssh proves it too."""
+
+    class Beyond(ScriptedShell):
+        def network_is_up(self) -> bool:
+            return False
+
+        def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+            pulled = super().pull(addresses, everything)
+            if everything:
+                world.fake.heal()
+            return pulled
+
+    def look(number: int) -> None:
+        if number == 2:
+            world.fake.fail("500")
+
+    world.shell = Beyond([running(60), running(120), ended()], on_look=look)
+    assert world.vast(*UP).exit_code == 0
+    assert json.loads(world.folder.report.read_text())["result"] == "done"
 
 
 def test_a_job_that_an_open_run_is_about_is_not_rented_for_again(world: World) -> None:
