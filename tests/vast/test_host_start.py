@@ -69,7 +69,7 @@ def test_each_failure_is_named_and_its_fix_applied_recorded_and_kept(machine: Re
     last = machine.ended()
     assert (last["attempt"], last["end_reason"], last["fingerprint"]) == (3, "done", None)
     assert last["fixes"] == [
-        "cuda-oom: micro-batch halved, accumulation doubled",
+        "cuda-oom: memory halved, the batch stays",
         "hub-timeout: waits 60 s for an answer",
     ]
     halved = ["run", "stage3b", "--continue", "--halve-memory", "1"]

@@ -27,13 +27,11 @@ def state_with(job: Job | None, **more: object) -> RunState:
 
 
 def test_the_line_has_its_fields_in_the_order_that_is_promised() -> None:
-    job = Job(
-        "running", 1, step=120, total=6000, loss=1.83124, tokens_per_s=9100.4, fixes=("cuda-oom: micro-batch halved",)
-    )
+    job = Job("running", 1, step=120, total=6000, loss=1.83124, tokens_per_s=9100.4, fixes=("cuda-oom: memory halved",))
     seen = Observation(1512.0, host=host(job))
     assert str(line_of(seen, state_with(job), 1_800_001_512.0)) == (
         "time=2027-01-15T08:25:12Z phase=running attempt=2 step=120/6000 loss=1.8312 tokens_per_s=9100 gpu=97 mem=81 "
-        "cost=0.42/12.00 fix=cuda-oom:_micro-batch_halved"
+        "cost=0.42/12.00 fix=cuda-oom:_memory_halved"
     )
 
 

@@ -61,11 +61,11 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
     lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool.
     halved_before: how often another machine had halved the batch of the run that is gone on with.
     """
-    new = [f"cuda-oom: micro-batch halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
+    new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
     allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
     tool = missing_tool(failure) if reason == "missing-tool" else None
     if allowed and reason == "cuda-oom":
-        new.append("cuda-oom: micro-batch halved, accumulation doubled")
+        new.append("cuda-oom: memory halved, the batch stays")
     elif allowed and reason == "hub-timeout":
         new.append(f"hub-timeout: waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer")
     elif allowed and reason == "stale-lock":
