@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from app import products
 from app.attention import attend
 from app.batch import layout_of
 from app.head import instead_of_logits
@@ -36,7 +37,7 @@ class ResponseLoss:
     def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout, flat: Tensor) -> Tensor:
         """(tokens, vocabulary) at the flat indices, under `where`."""
         inner = self.accelerator.unwrap_model(model)
-        with attend(where), only_at(inner, flat):
+        with attend(where), products.on_cpu(flat.device), only_at(inner, flat):
             out = model(input_ids=batch["input_ids"], position_ids=where.pos.long(), use_cache=False)
         logits: Tensor = out.logits[0]
         return logits
@@ -54,7 +55,7 @@ class ResponseLoss:
             with torch.autocast(rows.device.type, enabled=False):
                 return compute(rows, weight)[None]
 
-        with attend(where), instead_of_logits(head, at_response):
+        with attend(where), products.on_cpu(where.pos.device), instead_of_logits(head, at_response):
             out = model(input_ids=batch["input_ids"], position_ids=where.pos.long(), use_cache=False)
         found: Tensor = out.logits[0]
         return found

@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class PrefillLM(TemplateLM):
         self.tokenizer = self.loaded.tokenizer
         self.batch_tokens, self.max_gen_toks = batch_tokens, max_gen_toks
         self.counts = {"contexts_truncated": 0, "contexts_not_a_token_prefix": 0}
+        self.run = score.Count()
         if self.leaks:
             log.warning(LEAKS)
 
@@ -139,7 +141,7 @@ class PrefillLM(TemplateLM):
         model = self.loaded
         return {"mask": self.mask, "leaks": self.leaks, "profile": self.profile, "origin": model.origin,
                 "model_num_parameters": model.model.num_parameters(), "model_dtype": model.dtype,
-                "attention": model.attention, "batch_tokens": self.batch_tokens, **self.counts}  # fmt: skip
+                "attention": self.run.attention or model.attention, "batch_tokens": self.batch_tokens, **self.counts}  # fmt: skip
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse a response cache (`--use_cache`) of another mask or model: its keys are made of the texts alone.
@@ -152,7 +154,8 @@ class PrefillLM(TemplateLM):
         if cache_hook.dbdict is not None:
             claim(cache_hook.dbdict, {
                 "mask": self.mask, "weights": fingerprint(self.loaded.model), "dtype": self.loaded.dtype,
-                "tokenizer": self.tokenizer_name, "max_length": self.max_length, "max_gen_toks": self.max_gen_toks,
+                "arithmetic": score.ARITHMETIC, "tokenizer": self.tokenizer_name,
+                "max_length": self.max_length, "max_gen_toks": self.max_gen_toks,
             })  # fmt: skip
         super().set_cache_hook(cache_hook)
 
@@ -176,13 +179,10 @@ class PrefillLM(TemplateLM):
         fitting = [self._fit(request) for request in requests]
         if cut := self.counts["contexts_truncated"] - cut:
             log.warning(f"{cut} of {len(requests)} contexts are cut from the left to fit {self.max_length} tokens")
-        if disable_tqdm:
-            scored = score.loglikelihood(self.loaded, fitting, self.mask, batch_tokens=self.batch_tokens)
-        else:
-            with token_bar(self.mask) as show:
-                scored = score.loglikelihood(
-                    self.loaded, fitting, self.mask, batch_tokens=self.batch_tokens, progress=show
-                )
+        with nullcontext() if disable_tqdm else token_bar(self.mask) as show:
+            scored = score.loglikelihood(
+                self.loaded, fitting, self.mask, batch_tokens=self.batch_tokens, progress=show, count=self.run
+            )
         return [(one.logprob, one.greedy) for one in scored]
 
     def _fit(self, request: Request) -> Request:

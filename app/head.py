@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.attention import attend
+from app.mixed import is_linear
 
 
 def plain_head(model: Any) -> nn.Linear | None:
@@ -19,7 +20,7 @@ def plain_head(model: Any) -> nn.Linear | None:
     read: the layer is made to say random numbers, and only a model that passes these on unchanged is plain.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
+    if not is_linear(head) or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
         return None
     device = head.weight.device
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)

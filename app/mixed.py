@@ -44,6 +44,11 @@ class _Head(nn.Linear):
         return out if self.bias is None else out + self.bias.float()
 
 
+def is_linear(module: object) -> bool:
+    """A linear layer as torch has it, or as it is here, and nothing around it, such as an adapter."""
+    return type(module) in (nn.Linear, _Linear, _Head)
+
+
 def _widen(_: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output.float()
 

@@ -99,8 +99,8 @@ class _Chunked(torch.autograd.Function):
         size = max(1, chunk // weight.shape[0])
         for start in range(0, len(hidden), size):
             some = hidden[start : start + size]
-            theirs = None if teacher is None else teacher.hidden[start : start + size] @ teacher.weight.T
-            one, other, gradient = parts(some @ weight.T, targets[start : start + size], theirs, ce, kl)
+            theirs = None if teacher is None else F.linear(teacher.hidden[start : start + size], teacher.weight)
+            one, other, gradient = parts(F.linear(some, weight), targets[start : start + size], theirs, ce, kl)
             nll, divergence = nll + one, divergence + other
             if by_hidden is not None:
                 torch.mm(gradient, weight, out=by_hidden[start : start + size])

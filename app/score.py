@@ -10,25 +10,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from app import compiled
+from app import compiled, products
 from app.attention import attend
 from app.blocks import TILE
 from app.encode import Request
+from app.head import instead_of_logits, plain_head
 from app.mask import PATTERNS, Layout
 from app.model import Loaded
 from app.rows import Batch, Row, batch_of, packed, padded, rows_of
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
+_CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
 _AHEAD = 2  # batches a GPU is given before the first one's results are waited for
 BATCH_TOKENS = 16384
+# Raised whenever a request's numbers change by more than the order of sums. 2: bfloat16 as in app/mixed.py.
+ARITHMETIC = 2
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
@@ -76,9 +80,12 @@ def only_at(model: Any, flat: Tensor) -> Iterator[None]:
 
 
 class _Running:
-    """A batch handed to the device: `finish` waits for it and gives its results."""
+    """A batch handed to the device: `finish` waits for it and gives its results.
 
-    def __init__(self, loaded: Loaded, batch: Batch) -> None:
+    head: the output layer, to have the logits made a few rows at a time; None where the model has to make them itself.
+    """
+
+    def __init__(self, loaded: Loaded, batch: Batch, head: nn.Linear | None = None) -> None:
         device = loaded.device
         self.batch = batch
         ids, sources, targets = (_sent(t, device) for t in (batch.ids, batch.sources, batch.targets))
@@ -88,13 +95,15 @@ class _Running:
         # Our mask comes out of the layout. Without any attention mask transformers would look for packed documents in the
         # positions, and wait for the GPU to see whether there are some.
         every = torch.ones_like(ids, dtype=torch.bool)
-        with torch.inference_mode(), attend(where), only_at(loaded.model, sources):
-            logits = loaded.model(
+        makes = only_at(loaded.model, sources) if head is None else _judging(head, sources, targets)
+        with torch.inference_mode(), attend(where), products.on_cpu(device), makes:
+            said = loaded.model(
                 input_ids=ids, attention_mask=every, position_ids=where.pos.long(), use_cache=False
             ).logits[0]
-            found = [_judged(some, want) for some, want in
-                     zip(logits.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)]  # fmt: skip
-            self._found = torch.cat(found, dim=1)  # (2, n): log-probabilities, and 1 where another token is likelier
+            # (2, n): log-probabilities, and 1 where another token is likelier
+            self._found = said if head is not None else torch.cat(
+                [_judged(*part) for part in zip(said.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)], dim=1
+            )  # fmt: skip
         self._ready: torch.cuda.Event | None = None
         if device.type == "cuda":
             self._found = torch.empty_like(self._found, device="cpu", pin_memory=True).copy_(
@@ -120,6 +129,18 @@ class _Running:
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     # Out of pinned memory, so that the host does not wait for what the GPU has yet to do.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _judging(head: nn.Linear, sources: Tensor, targets: Tensor) -> AbstractContextManager[None]:
+    """Inside, the model says `_judged` of the states at `sources`, (1, 2, n), and never holds all their logits."""
+
+    def compute(states: Tensor) -> Tensor:
+        rows = states.flatten(0, 1).index_select(0, sources)
+        size = max(1, _CPU_LOGITS // head.out_features)
+        parts = zip(rows.split(size), targets.split(size), strict=True)
+        return torch.cat([_judged(type(head).forward(head, some), want) for some, want in parts], dim=1)[None]
+
+    return instead_of_logits(head, compute)
 
 
 def _judged(logits: Tensor, targets: Tensor) -> Tensor:
@@ -176,6 +197,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
     results: list[Scored | None] = [None] * len(requests)
     rows = rows_of(requests, pattern.shares_prompt, budget)
     done, total = 0, sum(len(row) for row in rows)
+    head = plain_head(loaded.model) if loaded.device.type == "cpu" else None
     running: deque[_Running] = deque()
 
     def finish_first() -> None:
@@ -195,7 +217,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         if is_packed:
             compiled.require_scored(loaded, mask, width)
         with compiled.layers(loaded.model) if is_packed else nullcontext():
-            running.append(_Running(loaded, batch))
+            running.append(_Running(loaded, batch, head))
         if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
             finish_first()
     while running:

@@ -16,7 +16,7 @@ from app.encode import ENCODERS, Request, encode_harness, encode_reference, requ
 from app.evaluate import evaluate
 from app.mask import Document, layout
 from app.model import Loaded, load
-from app.score import Count, Scored, _Running, loglikelihood
+from app.score import Count, Scored, _judged, _Running, loglikelihood
 from app.tasks import load_items
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES, ModelSource, Score
@@ -132,6 +132,25 @@ def test_a_shared_prompt_is_run_once(model_of: Any) -> None:
     count = Count()
     loglikelihood(Loaded(model_of("llama"), None, "test", 128), requests, "bidirectional", count=count)
     assert count.tokens == 4 * 43
+
+
+def test_logits_made_a_few_rows_at_a_time_give_the_same(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+    seen: list[int] = []
+
+    def judged(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        seen.append(len(logits))
+        return _judged(logits, targets)
+
+    monkeypatch.setattr("app.score._judged", judged)
+    want = loglikelihood(loaded, random_requests(0), "prefix")
+    whole = seen.copy()
+    seen.clear()
+    monkeypatch.setattr("app.score._CPU_LOGITS", 3 * 97)
+    found = loglikelihood(loaded, random_requests(0), "prefix")
+    assert max(seen) == 3 < max(whole)
+    assert sum(seen) == sum(whole)
+    assert [s.logprob for s in found] == pytest.approx([s.logprob for s in want], rel=1e-6)
 
 
 def test_logits_are_computed_at_continuation_tokens_only(model_of: Any) -> None:

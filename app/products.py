@@ -1,0 +1,86 @@
+"""float32 linear layers of a CPU by oneDNN, where torch would ask MKL.
+
+torch leaves float32 products to MKL and bfloat16 ones to oneDNN, and is built with both. On processors that MKL's makers
+did not make, MKL keeps to AVX2; oneDNN takes what is there. Two cores of an AMD EPYC with AVX-512: 200 GFLOP/s by MKL, 450
+by oneDNN (docs/log.md). Both are float32 throughout and differ by the order of their sums. The operator is the one that
+torch.compile puts into models for CPUs; it knows no gradients, so these are three products of the same kind here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+FEWEST_ROWS = 16  # below it both wait for the weights, and oneDNN has a plan to make for every new shape
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has oneDNN's operator, and the processor what it is faster with."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def on_cpu(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, linear layers in float32 on a CPU are computed by oneDNN, whichever model calls them."""
+    return _ByOneDNN() if device.type == "cpu" and available() else nullcontext()
+
+
+class _ByOneDNN(TorchFunctionMode):
+    def __torch_function__(self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:  # fmt: skip
+        if func is F.linear and not kwargs and _suits(*args):
+            return _linear(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _suits(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return (
+        rows.dtype == weight.dtype == torch.float32
+        and rows.device.type == weight.device.type == "cpu"
+        and type(weight) in (Tensor, torch.nn.Parameter)  # not weights that are spread over processes
+        and rows.ndim >= 2
+        and rows.numel() >= FEWEST_ROWS * rows.shape[-1] > 0
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weight, bias)):
+        found: Tensor = _WithGradients.apply(rows, weight, bias)
+        return found
+    return _product(rows, weight, bias)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return found
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        by_rows, by_weight, by_bias = ctx.needs_input_grad
+        flat = above.flatten(0, -2)
+        return (
+            _product(above, weight.T) if by_rows else None,
+            _product(flat.T, rows.flatten(0, -2).T) if by_weight else None,
+            flat.sum(0) if by_bias else None,
+        )
