@@ -46,6 +46,16 @@ def require_resumable(checkpoint: Path, sharding: str) -> None:
         )
 
 
+def seen_as_plain(model: Any) -> None:
+    """Have torch.compile take the modules of a spread model for modules like any others.
+
+    FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
+    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/fast.py leaves outside.
+    """
+    for module in model.modules():
+        module._is_fsdp_managed_module = False
+
+
 def whole_model(accelerator: Any, model: Any, main: bool) -> PreTrainedModel | None:
     """The model with all its weights on the CPU, on the main process; None on others. Every process must call it."""
     # PyTorch's own: accelerate's leaves what is spread as it is once a checkpoint was loaded (1.15).

@@ -96,6 +96,7 @@ def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "non
         save_strategy="steps", save_steps=train.save_every, logging_steps=1, logging_nan_inf_filter=False,
         report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # what a decoder holds as buffers never changes
     )  # fmt: skip
     if arguments.n_gpu > 1:  # Trainer would spread each batch over all GPUs it sees, and make it that much larger
         arguments._n_gpu = 1
@@ -168,7 +169,8 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        max(1, row_tokens(section.pack_tokens, fast) >> halve_memory), section.micro_batch_size, ranks.rank, ranks.world,
+        max(1, row_tokens(section.pack_tokens, fast, loaded.device) >> halve_memory), section.micro_batch_size,
+        ranks.rank, ranks.world,
     )  # fmt: skip
     at = ranks.share(checkpoint.newest(run.checkpoints) if resume and ranks.main else None)
     if at is not None:

@@ -23,6 +23,7 @@ from app.data import TokenExample
 from app.forward import ResponseLoss
 from app.head import plain_head
 from app.ranks import ALONE, Ranks
+from app.sharded import seen_as_plain
 from app.stopping import not_finite
 from jobs.schema import Objective
 
@@ -44,6 +45,8 @@ class PrefillTrainer(ResponseLoss, Trainer):
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, **kwargs: Any) -> None:  # fmt: skip
         super().__init__(model=model, args=args, data_collator=steps, **kwargs)  # type: ignore[arg-type]
         self.model_accepts_loss_kwargs = True  # so that Trainer leaves scaling to us
+        if self.accelerator.ddp_handler is not None:  # gradients stay where they are added up, and are not copied back
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         self.directory = Path(str(args.output_dir))
         self.goal = goal
         self.eval_batches = eval_batches
@@ -88,6 +91,8 @@ class PrefillTrainer(ResponseLoss, Trainer):
         """Forward and backward of one optimiser step; returns this process's share of its loss."""
         model.train()
         total = torch.zeros((), device=self.args.device)
+        if self.is_fsdp_enabled and self.state.global_step == self._started_at:
+            seen_as_plain(model)
         with self.at_first() if self.state.global_step == self._started_at else nullcontext():
             for i, batch in enumerate(inputs):
                 last = i == len(inputs) - 1

@@ -34,13 +34,15 @@ LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 @click.option("--batch", default=256, help="Examples a step.")
 @click.option("--steps", default=16)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
+@click.option("--row-tokens", type=int, help="Of a packed row at most; default: the product's.")
+@click.option("--sharding", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Where there are several GPUs.")
 @click.option("--least", default=0.95, help="Of one GPU's rate that each of them must give.")
 @click.option("--out", type=click.Path(path_type=Path))
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
-def main(shape: str, gpus: int, batch: int, steps: int, device: str, least: float, out: Path | None,
-         worker: Path | None) -> None:  # fmt: skip
+def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, least: float,
+         out: Path | None, worker: Path | None) -> None:  # fmt: skip
     if worker is not None:
-        return train(shape, batch, steps, device, worker)
+        return train(shape, batch, steps, device, row_tokens, sharding, worker)
     found: dict[int, dict[str, Any]] = {}
     for count in sorted({1, gpus}):
         with tempfile.TemporaryDirectory() as directory:
@@ -49,7 +51,9 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, least: floa
                 f"--batch={batch}",
                 f"--steps={steps}",
                 f"--device={device}",
+                f"--sharding={sharding}",
                 f"--worker={directory}",
+                *([f"--row-tokens={row_tokens}"] if row_tokens else []),
             ]
             code = launch(words, count, "benchmarks.gpus") if count > 1 else subprocess.run(
                 [sys.executable, "-m", "benchmarks.gpus", *words], check=False).returncode  # fmt: skip
@@ -62,15 +66,15 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, least: floa
     one, many = found[1], found[gpus]
     times = many["tokens_per_s"] / one["tokens_per_s"]
     apart = max(abs(a - b) / abs(a) for a, b in zip(one["losses"], many["losses"], strict=True))
-    click.echo(f"{shape}, {batch} examples a step ({one['tokens_per_step']:,} tokens)")
+    click.echo(f"{shape}, {batch} examples a step ({one['tokens_per_step']:,} tokens), {sharding}")
     for count, row in found.items():
         click.echo(f"  {count} GPU{'s' * (count > 1):1} {row['tokens_per_s']:>10,.0f} tokens/s {row['steps_per_s']:6.2f} steps/s "
                    f"{row['peak_gb'] or 0:6.1f} GB, first step after {row['first_step_s']:.0f} s")  # fmt: skip
     click.echo(f"  {times:.3f} times one GPU; losses at most {apart:.1e} apart")
     if out is not None:
         out.write_text(
-            json.dumps({"shape": shape, "batch": batch, "times": times, "apart": apart, "runs": found}, indent=1) + "\n"
-        )
+            json.dumps({"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens, "times": times,
+                        "apart": apart, "runs": found}, indent=1) + "\n")  # fmt: skip
     if times < least * gpus or apart > LOSSES_WITHIN:
         sys.exit(1)
 
@@ -84,7 +88,9 @@ def measured(directory: Path) -> dict[str, Any]:
             "losses": [row["loss"] for row in rows], "first_step_s": rows[0]["seconds"], **run.read_metrics()}  # fmt: skip
 
 
-def train(shape: str, batch: int, steps: int, device: str, directory: Path) -> None:
+def train(
+    shape: str, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, directory: Path
+) -> None:
     """In each process: the product's training of a random model on random tokens."""
     import torch
 
@@ -99,7 +105,7 @@ def train(shape: str, batch: int, steps: int, device: str, directory: Path) -> N
 
     precision = "bf16" if device == "cuda" else "fp32"
     sets = dict(max_steps=steps, batch_size=batch, gradient_checkpointing="false", save_every=steps, eval_every=10 * steps,
-                kill_after_steps="null", warmup_steps=2, precision=precision)  # fmt: skip
+                kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null")  # fmt: skip
     job = resolve(
         "stage3b", "ministral-3b", sets=[f"train.{k}={v}" for k, v in sets.items()] + [f"model.device={device}"]
     )
@@ -113,7 +119,7 @@ def train(shape: str, batch: int, steps: int, device: str, directory: Path) -> N
     checkpoint.save_final = lambda *_, **__: None
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     app.train.train(job, loaded, run, eval_items=[], init_run="base", stop=StopFlag(), heart=Heart(run), resume=False,
-                    ranks=ranks, sharding="ddp" if ranks.world > 1 else "none")  # fmt: skip
+                    ranks=ranks, sharding=sharding if ranks.world > 1 else "none")  # fmt: skip
     run.write_metrics({"peak_gb": max((peak for peak in ranks.gather(peak_gb()) if peak is not None), default=None)})
     ranks.wait()
     run.close()

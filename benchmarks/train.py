@@ -134,7 +134,7 @@ def main() -> int:
 
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.shape = arguments.shape or ("ministral-3b" if arguments.device == "cuda" else "tiny")
-    rows, examples = ROWS[arguments.shape] if arguments.device == "cuda" else (1024, 16)
+    rows, examples = ROWS[arguments.shape] if arguments.device == "cuda" else (512, 16)
     arguments.row_tokens = arguments.row_tokens or rows
     arguments.batch_size = arguments.batch_size or examples
     if arguments.only:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.attention import _kernel_options
 from app.blocks import TILE, block_mask, span_tiles, spans, tiles
 from app.mask import Document, Layout, layout
 
@@ -71,3 +72,11 @@ def test_a_block_mask_asks_the_predicate_inside_its_tiles(rows: list[list[Docume
     assert torch.equal(asked[real], where.dense()[:, 0][real])
     partial, full = made.kv_num_blocks.sum(), made.full_kv_num_blocks
     assert full is not None and 0 < int(full.sum()) + int(partial) < 2 * 36
+
+
+@pytest.mark.parametrize(("queries", "keys", "whole"), [(256, 384, True), (256, 300, False), (200, 256, False)])
+def test_kernels_are_told_of_whole_tiles_only_where_there_are_no_others(queries: int, keys: int, whole: bool) -> None:
+    q, k = (torch.zeros(1, 1, length, 64, dtype=torch.bfloat16) for length in (queries, keys))
+    assert _kernel_options(q, k).get("IS_DIVISIBLE", False) is whole
+    assert "bwd_BLOCK_M1" in _kernel_options(q, k)  # our blocks for heads of 64, and torch's own for any other
+    assert "bwd_BLOCK_M1" not in _kernel_options(q.float(), k.float())

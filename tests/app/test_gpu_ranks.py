@@ -51,3 +51,13 @@ def test_weights_spread_over_two_gpus_train_to_the_losses_of_one(one_gpu: RunDir
     run = only_run(tmp_path)
     assert_same_losses(run, one_gpu, within=1e-4)
     assert_same_scores(run, one_gpu, within=0.05)  # of the whole model, put together at the end
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_compiled_layers_train_to_the_same_losses(sharding: str, one_gpu: RunDir, tmp_path: Path) -> None:
+    fast = ["--set", "model.attention=flex_attention", "--set", f"sharding={sharding}"]
+    done = finish(tmp_path, *GPU, *fast, "--set", "gpus=2")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path)
+    assert run.read_metrics()["train"]["compiled"]
+    assert_same_losses(run, one_gpu, within=1e-3)
