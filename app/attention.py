@@ -16,16 +16,18 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
-from app.blocks import block_mask
+from app.blocks import TILE, block_mask
 from app.mask import Layout
 from jobs.errors import ModelError
 
 NAMES = {"sdpa": "prefill_sdpa", "eager": "prefill_eager", "flex_attention": "prefill_flex"}
+SHORT = 1024  # keys
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _active: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
@@ -74,27 +76,46 @@ def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], wind
     return block_mask(layout, queries, keys, window)
 
 
-def _in_half(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, in bfloat16 for modules of app/mixed.py on a GPU: its kernels for float32 are many times slower."""
+def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
+    """`forward`, for modules of app/mixed.py on a GPU in bfloat16 where there are more keys than `beyond`: its kernels for
+    float32 are many times slower. Of short rows attention is a small part, and float32 flips fewer choices (docs/log.md)."""
 
     def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if query.is_cuda and getattr(module, "_half_attention", False):
+        if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
         return forward(module, query, key, value, *args, **kwargs)
 
     return attention
 
 
-# torch's own choice for heads of 64 spills registers when most tiles are masked. Packed rows on an H200, forward and
-# backward: 0.97 ms a layer with it, 0.80 with this (docs/log.md).
+# torch's own choice for heads of 64 spills registers when most tiles are masked (docs/log.md).
 _HEADS_OF_64 = dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64,
                     bwd_BLOCK_N2=64, bwd_num_warps=4)  # fmt: skip
 
 
-def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-    if query.is_cuda and query.dtype != torch.float32 and query.shape[-1] == 64 and query.shape[-2] >= 128:
-        kwargs.setdefault("kernel_options", _HEADS_OF_64)
-    return flex_attention_forward(module, query, key, value, *args, **kwargs)
+def _kernel_options(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
+    # Under autocast queries come in float32, since positions are turned in it, and the kernel gets them in bfloat16.
+    half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
+    options: dict[str, Any] = dict(_HEADS_OF_64) if half and query.shape[-1] == 64 else {}
+    if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
+        # Where lengths are left open torch does not know it, and the kernels ask of every token whether it is one.
+        options["IS_DIVISIBLE"] = True
+    return options
+
+
+def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, *,
+                  scaling: float | None = None, softcap: float | None = None, s_aux: Any = None, position_bias: Any = None,
+                  dropout: float = 0.0, **kwargs: Any) -> Any:  # fmt: skip
+    plain = isinstance(attention_mask, BlockMask) and softcap is None and s_aux is None and position_bias is None
+    if not query.is_cuda or query.shape[-2] < TILE or not plain or dropout:  # few queries have kernels of their own
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux,
+                                      position_bias=position_bias, dropout=dropout, **kwargs)  # fmt: skip
+    # transformers copies keys and values for every query head where these are, say, nine, and asks for sums nobody reads.
+    found: Any = compile_friendly_flex_attention(
+        query, key, value, training=module.training, block_mask=attention_mask, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key),
+    )  # fmt: skip
+    return found.transpose(1, 2).contiguous(), None
 
 
 def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -104,13 +125,13 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 def register() -> None:
     """Make the three names known to transformers. Idempotent."""
-    for impl, make, upstream, forward in (
-        ("sdpa", _dense, sdpa_mask, sdpa_attention_forward),
-        ("eager", _additive, eager_mask, _eager_forward),
-        ("flex_attention", _block, flex_attention_mask, _flex_forward),
+    for impl, make, upstream, forward, beyond in (
+        ("sdpa", _dense, sdpa_mask, sdpa_attention_forward, SHORT),
+        ("eager", _additive, eager_mask, _eager_forward, SHORT),
+        ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
     ):
         AttentionMaskInterface.register(NAMES[impl], _mask_function(make, upstream))
-        AttentionInterface.register(NAMES[impl], _in_half(forward))
+        AttentionInterface.register(NAMES[impl], _in_half(forward, beyond))
 
 
 register()

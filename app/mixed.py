@@ -23,9 +23,18 @@ from app.attention import text_config
 HALF = torch.bfloat16
 
 
+def _unrounded(input: Tensor, weight: Tensor) -> Tensor:
+    """Of bfloat16 on a GPU, whose products are summed in float32: so why round them."""
+    rows = input.to(weight.dtype).reshape(-1, input.shape[-1])
+    return torch.mm(rows, weight.T, out_dtype=torch.float32).view(*input.shape[:-1], -1)
+
+
 class _Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input.to(self.weight.dtype), self.weight, self.bias).float()
+        if not input.is_cuda:
+            return F.linear(input.to(self.weight.dtype), self.weight, self.bias).float()
+        out = _unrounded(input, self.weight)
+        return out if self.bias is None else out + self.bias.float()
 
 
 class _Head(nn.Linear):
@@ -35,8 +44,7 @@ class _Head(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda:
-            rows = input.to(self.weight.dtype).reshape(-1, input.shape[-1])
-            out = torch.mm(rows, self.weight.T, out_dtype=torch.float32).view(*input.shape[:-1], -1)
+            out = _unrounded(input, self.weight)
         else:
             if self._wide is None:
                 self._wide = self.weight.detach().float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +96,7 @@ class _Running:
         # positions, and wait for the GPU to see whether there are some.
         every = torch.ones_like(ids, dtype=torch.bool)
         makes = only_at(loaded.model, sources) if head is None else _judging(head, sources, targets)
-        with torch.inference_mode(), attend(where), products.on_cpu(device), makes:
+        with torch.inference_mode(), attend(where), makes:
             said = loaded.model(
                 input_ids=ids, attention_mask=every, position_ids=where.pos.long(), use_cache=False
             ).logits[0]
@@ -216,7 +216,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         count.attentions.add(compiled.ATTENTION if is_packed else loaded.attention)
         if is_packed:
             compiled.require_scored(loaded, mask, width)
-        with compiled.layers(loaded.model) if is_packed else nullcontext():
+        with compiled.layers(loaded.model) if is_packed else products.on_cpu(loaded.device):
             running.append(_Running(loaded, batch, head))
         if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
             finish_first()

@@ -46,5 +46,5 @@ def test_packed_is_no_further_from_fp32_than_padded_in_bf16(architecture: str, m
 def test_other_batches_and_masks_compile_nothing_anew(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama", head_dim=16).cuda()
     scored(model, "causal", monkeypatch, packed=True)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    scored(model, "prefix", monkeypatch, packed=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        scored(model, "prefix", monkeypatch, packed=True)

@@ -74,20 +74,21 @@ def test_a_row_longer_than_a_line_is_scored_alone(model_of: Any, on_cpu: None) -
     long = Request(tuple(range(3, 93)) * 2, (50, 60, 61))
     requests = [Request((5, 6), (7, 8)), long, Request((9, 10), (11, 12))]
     scored = loglikelihood(Loaded(model, None, "test", 512), requests, "prefix", batch_tokens=TILE)
-    assert seen == [(1, 182), *[(1, TILE)] * 3]  # two of them are the self-check of the compiled layers
+    # The first asks whether the logits are plain, two of the last are the self-check of the compiled layers.
+    assert seen == [(1, 2), (1, 182), *[(1, TILE)] * 3]
     for got, request in zip(scored, requests, strict=True):
         assert got.logprob == pytest.approx(one_at_a_time(model, request, "prefix"), abs=2e-3)
 
 
-def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any, on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any, on_cpu: None) -> None:
     torch._dynamo.reset()
     loaded = Loaded(model_of("llama"), None, "test", 128)
     loglikelihood(loaded, random_requests(3), "causal", batch_tokens=256)
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-    for seed in (4, 5):
-        loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
-    with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
-        loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in (4, 5):
+            loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+        with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
+            loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
