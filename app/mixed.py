@@ -2,8 +2,9 @@
 
 A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
-gives its output in float32, the embeddings likewise, and logits are not rounded at all: one choice in a
-hundred differs on a CPU, on a GPU, where no product is rounded, one in two hundred, for the same time (docs/log.md). Weights stay bfloat16, and so does the size of the model.
+gives its output in float32, the embeddings likewise, and logits are not rounded at all: for the same time one choice in a
+hundred differs on a CPU, and one in two hundred on a GPU, which does not round the results of products either
+(docs/log.md). Weights stay bfloat16, and so does the size of the model.
 
 Here too stands what of a vision-language wrapper (Ministral 3) is used. Rows are text, so its vision tower and projector
 never run. Nothing about them may decide anything: not in which precision the rest computes, not whether training in several

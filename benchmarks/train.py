@@ -163,7 +163,10 @@ def main() -> int:
     out = arguments.out or Path("runs/bench-train.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        json.dumps({"arguments": {k: str(v) for k, v in vars(arguments).items()}, "rows": found}, indent=2) + "\n"
+        json.dumps(
+            {"arguments": {k: str(v) for k, v in vars(arguments).items() if k != "out"}, "rows": found}, indent=2
+        )
+        + "\n"
     )
     return 1 if len(by_way) < len(found) else 0
 
