@@ -43,7 +43,10 @@ def tokens_multiple(fast: bool, device: torch.device) -> int:
 
 
 def speed_up(model: Any, backend: str = "inductor") -> None:
-    """Have the model use FlexAttention and compiled layers from now on. Its parameters and their names stay."""
+    """Have the model use FlexAttention and compiled layers from now on. Its parameters and their names stay.
+
+    A deep copy of the model made afterwards would run this one's layers: copy before.
+    """
     text_config(model)._attn_implementation = NAMES["flex_attention"]
     # Two lengths that happen to be equal in the first row (its tiles, a head) are not taken for one: every row that
     # broke such an equality would be compiled anew.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +34,15 @@ class ResponseLoss:
     head: nn.Linear | None
     teacher: PreTrainedModel | None
 
+    def _products(self, model: Any, device: torch.device) -> AbstractContextManager[Any]:
+        """Not with gradient checkpointing: what is computed again in the backward pass would be computed otherwise."""
+        again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        return nullcontext() if again and torch.is_grad_enabled() else products.on_cpu(device)
+
     def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout, flat: Tensor) -> Tensor:
         """(tokens, vocabulary) at the flat indices, under `where`."""
         inner = self.accelerator.unwrap_model(model)
-        with attend(where), products.on_cpu(flat.device), only_at(inner, flat):
+        with attend(where), self._products(model, flat.device), only_at(inner, flat):
             out = model(input_ids=batch["input_ids"], position_ids=where.pos.long(), use_cache=False)
         logits: Tensor = out.logits[0]
         return logits
@@ -55,7 +60,7 @@ class ResponseLoss:
             with torch.autocast(rows.device.type, enabled=False):
                 return compute(rows, weight)[None]
 
-        with attend(where), products.on_cpu(where.pos.device), instead_of_logits(head, at_response):
+        with attend(where), self._products(model, where.pos.device), instead_of_logits(head, at_response):
             out = model(input_ids=batch["input_ids"], position_ids=where.pos.long(), use_cache=False)
         found: Tensor = out.logits[0]
         return found

@@ -24,9 +24,8 @@ def plain_head(model: Any) -> nn.Linear | None:
         return None
     device = head.weight.device
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-    said = torch.randn(1, 2, head.out_features, generator=torch.Generator().manual_seed(0)).to(
-        device, head.weight.dtype
-    )
+    # In float32 whatever the weights are: a model that rounds its logits is not plain.
+    said = torch.randn(1, 2, head.out_features, generator=torch.Generator().manual_seed(0)).to(device)
     training = model.training
     model.eval()
     with torch.no_grad(), attend(None), instead_of_logits(head, lambda hidden: said):

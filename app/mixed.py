@@ -3,8 +3,8 @@
 A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
 gives its output in float32, the embeddings likewise, and logits are not rounded at all: for the same time one choice in a
-hundred differs on a CPU, and one in two hundred on a GPU, which does not round the results of products either
-(docs/log.md). Weights stay bfloat16, and so does the size of the model.
+hundred differs. On a GPU the results of products are not rounded either, and short rows attend in float32 as well
+(app/attention.py): one in two hundred, 7 % slower (docs/log.md). Weights stay bfloat16, and so does the size of the model.
 
 Here too stands what of a vision-language wrapper (Ministral 3) is used. Rows are text, so its vision tower and projector
 never run. Nothing about them may decide anything: not in which precision the rest computes, not whether training in several
@@ -27,7 +27,7 @@ HALF = torch.bfloat16
 def _unrounded(input: Tensor, weight: Tensor) -> Tensor:
     """Of bfloat16 on a GPU, whose products are summed in float32: so why round them."""
     rows = input.to(weight.dtype).reshape(-1, input.shape[-1])
-    return torch.mm(rows, weight.T, out_dtype=torch.float32).view(*input.shape[:-1], -1)
+    return torch.mm(rows, weight.T, out_dtype=torch.float32).view(*input.shape[:-1], len(weight))
 
 
 class _Linear(nn.Linear):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 FEWEST_ROWS = 16  # below it both wait for the weights, and oneDNN has a plan to make for every new shape
@@ -23,7 +24,8 @@ FEWEST_ROWS = 16  # below it both wait for the weights, and oneDNN has a plan to
 
 @cache
 def available() -> bool:
-    """Whether this torch has oneDNN's operator, and the processor what it is faster with."""
+    """Whether this torch has oneDNN's operator, and the processor AVX-512. On Intel's, which MKL uses in full, the two were
+    not compared."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -47,6 +49,8 @@ class _ByOneDNN(TorchFunctionMode):
 def _suits(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
         rows.dtype == weight.dtype == torch.float32
+        and (bias is None or bias.dtype == torch.float32)
+        and weight.ndim == 2
         and rows.device.type == weight.device.type == "cpu"
         and type(weight) in (Tensor, torch.nn.Parameter)  # not weights that are spread over processes
         and rows.ndim >= 2
@@ -64,6 +68,7 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # it does not look at a bias's strides
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
 
@@ -71,10 +76,12 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 class _WithGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(rows, weight)
+        by_rows, by_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if by_weight else None, weight if by_rows else None)
         return _product(rows, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         by_rows, by_weight, by_bias = ctx.needs_input_grad

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from app import compiled, products
-from app.attention import attend
+from app.attention import SHORT, attend
 from app.blocks import TILE
 from app.encode import Request
 from app.head import instead_of_logits, plain_head
@@ -169,7 +169,10 @@ def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterat
     width = compiled.line_width(budget)
     fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
-    for batch in padded(rows[: len(rows) - len(fits)], budget):  # the longest stand first
+    rest = rows[: len(rows) - len(fits)]  # the longest stand first
+    # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention.py).
+    long, short = ([row for row in rest if (len(row) > SHORT) is longer] for longer in (True, False))
+    for batch in [*padded(long, budget), *padded(short, budget)]:
         yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
     for line in packed(fits, width):
         yield [line], width, True

@@ -67,6 +67,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.head = plain_head(model)  # None: the loss needs whole logits
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
+            assert not any("forward" in vars(module) for module in model.modules()), "copied after app.fast.speed_up"
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
     # ---- a step

@@ -92,6 +92,20 @@ HEADS = {
 }
 
 
+def test_logits_that_are_rounded_afterwards_are_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = model("llama").bfloat16()
+    assert plain_head(one) is not None
+    real = one.forward
+
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        out = real(*args, **kwargs)
+        out.logits = out.logits.bfloat16()
+        return out
+
+    monkeypatch.setattr(one, "forward", rounded)
+    assert plain_head(one) is None
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_is_recognised_and_trained_with_its_own_logits(name: str, tmp_path: Path) -> None:
     make, plain = HEADS[name]

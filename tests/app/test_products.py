@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from app import products
 from app.encode import Request
 from app.model import Loaded
 from app.score import loglikelihood
+from tests.app.test_trainer import examples, trainer_of
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not products.available(), reason="torch's own products are used on this processor")
@@ -49,6 +51,56 @@ def test_results_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: 
     assert len(calls) == 3  # forward, by the rows, by the weight
     for a, b in zip(found, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_a_bias_with_strides_is_read_right() -> None:
+    layer = torch.nn.Linear(48, 72)
+    layer.bias = torch.nn.Parameter(torch.randn(72, 3)[:, 1])
+    rows = torch.randn(64, 48)
+    want = layer(rows)
+    with products.on_cpu(CPU):
+        torch.testing.assert_close(layer(rows), want, rtol=1e-5, atol=1e-4)
+
+
+def test_only_what_a_gradient_needs_is_kept() -> None:
+    layer, rows = torch.nn.Linear(48, 72).requires_grad_(False), torch.randn(64, 48, requires_grad=True)
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with products.on_cpu(CPU), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(rows)
+    assert kept == [(72, 48)]
+
+
+def test_a_second_derivative_is_refused_and_not_zero() -> None:
+    layer, rows = torch.nn.Linear(48, 72), torch.randn(64, 48, requires_grad=True)
+    with products.on_cpu(CPU):
+        out = layer(rows).square().sum()
+    (first,) = torch.autograd.grad(out, rows, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_in_float32_is_that_of_torch(checkpointing: bool, model_of: Any, tmp_path: Path, calls: list[Any],
+                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def step() -> tuple[float, torch.Tensor]:
+        model = model_of("llama")
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        trainer = trainer_of(model, tmp_path)
+        loss = trainer.training_step(model, trainer.data_collator(examples(6)))
+        return float(loss), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    loss, gradients = step()
+    assert bool(calls) != checkpointing
+    monkeypatch.setattr(products, "available", lambda: False)
+    want, same = step()
+    assert loss == pytest.approx(want, rel=1e-6)
+    torch.testing.assert_close(gradients, same, rtol=1e-4, atol=1e-6)
 
 
 def test_a_frozen_weight_gets_no_product(calls: list[Any]) -> None:

@@ -80,6 +80,16 @@ def test_a_row_longer_than_a_line_is_scored_alone(model_of: Any, on_cpu: None) -
         assert got.logprob == pytest.approx(one_at_a_time(model, request, "prefix"), abs=2e-3)
 
 
+def test_rows_of_one_arithmetic_go_together(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU rows of more than SHORT tokens attend in bfloat16, so a short one must not stand beside a long one."""
+    model, widths = model_of("llama"), []
+    model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
+    monkeypatch.setattr("app.score.SHORT", 20)
+    requests = [Request(tuple(range(3, 3 + size)), (5, 6)) for size in (10, 19, 20, 30)]  # and one more is fed of each
+    loglikelihood(Loaded(model, None, "test", 128), requests, "prefix", batch_tokens=1024)
+    assert widths == [(1, 2), (2, 31), (2, 20)]
+
+
 def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any, on_cpu: None) -> None:
     torch._dynamo.reset()
     loaded = Loaded(model_of("llama"), None, "test", 128)

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from app.attention import attend
 from app.batch import Collator, Schedule, Steps, layout_of
 from app.data import TokenExample
+from app.fast import speed_up
 from app.mask import Document, layout
 from app.objective import objective
 from app.stopping import TrainingEnded
@@ -136,6 +137,13 @@ def test_the_teacher_is_the_start_under_its_causal_mask(lora: bool, model_of: An
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     whole = trainer._teacher_logits(model, batch, where, flat)
     torch.testing.assert_close(whole, want, rtol=1e-4, atol=1e-4)
+
+
+def test_no_teacher_is_copied_from_a_model_with_compiled_layers(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    speed_up(model, backend="eager")
+    with pytest.raises(AssertionError, match=r"copied after app\.fast\.speed_up"):
+        trainer_of(model, tmp_path, goal=Objective(kl=0.5))
 
 
 def test_the_teacher_has_no_dropout_although_the_student_trains_with_it(model_of: Any, tmp_path: Path) -> None:

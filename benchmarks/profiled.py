@@ -1,6 +1,6 @@
 """Where the time of a training step goes: our trainer on random weights of a shape, ten steps by the clock, two profiled.
 
-    python -m benchmarks.profile [--device cuda|cpu] [--shape smollm2-135m] [--top 30] [--out FILE]
+    python -m benchmarks.profiled [--device cuda|cpu] [--shape smollm2-135m] [--top 30] [--out FILE]
 
 On a GPU, time is that of kernels, and what is not busy is time in which the GPU waited for the host.
 """
@@ -69,7 +69,7 @@ def busy(spans: list[tuple[float, float]]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiled", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=list(ROWS), default="smollm2-135m")
     parser.add_argument("--row-tokens", type=int, help="default: as benchmarks.train")
