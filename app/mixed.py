@@ -2,9 +2,10 @@
 
 A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
-gives its output in float32, the embeddings likewise, and logits are not rounded at all: for the same time one choice in a
-hundred differs. On a GPU the results of products are not rounded either, and short rows attend in float32 as well
-(app/attention.py): one in two hundred, 7 % slower (docs/log.md). Weights stay bfloat16, and so does the size of the model.
+gives its output in float32, the embeddings likewise. Where it costs little, nothing is rounded at all: logits and attention on a
+CPU, on a GPU the results of all products, and short rows attend in float32 there (app/attention.py). One choice in a hundred
+differs, on a GPU one in two hundred, and it is 7 to 11 % slower than with less care (docs/log.md). Weights stay bfloat16; a CPU
+keeps those of attention and of the head in float32 besides.
 
 Here too stands what of a vision-language wrapper (Ministral 3) is used. Rows are text, so its vision tower and projector
 never run. Nothing about them may decide anything: not in which precision the rest computes, not whether training in several
@@ -38,10 +39,10 @@ class _Linear(nn.Linear):
         return out if self.bias is None else out + self.bias.float()
 
 
-class _Head(nn.Linear):
-    """The output layer, whose results are not to be rounded."""
+class _Exact(nn.Linear):
+    """The output layer and those of attention, whose results are not to be rounded on a CPU either."""
 
-    _wide: Tensor | None = None  # on a CPU the weight in float32: no product there takes bfloat16 and gives float32
+    _wide: Tensor | None = None  # the weight in float32: no product of a CPU takes bfloat16 and gives float32
 
     def forward(self, input: Tensor) -> Tensor:
         if input.is_cuda:
@@ -55,7 +56,7 @@ class _Head(nn.Linear):
 
 def is_linear(module: object) -> bool:
     """A linear layer as torch has it, or as it is here, and nothing around it, such as an adapter."""
-    return type(module) in (nn.Linear, _Linear, _Head)
+    return type(module) in (nn.Linear, _Linear, _Exact)
 
 
 def _widen(_: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -75,11 +76,14 @@ def keep_float32(model: Any) -> bool:
     head = model.get_output_embeddings()
     if model.dtype != HALF or not matrices <= known or type(head) is not nn.Linear:
         return False
+    # transformers calls the modules so in every architecture. On a CPU this is a quarter of a small model's products at half
+    # the speed, and 98.9 -> 99.2 % of the choices are float32's (docs/log.md).
+    exact = {id(child) for module in modules if "Attention" in type(module).__name__ for child in module.children()}
     for module in modules:
         if isinstance(module, nn.Embedding):
             module.register_forward_hook(_widen)
         elif type(module) is nn.Linear:
-            module.__class__ = _Head if module is head else _Linear
+            module.__class__ = _Exact if module is head or id(module) in exact else _Linear
         module._half_attention = True  # see app/attention.py
     return True
 

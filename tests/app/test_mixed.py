@@ -81,6 +81,17 @@ def test_the_embedded_model_keeps_every_law_in_bfloat16_unless_its_mask_is_ignor
     assert ignored or not found
 
 
+def test_attention_and_the_head_do_not_round_what_their_products_give(architecture: str, model_of: Any) -> None:
+    half = model_of(architecture).bfloat16()
+    assert keep_float32(half)
+    rows = torch.randn(20, half.config.hidden_size)
+    for name, layer in half.named_modules():
+        if isinstance(layer, mixed._Linear | mixed._Exact) and layer.in_features == rows.shape[1]:
+            out = layer(rows)
+            rounds = torch.equal(out, out.bfloat16().float())
+            assert rounds != ("attn" in name or name == "lm_head"), name
+
+
 def test_a_model_that_multiplies_outside_linear_layers_is_left_alone(model_of: Any) -> None:
     model = model_of("llama").bfloat16()
     model.model.layers[0].experts = torch.nn.Parameter(torch.zeros(2, 3, 4, dtype=torch.bfloat16))
@@ -96,7 +107,7 @@ def test_a_wrapper_computes_what_the_language_model_inside_it_computes_alone() -
     inside.lm_head.load_state_dict(half.lm_head.state_dict())
     assert keep_float32(inside) and keep_float32(half)  # its tower holds a Conv2d, which no row of text meets
     assert logits(half).dtype == torch.float32 and torch.equal(logits(half), logits(inside))
-    changed = {name for name, m in half.named_modules() if isinstance(m, mixed._Linear | mixed._Head)}
+    changed = {name for name, m in half.named_modules() if isinstance(m, mixed._Linear | mixed._Exact)}
     assert changed and all(name.startswith(("model.language_model.", "lm_head")) for name in changed)
     assert [f for f in check_dependence(half, ["causal", "prefix"]) if not f.holds] == []
 
@@ -117,5 +128,5 @@ def test_loading_in_bfloat16_scores_that_way(dtype: str, embedded: Any) -> None:
         "vocab_size": 49152,
     }
     loaded = load(ModelSource(source="random", dtype=dtype, device="cpu", config=config))  # type: ignore[arg-type]
-    assert isinstance(loaded.model.get_output_embeddings(), mixed._Head) == (dtype == "bfloat16")
+    assert isinstance(loaded.model.get_output_embeddings(), mixed._Exact) == (dtype == "bfloat16")
     assert loaded.dtype == dtype
