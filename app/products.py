@@ -1,8 +1,9 @@
 """float32 linear layers of a CPU by oneDNN, where torch would ask MKL.
 
 torch leaves float32 products to MKL and bfloat16 ones to oneDNN, and is built with both. On two cores of an AMD EPYC with
-AVX-512 MKL does 200 GFLOP/s, which is what half as wide registers would give, and oneDNN 450 (docs/log.md). Both are float32 throughout and differ by the order of their sums. The operator is the one that
-torch.compile puts into models for CPUs; it knows no gradients, so these are three products of the same kind here.
+AVX-512 MKL does 200 GFLOP/s, which is what half as wide registers would give, and oneDNN 450 (docs/log.md). Both are float32
+throughout and differ by the order of their sums. The operator is the one that torch.compile puts into models for CPUs; it
+knows no gradients, so these are three products of the same kind here.
 """
 
 from __future__ import annotations
