@@ -68,7 +68,7 @@ def busy(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiled", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=list(ROWS), default="smollm2-135m")

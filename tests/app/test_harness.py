@@ -93,6 +93,8 @@ def test_rolling_is_causal_within_one_window_and_not_in_the_last_of_several(mode
 def test_bidirectional_scores_with_a_label_and_does_not_generate(model: Any, tokenizer: Any, caplog: Any) -> None:
     lm = ours(model, tokenizer, "bidirectional")
     assert "LEAKS" in caplog.text and lm.get_model_info()["leaks"]
+    lm.run.attentions.add("another")  # as where it was switched on the way
+    assert lm.get_model_info()["attention"] == "another"
     assert len(ask(lm, "loglikelihood", PAIRS)) == len(PAIRS)  # the long one too: every token is fed, and all fit
     assert len(ask(lm, "loglikelihood_rolling", [(text,) for text in TEXTS])) == len(TEXTS)
     with pytest.raises(ConfigError, match="cannot generate"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from app import mixed
-from app.attention import NAMES, attend
+from app.attention import NAMES, SHORT, _in_half, attend
 from app.mask import PATTERNS, Document, layout
 from app.mixed import keep_float32
 from app.model import load
@@ -90,6 +91,27 @@ def test_attention_and_the_head_do_not_round_what_their_products_give(architectu
             out = layer(rows)
             rounds = torch.equal(out, out.bfloat16().float())
             assert rounds != ("attn" in name or name == "lm_head"), name
+
+
+class OnGpu(torch.Tensor):
+    """Says that it is on a GPU, which is all that the choice of attention's precision asks."""
+
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "half"), [("sdpa", 1024, False), ("sdpa", 1025, True), ("flex_attention", 8, True)]
+)
+def test_on_a_gpu_short_rows_attend_in_float32_and_only_unpacked(name: str, keys: int, half: bool) -> None:
+    seen: list[torch.dtype] = []
+    beyond = SHORT if name == "sdpa" else 0
+    attention = _in_half(lambda module, *given, **_: seen.extend(t.dtype for t in given), beyond)
+    tensors = [torch.zeros(1, 1, length, 8).as_subclass(OnGpu) for length in (4, keys, keys)]
+    for module, dtype in ((SimpleNamespace(_half_attention=True), torch.bfloat16 if half else torch.float32),
+                          (SimpleNamespace(), torch.float32)):  # fmt: skip
+        seen.clear()
+        attention(module, *tensors)
+        assert seen == [dtype] * 3
 
 
 def test_a_model_that_multiplies_outside_linear_layers_is_left_alone(model_of: Any) -> None:

@@ -155,6 +155,12 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
 
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
     assert (memory.PACKED, memory.DENSE) == (fast.PACKED, fast.DENSE)
+    rows = [
+        fast.row_tokens(None, quick, torch.device(kind))
+        for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
+    ]
+    assert rows == [4096, 1024, 512]
+    assert fast.row_tokens(77, True, torch.device("cuda")) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
