@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpus --shape ministral-3b --gpus 2 --out gpus.json
 
-A random model of the shape, random tokens in lengths like alpaca's; only writing checkpoints is left out. Exit 1 if a GPU more
-is worth less than `--least`, or a loss differs by more than rounding.
+A random model of the shape, random tokens in lengths like alpaca's; only writing checkpoints is left out. `--profile` says where
+the time of two steps after the timed ones goes, on the first GPU. Exit 1 if a GPU more is worth less than `--least`, or a loss
+differs by more than rounding.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 @click.option("--sharding", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Where there are several GPUs.")
 @click.option("--least", default=0.95, help="Of one GPU's rate that each of them must give.")
 @click.option("--out", type=click.Path(path_type=Path))
+@click.option("--profile", is_flag=True, help="And where two more steps spend their time.")
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
 def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, least: float,
-         out: Path | None, worker: Path | None) -> None:  # fmt: skip
+         out: Path | None, profile: bool, worker: Path | None) -> None:  # fmt: skip
     if worker is not None:
-        return train(shape, batch, steps, device, row_tokens, sharding, worker)
+        return train(shape, batch, steps, device, row_tokens, sharding, profile, worker)
     found: dict[int, dict[str, Any]] = {}
     for count in sorted({1, gpus}):
         with tempfile.TemporaryDirectory() as directory:
@@ -54,15 +56,15 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
                 f"--sharding={sharding}",
                 f"--worker={directory}",
                 *([f"--row-tokens={row_tokens}"] if row_tokens else []),
+                *(["--profile"] if profile else []),
             ]
             code = launch(words, count, "benchmarks.gpus") if count > 1 else subprocess.run(
                 [sys.executable, "-m", "benchmarks.gpus", *words], check=False).returncode  # fmt: skip
             if code:
                 sys.exit(f"benchmarks.gpus: {count} GPUs ended with {code}")
-            found[count] = measured(Path(directory))
-            click.echo(
-                json.dumps({"gpus": count, **{k: v for k, v in found[count].items() if k != "losses"}}), err=True
-            )
+            found[count] = measured(Path(directory), steps)
+            short = {k: v for k, v in found[count].items() if k not in ("losses", "profile")}
+            click.echo(json.dumps({"gpus": count, **short}), err=True)
     one, many = found[1], found[gpus]
     times = many["tokens_per_s"] / one["tokens_per_s"]
     apart = max(abs(a - b) / abs(a) for a, b in zip(one["losses"], many["losses"], strict=True))
@@ -71,6 +73,10 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
         click.echo(f"  {count} GPU{'s' * (count > 1):1} {row['tokens_per_s']:>10,.0f} tokens/s {row['steps_per_s']:6.2f} steps/s "
                    f"{row['peak_gb'] or 0:6.1f} GB, first step after {row['first_step_s']:.0f} s")  # fmt: skip
     click.echo(f"  {times:.3f} times one GPU; losses at most {apart:.1e} apart")
+    if profile:
+        from benchmarks.profiled import lines
+    for count, row in found.items() if profile else ():
+        click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row["profile"], 20)]))
     if out is not None:
         out.write_text(
             json.dumps({"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens, "times": times,
@@ -79,18 +85,17 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
         sys.exit(1)
 
 
-def measured(directory: Path) -> dict[str, Any]:
+def measured(directory: Path, steps: int) -> dict[str, Any]:
     (run,) = list_runs(directory)
-    rows = run.read_jsonl("train_log.jsonl")
+    rows = run.read_jsonl("train_log.jsonl")[:steps]
     tokens, seconds = (rows[-1][key] - rows[WARM - 1][key] for key in ("tokens", "seconds"))
     steps = len(rows) - WARM
     return {"tokens_per_s": tokens / seconds, "steps_per_s": steps / seconds, "tokens_per_step": round(tokens / steps),
             "losses": [row["loss"] for row in rows], "first_step_s": rows[0]["seconds"], **run.read_metrics()}  # fmt: skip
 
 
-def train(
-    shape: str, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, directory: Path
-) -> None:
+def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, profile: bool,
+          directory: Path) -> None:  # fmt: skip
     """In each process: the product's training of a random model on random tokens."""
     import torch
 
@@ -101,10 +106,13 @@ def train(
     from app.model import Loaded
     from app.room import peak_gb
     from app.trainer import PrefillTrainer
+    from benchmarks import profiled
     from benchmarks.trainers import Setting, alpaca_like, random_model
 
     precision = "bf16" if device == "cuda" else "fp32"
-    sets = dict(max_steps=steps, batch_size=batch, gradient_checkpointing="false", save_every=steps, eval_every=10 * steps,
+    watch = profiled.profiler(device)
+    total = steps + (profiled.PROFILED + 1) * profile  # the profile ends where one step more begins
+    sets = dict(max_steps=total, batch_size=batch, gradient_checkpointing="false", save_every=total, eval_every=10 * total,
                 kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null")  # fmt: skip
     job = resolve(
         "stage3b", "ministral-3b", sets=[f"train.{k}={v}" for k, v in sets.items()] + [f"model.device={device}"]
@@ -118,12 +126,36 @@ def train(
     app.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
     checkpoint.save_final = lambda *_, **__: None
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
+    if profile:
+        _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
     app.train.train(job, loaded, run, eval_items=[], init_run="base", stop=StopFlag(), heart=Heart(run), resume=False,
                     ranks=ranks, sharding=sharding if ranks.world > 1 else "none")  # fmt: skip
-    run.write_metrics({"peak_gb": max((peak for peak in ranks.gather(peak_gb()) if peak is not None), default=None)})
+    peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
+    spent = {"profile": profiled.summary(watch, device)} if profile else {}
+    run.write_metrics({"peak_gb": max(peaks, default=None), **spent})
     ranks.wait()
     run.close()
     ranks.leave()
+
+
+def _watch(trainer: Any, watch: Any, first: int, end: int) -> None:
+    """Have `watch` see the steps from `first` to before `end`, counted from 0, all that stands between two included."""
+    import torch
+
+    step, count = trainer.training_step, 0
+
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        if count in (first, end) and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if count == first:
+            watch.__enter__()
+        elif count == end:
+            watch.__exit__(None, None, None)
+        count += 1
+        return step(*args, **kwargs)
+
+    trainer.training_step = training_step
 
 
 def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,18 @@ def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, comman
     assert listed.count("complete") == 3 and stage4.id in listed
     assert "wrote" in command("report", "--runs-dir", tmp_path, "--profile", "ci").fine()
     assert (tmp_path / "report.md").is_file() and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("module", "given", "spins"), [
+    ("app.__main__", {}, "1000"), ("app.harness", {}, "1000"), ("benchmarks.profiled", {}, "1000"),
+    ("app.__main__", {"GOMP_SPINCOUNT": "77"}, "77"), ("app.__main__", {"OMP_WAIT_POLICY": "active"}, "30000000000"),
+])  # fmt: skip
+def test_torch_s_threads_leave_the_cores_to_others(module: str, given: dict[str, str], spins: str) -> None:
+    """What the OpenMP of torch itself says, not the environment: it reads that once, when it is loaded."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run([sys.executable, "-c", f"import {module}, torch"], capture_output=True, text=True, timeout=120,
+                          env={**clean, **given, "OMP_DISPLAY_ENV": "verbose"})  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr, done.stderr
 
 
 def test_a_complete_stage_is_answered_without_importing_torch(trained: Path) -> None:
