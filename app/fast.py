@@ -51,6 +51,8 @@ def speed_up(model: Any, backend: str = "inductor") -> None:
     # Two lengths that happen to be equal in the first row (its tiles, a head) are not taken for one: every row that
     # broke such an equality would be compiled anew.
     torch.fx.experimental._config.use_duck_shape = False
+    # Under DDP the compiler would cut each layer into one graph a matrix, for an overlap that layer by layer is there anyway.
+    torch._dynamo.config.optimize_ddp = False
     for layer in decoder_layers(model):
         # Its forward pass, not the call around it: hooks there (FSDP's gather and free weights) are not the compiler's.
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)

@@ -36,6 +36,8 @@ class ResponseLoss:
 
     def _products(self, model: Any, device: torch.device) -> AbstractContextManager[Any]:
         """Not with gradient checkpointing: what is computed again in the backward pass would be computed otherwise."""
+        if device.type != "cpu":  # before the walk below, in which a GPU would wait
+            return nullcontext()
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         return nullcontext() if again and torch.is_grad_enabled() else products.on_cpu(device)
 

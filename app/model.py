@@ -218,7 +218,12 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     if longest is None:
         raise ModelError(where, "its configuration says no max_position_embeddings", "set model.max_length")
     return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest),
-                  any_attention=source.attention == "auto")  # fmt: skip
+                  any_attention=source.attention == "auto" and _triton_knows(device))  # fmt: skip
+
+
+def _triton_knows(device: torch.device) -> bool:
+    """Whether FlexAttention's kernels are made for it: not for GPUs before Ampere (T4, V100)."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def find_checkpoint(text: str, runs_dir: Path, profile: str) -> Path:

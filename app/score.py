@@ -31,8 +31,8 @@ _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at on
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
 _AHEAD = 2  # batches a GPU is given before the first one's results are waited for
 BATCH_TOKENS = 16384
-# Raised whenever a request's numbers change by more than the order of sums. 2: bfloat16 as in app/mixed.py.
-ARITHMETIC = 2
+# Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/mixed.py.
+ARITHMETIC = 3
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 

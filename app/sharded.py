@@ -6,9 +6,11 @@ put together again at the end. Each GPU still has to hold the float32 weights on
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
@@ -44,6 +46,17 @@ def require_resumable(checkpoint: Path, sharding: str) -> None:
         raise CheckpointError(
             checkpoint, "its optimiser's state was not spread over GPUs", "resume it with sharding: ddp"
         )
+
+
+def reduce_in_float32(accelerator: Any) -> None:
+    """Have gradients added up in float32, over GPUs and over the passes of a step, as on one GPU and under DDP.
+
+    accelerate takes the type that is computed in for that too: in bfloat16 each addition would round to 8 bits. To be
+    called before the model is spread.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
 
 
 def seen_as_plain(model: Any) -> None:

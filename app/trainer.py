@@ -23,7 +23,7 @@ from app.data import TokenExample
 from app.forward import ResponseLoss
 from app.head import plain_head
 from app.ranks import ALONE, Ranks
-from app.sharded import seen_as_plain
+from app.sharded import reduce_in_float32, seen_as_plain
 from app.stopping import not_finite
 from jobs.schema import Objective
 
@@ -47,6 +47,8 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.model_accepts_loss_kwargs = True  # so that Trainer leaves scaling to us
         if self.accelerator.ddp_handler is not None:  # gradients stay where they are added up, and are not copied back
             self.accelerator.ddp_handler.gradient_as_bucket_view = True
+        if self.is_fsdp_enabled:
+            reduce_in_float32(self.accelerator)
         self.directory = Path(str(args.output_dir))
         self.goal = goal
         self.eval_batches = eval_batches
@@ -90,14 +92,17 @@ class PrefillTrainer(ResponseLoss, Trainer):
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]],  # type: ignore[override]
                       num_items_in_batch: Tensor | int | None = None) -> Tensor:  # fmt: skip
         """Forward and backward of one optimiser step; returns this process's share of its loss."""
-        model.train()
+        if not self.model.training:  # a walk through all modules, in which a GPU would wait
+            model.train()
         total = torch.zeros((), device=self.args.device)
         if self.is_fsdp_enabled and self.state.global_step == self._started_at:
             seen_as_plain(model)
         with self.at_first() if self.state.global_step == self._started_at else nullcontext():
             for i, batch in enumerate(inputs):
                 last = i == len(inputs) - 1
-                with nullcontext() if last else self.accelerator.no_sync(model):
+                # Gradients that FSDP does not send off at once would be whole on every GPU: what it is there to avoid.
+                at_once = last or self.is_fsdp_enabled
+                with nullcontext() if at_once else self.accelerator.no_sync(model):
                     total += self._backward(model, batch)
                 if not last:
                     self.control = self.callback_handler.on_substep_end(self.args, self.state, self.control)
@@ -126,6 +131,11 @@ class PrefillTrainer(ResponseLoss, Trainer):
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer's running sum; six for each parameter and token."""
         return sum(6 * self.params * batch["input_ids"].numel() for batch in inputs)
+
+    def store_flos(self) -> None:
+        """Trainer asks all GPUs for theirs and waits, at every line of the log; they are as many to within the padding."""
+        self.state.total_flos += self.current_flos * self.accelerator.num_processes
+        self.current_flos = 0
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

@@ -9,7 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from app.attention import NAMES
 from app.callbacks import Heart, Recorder, StopFlag
+from app.fast import speed_up
 from app.ranks import Ranks, join
 from app.stopping import TrainingEnded
 from app.trainer import PrefillTrainer
@@ -31,6 +36,8 @@ def look(rank: int, port: int, out: Path) -> None:
         "not finite": _ended(_trainer(ranks, out / "nan"), broken=rank == 1),
         "signal": _stopped_at(_trainer(ranks, out / "signal", steps=5), ranks, out, signalled=rank == 1),
         "evaluation": _trainer(ranks, out / "eval").evaluate()["eval_loss"],
+        "graphs": _graphs_of_a_layer(),
+        "in training mode": _in_training_mode(_trainer(ranks, out / "mode")),
     }
     (out / f"{rank}.json").write_text(json.dumps(seen))
     ranks.leave()
@@ -87,3 +94,28 @@ def _stopped_at(trainer: PrefillTrainer, ranks: Ranks, out: Path, signalled: boo
     trainer.add_callback(recorder)
     trainer.train()
     return trainer.state.global_step if recorder.stopped else -1
+
+
+def _graphs_of_a_layer() -> int:
+    """What the compiler makes of the only layer of a model under DDP, whose buckets hold a part of it."""
+    from tests.app.conftest import make_model
+
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = make_model("llama", num_hidden_layers=1, hidden_size=512, intermediate_size=1024)
+    speed_up(model, backend=count)
+    model.config._attn_implementation = NAMES["sdpa"]  # FlexAttention has no backward pass on a CPU
+    ids = torch.arange(3, 19)[None]
+    DistributedDataParallel(model, bucket_cap_mb=2)(input_ids=ids, use_cache=False).logits.sum().backward()
+    return len(graphs)
+
+
+def _in_training_mode(trainer: PrefillTrainer) -> bool:
+    """Whether all of a model that came in evaluation mode is trained in the other: DDP's own flag says nothing of it."""
+    trainer.model.eval()
+    trainer.train()
+    return all(module.training for module in trainer.model.modules())

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from app.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir, list_runs
@@ -225,7 +227,8 @@ def test_a_command_that_does_not_share_its_work_refuses_a_launcher(
 @pytest.mark.slow
 def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: RunDir, tmp_path: Path) -> None:
     """FSDP2: accelerate offers it for GPUs only, so tests/app/fsdp_on_cpu.py tells it that these are."""
-    words = [*WORDS, *TWO, "--set", "sharding=fsdp", "--runs-dir", str(tmp_path)]
+    several_passes = ["--set", "train.pack_tokens=128"]
+    words = [*WORDS, *TWO, *several_passes, "--set", "sharding=fsdp", "--runs-dir", str(tmp_path)]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*launcher, "-m", "tests.app.fsdp_on_cpu", *words], capture_output=True, text=True, timeout=280,
                           env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})  # fmt: skip
@@ -233,6 +236,21 @@ def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: Run
     run = only_run(tmp_path)
     assert_same_losses(run, alone)
     assert_same_scores(run, alone)  # of the whole model, put together at the end
+
+
+def test_spread_gradients_are_added_up_in_float32() -> None:
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    from app.sharded import reduce_in_float32
+
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    reduce_in_float32(accelerator)
+    assert plugin.mixed_precision_policy is None  # computed in float32 anyway
+    plugin.set_mixed_precision("bf16")
+    reduce_in_float32(accelerator)
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,16 @@ def test_an_evaluation_in_shares_is_that_of_one_process(
     assert [one["evaluation"] for one in seen] == pytest.approx([alone] * 2, rel=1e-6)
 
 
+@pytest.mark.slow
+def test_a_layer_is_compiled_as_a_whole_under_ddp(seen: list[dict[str, Any]]) -> None:
+    assert [one["graphs"] for one in seen] == [1, 1]
+
+
+@pytest.mark.slow
+def test_all_of_the_model_is_in_training_mode_under_ddp(seen: list[dict[str, Any]]) -> None:
+    assert [one["in training mode"] for one in seen] == [True, True]
+
+
 # ---- alone -----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from app.blocks import TILE
 from app.encode import Request, _ids
 from app.fast import speed_up
 from app.mask import PAD, PATTERNS
-from app.model import Loaded
+from app.model import Loaded, _triton_knows
 from app.rows import batch_of, packed, padded, rows_of
 from app.score import Count, loglikelihood, tokens_of
 from app.sharing import loglikelihood_shared
@@ -185,6 +185,13 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
     assert not compiled.pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
     asked = OnGpu(model_of("llama", "flex_attention", head_dim=16), None, "test", 128)
     assert compiled.pays(asked, 1)
+
+
+@pytest.mark.parametrize(("capability", "takes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_auto_takes_flex_attention_where_its_kernels_are_made_for_the_gpu(capability: tuple[int, int], takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert _triton_knows(torch.device("cuda")) is takes
+    assert _triton_knows(torch.device("cpu"))
 
 
 # ---- rows, lines and batches -----------------------------------------------------------------------------------------
