@@ -64,8 +64,11 @@ class Comparison:
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
 
 
-def refuse_different_items(evaluations: Sequence[Evaluation]) -> None:
-    """Raise DataError unless all evaluations were scored in one format on the same items (task, id, sha)."""
+def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") -> None:
+    """Raise DataError unless all evaluations were scored in one format on the same items (task, id, sha).
+
+    remedy: what to do about different items.
+    """
     for other in evaluations[1:]:
         first = evaluations[0]
         where = f"{first.run_id} against {other.run_id}"
@@ -81,8 +84,21 @@ def refuse_different_items(evaluations: Sequence[Evaluation]) -> None:
             raise DataError(
                 where,
                 f"scored on different items: {'; '.join(differences)} ({pair})",
-                "run both with the same LIMIT and data, or name two that were: python -m app report --compare RUN RUN",
+                remedy or "score both with the same LIMIT and data",
             )
+
+
+def share_items(a: Run, b: Run) -> bool:
+    """Whether every evaluation of both was scored in one format on the same items; a run that scored none agrees."""
+    both = [*a.evaluations, *b.evaluations]
+    return all(e.format == both[0].format and e.keys == both[0].keys for e in both)
+
+
+def what_differs(first: Evaluation, other: Evaluation) -> str:
+    """In words, why `share_items` does not hold of their runs."""
+    if first.format != other.format:
+        return f"scored in another format, {other.format} in place of {first.format}"
+    return f"scored on different items: {'; '.join(_item_differences(first, other))}"
 
 
 def _item_differences(first: Evaluation, other: Evaluation) -> list[str]:

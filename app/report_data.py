@@ -95,6 +95,7 @@ class Run:
     estimate: Mapping[str, float]
     actual: Mapping[str, float]
     reference: Mapping[str, float]
+    limit: int | None = None  # items a task, where the run was told how many
 
 
 def mask_name(mask: str, leaks: bool = False) -> str:
@@ -141,6 +142,7 @@ def load_run(run: RunDir) -> Run:
             estimate=_numbers(summary.get("estimate") or metrics.get("estimate")),
             actual=_numbers({**summary, **(summary.get("actual") or metrics.get("actual") or {})}),
             reference=_numbers((job.get("stage") or {}).get("reference")),
+            limit=((job.get("stage") or {}).get("score") or {}).get("limit"),
         )
     except KeyError as missing:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None

@@ -147,6 +147,7 @@ def cautions(study: Study) -> list[str]:
             "Rows labelled leaks let every answer token see itself and the rest of the answer. They say little about "
             "accuracy and are kept only to reproduce published numbers."
         )
+    found.extend(str(run) for run in study.left_out)
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
     if widths and max(widths) > 0.02:
         fewest = min(t.items for e in evaluations for t in e.tasks.values())

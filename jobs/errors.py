@@ -5,6 +5,7 @@ The command line prints `error: <text>` for a `UserError`, without a traceback, 
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,6 +33,20 @@ class UserError(ValueError):
     def __str__(self) -> str:
         text = f"{self.where}: {self.fact}"
         return f"{text}; {self.remedy}" if self.remedy else text
+
+
+def make_command(
+    target: str, *, profile: str | None = None, limit: int | None = None, runs_dir: Path | None = None
+) -> str:
+    """A remedy to be typed as it stands: with the runs directory, without which it would work on other runs."""
+    given = {"PROFILE": profile, "LIMIT": limit}
+    settings = (f" {name}={shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    return f"make {target}{''.join(settings)}{runs_setting(runs_dir)}"
+
+
+def runs_setting(runs_dir: Path | None) -> str:
+    """What a make command needs so that it works on `runs_dir`; nothing for the usual place."""
+    return "" if runs_dir in (None, Path("runs")) else f" RUNS={shlex.quote(str(runs_dir))}"
 
 
 class ConfigError(UserError):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command()
 @runs_option
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
-@click.option("--compare", nargs=2, metavar="RUN RUN", help="Set two runs beside each other in place of all stages.")
+@click.option("--compare", nargs=2, metavar="RUN RUN",
+              help="Set two runs beside each other in place of all stages. Each is a run such as stage1/20261122-234501, its "
+              "directory, or a stage, meaning its newest complete run on the items of the other.")  # fmt: skip
 @click.option("--serve", metavar="[HOST:]PORT", help="Instead show it to a browser on this machine, made anew as runs "
               "complete. There is no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
@@ -32,7 +34,9 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         _serve(runs_dir, build, serve)
         return
     built = build()
-    print_results(built, Console())
+    for run in built.study.left_out:
+        click.echo(str(run), err=True)
+    print_results(built, Console(), runs_dir)
     for path in write_report(built, runs_dir):
         click.echo(f"wrote {path}")
 
