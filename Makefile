@@ -13,7 +13,7 @@ LIMIT   =## items a task
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: repeat a stage that is complete already
-RESUME  =## 1: go on with the newest unfinished run
+RESUME  =## 1: go on with the newest unfinished run; of several stages, as in make demo, the others are found complete or start
 RUNS    ?=## where results are kept; without it $PREFILL_RUNS, or runs
 COMPARE =## two runs for `make report`, in place of all stages
 RUNNER  ?= auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers; the rest native
@@ -82,7 +82,10 @@ sets = $(foreach pair,$(1),--set '$(pair)')
 # What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
 sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),--resume)
+         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+# Of several stages at most one is unfinished: the others are complete, or start.
+several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
+resume = $(if $(several),--continue,--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
 demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
 define demo_stage

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from app.ranks import Ranks, join
-from app.stopping import Followed, TrainingEnded
+from app.stopping import GO_ON, Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun
 from jobs.load import Job, with_memory_halved
@@ -57,7 +57,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = F
         return Found(record, init_runs, done, None)
     if resume and unfinished is None:
         raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
-                            "run without --resume; see python -m app runs")  # fmt: skip
+                            "run without --resume (make: RESUME=1), or with --continue; see python -m app runs")  # fmt: skip
     require_paths(job)
     _require_models(job, runs_dir, init_runs)
     return Found(record, init_runs, None, unfinished)
@@ -198,7 +198,7 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
         run.fail(error.exit_code, str(error))
         raise TrainingEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
     except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for a file that says so
-        raise TrainingEnded(f"{run.path}: interrupted", EXIT_STOPPED, "go on with --resume") from None
+        raise TrainingEnded(f"{run.path}: interrupted", EXIT_STOPPED, GO_ON) from None
     except Exception as error:
         if _is_disk_full(error):
             full = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "

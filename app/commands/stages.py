@@ -46,7 +46,7 @@ def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs
                             halve_memory=halve_memory)  # fmt: skip
     if not outcome.main:
         return
-    state = "complete" if outcome.ran else "complete already; --force repeats it"
+    state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
 
 

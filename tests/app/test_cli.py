@@ -45,7 +45,7 @@ def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, comman
     for stage, more in (("stage1", []), ("stage4", ["--set", "init_from=stage3b"])):
         assert command("run", stage, *words, *more).fine().startswith(f"{stage}: complete: {tmp_path / stage}")
         again = command("run", stage, *words, *more)
-        assert "complete already; --force repeats it" in again.fine() and again.err == ""
+        assert "complete already; --force (make: FORCE=1) repeats it" in again.fine() and again.err == ""
     assert "complete already" in command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
 
     (stage3b, stage4) = (RunDir.open(next((tmp_path / stage).iterdir())) for stage in ("stage3b", "stage4"))
