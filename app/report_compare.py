@@ -16,6 +16,7 @@ from jobs.errors import DataError
 RESAMPLES = 10_000
 SEED = 0  # of the report's own bootstrap: the same runs give the same report, byte for byte
 SIGNIFICANT = 0.05
+WIDE = 0.02  # an accuracy known to no better than ± this is one that more items would say something about
 
 # Used only where the training run itself is not at hand to say which mask it trained under.
 _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix", "stage5b": "prefix"}
@@ -56,6 +57,12 @@ class Comparison:
         if not self.paired.difference.excludes(0.0):
             return "within noise"
         return "lower" if self.paired.difference.value < 0 else "higher"
+
+    @property
+    def too_few_items(self) -> bool:
+        """Whether within noise says more of the items than of the models: the interval holds 0, and much else."""
+        difference = self.paired.difference
+        return self.verdict == "within noise" and (difference.hi - difference.lo) / 2 > WIDE
 
     def task_verdict(self, task: str) -> str:
         """The same for one task, by the Holm-adjusted exact test."""
