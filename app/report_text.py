@@ -1,7 +1,8 @@
 """The sentences of a report: its headline, its key numbers and its cautions, each generated from the numbers.
 
 A difference whose 95 % interval holds zero is called within noise, never a gain or a loss; and within noise is never
-called equal. Where that interval is wide, the headline says that these items cannot tell. Leaking evaluations never enter the headline.
+called equal. Where that interval is wide, the headline says that these items cannot tell. Leaking evaluations never enter
+the headline.
 """
 
 from __future__ import annotations

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.app.command_line import Command, everything_in
+from jobs.errors import wrong_python
+from tests.app.command_line import Command, Said, everything_in
 
+ROOT = Path(__file__).resolve().parents[2]
 PAIR = {"context": "The sky is", "continuation": " blue"}
 OWN_PROFILE = """\
 model: {source: embedded}
@@ -233,3 +237,33 @@ def test_a_directory_that_is_not_writable_is_refused_before_the_work(
 def test_a_file_of_prompts_that_is_none(content: bytes, said: list[str], command: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     command("generate", "--prompts", tmp_path / "prompts.txt").refused(*said)
+
+
+# ---- another Python ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["app", "vast"])
+def test_a_python_without_our_modules_is_one_line(package: str) -> None:
+    words = [sys.executable, "-S", "-m", package, "--help"]  # -S: nothing but the standard library
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert Said(done.returncode, done.stdout, done.stderr).refused(
+        "has no module click; use .venv/bin/python, which make"
+    )
+
+
+def test_a_module_that_only_some_commands_need_is_named_too(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    command("runs", "--runs-dir", tmp_path).refused(
+        f"error: {sys.executable}: has no module rich; use .venv/bin/python"
+    )
+    monkeypatch.setitem(sys.modules, "app.report_list", None)
+    monkeypatch.delitem(sys.modules, "rich.console")
+    with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
+        command("runs", "--runs-dir", tmp_path)
+
+
+def test_an_older_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert "is Python 3.9, and 3.11 is the least; use" in str(wrong_python(ImportError("cannot import name UTC")))
