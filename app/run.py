@@ -46,9 +46,7 @@ class Found:
 
 def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = False) -> Found:
     """Look before anything is started. See `run_stage`; raises UserError."""
-    if force and (resume or go_on):
-        option = "--resume" if resume else "--continue"
-        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
+    require_one_way(force, resume, go_on)
     init_runs = resolve_init(runs_dir, job)
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
@@ -160,6 +158,13 @@ def _telling(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 # ---- what can be known before there is a run -------------------------------------------------------------------------
+
+
+def require_one_way(force: bool, resume: bool, go_on: bool) -> None:
+    """Raises ConfigError where a run shall both start anew and go on."""
+    if force and (resume or go_on):
+        option = "--resume" if resume else "--continue"
+        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
 
 
 def require_paths(job: Job) -> None:
