@@ -19,7 +19,7 @@ from app.stopping import GO_ON, Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun
 from jobs.load import Job, with_memory_halved
-from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
+from jobs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
 log = logging.getLogger("prefill")
 Now = Callable[[], datetime]
@@ -53,12 +53,27 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = F
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(record, init_runs, done, None)
+    _mind_the_running(job, runs_dir, record["fingerprint"], insisting=force or go_on)
     if resume and unfinished is None:
         raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
                             "run without --resume (make: RESUME=1), or with --continue; see python -m app runs")  # fmt: skip
     require_paths(job)
     _require_models(job, runs_dir, init_runs)
     return Found(record, init_runs, None, unfinished)
+
+
+def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
+    """The very same work a second time is hours for nothing: refused, or said where it is insisted on.
+
+    --continue insists: it is what begins again after a crash, of which a child may still hold the lock.
+    """
+    running = latest_running(runs_dir, job.stage.name, fingerprint)
+    if running is None:
+        return
+    fact = f"this very job is being run already: {running.path}"
+    if not insisting:
+        raise RunStateError(job.stage.name, fact, "wait for it, or run it a second time with --force (make: FORCE=1)")
+    log.warning(f"{job.stage.name}: {fact}; going on beside it")
 
 
 def run_stage(

@@ -18,7 +18,7 @@ from app.report import build_report, list_rows, print_results, write_report
 from jobs import yamlfile
 from jobs.errors import DataError, RunStateError
 from jobs.rundir import RunDir
-from tests.app.synthetic_runs import MODELS, STAGES, write_experiment, write_run
+from tests.app.synthetic_runs import MODELS, STAGES, START, write_experiment, write_run
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "report.md"
 
@@ -244,6 +244,13 @@ def test_runs_are_listed_newest_first_whatever_their_state(tmp_path: Path) -> No
     assert rows[2].headline.startswith("eval loss 2.3")
     assert rows[3].headline.startswith("base/causal 0.")
     assert rows[3].when == "2026-01-02 03:04"
+
+
+@pytest.mark.parametrize(("total", "said"), [(0, "check"), (20, "check 0 of 20")])
+def test_a_run_that_is_only_starting_shows_its_phase_alone(tmp_path: Path, total: int, said: str) -> None:
+    with RunDir.create(tmp_path, "stage1", START) as run:
+        run.heartbeat(0, total, None, None, "check")
+        assert [(row.state, row.headline) for row in list_rows(tmp_path)] == [("running", said)]
 
 
 def test_report_and_stats_load_without_torch() -> None:
