@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.options import runs_option
+from jobs.errors import RunStateError, make_command
 
 if TYPE_CHECKING:
     from app.report import Report
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
               "complete. There is no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
     """Print the results; write report.md and report.html into the runs directory."""
+    if serve is None:  # which waits for the first run
+        _require_directory(runs_dir)
     from rich.console import Console
 
     from app.report import build_report, print_results, write_report
@@ -41,6 +44,13 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         click.echo(f"wrote {path}")
 
 
+def _require_directory(runs_dir: Path) -> None:
+    """A mistyped directory is not one without runs."""
+    if not runs_dir.exists():
+        begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
+        raise RunStateError(runs_dir, "no such directory, so no run", begin)
+
+
 def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
     from app.report_serve import ReportPages, ReportServer, parse_address, serve
 
@@ -53,8 +63,9 @@ def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
 @runs_option
 def runs(runs_dir: Path) -> None:
     """List runs, newest first, with their state and headline number."""
+    _require_directory(runs_dir)
     from rich.console import Console
 
     from app.report_list import list_rows, print_runs
 
-    print_runs(list_rows(runs_dir), Console())
+    print_runs(list_rows(runs_dir), Console(), runs_dir)
