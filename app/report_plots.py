@@ -38,7 +38,7 @@ _MODELS = {"base": "o", "stage3a": "s", "stage3b": "D", "stage5a": "^", "stage5b
 _SHAPES = {"causal": "o", "prefix": "D", "bidirectional": "s"}  # where a line is a model, the shape repeats the mask
 _LINES = {"stage3a": "--causal", "stage3b": "--prefix", "stage5a": "--third", "stage5b": "--ink"}
 _WIDTH = 5.6  # inches; 403 points of viewBox, shown at 390 to 560 CSS pixels
-_FONT = 10.5  # points: still readable when the plot is scaled to a phone
+_FONT = 12.0  # points: as large as small print, where a phone scales the plot to 388 pixels
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Plot:
 def macro_plot(study: Study) -> Plot:
     """Macro accuracy with its interval, one line an evaluation, and the chance line."""
     evaluations, baseline = study.evaluations, study.baseline
-    fig, ax = _axes(1.0 + 0.42 * len(evaluations))
+    fig, ax = _axes(1.0 + 0.46 * len(evaluations))
     chance = evaluations[0].chance
     ax.axvline(chance, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
     ax.annotate(
@@ -83,7 +83,7 @@ def macro_plot(study: Study) -> Plot:
         )
     least, most = min(chance, *(e.macro.lo for e in evaluations)), max(chance, *(e.macro.hi for e in evaluations))
     ax.set_xlim(least - 0.06 * (most - least), most + 0.03 * (most - least))
-    _rows(ax, [study.row_name(e) for e in evaluations])
+    _rows(ax, [study.row_name(e) for e in evaluations], ticks=4)
     ax.set_xlabel("macro accuracy, 95 % interval")
     text = "; ".join(
         f"{study.row_name(e)} {number(e.macro.value)} ({number(e.macro.lo)} to {number(e.macro.hi)})"
@@ -199,11 +199,13 @@ def _dot(ax: Any, value: float, lo: float, hi: float, y: float, e: Evaluation) -
     ax.plot([value], [y], zorder=3, **_mark(e))
 
 
-def _rows(ax: Any, labels: Sequence[str]) -> None:
-    ax.set_yticks(range(len(labels)), labels)
+def _rows(ax: Any, labels: Sequence[str], ticks: int = 5) -> None:
+    ax.set_yticks(range(len(labels)), [name if len(name) < 20 else name.replace(": ", ":\n") for name in labels])
+    for text in ax.get_yticklabels():
+        text.set_linespacing(1.0)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.locator_params(axis="x", nbins=5)  # few enough for a phone
+    ax.locator_params(axis="x", nbins=ticks)  # few enough for a phone
     ax.grid(axis="x", color=_LINE, linewidth=0.6)
     ax.set_axisbelow(True)
 

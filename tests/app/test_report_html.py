@@ -110,3 +110,26 @@ def test_runs_are_printed_with_state_and_headline(runs_dir: Path) -> None:
     out = io.StringIO()
     print_runs([], Console(file=out, width=120))
     assert "no run yet; run: make demo" in out.getvalue()
+
+
+# ---- on a phone -------------------------------------------------------------------------------------------------------
+
+
+def test_every_cell_carries_the_name_of_its_column(tree: ElementTree.Element) -> None:
+    """On a narrow screen each row is a block, and its numbers stand beside these names: nothing is cut off."""
+    for table in tree.iter("table"):
+        names = [(cell.text or "").replace("\N{NO-BREAK SPACE}", " ") for cell in table.iterfind("thead/tr/th")]
+        for row in table.iterfind("tbody/tr"):
+            assert [cell.get("data-name") for cell in row.iterfind("td")] == names[1:]
+            roles = [table.get("role"), row.get("role"), row[0].get("role"), *{cell.get("role") for cell in row[1:]}]
+            assert roles == ["table", "row", "rowheader", "cell"]  # which a block would not have by itself
+
+
+def test_the_labels_of_a_plot_are_readable_on_a_phone_and_leave_room_for_it(page: str) -> None:
+    shown = 400 - 2 * 6  # pixels of a figure there: see the style
+    assert re.search(r"figure \{ margin-left: -16px; margin-right: -16px; padding: 12px 6px", page)
+    for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
+        match = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
+        assert match
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)]
+        assert min(sizes) * shown / float(match[1]) >= 11
