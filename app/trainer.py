@@ -92,8 +92,9 @@ class PrefillTrainer(ResponseLoss, Trainer):
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]],  # type: ignore[override]
                       num_items_in_batch: Tensor | int | None = None) -> Tensor:  # fmt: skip
         """Forward and backward of one optimiser step; returns this process's share of its loss."""
-        if not self.model.training:  # a walk through all modules, in which a GPU would wait
-            model.train()
+        whole: Any = self.model  # a wrapper's own flag says nothing of it
+        if not whole.training:
+            model.train()  # a walk through all modules, in which a GPU would wait
         total = torch.zeros((), device=self.args.device)
         if self.is_fsdp_enabled and self.state.global_step == self._started_at:
             seen_as_plain(model)
