@@ -46,7 +46,7 @@ with open("/runs/.runner/state.json") as file:
     os.killpg(json.load(file)["job"]["pid"], signal.SIGCONT)
 """
 STAGE3B = ("local", STAGE, *SETTINGS)
-BUSY = 300.0  # seconds that a machine which does other things as well may take
+BUSY = 500.0  # seconds that a machine which does other things as well may take
 WITHOUT_A_KEY = {name: value for name, value in os.environ.items() if not name.startswith("VAST_")}
 
 
