@@ -34,7 +34,7 @@ def test_the_demo_needs_nothing_but_an_engine(warm: Path, tmp_path: Path) -> Non
     ]
     try:
         run(*bare, "make", "image", timeout=500, cwd=ROOT)
-        said = run(*bare, "make", "demo", "RUNNER=docker", "PROFILE=ci", f"RUNS={tmp_path}/runs", timeout=500).stdout
+        said = run(*bare, "make", "demo", "RUNNER=docker", "PROFILE=ci", f"RUNS={tmp_path}/runs", timeout=900).stdout
     finally:
         docker("rmi", TAG, code=None)
     assert "stage4/" in said or "stage4 " in said
