@@ -55,14 +55,23 @@ def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     return count, step / count / gpus
 
 
+def _most_passes(train: Train, mean: float, gpus: int) -> int:
+    """Forward passes a GPU of a large step: three standard deviations above the mean, lengths spread as wide as their mean."""
+    if not train.packing:
+        return passes(train, mean, gpus)[0]
+    large = train.batch_size * mean + 3 * mean * math.sqrt(train.batch_size)
+    return math.ceil(large / (train.pack_tokens or PACKED) / gpus)
+
+
 def _most_tokens(train: Train, mean: float, gpus: int) -> float:
-    """Tokens of a large pass: three standard deviations above the mean, lengths spread as wide as their mean."""
-    count, tokens = passes(train, mean, gpus)
+    """Tokens of a large pass, likewise."""
+    _, tokens = passes(train, mean, gpus)
     longest = min(train.max_length, 5 * mean)  # example
     if not train.packing:
         return train.micro_batch_size * longest
     row = max(train.pack_tokens or PACKED, longest)  # what is longer than a row is one by itself
-    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if count > 1 else math.inf))
+    several = _most_passes(train, mean, gpus) > 1
+    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
 
 
 def without_bf16(gpu: Gpu) -> bool:
@@ -78,33 +87,50 @@ def lora_parameters(shape: Shape, lora: Lora) -> int:
     return shape.layers * lora.r * sum(a + b for a, b in edges)
 
 
-def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, shards: int) -> dict[str, float]:
-    """By parts, GB. shards: GPUs that the states are spread over."""
+def trains_in_half(train: Train, gpu: Gpu) -> bool:
+    return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+
+
+def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding) -> dict[str, float]:
+    """By parts, GB, of each GPU."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
-    half = train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+    half, spread = trains_in_half(train, gpu), sharding == "fsdp"
+    shards = gpus if spread else 1
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
     tokens = _most_tokens(train, mean, gpus)
     wide = 1.0 if half else 2.0
     layers = wide * shape.layers * shape.activation_bytes
     if train.gradient_checkpointing:  # the input of every layer, and one layer in full
         layers = 4.0 * shape.layers * shape.hidden + wide * shape.activation_bytes
-    return {
+    parts = {
         "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
-        "bf16 copy": (2.0 if half else 0.0) * shape.parameters / shards / GB,
+        "bf16 copy": (2.0 if half and not spread else 0.0) * shape.parameters / GB,
         "gradients": 4.0 * trained / shards / GB,
         "optimizer": _STATE[train.optimizer] * trained / shards / GB,
         "activations": tokens * layers / GB,
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
     }
+    if sharding == "ddp" and _most_passes(train, mean, gpus) > 1:
+        # DDP keeps its buckets for good. The passes before the last, which exchange nothing, add up in gradients of their
+        # own; where a step is one pass, gradients are made in the buckets.
+        parts["buckets"] = 4.0 * trained / GB
+    if spread:
+        # What is gathered whole, in the precision of the arithmetic: the embedding from start to end, a layer and the one
+        # fetched ahead of it; and one of these with its gradient, once so and once in the float32 that is sent.
+        width = 2.0 if half else 4.0
+        layer, embedding = shape.layer_parameters, shape.embedding_parameters
+        parts["whole"] = (width * (embedding + 2 * layer) + (width + 4.0) * max(layer, embedding)) / GB
+    return parts
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
+    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/mixed.py)."""
     width = 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
         "weights": width * shape.parameters / GB,
-        "activations": score.batch_tokens * few * width / GB,
-        "logits": 0.5 * score.batch_tokens * shape.vocab * width / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
+        "activations": 4.0 * score.batch_tokens * few / GB,
+        "logits": 4.0 * 0.5 * score.batch_tokens * shape.vocab / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
     }
 
 
@@ -119,14 +145,13 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
-    training = whole(_train_memory(train, shape, gpu, mean, gpus, 1))
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
+    training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
     if gpus > 1 and wanted == "auto" and _shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
         sharding = "fsdp"
-    loading: dict[str, float] = {}
-    if sharding == "fsdp":  # a layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32
-        training = whole(_train_memory(train, shape, gpu, mean, gpus, gpus))
-        loading = whole({"weights": 4.0 * shape.parameters / GB})
+        training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
+    loading = whole({"weights": 4.0 * shape.parameters / GB}) if sharding == "fsdp" else {}
     return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
 
 

@@ -7,6 +7,7 @@ import pytest
 from jobs.estimate import Estimate, estimate, estimate_on
 from jobs.gpus import gpu_at_hand, gpu_named
 from jobs.load import Job, resolve, with_memory_halved
+from tests.jobs.measured import gpus_3b
 
 
 def job(stage: str = "stage5b", profile: str = "ministral-3b", *sets: str) -> Job:
@@ -150,3 +151,72 @@ def test_without_bf16_training_is_estimated_in_fp32() -> None:
 def test_the_parts_add_up_to_the_peak() -> None:
     found = estimate(job(), "H200")
     assert found.parts_gb is not None and found.peak_gb == pytest.approx(sum(found.parts_gb.values()), abs=0.05)
+
+
+# ---- several GPUs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_memory_is_as_measured_on_one_gpu_and_on_two(gpus: int) -> None:
+    estimated, measured = gpus_3b(gpus)
+    assert estimated.sharding == ("ddp" if gpus == 2 else "none")
+    assert peak(estimated) == pytest.approx(measured["peak_gb"], rel=0.02)
+
+
+def test_gradients_stand_beside_ddps_buckets_where_a_gpu_has_several_passes_a_step() -> None:
+    """52 examples are mostly a row of 4,096 tokens on each of two GPUs, but large steps are two."""
+
+    def buckets(batch: int, *sets: str) -> float | None:
+        found = estimate(job("stage5b", "ministral-3b", f"train.batch_size={batch}", *sets), "H200", 2)
+        assert found.parts_gb is not None and found.sharding == "ddp"
+        return found.parts_gb.get("buckets")
+
+    gradients = 4 * 3.429e9 / 2**30
+    assert buckets(16) is None
+    assert buckets(52) == pytest.approx(gradients, rel=1e-2)
+    assert buckets(8, "train.packing=false", "train.micro_batch_size=4") is None
+    assert buckets(16, "train.packing=false", "train.micro_batch_size=4") == pytest.approx(gradients, rel=1e-2)
+
+
+def test_what_only_the_buckets_make_too_large_is_spread() -> None:
+    """77.5 GB without them, which would be said to fit."""
+    sets = ("train.batch_size=256", "train.gradient_checkpointing=false")
+    found = estimate(job("stage5b", "ministral-3b", *sets), "H100", 2)
+    assert found.sharding == "fsdp" and found.fits
+    whole = estimate(job("stage5b", "ministral-3b", *sets, "sharding=ddp"), "H100", 2)
+    assert whole.fits is False and peak(whole) > 90
+
+
+def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_whole() -> None:
+    def parts(gpus: int) -> dict[str, float]:
+        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false")
+        found = estimate(job("stage5b", "ministral-3b", *sets), "H200", gpus)
+        assert found.parts_gb is not None
+        return found.parts_gb
+
+    two, eight = parts(2), parts(8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert eight[part] == pytest.approx(two[part] / 4, rel=1e-2)
+    embedding, layer = 131072 * 3072, 2 * 3072 * 128 * 40 + 3 * 3072 * 9216
+    assert (
+        two["whole"] == eight["whole"] == pytest.approx((2 * (embedding + 2 * layer) + 6 * embedding) / 2**30, rel=1e-2)
+    )
+    assert "buckets" not in two
+
+
+# ---- scoring -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
+    """16,384 tokens: logits of half of them at a time, 131,072 each. Its weights alone are half of float32's."""
+
+    def parts(dtype: str) -> dict[str, float]:
+        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}")
+        found = estimate(job("stage1", "ministral-3b", *sets), "H200").parts_gb
+        assert found is not None
+        return found
+
+    half, full = parts("bfloat16"), parts("float32")
+    assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
+    assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
+    assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
