@@ -12,7 +12,8 @@ from typing import Any
 
 from jobs.gpus import Gpu, gpu_named
 from jobs.load import Job
-from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, remedy_for, with_rows, without_bf16
+from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, with_rows, without_bf16
+from jobs.remedy import remedy_for
 from jobs.schema import Score, Train
 from jobs.shapes import Shape, shape_of
 

@@ -90,13 +90,23 @@ def gpu_named(text: str) -> Gpu:
         name, memory = _BY_KEY.get(_key(_MEMORY.sub("", spaced))), float(found[1])
     if name is None:
         raise ConfigError(f"gpu {text!r}", "no such GPU in the table of jobs/gpus.py", nearest(text.upper(), GPU_NAMES))
-    bf16, fp32, memories, bandwidth = _TABLE[name]
+    memories = _TABLE[name][2]
     if memory is not None and memory not in memories:
         sold = " or ".join(f"{size:g}" for size in memories)
         raise ConfigError(f"gpu {text!r}", f"{name} has {sold} GB of memory, not {memory:g}", f"name it {name}")
+    return _of_table(name, memory or memories[0])
+
+
+def all_gpus() -> list[Gpu]:
+    """Every GPU of the table, once with each memory that it is sold with."""
+    return [_of_table(name, memory) for name, (_, _, memories, _) in _TABLE.items() for memory in memories]
+
+
+def _of_table(name: str, memory: float) -> Gpu:
+    bf16, fp32, _, bandwidth = _TABLE[name]
     # The A100 with 80 GB also has the faster memory.
     faster = 2039 if name.startswith("A100") and memory == 80 else bandwidth
-    return Gpu(name, bf16, fp32, memory or memories[0], faster)
+    return Gpu(name, bf16, fp32, memory, faster)
 
 
 def gpu_at_hand(name: str, memory_bytes: int) -> Gpu:

@@ -1,4 +1,4 @@
-"""GPU memory of a job by its parts, how many GPUs it is spread over, and what would make it fit. Pure arithmetic.
+"""GPU memory of a job by its parts, and how many GPUs it is spread over. Pure arithmetic.
 
 GB are 2**30 bytes. `mean` is everywhere the mean length of a training example in tokens.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from jobs.gpus import Gpu
 from jobs.load import Job
@@ -27,8 +27,6 @@ _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
-ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
-EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
 
 
 def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
@@ -147,7 +145,7 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
         return "none" if gpus == 1 else "ddp", scoring
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
     training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
-    if gpus > 1 and wanted == "auto" and _shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
+    if gpus > 1 and wanted == "auto" and shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
         sharding = "fsdp"
         training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
     # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
@@ -155,66 +153,10 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
 
 
-def _shardable(train: Train) -> bool:
+def shardable(train: Train) -> bool:
     """What app/sharded.py takes: neither adapters nor the frozen teacher of objective.kl."""
     return train.lora is None and train.objective.kl == 0
 
 
-def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
-    """The fewest changes of the job that make it fit, in the order in which they cost least."""
-    train, score = job.stage.train, job.stage.score
-    if train is None or (score is not None and not _fits(job, shape, gpu, gpus, mean, train=None)):
-        assert score is not None
-        for budget in (score.batch_tokens // 2**k for k in range(1, 8)):
-            less = job.stage.model_copy(
-                update={"score": score.model_copy(update={"batch_tokens": budget}), "train": None}
-            )
-            if _fits(replace(job, stage=less), shape, gpu, gpus, mean):
-                return f"set score.batch_tokens: {budget}"
-        return f"take a GPU with more memory than {gpu.memory_gb:.0f} GB"
-    if gpus > 1 and job.profile.sharding == "ddp" and _shardable(train):
-        spread = replace(job, profile=job.profile.model_copy(update={"sharding": "fsdp"}))
-        if _fits(spread, shape, gpu, gpus, mean):
-            return "set sharding: fsdp"
-    steps: list[tuple[str, dict[str, Any]]] = []
-    if not train.gradient_checkpointing:
-        steps.append(("train.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    if train.packing and (train.pack_tokens or PACKED) > 1024:
-        steps.append(("train.pack_tokens: 1024", {"pack_tokens": 1024}))
-    elif not train.packing and train.micro_batch_size > 1:
-        steps.append(("train.micro_batch_size: 1", {"micro_batch_size": 1}))
-    if train.optimizer != "adafactor" and train.lora is None:
-        steps.append((ADAFACTOR, {"optimizer": "adafactor"}))
-    if train.lora is None and not (gpus > 1 and job.profile.sharding == "fsdp"):  # which knows no adapters
-        steps.append(("train.lora: {r: 16}", {"lora": Lora(r=16)}))
-
-    def together(chosen: list[tuple[str, dict[str, Any]]]) -> bool:
-        update = {key: value for _, change in chosen for key, value in change.items()}
-        return _fits(job, shape, gpu, gpus, mean, train=train.model_copy(update=update))
-
-    def said(chosen: list[tuple[str, dict[str, Any]]]) -> str:
-        text = "set " + " and ".join(text for text, _ in chosen)
-        if train.optimizer == "adamw" and any(words == ADAFACTOR for words, _ in chosen):
-            other = [step for step in chosen if step[0] != ADAFACTOR]
-            if together([*other, (EIGHT_BITS, {"optimizer": "adamw_8bit"})]):
-                return text.replace(ADAFACTOR, f"{ADAFACTOR}, or {EIGHT_BITS}")
-        return text
-
-    for step in steps:  # one change, if one will do
-        if together([step]):
-            return said([step])
-    for count in range(2, len(steps) + 1):
-        if together(chosen := steps[:count]):
-            for step in steps[:count]:  # without those that are not needed
-                rest = [other for other in chosen if other is not step]
-                chosen = rest if together(rest) else chosen
-            return said(chosen)
-    more = next((n for n in (2, 4, 8) if n > gpus and _fits(job, shape, gpu, n, mean)), None)
-    return (
-        f"set gpus: {more}" if more else f"take a GPU with more memory than {gpu.memory_gb:.0f} GB, or a smaller model"
-    )
-
-
-def _fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, **changes: Any) -> bool:
-    changed = replace(job, stage=job.stage.model_copy(update=changes))
-    return sum(layout(changed, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE
+def fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> bool:
+    return sum(layout(job, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE

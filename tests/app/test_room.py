@@ -118,14 +118,14 @@ def make_room(job: Job, runs_dir: Path, *, resume: bool = False, halve_memory: i
 def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    on_a_gpu(monkeypatch, 24)
+    on_a_gpu(monkeypatch, 28)
     job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
     with pytest.raises(ConfigError, match="needs about"):
         make_room(job, tmp_path / "new")
     make_room(job, tmp_path / "trained", resume=True)
     (run,) = list_runs(tmp_path / "trained")
     found = json.loads((run.path / "estimate.json").read_text())
-    assert found["fits"] and found["peak_gb"] < 24 and found["sharding"] == "none"
+    assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
 
 
 def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(

@@ -1,4 +1,4 @@
-"""How much memory a job is expected to need: what was measured, what a run does, and remedies that are true."""
+"""How much memory a job is expected to need: what was measured, and what a run does."""
 
 from __future__ import annotations
 
@@ -20,25 +20,6 @@ def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None
     assert small.fits is False
     assert small.remedy == "set train.optimizer: adafactor"
     assert estimate(job("stage5b", "ministral-3b", "train.optimizer=adafactor"), "A100-40GB").fits
-
-
-def test_a_remedy_of_several_changes_names_each_and_is_true() -> None:
-    large = ("train.gradient_checkpointing=false", "model.name=some/Model-3B", "train.batch_size=64")
-    found = estimate(job("stage3b", "ministral-3b", *large), "RTX_4090")
-    assert found.remedy.endswith(" and train.lora: {r: 16}") and found.remedy.count(" and ") == 1
-    sets = found.remedy.removeprefix("set ").replace(": {", "={").replace(": true", "=true").replace(": 1024", "=1024")
-    assert estimate(job("stage3b", "ministral-3b", *large, *sets.split(" and ")), "RTX_4090").fits
-
-
-def test_a_small_card_is_told_to_train_adapters_and_that_fits() -> None:
-    small = ("model.name=some/Model-2B",)
-    assert estimate(job("stage3b", "ministral-3b", *small), "RTX_4090").remedy == "set train.lora: {r: 16}"
-    assert estimate(job("stage3b", "ministral-3b", *small, "train.lora={r: 16}"), "RTX_4090").fits
-
-
-def test_where_no_change_helps_the_remedy_is_more_gpus_or_a_larger_one() -> None:
-    huge = job("stage5b", "ministral-3b", "model.name=some/Model-70B")
-    assert estimate(huge, "RTX_4090").remedy.startswith("take a GPU with more memory than 24 GB")
 
 
 def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
@@ -90,24 +71,6 @@ def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
         assert parts(f"model.attention={dense}", "train.pack_tokens=4096") == long  # as the stage says, if it says
 
 
-def test_scoring_that_does_not_fit_is_told_a_smaller_batch_and_that_fits() -> None:
-    wide = job("stage1", "ministral-3b", "score.batch_tokens=1048576")
-    found = estimate(wide, "RTX_4090")
-    assert found.fits is False and found.remedy.startswith("set score.batch_tokens: ")
-    assert estimate(
-        job("stage1", "ministral-3b", found.remedy.removeprefix("set ").replace(": ", "=")), "RTX_4090"
-    ).fits
-
-
-def test_the_8_bit_optimizer_is_named_second_and_with_what_it_needs() -> None:
-    plain = ("model.name=some/Model-3B", "train.gradient_checkpointing=true")
-    found = estimate(job("stage5b", "ministral-3b", *plain), "A40")
-    assert found.fits is False
-    assert found.remedy == "set train.optimizer: adafactor, or adamw_8bit (needs torchao or bitsandbytes)"
-    for optimizer in ("adafactor", "adamw_8bit"):
-        assert estimate(job("stage5b", "ministral-3b", *plain, f"train.optimizer={optimizer}"), "A40").fits
-
-
 @pytest.mark.parametrize("model", ["mistralai/Ministral-3-3B-Instruct-2512", "some/Model-13B"])
 @pytest.mark.parametrize("wanted", ["ddp", "fsdp"])
 def test_sharding_that_the_profile_asks_for_is_what_is_estimated(model: str, wanted: str) -> None:
@@ -115,22 +78,6 @@ def test_sharding_that_the_profile_asks_for_is_what_is_estimated(model: str, wan
         estimate(job("stage5b", "ministral-3b", f"model.name={model}", f"sharding={wanted}"), "H200", 2).sharding
         == wanted
     )
-
-
-def test_a_profile_that_asks_for_whole_copies_is_told_to_spread_them_where_that_fits() -> None:
-    found = estimate(job("stage5b", "ministral-3b", "sharding=ddp"), "A100-40GB", 4)
-    assert found.fits is False and found.remedy == "set sharding: fsdp"
-    assert estimate(job("stage5b", "ministral-3b", "sharding=fsdp"), "A100-40GB", 4).fits
-
-
-def test_a_teacher_is_never_spread_and_the_remedy_does_not_say_so() -> None:
-    taught = ("train.objective.kl=0.5", "sharding=auto")
-    found = estimate(job("stage5b", "ministral-3b", *taught), "A100-40GB", 4)
-    assert found.sharding == "ddp" and found.fits is False
-    found = estimate(job("stage5b", "ministral-3b", "train.objective.kl=0.5", "sharding=ddp"), "A100-40GB", 4)
-    assert "sharding" not in found.remedy
-    adapters = estimate(job("stage5b", "ministral-3b", "sharding=fsdp"), "A100-40GB", 2)
-    assert "lora" not in adapters.remedy
 
 
 def test_spread_over_many_gpus_each_still_loads_every_weight_once() -> None:
