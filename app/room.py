@@ -51,12 +51,11 @@ def estimate_here(job: Job, world: int, halvings: int = 0, trained: bool = False
 
 def require_room(job: Job, found: Estimate) -> None:
     """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
-    if found.fits is not False or found.peak_gb is None:
+    if not found.lack or found.peak_gb is None:
         return
-    fact = f"needs about {found.peak_gb:.0f} GB on each GPU, and {found.gpu} has {found.memory_gb:.0f}"
     if found.peak_gb > CERTAIN * found.memory_gb:
-        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", fact, found.remedy)
-    log.warning(f"{job.stage.name} {fact}: if it runs out of memory, {found.remedy}")
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", found.lack, found.remedy)
+    log.warning(f"{job.stage.name} {found.lack}: if it runs out of memory, {found.remedy}")
 
 
 def peak_gb() -> float | None:

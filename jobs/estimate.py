@@ -67,6 +67,14 @@ class Estimate:
     unknown: str = ""
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def lack(self) -> str:
+        """What of the memory is lacking, in words; empty where it fits or is not known."""
+        if self.fits is not False or self.peak_gb is None:
+            return ""
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
+        return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "assumptions": list(self.assumptions)}
 

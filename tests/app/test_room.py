@@ -41,10 +41,20 @@ def on_a_card_of(memory_gb: float) -> Estimate:
 
 
 def test_the_estimate_names_peak_speed_hours_tokens_and_the_remedy(command: Command) -> None:
-    out = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB").fine()
+    out = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB").out
     assert out.startswith("stage5b with profile ministral-3b on 1 x A100_SXM4 of 40 GB\n")
     for word in ("does NOT fit; set train.", "steps/s", "million tokens", "scoring", "in all"):
         assert word in out, out
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_what_does_not_fit_is_printed_and_then_ends_as_a_mistake_with_the_remedy(
+    command: Command, more: tuple[str, ...]
+) -> None:
+    said = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB", *more)
+    line = said.refused("stage5b with profile ministral-3b: needs about 65.5 GB", "A100_SXM4 has 40, 38.8", alone=False)
+    assert line.endswith("; set train.optimizer: adafactor") and said.err == line + "\n"
+    assert json.loads(said.out)["fits"] is False if more else "in all" in said.out
 
 
 def test_the_estimate_as_json_holds_the_same(command: Command) -> None:
@@ -77,7 +87,7 @@ def test_the_estimate_needs_no_torch() -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ConfigError, match="needs about 6. GB on each GPU, and TEST has 40") as caught:
+    with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
         require_room(JOB, on_a_card_of(40))
     assert caught.value.remedy == "set train.optimizer: adafactor"
 
