@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from jobs.errors import ConfigError
 from jobs.wording import nearest
 
+# Assumed, not measured: about two thirds of what a data sheet says one way, three quarters for the H100 and H200. Cards that may
+# have an NVLink bridge are taken to have none.
+PCIE = 20.0
+_NVLINK = {"B200": 600.0, "H200": 330.0, "H100_SXM": 330.0, "GH200": 330.0, "A100_SXM4": 200.0}
+
 
 @dataclass(frozen=True)
 class Gpu:
     """One GPU. Dense arithmetic in TFLOP/s with fp32 accumulation, memory in GB of 2**30 bytes, bandwidth in GB/s.
 
-    bf16: 0 where the GPU has none, so that training falls back to fp32.
+    bf16: 0 where the GPU has none, so that training falls back to fp32. link: GB/s that an all-reduce between GPUs of one
+    host achieves on each GPU's way out, which is what NCCL's tests call bus bandwidth.
     """
 
     name: str
@@ -25,6 +31,7 @@ class Gpu:
     fp32: float
     memory_gb: float
     bandwidth: float
+    link: float = PCIE
 
 
 # name as Vast.ai spells it, with underscores: (bf16, fp32, memories, bandwidth)
@@ -106,7 +113,7 @@ def _of_table(name: str, memory: float) -> Gpu:
     bf16, fp32, _, bandwidth = _TABLE[name]
     # The A100 with 80 GB also has the faster memory.
     faster = 2039 if name.startswith("A100") and memory == 80 else bandwidth
-    return Gpu(name, bf16, fp32, memory, faster)
+    return Gpu(name, bf16, fp32, memory, faster, _NVLINK.get(name, PCIE))
 
 
 def gpu_at_hand(name: str, memory_bytes: int) -> Gpu:

@@ -47,6 +47,13 @@ def test_the_estimate_names_peak_speed_hours_tokens_and_the_remedy(command: Comm
         assert word in out, out
 
 
+def test_the_example_in_the_docs_is_what_the_command_prints(command: Command) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    line, *shown = text[text.index("    $ python -m app estimate") :].split("\n\n")[0].splitlines()
+    out = command(*line.split()[4:]).out.splitlines()
+    assert len(shown) > 3 and [text.strip() for text in shown[:-1]] == [text.strip() for text in out[: len(shown) - 1]]
+
+
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_what_does_not_fit_is_printed_and_then_ends_as_a_mistake_with_the_remedy(
     command: Command, more: tuple[str, ...]
