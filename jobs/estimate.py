@@ -12,7 +12,18 @@ from typing import Any
 
 from jobs.gpus import Gpu, gpu_named
 from jobs.load import Job
-from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, trains_in_half, with_rows, without_bf16
+from jobs.memory import (
+    GB,
+    USABLE,
+    Sharding,
+    layout,
+    lora_parameters,
+    passes,
+    trains_in_half,
+    with_checkpointing,
+    with_rows,
+    without_bf16,
+)
 from jobs.remedy import remedy_for
 from jobs.schema import Score, Train
 from jobs.shapes import Shape, shape_of
@@ -51,7 +62,8 @@ class Estimate:
     """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
 
     hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
-    within the memory. remedy: what makes it fit, if it does not. unknown: why something is None.
+    within the memory. checkpointing: of gradients, also where the stage says auto. remedy: what makes it fit, if it does
+    not. unknown: why something is None.
     """
 
     gpu: str
@@ -68,6 +80,7 @@ class Estimate:
     train_hours: float | None = None
     score_hours: float | None = None
     hours: float | None = None
+    checkpointing: bool | None = None
     remedy: str = ""
     unknown: str = ""
     assumptions: tuple[str, ...] = ()
@@ -103,16 +116,18 @@ def estimate_on(
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job = with_rows(job, shape, halvings)
+    job, asked = with_rows(job, shape, halvings), job
     mean = tokens_per_example or _mean_tokens(job)
+    job = with_checkpointing(job, shape, gpu, gpus, mean, halvings)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())
     fits = peak <= gpu.memory_gb * USABLE
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
+        checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
         remedy="" if fits else remedy_for(job, shape, gpu, gpus, mean),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(job, gpu, gpus, sharding)),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, gpu, gpus, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
@@ -144,8 +159,12 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _notes(job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
+    if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
+        assert job.stage.train is not None
+        taken = "with" if job.stage.train.gradient_checkpointing else "without"
+        yield f"{taken} gradient checkpointing, which is left to the estimate"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if gpus > 1 and job.stage.train is not None:

@@ -27,6 +27,7 @@ _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
+SPARE = 0.95  # of that, what a job may take that goes without gradient checkpointing by itself
 
 
 def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
@@ -37,6 +38,29 @@ def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
     fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= _LEAST_HEAD)
     row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
     return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
+
+
+def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, halvings: int = 0) -> Job:
+    """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
+
+    Nor where one is spread over GPUs for it, which is slower. halvings: a job that has run out of memory before goes without
+    no more.
+    """
+    train = job.stage.train
+    if train is None or train.gradient_checkpointing != "auto":
+        return job
+
+    def decided(wanted: bool) -> Job:
+        update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
+        return replace(job, stage=job.stage.model_copy(update=update))
+
+    def trained(wanted: bool) -> tuple[Sharding, dict[str, float]]:
+        alone = decided(wanted).stage.model_copy(update={"score": None})
+        return layout(replace(job, stage=alone), shape, gpu, gpus, mean)
+
+    (plainly, parts), (saving, _) = trained(False), trained(True)
+    enough = sum(parts.values()) <= SPARE * USABLE * gpu.memory_gb and plainly == saving
+    return decided(halvings > 0 or not enough)
 
 
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:

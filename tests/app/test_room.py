@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,9 @@ import torch
 from app import fast
 from app.callbacks import StopFlag
 from app.ranks import ALONE
-from app.room import compared, require_means, require_room
+from app.room import compared, require_means, require_room, settled
 from app.stage import _Stage
-from app.train import mixed_precision
+from app.train import _arguments, mixed_precision
 from jobs import memory
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
@@ -170,6 +171,23 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
     require_means(spread, 1)
 
 
+def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu(tmp_path: Path) -> None:
+    auto = resolve("stage3b", "ci", sets=["train.gradient_checkpointing=auto"])
+    plain = resolve("stage3b", "ci")
+    found = estimate_on(plain, Gpu("TEST", 989, 67, 80, 4800))
+    unknown = replace(found, checkpointing=None)
+
+    def taken(job: Job) -> bool:
+        with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+            return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
+
+    cases = [None, found, replace(found, checkpointing=True), unknown]
+    assert [taken(settled(auto, case)) for case in cases] == [False, False, True, True]
+    assert settled(plain, replace(found, checkpointing=True)) == plain
+    assert settled(auto, None) == plain  # the rest is as it was
+    assert not taken(auto)
+
+
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
     assert (memory.PACKED, memory.DENSE) == (fast.PACKED, fast.DENSE)
     rows = [
@@ -191,14 +209,15 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.room.estimate_here", lambda job, *_: estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)))
+    found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
+    monkeypatch.setattr("app.room.estimate_here", found)
     monkeypatch.setattr("app.room.peak_gb", lambda: 1.5)
-    command(
-        "run", "stage5b", "--profile", "ci", "--limit", "2", "--set", "score.tasks=[piqa]", "--runs-dir", tmp_path
-    ).fine()
+    sets = ["--set", "score.tasks=[piqa]", "--set", "train.gradient_checkpointing=auto"]
+    command("run", "stage5b", "--profile", "ci", "--limit", "2", *sets, "--runs-dir", tmp_path).fine()
     (run,) = list_runs(tmp_path)
     metrics = run.read_metrics()
     assert metrics["estimate"].keys() == {*metrics["actual"], "hours"}
+    assert metrics["train"]["gradient_checkpointing"] is True  # as the estimate found
     assert metrics["actual"]["tokens"] == metrics["train"]["tokens"] and metrics["actual"]["peak_gb"] == 1.5
     assert run.read_summary()["hours"] > 0
     command("report", "--runs-dir", tmp_path).fine()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.estimate import Estimate, estimate, estimate_on
@@ -167,3 +169,47 @@ def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
     assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
     assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
     assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
+
+
+# ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------
+
+AUTO = ("train.gradient_checkpointing=auto",)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "taken"),
+    [("H200", 1, False), ("H100_NVL", 1, False), ("A40", 1, True),
+     ("A100-80GB", 1, True), ("H100", 1, True),  # 76.9 of 77.6 GB: that is not enough to spare
+     ("A100-80GB", 2, False),  # half the tokens on each
+     ("RTX_4090", 8, False)],  # spread either way
+)  # fmt: skip
+def test_gradients_are_checkpointed_by_themselves_only_where_memory_needs_it(gpu: str, gpus: int, taken: bool) -> None:
+    found, same = (
+        estimate(job("stage5b", "ministral-3b", f"train.gradient_checkpointing={value}"), gpu, gpus)
+        for value in ("auto", str(taken).lower())
+    )
+    assert (found.checkpointing, found.peak_gb, found.steps_per_s) == (taken, same.peak_gb, same.steps_per_s)
+    words = "with gradient checkpointing" if taken else "without gradient checkpointing"
+    assert any(line.startswith(words) for line in found.assumptions)
+    assert not any("gradient checkpointing" in line for line in same.assumptions)
+
+
+def test_nothing_is_spread_over_gpus_to_spare_the_checkpointing() -> None:
+    sets, gpu = ("train.batch_size=64", *AUTO), replace(gpu_named("H100"), memory_gb=85)
+    found = estimate_on(job("stage5b", "ministral-3b", *sets), gpu, 2)
+    assert (found.sharding, found.checkpointing) == ("ddp", True)
+    without = estimate_on(job("stage5b", "ministral-3b", *sets, "train.gradient_checkpointing=false"), gpu, 2)
+    assert without.sharding == "fsdp" and peak(without) < 60
+
+
+def test_a_job_that_ran_out_of_memory_does_not_go_without_checkpointing_again() -> None:
+    whole, gpu = job("stage5b", "ministral-3b", *AUTO), gpu_named("H200")
+    found = [estimate_on(with_memory_halved(whole, k), gpu, halvings=k) for k in range(3)]
+    assert [one.checkpointing for one in found] == [False, True, True]
+    assert peak(found[0]) > peak(found[1]) > peak(found[2])
+
+
+def test_the_3b_profile_leaves_checkpointing_to_the_estimate() -> None:
+    train = job().stage.train
+    assert train is not None and train.gradient_checkpointing == "auto"
+    assert estimate(job("stage1"), "H200").checkpointing is None  # which does not train
