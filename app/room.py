@@ -49,14 +49,24 @@ def estimate_here(job: Job, world: int, halvings: int = 0, trained: bool = False
     return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
 
 
+def settled(job: Job, found: Estimate | None) -> Job:
+    """The same job with `train.gradient_checkpointing: auto` decided: as the estimate found; on a CPU, which has none, not;
+    on a GPU of whose need it says nothing, yes."""
+    train = job.stage.train
+    if train is None or train.gradient_checkpointing != "auto":
+        return job
+    wanted = found is not None and found.checkpointing is not False
+    update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
+    return replace(job, stage=job.stage.model_copy(update=update))
+
+
 def require_room(job: Job, found: Estimate) -> None:
     """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
-    if found.fits is not False or found.peak_gb is None:
+    if not found.lack or found.peak_gb is None:
         return
-    fact = f"needs about {found.peak_gb:.0f} GB on each GPU, and {found.gpu} has {found.memory_gb:.0f}"
     if found.peak_gb > CERTAIN * found.memory_gb:
-        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", fact, found.remedy)
-    log.warning(f"{job.stage.name} {fact}: if it runs out of memory, {found.remedy}")
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", found.lack, found.remedy)
+    log.warning(f"{job.stage.name} {found.lack}: if it runs out of memory, {found.remedy}")
 
 
 def peak_gb() -> float | None:

@@ -152,7 +152,8 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
+        job = room.settled(self.job, self.estimate)
+        section = train(job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
                         heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
                         halve_memory=self.halve_memory)  # fmt: skip
         self._write(section, [])
