@@ -172,7 +172,11 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         max(1, row_tokens(section.pack_tokens, fast, loaded.device) >> halve_memory), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
-    at = ranks.share(checkpoint.newest(run.checkpoints) if resume and ranks.main else None)
+    if resume:
+        heart.phase("load")
+    at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
+    if resume and at is None:
+        status("no checkpoint to go on from: training begins from its start")
     if at is not None:
         sharded.require_resumable(at, sharding)
     step = checkpoint.step_of(at) if at else None
