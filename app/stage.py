@@ -52,13 +52,14 @@ def work(
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
     stage.heart.phase("start")
-    stage.make_room(resume)
-    log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
-    if halve_memory:
-        log.info(_smaller(job, halve_memory))
-    _seed_everything(job.stage.seed)
-    section = stage.train(resume) if job.stage.train is not None else None
-    entries = stage.score(section) if job.stage.score is not None else []
+    with stage.heart.alive():
+        stage.make_room(resume)
+        log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+        if halve_memory:
+            log.info(_smaller(job, halve_memory))
+        _seed_everything(job.stage.seed)
+        section = stage.train(resume) if job.stage.train is not None else None
+        entries = stage.score(section) if job.stage.score is not None else []
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:
         headline["eval_loss"] = section["eval_loss_last"]
