@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import probe, room
+from app import checkpoint, probe, room
 from app.callbacks import Heart, StopFlag
 from app.environment import environment
 from app.evaluate import Sample, evaluate
@@ -103,6 +103,7 @@ class _Stage:
         self.heart = Heart(run)
         self.estimate: Estimate | None = None
         self.trained = False
+        self.sharding = job.profile.sharding  # settled by make_room
 
     def make_room(self, resume: bool) -> None:
         """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
@@ -110,10 +111,13 @@ class _Stage:
         self.trained = self.ranks.share(trained)
         if not self.trained:
             room.require_means(self.job, self.ranks.world)
-        self.estimate = room.estimate_here(self.job, self.ranks.world, self.halve_memory, self.trained)
+        at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
+        job = room.following(self.job, self.ranks.share(at), self.ranks.world, self.halve_memory)
+        self.sharding = job.profile.sharding
+        self.estimate = room.estimate_here(job, self.ranks.world, self.halve_memory, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
-            room.require_room(self.job, self.estimate)
+            room.require_room(job, self.estimate)
         if self.job.stage.train is not None and not self.trained and self._sharding() == "fsdp":
             _require_gpus_for_fsdp()
 
@@ -162,12 +166,11 @@ class _Stage:
         return section
 
     def _sharding(self) -> str:
-        """none, ddp or fsdp: as the profile says, or as the estimate finds it to fit."""
-        wanted = self.job.profile.sharding
+        """none, ddp or fsdp: as the profile or the checkpoint says, or as the estimate finds it to fit."""
         if self.ranks.world == 1:
             return "none"
         found = self.estimate.sharding if self.estimate is not None else "ddp"
-        return found if wanted == "auto" else wanted
+        return found if self.sharding == "auto" else self.sharding
 
     def _drop_checkpoints(self) -> None:
         """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""

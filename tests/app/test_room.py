@@ -18,6 +18,7 @@ import torch
 
 from app import fast
 from app.callbacks import StopFlag
+from app.checkpoint import mark_complete
 from app.ranks import ALONE
 from app.room import compared, require_means, require_room, settled
 from app.stage import _Stage
@@ -155,6 +156,38 @@ def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
     with pytest.raises(ConfigError, match="needs about"):
         make_room(job, tmp_path / "whole")
     make_room(with_memory_halved(job, 3), tmp_path / "halved", halve_memory=3)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "state", "sharding", "follows"),
+    [
+        (141, "optimizer.bin", "auto", "fsdp"),  # begun on smaller cards, and the estimate says ddp
+        (66, "optimizer.pt", "auto", "ddp"),  # begun on one GPU, and the estimate finds it a little too large
+        (40, "optimizer.pt", "auto", "fsdp"),  # where it cannot be: refused later, by what is wrong
+        (141, "optimizer.bin", "ddp", "ddp"),  # said is said
+        (141, None, "auto", "ddp"),
+    ],
+)
+def test_a_resumed_run_is_laid_out_as_its_checkpoint(
+    memory_gb: float, state: str | None, sharding: str, follows: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_a_gpu(monkeypatch, memory_gb)
+    monkeypatch.setattr("app.stage._require_gpus_for_fsdp", lambda: None)
+    ranks: Any = SimpleNamespace(world=2, main=True, share=lambda value: value)
+    job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda", f"sharding={sharding}"])
+    with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+        if state is not None:
+            at = run.checkpoints / "checkpoint-10"
+            at.mkdir(parents=True)
+            (at / state).touch()
+            mark_complete(at)
+        stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        stage.make_room(resume=True)
+        assert stage._sharding() == follows
+        assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
+        new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        new.make_room(resume=False)
+        assert new._sharding() == (sharding if sharding != "auto" else "ddp" if memory_gb == 141 else "fsdp")
 
 
 def test_what_training_lacks_is_said_before_the_model_is_loaded(
