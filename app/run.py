@@ -205,8 +205,13 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
                             "then resume; earlier runs are untouched")  # fmt: skip
             run.fail(full.exit_code, str(full))
             raise full from error
-        run.fail(EXIT_BUG, f"{type(error).__name__}: {error}")
+        run.fail(EXIT_BUG, _why(error))
         raise
+
+
+def _why(error: BaseException) -> str:
+    known = isinstance(error, UserError | TrainingEnded)
+    return str(error) if known else ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -230,6 +235,9 @@ def _logging_to(path: Path) -> Iterator[None]:
     log.addHandler(handler)
     try:
         yield
+    except BaseException as error:  # into the file alone: the command line says it last, in words of its own
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended: %s", (_why(error),), None))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()
