@@ -71,8 +71,8 @@ class Plateau:
             return Verdict(False, self.best, self.bad_evals, line)
         stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
         line += (
-            f", without gain of {self.rule.min_delta} for {self.bad_evals} of {self.rule.patience} evaluations"
-            f" (not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
+            f", evaluations in a row without a gain of {self.rule.min_delta}: {self.bad_evals} (stops at"
+            f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
         )
         return Verdict(stop, self.best, self.bad_evals, line)
 
