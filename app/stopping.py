@@ -21,7 +21,7 @@ class TrainingEnded(Exception):
 
 
 class Followed(Exception):
-    """The process that writes the run could not begin, and has said why; the others end with its exit code."""
+    """The process that writes the run could not begin or go on, and has said why; the others end with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
