@@ -13,10 +13,10 @@ LIMIT   =## items a task
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: repeat a stage that is complete already
-RESUME  =## 1: go on with the newest unfinished run
+RESUME  =## 1: go on with the newest unfinished run; of several stages, as in make demo, the others are found complete or start
 RUNS    ?=## where results are kept; without it $PREFILL_RUNS, or runs
 COMPARE =## two runs for `make report`, in place of all stages
-RUNNER  ?= auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers; the rest native
+RUNNER  ?= auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers and no PYTHON is given; the rest native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
 IMAGE   ?=## the image to run or to push; without it prefill:local, built here whenever the code has changed
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
@@ -58,17 +58,18 @@ readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see
 PROFILE := $(or $(call setting,PROFILE),embedded)
 RUNS := $(call setting,RUNS)
 
-# A runner has a command that stands before `run STAGE`, and something that must be there first. The engine is asked once,
+# With PYTHON given, auto is native. A runner has a command that stands before `run STAGE`, and something that must be there first. The engine is asked once,
 # and only when a stage is to run.
-engine = $(eval engine := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(engine)
+answering = $(eval answering := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(answering)
+engine = $(if $(BASE),$(answering),native)
 runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
 export GPU IMAGE MOUNTS VARIANT
 docker_app = RUNS='$(or $(RUNS),$(PREFILL_RUNS),runs)' container/run.sh
 native_app = $(PYTHON) -m app
 docker_ready = container/image.sh ready
-native_ready = $(if $(BASE),$(MAKE) $(BASE))
+native_ready = $(if $(BASE),$(MAKE) --silent $(BASE))
 docker_says = running in a container; RUNNER=native runs in .venv
-native_says = no container engine answers: running in .venv; RUNNER=docker insists
+native_says = $(if $(BASE),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker insists
 # $(call app,RUNNER), $(call ready,RUNNER)
 app = $($(1)_app)
 ready = $($(1)_ready)
@@ -82,9 +83,15 @@ sets = $(foreach pair,$(1),--set '$(pair)')
 # What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
 sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),--resume)
+         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+# Of several stages at most one is unfinished: the others are complete, or start.
+several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
+resume = $(if $(several),--continue,--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
 demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
+stage_words = $(call common,$(1)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
+# Before an image is built for minutes, mistakes are told by a .venv that is there and as the lock says.
+docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock ] || .venv/bin/python -m app check $(1) >/dev/null
 define demo_stage
 	@$(call app,$(2)) run $(1) $(call common,$(2)) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
 
@@ -101,8 +108,9 @@ demo: ## The experiment in small, stage1 to nonprefill, and its report: about 8 
 .PHONY: $(STAGES)
 $(STAGES):
 	@$(if $(filter auto,$(RUNNER)),echo '$($(engine)_says)' >&2)
+	@$(call $(call runner,$(engine))_check,$@ $(call stage_words,docker))
 	@$(call ready,$(call runner,$(engine)))
-	@$(call app,$(call runner,$(engine))) run $@ $(call common,$(call runner,$(engine))) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
+	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
 .PHONY: report runs
 report: ## Print the results; write runs/report.md and runs/report.html

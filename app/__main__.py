@@ -6,16 +6,22 @@ import logging
 import os
 import sys
 
-import click
+from jobs.errors import ConfigError, UserError, wrong_python
 
-from app.commands.estimates import estimate_command
-from app.commands.harness import harness
-from app.commands.results import report, runs
-from app.commands.stages import check, run
-from app.commands.texts import generate, loglikelihood, probe
-from app.ranks import launched, rank_in
-from app.stopping import Followed, TrainingEnded
-from jobs.errors import ConfigError, UserError
+try:
+    import click
+
+    from app.commands.estimates import estimate_command
+    from app.commands.harness import harness
+    from app.commands.results import report, runs
+    from app.commands.stages import check, run
+    from app.commands.texts import generate, loglikelihood, probe
+    from app.ranks import launched, rank_in
+    from app.stopping import Followed, TrainingEnded
+except ImportError as error:
+    wrong = wrong_python(error)
+    print(f"error: {wrong}", file=sys.stderr)
+    sys.exit(wrong.exit_code)
 
 PROGRAM = "python -m app"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT; a run that can be resumed ends with 75 instead
@@ -86,6 +92,10 @@ def main() -> int:
     except UserError as error:
         click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)
         return error.exit_code
+    except ModuleNotFoundError as error:  # what only some commands import
+        wrong = wrong_python(error)
+        click.echo(f"error: {wrong}", err=True)
+        return wrong.exit_code
     return ended if isinstance(ended, int) else 0
 
 

@@ -1,6 +1,6 @@
 """The report of a runs directory: to the terminal, as Markdown and as one self-contained HTML page.
 
-    report = build_report(runs_dir)  # or compare=("stage1/...", "stage4/..."); runs on different items are refused
+    report = build_report(runs_dir)  # or compare=("stage1/...", "stage4"); two runs on different items are refused
     print_results(report, console)
     write_report(report, runs_dir)              # report.md and report.html, each written whole or not at all
 
@@ -26,6 +26,7 @@ from app.report_sections import Section, plots, sections
 from app.report_study import Study, study_of_profile, study_of_two
 from app.report_tables import Table
 from app.report_text import KeyNumber, cautions, details, headline, key_numbers
+from jobs.errors import runs_setting
 from jobs.rundir import write_text_atomically
 
 __all__ = [
@@ -83,9 +84,9 @@ def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[s
 
     Raises:
         RunStateError: nothing completed to report, or a named run is missing or incomplete.
-        DataError: runs scored on different items or formats (names both and what differs), or damaged files.
+        DataError: two named runs on different items or formats (names both and what differs), or damaged files.
     """
-    study = study_of_two(runs_dir, compare) if compare else study_of_profile(runs_dir, profile)
+    study = study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile)
     return Report(
         study=study,
         title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}",
@@ -97,8 +98,8 @@ def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[s
     )
 
 
-def print_results(report: Report, console: Console) -> None:
-    """The headline, the results table and what is missing."""
+def print_results(report: Report, console: Console, runs_dir: Path | None = None) -> None:
+    """The headline, the results table and what is missing, with the commands for `runs_dir`."""
     console.print()
     console.print(report.headline, markup=False, highlight=False, style="bold")
     for text in report.details:
@@ -109,7 +110,8 @@ def print_results(report: Report, console: Console) -> None:
     if report.study.missing:
         console.print()
     for m in report.study.missing:
-        console.print(f"missing: {m.stage} ({m.fact}); run: {m.command}", markup=False, highlight=False, soft_wrap=True)
+        text = f"missing: {m.stage} ({m.fact}); run: {m.command}{runs_setting(runs_dir)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:

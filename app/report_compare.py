@@ -16,6 +16,7 @@ from jobs.errors import DataError
 RESAMPLES = 10_000
 SEED = 0  # of the report's own bootstrap: the same runs give the same report, byte for byte
 SIGNIFICANT = 0.05
+WIDE = 0.02  # an accuracy known to no better than ± this is one that more items would say something about
 
 # Used only where the training run itself is not at hand to say which mask it trained under.
 _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix", "stage5b": "prefix"}
@@ -57,6 +58,12 @@ class Comparison:
             return "within noise"
         return "lower" if self.paired.difference.value < 0 else "higher"
 
+    @property
+    def too_few_items(self) -> bool:
+        """Whether within noise says more of the items than of the models: the interval holds 0, and much else."""
+        difference = self.paired.difference
+        return self.verdict == "within noise" and (difference.hi - difference.lo) / 2 > WIDE
+
     def task_verdict(self, task: str) -> str:
         """The same for one task, by the Holm-adjusted exact test."""
         if self.tests[task].p_holm >= SIGNIFICANT:
@@ -64,8 +71,11 @@ class Comparison:
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
 
 
-def refuse_different_items(evaluations: Sequence[Evaluation]) -> None:
-    """Raise DataError unless all evaluations were scored in one format on the same items (task, id, sha)."""
+def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") -> None:
+    """Raise DataError unless all evaluations were scored in one format on the same items (task, id, sha).
+
+    remedy: what to do about different items.
+    """
     for other in evaluations[1:]:
         first = evaluations[0]
         where = f"{first.run_id} against {other.run_id}"
@@ -81,8 +91,21 @@ def refuse_different_items(evaluations: Sequence[Evaluation]) -> None:
             raise DataError(
                 where,
                 f"scored on different items: {'; '.join(differences)} ({pair})",
-                "run both with the same LIMIT and data, or name two that were: python -m app report --compare RUN RUN",
+                remedy or "score both with the same LIMIT and data",
             )
+
+
+def share_items(a: Run, b: Run) -> bool:
+    """Whether every evaluation of both was scored in one format on the same items; a run that scored none agrees."""
+    both = [*a.evaluations, *b.evaluations]
+    return all(e.format == both[0].format and e.keys == both[0].keys for e in both)
+
+
+def what_differs(first: Evaluation, other: Evaluation) -> str:
+    """In words, why `share_items` does not hold of their runs."""
+    if first.format != other.format:
+        return f"scored in another format, {other.format} in place of {first.format}"
+    return f"scored on different items: {'; '.join(_item_differences(first, other))}"
 
 
 def _item_differences(first: Evaluation, other: Evaluation) -> list[str]:

@@ -95,6 +95,8 @@ class Run:
     estimate: Mapping[str, float]
     actual: Mapping[str, float]
     reference: Mapping[str, float]
+    limit: int | None = None  # items a task, where the run was told how many
+    random_weights: bool = False
 
 
 def mask_name(mask: str, leaks: bool = False) -> str:
@@ -141,6 +143,8 @@ def load_run(run: RunDir) -> Run:
             estimate=_numbers(summary.get("estimate") or metrics.get("estimate")),
             actual=_numbers({**summary, **(summary.get("actual") or metrics.get("actual") or {})}),
             reference=_numbers((job.get("stage") or {}).get("reference")),
+            random_weights=_model(job).get("source") == "random",
+            limit=((job.get("stage") or {}).get("score") or {}).get("limit"),
         )
     except KeyError as missing:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
@@ -238,6 +242,12 @@ def _numbers(value: Any) -> dict[str, float]:
     return {k: float(v) for k, v in (value or {}).items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
 
 
+def _model(job: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (job.get("profile") or {}).get("model") or {}
+
+
 def _base_model(job: Mapping[str, Any]) -> str:
-    model = (job.get("profile") or {}).get("model") or {}
+    model = _model(job)
+    if model.get("source") == "random":  # its name is that of the tokenizer's model
+        return f"a random {(model.get('config') or {}).get('model_type', 'model')}"
     return str(model.get("name") or model.get("path") or f"a {model.get('source', '')} model".replace("  ", " "))

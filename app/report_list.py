@@ -15,6 +15,7 @@ from rich.text import Text
 
 from app.report_data import LEAKING_MASKS
 from app.report_format import DASH, moment, number
+from jobs.errors import make_command
 from jobs.rundir import RunDir, list_runs
 
 
@@ -35,10 +36,12 @@ def list_rows(runs_dir: Path) -> list[RunRow]:
     return [_row(run) for run in reversed(list_runs(runs_dir))]
 
 
-def print_runs(rows: list[RunRow], console: Console) -> None:
+def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = None) -> None:
     """The rows as a table; says so when there are none."""
     if not rows:
-        console.print("no run yet; run: make demo, or one stage: make stage1")
+        begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
+        text = "no run yet; run: {}, or one stage: {}".format(*begin)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
     styles = {"complete": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -58,10 +61,12 @@ def _row(run: RunDir) -> RunRow:
     profile = summary.get("profile") or _read(run.path / "stage.yaml").get("profile", {}).get("name") or DASH
     if state == "complete":
         headline, when = _headline(summary, metrics), summary.get("finished")
-    elif state == "failed":
+    elif state != "running" and failed:
         headline, when = str(failed.get("message", "")), beat.get("wall_time")
     else:
-        done = f"{beat.get('phase', '')} {beat['step']} of {beat['total']}" if "step" in beat else ""
+        done = str(beat.get("phase") or "")
+        if beat.get("total"):  # 0 while it is not known: "check 0 of 0" tells nobody anything
+            done += f" {beat['step']} of {beat['total']}"
         headline, when = done.strip(), beat.get("wall_time")
     return RunRow(run.id, run.stage, str(profile), state, headline or DASH, moment(str(when or "")))
 

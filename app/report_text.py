@@ -1,14 +1,15 @@
 """The sentences of a report: its headline, its key numbers and its cautions, each generated from the numbers.
 
 A difference whose 95 % interval holds zero is called within noise, never a gain or a loss; and within noise is never
-called equal. Leaking evaluations never enter the headline.
+called equal. Where that interval is wide, the headline says that these items cannot tell. Leaking evaluations never enter
+the headline.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.report_compare import Comparison, trained_under
+from app.report_compare import WIDE, Comparison, trained_under
 from app.report_format import number, points, signed
 from app.report_study import Study
 
@@ -32,31 +33,47 @@ def headline(study: Study) -> str:
     if ablation is None:
         return f"{study.base_model} is scored with its causal mask only; the ablated prefill has not been scored yet."
     cost = f"{number(abs(100 * ablation.paired.difference.value), 1)} points"
-    found = (
-        f"Letting the prompt of {study.base_model} see itself in both directions "
-        + {
-            "lower": f"costs {cost} of macro accuracy",
-            "higher": f"raises macro accuracy by {cost}",
-            "within noise": "moves macro accuracy by no more than the noise",
-        }[ablation.verdict]
-    )
+    if ablation.too_few_items:
+        found = (
+            f"These items cannot tell what letting the prompt of {study.base_model} see itself in both directions does to "
+            f"macro accuracy ({points(ablation.paired.difference)})"
+        )
+    else:
+        found = (
+            f"Letting the prompt of {study.base_model} see itself in both directions "
+            + {
+                "lower": f"costs {cost} of macro accuracy",
+                "higher": f"raises macro accuracy by {cost}",
+                "within noise": "moves macro accuracy by no more than the noise",
+            }[ablation.verdict]
+        )
     won, after, control = _finetuned(study)
     if won is None or after is None:
         return f"{found}; what finetuning under that mask changes has not been scored yet."
-    if won.verdict == "higher":
-        found += (
-            f"; finetuning under that mask ({won.first.model}) brings it "
-            + {
-                "lower": "part of the way back to the untouched model",
-                "within noise": "to within noise of the untouched model",
-                "higher": "above the untouched model",
+    if won.too_few_items:
+        found += f"; nor what finetuning under that mask ({won.first.model}) changes" if ablation.too_few_items else (
+            f"; these items cannot tell what finetuning under that mask ({won.first.model}) changes")  # fmt: skip
+        found += f" ({points(won.paired.difference)})"
+    elif won.verdict == "higher":
+        found += f"; finetuning under that mask ({won.first.model}) "
+        if after.too_few_items:
+            raised = f"{number(100 * won.paired.difference.value, 1)} points"
+            found += f"wins {raised}, to where these items cannot tell it from the untouched model"
+            found += f" ({points(after.paired.difference)})"
+        else:
+            found += {
+                "lower": "brings it part of the way back to the untouched model",
+                "within noise": "brings it to within noise of the untouched model",
+                "higher": "brings it above the untouched model",
             }[after.verdict]
-        )
     else:
         change = {"lower": "makes it worse", "within noise": "changes that by no more than the noise"}[won.verdict]
         found += f"; finetuning under that mask ({won.first.model}) {change}"
     if control is None:
         return f"{found}. The causally finetuned control has not been scored."
+    if control.too_few_items:
+        told = points(control.paired.difference)
+        return f"{found}. These items cannot tell it from the causally finetuned control ({told})."
     relation = {"lower": "below", "higher": "above", "within noise": "within noise of"}[control.verdict]
     return f"{found}. It ends {relation} the causally finetuned control."
 
@@ -108,6 +125,8 @@ def _headline_of_two(study: Study) -> str:
     sentences = []
     for c in fair:
         relation = {"lower": "is below", "higher": "is above", "within noise": "is within noise of"}[c.verdict]
+        if c.too_few_items:
+            relation = "cannot be told by these items from"
         sentences.append(
             f"{c.first.label} ({number(c.first.macro.value)}) {relation} {c.second.label} "
             f"({number(c.second.macro.value)}): {points(c.paired.difference)}"
@@ -142,13 +161,18 @@ def cautions(study: Study) -> list[str]:
     """What a reader must know before relying on the numbers; each is stated only where it applies."""
     found = []
     evaluations = study.evaluations
+    if any(run.random_weights for run in study.runs):
+        found.append(
+            "Random weights: the model has learnt nothing, and its numbers mean nothing. They show that every step runs."
+        )
     if any(e.leaks for e in evaluations):
         found.append(
             "Rows labelled leaks let every answer token see itself and the rest of the answer. They say little about "
             "accuracy and are kept only to reproduce published numbers."
         )
+    found.extend(str(run) for run in study.left_out)
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
-    if widths and max(widths) > 0.02:
+    if widths and max(widths) > WIDE:
         fewest = min(t.items for e in evaluations for t in e.tasks.values())
         found.append(
             f"Few items ({fewest} in the smallest task): a macro accuracy here is known to about "

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from app.ranks import Ranks, join
-from app.stopping import Followed, TrainingEnded
+from app.stopping import GO_ON, Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun
 from jobs.load import Job, with_memory_halved
-from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
+from jobs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
 log = logging.getLogger("prefill")
 Now = Callable[[], datetime]
@@ -46,21 +46,34 @@ class Found:
 
 def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = False) -> Found:
     """Look before anything is started. See `run_stage`; raises UserError."""
-    if force and (resume or go_on):
-        option = "--resume" if resume else "--continue"
-        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
+    require_one_way(force, resume, go_on)
     init_runs = resolve_init(runs_dir, job)
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(record, init_runs, done, None)
+    _mind_the_running(job, runs_dir, record["fingerprint"], insisting=force or go_on)
     if resume and unfinished is None:
         raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
-                            "run without --resume; see python -m app runs")  # fmt: skip
+                            "run without --resume (make: RESUME=1), or with --continue; see python -m app runs")  # fmt: skip
     require_paths(job)
     _require_models(job, runs_dir, init_runs)
     return Found(record, init_runs, None, unfinished)
+
+
+def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
+    """The very same work a second time is hours for nothing: refused, or said where it is insisted on.
+
+    --continue insists: it is what begins again after a crash, of which a child may still hold the lock.
+    """
+    running = latest_running(runs_dir, job.stage.name, fingerprint)
+    if running is None:
+        return
+    fact = f"this very job is being run already: {running.path}"
+    if not insisting:
+        raise RunStateError(job.stage.name, fact, "wait for it, or run it a second time with --force (make: FORCE=1)")
+    log.warning(f"{job.stage.name}: {fact}; going on beside it")
 
 
 def run_stage(
@@ -171,6 +184,13 @@ def _telling(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
 # ---- what can be known before there is a run -------------------------------------------------------------------------
 
 
+def require_one_way(force: bool, resume: bool, go_on: bool) -> None:
+    """Raises ConfigError where a run shall both start anew and go on."""
+    if force and (resume or go_on):
+        option = "--resume" if resume else "--continue"
+        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
+
+
 def require_paths(job: Job) -> None:
     """Raises ConfigError unless every local path that the profile names exists, the model's as a checkpoint."""
     profile = job.profile
@@ -207,7 +227,7 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
         run.fail(error.exit_code, str(error))
         raise TrainingEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
     except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for a file that says so
-        raise TrainingEnded(f"{run.path}: interrupted", EXIT_STOPPED, "go on with --resume") from None
+        raise TrainingEnded(f"{run.path}: interrupted", EXIT_STOPPED, GO_ON) from None
     except Exception as error:
         if _is_disk_full(error):
             full = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "

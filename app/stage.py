@@ -20,7 +20,7 @@ from app.evaluate import Sample, evaluate
 from app.model import Loaded, load
 from app.progress import token_bar
 from app.ranks import ALONE, Ranks
-from app.stopping import TrainingEnded
+from app.stopping import GO_ON, TrainingEnded
 from app.tasks import Item, load_items
 from app.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
@@ -207,7 +207,7 @@ class _Stage:
             rate = done / (time.monotonic() - started)
             self.heart.beat(done, total, phase, rate=rate, force=done >= total)
             if self.stop:
-                raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, "go on with --resume")
+                raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, GO_ON)
 
         phase = f"score {name}/{mask}"
         self.heart.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known

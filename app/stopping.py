@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING, EXIT_STOPPED
 from jobs.schema import AutoStop
 
+GO_ON = "go on with --resume (make: RESUME=1)"
+
 
 class TrainingEnded(Exception):
     """Training cannot or should not go on. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
@@ -35,7 +37,7 @@ def not_finite(what: str, step: int, checkpoint: str) -> TrainingEnded:
 
 def interrupted(step: int) -> TrainingEnded:
     return TrainingEnded(f"stopped by a signal at step {step}", EXIT_STOPPED,
-                         "the checkpoint is saved; go on with --resume")  # fmt: skip
+                         f"the checkpoint is saved; {GO_ON}")  # fmt: skip
 
 
 @dataclass(frozen=True)

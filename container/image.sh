@@ -43,11 +43,15 @@ source_address() { # where the code is to be had: a public address only, and wit
   esac
 }
 
+require_engine() {
+  docker version >/dev/null 2>&1 || die docker 'no container engine answers' 'start it, or use RUNNER=native'
+}
+
 build() { # build TARGET TAG...
   local target=$1 tag options
   shift
   case $VARIANT in cpu | cuda) ;; *) die "VARIANT=$VARIANT" 'expected cpu or cuda' 'correct it' ;; esac
-  docker version >/dev/null 2>&1 || die docker 'no container engine answers' 'start it, or use RUNNER=native'
+  require_engine
   options=(--target "$target" --build-arg VARIANT="$VARIANT" --build-arg COMMIT="$(commit)" --build-arg SOURCE="$(source_address)"
     --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
     --build-arg SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}")
@@ -63,18 +67,19 @@ build() { # build TARGET TAG...
   if ! DOCKER_BUILDKIT=1 docker build --progress plain "${options[@]}" ${more[@]+"${more[@]}"} . 2>&1 | tee "$log" >"$show"; then
     [ "$show" = /dev/stderr ] || tail -n 30 "$log" >&2
     if grep -q 'failed to resolve source metadata' "$log"; then
-      die "${BASE_IMAGE:-debian}" 'the base image is not here and cannot be fetched' 'connect to its registry, or name one that is here as BASE_IMAGE'
+      die "${BASE_IMAGE:-debian}" 'the base image is not here and cannot be fetched' 'connect to its registry, name one that is here as BASE_IMAGE, or run stages without an image: RUNNER=native'
     fi
     if [ "$VARIANT" = cpu ] && [ -z "${WHEELS_IMAGE:-}${PIP_CONF:-}" ]; then
       die 'VARIANT=cpu' 'the package index has torch with CUDA only' \
-        "name PyTorch's index for the CPU in a file as extra-index-url and give it as PIP_CONF, or use VARIANT=cuda"
+        "name PyTorch's index for the CPU in a file as extra-index-url and give it as PIP_CONF, or use VARIANT=cuda; RUNNER=native needs no image"
     fi
-    die Dockerfile 'the image cannot be built' 'see above'
+    die Dockerfile 'the image cannot be built' 'see above; RUNNER=native runs stages without it'
   fi
 }
 
 build_local() {
   local weight='1.2 GB'
+  require_engine # before anybody is told to wait for minutes
   [ "$VARIANT" = cpu ] || weight='5.7 GB, of which 2.9 are downloaded'
   docker image inspect "$IMAGE" >/dev/null 2>&1 || echo "building $IMAGE, variant $VARIANT, $weight: minutes, this once" >&2
   build image "$IMAGE"

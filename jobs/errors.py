@@ -5,6 +5,8 @@ The command line prints `error: <text>` for a `UserError`, without a traceback, 
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +18,7 @@ EXIT_NAN = 3  # training stopped: the loss is NaN or infinite
 EXIT_NO_LEARNING = 4  # training stopped by kill_after_steps and min_loss_improvement
 EXIT_DISK_FULL = 28  # the number of ENOSPC
 EXIT_STOPPED = 75  # SIGTERM or SIGINT after a checkpoint; run again to resume (EX_TEMPFAIL)
+_LEAST_PYTHON = (3, 11)  # as pyproject.toml has it
 
 
 class UserError(ValueError):
@@ -32,6 +35,32 @@ class UserError(ValueError):
     def __str__(self) -> str:
         text = f"{self.where}: {self.fact}"
         return f"{text}; {self.remedy}" if self.remedy else text
+
+
+def wrong_python(error: ImportError) -> UserError:
+    """What another Python than ours stumbles over. Raises `error` itself where the mistake is not the user's."""
+    remedy = "use .venv/bin/python, which make setup makes, or install requirements/base.lock with this one"
+    if sys.version_info < _LEAST_PYTHON:
+        found, least = (".".join(map(str, version)) for version in (sys.version_info[:2], _LEAST_PYTHON))
+        return UserError(sys.executable, f"is Python {found}, and {least} is the least", remedy)
+    name = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or name in ("", "app", "jobs", "vast"):
+        raise error
+    return UserError(sys.executable, f"has no module {name}", remedy)
+
+
+def make_command(
+    target: str, *, profile: str | None = None, limit: int | None = None, runs_dir: Path | None = None
+) -> str:
+    """A remedy to be typed as it stands: with the runs directory, without which it would work on other runs."""
+    given = {"PROFILE": profile, "LIMIT": limit}
+    settings = (f" {name}={shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    return f"make {target}{''.join(settings)}{runs_setting(runs_dir)}"
+
+
+def runs_setting(runs_dir: Path | None) -> str:
+    """What a make command needs so that it works on `runs_dir`; nothing for the usual place."""
+    return "" if runs_dir in (None, Path("runs")) else f" RUNS={shlex.quote(str(runs_dir))}"
 
 
 class ConfigError(UserError):

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from jobs import yamlfile
 from jobs.errors import ConfigError
 from jobs.schema import Profile, Stage
 from jobs.validate import Layer, check_part, validate
-from jobs.wording import nearest
+from jobs.wording import keys_at, nearest
 
 JOBS_DIR = Path(__file__).parent
 DEFAULT_PROFILE = "embedded"
@@ -191,12 +193,28 @@ def _set_layer(text: str) -> Layer:
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
         raise ConfigError(where, "the name is that of the file", "copy the file to another name")
+    _refuse_unknown_head(steps, where)
     values: Any = yamlfile.parse(value_text, where)
     for step in reversed(steps):
         values = {step: values}
     layer = Layer(where, values)
     check_part(Profile if steps[0] in _OF_PROFILE else Stage, layer)
     return layer
+
+
+def _refuse_unknown_head(steps: list[str], where: str) -> None:
+    """What --set may begin with is of the stage or of the profile; a key one level down is often given without its section."""
+    known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
+    if steps[0] in known:
+        return
+    sections: list[tuple[type[BaseModel], tuple[str, ...]]] = [
+        (Stage, ("train",)),
+        (Stage, ("score",)),
+        (Profile, ("model",)),
+    ]
+    meant = [f'"{".".join((*path, *steps))}"' for model, path in sections if steps[0] in keys_at(model, path)]
+    remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
+    raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
 
 
 def _head(layer: Layer) -> str:

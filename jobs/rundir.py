@@ -23,11 +23,11 @@ from typing import IO, Any, Protocol, Self
 
 from jobs import artifacts, lock, yamlfile
 from jobs.artifacts import write_text_atomically
-from jobs.errors import DiskFull, RunStateError
+from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.load import DEFAULT_PROFILE, Job
 from jobs.runfiles import ID_PATTERN, RunFiles
 
-__all__ = ["RunDir", "latest_complete", "latest_resumable", "list_runs", "resolve_init"]
+__all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
 __all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
@@ -262,6 +262,14 @@ def latest_resumable(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | N
     return None
 
 
+def latest_running(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
+    """The newest run of a stage with this fingerprint that a process holds now."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage == stage and run.state() == "running" and run.fingerprint() == fingerprint:
+            return run
+    return None
+
+
 def resolve_init(runs_dir: Path, job: Job) -> dict[str, str]:
     """Each name of `init_from` with the run it stands for: the newest complete one of this profile and model.
 
@@ -286,8 +294,8 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
-    option = "" if job.profile.name == DEFAULT_PROFILE else f" PROFILE={job.profile.name}"
-    raise RunStateError(job.stage.name, fact, f"run: make {name}{option}")
+    profile = None if job.profile.name == DEFAULT_PROFILE else job.profile.name
+    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:

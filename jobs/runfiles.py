@@ -4,6 +4,7 @@ state        summary.json   lock held   failed.json
 complete     yes            any         any
 running      no             yes         any
 failed       no             no          yes
+interrupted  no             no          yes        stopped by a signal, after a checkpoint
 interrupted  no             no          no         killed: it had no time to say anything
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import artifacts, lock, yamlfile
+from jobs.errors import EXIT_STOPPED, UserError
 
 State = Literal["complete", "running", "failed", "interrupted"]
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
@@ -60,7 +62,14 @@ class RunFiles:
             return "running"
         if (self.path / "summary.json").exists():  # completed between the two questions
             return "complete"
-        return "failed" if (self.path / "failed.json").exists() else "interrupted"
+        return "interrupted" if self._stopped() else "failed"
+
+    def _stopped(self) -> bool:
+        """Whether whoever ended it did so from outside. A failed.json that cannot be read is one of a failure."""
+        try:
+            return bool(artifacts.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
+        except UserError:
+            return not (self.path / "failed.json").exists()
 
     def read_job(self) -> dict[str, Any]:
         """stage.yaml: what `Job.from_dict` takes, with the keys fingerprint and init_runs."""

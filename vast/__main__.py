@@ -6,17 +6,23 @@ import logging
 import os
 import sys
 
-import click
+from jobs.errors import UserError, wrong_python
 
-from jobs.errors import UserError
-from vast.commands.reap import reap
-from vast.commands.rent import offers, up
-from vast.commands.show import logs, status
-from vast.commands.watch import attach, down, pull
-from vast.commands.wiring import Wiring
-from vast.local.command import local
-from vast.signals import EXIT_INTERRUPTED
-from vast.simulate.__main__ import main as simulate
+try:
+    import click
+
+    from vast.commands.reap import reap
+    from vast.commands.rent import offers, up
+    from vast.commands.show import logs, status
+    from vast.commands.watch import attach, down, pull
+    from vast.commands.wiring import Wiring
+    from vast.local.command import local
+    from vast.signals import EXIT_INTERRUPTED
+    from vast.simulate.__main__ import main as simulate
+except ImportError as error:
+    wrong = wrong_python(error)
+    print(f"error: {wrong}", file=sys.stderr)
+    sys.exit(wrong.exit_code)
 
 PROGRAM = "python -m vast"
 

@@ -17,8 +17,19 @@ profile_option = click.option(
     "--profile", default=DEFAULT_PROFILE, show_default=True,
     help="Model and data: a name in jobs/profiles, or the path of a YAML file.",
 )  # fmt: skip
+
+
+class _Directory(click.Path):
+    """A directory that has a name: of an empty word, as of a variable that is not set, Path makes the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty; name a directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 runs_option = click.option(
-    "--runs-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    "--runs-dir", type=_Directory(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept.",
 )  # fmt: skip
 model_option = click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.options import runs_option
+from jobs.errors import RunStateError, make_command
 
 if TYPE_CHECKING:
     from app.report import Report
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 @click.command()
 @runs_option
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
-@click.option("--compare", nargs=2, metavar="RUN RUN", help="Set two runs beside each other in place of all stages.")
+@click.option("--compare", nargs=2, metavar="RUN RUN",
+              help="Set two runs beside each other in place of all stages. Each is a run such as stage1/20261122-234501, its "
+              "directory, or a stage, meaning its newest complete run on the items of the other.")  # fmt: skip
 @click.option("--serve", metavar="[HOST:]PORT", help="Instead show it to a browser on this machine, made anew as runs "
               "complete. There is no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
     """Print the results; write report.md and report.html into the runs directory."""
+    if serve is None:  # which waits for the first run
+        _require_directory(runs_dir)
     from rich.console import Console
 
     from app.report import build_report, print_results, write_report
@@ -32,9 +37,18 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         _serve(runs_dir, build, serve)
         return
     built = build()
-    print_results(built, Console())
+    for run in built.study.left_out:
+        click.echo(str(run), err=True)
+    print_results(built, Console(), runs_dir)
     for path in write_report(built, runs_dir):
         click.echo(f"wrote {path}")
+
+
+def _require_directory(runs_dir: Path) -> None:
+    """A mistyped directory is not one without runs."""
+    if not runs_dir.exists():
+        begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
+        raise RunStateError(runs_dir, "no such directory, so no run", begin)
 
 
 def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
@@ -49,8 +63,9 @@ def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
 @runs_option
 def runs(runs_dir: Path) -> None:
     """List runs, newest first, with their state and headline number."""
+    _require_directory(runs_dir)
     from rich.console import Console
 
     from app.report_list import list_rows, print_runs
 
-    print_runs(list_rows(runs_dir), Console())
+    print_runs(list_rows(runs_dir), Console(), runs_dir)

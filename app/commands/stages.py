@@ -11,20 +11,27 @@ import click
 
 from app.commands.options import profile_option, runs_option, set_option
 from app.ranks import launched, require_gpus
-from app.run import Outcome, find, require_paths, run_stage
+from app.run import Outcome, find, require_one_way, require_paths, run_stage
 from jobs.errors import ConfigError
 from jobs.load import Job, resolve, stage_names
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed."
+)
 
 
 @click.command()
 @click.argument("stage")
 @profile_option
-@click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")
+@limit_option
 @set_option(
     "Override one key of the stage or profile, such as train.max_steps=20; jobs/reference.yaml explains them all."
 )
 @runs_option
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
+@seed_option
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
 @click.option("--continue", "go_on", is_flag=True,
@@ -46,7 +53,7 @@ def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs
                             halve_memory=halve_memory)  # fmt: skip
     if not outcome.main:
         return
-    state = "complete" if outcome.ran else "complete already; --force repeats it"
+    state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
 
 
@@ -73,11 +80,18 @@ def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: boo
 @click.option("--all", "everything", is_flag=True, help="Every stage.")
 @profile_option
 @set_option("Override one key, as for run.")
-def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ...]) -> None:
-    """Validate a STAGE, or --all, with a profile, without running anything. Exit 2 on a mistake."""
+@limit_option
+@seed_option
+@click.option("--force", is_flag=True, help="As for run.")
+@click.option("--resume", is_flag=True, help="As for run.")
+@click.option("--continue", "go_on", is_flag=True, help="As for run.")
+def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ...], limit: int | None, seed: int | None,
+          force: bool, resume: bool, go_on: bool) -> None:  # fmt: skip
+    """Validate a STAGE, or --all, with a profile and what else run takes, without running anything. Exit 2 on a mistake."""
+    require_one_way(force, resume, go_on)
     if (stage is None) == (not everything):
         raise ConfigError("check", "expected a stage or --all", f"stages: {', '.join(stage_names())}")
     for name in stage_names() if everything else [str(stage)]:
-        job = resolve(name, profile, sets=sets)
+        job = resolve(name, profile, limit=limit, sets=sets, seed=seed)
         require_paths(job)
         click.echo(f"{name}: valid with profile {job.profile.name}")

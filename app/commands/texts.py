@@ -49,6 +49,8 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     resolve("stage1", profile)
     lines = read_pairs(pairs)
     require_writable(out)
+    if out.resolve() == pairs.resolve():
+        raise ConfigError("--out", f"{out} is what --pairs reads, and would be replaced", "name another file")
     from app import probe, score
     from app.encode import ENCODERS, require_fits
     from app.progress import token_bar

@@ -45,7 +45,7 @@ def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, comman
     for stage, more in (("stage1", []), ("stage4", ["--set", "init_from=stage3b"])):
         assert command("run", stage, *words, *more).fine().startswith(f"{stage}: complete: {tmp_path / stage}")
         again = command("run", stage, *words, *more)
-        assert "complete already; --force repeats it" in again.fine() and again.err == ""
+        assert "complete already; --force (make: FORCE=1) repeats it" in again.fine() and again.err == ""
     assert "complete already" in command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
 
     (stage3b, stage4) = (RunDir.open(next((tmp_path / stage).iterdir())) for stage in ("stage3b", "stage4"))
@@ -146,10 +146,14 @@ def test_masks_differ_where_the_context_has_more_than_one_token(command: Command
     assert empty["causal"] == pytest.approx(empty["prefix"], abs=1e-5)  # a prefix of one token is causal
 
 
-def test_loglikelihood_may_replace_its_input(command: Command, tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", PAIRS[:2])
-    command("loglikelihood", "--profile", "ci", "--mask", "causal", "--pairs", pairs, "--out", pairs).fine()
-    assert [row["context"] for row in read(pairs)] == ["The sky is", ""]
+def test_loglikelihood_does_not_replace_its_input(command: Command, tmp_path: Path) -> None:
+    pairs, link = write_pairs(tmp_path / "pairs.jsonl", PAIRS[:2]), tmp_path / "link"
+    link.symlink_to(pairs)
+    before = pairs.read_bytes()
+    for out in (pairs, link):
+        words = ["loglikelihood", "--profile", "ci", "--mask", "causal", "--pairs", pairs, "--out", out]
+        command(*words).refused("--out", "is what --pairs reads", "name another file")
+    assert pairs.read_bytes() == before
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_taken(command: Command, tmp_path: Path) -> None:

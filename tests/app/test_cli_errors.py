@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.app.command_line import Command, everything_in
+from jobs.errors import wrong_python
+from tests.app.command_line import Command, Said, everything_in
 
+ROOT = Path(__file__).resolve().parents[2]
 PAIR = {"context": "The sky is", "continuation": " blue"}
 OWN_PROFILE = """\
 model: {source: embedded}
@@ -28,8 +32,8 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
+    monkeypatch.setattr("app.stage.work", loaded)  # first: it imports app.stage, which must take the real `load`
     monkeypatch.setattr("app.model.load", loaded)
-    monkeypatch.setattr("app.stage.work", loaded)
 
 
 # ---- words on the command line ---------------------------------------------------------------------------------------
@@ -50,6 +54,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage1", "--set", "score.limits=1"], ["score.limits: unknown key", 'did you mean "limit"?']),
         (["run", "stage1", "--set", "score.limit=1k"], ["expected a positive integer", 'found "1k"', "write 1000"]),
         (["run", "stage1", "--set", "score.limit"], ["expected key=value"]),
+        (["run", "stage3b", "--set", "max_steps=20"], ['unknown key; did you mean "train.max_steps"? known: title']),
+        (["run", "stage1", "--set", "limit=2"], ['did you mean "score.limit"?', "score, reference, model, data, gpus"]),
+        (["run", "stage1", "--set", "modell.device=cpu"], ['did you mean "model"?']),
+        (["run", "stage1", "--profile", "ci", "--runs-dir", ""], ["'--runs-dir'", "it is empty; name a directory"]),
         (["run", "stage1", "--set", "train.max_steps=2"], ["stage1 has no section train"]),
         (["run", "stage1", "--limit", "0"], ["'--limit'", "0 is not in the range"]),
         (["run", "stage1", "--seed", "4294967296"], ["'--seed'", "not in the range"]),
@@ -73,13 +81,13 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["generate", "--prompt", "a", "--mask", "bidirectional"], ["'--mask'", "not one of 'causal', 'prefix'"]),
         (["generate", "--prompt", "\udcff"], ["--prompt: holds half of a surrogate pair"]),
         (["generate", "--prompts", "nowhere.txt"], ["nowhere.txt: cannot be read: No such file"]),
-        (["report", "--compare", "stage1", "stage2"], ["stage1: no such run"]),
+        (["report", "--runs-dir", ".", "--compare", "stage1", "stage2"], ["stage1: no such run or stage"]),
     ],
 )
 def test_a_mistake_is_one_line_with_a_remedy(
     words: list[str], said: list[str], command: Command, tmp_path: Path
 ) -> None:
-    if words[0] in ("run", "probe", "generate", "report"):
+    if words[0] in ("run", "probe", "generate", "report") and "--runs-dir" not in words:
         words = [*words, "--runs-dir", str(tmp_path / "runs")]
     command(*words).refused(*said)
     assert everything_in(tmp_path) == []
@@ -140,10 +148,15 @@ def test_a_runs_directory_below_a_file_is_refused(command: Command, tmp_path: Pa
 def test_without_runs_the_list_says_how_to_begin_and_the_report_is_refused(
     exists: bool, command: Command, tmp_path: Path
 ) -> None:
+    runs = tmp_path / "runs"
     if exists:
-        (tmp_path / "runs").mkdir()
-    assert "no run yet; run: make demo" in command("runs", "--runs-dir", tmp_path / "runs").fine()
-    command("report", "--runs-dir", tmp_path / "runs").refused("no run to report", "make stage1")
+        runs.mkdir()
+        said = command("runs", "--runs-dir", runs).fine()
+        assert said == f"no run yet; run: make demo RUNS={runs}, or one stage: make stage1 RUNS={runs}\n"
+        command("report", "--runs-dir", runs).refused("no run to report", f"make stage1 RUNS={runs}")
+    else:  # a mistyped directory is not an empty one
+        for words in (["runs"], ["report"]):
+            command(*words, "--runs-dir", runs).refused(f"{runs}: no such directory", f"make demo RUNS={runs}")
     assert everything_in(tmp_path) == ["runs"] * exists
 
 
@@ -233,3 +246,33 @@ def test_a_directory_that_is_not_writable_is_refused_before_the_work(
 def test_a_file_of_prompts_that_is_none(content: bytes, said: list[str], command: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     command("generate", "--prompts", tmp_path / "prompts.txt").refused(*said)
+
+
+# ---- another Python ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["app", "vast"])
+def test_a_python_without_our_modules_is_one_line(package: str) -> None:
+    words = [sys.executable, "-S", "-m", package, "--help"]  # -S: nothing but the standard library
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert Said(done.returncode, done.stdout, done.stderr).refused(
+        "has no module click; use .venv/bin/python, which make"
+    )
+
+
+def test_a_module_that_only_some_commands_need_is_named_too(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    command("runs", "--runs-dir", tmp_path).refused(
+        f"error: {sys.executable}: has no module rich; use .venv/bin/python"
+    )
+    monkeypatch.setitem(sys.modules, "app.report_list", None)
+    monkeypatch.delitem(sys.modules, "rich.console")
+    with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
+        command("runs", "--runs-dir", tmp_path)
+
+
+def test_an_older_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert "is Python 3.9, and 3.11 is the least; use" in str(wrong_python(ImportError("cannot import name UTC")))

@@ -53,10 +53,10 @@ def test_sigterm_ends_with_75_and_resume_completes_the_same_run(
     done = terminate_in(phase, words, tmp_path)
     assert done.returncode == 75, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and said in last and last.endswith("go on with --resume")
+    assert last.startswith("error: ") and said in last and last.endswith("go on with --resume (make: RESUME=1)")
     assert "Traceback" not in done.stderr
     (run,) = list_runs(tmp_path)
-    assert run.state() == "failed" and not (run.path / "summary.json").exists()
+    assert run.state() == "interrupted" and not (run.path / "summary.json").exists()
     assert json.loads((run.path / "failed.json").read_text())["exit_code"] == 75
     assert said in (run.path / "log.txt").read_text().splitlines()[-1]
     if phase == "train":
@@ -87,8 +87,9 @@ def test_ctrl_c_while_scoring_ends_like_sigterm(
     on_heartbeat(monkeypatch, "score", signal.SIGINT)
     command(*SCORING, "--runs-dir", tmp_path).refused("stopped by a signal while scoring", code=75, alone=False)
     (run,) = list_runs(tmp_path)
-    assert run.state() == "failed" and not (run.path / "samples.jsonl").exists()
-    assert "failed" in command("runs", "--runs-dir", tmp_path).fine()
+    assert run.state() == "interrupted" and not (run.path / "samples.jsonl").exists()
+    said = command("runs", "--runs-dir", tmp_path).fine()
+    assert "interrupted" in said and "failed" not in said and "stopped" in said, said
 
 
 def test_the_second_ctrl_c_ends_at_once(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

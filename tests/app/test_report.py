@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from app.report import build_report, list_rows, write_report
-from jobs.errors import RunStateError
+from app.report import build_report, list_rows, print_results, write_report
+from jobs import yamlfile
+from jobs.errors import DataError, RunStateError
 from jobs.rundir import RunDir
-from tests.app.synthetic_runs import MODELS, STAGES, write_experiment, write_run
+from tests.app.synthetic_runs import MODELS, STAGES, START, write_experiment, write_run
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "report.md"
 
@@ -109,6 +113,80 @@ def test_profiles_are_not_mixed(tmp_path: Path) -> None:
         build_report(tmp_path, profile="none")
 
 
+# ---- runs on different items ------------------------------------------------------------------------------------------
+
+
+def test_a_newer_run_on_other_items_does_not_take_the_report_away(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    before = build_report(tmp_path)
+    newer = write_run(tmp_path, "stage1", minute=30, items=20)
+    found = build_report(tmp_path)
+    assert [run.id for run in found.study.runs] == [run.id for run in before.study.runs]
+    assert (found.headline, found.details) == (before.headline, before.details)
+    (said,) = [text for text in found.cautions if text.startswith("Left out: ")]
+    assert said.startswith(f"Left out: {newer.id}, scored on different items: arc_challenge, arc_easy")
+    assert "40 items against 20" in said and said.endswith("stage1/20260102-030405 of the same stage is shown.")
+    assert said in found.to_markdown()
+
+
+def test_the_set_with_most_stages_is_shown_and_of_equals_the_newest(tmp_path: Path) -> None:
+    for minute, (stage, items) in enumerate([("stage1", 40), ("stage2", 40), ("stage1", 20), ("stage2", 20)]):
+        write_run(tmp_path, stage, minute=minute, items=items)
+    write_run(tmp_path, "stage4", minute=9, items=30)
+    study = build_report(tmp_path).study
+    assert [run.id for run in study.runs] == ["stage1/20260102-030605", "stage2/20260102-030705"]
+    assert [run.run_id for run in study.left_out] == ["stage4/20260102-031305"]
+    (stage4,) = [m for m in study.missing if m.stage == "stage4"]
+    assert stage4.fact == "its runs were scored on other items"
+
+
+def test_an_older_run_that_is_damaged_takes_nothing_away(tmp_path: Path) -> None:
+    old = write_run(tmp_path, "stage1")
+    (old.path / "samples.jsonl").unlink()
+    write_run(tmp_path, "stage1", minute=1)
+    write_run(tmp_path, "stage2", minute=2, items=20)
+    assert [run.stage for run in build_report(tmp_path).study.runs] == ["stage2"]
+
+
+def test_the_command_that_is_missing_scores_as_many_items_in_the_same_directory(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "stage1")
+    job = yamlfile.read(run.path / "stage.yaml", "stage.yaml")
+    job["stage"]["score"] = {"limit": 32}
+    (run.path / "stage.yaml").write_text(yamlfile.dump(job))
+    report = build_report(tmp_path)
+    assert "`make stage2 PROFILE=embedded LIMIT=32`" in report.to_markdown()
+    for runs_dir, setting in ((tmp_path, f" RUNS={tmp_path}"), (Path("runs"), "")):
+        print_results(report, Console(file=(out := io.StringIO()), width=300), runs_dir)
+        assert f"run: make stage2 PROFILE=embedded LIMIT=32{setting}\n" in out.getvalue()
+
+
+def test_compares_a_run_with_a_stage_by_the_items_they_share(tmp_path: Path) -> None:
+    old = write_run(tmp_path, "stage1")
+    new = write_run(tmp_path, "stage1", minute=1, items=20)
+    write_run(tmp_path, "stage1", minute=2, profile="other")
+    stage2 = write_run(tmp_path, "stage2", minute=3)
+    for names in (("stage1", stage2.id), ("stage1", "stage2"), ("stage1", str(stage2.path))):
+        study = build_report(tmp_path, compare=names).study
+        assert study.compared is not None
+        assert [run.id for run in study.compared] == [old.id, stage2.id]
+        assert study.left_out[0].run_id == new.id
+    assert build_report(tmp_path, compare=(new.id, "stage1")).study.left_out == ()
+
+
+def test_a_refused_comparison_names_one_that_works(tmp_path: Path) -> None:
+    old = write_run(tmp_path, "stage1")
+    new = write_run(tmp_path, "stage1", minute=1, items=20)
+    stage2 = write_run(tmp_path, "stage2", minute=2)
+    with pytest.raises(DataError) as refused:
+        build_report(tmp_path, compare=(new.id, stage2.id))
+    assert refused.value.remedy == f"{old.id} has the same: python -m app report --compare {old.id} {stage2.id}"
+    shutil.rmtree(old.path)
+    with pytest.raises(
+        DataError, match=f"make stage1 PROFILE=embedded RUNS={tmp_path}; then: --compare stage1 stage2/"
+    ):
+        build_report(tmp_path, compare=(new.id, stage2.id))
+
+
 def test_compares_two_named_runs(runs_dir: Path) -> None:
     report = build_report(runs_dir, compare=("stage1/20260102-030405", "stage4/20260102-030805"))
     assert report.headline.startswith("stage4/20260102-030805 against stage1/20260102-030405: stage3a/prefix")
@@ -166,6 +244,13 @@ def test_runs_are_listed_newest_first_whatever_their_state(tmp_path: Path) -> No
     assert rows[2].headline.startswith("eval loss 2.3")
     assert rows[3].headline.startswith("base/causal 0.")
     assert rows[3].when == "2026-01-02 03:04"
+
+
+@pytest.mark.parametrize(("total", "said"), [(0, "check"), (20, "check 0 of 20")])
+def test_a_run_that_is_only_starting_shows_its_phase_alone(tmp_path: Path, total: int, said: str) -> None:
+    with RunDir.create(tmp_path, "stage1", START) as run:
+        run.heartbeat(0, total, None, None, "check")
+        assert [(row.state, row.headline) for row in list_rows(tmp_path)] == [("running", said)]
 
 
 def test_report_and_stats_load_without_torch() -> None:

@@ -143,7 +143,7 @@ def test_without_a_completed_run_the_page_names_the_command(tmp_path: Path) -> N
         for path in ("/", "/report.md"):
             answer, text = ask(port, path)
             assert answer.status == 503
-            assert f"{tmp_path}/runs: no run to report; run: make demo, or one stage: make stage1" in text
+            assert f"{tmp_path}/runs: no run to report; run: make demo RUNS={tmp_path}/runs, or one stage: make" in text
         write_run(tmp_path / "runs", "stage1")
         assert ask(port, "/")[0].status == 200
 

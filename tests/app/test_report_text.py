@@ -9,6 +9,7 @@ import pytest
 from app.report import Report, build_report
 from app.report_format import duration, moment, number, p_value, signed, with_interval
 from app.stats import Interval
+from jobs import yamlfile
 from tests.app.synthetic_runs import MODELS, write_experiment, write_run
 
 
@@ -22,7 +23,7 @@ def report_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int = 25
 
 
 def test_damage_that_finetuning_undoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, base_prefix=1.2, stage3b_prefix=0.0, stage3a_causal=-0.8)
+    found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=0.0, stage3a_causal=-0.8)
     assert "both directions costs" in found.headline
     assert "(stage3b) brings it to within noise of the untouched model" in found.headline
     assert found.headline.endswith("It ends below the causally finetuned control.")
@@ -31,20 +32,59 @@ def test_damage_that_finetuning_undoes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_damage_that_finetuning_undoes_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, base_prefix=3.0, stage3b_prefix=0.45, stage3a_causal=0.45)
+    found = report_with(tmp_path, monkeypatch, 800, base_prefix=3.0, stage3b_prefix=0.45, stage3a_causal=0.45)
     assert "brings it part of the way back to the untouched model" in found.headline
     assert "within noise of the causally finetuned control" in found.headline
 
 
 def test_finetuning_that_does_nothing_is_not_called_a_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, base_prefix=1.2, stage3b_prefix=1.2)
+    found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=1.2)
     assert "finetuning under that mask (stage3b) changes that by no more than the noise" in found.headline
 
 
 def test_no_damage_is_called_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, base_prefix=0.0, stage3b_prefix=0.0)
+    found = report_with(tmp_path, monkeypatch, 800, base_prefix=0.0, stage3b_prefix=0.0)
     assert "moves macro accuracy by no more than the noise" in found.headline
     assert "costs" not in found.headline
+
+
+def test_with_few_items_the_headline_says_that_they_cannot_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = report_with(tmp_path / "alike", monkeypatch, 40, base_prefix=0.0, stage3b_prefix=0.0)
+    assert alike.headline.startswith(
+        "These items cannot tell what letting the prompt of SmolLM2-135M-Instruct see itself"
+    )
+    assert (
+        "macro accuracy (" in alike.headline
+        and "; nor what finetuning under that mask (stage3b) changes (" in alike.headline
+    )
+    undone = report_with(tmp_path / "undone", monkeypatch, 40, base_prefix=1.8, stage3b_prefix=0.0)
+    assert "both directions costs" in undone.headline
+    assert "to where these items cannot tell it from the untouched model (" in undone.headline
+    assert "These items cannot tell it from the causally finetuned control (" in undone.headline
+    for found in (alike, undone):
+        assert "noise" not in found.headline
+        assert found.headline.count("95 % interval") == found.headline.count("cannot tell") + found.headline.count(
+            "; nor"
+        )
+
+
+def test_random_weights_are_never_named_as_the_model_whose_tokenizer_they_use(tmp_path: Path) -> None:
+    for minute, stage in enumerate(("stage1", "stage2")):
+        path = write_run(tmp_path, stage, minute=minute).path / "stage.yaml"
+        job = yamlfile.read(path, str(path))
+        job["profile"]["model"] |= {"source": "random", "config": {"model_type": "llama"}}
+        path.write_text(yamlfile.dump(job))
+    report = build_report(tmp_path)
+    assert "SmolLM2" not in report.to_markdown() + report.to_html()
+    assert (
+        report.title.startswith("Prefix-LM experiment: a random llama, profile")
+        and "of a random llama" in report.headline
+    )
+    assert report.cautions[0].startswith("Random weights: ")
+    write_experiment(tmp_path / "trained")
+    assert not any("Random" in text for text in build_report(tmp_path / "trained").cautions)
 
 
 def test_gains_are_stated_as_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

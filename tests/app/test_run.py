@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.stopping import TrainingEnded
-from jobs.errors import DataError, DiskFull
+from jobs.errors import DataError, DiskFull, RunStateError
 from jobs.load import Job
 from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import everything_in
@@ -58,13 +58,29 @@ def test_two_at_the_same_time_do_not_share_a_directory(start: Start) -> None:
 
     def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
         assert run.state() == "running"
-        inner.append(start())
+        inner.append(start(force=True))
         return {"base/causal": 0.25}
 
     outer = start(work)
     assert inner[0].ran and inner[0].run.path != outer.run.path
     assert {outer.run.state(), inner[0].run.state()} == {"complete"}
     assert outer.run.read_summary()["headline"] == {"base/causal": 0.25}
+
+
+def test_the_very_same_job_is_not_run_a_second_time_beside_itself(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
+        for settings in ({}, {"resume": True}):
+            with pytest.raises(RunStateError, match=f"is being run already: {run.path}; wait for it, or .*--force"):
+                start(**settings)
+        start(seed=7)  # another job
+        assert "already" not in caplog.text
+        start(go_on=True)
+        assert f"this very job is being run already: {run.path}; going on beside it" in caplog.text
+        return {"base/causal": 0.25}
+
+    assert start(work).ran
 
 
 def test_the_summary_is_written_after_the_work_only(start: Start) -> None:

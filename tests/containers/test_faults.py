@@ -95,7 +95,7 @@ def test_docker_stop_saves_a_checkpoint_and_resume_goes_on_to_the_same_losses(
     code, said = long_run.ended()
     assert code == EXIT_STOPPED, said
     assert "Traceback" not in said and "stopped by a signal at step" in said and "the checkpoint is saved" in said
-    assert RunDir.open(path).state() == "failed"
+    assert RunDir.open(path).state() == "interrupted"
     goes_on(long_run, path, undisturbed)
 
 
@@ -121,7 +121,7 @@ def test_a_signal_to_the_script_reaches_the_stage_once(long_run: Background, num
         os.kill(long_run.process.pid, number)
     code, said = long_run.ended()
     assert code == EXIT_STOPPED and "the checkpoint is saved" in said, said  # twice would be: interrupted at once
-    assert RunDir.open(path).state() == "failed"
+    assert RunDir.open(path).state() == "interrupted"
     assert not docker("ps", "--all", "--quiet", "--filter", f"id={identity}"), "the container is removed"
 
 
@@ -166,7 +166,7 @@ def test_in_a_terminal_too_it_saves_a_checkpoint(warm: Path, tmp_path: Path, how
         with suppress(OSError):
             os.close(terminal)
     (path,) = tmp_path.glob("stage3b/*")
-    assert ended == [EXIT_STOPPED] and RunDir.open(path).state() == "failed", said.decode(errors="replace")
+    assert ended == [EXIT_STOPPED] and RunDir.open(path).state() == "interrupted", said.decode(errors="replace")
 
 
 # ---- limits --------------------------------------------------------------------------------------------------------------

@@ -69,15 +69,25 @@ def complaint(runs: Path, profile: str) -> str:
 
 
 def test_without_a_run_to_start_from_the_remedy_is_the_target_to_make(runs: Path) -> None:
-    assert complaint(runs, "embedded") == "stage4: init_from stage3b has no completed run; run: make stage3b"
-    assert complaint(runs, "ci") == "stage4: init_from stage3b has no completed run; run: make stage3b PROFILE=ci"
+    assert (
+        complaint(runs, "embedded") == f"stage4: init_from stage3b has no completed run; run: make stage3b RUNS={runs}"
+    )
+    assert (
+        complaint(runs, "ci")
+        == f"stage4: init_from stage3b has no completed run; run: make stage3b PROFILE=ci RUNS={runs}"
+    )
+
+
+def test_the_usual_runs_directory_is_not_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert complaint(Path("runs"), "ci").endswith("run: make stage3b PROFILE=ci")
 
 
 def test_a_run_of_another_profile_does_not_count_and_is_mentioned(runs: Path, make_run: MakeRun) -> None:
     run = make_run("stage3b", "ci")
     assert complaint(runs, "embedded") == (
         f"stage4: init_from stage3b has no completed run of profile embedded ({run.id} is of profile ci); "
-        "run: make stage3b"
+        f"run: make stage3b RUNS={runs}"
     )
 
 

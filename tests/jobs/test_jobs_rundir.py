@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from jobs import lock
-from jobs.errors import ConfigError, DataError, RunStateError
+from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
 from jobs.load import Job
 from jobs.rundir import RunDir, list_runs, write_text_atomically
 from jobs.runfiles import RunFiles
@@ -55,6 +55,14 @@ def test_a_run_is_running_until_it_is_closed(run: RunDir) -> None:
 
 def test_the_lock_says_who_holds_it(run: RunDir) -> None:
     assert (run.path / "lock").read_text().startswith("process ")
+
+
+def test_a_run_that_was_stopped_is_interrupted_and_not_failed(run: RunDir) -> None:
+    run.fail(EXIT_STOPPED, "stopped by a signal at step 7")
+    run.close()
+    assert run.state() == "interrupted"
+    (run.path / "failed.json").write_text("{torn")
+    assert run.state() == "failed"
 
 
 def test_a_failed_run_says_why_and_has_no_summary(run: RunDir) -> None:

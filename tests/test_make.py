@@ -1,0 +1,129 @@
+"""What `make` calls for what it is asked: the command lines, read off `make -n`. No stage is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(*words: str, code: int = 0, **environment: str) -> str:
+    """What it would run and what it says; with an interpreter given, so that no .venv is made."""
+    given = {"PATH": "/usr/bin:/bin", "ENV_FILE": "/dev/null", **environment}
+    done = subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, env=given, check=False)
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
+def calls(*words: str) -> list[str]:
+    return re.findall(r"^\S+ -m app (run .*)$", make("-n", "PYTHON=python3", "RUNNER=native", *words), re.MULTILINE)
+
+
+# ---- what goes on -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("goals", [["demo"], ["stage3a", "stage3b"]])
+def test_several_stages_are_resumed_where_they_stopped_and_go_on_with_the_next(goals: list[str]) -> None:
+    found = calls(*goals, "RESUME=1")
+    assert len(found) == len(goals) * (6 if goals == ["demo"] else 1)
+    assert all("--continue" in line and "--resume" not in line for line in found)
+
+
+def test_one_stage_is_resumed_or_refused() -> None:
+    (found,) = calls("stage3a", "RESUME=1")
+    assert "--resume" in found and "--continue" not in found
+    (found,) = calls("stage3a")
+    assert "--resume" not in found and "--continue" not in found
+
+
+# ---- which runner, and mistakes before an image is built ---------------------------------------------------------------
+
+# Answers as an engine without images whose registry cannot be reached, and keeps what it was asked.
+DOCKER = """#!/bin/sh
+echo "$@" >>"$(dirname "$0")/asked"
+case $1 in
+version | info) exit "${NO_ENGINE:-0}" ;;
+build) echo 'failed to resolve source metadata for debian' && exit 1 ;;
+*) exit 1 ;;
+esac
+"""
+
+
+class Tree:
+    """The repository with a .venv that is as the lock says, and a `docker` of our own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bin = path, path / "bin"
+        for name in ("Makefile", "app", "container", "jobs", "requirements"):
+            (path / name).symlink_to(ROOT / name)
+        (path / ".venv/bin").mkdir(parents=True)
+        (path / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (path / ".venv/.base").touch()
+        self.bin.mkdir()
+        (self.bin / "docker").write_text(DOCKER)
+        for program in (self.bin / "docker", path / ".venv/bin/python"):
+            program.chmod(0o755)
+
+    def make(self, *words: str, **environment: str) -> str:
+        given = {"PATH": f"{self.bin}:/usr/bin:/bin", "HOME": str(self.path), **environment}
+        done = subprocess.run(["make", *words], cwd=self.path, capture_output=True, text=True, env=given, check=False)
+        assert done.returncode == 2, done
+        return done.stdout + done.stderr
+
+    def built(self) -> bool:
+        asked = self.bin / "asked"
+        return asked.exists() and "build" in [line.split()[0] for line in asked.read_text().splitlines()]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["PROFILE=nosuch"], 'unknown profile "nosuch"'),
+        (["LIMIT=abc"], "'abc' is not a valid integer"),
+        (["LIMIT=-3"], "--limit"),
+        (["SET=train.max_stepz=3"], "max_stepz"),
+        (["RESUME=1", "FORCE=1"], "exclude each other"),
+    ],
+)
+def test_a_mistake_is_told_before_an_image_is_built(words: list[str], said: str, tree: Tree) -> None:
+    output = tree.make("stage3a", *words)
+    assert "running in a container" in output and said in output
+    assert not tree.built()
+
+
+def test_an_image_that_cannot_be_built_is_no_dead_end(tree: Tree) -> None:
+    output = tree.make("stage1")
+    assert tree.built() and re.search(r"error: .*the base image is not here.*; .*RUNNER=native$", output, re.MULTILINE)
+
+
+def test_a_venv_older_than_its_lock_is_not_asked(tree: Tree) -> None:
+    os.utime(tree.path / ".venv/.base", (0, 0))
+    assert "unknown profile" not in tree.make("stage1", "PROFILE=nosuch") and tree.built()
+
+
+def test_without_an_engine_nothing_is_said_to_be_building(tree: Tree) -> None:
+    output = tree.make("stage1", "RUNNER=docker", NO_ENGINE="1")
+    assert "error: docker: no container engine answers; start it, or use RUNNER=native" in output
+    assert "building" not in output and not tree.built()
+
+
+def test_an_interpreter_that_is_given_is_what_runs_the_stage(tree: Tree) -> None:
+    output = tree.make("stage1", "PROFILE=nosuch", f"PYTHON={sys.executable}")
+    assert f"running with {sys.executable}; RUNNER=docker insists" in output and "unknown profile" in output
+    assert not (tree.bin / "asked").exists()
+
+
+def test_a_venv_that_is_there_is_not_mentioned(tree: Tree) -> None:
+    output = tree.make("report", "RUNS=nowhere", MAKEFLAGS="")
+    assert "up to date" not in output and "error: nowhere" in output
