@@ -1,8 +1,9 @@
 """Checkpoints of a run in progress, and the finished model.
 
-A checkpoint is complete when it holds `complete.json` with the size of each of its files; it is written last. Anything
-else under `checkpoints/` was torn by a kill and is skipped. Old ones are pruned only after a newer one is complete; all
-of them go once `final/` is there, since nothing is left to resume and each is three times the size of the weights.
+A checkpoint is complete when it holds `complete.json` with the size and the digest of each of its files; it is written last
+and goes first. Anything else under `checkpoints/` was torn by a kill and is skipped; one whose files are not what their
+digests say is skipped too, before it is loaded. Old ones are pruned only after a newer one is complete; all of them go once
+`final/` is there, since nothing is left to resume and each is three times the size of the weights.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from jobs.artifacts import write_text_atomically
+from jobs.artifacts import io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
+_DIGESTS = "xxh3_128"  # the key in it, and how they are made
+_BLOCK = 8 << 20  # bytes read at a time
+_AT_ONCE = 4  # files; two of a checkpoint are large, the weights and the optimiser's state
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -30,13 +37,47 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Make everything in it durable, then say so."""
-    sizes = {}
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARK):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
-    write_text_atomically(checkpoint / MARK, json.dumps({"files": sizes}, indent=2) + "\n")
+    """Make everything in it durable, then say so.
+
+    The GPU waits meanwhile. What it waits for is the disk: 41 GB of a 3B model at 2 GB/s take 20 s. The digests read 8 GB/s
+    out of the page cache on one core (measured), 5 s of the same 20, since reading and flushing go on at once.
+    """
+    paths = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARK)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
+        flushed = [pool.submit(_flush, path) for path in paths]
+        digests = dict(zip(paths, pool.map(_digest, paths), strict=True))
+        for one in flushed:
+            one.result()
+    name = {path: str(path.relative_to(checkpoint)) for path in paths}
+    mark = {"files": {name[p]: p.stat().st_size for p in paths}, _DIGESTS: {name[p]: digests[p] for p in paths}}
+    write_text_atomically(checkpoint / MARK, json.dumps(mark, indent=2) + "\n")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _digest(path: Path) -> str:
+    """Its xxh3_128: against bits that flipped and blocks that were lost, ten times as fast as a cryptographic one."""
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
+
+
+def clear(checkpoint: Path) -> None:
+    """Remove what an earlier attempt left where a checkpoint is to be written, the mark before anything else."""
+    if checkpoint.is_dir():
+        _unmark(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _unmark(checkpoint: Path) -> None:
+    with io_errors_reported(checkpoint):
+        (checkpoint / MARK).unlink(missing_ok=True)
+        sync_directory(checkpoint)
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -57,6 +98,38 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 def newest(directory: Path) -> Path | None:
     found = complete_checkpoints(directory)
     return found[-1] if found else None
+
+
+def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest complete one whose files are what their digests say; each one that is passed over is said, and why.
+
+    A damaged one is complete no longer, or pruning would keep it in place of a good one. One of before there were digests
+    counts by its sizes. To read 41 GB takes as long as the disk does; the model is then loaded out of the page cache.
+    """
+    for checkpoint in reversed(complete_checkpoints(directory)):
+        damaged = _damaged(checkpoint)
+        if damaged is None:
+            return checkpoint
+        say(f"{checkpoint}: {damaged}; it is passed over for an older one")
+        _unmark(checkpoint)
+    return None
+
+
+def _damaged(checkpoint: Path) -> str | None:
+    """The first file that is not what complete.json says, and what is wrong with it."""
+    try:
+        mark = json.loads((checkpoint / MARK).read_text())
+        digests: dict[str, str] | None = mark.get(_DIGESTS)
+        if digests is None:
+            return None
+        names = sorted(mark["files"])
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = dict(zip(names, pool.map(lambda name: _digest(checkpoint / name), names), strict=True))
+        return next((f"{name} is damaged ({_DIGESTS})" for name in names if found[name] != digests.get(name)), None)
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"{MARK} is damaged"
 
 
 def prune(directory: Path, keep: int) -> None:

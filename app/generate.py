@@ -40,6 +40,17 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> lis
     return encoded
 
 
+def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises DataError for the first prompt that leaves no room for its answer, by its number among `prompts`.
+
+    To be asked of all of them before any is answered: batches have an order and numbers of their own.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) + max_new_tokens > loaded.max_length:
+            raise DataError(f"prompt {number}", f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the context of "
+                            f"{loaded.max_length}", "shorten the prompt or lower --max-new-tokens")  # fmt: skip
+
+
 @contextmanager
 def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) -> Iterator[None]:
     """Nothing but the most likely token: a published generation config may ask for beams or penalise repetition."""
@@ -67,11 +78,8 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
         DataError: prompt and answer together exceed the model's context.
         ModelError: the model's generation settings ask for chunked prefill, which would cut the prompt block.
     """
+    require_fits(loaded, prompts, max_new_tokens)
     width = max(len(p) for p in prompts)
-    if width + max_new_tokens > loaded.max_length:
-        longest = [len(p) for p in prompts].index(width) + 1
-        raise DataError(f"prompt {longest}", f"{width} tokens and {max_new_tokens} new ones exceed the context of "
-                        f"{loaded.max_length}", "shorten the prompt or lower --max-new-tokens")  # fmt: skip
     if getattr(loaded.model.generation_config, "prefill_chunk_size", None):
         raise ModelError(loaded.origin, "its generation config asks for chunked prefill: the chunks of a prompt could "
                          "not see one another in both directions", "remove prefill_chunk_size")  # fmt: skip
@@ -100,6 +108,7 @@ def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_
     Args:
         batch_tokens: prompts and answers of a batch with their padding; a long prompt stands alone.
     """
+    require_fits(loaded, prompts, max_new_tokens)
     found: dict[int, list[int]] = {}
     batch: list[int] = []
     for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):

@@ -30,7 +30,7 @@ from app.harness_cache import claim, fingerprint
 from app.mask import PATTERNS
 from app.model import Loaded, find_checkpoint, load
 from app.progress import token_bar
-from jobs.errors import ConfigError, DataError, UserError
+from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
 from jobs.load import DEFAULT_PROFILE, resolve
 from jobs.schema import MASKS
 
@@ -236,6 +236,8 @@ def _load(profile: str, model: str | None, runs_dir: str | None, dtype: str | No
     chosen = resolve("stage1", profile, sets=["model.device=cpu"] if device == "cpu" else []).profile
     if dtype not in (None, "auto", "float32", "bfloat16"):
         raise ConfigError("model_args: dtype", f"expected auto, float32 or bfloat16, found {dtype}")
+    if chosen.gpus > 1:
+        log.warning(f"profile {chosen.name}: gpus: {chosen.gpus}, and the harness's tasks are scored on one")
     runs = Path(runs_dir or os.environ.get("PREFILL_RUNS") or "runs")
     checkpoint = find_checkpoint(model, runs, chosen.name) if model is not None else None
     return load(chosen.model, checkpoint=checkpoint, dtype=dtype)
@@ -250,6 +252,11 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found: "):
+            raise
+        print(f"error: --tasks: {error}; see python -m app.harness ls tasks", file=sys.stderr)
+        return EXIT_USER
     if any("mask=bidirectional" in argument for argument in sys.argv):
         print(LEAKS)
     return 0

@@ -11,9 +11,12 @@ import logging
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+import psutil  # before there are handlers: nothing may be imported while signals come in
 
 from jobs.errors import EXIT_BUG
 
@@ -68,23 +71,32 @@ def _exit_code(code: int) -> int:
 def _signals_forwarded() -> Iterator[None]:
     """Signals go on to the workers; one that comes before there are any, as soon as there are.
 
-    A hang-up that is ignored (nohup) stays ignored.
+    The handler only notes them, so that it may be interrupted anywhere, and never raises: an exception in the launcher would
+    have the workers killed 30 s later, in the midst of their checkpoint. A thread passes them on a look later, and what came
+    twice by then once: whatever forwards a signal that the whole group got, as timeout does, means one, and to a worker a
+    second Ctrl-C means to skip the checkpoint. A hang-up that is ignored (nohup) stays ignored.
     """
-    early: list[int] = []
+    noted: deque[int] = deque()
     over = threading.Event()
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        if not _send(_FORWARDED[signal.Signals(number)]):
-            early.append(_FORWARDED[signal.Signals(number)])
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
 
     def deliver() -> None:
-        while not over.wait(_LOOK_EVERY):
-            while early and _send(early[0]):
-                early.pop(0)
+        waiting: dict[int, None] = {}  # in the order of arrival
+        while True:
+            last = over.wait(_LOOK_EVERY)
+            ready = list(waiting)
+            waiting |= dict.fromkeys(_FORWARDED[signal.Signals(noted.popleft())] for _ in range(len(noted)))
+            for number in list(waiting) if last else ready:
+                if _send(number):
+                    del waiting[number]
+            if last:
+                return
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [number for number in _FORWARDED if not (ignored and number == signal.SIGHUP)]
-    before = {number: signal.signal(number, forward) for number in numbers}
+    before = {number: signal.signal(number, note) for number in numbers}
     courier = threading.Thread(target=deliver, daemon=True)
     courier.start()
     try:
@@ -107,8 +119,6 @@ def _send(number: int) -> bool:
 
 def _workers() -> list[int]:
     """The launcher gives each worker a session of its own: a Ctrl-C in the terminal does not reach them by itself."""
-    import psutil
-
     found = []
     for child in psutil.Process().children():
         with suppress(ProcessLookupError):  # it may end meanwhile

@@ -11,18 +11,24 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from jobs.errors import ConfigError
+from jobs.errors import EXIT_BUG, ConfigError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # for what one rank does while the others wait: downloading, writing a checkpoint
 _BY_LAUNCHER = "unset WORLD_SIZE, or start it with `accelerate launch`, which sets all of them"
 LAST_WAIT = timedelta(seconds=60)  # for the end, when all that is left to do is to say how it went
+SHORT_WAIT = timedelta(seconds=5)  # the same of a rank that may be alone with what ended it
+_ENDED, _LEAVING = (
+    "prefill/ended",
+    "prefill/leaving",
+)  # on the board: the exit code of rank 0; which ranks are about to go
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +39,7 @@ class Ranks:
     world: int = 1
     local: int = 0
     control: Any = None  # the process group of decisions
+    board: Any = None  # the launcher's store: what is written there can be read when its writer is gone
 
     @property
     def main(self) -> bool:
@@ -92,18 +99,41 @@ class Ranks:
             raise raised
         return [value for value, _ in answers]  # type: ignore[misc]
 
-    def leave(self) -> None:
-        """The end: nobody goes before rank 0 has said how it went, since a launcher ends the others with the first."""
+    def leave(self, ended: int | None = None) -> None:
+        """The end: nobody goes before rank 0 has said how it went, since a launcher ends the others with the first.
+
+        ended: the exit code of the error that this rank ends with. The others may share it, and be on their way here. Or they
+        wait for this rank in a collective, which breaks when it is gone: rank 0 leaves word for them, and soon.
+        """
         if self.world == 1:
             return
         import torch.distributed as dist
 
         # The launcher sends SIGTERM to those that are left when the first is gone: they have only words left to say.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        alone = ended is not None if self.main else ended == EXIT_BUG
         with suppress(RuntimeError, ValueError):  # a rank that is gone; then this one has nothing to wait for either
-            dist.monitored_barrier(self.control, timeout=LAST_WAIT)
+            if self.main and ended is not None:
+                self.board.set(_ENDED, str(ended))
+            self.board.set(f"{_LEAVING}/{self.rank}", "")
+            if not alone or self._all_are_leaving():
+                dist.monitored_barrier(self.control, timeout=LAST_WAIT)
         with suppress(RuntimeError, ValueError, AssertionError):
             dist.destroy_process_group()
+
+    def _all_are_leaving(self) -> bool:
+        """Whether all come to the end within SHORT_WAIT. Looked at again and again: the store's own wait warns."""
+        wanted = [f"{_LEAVING}/{rank}" for rank in range(self.world)]
+        until = time.monotonic() + SHORT_WAIT.total_seconds()
+        while not (there := bool(self.board.check(wanted))) and time.monotonic() < until:
+            time.sleep(0.05)
+        return there
+
+    def ended_with(self) -> int | None:
+        """The exit code of the error that rank 0 ended with; None if it did not, or nobody is left to ask."""
+        with suppress(RuntimeError):
+            return int(self.board.get(_ENDED)) if self.board.check([_ENDED]) else None
+        return None
 
 
 ALONE = Ranks()
@@ -163,7 +193,11 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
         require_gpus(here, torch.cuda.device_count())
     state = PartialState(cpu=cpu, timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return Ranks(state.process_index, state.num_processes, local, control)
+    host, port = environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
+    store = dist.TCPStore(host, port, is_master=False, timeout=LAST_WAIT)  # type: ignore[attr-defined]
+    # torchrun's store outlives the processes that it starts again.
+    board = dist.PrefixStore(f"prefill/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    return Ranks(state.process_index, state.num_processes, local, control, board)
 
 
 def require_gpus(wanted: int, there: int) -> None:

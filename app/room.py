@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from app.model import pick_device
 from app.optimizers import eight_bit_library
-from app.sharded import require_shardable
+from app.sharded import is_spread, require_shardable
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import gpu_at_hand
@@ -49,14 +50,41 @@ def estimate_here(job: Job, world: int, halvings: int = 0, trained: bool = False
     return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
 
 
+def settled(job: Job, found: Estimate | None) -> Job:
+    """The same job with `train.gradient_checkpointing: auto` decided: as the estimate found; on a CPU, which has none, not;
+    on a GPU of whose need it says nothing, yes."""
+    train = job.stage.train
+    if train is None or train.gradient_checkpointing != "auto":
+        return job
+    wanted = found is not None and found.checkpointing is not False
+    update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
+    return replace(job, stage=job.stage.model_copy(update=update))
+
+
+def following(job: Job, checkpoint: Path | None, world: int, halvings: int = 0) -> Job:
+    """`job` with `sharding: auto` settled as the checkpoint to go on from is laid out, where the GPUs here can do that.
+
+    On other cards than the run began on, the estimate alone may find the other way, which the checkpoint does not go with.
+    """
+    if checkpoint is None or world == 1 or job.profile.sharding != "auto":
+        return job
+    laid_out = "fsdp" if is_spread(checkpoint) else "ddp"
+    same = replace(job, profile=job.profile.model_copy(update={"sharding": laid_out}))
+    found = estimate_here(same, world, halvings)
+    return same if found is not None and (laid_out == "fsdp" or not _too_large(found)) else job
+
+
+def _too_large(found: Estimate) -> bool:
+    return found.fits is False and found.peak_gb is not None and found.peak_gb > CERTAIN * found.memory_gb
+
+
 def require_room(job: Job, found: Estimate) -> None:
     """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
-    if found.fits is not False or found.peak_gb is None:
+    if not found.lack or found.peak_gb is None:
         return
-    fact = f"needs about {found.peak_gb:.0f} GB on each GPU, and {found.gpu} has {found.memory_gb:.0f}"
-    if found.peak_gb > CERTAIN * found.memory_gb:
-        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", fact, found.remedy)
-    log.warning(f"{job.stage.name} {fact}: if it runs out of memory, {found.remedy}")
+    if _too_large(found):
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", found.lack, found.remedy)
+    log.warning(f"{job.stage.name} {found.lack}: if it runs out of memory, {found.remedy}")
 
 
 def peak_gb() -> float | None:

@@ -96,16 +96,20 @@ def run_stage(
 
     Raises:
         UserError: with its exit code; TrainingEnded: likewise, the run marked as failed. Followed: in the other
-            processes, where the one that writes could not begin.
+            processes, where the one that writes could not begin, or ended alone.
     """
     ranks = join(job.profile.model.device)
+    ended: int | None = None
     try:
         if not ranks.main:
             return _follow(job, runs_dir, ranks, halve_memory)
         return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now,
                      halve_memory)  # fmt: skip
+    except BaseException as error:
+        ended = getattr(error, "exit_code", EXIT_BUG)
+        raise
     finally:
-        ranks.leave()
+        ranks.leave(ended)
 
 
 def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now, halve_memory: int) -> Outcome:
@@ -149,8 +153,13 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcom
 
     run = FollowedRun(Path(told["work"]))
     with StopFlag().listening() as stop:
-        work(with_memory_halved(job, halve_memory), run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"],
-             ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+        try:
+            work(with_memory_halved(job, halve_memory), run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"],
+                 ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+        except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
+            if (code := ranks.ended_with()) is None:
+                raise
+            raise Followed(code) from error
     return Outcome(run, ran=True, main=False)
 
 
@@ -225,8 +234,15 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
                             "then resume; earlier runs are untouched")  # fmt: skip
             run.fail(full.exit_code, str(full))
             raise full from error
-        run.fail(EXIT_BUG, f"{type(error).__name__}: {error}")
+        run.fail(EXIT_BUG, _why(error))
         raise
+
+
+def _why(error: BaseException) -> str:
+    if _is_disk_full(error):
+        return f"no space left on the disk ({error})"
+    known = isinstance(error, UserError | TrainingEnded)
+    return str(error) if known else ": ".join(filter(None, (type(error).__name__, str(error))))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -250,6 +266,9 @@ def _logging_to(path: Path) -> Iterator[None]:
     log.addHandler(handler)
     try:
         yield
+    except BaseException as error:  # into the file alone: the command line says it last, in words of its own
+        handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended: %s", (_why(error),), None))
+        raise
     finally:
         log.removeHandler(handler)
         handler.close()

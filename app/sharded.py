@@ -36,9 +36,14 @@ def require_shardable(train: Train) -> None:
         )
 
 
+def is_spread(checkpoint: Path) -> bool:
+    """Whether FSDP wrote it."""
+    return (checkpoint / "optimizer.bin").is_file()
+
+
 def require_resumable(checkpoint: Path, sharding: str) -> None:
     """Raises CheckpointError where the optimiser's state in it is laid out for the other way of training."""
-    spread = (checkpoint / "optimizer.bin").is_file()
+    spread = is_spread(checkpoint)
     if spread and sharding != "fsdp":
         raise CheckpointError(checkpoint, "its optimiser's state was spread over GPUs", "resume it with gpus: 2 or more and "
                               "sharding: fsdp")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import probe, room
+from app import checkpoint, probe, room
 from app.callbacks import Heart, StopFlag
 from app.environment import environment
 from app.evaluate import Sample, evaluate
@@ -52,13 +52,14 @@ def work(
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
     stage.heart.phase("start")
-    stage.make_room(resume)
-    log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
-    if halve_memory:
-        log.info(_smaller(job, halve_memory))
-    _seed_everything(job.stage.seed)
-    section = stage.train(resume) if job.stage.train is not None else None
-    entries = stage.score(section) if job.stage.score is not None else []
+    with stage.heart.alive():
+        stage.make_room(resume)
+        log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+        if halve_memory:
+            log.info(_smaller(job, halve_memory))
+        _seed_everything(job.stage.seed)
+        section = stage.train(resume) if job.stage.train is not None else None
+        entries = stage.score(section) if job.stage.score is not None else []
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:
         headline["eval_loss"] = section["eval_loss_last"]
@@ -102,6 +103,7 @@ class _Stage:
         self.heart = Heart(run)
         self.estimate: Estimate | None = None
         self.trained = False
+        self.sharding = job.profile.sharding  # settled by make_room
 
     def make_room(self, resume: bool) -> None:
         """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
@@ -109,10 +111,13 @@ class _Stage:
         self.trained = self.ranks.share(trained)
         if not self.trained:
             room.require_means(self.job, self.ranks.world)
-        self.estimate = room.estimate_here(self.job, self.ranks.world, self.halve_memory, self.trained)
+        at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
+        job = room.following(self.job, self.ranks.share(at), self.ranks.world, self.halve_memory)
+        self.sharding = job.profile.sharding
+        self.estimate = room.estimate_here(job, self.ranks.world, self.halve_memory, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
-            room.require_room(self.job, self.estimate)
+            room.require_room(job, self.estimate)
         if self.job.stage.train is not None and not self.trained and self._sharding() == "fsdp":
             _require_gpus_for_fsdp()
 
@@ -152,7 +157,8 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
+        job = room.settled(self.job, self.estimate)
+        section = train(job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
                         heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
                         halve_memory=self.halve_memory)  # fmt: skip
         self._write(section, [])
@@ -160,12 +166,11 @@ class _Stage:
         return section
 
     def _sharding(self) -> str:
-        """none, ddp or fsdp: as the profile says, or as the estimate finds it to fit."""
-        wanted = self.job.profile.sharding
+        """none, ddp or fsdp: as the profile or the checkpoint says, or as the estimate finds it to fit."""
         if self.ranks.world == 1:
             return "none"
         found = self.estimate.sharding if self.estimate is not None else "ddp"
-        return found if wanted == "auto" else wanted
+        return found if self.sharding == "auto" else self.sharding
 
     def _drop_checkpoints(self) -> None:
         """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""

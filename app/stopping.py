@@ -23,7 +23,7 @@ class TrainingEnded(Exception):
 
 
 class Followed(Exception):
-    """The process that writes the run could not begin, and has said why; the others end with its exit code."""
+    """The process that writes the run could not begin or go on, and has said why; the others end with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
@@ -73,8 +73,8 @@ class Plateau:
             return Verdict(False, self.best, self.bad_evals, line)
         stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
         line += (
-            f", without gain of {self.rule.min_delta} for {self.bad_evals} of {self.rule.patience} evaluations"
-            f" (not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
+            f", evaluations in a row without a gain of {self.rule.min_delta}: {self.bad_evals} (stops at"
+            f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
         )
         return Verdict(stop, self.best, self.bad_evals, line)
 

@@ -80,7 +80,7 @@ def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "non
     train = job.stage.train
     assert train is not None
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing:
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage.py
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     spread = sharded.settings() if sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
@@ -172,7 +172,11 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         max(1, row_tokens(section.pack_tokens, fast, loaded.device) >> halve_memory), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
-    at = ranks.share(checkpoint.newest(run.checkpoints) if resume and ranks.main else None)
+    if resume:
+        heart.phase("load")
+    at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
+    if resume and at is None:
+        status("no checkpoint to go on from: training begins from its start")
     if at is not None:
         sharded.require_resumable(at, sharding)
     step = checkpoint.step_of(at) if at else None
@@ -245,5 +249,6 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         "precision": "bf16 autocast, fp32 weights" if trainer.args.bf16 else "fp32",
         "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
         "padding": 1 - trainer.tokens_seen / trainer.padded_tokens_seen if trainer.padded_tokens_seen else 0.0,
+        "gradient_checkpointing": section.gradient_checkpointing is True,
         "objective": section.objective.model_dump(), "resumed_from_step": step,
     }  # fmt: skip

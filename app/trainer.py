@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from app.batch import IGNORE, Schedule, Steps
-from app.checkpoint import mark_complete, newest, prune, step_of
+from app.checkpoint import clear, mark_complete, newest, prune, step_of
 from app.data import TokenExample
 from app.forward import ResponseLoss
 from app.head import plain_head
@@ -92,8 +92,9 @@ class PrefillTrainer(ResponseLoss, Trainer):
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]],  # type: ignore[override]
                       num_items_in_batch: Tensor | int | None = None) -> Tensor:  # fmt: skip
         """Forward and backward of one optimiser step; returns this process's share of its loss."""
-        if not self.model.training:  # a walk through all modules, in which a GPU would wait
-            model.train()
+        whole: Any = self.model  # a wrapper's own flag says nothing of it
+        if not whole.training:
+            model.train()  # a walk through all modules, in which a GPU would wait
         total = torch.zeros((), device=self.args.device)
         if self.is_fsdp_enabled and self.state.global_step == self._started_at:
             seen_as_plain(model)
@@ -213,8 +214,12 @@ class PrefillTrainer(ResponseLoss, Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.on_phase("save")
+        here = self.directory / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            clear(here)  # a damaged one, or one of more ranks: nothing of it may pass for the new one's
+        self.ranks.wait()  # the others write into it too
         super()._save_checkpoint(model, trial)
         self.ranks.wait()  # each rank writes the state of its random numbers
         if self.args.should_save:
-            mark_complete(self.directory / f"checkpoint-{self.state.global_step}")
+            mark_complete(here)
             prune(self.directory, self.keep_checkpoints)

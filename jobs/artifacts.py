@@ -71,26 +71,31 @@ def _owner(path: Path, error: OSError) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` when the block ends well, and leaves no trace when it does not."""
+def replacing(path: Path, durable: bool = True) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
+
+    durable: whether a power cut may not undo it. That waits for the disk.
+    """
     temporary = path.with_name(f".{path.name}.{next(_serial)}.tmp")
     try:
         with disk_full_reported(path):
             with temporary.open("w", encoding="utf-8") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
-            sync_directory(path.parent)
+            if durable:
+                sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str, durable: bool = True) -> None:
     """Replace a file at once: readers see the old content or the new. Raises DiskFull, RunStateError."""
-    with io_errors_reported(path), replacing(path) as file:
+    with io_errors_reported(path), replacing(path, durable) as file:
         file.write(text)
 
 

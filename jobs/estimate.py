@@ -12,14 +12,26 @@ from typing import Any
 
 from jobs.gpus import Gpu, gpu_named
 from jobs.load import Job
-from jobs.memory import GB, USABLE, Sharding, layout, lora_parameters, passes, remedy_for, with_rows, without_bf16
+from jobs.memory import (
+    GB,
+    USABLE,
+    Sharding,
+    layout,
+    lora_parameters,
+    passes,
+    trains_in_half,
+    with_checkpointing,
+    with_rows,
+    without_bf16,
+)
+from jobs.remedy import remedy_for
 from jobs.schema import Score, Train
 from jobs.shapes import Shape, shape_of
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
 
-# Of the data sheet's dense arithmetic: 65 % of the measured peak of a large product, itself 80 % of the sheet (H200).
-TRAIN_FRACTION = 0.52
+# Of the data sheet's dense arithmetic: 68 % of the measured peak of a large product, itself 80 % of the sheet (H200).
+TRAIN_FRACTION = 0.55
 SCORE_FRACTION = 0.40
 # Small models wait for kernels to be launched: seconds a layer and pass, forward and backward. 30 layers took the CPU of a
 # machine with an H200 70 to 86 ms (docs/log.md).
@@ -29,7 +41,12 @@ SCORE_TOKENS_PER_S = 250_000  # a GPU of any kind: what one CPU core prepares
 CHECKPOINTING_FRACTION = 0.75  # a second forward pass
 LORA_SPEEDUP = 1.4  # no gradients of the frozen weights
 TEACHER_FRACTION = 0.75  # the forward pass of a frozen start
-ANOTHER_GPU = 0.95  # what each further GPU adds
+# Bytes of memory traffic a trained parameter and step: AdamW reads four numbers and writes three, clipping reads one for the
+# norm, reads it again and writes it. 28.4 and 13.1 ms for the 3B shape on an H200, 0.7 of whose bandwidth that is.
+UPDATE_BYTES = 28.0 + 12.0
+# What several GPUs lose beside the traffic of gradients that is waited for: rows that do not divide evenly, kernels that share
+# the GPU with NCCL's, the slowest of them. Measured on two H200 only: 1.82 times one (docs/log.md).
+SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
@@ -45,7 +62,8 @@ class Estimate:
     """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
 
     hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
-    within the memory. remedy: what makes it fit, if it does not. unknown: why something is None.
+    within the memory. checkpointing: of gradients, also where the stage says auto. remedy: what makes it fit, if it does
+    not. unknown: why something is None.
     """
 
     gpu: str
@@ -62,9 +80,18 @@ class Estimate:
     train_hours: float | None = None
     score_hours: float | None = None
     hours: float | None = None
+    checkpointing: bool | None = None
     remedy: str = ""
     unknown: str = ""
     assumptions: tuple[str, ...] = ()
+
+    @property
+    def lack(self) -> str:
+        """What of the memory is lacking, in words; empty where it fits or is not known."""
+        if self.fits is not False or self.peak_gb is None:
+            return ""
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
+        return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "assumptions": list(self.assumptions)}
@@ -89,23 +116,25 @@ def estimate_on(
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job = with_rows(job, shape, halvings)
+    job, asked = with_rows(job, shape, halvings), job
     mean = tokens_per_example or _mean_tokens(job)
+    job = with_checkpointing(job, shape, gpu, gpus, mean, halvings)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())
     fits = peak <= gpu.memory_gb * USABLE
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
+        checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
         remedy="" if fits else remedy_for(job, shape, gpu, gpus, mean),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(job, gpu, sharding)),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, gpu, gpus, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
     train, score = job.stage.train, job.stage.score
     steps_per_s = tokens = train_hours = score_hours = rate = None
     if train is not None:
-        steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, mean, _peak(job, gpu))
+        steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
         tokens = round(train.max_steps * train.batch_size * mean)
         rate = steps_per_s * train.batch_size * mean
         evaluated = train.max_steps // train.eval_every * train.eval_samples * mean
@@ -130,10 +159,16 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _notes(job: Job, gpu: Gpu, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
+    if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
+        assert job.stage.train is not None
+        taken = "with" if job.stage.train.gradient_checkpointing else "without"
+        yield f"{taken} gradient checkpointing, which is left to the estimate"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
+    if gpus > 1 and job.stage.train is not None:
+        yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
     if without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
@@ -143,8 +178,11 @@ def _notes(job: Job, gpu: Gpu, sharding: Sharding) -> Iterator[str]:
 # ---- time ----------------------------------------------------------------------------------------------------------------
 
 
-def _step_seconds(train: Train, shape: Shape, gpu: Gpu, gpus: int, mean: float, peak: float) -> float:
-    """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, and the update."""
+def _step_seconds(
+    train: Train, shape: Shape, gpu: Gpu, gpus: int, sharding: Sharding, mean: float, peak: float
+) -> float:
+    """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and what of the
+    traffic between GPUs is waited for."""
     share = TRAIN_FRACTION
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
@@ -152,8 +190,27 @@ def _step_seconds(train: Train, shape: Shape, gpu: Gpu, gpus: int, mean: float, 
     count, tokens = passes(train, mean, gpus)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
-    update = 28 * trained / (0.7 * gpu.bandwidth * 1e9)
-    return (count * one + update) / (ANOTHER_GPU if gpus > 1 else 1.0)
+    update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)
+    if gpus == 1:
+        return count * one + update
+    one /= SEVERAL_GPUS
+    backward = one * (3 / 4 if train.gradient_checkpointing else 2 / 3)  # a forward pass is half of a backward pass
+    way = (gpus - 1) / gpus / (gpu.link * 1e9)  # seconds a byte that is gathered, or that is reduced and scattered
+    if sharding == "fsdp":  # never of adapters
+        # Weights are gathered for each way of each pass, gradients reduced in float32 after each. The embedding's come first
+        # and last, where nothing is computed beside them. Each GPU updates its share.
+        embedding = shape.embedding_parameters
+        gathered = way * (2.0 if trains_in_half(train, gpu) else 4.0)
+        reduced = way * 4.0
+        ahead = max(0.0, gathered * trained - (one - backward)) + gathered * embedding
+        behind = max(0.0, (gathered + reduced) * trained - backward) + reduced * embedding
+        return count * (one + ahead + behind) + update / gpus
+    # DDP adds up the passes of a step first and reduces gradients, float32, behind the last backward pass, all but the
+    # embedding's, which is known last. The update is that of all weights, on every GPU.
+    reduced = 2 * way * 4.0
+    last = shape.vocab * shape.hidden if train.lora is None else 0
+    hidden = min(reduced * (trained - last), backward)
+    return count * one + update + reduced * trained - hidden
 
 
 def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:

@@ -31,5 +31,5 @@ class FollowedRun(RunDir):
     def fail(self, exit_code: int, message: str) -> None:
         pass
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, text: str, durable: bool = True) -> None:
         pass

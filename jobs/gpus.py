@@ -12,12 +12,18 @@ from dataclasses import dataclass, replace
 from jobs.errors import ConfigError
 from jobs.wording import nearest
 
+# Assumed, not measured: about two thirds of what a data sheet says one way, three quarters for the H100 and H200. Cards that may
+# have an NVLink bridge are taken to have none.
+PCIE = 20.0
+_NVLINK = {"B200": 600.0, "H200": 330.0, "H100_SXM": 330.0, "GH200": 330.0, "A100_SXM4": 200.0}
+
 
 @dataclass(frozen=True)
 class Gpu:
     """One GPU. Dense arithmetic in TFLOP/s with fp32 accumulation, memory in GB of 2**30 bytes, bandwidth in GB/s.
 
-    bf16: 0 where the GPU has none, so that training falls back to fp32.
+    bf16: 0 where the GPU has none, so that training falls back to fp32. link: GB/s that an all-reduce between GPUs of one
+    host achieves on each GPU's way out, which is what NCCL's tests call bus bandwidth.
     """
 
     name: str
@@ -25,6 +31,7 @@ class Gpu:
     fp32: float
     memory_gb: float
     bandwidth: float
+    link: float = PCIE
 
 
 # name as Vast.ai spells it, with underscores: (bf16, fp32, memories, bandwidth)
@@ -90,13 +97,23 @@ def gpu_named(text: str) -> Gpu:
         name, memory = _BY_KEY.get(_key(_MEMORY.sub("", spaced))), float(found[1])
     if name is None:
         raise ConfigError(f"gpu {text!r}", "no such GPU in the table of jobs/gpus.py", nearest(text.upper(), GPU_NAMES))
-    bf16, fp32, memories, bandwidth = _TABLE[name]
+    memories = _TABLE[name][2]
     if memory is not None and memory not in memories:
         sold = " or ".join(f"{size:g}" for size in memories)
         raise ConfigError(f"gpu {text!r}", f"{name} has {sold} GB of memory, not {memory:g}", f"name it {name}")
+    return _of_table(name, memory or memories[0])
+
+
+def all_gpus() -> list[Gpu]:
+    """Every GPU of the table, once with each memory that it is sold with."""
+    return [_of_table(name, memory) for name, (_, _, memories, _) in _TABLE.items() for memory in memories]
+
+
+def _of_table(name: str, memory: float) -> Gpu:
+    bf16, fp32, _, bandwidth = _TABLE[name]
     # The A100 with 80 GB also has the faster memory.
     faster = 2039 if name.startswith("A100") and memory == 80 else bandwidth
-    return Gpu(name, bf16, fp32, memory or memories[0], faster)
+    return Gpu(name, bf16, fp32, memory, faster, _NVLINK.get(name, PCIE))
 
 
 def gpu_at_hand(name: str, memory_bytes: int) -> Gpu:

@@ -1,8 +1,9 @@
 """Does the run that is being written here still move? `python -m jobs.health [RUNS_DIR]`, the image's health check.
 
-A trainer that hangs or is stopped keeps its process and its lock; what it stops is the heartbeat. So a run is judged by
-the age of its last beat, against what its phase may take without one. Only runs whose lock is held and names this host
-count: a container, whose host name is its id, that shares its runs with others judges its own.
+A trainer that hangs or is stopped keeps its process and its lock; what it stops is to get on. So a run is judged by when it
+last did, against what its phase may take without. Its heartbeat says when; the beats alone come out of a thread and mean only
+that the process lives. A heartbeat that does not say it, of older code, is judged by its own age. Only runs whose lock is
+held and names this host count: a container, whose host name is its id, that shares its runs with others judges its own.
 
 Exit code 0: healthy, or no run is being written here. 1: a run stands still. 2: a setting is wrong.
 It is started every half minute beside a run: standard library only.
@@ -27,15 +28,15 @@ from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
 UNHEALTHY = 1
 SETTING = "PREFILL_HEALTH_SILENCE"
 
-# Phase -> seconds it may take without a beat. A phase is the first word of the heartbeat's: "score base/prefix" is "score".
+# Phase -> seconds it may take without getting on. A phase is the first word of the heartbeat's: "score base/prefix" is "score".
 SILENCE: Mapping[str, float] = {
     "start": 1800,  # also what a run may take before its first beat
     "load": 1800,  # the download of a model of 3B parameters, or the optimiser's state of a resumed run
     "data": 900,  # reading, tokenising, and the search for evaluation items among the examples
     "check": 600,
     "save": 900,
-    "compile": 180,  # beats in the background, for ten minutes at most
-    "train": 180,  # these beat every few seconds, and at least once a micro-batch
+    "compile": 180,  # counts as getting on for ten minutes at most
+    "train": 180,  # these get on with each micro-batch
     "evaluate": 180,
     "score": 180,
 }
@@ -60,8 +61,8 @@ class Verdict(NamedTuple):
 class _Beat(NamedTuple):
     phase: str
     progress: str  # such as train 340/1200
-    unix_time: float
-    monotonic: float
+    at: tuple[float, float]  # wall clock, monotonic clock
+    got_on: tuple[float, float]
 
 
 # ---- the judgement: no clock, no files -------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def limits(silence: str | None) -> dict[str, float]:
 def judge(
     beat: Mapping[str, Any] | None, run_age: float, monotonic: float, wall: float, limits: Mapping[str, float]
 ) -> Verdict:
-    """Healthy unless the last beat is older than its phase allows.
+    """Healthy unless the run last got on longer ago than its phase allows.
 
     Args:
         beat: the content of heartbeat.json; None, or what is no beat, counts as none since the run was started.
@@ -99,13 +100,18 @@ def judge(
         if silent <= allowed:
             return Verdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
         return Verdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
-    silent = monotonic - last.monotonic
-    if silent < 0:
-        silent = max(wall - last.unix_time, 0.0)
+    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.got_on))
     allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
-    if silent <= allowed:
-        return Verdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
-    return Verdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
+    if silent > allowed:
+        return Verdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
+    if stuck > allowed:
+        return Verdict(False, f"{last.progress}: it beats and has not got on for {stuck:.0f} s, {_remedy(allowed)}")
+    return Verdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
+
+
+def _ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> float:
+    ago = monotonic - then_monotonic
+    return ago if ago >= 0 else max(wall - then, 0.0)
 
 
 def _remedy(allowed: float) -> str:
@@ -115,12 +121,17 @@ def _remedy(allowed: float) -> str:
 def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
     if beat is None:
         return None
-    phase, unix_time, monotonic = beat.get("phase"), _number(beat.get("unix_time")), _number(beat.get("monotonic"))
-    if not isinstance(phase, str) or unix_time is None or monotonic is None:
+    phase, at = beat.get("phase"), _times(beat, "")
+    if not isinstance(phase, str) or at is None:
         return None
     step, total = _number(beat.get("step")), _number(beat.get("total"))
     progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase
-    return _Beat(phase, progress, unix_time, monotonic)
+    return _Beat(phase, progress, at, _times(beat, "progress_") or at)
+
+
+def _times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
+    wall, monotonic = _number(beat.get(f"{of}unix_time")), _number(beat.get(f"{of}monotonic"))
+    return None if wall is None or monotonic is None else (wall, monotonic)
 
 
 def _number(value: object) -> float | None:

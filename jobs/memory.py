@@ -1,4 +1,4 @@
-"""GPU memory of a job by its parts, how many GPUs it is spread over, and what would make it fit. Pure arithmetic.
+"""GPU memory of a job by its parts, and how many GPUs it is spread over. Pure arithmetic.
 
 GB are 2**30 bytes. `mean` is everywhere the mean length of a training example in tokens.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from jobs.gpus import Gpu
 from jobs.load import Job
@@ -27,8 +27,7 @@ _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
-ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
-EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
+SPARE = 0.95  # of that, what a job may take that goes without gradient checkpointing by itself
 
 
 def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
@@ -39,6 +38,29 @@ def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
     fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= _LEAST_HEAD)
     row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
     return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
+
+
+def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, halvings: int = 0) -> Job:
+    """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
+
+    Nor where one is spread over GPUs for it, which is slower. halvings: a job that has run out of memory before goes without
+    no more.
+    """
+    train = job.stage.train
+    if train is None or train.gradient_checkpointing != "auto":
+        return job
+
+    def decided(wanted: bool) -> Job:
+        update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
+        return replace(job, stage=job.stage.model_copy(update=update))
+
+    def trained(wanted: bool) -> tuple[Sharding, dict[str, float]]:
+        alone = decided(wanted).stage.model_copy(update={"score": None})
+        return layout(replace(job, stage=alone), shape, gpu, gpus, mean)
+
+    (plainly, parts), (saving, _) = trained(False), trained(True)
+    enough = sum(parts.values()) <= SPARE * USABLE * gpu.memory_gb and plainly == saving
+    return decided(halvings > 0 or not enough)
 
 
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
@@ -55,14 +77,23 @@ def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     return count, step / count / gpus
 
 
+def _most_passes(train: Train, mean: float, gpus: int) -> int:
+    """Forward passes a GPU of a large step: three standard deviations above the mean, lengths spread as wide as their mean."""
+    if not train.packing:
+        return passes(train, mean, gpus)[0]
+    large = train.batch_size * mean + 3 * mean * math.sqrt(train.batch_size)
+    return math.ceil(large / (train.pack_tokens or PACKED) / gpus)
+
+
 def _most_tokens(train: Train, mean: float, gpus: int) -> float:
-    """Tokens of a large pass: three standard deviations above the mean, lengths spread as wide as their mean."""
-    count, tokens = passes(train, mean, gpus)
+    """Tokens of a large pass, likewise."""
+    _, tokens = passes(train, mean, gpus)
     longest = min(train.max_length, 5 * mean)  # example
     if not train.packing:
         return train.micro_batch_size * longest
     row = max(train.pack_tokens or PACKED, longest)  # what is longer than a row is one by itself
-    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if count > 1 else math.inf))
+    several = _most_passes(train, mean, gpus) > 1
+    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
 
 
 def without_bf16(gpu: Gpu) -> bool:
@@ -78,33 +109,50 @@ def lora_parameters(shape: Shape, lora: Lora) -> int:
     return shape.layers * lora.r * sum(a + b for a, b in edges)
 
 
-def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, shards: int) -> dict[str, float]:
-    """By parts, GB. shards: GPUs that the states are spread over."""
+def trains_in_half(train: Train, gpu: Gpu) -> bool:
+    return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+
+
+def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding) -> dict[str, float]:
+    """By parts, GB, of each GPU."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
-    half = train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+    half, spread = trains_in_half(train, gpu), sharding == "fsdp"
+    shards = gpus if spread else 1
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
     tokens = _most_tokens(train, mean, gpus)
     wide = 1.0 if half else 2.0
     layers = wide * shape.layers * shape.activation_bytes
     if train.gradient_checkpointing:  # the input of every layer, and one layer in full
         layers = 4.0 * shape.layers * shape.hidden + wide * shape.activation_bytes
-    return {
+    parts = {
         "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
-        "bf16 copy": (2.0 if half else 0.0) * shape.parameters / shards / GB,
+        "bf16 copy": (2.0 if half and not spread else 0.0) * shape.parameters / GB,
         "gradients": 4.0 * trained / shards / GB,
         "optimizer": _STATE[train.optimizer] * trained / shards / GB,
         "activations": tokens * layers / GB,
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
     }
+    if sharding == "ddp" and _most_passes(train, mean, gpus) > 1:
+        # DDP keeps its buckets for good. The passes before the last, which exchange nothing, add up in gradients of their
+        # own; where a step is one pass, gradients are made in the buckets.
+        parts["buckets"] = 4.0 * trained / GB
+    if spread:
+        # What is gathered whole, in the precision of the arithmetic: the embedding from start to end, a layer and the one
+        # fetched ahead of it; and one of these with its gradient, once so and once in the float32 that is sent.
+        width = 2.0 if half else 4.0
+        layer, embedding = shape.layer_parameters, shape.embedding_parameters
+        parts["whole"] = (width * (embedding + 2 * layer) + (width + 4.0) * max(layer, embedding)) / GB
+    return parts
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
+    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/mixed.py)."""
     width = 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
         "weights": width * shape.parameters / GB,
-        "activations": score.batch_tokens * few * width / GB,
-        "logits": 0.5 * score.batch_tokens * shape.vocab * width / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
+        "activations": 4.0 * score.batch_tokens * few / GB,
+        "logits": 4.0 * 0.5 * score.batch_tokens * shape.vocab / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
     }
 
 
@@ -119,77 +167,20 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
-    training = whole(_train_memory(train, shape, gpu, mean, gpus, 1))
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
-    if gpus > 1 and wanted == "auto" and _shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
+    training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    if gpus > 1 and wanted == "auto" and shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
         sharding = "fsdp"
-    loading: dict[str, float] = {}
-    if sharding == "fsdp":  # a layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32
-        training = whole(_train_memory(train, shape, gpu, mean, gpus, gpus))
-        loading = whole({"weights": 4.0 * shape.parameters / GB})
+        training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
+    loading = whole({"weights": 4.0 * shape.parameters / GB}) if sharding == "fsdp" else {}
     return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
 
 
-def _shardable(train: Train) -> bool:
+def shardable(train: Train) -> bool:
     """What app/sharded.py takes: neither adapters nor the frozen teacher of objective.kl."""
     return train.lora is None and train.objective.kl == 0
 
 
-def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
-    """The fewest changes of the job that make it fit, in the order in which they cost least."""
-    train, score = job.stage.train, job.stage.score
-    if train is None or (score is not None and not _fits(job, shape, gpu, gpus, mean, train=None)):
-        assert score is not None
-        for budget in (score.batch_tokens // 2**k for k in range(1, 8)):
-            less = job.stage.model_copy(
-                update={"score": score.model_copy(update={"batch_tokens": budget}), "train": None}
-            )
-            if _fits(replace(job, stage=less), shape, gpu, gpus, mean):
-                return f"set score.batch_tokens: {budget}"
-        return f"take a GPU with more memory than {gpu.memory_gb:.0f} GB"
-    if gpus > 1 and job.profile.sharding == "ddp" and _shardable(train):
-        spread = replace(job, profile=job.profile.model_copy(update={"sharding": "fsdp"}))
-        if _fits(spread, shape, gpu, gpus, mean):
-            return "set sharding: fsdp"
-    steps: list[tuple[str, dict[str, Any]]] = []
-    if not train.gradient_checkpointing:
-        steps.append(("train.gradient_checkpointing: true", {"gradient_checkpointing": True}))
-    if train.packing and (train.pack_tokens or PACKED) > 1024:
-        steps.append(("train.pack_tokens: 1024", {"pack_tokens": 1024}))
-    elif not train.packing and train.micro_batch_size > 1:
-        steps.append(("train.micro_batch_size: 1", {"micro_batch_size": 1}))
-    if train.optimizer != "adafactor" and train.lora is None:
-        steps.append((ADAFACTOR, {"optimizer": "adafactor"}))
-    if train.lora is None and not (gpus > 1 and job.profile.sharding == "fsdp"):  # which knows no adapters
-        steps.append(("train.lora: {r: 16}", {"lora": Lora(r=16)}))
-
-    def together(chosen: list[tuple[str, dict[str, Any]]]) -> bool:
-        update = {key: value for _, change in chosen for key, value in change.items()}
-        return _fits(job, shape, gpu, gpus, mean, train=train.model_copy(update=update))
-
-    def said(chosen: list[tuple[str, dict[str, Any]]]) -> str:
-        text = "set " + " and ".join(text for text, _ in chosen)
-        if train.optimizer == "adamw" and any(words == ADAFACTOR for words, _ in chosen):
-            other = [step for step in chosen if step[0] != ADAFACTOR]
-            if together([*other, (EIGHT_BITS, {"optimizer": "adamw_8bit"})]):
-                return text.replace(ADAFACTOR, f"{ADAFACTOR}, or {EIGHT_BITS}")
-        return text
-
-    for step in steps:  # one change, if one will do
-        if together([step]):
-            return said([step])
-    for count in range(2, len(steps) + 1):
-        if together(chosen := steps[:count]):
-            for step in steps[:count]:  # without those that are not needed
-                rest = [other for other in chosen if other is not step]
-                chosen = rest if together(rest) else chosen
-            return said(chosen)
-    more = next((n for n in (2, 4, 8) if n > gpus and _fits(job, shape, gpu, n, mean)), None)
-    return (
-        f"set gpus: {more}" if more else f"take a GPU with more memory than {gpu.memory_gb:.0f} GB, or a smaller model"
-    )
-
-
-def _fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, **changes: Any) -> bool:
-    changed = replace(job, stage=job.stage.model_copy(update=changes))
-    return sum(layout(changed, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE
+def fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> bool:
+    return sum(layout(job, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE

@@ -94,7 +94,7 @@ class Train(Strict):
     max_grad_norm: PositiveFloat = 1.0
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
     packing: bool = True
     pack_tokens: Positive | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024  # tokens; one of the prompt and one of the response at least

@@ -31,9 +31,17 @@ class Shape:
         """Weights in all, biases left out."""
         if self.stated is not None:
             return self.stated
+        return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
-        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.vocab * self.hidden * (1 if self.tied else 2) + self.layers * layer + self.hidden
+        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding and of the output layer, which may be one."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
     def activation_bytes(self) -> int:

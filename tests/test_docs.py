@@ -186,7 +186,7 @@ def test_every_test_named_exists(document: Path) -> None:
 
 
 def tree_paths(text: str) -> list[str]:
-    """Paths in the README's tree: a fenced block of `name  caption` lines, two spaces of indent a level."""
+    """Paths in a page's tree: a fenced block of `name  caption` lines, two spaces of indent a level."""
     block = next(block for block in FENCE.findall(text) if re.search(r"^app/", block, re.MULTILINE))
     paths: list[str] = []
     above: list[str] = []
@@ -199,10 +199,14 @@ def tree_paths(text: str) -> list[str]:
     return paths
 
 
-def test_every_path_of_the_readme_tree_exists_and_every_source_file_is_in_it() -> None:
-    shown = tree_paths((ROOT / "README.md").read_text(encoding="utf-8"))
-    absent = [path for path in shown if not list(ROOT.glob(path.rstrip("/")))]
-    assert absent == []
+@pytest.mark.parametrize("page", ["README.md", "docs/tree.md"])
+def test_every_path_of_a_tree_exists(page: str) -> None:
+    shown = tree_paths((ROOT / page).read_text(encoding="utf-8"))
+    assert [path for path in shown if not list(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_every_source_file_is_in_the_tree() -> None:
+    shown = tree_paths((ROOT / "docs/tree.md").read_text(encoding="utf-8"))
     covered = {found for path in shown for found in ROOT.glob(path.rstrip("/"))} - {
         ROOT / folder for folder in PACKAGES
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 
 from app.commands.options import profile_option, set_option
+from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate
 from jobs.load import resolve
 
@@ -24,15 +25,20 @@ from jobs.load import resolve
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit: int | None, sets: tuple[str, ...],
                      as_json: bool) -> None:  # fmt: skip
-    """Estimate what a STAGE needs on a GPU: peak memory, steps/s, hours, tokens. Nothing is loaded or started."""
+    """Estimate what a STAGE needs on a GPU: peak memory, steps/s, hours, tokens. Nothing is loaded or started.
+
+    Ends with exit code 2 where it does not fit, after the estimate is printed.
+    """
     job = resolve(stage, profile, limit=limit, sets=sets)
     found = estimate(job, gpu, gpus or job.profile.gpus)
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=2))
-        return
-    click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
-    for what, text in _rows(found):
-        click.echo(f"  {what:<12} {text}")
+    else:
+        click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
+        for what, text in _rows(found):
+            click.echo(f"  {what:<12} {text}")
+    if found.lack:
+        raise ConfigError(f"{stage} with profile {job.profile.name}", found.lack, found.remedy)
 
 
 def _rows(found: Estimate) -> Iterator[tuple[str, str]]:

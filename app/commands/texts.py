@@ -103,6 +103,7 @@ def generate(profile: str, model: str | None, mask: str, prompt: str | None, pro
     loaded = _load(profile, model, runs_dir)
     probe.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
+    decoding.require_fits(loaded, ids, max_new_tokens)
     if stream or (stream is None and len(ids) == 1):
         for text, one in zip(texts, ids, strict=True):
             if len(ids) > 1:

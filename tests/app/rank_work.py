@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -23,8 +25,7 @@ WORLD = 2
 
 
 def look(rank: int, port: int, out: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+    os.environ |= _environment(rank, port)
     ranks = join("cpu")
     seen = {
         "rank": [ranks.rank, ranks.world, ranks.main],
@@ -41,6 +42,34 @@ def look(rank: int, port: int, out: Path) -> None:
     }
     (out / f"{rank}.json").write_text(json.dumps(seen))
     ranks.leave()
+
+
+def end_alone(rank: int, port: int, out: Path) -> None:
+    """A stage whose rank 0 finds the disk full while the other waits for it; the launcher's store is the test's."""
+    from app.run import run_stage
+    from jobs.errors import DiskFull
+    from jobs.load import resolve
+
+    os.environ |= _environment(rank, port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def work(*_: Any, ranks: Ranks, **__: Any) -> dict[str, float]:
+        ranks.wait()
+        if ranks.main:
+            raise DiskFull(out, "no space left on the disk")
+        ranks.wait()
+        raise AssertionError("rank 0 is gone")
+
+    with mock.patch("app.stage.work", work), mock.patch("app.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
+        try:
+            run_stage(resolve("stage1", "ci"), out / "runs", force=False, resume=False, now=lambda: datetime.now(UTC))
+        except Exception as error:
+            said = [type(error).__name__, getattr(error, "exit_code", None)]
+            (out / f"{rank}.json").write_text(json.dumps(said))
+
+
+def _environment(rank: int, port: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
 
 
 def _raised(ranks: Ranks, at: int) -> str:

@@ -225,6 +225,14 @@ def test_a_prompt_that_cannot_be_answered_is_refused(words: list[Any], said: lis
     command("generate", "--profile", "ci", *words).refused(*said)
 
 
+@pytest.mark.parametrize("way", [[], ["--stream"]])
+def test_a_prompt_of_a_file_that_cannot_be_answered_is_named_before_any_is(way: list[str], command: Command, tmp_path: Path) -> None:  # fmt: skip
+    (tmp_path / "prompts").write_text(f"one\n{'word ' * 2500}\n{'word ' * 3000}\nfour\n")
+    said = command("generate", "--profile", "ci", "--prompts", tmp_path / "prompts", *way)
+    said.refused("prompt 2: 2501 tokens", "context of 2048")
+    assert not said.out
+
+
 @pytest.mark.parametrize("profile", ["ci", "embedded"])
 def test_probe_prints_the_laws_by_layer_type(profile: str, command: Command) -> None:
     lines = command("probe", "--profile", profile, "--set", "model.device=cpu").fine().splitlines()

@@ -58,6 +58,7 @@ def test_sigterm_ends_with_75_and_resume_completes_the_same_run(
     (run,) = list_runs(tmp_path)
     assert run.state() == "interrupted" and not (run.path / "summary.json").exists()
     assert json.loads((run.path / "failed.json").read_text())["exit_code"] == 75
+    assert said in (run.path / "log.txt").read_text().splitlines()[-1]
     if phase == "train":
         assert len(complete_checkpoints(run.checkpoints)) == 1
 

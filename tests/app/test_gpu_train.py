@@ -60,7 +60,7 @@ def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str,
         got.append(step_of(fast, tmp_path, bf16, other))
     for (true_loss, true), (loss, gradients), (fast_loss, fast_gradients) in zip(exact, want, got, strict=True):
         if bf16:  # both round, each in its own order: the fast path must not be further from float32
-            assert abs(fast_loss - true_loss) < 2 * abs(loss - true_loss) + 0.01
+            assert abs(fast_loss - true_loss) < 2 * abs(loss - true_loss) + 0.002
             assert float((fast_gradients - true).norm()) < 2 * float((gradients - true).norm())
             assert float((gradients - true).norm()) < 0.1 * float(true.norm())
         else:

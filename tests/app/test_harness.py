@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedModel
 
-from app.harness import PrefillLM
+from app.harness import PrefillLM, main
 from jobs.errors import ConfigError, DataError, UserError
 from tests.app.conftest import make_model
 from tests.app.harness_models import CONTEXT, ask, instances, ours, theirs
@@ -121,6 +121,34 @@ def test_what_is_not_greedy_is_refused(model: Any, tokenizer: Any, settings: dic
 def test_wrong_model_args_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PrefillLM(**options)
+
+
+def test_a_task_that_there_is_not_is_one_line_of_the_harness_s_own_command_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # fmt: skip
+    words = ["run", "--model", "prefill", "--model_args", "profile=ci,mask=prefix", "--tasks", "nosuch"]
+    monkeypatch.setattr("sys.argv", ["app.harness", *words])
+    assert main() == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "error: --tasks: Tasks not found: nosuch; see python -m app.harness ls tasks"
+    )
+
+    def broken() -> None:
+        raise ValueError("something else")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", broken)
+    with pytest.raises(ValueError, match="something else"):
+        main()
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_profile_of_several_gpus_is_scored_on_one_and_that_is_said(gpus: int, caplog: Any, tmp_path: Path) -> None:
+    profile = tmp_path / "mine.yaml"
+    text = Path("jobs/profiles/ci.yaml").read_text(encoding="utf-8")
+    profile.write_text(f"{text}\ngpus: {gpus}\n", encoding="utf-8")
+    with caplog.at_level("WARNING", logger="prefill"):
+        PrefillLM("causal", str(profile))
+    said = [record.getMessage() for record in caplog.records if "gpus" in record.getMessage()]
+    assert said == (["profile ci: gpus: 2, and the harness's tasks are scored on one"] if gpus == 2 else [])
 
 
 # ---- what the harness keeps, and the chat template --------------------------------------------------------------------

@@ -7,10 +7,14 @@ import signal
 from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
+from app.callbacks import HEARTBEAT_SECONDS, Heart
+from jobs.errors import DiskFull
 from jobs.health import SILENCE
 from jobs.rundir import RunDir
 from tests.app.command_line import Command
@@ -43,10 +47,14 @@ class Watched:
         self.began: dict[str, set[str]] = defaultdict(set)
         self.files_at_first: list[str] = []
         self.stop_in: str | None = None
+        self.in_background: dict[str, Event] = defaultdict(Event)
         heartbeat = RunDir.heartbeat
 
         def beat(run: RunDir, step: int, total: int, loss: Any, rate: Any, phase: str, **more: Any) -> None:
             heartbeat(run, step, total, loss, rate, phase, **more)
+            if "since_progress" in more:  # out of the thread, as often as this machine is slow
+                self.in_background[phase].set()
+                return
             self.files_at_first = self.files_at_first or sorted(path.name for path in run.path.iterdir())
             self.beats.append(Beat(phase, step, total))
             if phase == self.stop_in:
@@ -122,11 +130,6 @@ def test_a_resumed_run_loads_its_checkpoint_in_a_phase_of_its_own(watched: Watch
 
 
 def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
-    from threading import Event
-    from types import SimpleNamespace
-
-    from app.callbacks import HEARTBEAT_SECONDS, Heart
-
     assert HEARTBEAT_SECONDS <= 10
     heard: list[str] = []
     third = Event()
@@ -148,3 +151,86 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
             pass  # over before it began: one beat, and silence, which jobs/health.py judges
         assert len(heard) == said + 1
     assert "compile" in SILENCE
+
+
+# ---- what calls nobody -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "phase"), [("app.trainer.mark_complete", "save"), ("app.forward.from_hidden", "train")]
+)
+def test_a_save_and_a_pass_that_take_long_are_beaten_through(
+    where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+    module, _, name = where.rpartition(".")
+    owner = __import__(module, fromlist=["_"])
+    real = getattr(owner, name)
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        if watched.beats[-1].phase == phase:
+            assert watched.in_background[phase].wait(60), "nothing was heard meanwhile"
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, slow)
+    command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
+
+
+class Now:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def heard() -> list[tuple[int, str, float]]:
+    """(step, phase, seconds since progress) of each beat."""
+    return []
+
+
+@pytest.fixture
+def heart(heard: list[tuple[int, str, float]]) -> Heart:
+    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float = 0.0) -> None:
+        heard.append((step, phase, since_progress))
+
+    run: Any = SimpleNamespace(heartbeat=heartbeat)
+    return Heart(run, Now())
+
+
+def test_a_beat_in_the_background_says_how_long_ago_the_run_got_on(heart: Heart, heard: list[Any]) -> None:
+    now: Any = heart.monotonic
+    heart.beat_again()
+    assert not heard  # there is nothing to repeat
+    heart.beat(3, 9, "train")
+    now.seconds += 4
+    heart.beat(4, 9, "train")  # too soon to be written, and progress nevertheless
+    now.seconds += 60
+    heart.beat_again()
+    heart.beat(5, 9, "train")
+    assert heard == [(3, "train", 0.0), (4, "train", 60.0), (5, "train", 0.0)]
+
+
+def test_a_trainer_that_hangs_is_not_beaten_for_for_ever(heart: Heart, heard: list[Any]) -> None:
+    now: Any = heart.monotonic
+    heart.beat(3, 9, "train")
+    now.seconds += max(SILENCE.values())
+    heart.beat_again()
+    now.seconds += 1
+    heart.beat_again()
+    assert heard == [(3, "train", 0.0), (3, "train", max(SILENCE.values()))]
+
+
+def test_a_full_disk_does_not_end_the_thread(heart: Heart) -> None:
+    heart.beat(3, 9, "train")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DiskFull("here", "no space left on the disk")
+
+    heart.run.heartbeat = full  # type: ignore[method-assign]
+    heart.beat_again()
+    with pytest.raises(DiskFull):
+        heart.beat(4, 9, "evaluate")

@@ -106,7 +106,12 @@ def test_two_processes_make_one_run_with_the_losses_and_scores_of_one_process(al
 
 @pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_one_step_and_one_process_goes_on(alone: RunDir, tmp_path: Path) -> None:
-    done = disturbed(tmp_path, 3, lambda process: process.send_signal(signal.SIGTERM))
+    def terminate_twice(process: subprocess.Popen[str]) -> None:  # as timeout does: the command, then its group
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+
+    done = disturbed(tmp_path, 3, terminate_twice)
     assert done.returncode == 75, done.stderr
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == done.stderr.splitlines()[-1:]
     assert "stopped by a signal at step" in done.stderr and "Traceback" not in done.stderr

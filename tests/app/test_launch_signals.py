@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from app.launch import _signals_forwarded
 
+REAL_KILL = os.kill
 WORKER = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
@@ -39,6 +41,31 @@ def test_workers_are_told_to_end_in_a_way_that_they_know(sent: signal.Signals, a
     with _signals_forwarded():
         os.kill(os.getpid(), sent)
     assert told == [arrives]
+
+
+def test_two_signals_in_quick_succession_are_one_and_the_handler_does_nothing_that_a_signal_could_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """timeout signals the command and then its group; the second one came while the first was being handled."""
+    told: list[int] = []
+    looked: list[bool] = []
+
+    def workers() -> list[int]:
+        looked.append(threading.current_thread() is threading.main_thread())
+        if len(looked) == 1:  # the next one comes right now
+            REAL_KILL(os.getpid(), signal.SIGTERM)
+        return [7]
+
+    monkeypatch.setattr("app.launch._workers", workers)
+    monkeypatch.setattr("app.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
+    with _signals_forwarded():
+        for _ in range(3):
+            REAL_KILL(os.getpid(), signal.SIGINT)
+    assert told.count(signal.SIGINT) == 1  # to a worker the second would mean: no checkpoint
+    assert not any(looked)
+
+
+def test_nothing_is_imported_while_signals_come_in() -> None:
+    code = "import sys, app.launch; sys.exit('psutil' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_signal_before_there_are_workers_reaches_them() -> None:

@@ -76,6 +76,14 @@ def test_all_of_the_model_is_in_training_mode_under_ddp(seen: list[dict[str, Any
     assert [one["in training mode"] for one in seen] == [True, True]
 
 
+@pytest.mark.slow
+def test_what_rank_0_alone_ends_with_ends_the_others_with_its_exit_code_and_without_a_traceback(tmp_path: Path) -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.spawn(rank_work.end_alone, args=(store.port, tmp_path), nprocs=rank_work.WORLD)
+    assert json.loads((tmp_path / "0.json").read_text()) == ["DiskFull", 28]
+    assert json.loads((tmp_path / "1.json").read_text()) == ["Followed", 28]
+
+
 # ---- alone -----------------------------------------------------------------------------------------------------------
 
 

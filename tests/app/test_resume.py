@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.checkpoint import MARK, complete_checkpoints, is_complete, mark_complete, newest, prune
+from app.checkpoint import MARK, clear, complete_checkpoints, is_complete, mark_complete, newest, newest_verified, prune
 
 STEPS = 8
 ARGUMENTS = ["--profile", "ci", "--set", f"train.max_steps={STEPS}", "--set", "train.save_every=2",
@@ -97,6 +97,11 @@ def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(embedde
     assert losses(run) == losses(run_of(tmp_path / "whole"))
 
 
+def zero(path: Path) -> None:
+    """The content is gone, the size is not."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     run = kill_at(tmp_path, 5)
     checkpoints = complete_checkpoints(run / "checkpoints")
@@ -106,6 +111,33 @@ def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     again = finish(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
     assert f"resuming from {checkpoints[0]}" in (run / "log.txt").read_text()
+    assert losses(run) == undisturbed
+
+
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(undisturbed: Any, tmp_path: Path) -> None:
+    """Its optimiser's state used to end each attempt with a traceback, its weights in a loss that is not finite."""
+    run = kill_at(tmp_path, 5)
+    older, newer = complete_checkpoints(run / "checkpoints")
+    zero(newer / "optimizer.pt")
+    again = finish(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    log = (run / "log.txt").read_text()
+    (said,) = [line for line in log.splitlines() if "passed over" in line]
+    assert said.endswith(f"{newer}: optimizer.pt is damaged (xxh3_128); it is passed over for an older one")
+    assert f"resuming from {older}" in log
+    assert losses(run) == undisturbed
+
+
+def test_without_a_sound_checkpoint_training_begins_from_its_start_and_says_so(
+    undisturbed: Any, tmp_path: Path
+) -> None:
+    run = kill_at(tmp_path, 3)
+    (only,) = complete_checkpoints(run / "checkpoints")
+    zero(only / "model.safetensors")
+    again = finish(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    log = (run / "log.txt").read_text()
+    assert f"{only}: model.safetensors is damaged" in log and "training begins from its start" in log
     assert losses(run) == undisturbed
 
 
@@ -157,6 +189,46 @@ def test_a_checkpoint_that_lost_something_is_not_complete(tmp_path: Path, harm: 
     else:
         (path / MARK).write_text('{"files"')
     assert not is_complete(path)
+
+
+def test_what_is_damaged_is_passed_over_and_no_longer_complete(tmp_path: Path) -> None:
+    for step in (100, 200, 300):
+        make(tmp_path, step)
+    said: list[str] = []
+    assert newest_verified(tmp_path, said.append) == tmp_path / "checkpoint-300" and not said
+    (tmp_path / "checkpoint-300" / "weights").write_bytes(b"\x01" + bytes(299))
+    assert newest(tmp_path) == tmp_path / "checkpoint-300"  # as far as sizes can tell
+    assert newest_verified(tmp_path, said.append) == tmp_path / "checkpoint-200"
+    assert said == [f"{tmp_path}/checkpoint-300: weights is damaged (xxh3_128); it is passed over for an older one"]
+    prune(tmp_path, 1)  # would have kept the damaged one, and nothing else
+    assert newest_verified(tmp_path, said.append) == tmp_path / "checkpoint-200"
+    (tmp_path / "checkpoint-200" / "weights").write_bytes(b"\x01" * 200)
+    assert newest_verified(tmp_path, said.append) is None and len(said) == 2
+
+
+@pytest.mark.parametrize("digests", [[], {"weights": 7}, {}, "x", 3])
+def test_digests_that_are_none_count_as_damage(tmp_path: Path, digests: Any) -> None:
+    path = make(tmp_path, 10)
+    mark = json.loads((path / MARK).read_text())
+    (path / MARK).write_text(json.dumps({**mark, "xxh3_128": digests}))
+    said: list[str] = []
+    assert newest_verified(tmp_path, said.append) is None
+    assert len(said) == 1 and "is damaged" in said[0]
+
+
+def test_a_checkpoint_of_before_there_were_digests_counts_by_its_sizes(tmp_path: Path) -> None:
+    path = make(tmp_path, 10)
+    (path / MARK).write_text(json.dumps({"files": {"weights": 10}}))
+    assert newest_verified(tmp_path, pytest.fail) == path
+
+
+def test_a_checkpoint_that_is_written_again_is_complete_no_longer_before_anything_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    path = make(tmp_path, 10)
+    seen: list[bool] = []
+    monkeypatch.setattr("app.checkpoint.shutil.rmtree", lambda path, **_: seen.append((path / MARK).exists()))
+    clear(path)
+    assert seen == [False] and not is_complete(path)
+    clear(tmp_path / "checkpoint-20")  # not there
 
 
 def test_pruning_keeps_the_newest_complete_ones(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,11 @@ import torch
 
 from app import fast
 from app.callbacks import StopFlag
+from app.checkpoint import mark_complete
 from app.ranks import ALONE
-from app.room import compared, require_means, require_room
+from app.room import compared, require_means, require_room, settled
 from app.stage import _Stage
-from app.train import mixed_precision
+from app.train import _arguments, mixed_precision
 from jobs import memory
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
@@ -41,10 +43,27 @@ def on_a_card_of(memory_gb: float) -> Estimate:
 
 
 def test_the_estimate_names_peak_speed_hours_tokens_and_the_remedy(command: Command) -> None:
-    out = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB").fine()
+    out = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB").out
     assert out.startswith("stage5b with profile ministral-3b on 1 x A100_SXM4 of 40 GB\n")
     for word in ("does NOT fit; set train.", "steps/s", "million tokens", "scoring", "in all"):
         assert word in out, out
+
+
+def test_the_example_in_the_docs_is_what_the_command_prints(command: Command) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    line, *shown = text[text.index("    $ python -m app estimate") :].split("\n\n")[0].splitlines()
+    out = command(*line.split()[4:]).out.splitlines()
+    assert len(shown) > 3 and [text.strip() for text in shown[:-1]] == [text.strip() for text in out[: len(shown) - 1]]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_what_does_not_fit_is_printed_and_then_ends_as_a_mistake_with_the_remedy(
+    command: Command, more: tuple[str, ...]
+) -> None:
+    said = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB", *more)
+    line = said.refused("stage5b with profile ministral-3b: needs about 65.5 GB", "A100_SXM4 has 40, 38.8", alone=False)
+    assert line.endswith("; set train.optimizer: adafactor") and said.err == line + "\n"
+    assert json.loads(said.out)["fits"] is False if more else "in all" in said.out
 
 
 def test_the_estimate_as_json_holds_the_same(command: Command) -> None:
@@ -77,7 +96,7 @@ def test_the_estimate_needs_no_torch() -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
-    with pytest.raises(ConfigError, match="needs about 6. GB on each GPU, and TEST has 40") as caught:
+    with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
         require_room(JOB, on_a_card_of(40))
     assert caught.value.remedy == "set train.optimizer: adafactor"
 
@@ -118,14 +137,14 @@ def make_room(job: Job, runs_dir: Path, *, resume: bool = False, halve_memory: i
 def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    on_a_gpu(monkeypatch, 24)
+    on_a_gpu(monkeypatch, 28)
     job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
     with pytest.raises(ConfigError, match="needs about"):
         make_room(job, tmp_path / "new")
     make_room(job, tmp_path / "trained", resume=True)
     (run,) = list_runs(tmp_path / "trained")
     found = json.loads((run.path / "estimate.json").read_text())
-    assert found["fits"] and found["peak_gb"] < 24 and found["sharding"] == "none"
+    assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
 
 
 def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
@@ -137,6 +156,38 @@ def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
     with pytest.raises(ConfigError, match="needs about"):
         make_room(job, tmp_path / "whole")
     make_room(with_memory_halved(job, 3), tmp_path / "halved", halve_memory=3)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "state", "sharding", "follows"),
+    [
+        (141, "optimizer.bin", "auto", "fsdp"),  # begun on smaller cards, and the estimate says ddp
+        (66, "optimizer.pt", "auto", "ddp"),  # begun on one GPU, and the estimate finds it a little too large
+        (40, "optimizer.pt", "auto", "fsdp"),  # where it cannot be: refused later, by what is wrong
+        (141, "optimizer.bin", "ddp", "ddp"),  # said is said
+        (141, None, "auto", "ddp"),
+    ],
+)
+def test_a_resumed_run_is_laid_out_as_its_checkpoint(
+    memory_gb: float, state: str | None, sharding: str, follows: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_a_gpu(monkeypatch, memory_gb)
+    monkeypatch.setattr("app.stage._require_gpus_for_fsdp", lambda: None)
+    ranks: Any = SimpleNamespace(world=2, main=True, share=lambda value: value)
+    job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda", f"sharding={sharding}"])
+    with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+        if state is not None:
+            at = run.checkpoints / "checkpoint-10"
+            at.mkdir(parents=True)
+            (at / state).touch()
+            mark_complete(at)
+        stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        stage.make_room(resume=True)
+        assert stage._sharding() == follows
+        assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
+        new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        new.make_room(resume=False)
+        assert new._sharding() == (sharding if sharding != "auto" else "ddp" if memory_gb == 141 else "fsdp")
 
 
 def test_what_training_lacks_is_said_before_the_model_is_loaded(
@@ -151,6 +202,23 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
     with pytest.raises(ConfigError, match="fsdp has no frozen copy"):
         require_means(spread, 2)
     require_means(spread, 1)
+
+
+def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu(tmp_path: Path) -> None:
+    auto = resolve("stage3b", "ci", sets=["train.gradient_checkpointing=auto"])
+    plain = resolve("stage3b", "ci")
+    found = estimate_on(plain, Gpu("TEST", 989, 67, 80, 4800))
+    unknown = replace(found, checkpointing=None)
+
+    def taken(job: Job) -> bool:
+        with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+            return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
+
+    cases = [None, found, replace(found, checkpointing=True), unknown]
+    assert [taken(settled(auto, case)) for case in cases] == [False, False, True, True]
+    assert settled(plain, replace(found, checkpointing=True)) == plain
+    assert settled(auto, None) == plain  # the rest is as it was
+    assert not taken(auto)
 
 
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
@@ -174,14 +242,15 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.room.estimate_here", lambda job, *_: estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)))
+    found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
+    monkeypatch.setattr("app.room.estimate_here", found)
     monkeypatch.setattr("app.room.peak_gb", lambda: 1.5)
-    command(
-        "run", "stage5b", "--profile", "ci", "--limit", "2", "--set", "score.tasks=[piqa]", "--runs-dir", tmp_path
-    ).fine()
+    sets = ["--set", "score.tasks=[piqa]", "--set", "train.gradient_checkpointing=auto"]
+    command("run", "stage5b", "--profile", "ci", "--limit", "2", *sets, "--runs-dir", tmp_path).fine()
     (run,) = list_runs(tmp_path)
     metrics = run.read_metrics()
     assert metrics["estimate"].keys() == {*metrics["actual"], "hours"}
+    assert metrics["train"]["gradient_checkpointing"] is True  # as the estimate found
     assert metrics["actual"]["tokens"] == metrics["train"]["tokens"] and metrics["actual"]["peak_gb"] == 1.5
     assert run.read_summary()["hours"] > 0
     command("report", "--runs-dir", tmp_path).fine()

@@ -119,6 +119,8 @@ def test_a_failure_is_recorded_and_never_looks_complete(
     failed = json.loads((run.path / "failed.json").read_text())
     assert failed["exit_code"] == code == getattr(caught.value, "exit_code", 1)
     assert str(error) in failed["message"] or "no space left on the disk" in failed["message"]
+    last = (run.path / "log.txt").read_text().splitlines()[-1]
+    assert " ERROR ended: " in last and str(error) in last
 
 
 def test_after_a_failure_the_next_run_starts_anew(start: Start) -> None:

@@ -47,9 +47,17 @@ def test_the_verdict_says_its_numbers() -> None:
     plateau = Plateau(AutoStop(patience=1, min_delta=0.003, min_steps=0))
     plateau.update(0, 1.5)
     assert plateau.update(100, 1.499).line == (
-        "eval step 100: loss 1.49900, best 1.49900 at step 100, without gain of 0.003 for 1 of 1 evaluations "
-        "(not before step 0): stop"
+        "eval step 100: loss 1.49900, best 1.49900 at step 100, evaluations in a row without a gain of 0.003: 1 "
+        "(stops at 1, not before step 0): stop"
     )
+
+
+def test_evaluations_beyond_patience_are_not_counted_out_of_it() -> None:
+    """Before min_steps the count goes on: it read `for 3 of 2 evaluations`."""
+    plateau = Plateau(AutoStop(patience=2, min_delta=0.0, min_steps=3))
+    lines = [plateau.update(step, 1.0).line for step in range(4)]
+    assert lines[-1].endswith("without a gain of 0.0: 3 (stops at 2, not before step 3): stop")
+    assert lines[-2].endswith("without a gain of 0.0: 2 (stops at 2, not before step 3): go on")
 
 
 def test_no_learning_ends_the_run_once_the_steps_have_passed() -> None:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from app.attention import attend
 from app.batch import Collator, Schedule, Steps, layout_of
+from app.checkpoint import mark_complete
 from app.data import TokenExample
 from app.fast import speed_up
 from app.mask import Document, layout
@@ -222,3 +223,21 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     trainer.add_callback(Recorder(run, StopFlag(), Heart(run, lambda: float(next(clock)))))
     trainer.evaluate()
     assert phases == ["evaluate"] * len(trainer.eval_batches)
+
+
+def test_a_checkpoint_that_is_there_counts_no_longer_once_it_is_being_written_again(model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A kill while it is written would leave the old mark over files of two attempts."""
+    old = tmp_path / "checkpoint-1"
+    old.mkdir()
+    (old / "rng_state_1.pth").write_bytes(b"of a process that there is no longer")
+    mark_complete(old)
+    seen: list[list[str]] = []
+
+    def killed(*_: Any) -> None:
+        seen.append([path.name for path in old.glob("*")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.Trainer._save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(model_of("llama"), tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
+    assert seen == [[]]

@@ -14,8 +14,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGE = "prefill:test"  # of the tests' own: prefill:local may be somebody's
 HOST_IMAGE = "prefill:test-host"
-# What is the tests' to decide, whatever .env says here: the variant, for one, that any engine can run.
-SETTINGS = {"ENV_FILE": "/dev/null", "VARIANT": "cpu"}
+# What is the tests' to decide, whatever .env says here: the variant, for one, that any engine can run; and one thread a
+# stage, since several are played at once and threads that wait for each other keep the cores busy with it.
+SETTINGS = {"ENV_FILE": "/dev/null", "VARIANT": "cpu", "OMP_NUM_THREADS": "1"}
+ALL_CORES = {"OMP_NUM_THREADS": ""}  # for a stage: as many threads as there are cores, as when nobody says a number
+WAITING = "--env OMP_WAIT_POLICY=passive"  # for `docker run`: a thread that waits leaves its core to others
 CACHE = "prefill-test-cache"  # a volume, kept from one test session to the next
 LABEL_NAME = "prefill-test"
 LABEL = f"{LABEL_NAME}={os.getpid()}"  # whose container it is: several test sessions may share an engine
@@ -46,7 +49,7 @@ def stage(
 ) -> Done:
     """container/run.sh, as make calls it: `stage("run", "stage1", runs=...)`. `options`: more for `docker run`."""
     settings = {"IMAGE": IMAGE, "CACHE": CACHE, "RUNS": runs, "GPU": "none"} | env
-    more = f"--label {LABEL} {options}"
+    more = f"--label {LABEL} {WAITING} {options}"
     return run(ROOT / "container/run.sh", *argv, code=code, timeout=timeout, DOCKER_ARGS=more, **settings)
 
 
@@ -86,7 +89,7 @@ def inspect(identity: str) -> dict[str, Any]:
     return dict(found)
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = 240) -> Any:
     """The first true value of `condition`, asked again and again; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -7,6 +7,7 @@ listens at the gateway of a network without a way out, so that hosts and supervi
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -44,25 +45,31 @@ class Network:
     subnet: IPv4Network
     serial: Iterator[int] = field(default_factory=lambda: count(1))
 
-    def address(self) -> str:
-        """One that nobody else is given, also while its container is cut off: the engine chooses from the lower half."""
-        return str(self.subnet[self.subnet.num_addresses // 2 + next(self.serial)])
+    def place(self) -> tuple[str, int]:
+        """An address and a core. The address is one that nobody else is given, also while its container is cut off: the
+        engine chooses from the lower half. Cores are given in turn: of the machines of all scenes, each has as many."""
+        number = next(self.serial)
+        return str(self.subnet[self.subnet.num_addresses // 2 + number]), number % (os.cpu_count() or 1)
 
 
 @contextmanager
 def private_network(name: str) -> Iterator[Network]:
     """An --internal network."""
     docker("network", "rm", name, code=None)
-    docker("network", "create", "--internal", "--label", LABEL, name)
     try:
-        found = "{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}"
-        subnet, gateway = docker("network", "inspect", name, "--format", found).split()
-        network = Network(name, gateway, IPv4Network(subnet))
-        # Made again with the same subnet, named this time: only then may a container ask for an address.
-        docker("network", "rm", name)
-        lower = next(network.subnet.subnets())
-        more = ["--subnet", subnet, "--gateway", gateway, "--ip-range", str(lower)]
-        docker("network", "create", "--internal", "--label", LABEL, *more, name)
+        # Made again with the subnet that the engine chose, named this time: only then may a container ask for an address.
+        # Somebody else's network may be given that subnet in between, and then the engine chooses anew.
+        for last in (False, False, False, True):
+            docker("network", "create", "--internal", "--label", LABEL, name)
+            found = "{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}"
+            subnet, gateway = docker("network", "inspect", name, "--format", found).split()
+            network = Network(name, gateway, IPv4Network(subnet))
+            docker("network", "rm", name)
+            lower = next(network.subnet.subnets())
+            more = ["--subnet", subnet, "--gateway", gateway, "--ip-range", str(lower)]
+            made = docker("network", "create", "--internal", "--label", LABEL, *more, name, code=0 if last else None)
+            if made:
+                break
         yield network
     finally:
         docker("network", "rm", name, code=None)
@@ -134,10 +141,11 @@ class Hosts:
             env = {name: value for name, value in (rental.request.get("env") or {}).items() if not name.startswith("-")}
             env |= {"CONTAINER_ID": rental.id, "CONTAINER_API_KEY": rental.api_key}
             given = [word for name, value in env.items() for word in ("--env", f"{name}={value}")]
-            address = self._addresses[rental.id] = self.network.address()
+            address, core = self.network.place()
+            self._addresses[rental.id] = address
             # One core each: torch takes every core that it sees, and two such jobs would wait for each other's threads.
             container = docker(
-                "run", "--detach", "--label", LABEL, "--network", self.network.name, "--ip", address, "--cpuset-cpus", str(rental.id % 2),
+                "run", "--detach", "--label", LABEL, "--network", self.network.name, "--ip", address, "--cpuset-cpus", core,
                 "--no-healthcheck",  # it is an exec, and an engine hung for good where a pause met the beginning of one
                 "--volume", f"{CACHE}:/cache", "--volume", f"{here}:/mnt", *given, *self.options,
                 "--entrypoint", "/bin/bash", image, "-c", BOOTSTRAP,

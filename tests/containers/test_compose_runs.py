@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.containers.compose import Compose, project_in, write_env
 def compose(tmp_path: Path, image: str) -> Iterator[Compose]:
     """Compose in `tmp_path`, which stands for the repository."""
     with project_in(tmp_path) as call:
-        yield call
+        yield partial(call, OMP_NUM_THREADS=engine.SETTINGS["OMP_NUM_THREADS"])
 
 
 # ---- stages ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from app.checkpoint import complete_checkpoints
 from jobs.errors import EXIT_DISK_FULL, EXIT_STOPPED, EXIT_USER
 from jobs.rundir import RunDir
 from tests.containers import native
@@ -56,7 +55,7 @@ class Background:
         return wait_for("a checkpoint", ready)
 
     def ended(self) -> tuple[int, str]:
-        out, _ = self.process.communicate(timeout=120)
+        out, _ = self.process.communicate(timeout=240)
         return self.process.returncode, out
 
 
@@ -75,6 +74,8 @@ def container_of(background: Background) -> str:
 
 def goes_on(background: Background, path: Path, undisturbed: list[dict[str, float]]) -> None:
     """The rest of it, in the same run, to the losses that it would have had."""
+    from app.checkpoint import complete_checkpoints  # here: it takes torch along, and every worker reads this file
+
     newest = complete_checkpoints(path / "checkpoints")[-1]
     assert 0 < int(newest.name.removeprefix("checkpoint-")) < 200
     said = stage(*LONG, "--resume", runs=background.runs).stderr

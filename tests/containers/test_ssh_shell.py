@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.containers.engine import HOST_IMAGE, IMAGE, ROOT, container, docker, run, wait_for
+from tests.containers.engine import HOST_IMAGE, IMAGE, ROOT, container, docker, wait_for
 from tests.containers.test_host import BOOTSTRAP
 from tests.vast.directory_host import NONCE, RUN
 
@@ -107,7 +107,6 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair(image: str) -> Iterator[Pair]:
-    run(ROOT / "container/image.sh", "host", timeout=900, IMAGE=IMAGE)
     docker("network", "rm", NETWORK, code=None)
     docker("network", "create", "--internal", NETWORK)
     try:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.rundir import RunDir, list_runs
 from tests.containers import native
-from tests.containers.engine import CACHE, IMAGE, ROOT, docker, inspect, only_run, run, stage
+from tests.containers.engine import ALL_CORES, CACHE, IMAGE, ROOT, docker, inspect, only_run, run, stage
 
 LOSSES = ("step", "loss", "learning_rate", "grad_norm", "tokens", "response_tokens")
 
@@ -26,14 +26,14 @@ def natively(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same two stages without a container."""
     runs = tmp_path_factory.mktemp("native")
     for name in ("stage1", "stage3b"):
-        native.app("run", name, "--profile", "ci", runs=runs)
+        native.app("run", name, "--profile", "ci", runs=runs, OMP_NUM_THREADS=os.cpu_count())
     return runs
 
 
 @pytest.fixture(scope="module")
 def trained(warm: Path) -> Path:
     """stage3b of the container."""
-    stage("run", "stage3b", "--profile", "ci", runs=warm)
+    stage("run", "stage3b", "--profile", "ci", runs=warm, **ALL_CORES)
     return only_run(warm, "stage3b")
 
 

@@ -153,7 +153,22 @@ def test_the_heartbeat_carries_progress_and_both_clocks(run: RunDir) -> None:
         "wall_time": "2026-11-22T23:26:40+00:00",
         "unix_time": 1_795_390_000.5,
         "monotonic": 12.25,
+        "progress_unix_time": 1_795_390_000.5,
+        "progress_monotonic": 12.25,
     }
+    run.heartbeat(3, 20, 1.0, None, "train", clock=FakeClock(), since_progress=10.0)
+    again = run.read_heartbeat()
+    assert (again["monotonic"], again["progress_monotonic"]) == (12.25, 2.25)
+    assert (again["unix_time"], again["progress_unix_time"]) == (1_795_390_000.5, 1_795_389_990.5)
+
+
+def test_the_heartbeat_does_not_wait_for_a_disk_that_is_busy_with_a_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    waited: list[int] = []
+    monkeypatch.setattr("jobs.artifacts.os.fsync", waited.append)
+    run.heartbeat(3, 20, None, None, "save")
+    assert not waited
+    run.write_metrics({"schema": 1})
+    assert len(waited) == 2  # the file, and the directory that names it
 
 
 def test_the_heartbeat_takes_the_machines_clocks_by_default(run: RunDir) -> None:

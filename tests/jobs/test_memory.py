@@ -1,12 +1,15 @@
-"""How much memory a job is expected to need: what was measured, what a run does, and remedies that are true."""
+"""How much memory a job is expected to need: what was measured, and what a run does."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from jobs.estimate import Estimate, estimate, estimate_on
 from jobs.gpus import gpu_at_hand, gpu_named
 from jobs.load import Job, resolve, with_memory_halved
+from tests.jobs.measured import gpus_3b
 
 
 def job(stage: str = "stage5b", profile: str = "ministral-3b", *sets: str) -> Job:
@@ -19,25 +22,6 @@ def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None
     assert small.fits is False
     assert small.remedy == "set train.optimizer: adafactor"
     assert estimate(job("stage5b", "ministral-3b", "train.optimizer=adafactor"), "A100-40GB").fits
-
-
-def test_a_remedy_of_several_changes_names_each_and_is_true() -> None:
-    large = ("train.gradient_checkpointing=false", "model.name=some/Model-3B", "train.batch_size=64")
-    found = estimate(job("stage3b", "ministral-3b", *large), "RTX_4090")
-    assert found.remedy.endswith(" and train.lora: {r: 16}") and found.remedy.count(" and ") == 1
-    sets = found.remedy.removeprefix("set ").replace(": {", "={").replace(": true", "=true").replace(": 1024", "=1024")
-    assert estimate(job("stage3b", "ministral-3b", *large, *sets.split(" and ")), "RTX_4090").fits
-
-
-def test_a_small_card_is_told_to_train_adapters_and_that_fits() -> None:
-    small = ("model.name=some/Model-2B",)
-    assert estimate(job("stage3b", "ministral-3b", *small), "RTX_4090").remedy == "set train.lora: {r: 16}"
-    assert estimate(job("stage3b", "ministral-3b", *small, "train.lora={r: 16}"), "RTX_4090").fits
-
-
-def test_where_no_change_helps_the_remedy_is_more_gpus_or_a_larger_one() -> None:
-    huge = job("stage5b", "ministral-3b", "model.name=some/Model-70B")
-    assert estimate(huge, "RTX_4090").remedy.startswith("take a GPU with more memory than 24 GB")
 
 
 def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
@@ -89,24 +73,6 @@ def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
         assert parts(f"model.attention={dense}", "train.pack_tokens=4096") == long  # as the stage says, if it says
 
 
-def test_scoring_that_does_not_fit_is_told_a_smaller_batch_and_that_fits() -> None:
-    wide = job("stage1", "ministral-3b", "score.batch_tokens=1048576")
-    found = estimate(wide, "RTX_4090")
-    assert found.fits is False and found.remedy.startswith("set score.batch_tokens: ")
-    assert estimate(
-        job("stage1", "ministral-3b", found.remedy.removeprefix("set ").replace(": ", "=")), "RTX_4090"
-    ).fits
-
-
-def test_the_8_bit_optimizer_is_named_second_and_with_what_it_needs() -> None:
-    plain = ("model.name=some/Model-3B", "train.gradient_checkpointing=true")
-    found = estimate(job("stage5b", "ministral-3b", *plain), "A40")
-    assert found.fits is False
-    assert found.remedy == "set train.optimizer: adafactor, or adamw_8bit (needs torchao or bitsandbytes)"
-    for optimizer in ("adafactor", "adamw_8bit"):
-        assert estimate(job("stage5b", "ministral-3b", *plain, f"train.optimizer={optimizer}"), "A40").fits
-
-
 @pytest.mark.parametrize("model", ["mistralai/Ministral-3-3B-Instruct-2512", "some/Model-13B"])
 @pytest.mark.parametrize("wanted", ["ddp", "fsdp"])
 def test_sharding_that_the_profile_asks_for_is_what_is_estimated(model: str, wanted: str) -> None:
@@ -114,22 +80,6 @@ def test_sharding_that_the_profile_asks_for_is_what_is_estimated(model: str, wan
         estimate(job("stage5b", "ministral-3b", f"model.name={model}", f"sharding={wanted}"), "H200", 2).sharding
         == wanted
     )
-
-
-def test_a_profile_that_asks_for_whole_copies_is_told_to_spread_them_where_that_fits() -> None:
-    found = estimate(job("stage5b", "ministral-3b", "sharding=ddp"), "A100-40GB", 4)
-    assert found.fits is False and found.remedy == "set sharding: fsdp"
-    assert estimate(job("stage5b", "ministral-3b", "sharding=fsdp"), "A100-40GB", 4).fits
-
-
-def test_a_teacher_is_never_spread_and_the_remedy_does_not_say_so() -> None:
-    taught = ("train.objective.kl=0.5", "sharding=auto")
-    found = estimate(job("stage5b", "ministral-3b", *taught), "A100-40GB", 4)
-    assert found.sharding == "ddp" and found.fits is False
-    found = estimate(job("stage5b", "ministral-3b", "train.objective.kl=0.5", "sharding=ddp"), "A100-40GB", 4)
-    assert "sharding" not in found.remedy
-    adapters = estimate(job("stage5b", "ministral-3b", "sharding=fsdp"), "A100-40GB", 2)
-    assert "lora" not in adapters.remedy
 
 
 def test_spread_over_many_gpus_each_still_loads_every_weight_once() -> None:
@@ -150,3 +100,116 @@ def test_without_bf16_training_is_estimated_in_fp32() -> None:
 def test_the_parts_add_up_to_the_peak() -> None:
     found = estimate(job(), "H200")
     assert found.parts_gb is not None and found.peak_gb == pytest.approx(sum(found.parts_gb.values()), abs=0.05)
+
+
+# ---- several GPUs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_memory_is_as_measured_on_one_gpu_and_on_two(gpus: int) -> None:
+    estimated, measured = gpus_3b(gpus)
+    assert estimated.sharding == ("ddp" if gpus == 2 else "none")
+    assert peak(estimated) == pytest.approx(measured["peak_gb"], rel=0.02)
+
+
+def test_gradients_stand_beside_ddps_buckets_where_a_gpu_has_several_passes_a_step() -> None:
+    """52 examples are mostly a row of 4,096 tokens on each of two GPUs, but large steps are two."""
+
+    def buckets(batch: int, *sets: str) -> float | None:
+        found = estimate(job("stage5b", "ministral-3b", f"train.batch_size={batch}", *sets), "H200", 2)
+        assert found.parts_gb is not None and found.sharding == "ddp"
+        return found.parts_gb.get("buckets")
+
+    gradients = 4 * 3.429e9 / 2**30
+    assert buckets(16) is None
+    assert buckets(52) == pytest.approx(gradients, rel=1e-2)
+    assert buckets(8, "train.packing=false", "train.micro_batch_size=4") is None
+    assert buckets(16, "train.packing=false", "train.micro_batch_size=4") == pytest.approx(gradients, rel=1e-2)
+
+
+def test_what_only_the_buckets_make_too_large_is_spread() -> None:
+    """77.5 GB without them, which would be said to fit."""
+    sets = ("train.batch_size=256", "train.gradient_checkpointing=false")
+    found = estimate(job("stage5b", "ministral-3b", *sets), "H100", 2)
+    assert found.sharding == "fsdp" and found.fits
+    whole = estimate(job("stage5b", "ministral-3b", *sets, "sharding=ddp"), "H100", 2)
+    assert whole.fits is False and peak(whole) > 90
+
+
+def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_whole() -> None:
+    def parts(gpus: int) -> dict[str, float]:
+        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false")
+        found = estimate(job("stage5b", "ministral-3b", *sets), "H200", gpus)
+        assert found.parts_gb is not None
+        return found.parts_gb
+
+    two, eight = parts(2), parts(8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert eight[part] == pytest.approx(two[part] / 4, rel=1e-2)
+    embedding, layer = 131072 * 3072, 2 * 3072 * 128 * 40 + 3 * 3072 * 9216
+    assert (
+        two["whole"] == eight["whole"] == pytest.approx((2 * (embedding + 2 * layer) + 6 * embedding) / 2**30, rel=1e-2)
+    )
+    assert "buckets" not in two
+
+
+# ---- scoring -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
+    """16,384 tokens: logits of half of them at a time, 131,072 each. Its weights alone are half of float32's."""
+
+    def parts(dtype: str) -> dict[str, float]:
+        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}")
+        found = estimate(job("stage1", "ministral-3b", *sets), "H200").parts_gb
+        assert found is not None
+        return found
+
+    half, full = parts("bfloat16"), parts("float32")
+    assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
+    assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
+    assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
+
+
+# ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------
+
+AUTO = ("train.gradient_checkpointing=auto",)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "taken"),
+    [("H200", 1, False), ("H100_NVL", 1, False), ("A40", 1, True),
+     ("A100-80GB", 1, True), ("H100", 1, True),  # 76.9 of 77.6 GB: that is not enough to spare
+     ("A100-80GB", 2, False),  # half the tokens on each
+     ("RTX_4090", 8, False)],  # spread either way
+)  # fmt: skip
+def test_gradients_are_checkpointed_by_themselves_only_where_memory_needs_it(gpu: str, gpus: int, taken: bool) -> None:
+    found, same = (
+        estimate(job("stage5b", "ministral-3b", f"train.gradient_checkpointing={value}"), gpu, gpus)
+        for value in ("auto", str(taken).lower())
+    )
+    assert (found.checkpointing, found.peak_gb, found.steps_per_s) == (taken, same.peak_gb, same.steps_per_s)
+    words = "with gradient checkpointing" if taken else "without gradient checkpointing"
+    assert any(line.startswith(words) for line in found.assumptions)
+    assert not any("gradient checkpointing" in line for line in same.assumptions)
+
+
+def test_nothing_is_spread_over_gpus_to_spare_the_checkpointing() -> None:
+    sets, gpu = ("train.batch_size=64", *AUTO), replace(gpu_named("H100"), memory_gb=85)
+    found = estimate_on(job("stage5b", "ministral-3b", *sets), gpu, 2)
+    assert (found.sharding, found.checkpointing) == ("ddp", True)
+    without = estimate_on(job("stage5b", "ministral-3b", *sets, "train.gradient_checkpointing=false"), gpu, 2)
+    assert without.sharding == "fsdp" and peak(without) < 60
+
+
+def test_a_job_that_ran_out_of_memory_does_not_go_without_checkpointing_again() -> None:
+    whole, gpu = job("stage5b", "ministral-3b", *AUTO), gpu_named("H200")
+    found = [estimate_on(with_memory_halved(whole, k), gpu, halvings=k) for k in range(3)]
+    assert [one.checkpointing for one in found] == [False, True, True]
+    assert peak(found[0]) > peak(found[1]) > peak(found[2])
+
+
+def test_the_3b_profile_leaves_checkpointing_to_the_estimate() -> None:
+    train = job().stage.train
+    assert train is not None and train.gradient_checkpointing == "auto"
+    assert estimate(job("stage1"), "H200").checkpointing is None  # which does not train

@@ -105,6 +105,17 @@ def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
         ({"phase": "train", "unix_time": 1.0, "monotonic": 900.0}, 100.0),
         ({"phase": "score base/causal", "unix_time": 1.0, "monotonic": 400.0}, 600.0),
         ({"phase": "train", "unix_time": 4000.0, "monotonic": 2000.0}, 1000.0),  # the clock began anew with the machine
+        (
+            {
+                "phase": "train",
+                "unix_time": 1.0,
+                "monotonic": 999.0,
+                "progress_unix_time": 1.0,
+                "progress_monotonic": 600.0,
+            },
+            400.0,
+        ),
+        ({"phase": "train", "unix_time": 1.0, "monotonic": 900.0, "progress_monotonic": "x"}, 100.0),
         ({"phase": "load", "unix_time": 1.0, "monotonic": 100.0}, None),  # a download beats once
         ({"phase": "load", "unix_time": 1.0, "monotonic": -1000.0}, 2000.0),  # and not for ever
         ({"phase": "train", "unix_time": "x", "monotonic": 1.0}, None),

@@ -21,7 +21,7 @@ from vast.host import runs as hostruns
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 SMI_SECONDS = 3.0
-# Phases that beat with every step. The others, a download or a save, may be silent for as long as this without being hung:
+# Phases that get on with every step. The others, a download or a save, may take as long as this without being hung:
 # the longest of jobs/health.py, which a test compares.
 WORKING = ("train", "evaluate", "score")
 SILENCE = 1800.0
@@ -134,9 +134,15 @@ def speechless(state: Mapping[str, Any], clocks: Clocks) -> float | None:
 
 
 def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
-    """Seconds since the last beat; None while a phase goes on that makes none, since its silence says nothing."""
-    wall, monotonic = jsonfiles.number(beat.get("unix_time")), jsonfiles.number(beat.get("monotonic"))
-    if wall is None or monotonic is None:
+    """Seconds since the run last got on; None while a phase goes on that makes no steps, since its silence says nothing.
+
+    A trainer that hangs beats on in the background: what counts is the last beat that came with progress.
+    """
+    for of in ("progress_", ""):  # heartbeats of before there was the first have the second
+        wall, monotonic = (jsonfiles.number(beat.get(of + clock)) for clock in ("unix_time", "monotonic"))
+        if wall is not None and monotonic is not None:
+            break
+    else:
         return None
     age = clocks.monotonic() - monotonic
     if age < 0:  # the machine was started again, and its clock with it
