@@ -205,6 +205,14 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state.global_step = step_of(checkpoint)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Not of an output layer that is the input embedding: it stands in the file once, and nothing is missing."""
+        inner: Any = self.model
+        shared = inner.get_input_embeddings().weight
+        twice = {name for name, weight in inner.named_parameters(remove_duplicate=False) if weight is shared}
+        missing = [name for name in load_result.missing_keys if name not in twice]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Under FSDP the weights are saved with the optimiser's state (pytorch_model_fsdp.bin): once is enough."""
         if not self.is_fsdp_enabled:

@@ -241,3 +241,13 @@ def test_a_checkpoint_that_is_there_counts_no_longer_once_it_is_being_written_ag
     with pytest.raises(KeyboardInterrupt):
         trainer_of(model_of("llama"), tmp_path, max_steps=1, save_strategy="steps", save_steps=1).train()
     assert seen == [[]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_output_layer_is_not_called_missing_in_a_checkpoint(tied: bool, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    model = model_of("llama", tie_word_embeddings=tied)
+    said: list[str] = []
+    monkeypatch.setattr("transformers.trainer.logger.warning", said.append)
+    checkpoint = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    trainer_of(model, tmp_path)._issue_warnings_after_load(model.load_state_dict(checkpoint, strict=False))
+    assert bool(said) is not tied
