@@ -58,8 +58,8 @@ readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see
 PROFILE := $(or $(call setting,PROFILE),embedded)
 RUNS := $(call setting,RUNS)
 
-# With PYTHON given, auto is native. A runner has a command that stands before `run STAGE`, and something that must be there first. The engine is asked once,
-# and only when a stage is to run.
+# With PYTHON given, auto is native. A runner has a command that stands before `run STAGE`, and something that must be there
+# first. The engine is asked once, and only when a stage is to run.
 answering = $(eval answering := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(answering)
 engine = $(if $(BASE),$(answering),native)
 runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
