@@ -25,10 +25,8 @@ TIMEOUT = timedelta(minutes=30)  # for what one rank does while the others wait:
 _BY_LAUNCHER = "unset WORLD_SIZE, or start it with `accelerate launch`, which sets all of them"
 LAST_WAIT = timedelta(seconds=60)  # for the end, when all that is left to do is to say how it went
 SHORT_WAIT = timedelta(seconds=5)  # the same of a rank that may be alone with what ended it
-_ENDED, _LEAVING = (
-    "prefill/ended",
-    "prefill/leaving",
-)  # on the board: the exit code of rank 0; which ranks are about to go
+# On the board: the exit code of rank 0; which ranks are about to go.
+_ENDED, _LEAVING = "prefill/ended", "prefill/leaving"
 
 
 @dataclass(frozen=True, eq=False)
