@@ -103,7 +103,7 @@ def test_ctrl_c_elsewhere_is_one_line(command: Command, monkeypatch: pytest.Monk
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.report_list.list_rows", interrupted)
+    monkeypatch.setattr("app.report.run_list.list_rows", interrupted)
     said = command("runs", "--runs-dir", tmp_path)
     assert said.code == 130 and said.err.strip() == "error: interrupted"
 

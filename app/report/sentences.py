@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.report_compare import WIDE, Comparison, trained_under
-from app.report_format import number, points, signed
-from app.report_study import Study
+from app.report.comparisons import WIDE, Comparison, trained_under
+from app.report.format import number, points, signed
+from app.report.study import Study
 
 
 @dataclass(frozen=True)

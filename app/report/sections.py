@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app import report_plots, report_tables, report_tables_runs
-from app.report_compare import Comparison
-from app.report_data import Evaluation, Run
-from app.report_format import number
-from app.report_plots import Plot
-from app.report_study import Study
-from app.report_tables import Table
+from app.report import plots as report_plots
+from app.report import run_tables
+from app.report import tables as report_tables
+from app.report.comparisons import Comparison
+from app.report.format import number
+from app.report.plots import Plot
+from app.report.runs import Evaluation, Run
+from app.report.study import Study
+from app.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,12 @@ def sections(study: Study) -> list[Section]:
         table = report_tables.overview(side, "Causal scores after finetuning")
         found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), (table,)))
     if any(run.estimate for run in study.runs):
-        found.append(Section("estimate", "Estimate against actual", (), (report_tables_runs.estimate(study),)))
+        found.append(Section("estimate", "Estimate against actual", (), (run_tables.estimate(study),)))
     if any(run.reference for run in study.runs):
-        found.append(Section("reference", "Reference numbers", (_REFERENCE,), (report_tables_runs.reference(study),)))
+        found.append(Section("reference", "Reference numbers", (_REFERENCE,), (run_tables.reference(study),)))
     if study.missing:
-        found.append(Section("missing", "Not run yet", (), (report_tables_runs.missing(study),)))
-    provenance = (report_tables_runs.runs(study), report_tables_runs.speed(study))
+        found.append(Section("missing", "Not run yet", (), (run_tables.missing(study),)))
+    provenance = (run_tables.runs(study), run_tables.speed(study))
     found.append(Section("runs", "Runs, time and speed", (), provenance))
     return found
 
@@ -85,7 +87,7 @@ def _training(study: Study) -> Section:
     trained = [run for run in study.runs if run.train]
     control = [c for c in study.comparisons if c.group == "control"]
     text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
-    tables = [report_tables_runs.training(study)]
+    tables = [run_tables.training(study)]
     if control:
         tables.append(report_tables.overview(control, "The control: prefix against causal finetuning on the same data"))
     elif study.compared is None:

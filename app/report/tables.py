@@ -1,14 +1,14 @@
-"""The tables of a report as plain cells, rendered by `app.report` to a terminal, Markdown and HTML alike."""
+"""The tables of a report as plain cells, rendered by `app.report.render` to a terminal, Markdown and HTML alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.report_compare import Comparison, paired
-from app.report_data import mask_name
-from app.report_format import DASH, number, p_value, task_order, task_title, with_interval
-from app.report_study import Study
+from app.report.comparisons import Comparison, paired
+from app.report.format import DASH, number, p_value, task_order, task_title, with_interval
+from app.report.runs import mask_name
+from app.report.study import Study
 
 
 @dataclass(frozen=True)

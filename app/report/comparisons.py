@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.report_data import Evaluation, Run
+from app.report.runs import Evaluation, Run
 from app.stats import McNemar, Paired, holm, mcnemar_exact, paired_bootstrap
 from jobs.errors import DataError
 

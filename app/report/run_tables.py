@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from app.report_data import mask_name
-from app.report_format import DASH, count, duration, moment, number, short, task_title
-from app.report_study import Study
-from app.report_tables import Row, Table
+from app.report.format import DASH, count, duration, moment, number, short, task_title
+from app.report.runs import mask_name
+from app.report.study import Study
+from app.report.tables import Row, Table
 
 _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these under a mask that shows the answer
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.report_data import LEAKING_MASKS
-from app.report_format import DASH, moment, number
+from app.report.format import DASH, moment, number
+from app.report.runs import LEAKING_MASKS
 from jobs.errors import make_command
 from jobs.rundir import RunDir, list_runs
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from markupsafe import escape
 
-from app.report_compare import Comparison
-from app.report_data import Evaluation
-from app.report_format import TASK_TITLES, number, points
-from app.report_study import Study
+from app.report.comparisons import Comparison
+from app.report.format import TASK_TITLES, number, points
+from app.report.runs import Evaluation
+from app.report.study import Study
 
 # Placeholder -> CSS variable of report.html.j2. Any colours do, as long as matplotlib does not use them by itself.
 _VARIABLES = {

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 
-from app.report import Report
+from app.report.render import Report
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.rundir import RunDir, list_runs
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.report_compare import (
+from app.report.comparisons import (
     Comparison,
     compare_runs,
     find_baseline,
@@ -18,7 +18,7 @@ from app.report_compare import (
     trained_under,
     what_differs,
 )
-from app.report_data import Evaluation, Run, load_run
+from app.report.runs import Evaluation, Run, load_run
 from jobs.errors import DataError, RunStateError, make_command
 from jobs.rundir import RunDir, list_runs
 from jobs.runfiles import ID_PATTERN

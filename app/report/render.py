@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from app import report_tables
-from app.report_list import RunRow, list_rows, print_runs
-from app.report_plots import Plot
-from app.report_sections import Section, plots, sections
-from app.report_study import Study, study_of_profile, study_of_two
-from app.report_tables import Table
-from app.report_text import KeyNumber, cautions, details, headline, key_numbers
+from app.report import tables
+from app.report.plots import Plot
+from app.report.run_list import RunRow, list_rows, print_runs
+from app.report.sections import Section, plots, sections
+from app.report.sentences import KeyNumber, cautions, details, headline, key_numbers
+from app.report.study import Study, study_of_profile, study_of_two
+from app.report.tables import Table
 from jobs.errors import runs_setting
 from jobs.rundir import write_text_atomically
 
@@ -33,7 +33,7 @@ __all__ = [
     "Report", "RunRow", "build_report", "list_rows", "print_results", "print_runs", "write_report",
 ]  # fmt: skip
 
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _markdown_rows(table: Table) -> list[str]:
 
 def _rich(study: Study, *, wide: bool) -> RichTable:
     """The results, in 80 columns unless `wide`; intervals of the retentions are left to the written report."""
-    full = report_tables.results(study)
+    full = tables.results(study)
     styles = {"leaks": "dim", "base": "bold"}
     out = RichTable(title=full.title, caption=full.note.replace("`", ""), box=SIMPLE_HEAD, show_edge=False)
     out.title_justify = out.caption_justify = "left"
