@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from app.harness import PrefillLM
+from app.harness.model import PrefillLM
 from app.model import Loaded
 
 CONTEXT = 96  # of the random models

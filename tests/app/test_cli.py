@@ -64,7 +64,7 @@ def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, comman
 
 
 @pytest.mark.parametrize(("module", "given", "spins"), [
-    ("app.__main__", {}, "1000"), ("app.harness", {}, "1000"), ("benchmarks.profiled", {}, "1000"),
+    ("app.__main__", {}, "1000"), ("app.harness.model", {}, "1000"), ("benchmarks.profiled", {}, "1000"),
     ("app.__main__", {"GOMP_SPINCOUNT": "77"}, "77"), ("app.__main__", {"OMP_WAIT_POLICY": "active"}, "30000000000"),
 ])  # fmt: skip
 def test_torch_s_threads_leave_the_cores_to_others(module: str, given: dict[str, str], spins: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 from app import probe, score
 from app.encode import Request, encode_harness, start_token
-from app.harness_cache import claim, fingerprint
+from app.harness.response_cache import claim, fingerprint
 from app.mask import PATTERNS
 from app.model import Loaded, find_checkpoint, load
 from app.progress import token_bar
@@ -41,7 +41,7 @@ try:
     from lm_eval.models.utils import has_bos_prefix
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    from app.harness_answers import Answers
+    from app.harness.generate import Answers
 except ModuleNotFoundError as error:
     raise ConfigError("app.harness", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
@@ -260,7 +260,3 @@ def main() -> int:
     if any("mask=bidirectional" in argument for argument in sys.argv):
         print(LEAKS)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
