@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from app.attention.mask import Document, Layout, layout
 from app.data import TokenExample
-from app.mask import Document, Layout, layout
 
 IGNORE = -100
 

@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from app import probe
-from app.attention import NAMES, attend, text_config
-from app.blocks import TILE
+from app.attention import selfcheck
+from app.attention.backends import NAMES, attend, text_config
+from app.attention.block_mask import TILE
+from app.attention.mask import PATTERNS, Document, layout
 from app.head import instead_of_logits
-from app.mask import PATTERNS, Document, layout
 from app.model import Loaded
 from app.rows import Row, batch_of
 from jobs.errors import ModelError
@@ -137,8 +137,8 @@ def _wrong(model: Any, pattern: str, width: int, branches: bool,
     before, after = (_states(model, tokens, document, pattern, width, mode) for tokens in (ids, changed % vocab))
     moves = (after.float() - before.float()).abs().amax(-1).view(SIZE + 2, SIZE).cpu()
     moved, apart = moves[1:-1].T, moves[[0, -1]]  # (query, key)
-    may, must = probe.expected_dependence(model, layout([[document]], pattern))
-    limit = probe._tolerance(before)
+    may, must = selfcheck.expected_dependence(model, layout([[document]], pattern))
+    limit = selfcheck._tolerance(before)
     extra = int((~(moved <= limit) & ~may).sum()) + int((~(apart <= limit)).sum())  # NaN is one too many
     return extra, int((must & ~(moved > 0)).sum())
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from app.attention.mask import PATTERNS
 from app.encode import ENCODERS, require_fits
-from app.mask import PATTERNS
 from app.model import Loaded
 from app.ranks import ALONE, Ranks
 from app.score import Count, Scored

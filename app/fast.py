@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from app.attention import NAMES, text_config
-from app.blocks import TILE
+from app.attention.backends import NAMES, text_config
+from app.attention.block_mask import TILE
 from app.compiled import decoder_layers
 from app.model import Loaded, row_multiple
 

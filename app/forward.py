@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from app import products
-from app.attention import attend
+from app.attention.backends import attend
+from app.attention.mask import Layout
 from app.batch import layout_of
 from app.head import instead_of_logits
-from app.mask import Layout
 from app.objective import Loss, Teacher, from_hidden, objective
 from app.score import only_at
 from jobs.schema import Objective

@@ -10,8 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from app import products
-from app.attention import attend
-from app.mask import Document, layout
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
 from app.model import Loaded
 from jobs.errors import DataError, ModelError
 
@@ -71,7 +71,7 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
     `stopping`: transformers stopping criteria, to end before the end-of-sequence token; what follows a stop is kept.
     `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token. Of a
-    bfloat16 model on a GPU more than 1,024 tokens of it are attended to in bfloat16 (app/attention.py), so of a long answer
+    bfloat16 model on a GPU more than 1,024 tokens of it are attended to in bfloat16 (app/attention/backends.py), so of a long answer
     the two may differ.
 
     Raises:

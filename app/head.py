@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.attention import attend
+from app.attention.backends import attend
 from app.mixed import is_linear
 
 

@@ -3,7 +3,7 @@
 A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
 gives its output in float32, the embeddings likewise. Where it costs little, nothing is rounded at all: logits and attention on a
-CPU, on a GPU the results of all products, and short rows attend in float32 there (app/attention.py). One choice in a hundred
+CPU, on a GPU the results of all products, and short rows attend in float32 there (app/attention/backends.py). One choice in a hundred
 differs, on a GPU one in two hundred, and it is 7 to 11 % slower than with less care (docs/log.md). Weights stay bfloat16; a CPU
 keeps those of attention and of the head in float32 besides.
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.attention import text_config
+from app.attention.backends import text_config
 
 HALF = torch.bfloat16
 
@@ -84,7 +84,7 @@ def keep_float32(model: Any) -> bool:
             module.register_forward_hook(_widen)
         elif type(module) is nn.Linear:
             module.__class__ = _Exact if module is head or id(module) in exact else _Linear
-        module._half_attention = True  # see app/attention.py
+        module._half_attention = True  # see app/attention/backends.py
     return True
 
 

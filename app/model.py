@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as hf_logging
 
 from app import embedded
-from app.attention import NAMES, refuse_unsupported, text_config
+from app.attention.backends import NAMES, refuse_unsupported, text_config
 from app.mixed import keep_float32
 from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.rundir import latest_complete

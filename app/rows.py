@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.attention.mask import Document, Layout, layout
 from app.encode import Request
-from app.mask import Document, Layout, layout
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from app import compiled, products
-from app.attention import SHORT, attend
-from app.blocks import TILE
+from app.attention.backends import SHORT, attend
+from app.attention.block_mask import TILE
+from app.attention.mask import PATTERNS, Layout
 from app.encode import Request
 from app.head import instead_of_logits, plain_head
-from app.mask import PATTERNS, Layout
 from app.model import Loaded
 from app.rows import Batch, Row, batch_of, packed, padded, rows_of
 
@@ -170,7 +170,7 @@ def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterat
     fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
-    # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention.py).
+    # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention/backends.py).
     long, short = ([row for row in rest if (len(row) > SHORT) is longer] for longer in (True, False))
     for batch in [*padded(long, budget), *padded(short, budget)]:
         yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False

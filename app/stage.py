@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import checkpoint, probe, room
+from app import checkpoint, room
+from app.attention import selfcheck
 from app.callbacks import Heart, StopFlag
 from app.environment import environment
 from app.evaluate import Sample, evaluate
@@ -140,7 +141,7 @@ class _Stage:
 
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
         self.heart.phase("check")
-        findings = probe.require(loaded.model, masks, loaded.origin)
+        findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
     def train(self, resume: bool) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from app import checkpoint, sharded
-from app.attention import text_config
+from app.attention.backends import text_config
+from app.attention.block_mask import TILE
 from app.batch import Collator, Schedule, Steps
-from app.blocks import TILE
 from app.callbacks import Heart, Recorder, StopFlag
 from app.compiled import require_dependence
 from app.data import TokenExample, load_examples, split

@@ -101,7 +101,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
 
     import app.train
     from app import checkpoint
-    from app.attention import NAMES
+    from app.attention.backends import NAMES
     from app.callbacks import Heart, StopFlag
     from app.model import Loaded
     from app.room import peak_gb

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app import embedded
-from app.attention import NAMES
+from app.attention.backends import NAMES
 from app.encode import encode_harness
 from app.mixed import keep_float32
 from app.model import Loaded, load

@@ -51,12 +51,13 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     require_writable(out)
     if out.resolve() == pairs.resolve():
         raise ConfigError("--out", f"{out} is what --pairs reads, and would be replaced", "name another file")
-    from app import probe, score
+    from app import score
+    from app.attention import selfcheck
     from app.encode import ENCODERS, require_fits
     from app.progress import token_bar
 
     loaded = _load(profile, model, runs_dir, dtype=dtype)
-    probe.require(loaded.model, [mask], loaded.origin)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
     require_fits(requests, [line.where for line in lines], loaded.max_length)
     with token_bar(mask) as show:
@@ -98,10 +99,10 @@ def generate(profile: str, model: str | None, mask: str, prompt: str | None, pro
     from transformers import TextStreamer
 
     from app import generate as decoding
-    from app import probe
+    from app.attention import selfcheck
 
     loaded = _load(profile, model, runs_dir)
-    probe.require(loaded.model, [mask], loaded.origin)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
     decoding.require_fits(loaded, ids, max_new_tokens)
     if stream or (stream is None and len(ids) == 1):
@@ -128,9 +129,9 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
     Every run checks those of its own masks at its start; the laws are in docs/mask.md.
     """
     resolve("stage1", profile, sets=sets)
-    from app import probe as laws
-    from app.attention import layer_types
-    from app.mask import PATTERNS
+    from app.attention import selfcheck as laws
+    from app.attention.backends import layer_types
+    from app.attention.mask import PATTERNS
 
     loaded = _load(profile, model, runs_dir, sets)
     kinds = layer_types(loaded.model)

@@ -24,10 +24,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app import probe, score
+from app import score
+from app.attention import selfcheck
+from app.attention.mask import PATTERNS
 from app.encode import Request, encode_harness, start_token
 from app.harness.response_cache import claim, fingerprint
-from app.mask import PATTERNS
 from app.model import Loaded, find_checkpoint, load
 from app.progress import token_bar
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
@@ -82,7 +83,7 @@ class PrefillLM(TemplateLM):
                 raise ConfigError(f"model_args: {name}", f"expected a positive integer, found {value!r}")
         self.mask, self.profile, self.leaks = mask, profile, PATTERNS[mask].leaks
         self.loaded = loaded or _load(profile, model, runs_dir, dtype, device)
-        probe.require(self.loaded.model, [mask], self.loaded.origin)
+        selfcheck.require(self.loaded.model, [mask], self.loaded.origin)
         self.tokenizer = self.loaded.tokenizer
         self.batch_tokens, self.max_gen_toks = batch_tokens, max_gen_toks
         self.counts = {"contexts_truncated": 0, "contexts_not_a_token_prefix": 0}

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
-from app.attention import NAMES
+from app.attention.backends import NAMES
 from app.wheels import sha256
 from tests.app.command_line import Command, caller
 from tests.app.fake_work import Start, starter

@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from app.attention import NAMES
+from app.attention.backends import NAMES
 from app.callbacks import Heart, Recorder, StopFlag
 from app.fast import speed_up
 from app.ranks import Ranks, join

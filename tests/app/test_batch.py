@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.attention.mask import Document, layout
 from app.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
 from app.data import TokenExample
-from app.mask import Document, layout
 
 EXAMPLES = [
     TokenExample((11, 12, 13), (21, 22), "aa", "one"),

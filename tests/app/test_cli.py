@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.probe import Finding
+from app.attention.selfcheck import Finding
 from jobs.load import stage_names
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
@@ -243,7 +243,7 @@ def test_probe_prints_the_laws_by_layer_type(profile: str, command: Command) -> 
 
 def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [Finding("mask reaches full_attention layers", "prefix", False, "another mask arrived")]
-    monkeypatch.setattr("app.probe.check_dependence", lambda *_: broken)
+    monkeypatch.setattr("app.attention.selfcheck.check_dependence", lambda *_: broken)
     said = command("probe", "--profile", "ci")
     said.refused("random llama: 1 of", "laws do not hold", alone=False)
     assert "FAILS  prefix" in said.out

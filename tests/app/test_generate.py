@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import attend
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
 from app.generate import answers, generate
-from app.mask import Document, layout
 from app.model import Loaded
 from jobs.errors import DataError, ModelError
 

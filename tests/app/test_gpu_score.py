@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from app import compiled, mixed
-from app.attention import SHORT
+from app.attention.backends import SHORT
 from app.encode import Request
 from app.mixed import keep_float32
 from app.model import Loaded

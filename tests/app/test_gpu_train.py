@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import NAMES
+from app.attention.backends import NAMES
 from app.data import TokenExample
 from app.fast import speed_up, suits
 from app.model import Loaded

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from app import mixed
-from app.attention import NAMES, SHORT, _in_half, attend
-from app.mask import PATTERNS, Document, layout
+from app.attention.backends import NAMES, SHORT, _in_half, attend
+from app.attention.mask import PATTERNS, Document, layout
+from app.attention.selfcheck import check_dependence, check_equivalences
 from app.mixed import keep_float32
 from app.model import load
-from app.probe import check_dependence, check_equivalences
 from jobs.schema import ModelSource
 from tests.app.wrapped import wrapper
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from app.attention import NAMES
+from app.attention.backends import NAMES
 from app.batch import Collator
 from app.head import plain_head
 from app.objective import Teacher, from_hidden, objective

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app.attention import attend
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
 from app.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.evaluate import evaluate
-from app.mask import Document, layout
 from app.model import Loaded, load
 from app.score import Count, Scored, _judged, _Running, loglikelihood
 from app.tasks import load_items

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
-from app.attention import attend
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
 from app.batch import Collator, Schedule, Steps, layout_of
 from app.checkpoint import mark_complete
 from app.data import TokenExample
 from app.fast import speed_up
-from app.mask import Document, layout
 from app.objective import objective
 from app.stopping import TrainingEnded
 from app.trainer import PrefillTrainer

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import attend
-from app.mask import Document, layout
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
 from app.mixed import text_path, unused_modules
 from app.train import _trainable
 from jobs.load import resolve

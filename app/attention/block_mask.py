@@ -1,4 +1,4 @@
-"""Which tiles of a mask FlexAttention has to look at, and what it asks inside them: BlockMasks of app/mask.py's predicate.
+"""Which tiles of a mask FlexAttention has to look at, and what it asks inside them: BlockMasks of app/attention/mask.py's predicate.
 
 `create_block_mask` evaluates the predicate for every pair of tokens, which at 16,384 tokens is a quarter of a billion of
 them, every batch. Here tiles of 128 tokens are judged by the bounds of what is in them: a pair of tiles is left out where
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from app.mask import PAD, Layout, Tokens, may_attend
+from app.attention.mask import PAD, Layout, Tokens, may_attend
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -1,4 +1,4 @@
-"""Puts the patterns of app/mask.py into any transformers model, without touching its code.
+"""Puts the patterns of app/attention/mask.py into any transformers model, without touching its code.
 
 transformers asks two registries for a name: one for the function that makes the mask (called once per layer type, with
 the window of that type), one for the attention itself. We register `prefill_sdpa`, `prefill_eager` and `prefill_flex`
@@ -22,8 +22,8 @@ from transformers.integrations.flex_attention import compile_friendly_flex_atten
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
-from app.blocks import TILE, block_mask
-from app.mask import Layout
+from app.attention.block_mask import TILE, block_mask
+from app.attention.mask import Layout
 from jobs.errors import ModelError
 
 NAMES = {"sdpa": "prefill_sdpa", "eager": "prefill_eager", "flex_attention": "prefill_flex"}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention import attend, layer_types, text_config
-from app.mask import PATTERNS, Document, Layout, Pattern, layout
+from app.attention.backends import attend, layer_types, text_config
+from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
