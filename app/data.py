@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from app import embedded
+from app.embedded import cache as embedded
 from app.qa import read_qa
 from app.readers import read_hub, read_path
 from app.records import Document, Record, Template, content, is_empty, render

@@ -17,8 +17,8 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from app import embedded
 from app.attention.backends import NAMES, refuse_unsupported, text_config
+from app.embedded import cache
 from app.mixed import keep_float32
 from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.rundir import latest_complete
@@ -102,7 +102,7 @@ def _directory(path: Path, where: str) -> Path:
 def _weights(source: ModelSource) -> str:
     """The name or directory that from_pretrained takes, for every source that has weights."""
     if source.source == "embedded":
-        return str(embedded.fetch_model())
+        return str(cache.fetch_model())
     assert source.name is not None
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
@@ -149,7 +149,7 @@ def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) 
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     auto = _auto_class(config, "model.config")
     model = auto.from_config(config, attn_implementation=attention).to(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(str(embedded.fetch_model()))
+    tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
     if len(tokenizer) > text_config(config).vocab_size:
         raise ModelError("model.config", f"vocab_size {text_config(config).vocab_size} is less than the tokenizer's "
                          f"{len(tokenizer)}", f"set model.config.vocab_size: {len(tokenizer)}")  # fmt: skip

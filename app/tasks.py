@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app import embedded, prompts
+from app import prompts
+from app.embedded import cache as embedded
 from app.prompts import Content, FieldProblem, Pair, Rendered
 from app.sources import Row, hub_rows, saved_rows
 from jobs.errors import DataError

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import handle_non_serializable, make_table
 
-from app.embedded import fetch_datasets
+from app.embedded.cache import fetch_datasets
 from jobs.artifacts import replacing
 from jobs.errors import ConfigError, DataError, UserError
 

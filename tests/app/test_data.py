@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.data import DataReport, TokenExample, load_examples, split
-from app.embedded import EmbeddedPaths
+from app.embedded.cache import EmbeddedPaths
 from app.qa import read_qa
 from app.records import render
 from jobs.errors import DataError

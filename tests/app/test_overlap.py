@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from app.embedded import EmbeddedPaths
+from app.embedded.cache import EmbeddedPaths
 from app.overlap import SHORTEST, drop_overlap
 from app.qa import read_qa
 from app.records import content

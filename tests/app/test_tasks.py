@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from app.embedded import EmbeddedPaths
+from app.embedded.cache import EmbeddedPaths
 from app.sources import saved_rows
 from app.tasks import TASKS, Item, load_items
 from jobs.errors import DataError

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.embedded import EmbeddedPaths
+from app.embedded.cache import EmbeddedPaths
 from app.records import Example
 from app.tokens import cut, encode
 from tests.app.word_tokenizer import word_tokenizer

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.wheels import Wheel, say, sha256, verified_wheel
+from app.embedded.wheels import Wheel, say, sha256, verified_wheel
 from jobs.errors import DataError, DiskFull, UserError
 
 MANIFEST = "prefill-cache.json"
