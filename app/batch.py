@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from app.attention.mask import Document, Layout, layout
-from app.data import TokenExample
+from app.data.examples import TokenExample
 
 IGNORE = -100
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from app.attention.mask import PATTERNS
+from app.data.tasks import TASKS, Item
 from app.encode import ENCODERS, require_fits
 from app.model import Loaded
 from app.ranks import ALONE, Ranks
 from app.score import Count, Scored
 from app.sharing import loglikelihood_shared
 from app.stats import macro_interval, stderr
-from app.tasks import TASKS, Item
 from jobs.schema import Score
 
 Sample = dict[str, Any]

@@ -16,13 +16,13 @@ import torch
 from app import checkpoint, room
 from app.attention import selfcheck
 from app.callbacks import Heart, StopFlag
+from app.data.tasks import Item, load_items
 from app.environment import environment
 from app.evaluate import Sample, evaluate
 from app.model import Loaded, load
 from app.progress import token_bar
 from app.ranks import ALONE, Ranks
 from app.stopping import GO_ON, TrainingEnded
-from app.tasks import Item, load_items
 from app.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from app.batch import IGNORE, Schedule, Steps
 from app.checkpoint import clear, mark_complete, newest, prune, step_of
-from app.data import TokenExample
+from app.data.examples import TokenExample
 from app.forward import ResponseLoss
 from app.head import plain_head
 from app.ranks import ALONE, Ranks

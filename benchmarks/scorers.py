@@ -15,12 +15,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from app.attention.backends import NAMES
+from app.data.tasks import load_items
 from app.embedded import cache
 from app.encode import encode_harness
 from app.mixed import keep_float32
 from app.model import Loaded, load
 from app.score import Count, loglikelihood
-from app.tasks import load_items
 from jobs.schema import TASK_NAMES, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up

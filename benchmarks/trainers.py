@@ -19,7 +19,7 @@ from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, T
 from app.attention.backends import NAMES
 from app.attention.mask import Document, layout
 from app.batch import Collator, Schedule, Steps
-from app.data import TokenExample
+from app.data.examples import TokenExample
 from app.fast import speed_up, suits, tokens_multiple
 from app.model import Loaded, cpu_has_bf16
 from app.trainer import PrefillTrainer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.attention.mask import Document, layout
 from app.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
-from app.data import TokenExample
+from app.data.examples import TokenExample
 
 EXAMPLES = [
     TokenExample((11, 12, 13), (21, 22), "aa", "one"),

@@ -73,7 +73,7 @@ def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
 
 
 def test_examples_that_overlap_with_evaluation_items_never_reach_training(embedded: Any, tmp_path: Path) -> None:
-    from app.tasks import load_items
+    from app.data.tasks import load_items
 
     leaked = load_items("piqa", limit=20)
     rows = [{"instruction": i.question, "input": "", "output": i.answers[i.gold]} for i in leaked]

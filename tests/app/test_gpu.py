@@ -12,10 +12,10 @@ import torch
 from app.attention import selfcheck
 from app.attention.backends import attend
 from app.attention.mask import PATTERNS, Document, layout
+from app.data.tasks import load_items
 from app.encode import encode_harness
 from app.model import Loaded, load
 from app.score import loglikelihood
-from app.tasks import load_items
 from jobs.schema import TASK_NAMES, ModelSource
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.attention.backends import NAMES
-from app.data import TokenExample
+from app.data.examples import TokenExample
 from app.fast import speed_up, suits
 from app.model import Loaded
 from tests.app.test_trainer import trainer_of

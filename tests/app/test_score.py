@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
+from app.data.tasks import load_items
 from app.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.evaluate import evaluate
 from app.model import Loaded, load
 from app.score import Count, Scored, _judged, _Running, loglikelihood
-from app.tasks import load_items
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES, ModelSource, Score
 

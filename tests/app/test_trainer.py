@@ -16,7 +16,7 @@ from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.batch import Collator, Schedule, Steps, layout_of
 from app.checkpoint import mark_complete
-from app.data import TokenExample
+from app.data.examples import TokenExample
 from app.fast import speed_up
 from app.objective import objective
 from app.stopping import TrainingEnded

@@ -1,6 +1,6 @@
 """The five multiple-choice tasks as pairs of context and continuation, in two formats.
 
-The formats themselves are in `app.prompts`. Not covered: few-shot prompts, chat templates, test splits.
+The formats themselves are in `app.data.prompts`. Not covered: few-shot prompts, chat templates, test splits.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from app import prompts
+from app.data import prompts
+from app.data.prompts import Content, FieldProblem, Pair, Rendered
+from app.data.sources import Row, hub_rows, saved_rows
 from app.embedded import cache as embedded
-from app.prompts import Content, FieldProblem, Pair, Rendered
-from app.sources import Row, hub_rows, saved_rows
 from jobs.errors import DataError
 
 Format = Literal["harness", "reference"]

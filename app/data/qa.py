@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.records import Question
-from app.sources import Row, saved_rows
+from app.data.records import Question
+from app.data.sources import Row, saved_rows
 from jobs.errors import DataError
 
 SPLIT = "validation"

@@ -33,14 +33,14 @@ Owners = npt.NDArray[np.int64]
 
 
 class TrainingText(Protocol):
-    """`app.data.TokenExample`, as far as it is needed here."""
+    """`app.data.examples.TokenExample`, as far as it is needed here."""
 
     @property
     def text(self) -> str: ...
 
 
 class EvaluationText(Protocol):
-    """`app.tasks.Item`, as far as it is needed here."""
+    """`app.data.tasks.Item`, as far as it is needed here."""
 
     @property
     def task(self) -> str: ...

@@ -12,7 +12,7 @@ winogrande} and `ConfigurableTask`), zero-shot, no chat template; a test compare
 | arc_* | `Question: question\\nAnswer:` -> ` answer` | `question\\nAnswer:` -> ` answer` |
 | winogrande | `text before OPTION` -> ` rest` | `text before ` -> `OPTION rest` |
 
-A row that lacks something raises `FieldProblem`; `app.tasks` adds which dataset and row it was.
+A row that lacks something raises `FieldProblem`; `app.data.tasks` adds which dataset and row it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from app.sources import Row
+from app.data.sources import Row
 
 
 @dataclass(frozen=True)

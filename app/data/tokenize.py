@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from app.records import Example
+from app.data.records import Example
 
 Ids = list[int]
 

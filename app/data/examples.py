@@ -1,7 +1,7 @@
 """Training examples: records of any source -> token ids of prompt and response, with a count of all that was dropped.
 
 The response ends with the tokenizer's end-of-sequence token. Nothing is truncated: what is longer than `max_length` is
-dropped and counted. Where prompt and response meet in tokens: `app.tokens`.
+dropped and counted. Where prompt and response meet in tokens: `app.data.tokenize`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from app.data.qa import read_qa
+from app.data.readers import read_hub, read_path
+from app.data.records import Document, Record, Template, content, is_empty, render
+from app.data.tokenize import cut, encode
 from app.embedded import cache as embedded
-from app.qa import read_qa
-from app.readers import read_hub, read_path
-from app.records import Document, Record, Template, content, is_empty, render
-from app.tokens import cut, encode
 from jobs.errors import DataError
 from jobs.schema import TrainData
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.records import Conversation, Document, Instruction, Record
-from app.sources import hub_rows, saved_rows
+from app.data.records import Conversation, Document, Instruction, Record
+from app.data.sources import hub_rows, saved_rows
 from jobs.errors import DataError
 
 

@@ -7,7 +7,7 @@
 | alpaca | Stanford Alpaca's two prompts, with and without an input | `output` |
 | chat | the tokenizer's chat template over one user turn (the passage first), the assistant's opened | `output` |
 
-`messages` data always goes through the chat template. Plain text has no template: `app.data` cuts it.
+`messages` data always goes through the chat template. Plain text has no template: `app.data.examples` cuts it.
 """
 
 from __future__ import annotations
