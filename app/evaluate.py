@@ -13,7 +13,7 @@ import numpy as np
 from app.attention.mask import PATTERNS
 from app.data.tasks import TASKS, Item
 from app.encode import ENCODERS, require_fits
-from app.model import Loaded
+from app.model.load import Loaded
 from app.ranks import ALONE, Ranks
 from app.score import Count, Scored
 from app.sharing import loglikelihood_shared

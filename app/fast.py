@@ -12,8 +12,8 @@ import torch
 
 from app.attention.backends import NAMES, text_config
 from app.attention.block_mask import TILE
-from app.compiled import decoder_layers
-from app.model import Loaded, row_multiple
+from app.model.compiled import decoder_layers
+from app.model.load import Loaded, row_multiple
 
 # Tokens of a row, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs its
 # length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).

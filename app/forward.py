@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from app import products
 from app.attention.backends import attend
 from app.attention.mask import Layout
 from app.batch import layout_of
-from app.head import instead_of_logits
+from app.model import onednn
+from app.model.lm_head import instead_of_logits
 from app.objective import Loss, Teacher, from_hidden, objective
 from app.score import only_at
 from jobs.schema import Objective
@@ -24,7 +24,7 @@ from jobs.schema import Objective
 class ResponseLoss:
     """Of PrefillTrainer, which sets the attributes.
 
-    goal: weights of the loss. head: the output layer, if the loss can be had from the states before it (app/head.py); None
+    goal: weights of the loss. head: the output layer, if the loss can be had from the states before it (app/model/lm_head.py); None
     where it needs whole logits. teacher: a frozen copy of the start; None where there is none, or the start is the model
     with its adapter off.
     """
@@ -39,7 +39,7 @@ class ResponseLoss:
         if device.type != "cpu":  # before the walk below, in which a GPU would wait
             return nullcontext()
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-        return nullcontext() if again and torch.is_grad_enabled() else products.on_cpu(device)
+        return nullcontext() if again and torch.is_grad_enabled() else onednn.on_cpu(device)
 
     def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout, flat: Tensor) -> Tensor:
         """(tokens, vocabulary) at the flat indices, under `where`."""

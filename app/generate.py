@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from transformers import GenerationConfig
 
-from app import products
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
-from app.model import Loaded
+from app.model import onednn
+from app.model.load import Loaded
 from jobs.errors import DataError, ModelError
 
 Cache = Literal["dynamic", "static"]
@@ -88,7 +88,7 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
     stop = loaded.model.generation_config.eos_token_id
-    with torch.inference_mode(), attend(where), products.on_cpu(loaded.device), _greedy(loaded.model, stop, pad, cache):
+    with torch.inference_mode(), attend(where), onednn.on_cpu(loaded.device), _greedy(loaded.model, stop, pad, cache):
         out = loaded.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
             stopping_criteria=stopping,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from app.model import pick_device
+from app.model.load import pick_device
 from app.optimizers import eight_bit_library
 from app.sharded import is_spread, require_shardable
 from jobs.errors import ConfigError

@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations under a pattern: batched, each prompt encoded once, logits only where they count.
 
-Which rows go together, and how, is in app/rows.py. Much work on a GPU is packed and compiled (app/compiled.py); the rest,
+Which rows go together, and how, is in app/rows.py. Much work on a GPU is packed and compiled (app/model/compiled.py); the rest,
 and all of it on a CPU, is padded rows of like length, whichever attention the model was loaded with. `loglikelihood` is a
 function of its requests alone: each one's numbers do not depend on which others it is asked with, but for rounding, so
 the work can be divided among processes by item.
@@ -18,20 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app import compiled, products
 from app.attention.backends import SHORT, attend
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Layout
 from app.encode import Request
-from app.head import instead_of_logits, plain_head
-from app.model import Loaded
+from app.model import compiled, onednn
+from app.model.lm_head import instead_of_logits, plain_head
+from app.model.load import Loaded
 from app.rows import Batch, Row, batch_of, packed, padded, rows_of
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
 _AHEAD = 2  # batches a GPU is given before the first one's results are waited for
 BATCH_TOKENS = 16384
-# Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/mixed.py.
+# Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/model/mixed_precision.py.
 ARITHMETIC = 3
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
@@ -219,7 +219,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         count.attentions.add(compiled.ATTENTION if is_packed else loaded.attention)
         if is_packed:
             compiled.require_scored(loaded, mask, width)
-        with compiled.layers(loaded.model) if is_packed else products.on_cpu(loaded.device):
+        with compiled.layers(loaded.model) if is_packed else onednn.on_cpu(loaded.device):
             running.append(_Running(loaded, batch, head))
         if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
             finish_first()

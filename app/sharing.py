@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from app.encode import Request
-from app.model import Loaded
+from app.model.load import Loaded
 from app.ranks import Ranks
 from app.score import Count, Scored, loglikelihood, tokens_of
 from app.stopping import TrainingEnded

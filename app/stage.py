@@ -19,7 +19,7 @@ from app.callbacks import Heart, StopFlag
 from app.data.tasks import Item, load_items
 from app.environment import environment
 from app.evaluate import Sample, evaluate
-from app.model import Loaded, load
+from app.model.load import Loaded, load
 from app.progress import token_bar
 from app.ranks import ALONE, Ranks
 from app.stopping import GO_ON, TrainingEnded

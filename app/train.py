@@ -20,12 +20,12 @@ from app.attention.backends import text_config
 from app.attention.block_mask import TILE
 from app.batch import Collator, Schedule, Steps
 from app.callbacks import Heart, Recorder, StopFlag
-from app.compiled import require_dependence
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
 from app.fast import row_tokens, speed_up, suits, tokens_multiple
-from app.mixed import freeze_unused, unused_modules
-from app.model import Loaded, cpu_has_bf16, pick_dtype
+from app.model.compiled import require_dependence
+from app.model.load import Loaded, cpu_has_bf16, pick_dtype
+from app.model.mixed_precision import freeze_unused, unused_modules
 from app.optimizers import trainer_name
 from app.ranks import ALONE, Ranks
 from app.stopping import NoLearning, Plateau, interrupted

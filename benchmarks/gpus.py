@@ -103,7 +103,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     from app import checkpoint
     from app.attention.backends import NAMES
     from app.callbacks import Heart, StopFlag
-    from app.model import Loaded
+    from app.model.load import Loaded
     from app.room import peak_gb
     from app.trainer import PrefillTrainer
     from benchmarks import profiled

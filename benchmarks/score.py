@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from app.model import Loaded
+from app.model.load import Loaded
 from benchmarks.scorers import Line, Question, export, hflm, model_of, one_at_a_time, ours, plain_of, questions
 
 BATCHES = (1, 16, 64, 256)

@@ -18,8 +18,8 @@ from app.attention.backends import NAMES
 from app.data.tasks import load_items
 from app.embedded import cache
 from app.encode import encode_harness
-from app.mixed import keep_float32
-from app.model import Loaded, load
+from app.model.load import Loaded, load
+from app.model.mixed_precision import keep_float32
 from app.score import Count, loglikelihood
 from jobs.schema import TASK_NAMES, ModelSource
 

@@ -21,7 +21,7 @@ from app.attention.mask import Document, layout
 from app.batch import Collator, Schedule, Steps
 from app.data.examples import TokenExample
 from app.fast import speed_up, suits, tokens_multiple
-from app.model import Loaded, cpu_has_bf16
+from app.model.load import Loaded, cpu_has_bf16
 from app.trainer import PrefillTrainer
 from jobs.schema import Objective
 

@@ -77,7 +77,7 @@ def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], wind
 
 
 def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
-    """`forward`, for modules of app/mixed.py on a GPU in bfloat16 where there are more keys than `beyond`: its kernels for
+    """`forward`, for modules of app/model/mixed_precision.py on a GPU in bfloat16 where there are more keys than `beyond`: its kernels for
     float32 are many times slower. Of short rows attention is a small part, and float32 flips fewer choices (docs/log.md)."""
 
     def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:

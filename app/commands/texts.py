@@ -15,14 +15,14 @@ from jobs.schema import MASKS
 
 if TYPE_CHECKING:
     from app.generate import Cache
-    from app.model import Loaded
+    from app.model.load import Loaded
 
 
 def _load(
     profile: str, model: str | None, runs_dir: Path, sets: tuple[str, ...] = (), dtype: str | None = None
 ) -> Loaded:
     chosen = resolve("stage1", profile, sets=sets).profile
-    from app.model import find_checkpoint, load
+    from app.model.load import find_checkpoint, load
 
     checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
     return load(chosen.model, checkpoint=checkpoint, dtype=dtype)

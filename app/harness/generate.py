@@ -11,7 +11,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 
 from app.encode import start_token
 from app.generate import generate
-from app.model import Loaded
+from app.model.load import Loaded
 from jobs.errors import ConfigError
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from app.harness.model import PrefillLM
-from app.model import Loaded
+from app.model.load import Loaded
 
 CONTEXT = 96  # of the random models
 

@@ -33,7 +33,7 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("app.stage.work", loaded)  # first: it imports app.stage, which must take the real `load`
-    monkeypatch.setattr("app.model.load", loaded)
+    monkeypatch.setattr("app.model.load.load", loaded)
 
 
 # ---- words on the command line ---------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_final_reloads_with_plain_from_pretrained(finished: RunDir) -> None:
 
 def test_the_weights_are_those_that_were_trained(finished: RunDir) -> None:
     untrained = resolve("stage1", "ci").profile.model
-    from app.model import load
+    from app.model.load import load
 
     start = load(untrained).model.state_dict()
     final = AutoModelForCausalLM.from_pretrained(finished.final).state_dict()

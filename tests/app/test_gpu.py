@@ -14,7 +14,7 @@ from app.attention.backends import attend
 from app.attention.mask import PATTERNS, Document, layout
 from app.data.tasks import load_items
 from app.encode import encode_harness
-from app.model import Loaded, load
+from app.model.load import Loaded, load
 from app.score import loglikelihood
 from jobs.schema import TASK_NAMES, ModelSource
 

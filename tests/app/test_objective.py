@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from app.attention.backends import NAMES
 from app.batch import Collator
-from app.head import plain_head
+from app.model.lm_head import plain_head
 from app.objective import Teacher, from_hidden, objective
 from jobs.schema import Objective
 from tests.app.test_trainer import examples, nll, trainer_of

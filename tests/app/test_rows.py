@@ -15,13 +15,13 @@ import torch
 from transformers import AttentionInterface, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from app import compiled
 from app.attention.backends import NAMES, register
 from app.attention.block_mask import TILE
 from app.attention.mask import PAD, PATTERNS
 from app.encode import Request, _ids
 from app.fast import speed_up
-from app.model import Loaded, _triton_knows
+from app.model import compiled
+from app.model.load import Loaded, _triton_knows
 from app.rows import batch_of, packed, padded, rows_of
 from app.score import Count, loglikelihood, tokens_of
 from app.sharing import loglikelihood_shared

@@ -16,7 +16,7 @@ from app.attention.mask import Document, layout
 from app.data.tasks import load_items
 from app.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.evaluate import evaluate
-from app.model import Loaded, load
+from app.model.load import Loaded, load
 from app.score import Count, Scored, _judged, _Running, loglikelihood
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES, ModelSource, Score

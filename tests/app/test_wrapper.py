@@ -11,7 +11,7 @@ import torch
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
-from app.mixed import text_path, unused_modules
+from app.model.mixed_precision import text_path, unused_modules
 from app.train import _trainable
 from jobs.load import resolve
 from jobs.schema import Train

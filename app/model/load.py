@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from app.attention.backends import NAMES, refuse_unsupported, text_config
 from app.embedded import cache
-from app.mixed import keep_float32
+from app.model.mixed_precision import keep_float32
 from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.rundir import latest_complete
 from jobs.schema import ModelSource

@@ -19,8 +19,8 @@ from app.attention import selfcheck
 from app.attention.backends import NAMES, attend, text_config
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
-from app.head import instead_of_logits
-from app.model import Loaded
+from app.model.lm_head import instead_of_logits
+from app.model.load import Loaded
 from app.rows import Row, batch_of
 from jobs.errors import ModelError
 

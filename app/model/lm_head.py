@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from app.attention.backends import attend
-from app.mixed import is_linear
+from app.model.mixed_precision import is_linear
 
 
 def plain_head(model: Any) -> nn.Linear | None:
