@@ -16,7 +16,7 @@ try:
     from app.commands.results import report, runs
     from app.commands.stages import check, run
     from app.commands.texts import generate, loglikelihood, probe
-    from app.ranks import launched, rank_in
+    from app.runtime.ranks import launched, rank_in
     from app.stopping import Followed, TrainingEnded
 except ImportError as error:
     wrong = wrong_python(error)

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from app.ranks import ALONE, Ranks
+from app.runtime.ranks import ALONE, Ranks
 from app.trainer import PrefillTrainer
 from jobs.errors import UserError
 from jobs.health import SILENCE

@@ -14,7 +14,7 @@ from app.attention.mask import PATTERNS
 from app.data.tasks import TASKS, Item
 from app.encode import ENCODERS, require_fits
 from app.model.load import Loaded
-from app.ranks import ALONE, Ranks
+from app.runtime.ranks import ALONE, Ranks
 from app.score import Count, Scored
 from app.sharing import loglikelihood_shared
 from app.stats import macro_interval, stderr

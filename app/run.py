@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from app.ranks import Ranks, join
+from app.runtime.ranks import Ranks, join
 from app.stopping import GO_ON, Followed, TrainingEnded
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun

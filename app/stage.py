@@ -20,8 +20,8 @@ from app.data.tasks import Item, load_items
 from app.environment import environment
 from app.evaluate import Sample, evaluate
 from app.model.load import Loaded, load
-from app.progress import token_bar
-from app.ranks import ALONE, Ranks
+from app.runtime.progress import token_bar
+from app.runtime.ranks import ALONE, Ranks
 from app.stopping import GO_ON, TrainingEnded
 from app.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError

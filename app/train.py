@@ -27,7 +27,7 @@ from app.model.compiled import require_dependence
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused, unused_modules
 from app.optimizers import trainer_name
-from app.ranks import ALONE, Ranks
+from app.runtime.ranks import ALONE, Ranks
 from app.stopping import NoLearning, Plateau, interrupted
 from app.trainer import PrefillTrainer
 from jobs.errors import ConfigError

@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-from app.launch import launch
-from app.ranks import Ranks, join
+from app.runtime.launch import launch
+from app.runtime.ranks import Ranks, join
 from jobs.followed import FollowedRun
 from jobs.load import resolve
 from jobs.rundir import RunDir, list_runs

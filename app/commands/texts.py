@@ -54,7 +54,7 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     from app import score
     from app.attention import selfcheck
     from app.encode import ENCODERS, require_fits
-    from app.progress import token_bar
+    from app.runtime.progress import token_bar
 
     loaded = _load(profile, model, runs_dir, dtype=dtype)
     selfcheck.require(loaded.model, [mask], loaded.origin)

@@ -30,7 +30,7 @@ from app.attention.mask import PATTERNS
 from app.encode import Request, encode_harness, start_token
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
-from app.progress import token_bar
+from app.runtime.progress import token_bar
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
 from jobs.load import DEFAULT_PROFILE, resolve
 from jobs.schema import MASKS

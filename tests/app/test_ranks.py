@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.ranks import ALONE, require_gpus
+from app.runtime.ranks import ALONE, require_gpus
 from app.sharing import deal
 from app.stopping import TrainingEnded
 from jobs.errors import ConfigError
