@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from app.encode import Request
 from app.model.load import Loaded
+from app.runtime.ending import TrainingEnded
 from app.runtime.ranks import Ranks
 from app.score import Count, Scored, loglikelihood, tokens_of
-from app.stopping import TrainingEnded
 from jobs.errors import UserError
 
 

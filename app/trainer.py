@@ -22,9 +22,9 @@ from app.checkpoint import clear, mark_complete, newest, prune, step_of
 from app.data.examples import TokenExample
 from app.forward import ResponseLoss
 from app.model.lm_head import plain_head
+from app.runtime.ending import not_finite
 from app.runtime.ranks import ALONE, Ranks
 from app.sharded import reduce_in_float32, seen_as_plain
-from app.stopping import not_finite
 from jobs.schema import Objective
 
 

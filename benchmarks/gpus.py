@@ -102,9 +102,10 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     import app.train
     from app import checkpoint
     from app.attention.backends import NAMES
-    from app.callbacks import Heart, StopFlag
     from app.model.load import Loaded
     from app.room import peak_gb
+    from app.runtime.heartbeat import Heart
+    from app.runtime.signals import StopFlag
     from app.trainer import PrefillTrainer
     from benchmarks import profiled
     from benchmarks.trainers import Setting, alpaca_like, random_model

@@ -15,10 +15,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from app.attention.backends import NAMES
-from app.callbacks import Heart, Recorder, StopFlag
+from app.callbacks import Recorder
 from app.fast import speed_up
+from app.runtime.ending import TrainingEnded
+from app.runtime.heartbeat import Heart
 from app.runtime.ranks import Ranks, join
-from app.stopping import TrainingEnded
+from app.runtime.signals import StopFlag
 from app.trainer import PrefillTrainer
 
 WORLD = 2

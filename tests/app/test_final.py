@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app import checkpoint
 from app.run import run_stage
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
 from jobs.errors import ConfigError
 from jobs.load import resolve
 from jobs.rundir import RunDir

@@ -17,10 +17,10 @@ import pytest
 import torch
 
 from app import fast
-from app.callbacks import StopFlag
 from app.checkpoint import mark_complete
 from app.room import compared, require_means, require_room, settled
 from app.runtime.ranks import ALONE
+from app.runtime.signals import StopFlag
 from app.stage import _Stage
 from app.train import _arguments, mixed_precision
 from jobs import memory

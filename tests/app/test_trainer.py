@@ -19,7 +19,7 @@ from app.checkpoint import mark_complete
 from app.data.examples import TokenExample
 from app.fast import speed_up
 from app.objective import objective
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
 from app.trainer import PrefillTrainer
 from jobs.errors import EXIT_NAN
 from jobs.schema import Objective
@@ -214,7 +214,9 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     from itertools import count
     from types import SimpleNamespace
 
-    from app.callbacks import HEARTBEAT_SECONDS, Heart, Recorder, StopFlag
+    from app.callbacks import Recorder
+    from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
+    from app.runtime.signals import StopFlag
 
     phases: list[str] = []
     run: Any = SimpleNamespace(heartbeat=lambda step, total, loss, rate, phase: phases.append(phase))
