@@ -17,7 +17,7 @@ from app.batch import layout_of
 from app.model import onednn
 from app.model.lm_head import instead_of_logits
 from app.objective import Loss, Teacher, from_hidden, objective
-from app.score import only_at
+from app.scoring.loglikelihood import only_at
 from jobs.schema import Objective
 
 

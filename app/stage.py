@@ -17,13 +17,13 @@ from app import checkpoint, room
 from app.attention import selfcheck
 from app.data.tasks import Item, load_items
 from app.environment import environment
-from app.evaluate import Sample, evaluate
 from app.model.load import Loaded, load
 from app.runtime.ending import GO_ON, TrainingEnded
 from app.runtime.heartbeat import Heart
 from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
+from app.scoring.evaluate import Sample, evaluate
 from app.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate

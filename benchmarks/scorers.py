@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from app.attention.backends import NAMES
 from app.data.tasks import load_items
 from app.embedded import cache
-from app.encode import encode_harness
 from app.model.load import Loaded, load
 from app.model.mixed_precision import keep_float32
-from app.score import Count, loglikelihood
+from app.scoring.encode import encode_harness
+from app.scoring.loglikelihood import Count, loglikelihood
 from jobs.schema import TASK_NAMES, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up

@@ -14,8 +14,8 @@ from jobs.load import resolve
 from jobs.schema import MASKS
 
 if TYPE_CHECKING:
-    from app.generate import Cache
     from app.model.load import Loaded
+    from app.scoring.generate import Cache
 
 
 def _load(
@@ -51,17 +51,17 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     require_writable(out)
     if out.resolve() == pairs.resolve():
         raise ConfigError("--out", f"{out} is what --pairs reads, and would be replaced", "name another file")
-    from app import score
     from app.attention import selfcheck
-    from app.encode import ENCODERS, require_fits
     from app.runtime.progress import token_bar
+    from app.scoring import loglikelihood
+    from app.scoring.encode import ENCODERS, require_fits
 
     loaded = _load(profile, model, runs_dir, dtype=dtype)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
     require_fits(requests, [line.where for line in lines], loaded.max_length)
     with token_bar(mask) as show:
-        scored = score.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
+        scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
     write_scored(out, lines, scored)
     leaks = ", which LEAKS the answer" if mask == "bidirectional" else ""
     click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
@@ -98,8 +98,8 @@ def generate(profile: str, model: str | None, mask: str, prompt: str | None, pro
         raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
     from transformers import TextStreamer
 
-    from app import generate as decoding
     from app.attention import selfcheck
+    from app.scoring import generate as decoding
 
     loaded = _load(profile, model, runs_dir)
     selfcheck.require(loaded.model, [mask], loaded.origin)

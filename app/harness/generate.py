@@ -9,9 +9,9 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from app.encode import start_token
-from app.generate import generate
 from app.model.load import Loaded
+from app.scoring.encode import start_token
+from app.scoring.generate import generate
 from jobs.errors import ConfigError
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one

@@ -24,13 +24,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app import score
 from app.attention import selfcheck
 from app.attention.mask import PATTERNS
-from app.encode import Request, encode_harness, start_token
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
+from app.scoring import loglikelihood as score
+from app.scoring.encode import Request, encode_harness, start_token
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
 from jobs.load import DEFAULT_PROFILE, resolve
 from jobs.schema import MASKS

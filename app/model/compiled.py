@@ -21,7 +21,7 @@ from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
-from app.rows import Row, batch_of
+from app.scoring.rows import Row, batch_of
 from jobs.errors import ModelError
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"

@@ -9,8 +9,8 @@ import torch
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
-from app.generate import answers, generate
 from app.model.load import Loaded
+from app.scoring.generate import answers, generate
 from jobs.errors import DataError, ModelError
 
 PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44], [7, 8], [60, 61, 62, 63, 64]]

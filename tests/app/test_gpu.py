@@ -13,9 +13,9 @@ from app.attention import selfcheck
 from app.attention.backends import attend
 from app.attention.mask import PATTERNS, Document, layout
 from app.data.tasks import load_items
-from app.encode import encode_harness
 from app.model.load import Loaded, load
-from app.score import loglikelihood
+from app.scoring.encode import encode_harness
+from app.scoring.loglikelihood import loglikelihood
 from jobs.schema import TASK_NAMES, ModelSource
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -84,7 +84,7 @@ def test_bf16_scores_pick_the_choices_of_fp32(on_cpu: Loaded, pairs: list[tuple[
 
 
 def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
-    from app.generate import encode_prompts, generate
+    from app.scoring.generate import encode_prompts, generate
 
     on_cuda = replace(on_cpu, model=load(ModelSource(source="embedded", dtype="float32", device="cuda")).model)
     prompts = encode_prompts(

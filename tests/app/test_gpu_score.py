@@ -12,11 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from app.attention.backends import SHORT
-from app.encode import Request
 from app.model import compiled, mixed_precision
 from app.model.load import Loaded
 from app.model.mixed_precision import keep_float32
-from app.score import Count, loglikelihood
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import Count, loglikelihood
 from tests.app.test_score import random_requests
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

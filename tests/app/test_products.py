@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from app.encode import Request
 from app.model import onednn
 from app.model.load import Loaded
-from app.score import loglikelihood
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import loglikelihood
 from tests.app.test_trainer import examples, trainer_of
 
 CPU = torch.device("cpu")

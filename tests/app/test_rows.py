@@ -18,13 +18,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from app.attention.backends import NAMES, register
 from app.attention.block_mask import TILE
 from app.attention.mask import PAD, PATTERNS
-from app.encode import Request, _ids
 from app.fast import speed_up
 from app.model import compiled
 from app.model.load import Loaded, _triton_knows
-from app.rows import batch_of, packed, padded, rows_of
-from app.score import Count, loglikelihood, tokens_of
-from app.sharing import loglikelihood_shared
+from app.scoring.data_parallel import loglikelihood_shared
+from app.scoring.encode import Request, _ids
+from app.scoring.loglikelihood import Count, loglikelihood, tokens_of
+from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
 from tests.app.command_line import Command
 from tests.app.test_score import one_at_a_time, random_requests
@@ -84,7 +84,7 @@ def test_rows_of_one_arithmetic_go_together(model_of: Any, monkeypatch: pytest.M
     """On a GPU rows of more than SHORT tokens attend in bfloat16, so a short one must not stand beside a long one."""
     model, widths = model_of("llama"), []
     model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
-    monkeypatch.setattr("app.score.SHORT", 20)
+    monkeypatch.setattr("app.scoring.loglikelihood.SHORT", 20)
     requests = [Request(tuple(range(3, 3 + size)), (5, 6)) for size in (10, 19, 20, 30)]  # and one more is fed of each
     loglikelihood(Loaded(model, None, "test", 128), requests, "prefix", batch_tokens=1024)
     assert widths == [(1, 2), (2, 31), (2, 20)]

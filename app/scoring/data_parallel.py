@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from app.encode import Request
 from app.model.load import Loaded
 from app.runtime.ending import TrainingEnded
 from app.runtime.ranks import Ranks
-from app.score import Count, Scored, loglikelihood, tokens_of
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import Count, Scored, loglikelihood, tokens_of
 from jobs.errors import UserError
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from app.attention.mask import Document, Layout, layout
-from app.encode import Request
+from app.scoring.encode import Request
 
 
 @dataclass(frozen=True)

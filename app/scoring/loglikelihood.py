@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations under a pattern: batched, each prompt encoded once, logits only where they count.
 
-Which rows go together, and how, is in app/rows.py. Much work on a GPU is packed and compiled (app/model/compiled.py); the rest,
+Which rows go together, and how, is in app/scoring/rows.py. Much work on a GPU is packed and compiled (app/model/compiled.py); the rest,
 and all of it on a CPU, is padded rows of like length, whichever attention the model was loaded with. `loglikelihood` is a
 function of its requests alone: each one's numbers do not depend on which others it is asked with, but for rounding, so
 the work can be divided among processes by item.
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from app.attention.backends import SHORT, attend
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Layout
-from app.encode import Request
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, plain_head
 from app.model.load import Loaded
-from app.rows import Batch, Row, batch_of, packed, padded, rows_of
+from app.scoring.encode import Request
+from app.scoring.rows import Batch, Row, batch_of, packed, padded, rows_of
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache

@@ -12,11 +12,11 @@ import numpy as np
 
 from app.attention.mask import PATTERNS
 from app.data.tasks import TASKS, Item
-from app.encode import ENCODERS, require_fits
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
-from app.score import Count, Scored
-from app.sharing import loglikelihood_shared
+from app.scoring.data_parallel import loglikelihood_shared
+from app.scoring.encode import ENCODERS, require_fits
+from app.scoring.loglikelihood import Count, Scored
 from app.stats import macro_interval, stderr
 from jobs.schema import Score
 
