@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import checkpoint, room
+from app import room
 from app.attention import selfcheck
 from app.data.tasks import Item, load_items
 from app.environment import environment
@@ -24,7 +24,8 @@ from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.scoring.evaluate import Sample, evaluate
-from app.train import train
+from app.training import checkpoint
+from app.training.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate
 from jobs.load import Job

@@ -18,11 +18,11 @@ from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, T
 
 from app.attention.backends import NAMES
 from app.attention.mask import Document, layout
-from app.batch import Collator, Schedule, Steps
 from app.data.examples import TokenExample
-from app.fast import speed_up, suits, tokens_multiple
 from app.model.load import Loaded, cpu_has_bf16
-from app.trainer import PrefillTrainer
+from app.training.batch import Collator, Schedule, Steps
+from app.training.fast_path import speed_up, suits, tokens_multiple
+from app.training.trainer import PrefillTrainer
 from jobs.schema import Objective
 
 SHAPES: dict[str, dict[str, Any]] = {

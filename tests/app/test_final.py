@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app import checkpoint
 from app.run import run_stage
 from app.runtime.ending import TrainingEnded
+from app.training import checkpoint
 from jobs.errors import ConfigError
 from jobs.load import resolve
 from jobs.rundir import RunDir

@@ -24,11 +24,11 @@ LONG = {
     "app.stage.load": "load",
     "app.stage.probe.require": "check",
     "app.stage.load_items": "data",
-    "app.train.load_examples": "data",
-    "app.train.drop_overlap": "data",
-    "app.forward.from_hidden": "evaluate or train",
-    "app.trainer.mark_complete": "save",
-    "app.train.checkpoint.save_final": "save",
+    "app.training.train.load_examples": "data",
+    "app.training.train.drop_overlap": "data",
+    "app.training.forward.from_hidden": "evaluate or train",
+    "app.training.trainer.mark_complete": "save",
+    "app.training.train.checkpoint.save_final": "save",
     "app.stage.evaluate": "score",
 }
 
@@ -157,7 +157,7 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.trainer.mark_complete", "save"), ("app.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from app.checkpoint import complete_checkpoints
+from app.training.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
@@ -246,7 +246,7 @@ def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: Run
 def test_spread_gradients_are_added_up_in_float32() -> None:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from app.sharded import reduce_in_float32
+    from app.training.fsdp import reduce_in_float32
 
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
@@ -262,7 +262,7 @@ def test_spread_gradients_are_added_up_in_float32() -> None:
     ("change", "word"), [("train.lora={r: 2}", "adapters"), ("train.objective.kl=0.5", "objective.kl")]
 )
 def test_what_cannot_be_spread_is_refused_with_a_remedy(change: str, word: str) -> None:
-    from app.sharded import require_shardable
+    from app.training.fsdp import require_shardable
     from jobs.errors import ConfigError
     from jobs.load import resolve
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_spread_is_refused_with_a_remedy(change: str, word: str) 
 def test_a_checkpoint_of_the_other_way_of_training_is_refused(
     file: str, sharding: str, remedy: str, tmp_path: Path
 ) -> None:
-    from app.sharded import require_resumable
+    from app.training.fsdp import require_resumable
     from jobs.errors import CheckpointError
 
     (tmp_path / file).touch()

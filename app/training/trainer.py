@@ -17,22 +17,22 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from app.batch import IGNORE, Schedule, Steps
-from app.checkpoint import clear, mark_complete, newest, prune, step_of
 from app.data.examples import TokenExample
-from app.forward import ResponseLoss
 from app.model.lm_head import plain_head
 from app.runtime.ending import not_finite
 from app.runtime.ranks import ALONE, Ranks
-from app.sharded import reduce_in_float32, seen_as_plain
+from app.training.batch import IGNORE, Schedule, Steps
+from app.training.checkpoint import clear, mark_complete, newest, prune, step_of
+from app.training.forward import ResponseLoss
+from app.training.fsdp import reduce_in_float32, seen_as_plain
 from jobs.schema import Objective
 
 
 class PrefillTrainer(ResponseLoss, Trainer):
     """Loss on response tokens only, under the layout that each batch carries.
 
-    One batch of Trainer's is one optimiser step: a list of forward passes (app/batch.py), of which this process has its
-    share. Differs from Trainer further in: the loss (app/objective.py, normalised by the response tokens of the whole
+    One batch of Trainer's is one optimiser step: a list of forward passes (app/training/batch.py), of which this process has its
+    share. Differs from Trainer further in: the loss (app/training/objective.py, normalised by the response tokens of the whole
     step), the order of examples (the schedule's own), evaluation (exact token mean), checkpoints (marked complete, then
     pruned), and an end at the first loss or gradient that is not finite. The GPU is waited for once a step, when that
     is looked at, and once more for the log.
@@ -69,7 +69,9 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.head = plain_head(model)  # None: the loss needs whole logits
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
-            assert not any("forward" in vars(module) for module in model.modules()), "copied after app.fast.speed_up"
+            assert not any("forward" in vars(module) for module in model.modules()), (
+                "copied after app.training.fast_path.speed_up"
+            )
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
     # ---- a step

@@ -15,24 +15,25 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from app import checkpoint, sharded
 from app.attention.backends import text_config
 from app.attention.block_mask import TILE
-from app.batch import Collator, Schedule, Steps
-from app.callbacks import Recorder
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
-from app.fast import row_tokens, speed_up, suits, tokens_multiple
 from app.model.compiled import require_dependence
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused, unused_modules
-from app.optimizers import trainer_name
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heart
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
-from app.stopping import NoLearning, Plateau
-from app.trainer import PrefillTrainer
+from app.training import checkpoint
+from app.training import fsdp as sharded
+from app.training.batch import Collator, Schedule, Steps
+from app.training.callbacks import Recorder
+from app.training.early_stopping import NoLearning, Plateau
+from app.training.fast_path import row_tokens, speed_up, suits, tokens_multiple
+from app.training.optimizers import trainer_name
+from app.training.trainer import PrefillTrainer
 from jobs.errors import ConfigError
 from jobs.load import Job
 from jobs.rundir import RunDir

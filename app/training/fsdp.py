@@ -68,7 +68,7 @@ def seen_as_plain(model: Any) -> None:
     """Have torch.compile take the modules of a spread model for modules like any others.
 
     FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
-    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/fast.py leaves outside.
+    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/training/fast_path.py leaves outside.
     """
     for module in model.modules():
         module._is_fsdp_managed_module = False

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from app.runtime.heartbeat import Heart
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
-from app.trainer import PrefillTrainer
+from app.training.trainer import PrefillTrainer
 from jobs.rundir import RunDir
 
 
