@@ -19,9 +19,10 @@ from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, T
 from app.attention.backends import NAMES
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
+from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
 from app.training.batch import Collator, Schedule, Steps
-from app.training.fast_path import speed_up, suits, tokens_multiple
+from app.training.fast_path import tokens_multiple
 from app.training.trainer import PrefillTrainer
 from jobs.schema import Objective
 

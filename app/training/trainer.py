@@ -70,7 +70,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
             assert not any("forward" in vars(module) for module in model.modules()), (
-                "copied after app.training.fast_path.speed_up"
+                "copied after app.model.compiled.speed_up"
             )
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -15,12 +15,12 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from app.attention.backends import NAMES
+from app.model.compiled import speed_up
 from app.runtime.ending import TrainingEnded
 from app.runtime.heartbeat import Heart
 from app.runtime.ranks import Ranks, join
 from app.runtime.signals import StopFlag
 from app.training.callbacks import Recorder
-from app.training.fast_path import speed_up
 from app.training.trainer import PrefillTrainer
 
 WORLD = 2

@@ -15,10 +15,10 @@ from transformers import TrainingArguments
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
+from app.model.compiled import speed_up
 from app.runtime.ending import TrainingEnded
 from app.training.batch import Collator, Schedule, Steps, layout_of
 from app.training.checkpoint import mark_complete
-from app.training.fast_path import speed_up
 from app.training.objective import objective
 from app.training.trainer import PrefillTrainer
 from jobs.errors import EXIT_NAN
