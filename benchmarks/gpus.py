@@ -102,9 +102,9 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     import app.training.train
     from app.attention.backends import NAMES
     from app.model.load import Loaded
-    from app.room import peak_gb
     from app.runtime.heartbeat import Heart
     from app.runtime.signals import StopFlag
+    from app.stage.capacity import peak_gb
     from app.training import checkpoint
     from app.training.trainer import PrefillTrainer
     from benchmarks import profiled

@@ -160,7 +160,7 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
 
 
 def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
-    """How the states are laid out over the GPUs, as app/stage.py lays them out, and the peak by parts: of training, or of
+    """How the states are laid out over the GPUs, as app/stage/work.py lays them out, and the peak by parts: of training, or of
     scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:

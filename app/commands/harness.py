@@ -37,7 +37,7 @@ def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int |
 
     Needs lm_eval, which make setup installs.
     """
-    from app.pairs import require_writable
+    from app.commands.textfiles import require_writable
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:

@@ -84,7 +84,7 @@ def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "non
     train = job.stage.train
     assert train is not None
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing is True:  # auto is decided in app/stage.py
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage/work.py
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     spread = sharded.settings() if sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)

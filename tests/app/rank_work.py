@@ -48,7 +48,7 @@ def look(rank: int, port: int, out: Path) -> None:
 
 def end_alone(rank: int, port: int, out: Path) -> None:
     """A stage whose rank 0 finds the disk full while the other waits for it; the launcher's store is the test's."""
-    from app.run import run_stage
+    from app.stage.run import run_stage
     from jobs.errors import DiskFull
     from jobs.load import resolve
 
@@ -61,7 +61,7 @@ def end_alone(rank: int, port: int, out: Path) -> None:
         ranks.wait()
         raise AssertionError("rank 0 is gone")
 
-    with mock.patch("app.stage.work", work), mock.patch("app.runtime.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
+    with mock.patch("app.stage.work.work", work), mock.patch("app.runtime.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
         try:
             run_stage(resolve("stage1", "ci"), out / "runs", force=False, resume=False, now=lambda: datetime.now(UTC))
         except Exception as error:

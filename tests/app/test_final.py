@@ -12,8 +12,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.run import run_stage
 from app.runtime.ending import TrainingEnded
+from app.stage.run import run_stage
 from app.training import checkpoint
 from jobs.errors import ConfigError
 from jobs.load import resolve

@@ -97,7 +97,7 @@ def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
 def test_training_on_cuda_under_bf16_autocast_keeps_fp32_weights_and_learns(embedded: Any, tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
-    from app.run import run_stage
+    from app.stage.run import run_stage
     from jobs.load import resolve
 
     sets = ["model.device=cuda", "train.precision=bf16", "train.max_steps=12", "data.train.limit=null"]

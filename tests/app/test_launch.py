@@ -181,7 +181,7 @@ def test_a_rank_does_not_launch_again(monkeypatch: pytest.MonkeyPatch, no_launch
 
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("app.run.join", met)
+    monkeypatch.setattr("app.stage.run.join", met)
     said = command("run", "stage3b", "--profile", "ci", "--set", "gpus=2", "--runs-dir", tmp_path)
     assert said.code == 2 and "here: a rank" in said.err and not no_launch
 

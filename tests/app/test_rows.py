@@ -41,7 +41,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layers = compiled.layers
     monkeypatch.setattr(compiled, "layers", traced)
-    monkeypatch.setattr(compiled, "pays", lambda *_: True)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_: True)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_how_it_is_run_depends_on_the_work_of_all_processes(model_of: Any, on_cp
     torch._dynamo.reset()
     loaded, requests = Loaded(model_of("llama"), None, "test", 128), random_requests(3)
     whole = tokens_of(loaded, requests, "prefix", 256)
-    monkeypatch.setattr(compiled, "pays", lambda _, tokens: tokens >= whole)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda _, tokens: tokens >= whole)
     spans = [range(i, i + 1) for i in range(len(requests))]
     answers: list[Any] = []
 

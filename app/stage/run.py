@@ -1,4 +1,4 @@
-"""Finds the completed run of a job, or starts one, and records how it ended. The work itself is in `app.stage`.
+"""Finds the completed run of a job, or starts one, and records how it ended. The work itself is in `app.stage.work`.
 
 torch is imported only once there is work: asking for a stage that is complete takes no time.
 """
@@ -120,7 +120,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             return Outcome(found.done, ran=False)
 
         from app.runtime.signals import StopFlag
-        from app.stage import work
+        from app.stage.work import work
 
         started = now()
         run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
@@ -149,7 +149,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcom
         return Outcome(RunDir.open(Path(told["done"])), ran=False, main=False)
 
     from app.runtime.signals import StopFlag
-    from app.stage import work
+    from app.stage.work import work
 
     run = FollowedRun(Path(told["work"]))
     with StopFlag().listening() as stop:

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
-from app.run import Outcome, find, require_one_way, require_paths, run_stage
 from app.runtime.ranks import launched, require_gpus
+from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
 from jobs.errors import ConfigError
 from jobs.load import Job, resolve, stage_names
 

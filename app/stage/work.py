@@ -1,4 +1,4 @@
-"""The work of one stage from start to end: load, self-check, train, score. `app.run` opens the run and closes it."""
+"""The work of one stage from start to end: load, self-check, train, score. `app.stage.run` opens the run and closes it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import room
 from app.attention import selfcheck
 from app.data.tasks import Item, load_items
-from app.environment import environment
 from app.model.load import Loaded, load
 from app.runtime.ending import GO_ON, TrainingEnded
 from app.runtime.heartbeat import Heart
@@ -24,6 +22,8 @@ from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.scoring.evaluate import Sample, evaluate
+from app.stage import capacity
+from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
@@ -113,14 +113,14 @@ class _Stage:
         trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
         self.trained = self.ranks.share(trained)
         if not self.trained:
-            room.require_means(self.job, self.ranks.world)
+            capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
-        job = room.following(self.job, self.ranks.share(at), self.ranks.world, self.halve_memory)
+        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world, self.halve_memory)
         self.sharding = job.profile.sharding
-        self.estimate = room.estimate_here(job, self.ranks.world, self.halve_memory, self.trained)
+        self.estimate = capacity.estimate_here(job, self.ranks.world, self.halve_memory, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
-            room.require_room(job, self.estimate)
+            capacity.require_room(job, self.estimate)
         if self.job.stage.train is not None and not self.trained and self._sharding() == "fsdp":
             _require_gpus_for_fsdp()
 
@@ -160,7 +160,7 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        job = room.settled(self.job, self.estimate)
+        job = capacity.settled(self.job, self.estimate)
         section = train(job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
                         heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
                         halve_memory=self.halve_memory)  # fmt: skip
@@ -198,7 +198,7 @@ class _Stage:
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
-        self.heart.phase("save")  # and app.run hashes every file of the run after that
+        self.heart.phase("save")  # and app.stage.run hashes every file of the run after that
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
@@ -228,7 +228,7 @@ class _Stage:
 
     def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:
         job = self.job
-        peaks = [peak for peak in self.ranks.gather(room.peak_gb()) if peak is not None]
-        compared = room.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
+        peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
+        compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
         self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
                                 "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared})  # fmt: skip

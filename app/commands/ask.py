@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
-from app.pairs import read_lines, read_pairs, require_text, require_writable, write_scored
+from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
 from jobs.errors import ConfigError
 from jobs.load import resolve
 from jobs.schema import MASKS
