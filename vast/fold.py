@@ -7,8 +7,8 @@ untrusted look, or our own dead network, did not show leaves every count as it w
 from __future__ import annotations
 
 from vast.policy import Policy
-from vast.ports import GONE, Host, Instance, Status
-from vast.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed, parse_label
+from vast.ports import GONE, Host, Instance, Status, parse_label
+from vast.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed
 
 AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})

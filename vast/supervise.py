@@ -12,9 +12,9 @@ from vast.advance import advance
 from vast.decide import decide
 from vast.journal import Journal, Last, RunClock
 from vast.policy import Policy
-from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status
+from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.reasons import REASONS
-from vast.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, label_text, spent
+from vast.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 MOST_ACTS = 32  # between two sleeps: whatever a policy says, the market is not called in a circle

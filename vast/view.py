@@ -12,7 +12,7 @@ from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vast.marketplace.http import printable
+from vast.secrets import printable
 from vast.state import Observation, RunState, spent
 
 if TYPE_CHECKING:

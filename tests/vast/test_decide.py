@@ -24,8 +24,9 @@ from vast.ports import (
     Pulled,
     Status,
     Watchdog,
+    label_text,
 )
-from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, label_text, spent
+from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, spent
 
 POLICY = policy.load()
 PLAN = Plan("run", "image", ("prefill", "stage"), OfferQuery(), 20.0, 36000.0)
