@@ -12,9 +12,9 @@ from typing import Any
 
 from vast.policy import Event, Hooks
 from vast.ports import Seconds
-from vast.reasons import SUCCESS
 from vast.secrets import Redactor
-from vast.state import RunState, spent
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import RunState, spent
 
 log = logging.getLogger(__name__)
 

@@ -60,7 +60,7 @@ class OfferQuery:
 class Contract:
     """What `create` asks for. No secret is in it but the registry's login, which has a field of its own in the API."""
 
-    label: str  # see vast.state: run id and deadline
+    label: str  # see vast.supervisor.state: run id and deadline
     image: str
     disk_gb: float
     onstart: str

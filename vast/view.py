@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vast.secrets import printable
-from vast.state import Observation, RunState, spent
+from vast.supervisor.state import Observation, RunState, spent
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -25,7 +25,7 @@ from vast.policy import Policy
 from vast.secrets import Secret
 from vast.session import Session, exit_code
 from vast.signals import EXIT_INTERRUPTED, Left, Signals, write_now
-from vast.state import Plan, RunState
+from vast.supervisor.state import Plan, RunState
 from vast.view import Board, Lines, View, parse
 
 

@@ -4,18 +4,18 @@
    about the host a look while our own network works. Caps need neither: they run on the monotonic clock.
 2. The first rule of the phase's row that has something to do decides; where none has, the supervisor waits.
 
-vast/fold.py has counted what was seen over several looks; here the counts are compared with the policy.
+vast/supervisor/observe.py has counted what was seen over several looks; here the counts are compared with the policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from vast import reasons
-from vast.cadence import LEAD, ends_soon, wake_at
 from vast.policy import Policy
-from vast.state import Action, Do, Doomed, Observation, Phase, RunState, burn, spent
-from vast.trouble import forced, in_touch, key_lost, machine_trouble, verdict
+from vast.supervisor import reasons
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, verdict
+from vast.supervisor.schedule import LEAD, ends_soon, wake_at
+from vast.supervisor.state import Action, Do, Doomed, Observation, Phase, RunState, burn, spent
 
 Rule = Callable[[Observation, RunState, Policy], Action | None]
 

@@ -1,13 +1,13 @@
 """What ends a machine, or a run, although its job said nothing: caps, the market's word, a host that does not answer. Pure.
 
-The rules of vast/decide.py that are about money, time and machines, and the words that all rules share.
+The rules of vast/supervisor/decide.py that are about money, time and machines, and the words that all rules share.
 """
 
 from __future__ import annotations
 
-from vast import reasons
 from vast.policy import Policy
-from vast.state import Action, Do, Machine, Observation, RunState, burn, spent
+from vast.supervisor import reasons
+from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, spent
 
 KEY_PAUSE = 60.0  # seconds between two tries to attach the key
 

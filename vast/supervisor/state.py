@@ -5,7 +5,7 @@
                  +--------------+-----------+-------------+     another machine
 
 Times (`Seconds`) are the run's own: they count from its beginning on the monotonic clock, also over restarts of the
-supervisor, so that a jump of the wall clock moves no deadline. See vast/supervise.py: RunClock.
+supervisor, so that a jump of the wall clock moves no deadline. See vast/supervisor/loop.py: RunClock.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ SUCCESS = "done"
 
 
 def reason_of_job(end_reason: str | None) -> str:
-    """The table's word for what the runner says. A `done` has to be proven by a manifest: see vast/decide.py."""
+    """The table's word for what the runner says. A `done` has to be proven by a manifest: see vast/supervisor/decide.py."""
     return end_reason if end_reason in REASONS else "bug"
 
 

@@ -1,4 +1,4 @@
-"""What one look changes in what is known: counts over several looks, which vast/decide.py compares with the policy. Pure.
+"""What one look changes in what is known: counts over several looks, which vast/supervisor/decide.py compares with the policy. Pure.
 
 A look is trusted if the account answered: a key that is refused sees no instances, and a 404 then proves nothing. What an
 untrusted look, or our own dead network, did not show leaves every count as it was.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
-from vast.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed
+from vast.supervisor.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed
 
 AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})

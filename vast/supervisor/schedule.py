@@ -6,7 +6,7 @@ import math
 from zlib import crc32
 
 from vast.policy import Policy
-from vast.state import Machine, Phase, RunState, burn, spent
+from vast.supervisor.state import Machine, Phase, RunState, burn, spent
 
 SOONEST = 30.0  # seconds from a look to the next one that is due because the job should have ended
 MARGIN = 15.0  # seconds that it is given
@@ -54,7 +54,7 @@ def expected_end(machine: Machine) -> float:
 
 
 def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
-    """What a person should know now; vast/supervise.py tells what is new in it."""
+    """What a person should know now; vast/supervisor/loop.py tells what is new in it."""
     machine = state.machine
     up = {
         "account": state.refused_since is not None,

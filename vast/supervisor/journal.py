@@ -5,7 +5,7 @@
     state   the state after an action, or after a pure step
 
 A last line that a crash tore is dropped; a broken line before it is an error. A journal that ends with an act does not say
-what came of it: vast/supervise.py takes that for an answer that was lost.
+what came of it: vast/supervisor/loop.py takes that for an answer that was lost.
 
 The lock is flock, so the kernel lets go of it when its holder dies. Its fencing token is for the holder that does not die
 but sleeps, on a machine that was suspended or over a network file system, while another one took over: it counts up with
@@ -31,7 +31,7 @@ from jobs import lock
 from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DiskFull, RunStateError
 from vast.ports import Clock, Seconds
-from vast.state import Action, Plan, RunState
+from vast.supervisor.state import Action, Plan, RunState
 
 JOURNAL, LOCK, TOKEN, RESERVE = "journal.jsonl", "supervisor.lock", "supervisor.token", ".reserve"
 ROOM = 2**21  # bytes kept back for the journal on a disk that somebody else fills up

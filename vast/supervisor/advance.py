@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vast import reasons
-from vast.cadence import alerts, interval, pause_before
-from vast.fold import fold
 from vast.policy import Policy
 from vast.ports import CreateResult, Offer, Pulled
-from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Result, RunState, changed
+from vast.supervisor import reasons
+from vast.supervisor.observe import fold
+from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Result, RunState, changed
 
 
 def advance(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -177,7 +177,7 @@ def _judged(state: RunState, action: Action, result: Result, policy: Policy) -> 
 
 
 def judged(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
-    """Apply the row of vast/reasons.py."""
+    """Apply the row of vast/supervisor/reasons.py."""
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
     said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""

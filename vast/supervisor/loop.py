@@ -1,4 +1,4 @@
-"""The loop: look, decide, journal the intent, act, journal the result, advance. All judgement is in vast/decide.py.
+"""The loop: look, decide, journal the intent, act, journal the result, advance. All judgement is in vast/supervisor/decide.py.
 
 The supervisor may die between any two lines of this file, and is then made again from the end of its journal.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from vast.advance import advance
-from vast.decide import decide
-from vast.journal import Journal, Last, RunClock
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
-from vast.reasons import REASONS
-from vast.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
+from vast.supervisor.advance import advance
+from vast.supervisor.decide import decide
+from vast.supervisor.journal import Journal, Last, RunClock
+from vast.supervisor.reasons import REASONS
+from vast.supervisor.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 MOST_ACTS = 32  # between two sleeps: whatever a policy says, the market is not called in a circle
