@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
 from jobs.rundir import RunDir, latest_complete
-from vast.folder import Folder, folders, is_open
+from vast.records.run_dir import Folder, folders, is_open
 from vast.shell.home import RECEIPT
 
 

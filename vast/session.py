@@ -14,16 +14,17 @@ from datetime import UTC, datetime
 from jobs import errors
 from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
-from vast import hooks, story
+from vast import hooks
 from vast.alerts import MEANING
 from vast.clock import WakingClock
-from vast.folder import Folder
 from vast.hooks import Teller
 from vast.hushed import Hushed
 from vast.marketplace.http import DEFAULT_URL
 from vast.onstart import Switch, onstart
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
+from vast.records import report
+from vast.records.run_dir import Folder
 from vast.secrets import Redactor, Secret
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
@@ -181,11 +182,11 @@ class Session:
     def _finish(self, state: RunState) -> None:
         """The report and the hook, both at least once: report.json is written last."""
         assert self.supervisor is not None
-        told = story.tell(list(records(self.folder.path)), self.folder.request())
+        told = report.tell(list(records(self.folder.path)), self.folder.request())
         event = hooks.event_of(state, closed=True)
         self.teller(event, hooks.message(event, str(state.result), state, self.supervisor.run_clock.t()))
-        write_text_atomically(self.folder.report_text, self.redact(story.text(told)))
-        write_text_atomically(self.folder.report, self.redact(story.json_text(told)))
+        write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
+        write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
 
 
 class Spoken(logging.Handler):

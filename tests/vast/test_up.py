@@ -17,8 +17,8 @@ from tests.vast.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
 from vast import again, view
-from vast.folder import folders
 from vast.ports import Address, Pulled
+from vast.records.run_dir import folders
 from vast.registry import Found
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")

@@ -22,10 +22,10 @@ from vast.commands import start
 from vast.commands.offer_table import show_offers
 from vast.commands.options import POSITIVE, cap_options, machine_options, policy_option, profile_option, runs_option
 from vast.commands.wiring import Wiring, inputs_of
-from vast.folder import Folder, Request, require_writable
 from vast.plan import Estimated, Wanted
 from vast.policy import Policy
 from vast.ports import Offer
+from vast.records.run_dir import Folder, Request, require_writable
 from vast.shell.sshkey import public_key
 from vast.supervisor.state import Plan
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from jobs.errors import RunStateError
-from vast import status as statuses
 from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
-from vast.folder import Folder, find, folders
 from vast.ports import Seconds
+from vast.records import status as statuses
+from vast.records.run_dir import Folder, find, folders
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
 

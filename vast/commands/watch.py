@@ -11,8 +11,8 @@ from jobs.errors import RunStateError
 from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
-from vast.folder import Folder, find
 from vast.ports import Clock, Seconds
+from vast.records.run_dir import Folder, find
 from vast.session import exit_code, said
 from vast.supervisor.journal import FileJournal
 from vast.supervisor.state import Phase, RunState

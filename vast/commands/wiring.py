@@ -18,13 +18,13 @@ from jobs.estimate import estimate
 from vast import policy as policies
 from vast import registry
 from vast.clock import SystemClock
-from vast.folder import Folder, Request
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import find_key
 from vast.marketplace.vast_ai import VastAI
 from vast.onstart import Switch, onstart
 from vast.plan import INPUTS, Estimator
 from vast.ports import Address, Clock, Cloud, Shell
+from vast.records.run_dir import Folder, Request
 from vast.secrets import Secret
 from vast.shell import network
 from vast.shell.hostshell import HostShell

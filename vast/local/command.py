@@ -21,7 +21,6 @@ from vast import preflight
 from vast.commands import start
 from vast.commands.options import POSITIVE, profile_option, runs_option
 from vast.commands.wiring import Wiring
-from vast.folder import Folder, Request, require_writable
 from vast.local import connect, given
 from vast.local.connect import Local
 from vast.local.engine import Engine
@@ -30,6 +29,7 @@ from vast.local.given import Asked
 from vast.local.replies import EngineError, Missing
 from vast.policy import Policy
 from vast.ports import OfferQuery
+from vast.records.run_dir import Folder, Request, require_writable
 from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).with_name("policy.yaml")

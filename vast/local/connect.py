@@ -11,7 +11,6 @@ from typing import Any
 from jobs.errors import RunStateError
 from vast import onstart
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
-from vast.folder import Folder
 from vast.local import given
 from vast.local.containers import LocalCloud
 from vast.local.engine import Engine, connect
@@ -20,6 +19,7 @@ from vast.local.replies import EngineError
 from vast.local.transport import LocalTransport
 from vast.onstart import Switch
 from vast.ports import Clock, Cloud, label_text
+from vast.records.run_dir import Folder
 from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
 

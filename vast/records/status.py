@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from jobs.errors import UserError
-from vast.folder import Folder
 from vast.ports import Clock
+from vast.records.run_dir import Folder
 from vast.supervisor.journal import Last, RunClock
 from vast.supervisor.state import Phase, burn, spent
 

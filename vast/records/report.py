@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from vast.folder import Request
+from vast.records.run_dir import Request
 from vast.supervisor.journal import Last
 from vast.supervisor.state import Phase, RunState, burn, spent
 
