@@ -20,11 +20,11 @@ from vast.clock import WakingClock
 from vast.hooks import Teller
 from vast.hushed import Hushed
 from vast.marketplace.http import DEFAULT_URL
-from vast.onstart import Switch, onstart
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
 from vast.records import report
 from vast.records.run_dir import Folder
+from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor

@@ -19,8 +19,8 @@ from vast.local import command, connect, given
 from vast.local.containers import LocalCloud
 from vast.local.given import Asked, Given
 from vast.local.transport import LocalTransport
-from vast.onstart import Switch
 from vast.records.run_dir import Folder, Request
+from vast.rental.onstart import Switch
 
 GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")

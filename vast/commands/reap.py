@@ -9,11 +9,11 @@ import click
 
 from jobs.errors import EXIT_BUG
 from vast import policy as policies
-from vast import preflight
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.records import reap
 from vast.records.run_dir import cared_for
+from vast.rental import preflight
 
 PATIENCE = 900.0  # seconds for each machine
 

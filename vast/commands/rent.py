@@ -14,18 +14,18 @@ import click
 from jobs.errors import ConfigError
 from jobs.load import DEFAULT_PROFILE, Job, profile_names, resolve
 from jobs.rundir import resolve_init
-from vast import again, preflight
-from vast import plan as plans
 from vast import policy as policies
-from vast.again import Begun
 from vast.commands import start
 from vast.commands.offer_table import show_offers
 from vast.commands.options import POSITIVE, cap_options, machine_options, policy_option, profile_option, runs_option
 from vast.commands.wiring import Wiring, inputs_of
-from vast.plan import Estimated, Wanted
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.records.run_dir import Folder, Request, require_writable
+from vast.rental import earlier_runs, preflight
+from vast.rental import plan as plans
+from vast.rental.earlier_runs import Begun
+from vast.rental.plan import Estimated, Wanted
 from vast.shell.sshkey import public_key
 from vast.supervisor.state import Plan
 
@@ -108,9 +108,9 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
         one.files()  # what cannot be sent is known now
     fingerprint = job.fingerprint(resolve_init(runs_dir, job))
     if not force:
-        again.refuse_complete(runs_dir, stage, fingerprint)
-        again.refuse_open(runs_dir, plan.command)
-    begun = None if force else again.begun(runs_dir, stage, fingerprint)
+        earlier_runs.refuse_complete(runs_dir, stage, fingerprint)
+        earlier_runs.refuse_open(runs_dir, plan.command)
+    begun = None if force else earlier_runs.begun(runs_dir, stage, fingerprint)
     public = None if ssh_key is None else public_key(ssh_key.absolute(), wiring.environ)
     login = start.held(policy, wiring).login
     require_writable(runs_dir)
@@ -142,7 +142,7 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
     if begun is not None:
-        again.hand_over(begun, folder)
+        earlier_runs.hand_over(begun, folder)
     plan = replace(plan, public_key=public or wiring.make_key(folder.path))
     click.echo(f"run {run_id}: {folder.path}", err=True)
     go(wiring, folder, plan, detach)

@@ -15,13 +15,13 @@ import click
 
 from jobs.errors import RunStateError, UserError
 from vast import policy as policies
-from vast import preflight
 from vast.commands.wiring import Needs, RunShell, Wiring
 from vast.hooks import Teller
 from vast.host.detach import leave_session, redirect
 from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy
 from vast.records.run_dir import Folder
+from vast.rental import preflight
 from vast.secrets import Secret
 from vast.session import Session, exit_code
 from vast.signals import EXIT_INTERRUPTED, Left, Signals, write_now

@@ -15,9 +15,7 @@ from jobs import yamlfile
 from jobs.errors import ConfigError, UserError
 from jobs.load import profile_names, resolve
 from jobs.validate import Layer, validate
-from vast import plan as plans
 from vast import policy as policies
-from vast import preflight
 from vast.commands import start
 from vast.commands.options import POSITIVE, profile_option, runs_option
 from vast.commands.wiring import Wiring
@@ -30,6 +28,8 @@ from vast.local.replies import EngineError, Missing
 from vast.policy import Policy
 from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, Request, require_writable
+from vast.rental import plan as plans
+from vast.rental import preflight
 from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).with_name("policy.yaml")

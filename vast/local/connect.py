@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast import onstart
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
 from vast.local import given
 from vast.local.containers import LocalCloud
@@ -17,9 +16,10 @@ from vast.local.engine import Engine, connect
 from vast.local.given import Given
 from vast.local.replies import EngineError
 from vast.local.transport import LocalTransport
-from vast.onstart import Switch
 from vast.ports import Clock, Cloud, label_text
 from vast.records.run_dir import Folder
+from vast.rental import onstart
+from vast.rental.onstart import Switch
 from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.load import Job
 from jobs.rundir import resolve_init
-from vast import registry
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import REMEDY, places
-from vast.plan import Estimated
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
+from vast.rental import image_registry
+from vast.rental.plan import Estimated
 from vast.secrets import Redactor, Secret
 
 TOOLS = ("ssh", "rsync", "ssh-keygen")
@@ -82,7 +82,7 @@ def registry_login(policy: Policy, environ: Mapping[str, str]) -> Secret | None:
     return login
 
 
-def image(found: registry.Found, name: str, has_login: bool) -> None:
+def image(found: image_registry.Found, name: str, has_login: bool) -> None:
     """Raises ConfigError if the registry says that a rented machine cannot pull it. What nobody could say is no reason."""
     where = f"--image {name}"
     if found == "absent":

@@ -155,7 +155,7 @@ def run_id_of(stage: str, now: datetime, random: str) -> str:
 def plan_of(
     run_id: str, image: str, command: tuple[str, ...], wanted: Wanted, policy: Policy, public_key: str = ""
 ) -> Plan:
-    """onstart is made with each contract, when the price of the machine is known: see vast/onstart.py."""
+    """onstart is made with each contract, when the price of the machine is known: see vast/rental/onstart.py."""
     return Plan(
         run_id=run_id,
         image=host_image(image),
