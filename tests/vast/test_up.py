@@ -16,11 +16,11 @@ from jobs.load import resolve
 from tests.vast.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
-from vast import view
 from vast.ports import Address, Pulled
 from vast.records.run_dir import folders
 from vast.rental import earlier_runs
 from vast.rental.image_registry import Found
+from vast.session import view
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 

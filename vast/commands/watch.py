@@ -13,7 +13,7 @@ from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
 from vast.ports import Clock, Seconds
 from vast.records.run_dir import Folder, find
-from vast.session import exit_code, said
+from vast.session.session import exit_code, said
 from vast.supervisor.journal import FileJournal
 from vast.supervisor.state import Phase, RunState
 

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from jobs.estimate import estimate
 from vast import policy as policies
-from vast.clock import SystemClock
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import find_key
 from vast.marketplace.vast_ai import VastAI
@@ -26,6 +25,7 @@ from vast.rental import image_registry
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
+from vast.session.clock import SystemClock
 from vast.shell import network
 from vast.shell.hostshell import HostShell
 from vast.shell.push import Input

@@ -14,11 +14,6 @@ from datetime import UTC, datetime
 from jobs import errors
 from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
-from vast import hooks
-from vast.alerts import MEANING
-from vast.clock import WakingClock
-from vast.hooks import Teller
-from vast.hushed import Hushed
 from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
@@ -26,11 +21,16 @@ from vast.records import report
 from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
+from vast.session import notify
+from vast.session.alerts import MEANING
+from vast.session.clock import WakingClock
+from vast.session.notify import Teller
+from vast.session.redacted_shell import Hushed
+from vast.session.view import View, line_of
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import SUCCESS
 from vast.supervisor.state import Observation, Plan, RunState
-from vast.view import View, line_of
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Session:
 
     def _tell_failed(self, what: str) -> None:
         assert self.supervisor is not None
-        content = hooks.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
+        content = notify.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
         self.teller("alert", content)
 
     # ---- what the supervisor asks
@@ -151,7 +151,7 @@ class Session:
         meaning = MEANING.get(what, "see docs/vast.md")
         self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
         t = self.supervisor.run_clock.t()
-        self.teller("alert", hooks.message("alert", what, state, t))
+        self.teller("alert", notify.message("alert", what, state, t))
 
     def say(self, text: str) -> None:
         when = datetime.fromtimestamp(self.clock.now(), UTC)
@@ -183,8 +183,8 @@ class Session:
         """The report and the hook, both at least once: report.json is written last."""
         assert self.supervisor is not None
         told = report.tell(list(records(self.folder.path)), self.folder.request())
-        event = hooks.event_of(state, closed=True)
-        self.teller(event, hooks.message(event, str(state.result), state, self.supervisor.run_clock.t()))
+        event = notify.event_of(state, closed=True)
+        self.teller(event, notify.message(event, str(state.result), state, self.supervisor.run_clock.t()))
         write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
         write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
 
