@@ -16,8 +16,8 @@ from vast.commands.start import wired
 from vast.commands.wiring import Needs, Wiring
 from vast.host.watchdog import _arguments
 from vast.local import command, connect, given
-from vast.local.containers import LocalCloud
-from vast.local.given import Asked, Given
+from vast.local.container_spec import Asked, Given
+from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.records.run_dir import Folder, Request
 from vast.rental.onstart import Switch

@@ -21,10 +21,10 @@ from vast.commands.options import POSITIVE, profile_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.local import connect, given
 from vast.local.connect import Local
+from vast.local.container_spec import Asked
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
-from vast.local.given import Asked
-from vast.local.replies import EngineError, Missing
+from vast.local.engine_errors import EngineError, Missing
 from vast.policy import Policy
 from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, Request, require_writable

@@ -11,10 +11,10 @@ from typing import Any
 from jobs.errors import RunStateError
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
 from vast.local import given
-from vast.local.containers import LocalCloud
+from vast.local.container_spec import Given
 from vast.local.engine import Engine, connect
-from vast.local.given import Given
-from vast.local.replies import EngineError
+from vast.local.engine_errors import EngineError
+from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.ports import Clock, Cloud, label_text
 from vast.records.run_dir import Folder

@@ -3,7 +3,7 @@
 journal.jsonl, supervisor.lock, supervisor.token   vast/supervisor/journal.py
 request.json    what a person asked for, and the estimate: what a resumed supervisor and the report need beside the plan
 policy.yaml     the policy as it was decided, so that the run is resumed under the same one
-local.json      of a run in a container of this machine: what its containers are given, see vast/local/given.py
+local.json      of a run in a container of this machine: what its containers are given, see vast/local/container_spec.py
 nonce           proves that a machine is the one that was rented; key, key.pub, known_hosts: of ssh
 lines.txt       one line a look; log.txt: the output of a supervisor in the background
 down, pull      requests of a person to the supervisor that looks after the run

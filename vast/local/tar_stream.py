@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vast.local.replies import EngineError
+from vast.local.engine_errors import EngineError
 
 CHUNK = 1 << 16
 BLOCK = 512

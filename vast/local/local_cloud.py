@@ -12,9 +12,9 @@ import shlex
 from datetime import datetime
 from typing import Any
 
+from vast.local.container_spec import Given, environment, host_config
 from vast.local.engine import Engine
-from vast.local.given import Given, environment, host_config
-from vast.local.replies import EngineError, Missing, Refused, Silent
+from vast.local.engine_errors import EngineError, Missing, Refused, Silent
 from vast.ports import (
     GONE,
     Account,
