@@ -11,12 +11,12 @@ from jobs.errors import UserError, wrong_python
 try:
     import click
 
+    from vast.commands.attach import attach, down, pull
+    from vast.commands.local import local
     from vast.commands.reap import reap
-    from vast.commands.rent import offers, up
-    from vast.commands.show import logs, status
-    from vast.commands.watch import attach, down, pull
+    from vast.commands.status import logs, status
+    from vast.commands.up import offers, up
     from vast.commands.wiring import Wiring
-    from vast.local.command import local
     from vast.session.signals import EXIT_INTERRUPTED
     from vast.simulate.__main__ import main as simulate
 except ImportError as error:

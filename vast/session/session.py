@@ -58,7 +58,7 @@ class Session:
     login: Secret | None = None
     url: str = DEFAULT_URL
     first_process: Callable[[Switch], str] = (
-        onstart  # what starts the dead-man's switch: see also vast/local/connect.py
+        onstart  # what starts the dead-man's switch: see also vast/commands/local_wiring.py
     )
     asked: Callable[[], bool] = lambda: False  # a signal
     supervisor: Supervisor | None = field(default=None, init=False)

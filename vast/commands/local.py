@@ -17,10 +17,10 @@ from jobs.load import profile_names, resolve
 from jobs.validate import Layer, validate
 from vast import policy as policies
 from vast.commands import start
+from vast.commands.local_wiring import Local
 from vast.commands.options import POSITIVE, profile_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.local import connect, given
-from vast.local.connect import Local
 from vast.local.container_spec import Asked
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
