@@ -10,7 +10,7 @@ from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
 from jobs.rundir import RunDir, latest_complete
 from vast.records.run_dir import Folder, folders, is_open
-from vast.shell.home import RECEIPT
+from vast.shell.local_copy import RECEIPT
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from jobs.errors import UserError
 from vast.ports import Address, Clock, Host, Pulled, Seconds
 from vast.secrets import Secret
 from vast.shell import answers, listing, push
-from vast.shell.home import Home
-from vast.shell.listing import Refused
+from vast.shell.file_list import Refused
+from vast.shell.local_copy import Home
 from vast.shell.pull import pull
 from vast.shell.push import Input
 from vast.shell.transport import Reply, Transport

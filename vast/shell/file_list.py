@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vast.shell.answers import checkpoint_name, run_name
+from vast.shell.host_reports import checkpoint_name, run_name
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last

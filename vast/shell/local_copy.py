@@ -22,7 +22,7 @@ from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DataError
 from vast.ports import Pulled
 from vast.shell import answers
-from vast.shell.listing import MARK, SUMMARY, is_safe
+from vast.shell.file_list import MARK, SUMMARY, is_safe
 
 RECEIPT, STAGING = "home.json", "staging"
 KEEP = 2  # checkpoints of a run that are kept here
