@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from jobs.estimate import estimate
 from vast import policy as policies
+from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import find_key
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
 from vast.records.run_dir import Folder, Request

@@ -8,8 +8,8 @@ from pathlib import Path
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.load import Job
 from jobs.rundir import resolve_init
+from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import REMEDY, places
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
