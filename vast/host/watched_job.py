@@ -18,8 +18,8 @@ from typing import Any
 
 from jobs.errors import RunStateError
 from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.dead_man_switch import Memory
 from vast.host.runs import RUNNER
-from vast.host.switch import Memory
 
 API_SECONDS = 20.0
 _ID = re.compile(r"(?:C\.)?(\d+)")
