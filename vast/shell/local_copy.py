@@ -21,7 +21,7 @@ from jobs import artifacts
 from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DataError
 from vast.ports import Pulled
-from vast.shell import answers
+from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
 
 RECEIPT, STAGING = "home.json", "staging"
@@ -91,8 +91,8 @@ class Home:
         run = self.receipt.run
         with suppress(OSError):
             names = [f"{run}/checkpoints/{path.name}" for path in (self.runs_dir / str(run) / "checkpoints").iterdir()]
-            found = [name for name in names if answers.checkpoint_name(name, run)]
-            return sorted(found, key=answers.step_of, reverse=True)
+            found = [name for name in names if host_reports.checkpoint_name(name, run)]
+            return sorted(found, key=host_reports.step_of, reverse=True)
         return []
 
     def newest(self, *, deep: bool = False) -> str | None:
@@ -143,7 +143,7 @@ class Home:
             return
         whole = [name for name in self.checkpoints() if self.is_whole(name)]
         for name in self.checkpoints():
-            if whole and name not in whole[:KEEP] and answers.step_of(name) < answers.step_of(whole[0]):
+            if whole and name not in whole[:KEEP] and host_reports.step_of(name) < host_reports.step_of(whole[0]):
                 shutil.rmtree(self.runs_dir / name, ignore_errors=True)
 
     def replace_checkpoint(self, name: str, ready: Path) -> None:
