@@ -32,7 +32,7 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.supervisor.state import Plan
 
-POLICY = Path(__file__).with_name("policy.yaml")
+POLICY = Path(__file__).parents[1] / "local" / "policy.yaml"
 POLICY_NAME = "vast/local/policy.yaml"
 
 
