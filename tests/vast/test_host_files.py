@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs import artifacts
+from jobs.runs import atomic
 from tests.vast.rented import make_checkpoint, make_run
 from vast.host import files as hostfiles
 from vast.host import jobstate, snapshot
@@ -73,7 +73,7 @@ def test_a_file_that_is_replaced_after_the_listing_is_still_what_was_listed(tmp_
     run = make_run(tmp_path, **{"metrics.json": "old"})
     job(tmp_path, runs=True)
     found = listed(tmp_path)
-    artifacts.write_text_atomically(run / "metrics.json", "new and longer")
+    atomic.write_text_atomically(run / "metrics.json", "new and longer")
     check(tmp_path, found)
     assert (tmp_path / found[f"{RUN}/metrics.json"]["from"]).read_text() == "old"
     again = listed(tmp_path)
@@ -160,7 +160,7 @@ def complete(tmp_path: Path) -> Path:
     run = make_run(tmp_path, **{"heartbeat.json": "{}"})
     (run / "final").mkdir()
     (run / "final/model.safetensors").write_bytes(b"weights")
-    manifest = artifacts.manifest(run, {"lock", "heartbeat.json", "summary.json", "manifest.json"})
+    manifest = atomic.manifest(run, {"lock", "heartbeat.json", "summary.json", "manifest.json"})
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "summary.json").write_text("{}")
     return run

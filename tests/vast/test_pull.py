@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.vast.directory_host import RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import CHECKPOINT, Ours
 from vast.ports import Pulled

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from jobs import yamlfile
+from jobs.config import strict_yaml
+from jobs.config.load import profile_names, resolve
+from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError, UserError
-from jobs.load import profile_names, resolve
-from jobs.validate import Layer, validate
 from vast import policy as policies
 from vast.commands import local_wiring, start
 from vast.commands.local_wiring import Local
@@ -97,11 +97,11 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
 def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
     """Ours for this machine over that for rented ones, and what was given over both. Raises ConfigError."""
     layers = [
-        Layer("vast/policy.yaml", yamlfile.read(policies.DEFAULT, "vast/policy.yaml")),
-        Layer(POLICY_NAME, yamlfile.read(POLICY, POLICY_NAME)),
+        Layer("vast/policy.yaml", strict_yaml.read(policies.DEFAULT, "vast/policy.yaml")),
+        Layer(POLICY_NAME, strict_yaml.read(POLICY, POLICY_NAME)),
     ]
     if path is not None:
-        layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+        layers.append(Layer(str(path), strict_yaml.read(path, str(path))))
     layers += [Layer(option, dict(values)) for option, values in options.items()]
     return validate(Policy, layers)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from jobs import errors
-from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
+from jobs.runs.atomic import write_text_atomically
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
 from vast.records import report

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import artifacts
-from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DataError
+from jobs.runs import atomic
+from jobs.runs.atomic import sync_directory, write_text_atomically
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
@@ -79,7 +79,7 @@ class Home:
     def files_of(self, checkpoint: str) -> list[str]:
         """Paths of the files of a checkpoint, the mark last; empty if it has no mark."""
         try:
-            files = artifacts.read_json(self.runs_dir / checkpoint / MARK).get("files")
+            files = atomic.read_json(self.runs_dir / checkpoint / MARK).get("files")
         except DataError:
             return []
         if not isinstance(files, dict) or not all(is_safe(name) for name in files):
@@ -104,7 +104,7 @@ class Home:
         run = self.receipt.run
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
-        return not artifacts.differences(self.runs_dir / run)
+        return not atomic.differences(self.runs_dir / run)
 
     def look(self) -> Pulled | None:
         """All that is here, read again from the disk. None if no run was ever brought."""
@@ -187,7 +187,7 @@ class Home:
     def _read(self) -> Receipt:
         """A receipt that is missing or odd is none: then nothing that is here is believed."""
         try:
-            value: Any = artifacts.read_json(self.own / RECEIPT)
+            value: Any = atomic.read_json(self.own / RECEIPT)
             files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}
             return Receipt(value["run"], list(value["runs"]), files)
         except (DataError, KeyError, TypeError, AttributeError):

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.artifacts import io_errors_reported, sync_directory
 from jobs.errors import UserError
+from jobs.runs.atomic import io_errors_reported, sync_directory
 from vast.shell import subprocess_run
 
 KEY = "key"
