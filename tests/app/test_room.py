@@ -25,7 +25,8 @@ from app.training.checkpoint import mark_complete
 from app.training.train import _arguments, mixed_precision
 from jobs.config.load import Job, resolve, with_memory_halved
 from jobs.errors import ConfigError
-from jobs.estimate.estimate import Estimate, estimate_on, memory
+from jobs.estimate import memory
+from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
