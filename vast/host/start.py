@@ -18,7 +18,7 @@ from vast.host import attempt, classify, fixes, hold, jobstate, jsonfiles, lease
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
-CODE = Path(__file__).parents[1]
+CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
 _HOLDER = re.compile(r"process (\d+) on ")
 
@@ -66,16 +66,8 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 
 def stop(root: Path, grace: float) -> None:
     """Ask for a checkpoint and an end, and see to it without being waited for."""
-    argv = [
-        sys.executable,
-        "-m",
-        "vast.host.runner",
-        "stop",
-        "--dir",
-        str((root / RUNNER).resolve()),
-        "--grace",
-        f"{grace:g}",
-    ]
+    words = ("stop", "--dir", str((root / RUNNER).resolve()), "--grace", f"{grace:g}")
+    argv = [sys.executable, "-m", "vast.host.runner", *words]
     nothing = subprocess.DEVNULL
     subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
