@@ -16,8 +16,8 @@ try:
     from app.commands.results import report, runs
     from app.commands.stages import check, run
     from app.commands.texts import generate, loglikelihood, probe
-    from app.ranks import launched, rank_in
-    from app.stopping import Followed, TrainingEnded
+    from app.runtime.ending import Followed, TrainingEnded
+    from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
     print(f"error: {wrong}", file=sys.stderr)

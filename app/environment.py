@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from app.model import Loaded
+from app.model.load import Loaded
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 

@@ -14,7 +14,7 @@ from jobs.artifacts import replacing
 from jobs.errors import DataError, DiskFull, ModelError
 
 if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
-    from app.score import Scored
+    from app.scoring.loglikelihood import Scored
 
 _EXAMPLE = 'give lines such as {"context": "...", "continuation": "..."}'
 

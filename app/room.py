@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from app.model import pick_device
-from app.optimizers import eight_bit_library
-from app.sharded import is_spread, require_shardable
+from app.model.load import pick_device
+from app.training.fsdp import is_spread, require_shardable
+from app.training.optimizers import eight_bit_library
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import gpu_at_hand

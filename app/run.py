@@ -14,8 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from app.ranks import Ranks, join
-from app.stopping import GO_ON, Followed, TrainingEnded
+from app.runtime.ending import GO_ON, Followed, TrainingEnded
+from app.runtime.ranks import Ranks, join
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.followed import FollowedRun
 from jobs.load import Job, with_memory_halved
@@ -119,7 +119,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             tell({"done": str(found.done.path)})
             return Outcome(found.done, ran=False)
 
-        from app.callbacks import StopFlag
+        from app.runtime.signals import StopFlag
         from app.stage import work
 
         started = now()
@@ -148,7 +148,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcom
     if "done" in told:
         return Outcome(RunDir.open(Path(told["done"])), ran=False, main=False)
 
-    from app.callbacks import StopFlag
+    from app.runtime.signals import StopFlag
     from app.stage import work
 
     run = FollowedRun(Path(told["work"]))

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from app import checkpoint, probe, room
-from app.callbacks import Heart, StopFlag
+from app import room
+from app.attention import selfcheck
+from app.data.tasks import Item, load_items
 from app.environment import environment
-from app.evaluate import Sample, evaluate
-from app.model import Loaded, load
-from app.progress import token_bar
-from app.ranks import ALONE, Ranks
-from app.stopping import GO_ON, TrainingEnded
-from app.tasks import Item, load_items
-from app.train import train
+from app.model.load import Loaded, load
+from app.runtime.ending import GO_ON, TrainingEnded
+from app.runtime.heartbeat import Heart
+from app.runtime.progress import token_bar
+from app.runtime.ranks import ALONE, Ranks
+from app.runtime.signals import StopFlag
+from app.scoring.evaluate import Sample, evaluate
+from app.training import checkpoint
+from app.training.train import train
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate
 from jobs.load import Job
@@ -140,7 +143,7 @@ class _Stage:
 
     def _check(self, loaded: Loaded, masks: list[str]) -> None:
         self.heart.phase("check")
-        findings = probe.require(loaded.model, masks, loaded.origin)
+        findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
     def train(self, resume: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from app.commands.options import runs_option
 from jobs.errors import RunStateError, make_command
 
 if TYPE_CHECKING:
-    from app.report import Report
+    from app.report.render import Report
 
 
 @click.command()
@@ -30,7 +30,7 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         _require_directory(runs_dir)
     from rich.console import Console
 
-    from app.report import build_report, print_results, write_report
+    from app.report.render import build_report, print_results, write_report
 
     build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
     if serve is not None:
@@ -52,7 +52,7 @@ def _require_directory(runs_dir: Path) -> None:
 
 
 def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
-    from app.report_serve import ReportPages, ReportServer, parse_address, serve
+    from app.report.server import ReportPages, ReportServer, parse_address, serve
 
     server = ReportServer(ReportPages(runs_dir, build), *parse_address(address))
     click.echo(f"the report of {runs_dir} is at {server.url}; Ctrl-C ends it")
@@ -66,6 +66,6 @@ def runs(runs_dir: Path) -> None:
     _require_directory(runs_dir)
     from rich.console import Console
 
-    from app.report_list import list_rows, print_runs
+    from app.report.run_list import list_rows, print_runs
 
     print_runs(list_rows(runs_dir), Console(), runs_dir)

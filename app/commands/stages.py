@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
-from app.ranks import launched, require_gpus
 from app.run import Outcome, find, require_one_way, require_paths, run_stage
+from app.runtime.ranks import launched, require_gpus
 from jobs.errors import ConfigError
 from jobs.load import Job, resolve, stage_names
 
@@ -68,7 +68,7 @@ def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: boo
     if found.done is not None:
         return Outcome(found.done, ran=False)
 
-    from app.launch import gpus_here, launch
+    from app.runtime.launch import gpus_here, launch
 
     if job.profile.model.device != "cpu":  # there, processes
         require_gpus(job.profile.gpus, gpus_here())

@@ -14,15 +14,15 @@ from jobs.load import resolve
 from jobs.schema import MASKS
 
 if TYPE_CHECKING:
-    from app.generate import Cache
-    from app.model import Loaded
+    from app.model.load import Loaded
+    from app.scoring.generate import Cache
 
 
 def _load(
     profile: str, model: str | None, runs_dir: Path, sets: tuple[str, ...] = (), dtype: str | None = None
 ) -> Loaded:
     chosen = resolve("stage1", profile, sets=sets).profile
-    from app.model import find_checkpoint, load
+    from app.model.load import find_checkpoint, load
 
     checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
     return load(chosen.model, checkpoint=checkpoint, dtype=dtype)
@@ -51,16 +51,17 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     require_writable(out)
     if out.resolve() == pairs.resolve():
         raise ConfigError("--out", f"{out} is what --pairs reads, and would be replaced", "name another file")
-    from app import probe, score
-    from app.encode import ENCODERS, require_fits
-    from app.progress import token_bar
+    from app.attention import selfcheck
+    from app.runtime.progress import token_bar
+    from app.scoring import loglikelihood
+    from app.scoring.encode import ENCODERS, require_fits
 
     loaded = _load(profile, model, runs_dir, dtype=dtype)
-    probe.require(loaded.model, [mask], loaded.origin)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
     require_fits(requests, [line.where for line in lines], loaded.max_length)
     with token_bar(mask) as show:
-        scored = score.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
+        scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
     write_scored(out, lines, scored)
     leaks = ", which LEAKS the answer" if mask == "bidirectional" else ""
     click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
@@ -97,11 +98,11 @@ def generate(profile: str, model: str | None, mask: str, prompt: str | None, pro
         raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
     from transformers import TextStreamer
 
-    from app import generate as decoding
-    from app import probe
+    from app.attention import selfcheck
+    from app.scoring import generate as decoding
 
     loaded = _load(profile, model, runs_dir)
-    probe.require(loaded.model, [mask], loaded.origin)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
     decoding.require_fits(loaded, ids, max_new_tokens)
     if stream or (stream is None and len(ids) == 1):
@@ -128,9 +129,9 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
     Every run checks those of its own masks at its start; the laws are in docs/mask.md.
     """
     resolve("stage1", profile, sets=sets)
-    from app import probe as laws
-    from app.attention import layer_types
-    from app.mask import PATTERNS
+    from app.attention import selfcheck as laws
+    from app.attention.backends import layer_types
+    from app.attention.mask import PATTERNS
 
     loaded = _load(profile, model, runs_dir, sets)
     kinds = layer_types(loaded.model)

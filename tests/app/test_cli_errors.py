@@ -33,7 +33,7 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
     monkeypatch.setattr("app.stage.work", loaded)  # first: it imports app.stage, which must take the real `load`
-    monkeypatch.setattr("app.model.load", loaded)
+    monkeypatch.setattr("app.model.load.load", loaded)
 
 
 # ---- words on the command line ---------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_a_module_that_only_some_commands_need_is_named_too(
     command("runs", "--runs-dir", tmp_path).refused(
         f"error: {sys.executable}: has no module rich; use .venv/bin/python"
     )
-    monkeypatch.setitem(sys.modules, "app.report_list", None)
+    monkeypatch.setitem(sys.modules, "app.report.run_list", None)
     monkeypatch.delitem(sys.modules, "rich.console")
     with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
         command("runs", "--runs-dir", tmp_path)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from app.embedded import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
-from app.tasks import load_items
+from app.data.tasks import load_items
+from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
 

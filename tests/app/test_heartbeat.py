@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.callbacks import HEARTBEAT_SECONDS, Heart
+from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
 from jobs.errors import DiskFull
 from jobs.health import SILENCE
 from jobs.rundir import RunDir
@@ -24,11 +24,11 @@ LONG = {
     "app.stage.load": "load",
     "app.stage.probe.require": "check",
     "app.stage.load_items": "data",
-    "app.train.load_examples": "data",
-    "app.train.drop_overlap": "data",
-    "app.forward.from_hidden": "evaluate or train",
-    "app.trainer.mark_complete": "save",
-    "app.train.checkpoint.save_final": "save",
+    "app.training.train.load_examples": "data",
+    "app.training.train.drop_overlap": "data",
+    "app.training.forward.from_hidden": "evaluate or train",
+    "app.training.trainer.mark_complete": "save",
+    "app.training.train.checkpoint.save_final": "save",
     "app.stage.evaluate": "score",
 }
 
@@ -142,7 +142,7 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
     run: Any = SimpleNamespace(heartbeat=heartbeat)
     heart = Heart(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+        patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
         with heart.beating("compile"):
             assert third.wait(60)
         assert set(heard) == {"compile"}
@@ -157,12 +157,12 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.trainer.mark_complete", "save"), ("app.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
     module, _, name = where.rpartition(".")
     owner = __import__(module, fromlist=["_"])
     real = getattr(owner, name)

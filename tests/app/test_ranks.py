@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from app.ranks import ALONE, require_gpus
-from app.sharing import deal
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
+from app.runtime.ranks import ALONE, require_gpus
+from app.scoring.data_parallel import deal
 from jobs.errors import ConfigError
 from tests.app import rank_work
 from tests.app.command_line import Command

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from app import fast
-from app.callbacks import StopFlag
-from app.checkpoint import mark_complete
-from app.ranks import ALONE
 from app.room import compared, require_means, require_room, settled
+from app.runtime.ranks import ALONE
+from app.runtime.signals import StopFlag
 from app.stage import _Stage
-from app.train import _arguments, mixed_precision
+from app.training import fast_path
+from app.training.checkpoint import mark_complete
+from app.training.train import _arguments, mixed_precision
 from jobs import memory
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
@@ -193,7 +193,7 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
 def test_what_training_lacks_is_said_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.optimizers.find_spec", lambda name: None)
+    monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
     job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
     with pytest.raises(ConfigError, match="neither is installed"):
         make_room(job, tmp_path / "new")
@@ -222,13 +222,13 @@ def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a
 
 
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
-    assert (memory.PACKED, memory.DENSE) == (fast.PACKED, fast.DENSE)
+    assert (memory.PACKED, memory.DENSE) == (fast_path.PACKED, fast_path.DENSE)
     rows = [
-        fast.row_tokens(None, quick, torch.device(kind))
+        fast_path.row_tokens(None, quick, torch.device(kind))
         for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
     ]
     assert rows == [4096, 1024, 512]
-    assert fast.row_tokens(77, True, torch.device("cuda")) == 77
+    assert fast_path.row_tokens(77, True, torch.device("cuda")) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:

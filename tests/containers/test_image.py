@@ -44,7 +44,7 @@ def ask(image: str, *argv: object, entrypoint: str = "/bin/bash", options: tuple
 
 def test_the_code_in_it_is_what_git_tracks_and_nothing_else(inside: dict[str, Entry]) -> None:
     wanted = {path for path in files() if path.startswith(("app/", "jobs/", "vast/"))} | {"build.env"}
-    assert "app/templates/report.html.j2" in wanted
+    assert "app/report/report.html.j2" in wanted
     got = {
         path.removeprefix("opt/prefill/")
         for path, entry in inside.items()

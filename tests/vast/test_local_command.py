@@ -12,7 +12,8 @@ import pytest
 from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fake_engine import FakeEngine
 from vast import policy as policies
-from vast.commands.wiring import Needs, Wiring, wired
+from vast.commands.start import wired
+from vast.commands.wiring import Needs, Wiring
 from vast.folder import Folder, Request
 from vast.host.watchdog import _arguments
 from vast.local import command, connect, given

@@ -16,7 +16,7 @@ import click
 from jobs.errors import RunStateError, UserError
 from vast import policy as policies
 from vast import preflight
-from vast.commands.wiring import Needs, RunShell, Wiring, wired
+from vast.commands.wiring import Needs, RunShell, Wiring
 from vast.folder import Folder
 from vast.hooks import Teller
 from vast.host.detach import leave_session, redirect
@@ -48,6 +48,15 @@ def held(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: boo
             raise
         remedy = f"set it; or end the run: python -m vast down {run_id}"
         raise type(error)(error.where, error.fact, remedy) from None
+
+
+def wired(folder: Folder, wiring: Wiring) -> Wiring:
+    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
+    if not folder.local.exists():
+        return wiring
+    from vast.local import connect  # which needs the docker SDK
+
+    return connect.wiring_for(folder, wiring)
 
 
 def view_for(run_id: str) -> View:

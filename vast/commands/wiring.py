@@ -107,12 +107,3 @@ class Wiring:
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], registry.Found] = registry.look
     first_process: Callable[[Switch], str] = onstart  # what starts a machine's dead-man's switch
-
-
-def wired(folder: Folder, wiring: Wiring) -> Wiring:
-    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
-    if not folder.local.exists():
-        return wiring
-    from vast.local import connect  # which needs the docker SDK
-
-    return connect.wiring_for(folder, wiring)
