@@ -110,13 +110,9 @@ class LocalCloud:
     def instances(self) -> tuple[Instance, ...] | None:
         """Containers of every local run; one that is removed while they are listed is left out."""
         try:
-            found = [one["Id"] for one in self._engine.containers(RUN)]
-            states = [self._looked(str(one)) for one in found]
+            states = [self._looked(one) for one in self._engine.containers(RUN)]
         except EngineError as error:
             self._note("list", error)
-            return None
-        except KeyError:
-            self._note("list", "a container without an id")
             return None
         return tuple(one for one in states if isinstance(one, Instance))
 
