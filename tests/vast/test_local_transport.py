@@ -85,6 +85,12 @@ def test_an_address_of_another_kind_reaches_nothing(fake: FakeEngine, transport:
     assert fake.calls == []
 
 
+def test_closing_removes_what_containers_left(fake: FakeEngine) -> None:
+    removed: list[str] = []
+    LocalTransport(fake.client(), (1, 2), at_close=lambda: removed.append("volumes")).close()
+    assert removed == ["volumes"] and fake.calls == []
+
+
 # ---- fetch ------------------------------------------------------------------------------------------------------------------
 
 

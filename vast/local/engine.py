@@ -75,6 +75,11 @@ class Engine:
             raise Silent(f"expected an object, found {type(found).__name__}")
         return found
 
+    def _id(self, found: dict[str, Any]) -> str:
+        if not isinstance(found.get("Id"), str):
+            raise Silent("an answer without an id")
+        return str(found["Id"])
+
     def info(self) -> dict[str, Any]:
         return self._object(self.api.info)
 
@@ -85,8 +90,9 @@ class Engine:
             return str(one["ID"])
         return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
 
-    def image(self, name: str) -> dict[str, Any]:
-        return self._object(self.api.inspect_image, name)
+    def image(self, name: str) -> str:
+        """What its name means now."""
+        return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:
         """No time limit as a whole: an image may be large, and a person waits for it and can end it."""
@@ -98,9 +104,7 @@ class Engine:
 
     def create(self, **what: Any) -> str:
         """Its id. Takes what APIClient.create_container takes."""
-        found = self._object(self.api.create_container, **what)
-        with told_apart():
-            return str(found["Id"])
+        return self._id(self._object(self.api.create_container, **what))
 
     def start(self, container: str) -> None:
         with told_apart():
@@ -146,7 +150,7 @@ class Engine:
         words = ["timeout", "--kill-after=5", f"{math.ceil(timeout) + 1}", *argv]
         try:
             with told_apart():
-                execution = str(self._object(self.api.exec_create, container, words, stdin=bool(stdin))["Id"])
+                execution = self._id(self._object(self.api.exec_create, container, words, stdin=bool(stdin)))
                 start = {"json": {"Tty": False, "Detach": False}, "timeout": (CONNECT, timeout)}
                 with self._stream(self.api._post, "/exec/{0}/start", execution, **start) as answer:
                     # The SDK knows where it is for each kind of transport.

@@ -36,12 +36,12 @@ class LocalTransport:
     """Implements vast.shell.transport.Transport.
 
     owner: uid and gid that files in the container get, its user's. token: a name that is not there yet.
+    at_close: removes what is left of containers that are gone.
     """
 
-    def __init__(
-        self, engine: Engine, owner: tuple[int, int], token: Callable[[], str] = lambda: secrets.token_hex(8)
-    ) -> None:
-        self._engine, self._owner, self._token = engine, owner, token
+    def __init__(self, engine: Engine, owner: tuple[int, int], token: Callable[[], str] = lambda: secrets.token_hex(8),
+                 at_close: Callable[[], object] = lambda: None) -> None:  # fmt: skip
+        self._engine, self._owner, self._token, self._at_close = engine, owner, token, at_close
 
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
         if not NAME.fullmatch(address.host):
@@ -100,6 +100,7 @@ class LocalTransport:
 
     def close(self) -> None:
         """The connection to the engine is the Cloud's too."""
+        self._at_close()
 
     def _until(self, chunks: Iterator[bytes], until: float) -> Iterator[bytes]:
         for chunk in chunks:
