@@ -21,9 +21,9 @@ import click
 
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
-from jobs.followed import FollowedRun
-from jobs.load import resolve
-from jobs.rundir import RunDir, list_runs
+from jobs.config.load import resolve
+from jobs.runs.follower import FollowedRun
+from jobs.runs.rundir import RunDir, list_runs
 
 WARM = 4  # steps that are not timed
 LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
@@ -102,9 +102,9 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     import app.training.train
     from app.attention.backends import NAMES
     from app.model.load import Loaded
-    from app.room import peak_gb
     from app.runtime.heartbeat import Heart
     from app.runtime.signals import StopFlag
+    from app.stage.capacity import peak_gb
     from app.training import checkpoint
     from app.training.trainer import PrefillTrainer
     from benchmarks import profiled

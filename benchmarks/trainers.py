@@ -19,11 +19,12 @@ from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, T
 from app.attention.backends import NAMES
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
+from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
 from app.training.batch import Collator, Schedule, Steps
-from app.training.fast_path import speed_up, suits, tokens_multiple
+from app.training.fast_path import tokens_multiple
 from app.training.trainer import PrefillTrainer
-from jobs.schema import Objective
+from jobs.config.schema import Objective
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,

@@ -18,10 +18,10 @@ import docker
 import pytest
 import yaml
 
-from vast.local import given
-from vast.local.containers import LocalCloud
+from vast.local import container_spec
+from vast.local.container_spec import Asked, Given
 from vast.local.engine import Engine
-from vast.local.given import Asked, Given
+from vast.local.local_cloud import LocalCloud
 from vast.ports import Contract
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,7 +253,7 @@ def test_vast_local_gives_what_is_described(tmp_path: Path, rootless: bool, whee
     named = [*SPEC["environment"]["handed_on"], *SPEC["environment"]["secrets"], "OTHER"]
     environ = {**dict.fromkeys(named, "value"), **({"PREFILL_WHEELS": str(tmp_path)} if wheels else {})}
     info = {"SecurityOptions": ["name=rootless"]} if rootless else {}
-    made = given.decide(Asked(), info, "engine", IMAGE, environ, CALLER, lambda: False)
+    made = container_spec.decide(Asked(), info, "engine", IMAGE, environ, CALLER, lambda: False)
     described = expected(rootless, wheels)
     described["handed on"] -= {*SPEC["environment"]["secrets"]}  # they go there in files
     del described["stop"]  # its supervisor asks for the checkpoint
@@ -261,8 +261,8 @@ def test_vast_local_gives_what_is_described(tmp_path: Path, rootless: bool, whee
 
 
 def test_a_gpu_is_hidden_only_where_none_is_asked_for(tmp_path: Path) -> None:
-    made = given.decide(Asked(gpu="all"), {}, "engine", IMAGE, {}, (1, 2), lambda: True)
-    assert given.environment(made).keys() & SPEC["environment"]["without_gpu"].keys() == set()
+    made = container_spec.decide(Asked(gpu="all"), {}, "engine", IMAGE, {}, (1, 2), lambda: True)
+    assert container_spec.environment(made).keys() & SPEC["environment"]["without_gpu"].keys() == set()
     assert (
         of_script([word for word in script(tmp_path, GPU="all") if word not in ("--gpus", "all")], tmp_path)["gpu"]
         == {}

@@ -38,7 +38,7 @@ def _run(model: PreTrainedModel, ids: Tensor, where: Layout, **kwargs: Any) -> A
         return model(input_ids=ids.to(model.device), position_ids=where.pos.long(), use_cache=False, **kwargs)
 
 
-def _tolerance(logits: Tensor) -> float:
+def tolerance(logits: Tensor) -> float:
     """What counts as "the same", of rows of one shape: a share of the logits' spread, by the precision they are given in.
 
     That products may have been rounded to bfloat16 does not matter here: both rows meet the same roundings.
@@ -74,7 +74,7 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
         rows[j + 1, j] = (rows[j + 1, j] + vocab // 2) % vocab
     logits = _run(model, rows, where.repeat_rows(size + 1)).logits
     moved = (logits[1:] - logits[:1]).abs().amax(-1).float()  # (key, query)
-    return (moved > _tolerance(logits)).T.cpu()
+    return (moved > tolerance(logits)).T.cpu()
 
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
@@ -139,7 +139,7 @@ def _close(model: PreTrainedModel, law: str, pattern: str, left: Tensor, right: 
     """
     gap = left.float() - right.float()
     if model.dtype == torch.float32:
-        found, limit, what = float(gap.abs().max()), _tolerance(left), "largest"
+        found, limit, what = float(gap.abs().max()), tolerance(left), "largest"
     else:
         found, what = float(gap.square().mean().sqrt()), "root mean square"
         limit = HALF_SHARE * max(float(right.float().std()), 1e-6)

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option
+from jobs.config.load import resolve
+from jobs.config.schema import MASKS
 from jobs.errors import ConfigError
-from jobs.load import resolve
-from jobs.schema import MASKS
 
 
 @click.command()
@@ -37,7 +37,7 @@ def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int |
 
     Needs lm_eval, which make setup installs.
     """
-    from app.pairs import require_writable
+    from app.commands.textfiles import require_writable
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:

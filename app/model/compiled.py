@@ -21,44 +21,18 @@ from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
-from app.scoring.rows import Row, batch_of
 from jobs.errors import ModelError
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
-COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
-# Seconds saved by it on an H200: so many for a token, and for a token and parameter (docs/log.md).
-_SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
 SIZE, PREFIX = 10, 5  # of a document of the self-check: one for each of its tokens, and two more, fit into a tile
 _checked: WeakKeyDictionary[nn.Module, set[tuple[str, int]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
-
-
-def line_width(budget: int) -> int:
-    """Tokens of a packed line: whole tiles of FlexAttention's, within the budget where it holds one."""
-    return max(budget // TILE, 1) * TILE
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
     """The model's decoder layers, first to last; empty if they are not where transformers keeps them."""
     layers = getattr(model.get_decoder(), "layers", None)
     return list(layers) if isinstance(layers, nn.ModuleList) else []
-
-
-def pays(loaded: Loaded, tokens: int) -> bool:
-    """Whether to pack and compile for so many tokens of rows.
-
-    Always where the profile asks for FlexAttention on a GPU, which would compile each padded shape otherwise. Where the
-    choice is ours, when it saves more than it takes; in float32 it saves nothing. It depends on nothing but the work, so
-    that a repeated run gets the same numbers to the last digit.
-    """
-    model = loaded.model
-    config = text_config(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if loaded.device.type != "cuda" or head_dim < 16 or not decoder_layers(model):  # the kernels want heads of 16
-        return False
-    if not loaded.any_attention or model.dtype == torch.float32:
-        return loaded.attention == NAMES["flex_attention"]
-    return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING
 
 
 @contextmanager
@@ -138,7 +112,7 @@ def _wrong(model: Any, pattern: str, width: int, branches: bool,
     moves = (after.float() - before.float()).abs().amax(-1).view(SIZE + 2, SIZE).cpu()
     moved, apart = moves[1:-1].T, moves[[0, -1]]  # (query, key)
     may, must = selfcheck.expected_dependence(model, layout([[document]], pattern))
-    limit = selfcheck._tolerance(before)
+    limit = selfcheck.tolerance(before)
     extra = int((~(moved <= limit) & ~may).sum()) + int((~(apart <= limit)).sum())  # NaN is one too many
     return extra, int((must & ~(moved > 0)).sum())
 
@@ -146,11 +120,40 @@ def _wrong(model: Any, pattern: str, width: int, branches: bool,
 def _states(model: Any, tokens: Tensor, document: Document, pattern: str, width: int,
             mode: Callable[[], AbstractContextManager[Any]]) -> Tensor:  # fmt: skip
     """What the output layer is given at the documents' tokens, (tokens, hidden): logits of a whole line are many."""
-    rows = [Row(document, ids, [], []) for ids in tokens.tolist()]
-    batch = batch_of([rows], [], pattern, width, filler=TILE)
-    ids, where = batch.ids.to(model.device), batch.where.to(model.device)
+    spare = width - tokens.numel()  # filled with short documents: FlexAttention would compute padding against padding
+    fillers = [Document(0, min(TILE, spare - i)) for i in range(0, spare, TILE)]
+    where = layout([[document] * len(tokens) + fillers], pattern, length=width, device=model.device)
+    ids = nn.functional.pad(tokens.reshape(1, -1), (0, spare)).to(model.device)
     with mode(), attend(where), instead_of_logits(model.get_output_embeddings(), lambda hidden: hidden):
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool),
                        position_ids=where.pos.long(), use_cache=False).logits  # fmt: skip
     found: Tensor = states[0, : tokens.numel()]
     return found
+
+
+def suits(loaded: Loaded) -> bool:
+    """Whether to train with FlexAttention and compiled layers: on a GPU, asked for or left to us."""
+    wanted = loaded.attention == NAMES["flex_attention"]
+    if loaded.device.type != "cuda" or not (wanted or loaded.any_attention):
+        return False
+    config = text_config(loaded.model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    drops = getattr(config, "attention_dropout", 0.0) or 0.0
+    # Its kernels want heads of 16 or more and know no dropout.
+    return wanted or (head_dim >= 16 and drops == 0.0 and bool(decoder_layers(loaded.model)))
+
+
+def speed_up(model: Any, backend: str = "inductor") -> None:
+    """Have the model use FlexAttention and compiled layers from now on. Its parameters and their names stay.
+
+    A deep copy of the model made afterwards would run this one's layers: copy before.
+    """
+    text_config(model)._attn_implementation = NAMES["flex_attention"]
+    # Two lengths that happen to be equal in the first row (its tiles, a head) are not taken for one: every row that
+    # broke such an equality would be compiled anew.
+    torch.fx.experimental._config.use_duck_shape = False
+    # Under DDP the compiler would cut each layer into one graph a matrix, for an overlap that layer by layer is there anyway.
+    torch._dynamo.config.optimize_ddp = False
+    for layer in decoder_layers(model):
+        # Its forward pass, not the call around it: hooks there (FSDP's gather and free weights) are not the compiler's.
+        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)

@@ -45,3 +45,22 @@ def instead_of_logits(head: nn.Linear, compute: Callable[[Tensor], Tensor]) -> I
         yield
     finally:
         del head.forward
+
+
+@contextmanager
+def only_at(model: Any, flat: Tensor) -> Iterator[None]:
+    """Logits only at the flat (batch * length) indices `flat`: the output layer sees (1, len(flat), hidden).
+
+    Works on any model whose forward calls its output embedding, and keeps whatever it does to the logits afterwards
+    (soft caps, scales).
+    """
+
+    def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat).unsqueeze(0), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()

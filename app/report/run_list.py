@@ -16,7 +16,7 @@ from rich.text import Text
 from app.report.format import DASH, moment, number
 from app.report.runs import LEAKING_MASKS
 from jobs.errors import make_command
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.attention.backends import SHORT, attend
+from app.attention.backends import NAMES, SHORT, attend, text_config
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Layout
 from app.model import compiled, onednn
-from app.model.lm_head import instead_of_logits, plain_head
+from app.model.lm_head import instead_of_logits, only_at, plain_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, Row, batch_of, packed, padded, rows_of
@@ -33,6 +32,9 @@ _AHEAD = 2  # batches a GPU is given before the first one's results are waited f
 BATCH_TOKENS = 16384
 # Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/model/mixed_precision.py.
 ARITHMETIC = 3
+COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
+# Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
+_SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
@@ -58,25 +60,6 @@ class Count:
     def attention(self) -> str:
         """The one attention that ran, or all of them."""
         return ", ".join(sorted(self.attentions))
-
-
-@contextmanager
-def only_at(model: Any, flat: Tensor) -> Iterator[None]:
-    """Logits only at the flat (batch * length) indices `flat`: the output layer sees (1, len(flat), hidden).
-
-    Works on any model whose forward calls its output embedding, and keeps whatever it does to the logits afterwards
-    (soft caps, scales).
-    """
-
-    def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, flat).unsqueeze(0), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Running:
@@ -166,8 +149,8 @@ def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: str, batch_toke
 
 def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
-    width = compiled.line_width(budget)
-    fits = [row for row in rows if len(row) <= width] if compiled.pays(loaded, work) else []
+    width = line_width(budget)
+    fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
     # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention/backends.py).
@@ -227,3 +210,27 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
         finish_first()
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]
+
+
+def line_width(budget: int) -> int:
+    """Tokens of a packed line: whole tiles of FlexAttention's, within the budget where it holds one."""
+    return max(budget // TILE, 1) * TILE
+
+
+def compiling_pays(loaded: Loaded, tokens: int) -> bool:
+    """Whether to pack and compile for so many tokens of rows.
+
+    Always where the profile asks for FlexAttention on a GPU, which would compile each padded shape otherwise. Where the
+    choice is ours, when it saves more than it takes; in float32 it saves nothing. It depends on nothing but the work, so
+    that a repeated run gets the same numbers to the last digit.
+    """
+    model = loaded.model
+    config = text_config(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if (
+        loaded.device.type != "cuda" or head_dim < 16 or not compiled.decoder_layers(model)
+    ):  # the kernels want heads of 16
+        return False
+    if not loaded.any_attention or model.dtype == torch.float32:
+        return loaded.attention == NAMES["flex_attention"]
+    return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

@@ -6,30 +6,14 @@ where the whole 135M model was not done after 100 s. Rows differ in length, and 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from app.attention.backends import NAMES, text_config
 from app.attention.block_mask import TILE
-from app.model.compiled import decoder_layers
-from app.model.load import Loaded, row_multiple
+from app.model.load import row_multiple
 
 # Tokens of a row, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs its
 # length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).
 PACKED, DENSE, DENSE_CPU = 4096, 1024, 512
-
-
-def suits(loaded: Loaded) -> bool:
-    """Whether to train with FlexAttention and compiled layers: on a GPU, asked for or left to us."""
-    wanted = loaded.attention == NAMES["flex_attention"]
-    if loaded.device.type != "cuda" or not (wanted or loaded.any_attention):
-        return False
-    config = text_config(loaded.model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    drops = getattr(config, "attention_dropout", 0.0) or 0.0
-    # Its kernels want heads of 16 or more and know no dropout.
-    return wanted or (head_dim >= 16 and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
 def row_tokens(wanted: int | None, fast: bool, device: torch.device) -> int:
@@ -40,19 +24,3 @@ def row_tokens(wanted: int | None, fast: bool, device: torch.device) -> int:
 def tokens_multiple(fast: bool, device: torch.device) -> int:
     """Rows are padded to a multiple of this many tokens: whole tiles of FlexAttention's."""
     return TILE if fast else row_multiple(device)
-
-
-def speed_up(model: Any, backend: str = "inductor") -> None:
-    """Have the model use FlexAttention and compiled layers from now on. Its parameters and their names stay.
-
-    A deep copy of the model made afterwards would run this one's layers: copy before.
-    """
-    text_config(model)._attn_implementation = NAMES["flex_attention"]
-    # Two lengths that happen to be equal in the first row (its tiles, a head) are not taken for one: every row that
-    # broke such an equality would be compiled anew.
-    torch.fx.experimental._config.use_duck_shape = False
-    # Under DDP the compiler would cut each layer into one graph a matrix, for an overlap that layer by layer is there anyway.
-    torch._dynamo.config.optimize_ddp = False
-    for layer in decoder_layers(model):
-        # Its forward pass, not the call around it: hooks there (FSDP's gather and free weights) are not the compiler's.
-        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)

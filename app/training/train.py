@@ -19,7 +19,7 @@ from app.attention.backends import text_config
 from app.attention.block_mask import TILE
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
-from app.model.compiled import require_dependence
+from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused, unused_modules
 from app.runtime.ending import interrupted
@@ -31,13 +31,13 @@ from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps
 from app.training.callbacks import Recorder
 from app.training.early_stopping import NoLearning, Plateau
-from app.training.fast_path import row_tokens, speed_up, suits, tokens_multiple
+from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.optimizers import trainer_name
 from app.training.trainer import PrefillTrainer
+from jobs.config.load import Job
+from jobs.config.schema import Train
 from jobs.errors import ConfigError
-from jobs.load import Job
-from jobs.rundir import RunDir
-from jobs.schema import Train
+from jobs.runs.rundir import RunDir
 
 log = logging.getLogger("prefill")
 
@@ -84,7 +84,7 @@ def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "non
     train = job.stage.train
     assert train is not None
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing is True:  # auto is decided in app/stage.py
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage/work.py
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     spread = sharded.settings() if sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)

@@ -25,7 +25,7 @@ from app.training.batch import IGNORE, Schedule, Steps
 from app.training.checkpoint import clear, mark_complete, newest, prune, step_of
 from app.training.forward import ResponseLoss
 from app.training.fsdp import reduce_in_float32, seen_as_plain
-from jobs.schema import Objective
+from jobs.config.schema import Objective
 
 
 class PrefillTrainer(ResponseLoss, Trainer):
@@ -70,7 +70,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
             assert not any("forward" in vars(module) for module in model.modules()), (
-                "copied after app.training.fast_path.speed_up"
+                "copied after app.model.compiled.speed_up"
             )
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
 

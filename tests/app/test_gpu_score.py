@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from app.attention.backends import SHORT
-from app.model import compiled, mixed_precision
+from app.model import mixed_precision
 from app.model.load import Loaded
 from app.model.mixed_precision import keep_float32
 from app.scoring.encode import Request
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def scored(model: Any, mask: str, monkeypatch: pytest.MonkeyPatch, packed: bool) -> tuple[torch.Tensor, list[bool]]:
-    monkeypatch.setattr(compiled, "pays", lambda *_: packed)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_: packed)
     count = Count()
     found = loglikelihood(Loaded(model, None, "test", 128), random_requests(3), mask, batch_tokens=256, count=count)
     assert ("packed" in count.attention) == packed

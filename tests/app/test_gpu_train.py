@@ -10,8 +10,8 @@ import torch
 
 from app.attention.backends import NAMES
 from app.data.examples import TokenExample
+from app.model.compiled import speed_up, suits
 from app.model.load import Loaded
-from app.training.fast_path import speed_up, suits
 from tests.app.test_trainer import trainer_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

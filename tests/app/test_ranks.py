@@ -123,7 +123,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
 def test_weights_are_not_spread_over_processes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
-    from app.stage import _require_gpus_for_fsdp
+    from app.stage.work import _require_gpus_for_fsdp
 
     for kind, refused in ((DistributedType.MULTI_CPU, True), (DistributedType.MULTI_GPU, False)):
         monkeypatch.setattr("accelerate.PartialState", lambda kind=kind: SimpleNamespace(distributed_type=kind))

@@ -19,12 +19,12 @@ from app.attention.backends import NAMES, register
 from app.attention.block_mask import TILE
 from app.attention.mask import PAD, PATTERNS
 from app.model import compiled
+from app.model.compiled import speed_up
 from app.model.load import Loaded, _triton_knows
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, _ids
-from app.scoring.loglikelihood import Count, loglikelihood, tokens_of
+from app.scoring.loglikelihood import Count, compiling_pays, loglikelihood, tokens_of
 from app.scoring.rows import batch_of, packed, padded, rows_of
-from app.training.fast_path import speed_up
 from jobs.errors import ModelError
 from tests.app.command_line import Command
 from tests.app.test_score import one_at_a_time, random_requests
@@ -41,7 +41,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layers = compiled.layers
     monkeypatch.setattr(compiled, "layers", traced)
-    monkeypatch.setattr(compiled, "pays", lambda *_: True)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_: True)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_how_it_is_run_depends_on_the_work_of_all_processes(model_of: Any, on_cp
     torch._dynamo.reset()
     loaded, requests = Loaded(model_of("llama"), None, "test", 128), random_requests(3)
     whole = tokens_of(loaded, requests, "prefix", 256)
-    monkeypatch.setattr(compiled, "pays", lambda _, tokens: tokens >= whole)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda _, tokens: tokens >= whole)
     spans = [range(i, i + 1) for i in range(len(requests))]
     answers: list[Any] = []
 
@@ -179,12 +179,12 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
 
     half = model_of("llama", head_dim=16).bfloat16()
     free = OnGpu(half, None, "test", 128, any_attention=True)
-    assert compiled.pays(free, 10**9) and not compiled.pays(free, 10**5)
-    assert not compiled.pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
-    assert not compiled.pays(OnGpu(half.float(), None, "test", 128, any_attention=True), 10**9)
-    assert not compiled.pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
+    assert compiling_pays(free, 10**9) and not compiling_pays(free, 10**5)
+    assert not compiling_pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
+    assert not compiling_pays(OnGpu(half.float(), None, "test", 128, any_attention=True), 10**9)
+    assert not compiling_pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
     asked = OnGpu(model_of("llama", "flex_attention", head_dim=16), None, "test", 128)
-    assert compiled.pays(asked, 1)
+    assert compiling_pays(asked, 1)
 
 
 @pytest.mark.parametrize(("capability", "takes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from jobs.load import stage_names
+from jobs.config.load import stage_names
 from tests.containers import engine
 from tests.containers.compose import FILES, PROJECT, Compose, created, project_in, write_env
-from vast.local.given import ENVIRONMENT
+from vast.local.container_spec import ENVIRONMENT
 
 
 @pytest.fixture

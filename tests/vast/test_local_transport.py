@@ -17,8 +17,8 @@ from typing import IO
 import pytest
 
 from tests.vast.fake_engine import Box, FakeEngine, Handler, tar_of
-from vast.local import archives
-from vast.local.archives import NoRoom, Odd, inside, pack, save
+from vast.local import tar_stream
+from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
 
@@ -196,7 +196,7 @@ def test_a_full_disk_here_is_told_apart(
         target.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archives.shutil, "copyfileobj", full)
+    monkeypatch.setattr(tar_stream.shutil, "copyfileobj", full)
     reply = transport.fetch(at, ["two"], "/runs", tmp_path, timeout=5)
     assert (reply.code, reply.no_room) == (1, True)
     assert not (tmp_path / ".two.part").exists()

@@ -1,5 +1,5 @@
 """The container engine of this machine through the docker SDK: every call has a time limit, and what goes wrong is told
-apart by vast/local/replies.py.
+apart by vast/local/engine_errors.py.
 
 What streams out (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
 one packet with the head of an answer is lost to them. It goes through the same session of `requests`, which the SDK's
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import UserError
-from vast.local.replies import EngineError, Refused, Silent, brief, split, told_apart
+from vast.local.engine_errors import EngineError, Refused, Silent, brief, split, told_apart
 from vast.ports import Seconds
 
 CALL: Seconds = 30.0  # of a plain request

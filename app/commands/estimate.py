@@ -1,0 +1,69 @@
+"""`estimate`: what a stage will need, before anything is started. No torch: it also prices a stage for a rented machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from app.commands.options import profile_option, set_option
+from jobs.config.load import resolve
+from jobs.errors import ConfigError
+from jobs.estimate.estimate import Estimate, estimate
+
+
+@click.command("estimate")
+@click.argument("stage")
+@profile_option
+@click.option(
+    "--gpu",
+    required=True,
+    metavar="NAME",
+    help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.py has them all.",
+)
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: the profile's]")
+@click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")
+@set_option("Override one key, as for run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit: int | None, sets: tuple[str, ...],
+                     as_json: bool) -> None:  # fmt: skip
+    """Estimate what a STAGE needs on a GPU: peak memory, steps/s, hours, tokens. Nothing is loaded or started.
+
+    Ends with exit code 2 where it does not fit, after the estimate is printed.
+    """
+    job = resolve(stage, profile, limit=limit, sets=sets)
+    found = estimate(job, gpu, gpus or job.profile.gpus)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
+        for what, text in _rows(found):
+            click.echo(f"  {what:<12} {text}")
+    if found.lack:
+        raise ConfigError(f"{stage} with profile {job.profile.name}", found.lack, found.remedy)
+
+
+def _rows(found: Estimate) -> Iterator[tuple[str, str]]:
+    if found.parameters is not None:
+        yield "parameters", f"{found.parameters / 1e6:,.0f} million"
+    if found.peak_gb is not None and found.parts_gb is not None:
+        verdict = "fits" if found.fits else f"does NOT fit; {found.remedy}"
+        yield "peak memory", f"{found.peak_gb:.1f} GB on each GPU: {verdict}"
+        yield "", ", ".join(f"{name} {size:.1f}" for name, size in found.parts_gb.items() if size >= 0.05)
+    if found.steps_per_s is not None:
+        yield "training", f"{found.steps_per_s:.2f} steps/s, {found.tokens_per_s:,.0f} tokens/s"
+        yield "", f"{(found.tokens or 0) / 1e6:,.2f} million tokens, {_time(found.train_hours)}"
+    if found.score_hours is not None:
+        yield "scoring", _time(found.score_hours)
+    if found.hours is not None:
+        yield "in all", _time(found.hours)
+    if found.unknown:
+        yield "not known", found.unknown
+    for line in found.assumptions:
+        yield "assumed", line
+
+
+def _time(hours: float | None) -> str:
+    minutes = 60 * (hours or 0.0)
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.1f} min"
