@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.vast.host import until
+from tests.vast.host import ROOT, until
 from tests.vast.rented import NONCE, WAITS, Rented, make_checkpoint, make_run
 from vast.host import probe as hostlook
 
@@ -163,6 +165,16 @@ def test_stop_returns_at_once_and_the_job_ends_with_its_own_code(machine: Rented
     assert machine.ask("stop") == {"stopping": True, "phase": "running"}
     assert machine.ended()["end_reason"] == "stopped"
     assert machine.ask("stop") == {"stopping": False, "phase": "ended"}
+
+
+def test_stop_needs_no_python_path_which_an_ssh_session_lacks(machine: Rented) -> None:
+    machine.arm()
+    machine.start(WAITS, "run", "stage3b")
+    until((machine.work / "up").exists)
+    argv = [sys.executable, "-S", "-m", "vast.host", "stop", "--root", str(machine.root)]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(argv, cwd=ROOT, env=environ, check=True, timeout=60, capture_output=True)
+    assert machine.ended()["end_reason"] == "stopped"
 
 
 def test_a_deaf_job_is_killed_after_the_grace_although_nobody_waits(machine: Rented) -> None:
