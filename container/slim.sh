@@ -38,7 +38,7 @@ RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers tran
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
 transformers.models.ministral3.modeling_ministral3 transformers.trainer transformers.integrations.sdpa_attention
 accelerate peft datasets gguf sentencepiece click jinja2 matplotlib.figure matplotlib.backends.backend_svg pydantic yaml
-rich.console rich.table scipy.stats statsmodels.stats.multitest statsmodels.stats.contingency_tables tqdm
+rich.console rich.table tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)
