@@ -20,7 +20,7 @@ if [ -z "${VARIANT:-}" ]; then
   VARIANT=cuda
   [ -z "${WHEELS_IMAGE:-}${PIP_CONF:-}" ] || VARIANT=cpu
 fi
-CPU_LIMIT=1300000000 # bytes, of the cpu variant
+CPU_LIMIT=1050000000 # bytes, of the cpu variant
 
 # Whether the tree differs from its commit. What git ignores counts where the image takes its files from.
 dirty() {
@@ -78,7 +78,7 @@ build() { # build TARGET TAG...
 }
 
 build_local() {
-  local weight='1.2 GB'
+  local weight='1.0 GB'
   require_engine # before anybody is told to wait for minutes
   [ "$VARIANT" = cpu ] || weight='5.7 GB, of which 2.9 are downloaded'
   docker image inspect "$IMAGE" >/dev/null 2>&1 || echo "building $IMAGE, variant $VARIANT, $weight: minutes, this once" >&2
