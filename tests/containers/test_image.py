@@ -196,6 +196,13 @@ def test_it_is_started_as_the_contract_says(built: str) -> None:
     assert {"PREFILL_RUNS=/runs", "PREFILL_CACHE=/cache/prefill", "HF_HOME=/cache/huggingface"} <= set(config["Env"])
 
 
+def test_its_labels_ask_for_no_gpu(built: str) -> None:
+    labels = inspect(built)["Config"]["Labels"]
+    assert {name: text for name, text in labels.items() if name.startswith("prefill.")} == {
+        "prefill.needs.cpu": "amd64"
+    }
+
+
 def test_the_health_check_of_a_container_without_a_stage_succeeds(built: str) -> None:
     ask(built, "-m", "jobs.health", entrypoint="/usr/bin/python3", code=0)
 
