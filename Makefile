@@ -152,7 +152,7 @@ audit: ## Ask the package index for known vulnerabilities of what the image is m
 .PHONY: test test-containers test-gpu golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 -m 'not gpu and not containers' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers' $(ARGS)
 # More workers than two cores have use for: much of it is waiting. What a worker gets is said in tests/containers/conftest.py.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)

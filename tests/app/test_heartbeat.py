@@ -85,7 +85,7 @@ class Watched:
 
 
 @pytest.fixture
-def watched(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> Watched:
+def watched(few_rows: None, monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
