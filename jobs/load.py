@@ -87,11 +87,6 @@ def with_memory_halved(job: Job, times: int) -> Job:
     return Job(stage=job.stage.model_copy(update={"train": train, "score": score}), profile=job.profile)
 
 
-def load_job(path: Path) -> Job:
-    """The job that a run's stage.yaml records."""
-    return Job.from_dict(yamlfile.read(path, str(path)), where=str(path))
-
-
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
     """Every stage: jobs/*.yaml but reference.yaml; those called stage* first."""
     names = (path.stem for path in jobs_dir.glob("*.yaml") if path.name != "reference.yaml")

@@ -86,9 +86,6 @@ class RunFiles:
     def read_summary(self) -> dict[str, Any]:
         return artifacts.read_json(self.path / "summary.json")
 
-    def read_heartbeat(self) -> dict[str, Any]:
-        return artifacts.read_json(self.path / "heartbeat.json")
-
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
         return artifacts.read_jsonl(self.path / name)

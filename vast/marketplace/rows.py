@@ -76,8 +76,6 @@ def offer(row: object) -> Offer:
         up_mbit=number(row, "inet_up", 0.0),
         hours_left=number(row, "duration", 0.0) / HOUR,
         direct_ports=int(number(row, "direct_port_count", 0.0)),
-        dollars_per_gb_down=number(row, "inet_down_cost", 0.0),
-        dollars_per_gb_up=number(row, "inet_up_cost", 0.0),
         place=text(row, "geolocation"),
     )
 

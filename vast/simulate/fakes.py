@@ -197,9 +197,6 @@ class FakeCloud:
         world.kill(box, "the supervisor")
         return "accepted"
 
-    def set_label(self, instance_id: int, label: str) -> bool:
-        return self._call("label")
-
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         self._act("attach-key")
         world = self.world
