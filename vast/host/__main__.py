@@ -27,7 +27,7 @@ from vast.host import files as hostfiles
 from vast.host import jobstate, lease, secretfiles
 from vast.host import look as hostlook
 from vast.host import start as hoststart
-from vast.host.runner import COMMAND, GRACE, Parser, seconds
+from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
 from vast.host.runs import RUNNER, WATCHDOG
 
 ROOT = Path("/runs")
@@ -121,11 +121,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
 
 
 def main(argv: Sequence[str]) -> int:
-    own = list(argv)
-    job_arguments: list[str] = []
-    if "--" in own:
-        at = own.index("--")
-        own, job_arguments = own[:at], own[at + 1 :]
+    own, job_arguments = split(argv)
     options = _arguments(own)
     try:
         answer = _act(options, job_arguments)

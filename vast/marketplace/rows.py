@@ -6,10 +6,10 @@ that is odd is dropped: there are others.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 
+from jobs.artifacts import finite
 from vast.marketplace.http import Answer, printable
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
 
@@ -33,13 +33,8 @@ def number(row: Mapping[str, object], name: str, default: float | None = None) -
     value = row.get(name)
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Odd(name)
-    try:
-        found = float(value)
-    except OverflowError:
-        raise Odd(name) from None
-    if not (math.isfinite(found) and found >= 0):
+    found = finite(value)
+    if found is None or found < 0:
         raise Odd(name)
     return found
 

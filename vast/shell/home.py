@@ -7,7 +7,6 @@ runs/STAGE/ID/              the run itself, as on the host; a checkpoint's direc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import artifacts
-from jobs.artifacts import sync_directory, write_text_atomically
+from jobs.artifacts import sha256_of, sync_directory, write_text_atomically
 from jobs.errors import DataError
 from vast.ports import Pulled
 from vast.shell import answers
@@ -192,8 +191,3 @@ class Home:
             return Receipt(value["run"], list(value["runs"]), files)
         except (DataError, KeyError, TypeError, AttributeError):
             return Receipt()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

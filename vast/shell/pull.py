@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs import artifacts
-from jobs.artifacts import sync_directory
+from jobs.artifacts import sha256_of, sync_directory
 from jobs.errors import DiskFull, UserError
 from vast.ports import Pulled
-from vast.shell.home import Home, Known, sha256_of
+from vast.shell.home import Home, Known
 from vast.shell.listing import MANIFEST, SUMMARY, Listed, Listing
 from vast.shell.transport import Reply
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.artifacts import sha256_of
 from jobs.errors import RunStateError
 from vast.ports import Address, Seconds
 from vast.shell import listing
-from vast.shell.home import Home, sha256_of
+from vast.shell.home import Home
 from vast.shell.transport import Reply, Transport
 
 SLOWEST = 1e6  # bytes a second that a transfer may take its time by
