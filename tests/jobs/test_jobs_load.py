@@ -103,7 +103,11 @@ def test_a_profile_may_be_the_path_of_a_file(jobs_dir: Path, tmp_path: Path) -> 
     [
         ("  max_step: 3\n", 'jobs/tune.yaml: train.max_step: unknown key; did you mean "max_steps"?'),
         ("  warmup_steps: 1k\n", 'jobs/tune.yaml: train.warmup_steps: expected an integer of at least 0, found "1k"'),
-        ("  learning_rate: 2e-5\n", 'train.learning_rate: expected a positive number, found "2e-5"; write 2.0e-5'),
+        (
+            '  learning_rate: "2e-5"\n',
+            'train.learning_rate: expected a positive number, found "2e-5"; remove the quotes',
+        ),
+        ("  learning_rate: 1e999\n", "train.learning_rate: expected a positive number, found .inf"),
         ("scores: {}\n", 'jobs/tune.yaml: scores: unknown key; did you mean "score"?'),
         ("name: tune\n", "jobs/tune.yaml:8: name: given twice, first in line 1"),
         ("  - x\n", "jobs/tune.yaml:8: malformed YAML"),
