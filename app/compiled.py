@@ -23,6 +23,7 @@ from app.mask import PATTERNS, Document, layout
 from app.model import Loaded
 from app.rows import Row, batch_of
 from jobs.errors import ModelError
+from jobs.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
@@ -54,7 +55,7 @@ def pays(loaded: Loaded, tokens: int) -> bool:
     model = loaded.model
     config = text_config(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if loaded.device.type != "cuda" or head_dim < 16 or not decoder_layers(model):  # the kernels want heads of 16
+    if loaded.device.type != "cuda" or head_dim < LEAST_HEAD or not decoder_layers(model):
         return False
     if not loaded.any_attention or model.dtype == torch.float32:
         return loaded.attention == NAMES["flex_attention"]

@@ -23,7 +23,6 @@ from app.ranks import ALONE
 from app.room import compared, require_means, require_room, settled
 from app.stage import _Stage
 from app.train import _arguments, mixed_precision
-from jobs import memory
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import Gpu
@@ -222,7 +221,6 @@ def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a
 
 
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
-    assert (memory.PACKED, memory.DENSE) == (fast.PACKED, fast.DENSE)
     rows = [
         fast.row_tokens(None, quick, torch.device(kind))
         for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
