@@ -41,11 +41,8 @@ def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str,
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            given = follow_from is not None and follow_from <= end
-            offset = (
-                follow_from if given and follow_from is not None else 0 if follow_from is not None else end - LARGEST
-            )
-            offset = max(0, offset)
+            begin = end - LARGEST if follow_from is None else follow_from if follow_from <= end else 0
+            offset = max(0, begin)
             file.seek(offset)
             data = file.read(LARGEST)
     except FileNotFoundError:
