@@ -24,7 +24,7 @@ from vast.journal import FileJournal, Superseded, records
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.key import Redactor, Secret
 from vast.onstart import Switch, onstart
-from vast.policy import Policy
+from vast.policy import Event, Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
 from vast.reasons import SUCCESS
 from vast.state import Observation, Plan, RunState
@@ -56,9 +56,7 @@ class Session:
     teller: Teller
     login: Secret | None = None
     url: str = DEFAULT_URL
-    first_process: Callable[[Switch], str] = (
-        onstart  # what starts the dead-man's switch: see also vast/local/connect.py
-    )
+    first_process: Callable[[Switch], str] = onstart  # starts the dead-man's switch: see also vast/local/connect.py
     asked: Callable[[], bool] = lambda: False  # a signal
     supervisor: Supervisor | None = field(default=None, init=False)
 
@@ -85,22 +83,16 @@ class Session:
                 self._finish(state)
             return state
         except Superseded as error:
-            raise RunStateError(
-                self.folder.path, "another supervisor took this run over", "see: vast attach"
-            ) from error
+            fact = "another supervisor took this run over"
+            raise RunStateError(self.folder.path, fact, "see: vast attach") from error
         except UserError:
             raise
         except Exception as error:  # a bug: whoever is away must hear that a machine may run on
             if self.supervisor is not None:
-                self._tell_failed(type(error).__name__)
+                self._call_hook("alert", f"supervisor: {type(error).__name__}", self.supervisor.state)
             raise
         finally:
             journal.close()
-
-    def _tell_failed(self, what: str) -> None:
-        assert self.supervisor is not None
-        content = hooks.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
-        self.teller("alert", content)
 
     # ---- what the supervisor asks
 
@@ -142,15 +134,16 @@ class Session:
     def _tell(self, what: str, state: RunState) -> None:
         if what == CLOSED:
             return  # after the report is written: see _finish
-        assert self.supervisor is not None
         verdict = f"verdict: {what}: "  # what the host itself said of it
-        words = next(
-            (note.removeprefix(verdict) for _, note in reversed(state.history) if note.startswith(verdict)), ""
-        )
+        notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
+        words = next(notes, "").removeprefix(verdict)
         meaning = MEANING.get(what, "see docs/vast.md")
         self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
-        t = self.supervisor.run_clock.t()
-        self.teller("alert", hooks.message("alert", what, state, t))
+        self._call_hook("alert", what, state)
+
+    def _call_hook(self, event: Event, why: str, state: RunState) -> None:
+        assert self.supervisor is not None
+        self.teller(event, hooks.message(event, why, state, self.supervisor.run_clock.t()))
 
     def say(self, text: str) -> None:
         when = datetime.fromtimestamp(self.clock.now(), UTC)
@@ -174,16 +167,13 @@ class Session:
             return
         supervisor.journal.check()
         got = self.shell.pull(machine.addresses, everything=False)
-        self.say(
-            "pull: the host does not answer" if got is None else f"pull: {said(got.verified, got.message, got.bytes)}"
-        )
+        outcome = "the host does not answer" if got is None else said(got.verified, got.message, got.bytes)
+        self.say(f"pull: {outcome}")
 
     def _finish(self, state: RunState) -> None:
         """The report and the hook, both at least once: report.json is written last."""
-        assert self.supervisor is not None
         told = story.tell(list(records(self.folder.path)), self.folder.request())
-        event = hooks.event_of(state, closed=True)
-        self.teller(event, hooks.message(event, str(state.result), state, self.supervisor.run_clock.t()))
+        self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(story.text(told)))
         write_text_atomically(self.folder.report, self.redact(story.json_text(told)))
 

@@ -14,7 +14,7 @@ from jobs.errors import ConfigError
 from jobs.estimate import estimate
 from jobs.load import resolve
 from jobs.memory import USABLE
-from tests.vast.command_line import Hours
+from tests.vast.command_line import estimate_of
 from vast import policy as policies
 from vast.host import watchdog
 from vast.onstart import LIMIT, Switch, arguments, onstart
@@ -92,9 +92,9 @@ def test_a_gpu_that_is_in_no_table_has_no_estimate() -> None:
 
 
 def test_memory_that_a_job_needs_is_asked_for_as_the_market_counts_it() -> None:
-    assert least_vram(Hours(1.0, peak_gb=22.56, fits=False)) == pytest.approx(22.56 / USABLE * 1.024, abs=0.05)
-    assert least_vram(Hours(1.0, peak_gb=22.56, fits=True)) == 0.0
-    assert least_vram(Hours(1.0)) == least_vram(None) == 0.0
+    assert least_vram(estimate_of(1.0, peak_gb=22.56, fits=False)) == pytest.approx(22.56 / USABLE * 1.024, abs=0.05)
+    assert least_vram(estimate_of(1.0, peak_gb=22.56, fits=True)) == 0.0
+    assert least_vram(estimate_of(1.0)) == least_vram(None) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,7 @@ class VastAI:
         token: object = None
         seen: set[str] = set()
         for _ in range(PAGES):
-            query: dict[str, object] = {
-                "select_filters": {},
-                "order_by": [{"col": "id", "dir": "asc"}],
-                "limit": PAGE,
-            }
+            query: dict[str, object] = {"select_filters": {}, "order_by": [{"col": "id", "dir": "asc"}], "limit": PAGE}
             if token is not None:
                 query["after_token"] = token
             answer = self._client.call("show", "GET", "/api/v1/instances/", query=query)
