@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from app.embedded import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
+from app.embedded import DATA_WHEEL, MANIFEST, MODEL_WHEEL
 from app.tasks import load_items
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
+from tests.embedded_default import EmbeddedPaths
 
 ASK = ["generate", "--profile", "ci", "--prompt", "hi", "--max-new-tokens", "2"]
 

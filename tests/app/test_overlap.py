@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from app.embedded import EmbeddedPaths
 from app.overlap import SHORTEST, drop_overlap
 from app.qa import read_qa
 from app.records import content
 from app.tasks import load_items
+from tests.embedded_default import EmbeddedPaths
 
 
 @dataclass(frozen=True)

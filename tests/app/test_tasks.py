@@ -10,11 +10,11 @@ import datasets
 import numpy as np
 import pytest
 
-from app.embedded import EmbeddedPaths
 from app.sources import saved_rows
 from app.tasks import TASKS, Item, load_items
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES
+from tests.embedded_default import EmbeddedPaths
 
 YAML = {
     "hellaswag": "hellaswag/hellaswag.yaml",

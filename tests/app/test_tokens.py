@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.embedded import EmbeddedPaths
 from app.records import Example
 from app.tokens import cut, encode
 from tests.app.word_tokenizer import word_tokenizer
+from tests.embedded_default import EmbeddedPaths
 
 
 @pytest.fixture(scope="module")
