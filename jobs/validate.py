@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import getitem
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -43,7 +42,9 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
     """The merged layers as `model`. Raises ConfigError for the first mistake, naming the layer it came from."""
     for layer in layers:
         check_part(model, layer)
-    merged = reduce(merge, (layer.values for layer in layers), {})
+    merged: Any = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -94,7 +95,7 @@ def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:
     return layers[0]
 
 
-def _explained(model: type[BaseModel], details: Mapping[str, Any], values: object, layer: Layer) -> ConfigError:
+def _explained(model: type[BaseModel], details: Mapping[str, Any], values: Any, layer: Layer) -> ConfigError:
     kind, path = details["type"], _existing(details["loc"], values)
     if kind in _UNKNOWN_KEY:
         fact, remedy = "unknown key", nearest(path[-1], keys_at(model, path[:-1]))
@@ -105,7 +106,7 @@ def _explained(model: type[BaseModel], details: Mapping[str, Any], values: objec
         path = (*path, details["ctx"]["key"]) if kind == "combination" else path
         fact, remedy = details["ctx"]["fact"], details["ctx"]["remedy"]
     else:
-        found: Any = reduce(getitem, path, values)
+        found = reduce(lambda inside, step: inside[step], path, values)
         fact = f"expected {phrase(model, path)}, found {show(found)}"
         remedy = remedy_for(found, variants(schema_at(model, path), model))
     return ConfigError(_address(layer, path), fact, remedy)
