@@ -133,7 +133,7 @@ def test_the_policy_of_a_run_reads_back_the_same(tmp_path: Path) -> None:
 def test_the_watchdog_takes_the_arguments_that_onstart_gives() -> None:
     parsed = watchdog._arguments(list(arguments(SWITCH)))
     assert (parsed.run_id, parsed.nonce, parsed.url) == (SWITCH.run_id, SWITCH.nonce, SWITCH.url)
-    assert (parsed.t_hard, parsed.t_silent, parsed.grace) == (SWITCH.hard, SWITCH.silent, SWITCH.grace)
+    assert (parsed.hard, parsed.silent, parsed.grace) == (SWITCH.hard, SWITCH.silent, SWITCH.grace)
     assert (parsed.max_dollars, parsed.dollars_per_hour) == (SWITCH.max_dollars, SWITCH.dollars_per_hour)
 
 
