@@ -22,6 +22,7 @@ from app.attention.mask import PATTERNS, Document, layout
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
 from jobs.errors import ModelError
+from jobs.estimate.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # of a document of the self-check: one for each of its tokens, and two more, fit into a tile
@@ -139,8 +140,8 @@ def suits(loaded: Loaded) -> bool:
     config = text_config(loaded.model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0) or 0.0
-    # Its kernels want heads of 16 or more and know no dropout.
-    return wanted or (head_dim >= 16 and drops == 0.0 and bool(decoder_layers(loaded.model)))
+    # Its kernels know no dropout.
+    return wanted or (head_dim >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
 def speed_up(model: Any, backend: str = "inductor") -> None:

@@ -77,14 +77,7 @@ def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: 
 
 
 def run_stage(
-    job: Job,
-    runs_dir: Path,
-    *,
-    force: bool,
-    resume: bool,
-    now: Now,
-    go_on: bool = False,
-    halve_memory: int = 0,
+    job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, go_on: bool = False, halve_memory: int = 0
 ) -> Outcome:
     """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 

@@ -10,10 +10,11 @@ import torch
 
 from app.attention.block_mask import TILE
 from app.model.load import row_multiple
+from jobs.estimate.memory import DENSE, PACKED
 
-# Tokens of a row, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs its
-# length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).
-PACKED, DENSE, DENSE_CPU = 4096, 1024, 512
+# A row under a dense mask costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with
+# DENSE (docs/log.md).
+DENSE_CPU = 512
 
 
 def row_tokens(wanted: int | None, fast: bool, device: torch.device) -> int:

@@ -154,9 +154,8 @@ def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     elif profile.endswith((".yaml", ".yml")) or "/" in profile:
         path, where = Path(profile), profile
         if not path.is_file():
-            raise ConfigError(
-                where, "no such profile file", f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
-            )
+            remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
+            raise ConfigError(where, "no such profile file", remedy)
     else:
         remedy = f"{nearest(profile, profile_names(jobs_dir))}, or the path of a YAML file"
         raise ConfigError("jobs/profiles", f'unknown profile "{profile}"', remedy)
@@ -207,12 +206,12 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
     known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
     if steps[0] in known:
         return
-    sections: list[tuple[type[BaseModel], tuple[str, ...]]] = [
-        (Stage, ("train",)),
-        (Stage, ("score",)),
-        (Profile, ("model",)),
+    sections: dict[str, type[BaseModel]] = {"train": Stage, "score": Stage, "model": Profile}
+    meant = [
+        f'"{section}.{".".join(steps)}"'
+        for section, model in sections.items()
+        if steps[0] in keys_at(model, (section,))
     ]
-    meant = [f'"{".".join((*path, *steps))}"' for model, path in sections if steps[0] in keys_at(model, path)]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
     raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
 
@@ -238,9 +237,8 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
             trained = [other for other in stage_names(jobs_dir) if other != stage.name and _trains(other, jobs_dir)]
             raise ConfigError(at, f'expected base or another stage, found "{name}"', nearest(name, ["base", *trained]))
         if not _trains(name, jobs_dir):
-            raise ConfigError(
-                at, f"{name} does not train, so it leaves no checkpoint", "name a stage with a section train"
-            )
+            fact = f"{name} does not train, so it leaves no checkpoint"
+            raise ConfigError(at, fact, "name a stage with a section train")
 
 
 def _trains(stage: str, jobs_dir: Path) -> bool:

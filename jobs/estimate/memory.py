@@ -20,11 +20,9 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-PACKED, DENSE = (
-    4096,
-    1024,
-)  # tokens of a packed row on a GPU, where the stage does not say: those of app/training/fast_path.py
-_LEAST_HEAD = 16  # of the kernels that make rows of PACKED tokens, likewise
+# Tokens of a packed row on a GPU where the stage does not set train.pack_tokens: with FlexAttention, and under a dense mask.
+PACKED, DENSE = 4096, 1024
+LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
@@ -38,7 +36,7 @@ def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
     train, attention = job.stage.train, job.profile.model.attention
     if train is None:
         return job
-    fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= _LEAST_HEAD)
+    fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD)
     row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
     return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
 

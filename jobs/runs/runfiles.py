@@ -18,7 +18,8 @@ from jobs import lock
 
 from jobs.runs import atomic
 from jobs.config import strict_yaml
-from jobs.errors import EXIT_STOPPED, UserError
+from jobs.errors import EXIT_STOPPED
+from jobs.errors import UserError
 
 State = Literal["complete", "running", "failed", "interrupted"]
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second

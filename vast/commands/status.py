@@ -46,7 +46,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
 
 
 def _print(found: list[statuses.Status]) -> None:
-    rows = statuses.rows(found)
+    rows = [statuses.row(one) for one in found]
     if not sys.stdout.isatty():
         for row in (statuses.COLUMNS, *rows):
             click.echo("\t".join(row))
@@ -88,9 +88,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
             break
         wiring.clock.sleep(FOLLOW)
     if not answered:
-        raise RunStateError(
-            folder.path, "no log: the host does not answer, and none was fetched", f"see {folder.lines}"
-        )
+        fact = "no log: the host does not answer, and none was fetched"
+        raise RunStateError(folder.path, fact, f"see {folder.lines}")
 
 
 def _where(folder: Folder) -> tuple[Machine | None, bool]:

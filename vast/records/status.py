@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from jobs.errors import UserError
@@ -104,10 +103,7 @@ COLUMNS = (
 
 def row(one: Status) -> list[str]:
     phase = one.phase if one.result is None else f"{one.phase}: {one.result}"
-    if one.unclear:
-        instance = "unclear"
-    else:
-        instance = "-" if one.instance is None else str(one.instance)
+    instance = "unclear" if one.unclear else "-" if one.instance is None else str(one.instance)
     if one.being_destroyed:
         instance = f"{instance} destroying {','.join(map(str, one.being_destroyed))}"
     return [
@@ -115,7 +111,3 @@ def row(one: Status) -> list[str]:
         "-" if one.loss is None else f"{one.loss:.4f}", instance, f"{one.dollars:.2f}/{one.cap_dollars:.2f}",
         f"{one.dollars_per_hour:.3f}", f"{one.hours_left:.1f}", one.at_home or "-", ",".join(one.alerts) or "-",
     ]  # fmt: skip
-
-
-def rows(found: Sequence[Status]) -> list[list[str]]:
-    return [row(one) for one in found]

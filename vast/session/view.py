@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "-"
 ROWS = 20  # of the live table
+COLUMNS = ("time", "phase", "attempt", "step", "loss", "tokens/s", "GPU %", "memory %", "$ / cap", "last fix")
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,8 @@ class Board:
         from rich.table import Table
 
         table = Table(title=self._title, title_justify="left")
-        for name in (
-            "time",
-            "phase",
-            "attempt",
-            "step",
-            "loss",
-            "tokens/s",
-            "GPU %",
-            "memory %",
-            "$ / cap",
-            "last fix",
-        ):
-            numeric = name not in ("time", "phase", "last fix")
-            table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        for name in COLUMNS:
+            table.add_column(name, justify="left" if name in ("time", "phase", "last fix") else "right", no_wrap=True)
         for line in self._rows:
             table.add_row(*astuple(line))
         return table
