@@ -241,8 +241,8 @@ def test_runs_are_listed_newest_first_whatever_their_state(tmp_path: Path) -> No
         ("stage4", "interrupted"), ("stage2", "failed"), ("stage3b", "complete"), ("stage1", "complete"),
     ]  # fmt: skip
     assert rows[1].headline == "the loss is NaN at step 7"
-    assert rows[2].headline.startswith("eval loss 2.3")
-    assert rows[3].headline.startswith("base/causal 0.")
+    assert (rows[2].result[:3], rows[2].headline) == ("2.3", "eval loss")
+    assert (rows[3].result[:2], rows[3].headline) == ("0.", "base/causal")
     assert rows[3].when == "2026-01-02 03:04"
 
 
