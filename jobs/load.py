@@ -73,7 +73,7 @@ def with_memory_halved(job: Job, times: int) -> Job:
 
     train.batch_size stays, so gradients are accumulated over as many more forward passes. A micro-batch has to divide the
     batch: where the half does not, the next smaller one that does is taken. With packing the trainer halves its rows, whose
-    length only it knows (app/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
+    length only it knows (app/training/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
     """
     if times == 0:
         return job

@@ -20,7 +20,10 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-PACKED, DENSE = 4096, 1024  # tokens of a packed row on a GPU, where the stage does not say: those of app/fast.py
+PACKED, DENSE = (
+    4096,
+    1024,
+)  # tokens of a packed row on a GPU, where the stage does not say: those of app/training/fast_path.py
 _LEAST_HEAD = 16  # of the kernels that make rows of PACKED tokens, likewise
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
@@ -31,7 +34,7 @@ SPARE = 0.95  # of that, what a job may take that goes without gradient checkpoi
 
 
 def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
-    """The same job with the length of its packed rows written out, as app/train.py finds it after `halvings` halvings."""
+    """The same job with the length of its packed rows written out, as app/training/train.py finds it after `halvings` halvings."""
     train, attention = job.stage.train, job.profile.model.attention
     if train is None:
         return job
@@ -146,7 +149,7 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
-    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/mixed.py)."""
+    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/model/mixed_precision.py)."""
     width = 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
@@ -157,7 +160,7 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
 
 
 def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
-    """How the states are laid out over the GPUs, as app/stage.py lays them out, and the peak by parts: of training, or of
+    """How the states are laid out over the GPUs, as app/stage/work.py lays them out, and the peak by parts: of training, or of
     scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:
@@ -178,7 +181,7 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
 
 
 def shardable(train: Train) -> bool:
-    """What app/sharded.py takes: neither adapters nor the frozen teacher of objective.kl."""
+    """What app/training/fsdp.py takes: neither adapters nor the frozen teacher of objective.kl."""
     return train.lora is None and train.objective.kl == 0
 
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from vast.folder import Care
-from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds
-from vast.state import parse_label
+from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds, parse_label
 
 FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted, doubled up to the longest
 LONGEST_PAUSE: Seconds = 60.0

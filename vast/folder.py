@@ -1,6 +1,6 @@
 """The directory of a rented run, runs/vast/<run_id>/: the one place that names its files.
 
-journal.jsonl, supervisor.lock, supervisor.token   vast/journal.py
+journal.jsonl, supervisor.lock, supervisor.token   vast/supervisor/journal.py
 request.json    what a person asked for, and the estimate: what a resumed supervisor and the report need beside the plan
 policy.yaml     the policy as it was decided, so that the run is resumed under the same one
 local.json      of a run in a container of this machine: what its containers are given, see vast/local/given.py
@@ -25,9 +25,9 @@ from typing import Any, Literal
 from jobs import lock
 from jobs.artifacts import io_errors_reported, read_json, write_text_atomically
 from jobs.errors import RunStateError, UserError
-from vast import journal
-from vast.journal import LOCK
 from vast.ports import Seconds
+from vast.supervisor import journal
+from vast.supervisor.journal import LOCK
 
 VAST = "vast"  # below the runs directory
 

@@ -10,11 +10,11 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vast.marketplace.key import Redactor
 from vast.policy import Event, Hooks
 from vast.ports import Seconds
-from vast.reasons import SUCCESS
-from vast.state import RunState, spent
+from vast.secrets import Redactor
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import RunState, spent
 
 log = logging.getLogger(__name__)
 

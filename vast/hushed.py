@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vast.marketplace.key import Redactor
 from vast.ports import Address, Host, Pulled, Seconds, Shell
+from vast.secrets import Redactor
 
 
 class Hushed:

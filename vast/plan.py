@@ -14,7 +14,7 @@ from jobs.memory import USABLE
 from vast.marketplace.rows import gpu_name
 from vast.policy import Policy
 from vast.ports import Dollars, Offer, OfferQuery, Seconds
-from vast.state import Plan
+from vast.supervisor.state import Plan
 
 HOUR: Seconds = 3600.0
 MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one

@@ -10,10 +10,11 @@ from jobs.load import Job
 from jobs.rundir import resolve_init
 from vast import registry
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import REMEDY, Redactor, Secret, places
+from vast.marketplace.key import REMEDY, places
 from vast.plan import Estimated
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
+from vast.secrets import Redactor, Secret
 
 TOOLS = ("ssh", "rsync", "ssh-keygen")
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
-from vast.marketplace.key import Secret
+from vast.secrets import Secret
 
 Found = Literal["there", "absent", "denied", "unknown"]  # unknown: nobody could say, which is no reason to refuse
 

@@ -20,15 +20,15 @@ from vast.clock import WakingClock
 from vast.folder import Folder
 from vast.hooks import Teller
 from vast.hushed import Hushed
-from vast.journal import FileJournal, Superseded, records
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import Redactor, Secret
 from vast.onstart import Switch, onstart
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
-from vast.reasons import SUCCESS
-from vast.state import Observation, Plan, RunState
-from vast.supervise import CLOSED, Supervisor
+from vast.secrets import Redactor, Secret
+from vast.supervisor.journal import FileJournal, Superseded, records
+from vast.supervisor.loop import CLOSED, Supervisor
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import Observation, Plan, RunState
 from vast.view import View, line_of
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from jobs.columns import Column
 from jobs.errors import UserError
 from vast.folder import Folder
-from vast.journal import Last, RunClock
 from vast.ports import Clock
-from vast.state import Phase, burn, spent
+from vast.supervisor.journal import Last, RunClock
+from vast.supervisor.state import Phase, burn, spent
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from itertools import pairwise
 
 from vast.folder import Request
-from vast.journal import Last
-from vast.state import Phase, RunState, burn, spent
+from vast.supervisor.journal import Last
+from vast.supervisor.state import Phase, RunState, burn, spent
 
 KINDS = ("loading", "training", "idle", "teardown")
 

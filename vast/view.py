@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from jobs.columns import Column, table_lines
-from vast.marketplace.http import printable
-from vast.state import Observation, RunState, spent
+from vast.secrets import printable
+from vast.supervisor.state import Observation, RunState, spent
 
 if TYPE_CHECKING:
     from rich.console import Console

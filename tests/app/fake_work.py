@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.run import Outcome, run_stage
+from app.stage.run import Outcome, run_stage
 from jobs.load import Job, resolve
 from jobs.rundir import RunDir
 
@@ -38,7 +38,7 @@ def starter(monkeypatch: pytest.MonkeyPatch, runs_dir: Path) -> Start:
 
     def start(work: Work = fine, *, force: bool = False, resume: bool = False, go_on: bool = False,
               halve_memory: int = 0, **settings: Any) -> Outcome:  # fmt: skip
-        monkeypatch.setattr("app.stage.work", work)
+        monkeypatch.setattr("app.stage.work.work", work)
         job = resolve("stage1", "ci", **settings)
         return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, go_on=go_on,
                          halve_memory=halve_memory)  # fmt: skip

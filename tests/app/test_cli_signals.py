@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.checkpoint import complete_checkpoints
+from app.training.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 

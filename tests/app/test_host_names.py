@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.checkpoint import MARK, mark_complete, newest
+from app.training.checkpoint import MARK, mark_complete, newest
 from jobs import health
 from jobs.rundir import RunDir
 from jobs.runfiles import ID_PATTERN

@@ -213,6 +213,6 @@ def test_a_uid_without_a_name_and_without_a_cache_imports_what_a_stage_needs(bui
         "--network",
         "none",
     )
-    code = "import getpass, app.stage, torch, transformers, datasets, peft; print(getpass.getuser(), torch.__version__)"
+    code = "import getpass, app.stage.work, torch, transformers, datasets, peft; print(getpass.getuser(), torch.__version__)"
     said = docker("run", "--rm", *options, built, "bash", "-c", f"python -W error::RuntimeWarning -c '{code}'")
     assert said.startswith("uid4242 2.")

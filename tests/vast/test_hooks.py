@@ -17,8 +17,8 @@ from tests.vast.command_line import World
 from tests.vast.scripted_shell import ScriptedShell, ended, running
 from vast import policy as policies
 from vast.hooks import Teller, post_json, run_command
-from vast.marketplace.key import Redactor, Secret
 from vast.policy import Policy
+from vast.secrets import Redactor, Secret
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 

@@ -19,8 +19,7 @@ from vast import policy as policies
 from vast.host import watchdog
 from vast.onstart import LIMIT, Switch, arguments, onstart
 from vast.plan import Wanted, command_of, estimated, host_image, least_vram, plan_of, query_of, require_caps, run_id_of
-from vast.ports import Offer
-from vast.state import label_text
+from vast.ports import Offer, label_text
 
 POLICY = policies.load()
 SWITCH = Switch("stage5b-20270115-080000", "ab" * 16, 88_000.0, 3600.0, 300.0, 12.0, 0.4125, "https://console.vast.ai")

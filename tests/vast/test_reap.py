@@ -10,9 +10,8 @@ from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.fake_market import ManualClock, Rental
 from vast import fleet
 from vast.folder import Care, Folder, Request
-from vast.journal import FileJournal
-from vast.ports import GONE, Account, Gone, Instance, Status
-from vast.state import label_text
+from vast.ports import GONE, Account, Gone, Instance, Status, label_text
+from vast.supervisor.journal import FileJournal
 
 NOW = 1_800_000_000.0
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from vast import registry
-from vast.marketplace.key import Secret
+from vast.secrets import Secret
 
 LOGIN = Secret("-u me -p pass-word-123 registry.example")
 

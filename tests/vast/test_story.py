@@ -8,9 +8,9 @@ import pytest
 
 from vast import story
 from vast.folder import Request
-from vast.journal import Last, Stamp
 from vast.ports import Job, OfferQuery
-from vast.state import Doomed, Intent, Machine, Phase, Plan, RunState, begin, changed
+from vast.supervisor.journal import Last, Stamp
+from vast.supervisor.state import Doomed, Intent, Machine, Phase, Plan, RunState, begin, changed
 
 PLAN = Plan("stage1-1", "image-host", ("run",), OfferQuery(), 12.0, 36_000.0)
 REQUEST = Request("stage1", "ci", "image", estimate_hours=2.0, estimate_dollars=2.5)

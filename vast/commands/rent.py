@@ -27,7 +27,7 @@ from vast.plan import Estimated, Wanted
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.shell.sshkey import public_key
-from vast.state import Plan
+from vast.supervisor.state import Plan
 
 
 @click.command()

@@ -16,9 +16,9 @@ from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
 from vast.folder import Folder, find, folders
-from vast.journal import records
 from vast.ports import Seconds
-from vast.state import Machine, Phase
+from vast.supervisor.journal import records
+from vast.supervisor.state import Machine, Phase
 
 FOLLOW: Seconds = 5.0  # between two questions to the host
 JOB_LOG = Path("host") / "job.log"  # of a run that was fetched

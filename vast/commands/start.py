@@ -21,11 +21,11 @@ from vast.folder import Folder
 from vast.hooks import Teller
 from vast.host.detach import leave_session, redirect
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import Secret
 from vast.policy import Policy
+from vast.secrets import Secret
 from vast.session import Session, exit_code
 from vast.signals import EXIT_INTERRUPTED, Left, Signals, write_now
-from vast.state import Plan, RunState
+from vast.supervisor.state import Plan, RunState
 from vast.view import Board, Lines, View, parse
 
 

@@ -12,10 +12,10 @@ from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
 from vast.folder import Folder, find
-from vast.journal import FileJournal
 from vast.ports import Clock, Seconds
 from vast.session import exit_code, said
-from vast.state import Phase, RunState
+from vast.supervisor.journal import FileJournal
+from vast.supervisor.state import Phase, RunState
 
 POLL: Seconds = 0.5
 PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull takes its time

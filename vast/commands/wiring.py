@@ -20,11 +20,12 @@ from vast import registry
 from vast.clock import SystemClock
 from vast.folder import Folder, Request
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import Secret, find_key
+from vast.marketplace.key import find_key
 from vast.marketplace.vast_ai import VastAI
 from vast.onstart import Switch, onstart
 from vast.plan import INPUTS, Estimator
 from vast.ports import Address, Clock, Cloud, Shell
+from vast.secrets import Secret
 from vast.shell import network
 from vast.shell.hostshell import HostShell
 from vast.shell.push import Input

@@ -30,7 +30,7 @@ from vast.local.given import Asked
 from vast.local.replies import EngineError, Missing
 from vast.policy import Policy
 from vast.ports import OfferQuery
-from vast.state import Plan
+from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).with_name("policy.yaml")
 POLICY_NAME = "vast/local/policy.yaml"

@@ -18,11 +18,10 @@ from vast.local.engine import Engine, connect
 from vast.local.given import Given
 from vast.local.replies import EngineError
 from vast.local.transport import LocalTransport
-from vast.marketplace.key import Secret
 from vast.onstart import Switch
-from vast.ports import Clock, Cloud
+from vast.ports import Clock, Cloud, label_text
+from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
-from vast.state import label_text
 
 
 @dataclass(frozen=True)

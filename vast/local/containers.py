@@ -28,8 +28,8 @@ from vast.ports import (
     OfferQuery,
     Seconds,
     Status,
+    parse_label,
 )
-from vast.state import parse_label
 
 log = logging.getLogger(__name__)
 

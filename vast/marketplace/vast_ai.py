@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vast.marketplace import rows
 from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
-from vast.marketplace.key import Secret, find_key
+from vast.marketplace.key import find_key
 from vast.ports import (
     GONE,
     Account,
@@ -26,6 +26,7 @@ from vast.ports import (
     OfferQuery,
     Seconds,
 )
+from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
 PAGES = 400  # a token that never ends is a fault
