@@ -4,7 +4,7 @@
     print_results(report, console)
     write_report(report, runs_dir)              # report.md and report.html, each written whole or not at all
 
-A report is made of the runs alone: no clock, no randomness, so the same runs give the same bytes.
+A report depends on the runs alone, not on clock or chance: the same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
         DiskFull: no space left; files of an earlier report are untouched.
     """
     markdown, html = runs_dir / "report.md", runs_dir / "report.html"
-    rendered = report.to_markdown(), report.to_html()  # both before either is written
+    rendered = report.to_markdown(), report.to_html()  # render both before writing either
     for path, text in zip((markdown, html), rendered, strict=True):
         write_text_atomically(path, text)
     return markdown, html

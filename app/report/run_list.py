@@ -47,7 +47,7 @@ def list_rows(runs_dir: Path) -> list[RunRow]:
 
 
 def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = None) -> None:
-    """The rows as a table; says so when there are none."""
+    """The rows as a table, or the command that makes a first run."""
     if not rows:
         begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
         text = "no run yet; run: {}, or one stage: {}".format(*begin)

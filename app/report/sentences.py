@@ -23,7 +23,7 @@ class KeyNumber:
     note: str
 
 
-# What a comparison's verdict is called in each place; "too few" where its interval holds 0 and much else.
+# The phrase for each verdict of a comparison; "too few" where its interval holds 0 and much else.
 _ABLATION = {
     "lower": "Letting the prompt of {model} see itself in both directions costs {change} of macro accuracy",
     "higher": "Letting the prompt of {model} see itself in both directions raises macro accuracy by {change}",
@@ -209,8 +209,7 @@ def cautions(study: Study) -> list[str]:
 
 
 def _stale_checkpoints(study: Study) -> list[str]:
-    """Evaluations of a checkpoint that is not the one whose training this report shows, or not the same as
-    elsewhere."""
+    """A caution for each evaluation of a checkpoint from another training run than the one shown."""
     shown = {run.stage: run.id for run in study.runs if run.train}
     return [
         f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {shown[e.model]}; "

@@ -179,7 +179,7 @@ def test_a_refused_comparison_names_one_that_works(tmp_path: Path) -> None:
     stage2 = write_run(tmp_path, "stage2", minute=2)
     with pytest.raises(DataError) as refused:
         build_report(tmp_path, compare=(new.id, stage2.id))
-    assert refused.value.remedy == f"{old.id} has the same: python -m app report --compare {old.id} {stage2.id}"
+    assert refused.value.remedy == f"{old.id} has the same items: python -m app report --compare {old.id} {stage2.id}"
     shutil.rmtree(old.path)
     with pytest.raises(
         DataError, match=f"make stage1 PROFILE=embedded RUNS={tmp_path}; then: --compare stage1 stage2/"
