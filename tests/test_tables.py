@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jobs.rundir import RunDir
 from rich.console import Console
 
 from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
-from jobs.rundir import RunDir
 from tests.app.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
 from vast.ports import Offer
-from vast.status import TERMINAL, Status, terminal_rows
-from vast.view import Board, Line
+from vast.records.status import TERMINAL, Status, terminal_rows
+from vast.session.view import Board, Line
 
 WIDTHS = (60, 80, 120)
 NUMBER = re.compile(r"[+−-]?\$?[\d,.]+([x%]|/[\d.]+|–[\d.]+)?|[–-]")

@@ -21,8 +21,8 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import handle_non_serializable, make_table
 
 from app.embedded.cache import fetch_datasets
-from jobs.artifacts import replacing
 from jobs.errors import ConfigError, DataError, UserError
+from jobs.runs.atomic import replacing
 
 log = logging.getLogger("prefill")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")

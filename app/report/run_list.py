@@ -15,7 +15,7 @@ from app.report.format import DASH, moment, number
 from app.report.runs import LEAKING_MASKS
 from jobs.columns import Column, table_lines
 from jobs.errors import make_command
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 
 _COLUMNS = (
     Column("Run"),

@@ -1,6 +1,6 @@
 """Runs as typed records, from their summary, metrics, samples and loss logs. Nothing is computed here.
 
-A run directory is read as it was written (see jobs/rundir.py); only completed runs are loaded. Per item outcomes come
+A run directory is read as it was written (see jobs/runs/rundir.py); only completed runs are loaded. Per item outcomes come
 from samples.jsonl and are checked against metrics.json: a run whose two files disagree is refused, not averaged.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.stats import Interval
-from jobs.artifacts import read_json, read_jsonl
 from jobs.errors import DataError
-from jobs.rundir import RunDir
+from jobs.runs.atomic import read_json, read_jsonl
+from jobs.runs.rundir import RunDir
 
 LEAKING_MASKS = ("bidirectional",)
 _SCHEMA = 1

@@ -16,10 +16,10 @@ from typing import Any
 
 from app.runtime.ending import GO_ON, Followed, TrainingEnded
 from app.runtime.ranks import Ranks, join
+from jobs.config.load import Job, with_memory_halved
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
-from jobs.followed import FollowedRun
-from jobs.load import Job, with_memory_halved
-from jobs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
+from jobs.runs.follower import FollowedRun
+from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
 log = logging.getLogger("prefill")
 Now = Callable[[], datetime]
@@ -91,7 +91,7 @@ def run_stage(
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
         go_on: the same if there is one, and else start: what may be called again and again until the stage is complete.
-        halve_memory: how often to halve what is in memory at a time, see jobs.load.with_memory_halved.
+        halve_memory: how often to halve what is in memory at a time, see jobs.config.load.with_memory_halved.
         now: the wall clock, in UTC.
 
     Raises:

@@ -26,11 +26,11 @@ from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import train
+from jobs.config.load import Job
+from jobs.config.schema import TASK_NAMES, Score, ScoreFormat, TaskName
 from jobs.errors import EXIT_STOPPED, ConfigError
-from jobs.estimate import Estimate
-from jobs.load import Job
-from jobs.rundir import RunDir
-from jobs.schema import TASK_NAMES, Score, ScoreFormat, TaskName
+from jobs.estimate.estimate import Estimate
+from jobs.runs.rundir import RunDir
 
 log = logging.getLogger("prefill")
 
@@ -48,7 +48,7 @@ def work(
 ) -> dict[str, float]:
     """The stage's two halves; returns what the summary calls its headline.
 
-    halve_memory: how often `job` was halved already (jobs.load.with_memory_halved); recorded.
+    halve_memory: how often `job` was halved already (jobs.config.load.with_memory_halved); recorded.
 
     Raises:
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
+from jobs.config.schema import Train
 from jobs.errors import CheckpointError, ConfigError
-from jobs.schema import Train
 
 
 def settings() -> dict[str, Any]:
@@ -68,7 +68,8 @@ def seen_as_plain(model: Any) -> None:
     """Have torch.compile take the modules of a spread model for modules like any others.
 
     FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
-    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/training/fast_path.py leaves outside.
+    which FlexAttention's kernels refuse. FSDP's hooks stay outside the
+    compiled region (app/model/compiled.py), so the mark is not needed.
     """
     for module in model.modules():
         module._is_fsdp_managed_module = False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vast.alerts import MEANING
+from vast.session.alerts import MEANING
 from vast.supervisor import schedule
 from vast.supervisor.reasons import REASONS
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.folder import Folder
+from vast.records.run_dir import Folder
 from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal
 

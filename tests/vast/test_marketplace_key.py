@@ -16,8 +16,8 @@ from tests.vast.fake_faults import BODIES
 from tests.vast.fake_market import KEY, ManualClock, Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.marketplace_calls import CALLS, FAULTS, PASSWORD
+from vast.marketplace.account_key import AccountKeyError, find_key
 from vast.marketplace.http import Client, UrlError
-from vast.marketplace.key import AccountKeyError, find_key
 from vast.marketplace.vast_ai import VastAI, connect
 from vast.ports import Account, Contract
 from vast.secrets import Redactor, Secret

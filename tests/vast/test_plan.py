@@ -10,16 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
-from jobs.estimate import estimate
-from jobs.load import resolve
-from jobs.memory import USABLE
+from jobs.estimate.estimate import estimate
+from jobs.estimate.memory import USABLE
 from tests.vast.command_line import Hours
 from vast import policy as policies
 from vast.host import watchdog
-from vast.onstart import LIMIT, Switch, arguments, onstart
-from vast.plan import Wanted, command_of, estimated, host_image, least_vram, plan_of, query_of, require_caps, run_id_of
 from vast.ports import Offer, label_text
+from vast.rental.onstart import LIMIT, Switch, arguments, onstart
+from vast.rental.plan import (
+    Wanted,
+    command_of,
+    estimated,
+    host_image,
+    least_vram,
+    plan_of,
+    query_of,
+    require_caps,
+    run_id_of,
+)
 
 POLICY = policies.load()
 SWITCH = Switch("stage5b-20270115-080000", "ab" * 16, 88_000.0, 3600.0, 300.0, 12.0, 0.4125, "https://console.vast.ai")

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs import yamlfile
-from jobs.load import resolve
+from jobs.config import strict_yaml
+from jobs.config.load import resolve
 from tests.vast.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
-from vast import again, view
-from vast.folder import folders
 from vast.ports import Address, Pulled
-from vast.registry import Found
+from vast.records.run_dir import folders
+from vast.rental import earlier_runs
+from vast.rental.image_registry import Found
+from vast.session import view
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
@@ -268,7 +269,7 @@ def test_a_stage_that_is_complete_here_is_not_paid_for_again(world: World) -> No
     run = world.runs / "stage3b" / "20270114-000000"
     run.mkdir(parents=True)
     record = job.record({"base": "base"})
-    (run / "stage.yaml").write_text(yamlfile.dump(record))
+    (run / "stage.yaml").write_text(strict_yaml.dump(record))
     (run / "summary.json").write_text(json.dumps({"profile": "ci", "fingerprint": record["fingerprint"]}))
     refused = world.vast(*UP)
     assert refused.exit_code == 2
@@ -285,19 +286,19 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
     first = world.folder
     run = world.runs / RUN
     run.mkdir(parents=True)
-    (run / "stage.yaml").write_text(yamlfile.dump(resolve("stage3b", "ci").record({"base": "base"})))
+    (run / "stage.yaml").write_text(strict_yaml.dump(resolve("stage3b", "ci").record({"base": "base"})))
     (first.path / "home.json").write_text(json.dumps({"schema": 1, "run": RUN, "runs": [RUN], "files": {}}))
 
     fingerprint = resolve("stage3b", "ci").fingerprint({"base": "base"})
     assert (
-        (found := again.begun(world.runs, "stage3b", fingerprint))
+        (found := earlier_runs.begun(world.runs, "stage3b", fingerprint))
         and found.folder.path == first.path
         and found.run == RUN
     )
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert again.begun(world.runs, "stage3b", fingerprint) is None
+    assert earlier_runs.begun(world.runs, "stage3b", fingerprint) is None
     journal.write_text(closed)
 
     world.clock.time += 60

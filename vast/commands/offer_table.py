@@ -9,9 +9,9 @@ from shutil import get_terminal_size
 import click
 
 from jobs.columns import Column, table_lines
-from vast.plan import overhead_hours
 from vast.policy import Policy
 from vast.ports import Offer
+from vast.rental.plan import overhead_hours
 
 COLUMNS = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
 _DROP = {"machine": 9, "mbit/s": 8, "days": 7, "reliability": 6, "gb": 5, "bid": 4, "place": 3, "hours": 2}

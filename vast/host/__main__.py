@@ -1,6 +1,6 @@
 """Everything that the supervisor asks of a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
-    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/look.py
+    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/probe.py
     start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
     stop [--grace S]           ask for a checkpoint and an end; returns at once
     lease --until S            renew the lease; S seconds are left to the run's deadline
@@ -25,7 +25,7 @@ from typing import Any
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import files as hostfiles
 from vast.host import jobstate, lease, secretfiles
-from vast.host import look as hostlook
+from vast.host import probe as hostlook
 from vast.host import start as hoststart
 from vast.host.runner import COMMAND, GRACE, Parser, seconds
 from vast.host.runs import RUNNER, WATCHDOG

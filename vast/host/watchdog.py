@@ -1,9 +1,9 @@
 """The dead-man's switch on a rented machine: python3 -m vast.host.watchdog run --dir /runs/.watchdog ...
 
-It is started first, by the contract's onstart, and again with every start of the container; outside of the job's process group,
-so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/host/switch.py) it asks
-the job for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it
-is gone itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
+The machine's onstart text starts it first, and again with every start of the container, outside the job's process group:
+it outlives the job and every session. When life, dollars or lease are over (vast/host/dead_man_switch.py) it asks the job
+for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, until the instance is gone. It
+never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
 
 CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is in no file, no message and no argument.
 --local is for a container of one's own: there the end of the watchdog, its first process, is the end of the machine.
@@ -28,9 +28,9 @@ from typing import Any, Protocol
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import jobstate, jsonfiles, lease
+from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
-from vast.host.switch import Act, Limits, Memory, started_again, tick
-from vast.host.watched import Instance, Machine, take_instance
+from vast.host.watched_job import Instance, Machine, take_instance
 
 TICK = 5.0  # seconds; less where the limits are that short
 

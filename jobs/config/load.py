@@ -1,0 +1,247 @@
+"""From names to a checked `Job`: stage YAML, profile YAML and command line laid over each other.
+
+Order, later wins: schema defaults < stage < profile.train/score < profile.stages[stage] < --limit, --seed < --set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from jobs.config import strict_yaml
+from jobs.config.expected import keys_at, nearest
+from jobs.config.schema import Profile, Stage
+from jobs.config.validate import Layer, check_part, validate
+from jobs.errors import ConfigError
+
+JOBS_DIR = Path(__file__).resolve().parents[1]
+DEFAULT_PROFILE = "embedded"
+_OF_PROFILE = ("model", "data", "gpus", "sharding")  # what --set may change of a profile, beside the keys of the stage
+_NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage with everything decided, and the profile it runs with."""
+
+    stage: Stage
+    profile: Profile
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that YAML and JSON can hold; `from_dict` gives an equal Job back."""
+        return {"stage": self.stage.model_dump(mode="json"), "profile": self.profile.model_dump(mode="json")}
+
+    def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
+        """What `RunDir.write_job` takes: this job, its fingerprint, and the runs it starts from."""
+        return {"fingerprint": self.fingerprint(init_runs), "init_runs": dict(init_runs), **self.to_dict()}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], where: str = "job") -> Job:
+        """The job in a `to_dict()` or `record()`. `where` is the file that errors name."""
+        sections = {}
+        for key in ("stage", "profile"):
+            section = record.get(key)
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"{where}: {key}", "missing, expected a mapping", "is this the stage.yaml of a run?")
+            sections[key] = [Layer(where, section, prefix=key)]
+        return cls(stage=validate(Stage, sections["stage"]), profile=validate(Profile, sections["profile"]))
+
+    def fingerprint(self, init_runs: Mapping[str, str]) -> str:
+        """sha256 of all that affects the results: equal fingerprints mean the same experiment.
+
+        Titles, reference numbers and the profile's name are left out, the GPUs' number and sharding, since a run may go
+        on with others, and the profile's sections for training and scoring: what applies of them is in the stage already.
+        `init_runs` maps names of `init_from` to run ids.
+        """
+        job = self.to_dict()
+        content = {
+            part: {key: value for key, value in job[part].items() if key not in left_out}
+            for part, left_out in _NOT_RESULTS.items()
+        }
+        text = json.dumps({**content, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_memory_halved(job: Job, times: int) -> Job:
+    """The same job in less memory: train.micro_batch_size and score.batch_tokens halved so often, as far as they go.
+
+    train.batch_size stays, so gradients are accumulated over as many more forward passes. A micro-batch has to divide the
+    batch: where the half does not, the next smaller one that does is taken. With packing the trainer halves its rows, whose
+    length only it knows (app/training/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
+    """
+    if times == 0:
+        return job
+    train, score = job.stage.train, job.stage.score
+    if train is not None:
+        wanted = max(1, train.micro_batch_size >> times)
+        micro = next(size for size in range(wanted, 0, -1) if train.batch_size % size == 0)
+        train = train.model_copy(update={"micro_batch_size": micro})
+    if score is not None:
+        score = score.model_copy(update={"batch_tokens": max(1, score.batch_tokens >> times)})
+    return Job(stage=job.stage.model_copy(update={"train": train, "score": score}), profile=job.profile)
+
+
+def load_job(path: Path) -> Job:
+    """The job that a run's stage.yaml records."""
+    return Job.from_dict(strict_yaml.read(path, str(path)), where=str(path))
+
+
+def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
+    """Every stage: jobs/*.yaml but reference.yaml; those called stage* first."""
+    names = (path.stem for path in jobs_dir.glob("*.yaml") if path.name != "reference.yaml")
+    return sorted(names, key=lambda name: (not name.startswith("stage"), name))
+
+
+def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
+    return sorted(path.stem for path in (jobs_dir / "profiles").glob("*.yaml"))
+
+
+def resolve(
+    stage: str,
+    profile: str,
+    *,
+    limit: int | None = None,
+    sets: Sequence[str] = (),
+    seed: int | None = None,
+    jobs_dir: Path = JOBS_DIR,
+) -> Job:
+    """Stage and profile by name (a profile also by path), checked and laid together.
+
+    limit: items a task; a stage that does not score has nothing to limit and ignores it, so that one limit can be
+        given to a row of stages.
+    sets: `a.b=value`, the value as YAML; keys under `model`, `data` and `gpus` change the profile.
+    Raises ConfigError.
+    """
+    base = _stage_layer(stage, jobs_dir)
+    of_profile = _profile_layer(profile, jobs_dir)
+    set_layers = [_set_layer(text) for text in sets]
+    chosen = validate(Profile, [of_profile, *(layer for layer in set_layers if _head(layer) in _OF_PROFILE)])
+
+    layers = [base, *_overrides(chosen, of_profile.where, stage, base, jobs_dir)]
+    if limit is not None and base.values.get("score") is not None:
+        layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
+    if seed is not None:
+        layers.append(Layer(f"--seed {seed}", {"seed": seed}))
+    for layer in set_layers:
+        if _head(layer) not in _OF_PROFILE:
+            _refuse_missing_section(layer, base)
+            layers.append(layer)
+    resolved = validate(Stage, layers)
+    giver = next((layer for layer in reversed(layers) if "init_from" in layer.values), base)
+    _check_init(resolved, giver.where, jobs_dir)
+    return Job(stage=resolved, profile=chosen)
+
+
+def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
+    if stage not in stage_names(jobs_dir):
+        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
+    where = f"{jobs_dir.name}/{stage}.yaml"
+    values = strict_yaml.read(jobs_dir / f"{stage}.yaml", where)
+    if values.setdefault("name", stage) != stage:
+        raise ConfigError(f"{where}: name", f"expected {stage}, found {strict_yaml.show(values['name'])}", "remove it")
+    return Layer(where, values)
+
+
+def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
+    if profile in profile_names(jobs_dir):
+        path, where = jobs_dir / "profiles" / f"{profile}.yaml", f"{jobs_dir.name}/profiles/{profile}.yaml"
+    elif profile.endswith((".yaml", ".yml")) or "/" in profile:
+        path, where = Path(profile), profile
+        if not path.is_file():
+            raise ConfigError(
+                where, "no such profile file", f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
+            )
+    else:
+        remedy = f"{nearest(profile, profile_names(jobs_dir))}, or the path of a YAML file"
+        raise ConfigError("jobs/profiles", f'unknown profile "{profile}"', remedy)
+    values = strict_yaml.read(path, where)
+    values.setdefault("name", path.stem)
+    return Layer(where, values)
+
+
+def _overrides(profile: Profile, where: str, stage: str, base: Layer, jobs_dir: Path) -> list[Layer]:
+    """The profile's layers over a stage. Its partial sections are checked whether or not this stage has them."""
+    general = [Layer(where, {key: part}) for key in ("train", "score") if (part := getattr(profile, key)) is not None]
+    for layer in general:
+        check_part(Stage, layer)
+    layers = [layer for layer in general if base.values.get(_head(layer)) is not None]
+
+    for name, override in profile.stages.items():
+        if name not in stage_names(jobs_dir):
+            raise ConfigError(f"{where}: stages.{name}", "unknown stage", nearest(name, stage_names(jobs_dir)))
+        sections = override.model_dump(exclude_none=True)
+        layer = Layer(where, sections, prefix=f"stages.{name}")
+        check_part(Stage, layer)
+        if name == stage:
+            for key in sections:
+                _refuse_missing_section(Layer(where, {key: {}}, layer.prefix), base)
+            layers.append(layer)
+    return layers
+
+
+def _set_layer(text: str) -> Layer:
+    where = f"--set {text}"
+    key, equals, value_text = text.partition("=")
+    steps = key.strip().split(".")
+    if not equals or not all(steps):
+        raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
+    if steps == ["name"]:
+        raise ConfigError(where, "the name is that of the file", "copy the file to another name")
+    _refuse_unknown_head(steps, where)
+    values: Any = strict_yaml.parse(value_text, where)
+    for step in reversed(steps):
+        values = {step: values}
+    layer = Layer(where, values)
+    check_part(Profile if steps[0] in _OF_PROFILE else Stage, layer)
+    return layer
+
+
+def _refuse_unknown_head(steps: list[str], where: str) -> None:
+    """What --set may begin with is of the stage or of the profile; a key one level down is often given without its section."""
+    known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
+    if steps[0] in known:
+        return
+    sections: list[tuple[type[BaseModel], tuple[str, ...]]] = [
+        (Stage, ("train",)),
+        (Stage, ("score",)),
+        (Profile, ("model",)),
+    ]
+    meant = [f'"{".".join((*path, *steps))}"' for model, path in sections if steps[0] in keys_at(model, path)]
+    remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
+    raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
+
+
+def _head(layer: Layer) -> str:
+    return str(next(iter(layer.values)))
+
+
+def _refuse_missing_section(layer: Layer, base: Layer) -> None:
+    head = _head(layer)
+    if head in ("train", "score") and base.values.get(head) is None:
+        at = f"{layer.where}: {layer.prefix}.{head}" if layer.prefix else layer.where
+        raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
+
+
+def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
+    """Every start is "base" or another stage that trains, since only those leave a checkpoint."""
+    for name in stage.init_names:
+        at = f"{where}: init_from"
+        if name == "base":
+            continue
+        if name not in stage_names(jobs_dir) or name == stage.name:
+            trained = [other for other in stage_names(jobs_dir) if other != stage.name and _trains(other, jobs_dir)]
+            raise ConfigError(at, f'expected base or another stage, found "{name}"', nearest(name, ["base", *trained]))
+        if not _trains(name, jobs_dir):
+            raise ConfigError(
+                at, f"{name} does not train, so it leaves no checkpoint", "name a stage with a section train"
+            )
+
+
+def _trains(stage: str, jobs_dir: Path) -> bool:
+    return _stage_layer(stage, jobs_dir).values.get("train") is not None

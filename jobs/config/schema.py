@@ -1,0 +1,259 @@
+"""The types of a stage and of a profile. `jobs/reference.yaml` explains every key in words.
+
+Validation is strict: unknown keys fail, no text becomes a number; only an integer may stand where a number is expected.
+Rules over several keys raise `combination` (see `jobs.config.validate`, which finds the file to blame).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+Mask = Literal["causal", "prefix", "bidirectional"]
+TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
+ScoreFormat = Literal["harness", "reference"]
+MASKS: tuple[Mask, ...] = get_args(Mask)
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+EMBEDDED_MODELS = ("SmolLM2-135M-Instruct",)
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"  # a name becomes a directory under runs/ and a make target
+
+
+def refused(fact: str, remedy: str = "") -> PydanticCustomError:
+    """One value that the type allows and the experiment does not."""
+    return PydanticCustomError("refused", "{fact}", {"fact": fact, "remedy": remedy})
+
+
+def combination(key: str, fact: str, remedy: str = "", also: tuple[str, ...] = ()) -> PydanticCustomError:
+    """Values that are each fine and do not fit together. `key` is shown; `also` lists the other keys involved."""
+    return PydanticCustomError("combination", "{fact}", {"key": key, "also": also, "fact": fact, "remedy": remedy})
+
+
+def _unique(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise refused(f"expected each entry once, found {json.dumps(value)} twice")
+    return values
+
+
+def _no_flash_attention(value: object) -> object:
+    if isinstance(value, str) and "flash" in value:
+        raise refused(f'found "{value}": FlashAttention drops custom masks', "use auto, sdpa, eager or flex_attention")
+    return value
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NotNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Lora(Strict):
+    r: Positive = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+
+
+class Objective(Strict):
+    ce: NotNegativeFloat = 1.0
+    kl: NotNegativeFloat = 0.0
+    causal_fraction: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _something_to_minimise(self) -> Objective:
+        if self.ce == 0 and self.kl == 0:
+            raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
+        return self
+
+
+class AutoStop(Strict):
+    patience: Positive
+    min_delta: NotNegativeFloat
+    min_steps: NotNegative
+
+
+class Train(Strict):
+    mask: Mask
+    max_steps: Positive
+    batch_size: Positive = 16
+    micro_batch_size: Positive = 4
+    learning_rate: PositiveFloat = 2e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: NotNegative = 50
+    weight_decay: NotNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool | Literal["auto"] = False
+    packing: bool = True
+    pack_tokens: Positive | None = None
+    max_length: Annotated[int, Field(ge=2)] = 1024  # tokens; one of the prompt and one of the response at least
+    lora: Lora | None = None
+    objective: Objective = Objective()
+    eval_every: Positive = 100
+    eval_samples: Positive = 500
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    save_every: Positive = 100
+    keep_checkpoints: Positive = 2
+    auto_stop: AutoStop | None = None
+    kill_after_steps: Positive | None = 300
+    min_loss_improvement: NotNegativeFloat = 0.01
+    overlap_ngram: Positive = 13
+
+    @field_validator("mask")
+    @classmethod
+    def _no_leaking_mask(cls, mask: Mask) -> Mask:
+        if mask == "bidirectional":
+            raise refused(
+                'expected one of causal, prefix, found "bidirectional": response tokens would see themselves',
+                "use prefix: the prompt is bidirectional, the response causal",
+            )
+        return mask
+
+    @model_validator(mode="after")
+    def _micro_divides_batch(self) -> Train:
+        if self.batch_size % self.micro_batch_size:
+            fact = f"expected a divisor of batch_size {self.batch_size}, found {self.micro_batch_size}"
+            raise combination("micro_batch_size", fact, also=("batch_size",))
+        return self
+
+
+class Score(Strict):
+    masks: Annotated[list[Mask], Field(min_length=1)]
+    tasks: Annotated[list[TaskName], Field(min_length=1)] = list(TASK_NAMES)
+    limit: Positive | None = None
+    format: ScoreFormat = "harness"
+    batch_tokens: Positive = 16384
+    bootstrap: Positive = 2000
+
+    _each_once = field_validator("masks", "tasks")(_unique)
+
+
+class Stage(Strict):
+    """One make target: where the model comes from, and what is done to it. `train` comes before `score`."""
+
+    name: Name
+    title: Text
+    init_from: Name | Annotated[list[Name], Field(min_length=1)] = "base"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # numpy takes no more
+    train: Train | None = None
+    score: Score | None = None
+    reference: dict[str, float] | None = None
+
+    @field_validator("init_from")
+    @classmethod
+    def _each_once(cls, value: str | list[str]) -> str | list[str]:
+        return _unique(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Stage:
+        if self.train is None and self.score is None:
+            raise combination("train", "missing; expected a section train or score, or both", also=("score",))
+        if self.train is not None and len(self.init_names) > 1:
+            fact = f"expected one start for a stage that trains, found {len(self.init_names)}"
+            raise combination("init_from", fact, "score them in a stage without train", also=("train",))
+        return self
+
+    @property
+    def init_names(self) -> list[str]:
+        """`init_from` as a list: "base" or names of stages."""
+        return [self.init_from] if isinstance(self.init_from, str) else list(self.init_from)
+
+
+class ModelSource(Strict):
+    source: Literal["embedded", "hub", "path", "random"]
+    name: Text | None = None
+    revision: Text | None = None
+    dtype: Literal["float32", "bfloat16", "auto"] = "auto"
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)] = (
+        "auto"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    max_length: Positive | None = None
+    config: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> ModelSource:
+        if self.source in ("hub", "path") and self.name is None:
+            what = "the hub's name of the model" if self.source == "hub" else "the directory of the checkpoint"
+            raise combination("name", f"missing; expected {what}", also=("source",))
+        if self.source == "embedded" and self.name not in (None, *EMBEDDED_MODELS):
+            fact = f'expected {" or ".join(EMBEDDED_MODELS)} for source embedded, found "{self.name}"'
+            raise combination("name", fact, also=("source",))
+        if (self.config is not None) != (self.source == "random"):
+            need = "missing; expected a transformers config" if self.source == "random" else "only for source random"
+            raise combination("config", need, also=("source",))
+        if self.config is not None and not isinstance(self.config.get("model_type"), str):
+            raise combination("config", "expected the key model_type, such as llama", "add config.model_type")
+        return self
+
+
+def _needs(key: str, value: object, source: str, wanted_by: str) -> None:
+    """Raise unless `key` is set exactly where the source is `wanted_by`."""
+    if (value is None) == (source == wanted_by):
+        fact = f"missing for source {source}" if value is None else f"only for source {wanted_by}"
+        raise combination(key, fact, also=("source",))
+
+
+class EvalData(Strict):
+    source: Literal["embedded", "hub", "path"]
+    path: Text | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> EvalData:
+        _needs("path", self.path, self.source, wanted_by="path")
+        return self
+
+
+class TrainData(Strict):
+    source: Literal["embedded", "hub", "path"]
+    name: Text | None = None
+    path: Text | None = None
+    split: Text = "train"
+    format: Literal["qa", "alpaca", "messages", "text"]
+    template: Literal["plain", "alpaca", "chat"] = "plain"
+    limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> TrainData:
+        if self.source == "embedded" and self.format != "qa":
+            fact = f'expected qa for source embedded, found "{self.format}"'
+            raise combination("format", fact, also=("source",))
+        _needs("name", self.name, self.source, wanted_by="hub")
+        _needs("path", self.path, self.source, wanted_by="path")
+        return self
+
+
+class Data(Strict):
+    eval: EvalData
+    train: TrainData
+
+
+class StageOverride(Strict):
+    """Partial sections of one stage, laid over its own."""
+
+    train: dict[str, JsonValue] | None = None
+    score: dict[str, JsonValue] | None = None
+
+
+class Profile(Strict):
+    """Which model, data, precision and limits a stage runs with."""
+
+    name: Name
+    model: ModelSource
+    data: Data
+    gpus: Positive = 1
+    sharding: Literal["auto", "ddp", "fsdp"] = "auto"
+    train: dict[str, JsonValue] | None = None
+    score: dict[str, JsonValue] | None = None
+    stages: dict[str, StageOverride] = {}

@@ -1,0 +1,134 @@
+"""From pydantic's complaints to ours: file, key path, what is expected, what was found, and the nearest valid name.
+
+A stage is laid together from layers: its YAML, the profile, the command line. Each layer is checked alone, so that a
+bad value is reported in the file it came from, and then their sum, where a mistake is blamed on the last layer that
+touched it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from jobs.config.expected import Path_, keys_at, nearest, phrase, remedy_for, schema_at, variants
+from jobs.config.strict_yaml import show
+from jobs.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Part of a stage or profile: nested mappings, which `where` (a file or an option) gives at `prefix`."""
+
+    where: str
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+
+def merge(layers: Iterable[Layer]) -> dict[str, Any]:
+    """The layers' sum: mappings merge key by key, anything else is replaced by the later layer."""
+    total: dict[str, Any] = {}
+    for layer in layers:
+        _lay_over(total, layer.values)
+    return total
+
+
+def _lay_over(total: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            below = total.get(key)
+            total[key] = dict(below) if isinstance(below, dict) else {}
+            _lay_over(total[key], value)
+        else:
+            total[key] = value
+
+
+def validate(model: type[M], layers: Sequence[Layer]) -> M:
+    """The merged layers as `model`. Raises ConfigError for the first mistake, naming the layer it came from."""
+    for layer in layers:
+        check_part(model, layer)
+    merged = merge(layers)
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        details = _first(error)
+        path = _existing(details["loc"], merged)
+        touched = [(*path, key) for key in _keys(details)] if details["type"] == "combination" else [path]
+        layer = _blame(layers, touched)
+        raise _explained(model, details, merged, layer) from None
+
+
+def check_part(model: type[BaseModel], layer: Layer) -> None:
+    """Check one layer alone: what it says must be right; what it leaves to other layers is not asked for."""
+    try:
+        model.model_validate(layer.values)
+    except ValidationError as error:
+        details = _first(error, ignore=("missing", "combination"))
+        if details is not None:
+            raise _explained(model, details, layer.values, layer) from None
+
+
+def _first(error: ValidationError, ignore: tuple[str, ...] = ()) -> Any:
+    """The complaint to show, or None."""
+    return next((details for details in error.errors(include_url=False) if details["type"] not in ignore), None)
+
+
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
+
+
+def _keys(details: Mapping[str, Any]) -> tuple[str, ...]:
+    return (details["ctx"]["key"], *details["ctx"]["also"])
+
+
+def _existing(loc: Path_, values: Any) -> Path_:
+    """The part of pydantic's location that leads somewhere in the input; the rest names branches of a union."""
+    for length, step in enumerate(loc):
+        inside = isinstance(step, int) if isinstance(values, list) else isinstance(values, Mapping) and step in values
+        if not inside:
+            return loc[:length]
+        values = values[step]
+    return loc
+
+
+def _at(path: Path_, values: Any) -> Any:
+    for step in path:
+        values = values[step]
+    return values
+
+
+def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:
+    """The last layer that says something at one of the paths; failing that, the first."""
+    for layer in reversed(layers):
+        if any(_existing(path, layer.values) == path for path in paths):
+            return layer
+    return layers[0]
+
+
+def _explained(model: type[BaseModel], details: Mapping[str, Any], values: object, layer: Layer) -> ConfigError:
+    kind, loc = details["type"], details["loc"]
+    path = _existing(loc, values)
+    if kind in _UNKNOWN_KEY:
+        return ConfigError(_address(layer, path), "unknown key", nearest(path[-1], keys_at(model, path[:-1])))
+    if kind == "missing":
+        path = (*path, loc[-1])
+        return ConfigError(_address(layer, path), f"missing, expected {phrase(model, path)}")
+    if kind == "combination":
+        return ConfigError(
+            _address(layer, (*path, details["ctx"]["key"])), details["ctx"]["fact"], details["ctx"]["remedy"]
+        )
+    if kind == "refused":
+        return ConfigError(_address(layer, path), details["ctx"]["fact"], details["ctx"]["remedy"])
+    found = _at(path, values)
+    fact = f"expected {phrase(model, path)}, found {show(found)}"
+    return ConfigError(_address(layer, path), fact, remedy_for(found, variants(schema_at(model, path), model)))
+
+
+def _address(layer: Layer, path: Path_) -> str:
+    text = layer.prefix
+    for step in path:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return f"{layer.where}: {text}" if text else layer.where

@@ -1,0 +1,228 @@
+"""What a job will need: memory, hours, tokens. Pure arithmetic from the job and a table of GPUs; nothing is loaded.
+
+It is made before a run, to refuse one that cannot fit and to price one on a rented machine; the run keeps it, and the
+report sets the actual numbers beside it. The constants are measured (docs/log.md), and each says on what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jobs.config.load import Job
+from jobs.config.schema import Score, Train
+from jobs.estimate.gpus import Gpu, gpu_named
+from jobs.estimate.memory import (
+    GB,
+    USABLE,
+    Sharding,
+    layout,
+    lora_parameters,
+    passes,
+    trains_in_half,
+    with_checkpointing,
+    with_rows,
+    without_bf16,
+)
+from jobs.estimate.model_shape import Shape, shape_of
+from jobs.estimate.remedy import remedy_for
+
+# ---- measured ------------------------------------------------------------------------------------------------------------
+
+# Of the data sheet's dense arithmetic: 68 % of the measured peak of a large product, itself 80 % of the sheet (H200).
+TRAIN_FRACTION = 0.55
+SCORE_FRACTION = 0.40
+# Small models wait for kernels to be launched: seconds a layer and pass, forward and backward. 30 layers took the CPU of a
+# machine with an H200 70 to 86 ms (docs/log.md).
+TRAIN_LAUNCH = 2.5e-3
+SCORE_LAUNCH = 0.3e-3
+SCORE_TOKENS_PER_S = 250_000  # a GPU of any kind: what one CPU core prepares
+CHECKPOINTING_FRACTION = 0.75  # a second forward pass
+LORA_SPEEDUP = 1.4  # no gradients of the frozen weights
+TEACHER_FRACTION = 0.75  # the forward pass of a frozen start
+# Bytes of memory traffic a trained parameter and step: AdamW reads four numbers and writes three, clipping reads one for the
+# norm, reads it again and writes it. 28.4 and 13.1 ms for the 3B shape on an H200, 0.7 of whose bandwidth that is.
+UPDATE_BYTES = 28.0 + 12.0
+# What several GPUs lose beside the traffic of gradients that is waited for: rows that do not divide evenly, kernels that share
+# the GPU with NCCL's, the slowest of them. Measured on two H200 only: 1.82 times one (docs/log.md).
+SEVERAL_GPUS = 0.93
+START_SECONDS = 90.0  # start of the process, loading, compiling
+LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
+
+# Tokens an example, mean: measured on the embedded questions and on alpaca-cleaned with a chat template; others a guess.
+_TOKENS = {"qa": 51, "alpaca": 140, "messages": 400}
+# Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
+_TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
+          "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
+
+    hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
+    within the memory. checkpointing: of gradients, also where the stage says auto. remedy: what makes it fit, if it does
+    not. unknown: why something is None.
+    """
+
+    gpu: str
+    gpus: int
+    memory_gb: float
+    sharding: Sharding
+    parameters: int | None = None
+    peak_gb: float | None = None
+    parts_gb: dict[str, float] | None = None
+    fits: bool | None = None
+    steps_per_s: float | None = None
+    tokens: int | None = None
+    tokens_per_s: float | None = None
+    train_hours: float | None = None
+    score_hours: float | None = None
+    hours: float | None = None
+    checkpointing: bool | None = None
+    remedy: str = ""
+    unknown: str = ""
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def lack(self) -> str:
+        """What of the memory is lacking, in words; empty where it fits or is not known."""
+        if self.fits is not False or self.peak_gb is None:
+            return ""
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
+        return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "assumptions": list(self.assumptions)}
+
+
+def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
+    """The estimate for `gpus` GPUs called `gpu`, such as A100_SXM4, RTX_4090 or A100-40GB.
+
+    Raises:
+        ConfigError: a GPU that is not in the table.
+    """
+    return estimate_on(job, gpu_named(gpu), gpus)
+
+
+def estimate_on(
+    job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None, halvings: int = 0
+) -> Estimate:
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already.
+
+    halvings: of packed rows, see --halve-memory; what else it halves is halved in `job` already.
+    """
+    shape, origin = shape_of(job.profile.model)
+    if shape is None:
+        return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
+    job, asked = with_rows(job, shape, halvings), job
+    mean = tokens_per_example or _mean_tokens(job)
+    job = with_checkpointing(job, shape, gpu, gpus, mean, halvings)
+    sharding, parts = layout(job, shape, gpu, gpus, mean)
+    peak = sum(parts.values())
+    fits = peak <= gpu.memory_gb * USABLE
+    known = Estimate(
+        gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
+        {name: round(size, 2) for name, size in parts.items()}, fits,
+        checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
+        remedy="" if fits else remedy_for(job, shape, gpu, gpus, mean),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, gpu, gpus, sharding)),
+    )  # fmt: skip
+    if not _peak(job, gpu):
+        return replace(known, unknown=f"the speed of {gpu.name} is not known")
+    train, score = job.stage.train, job.stage.score
+    steps_per_s = tokens = train_hours = score_hours = rate = None
+    if train is not None:
+        steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
+        tokens = round(train.max_steps * train.batch_size * mean)
+        rate = steps_per_s * train.batch_size * mean
+        evaluated = train.max_steps // train.eval_every * train.eval_samples * mean
+        train_hours = (train.max_steps / steps_per_s + evaluated / (2.5 * rate)) / 3600
+    if score is not None:
+        score_hours = _score_seconds(job, score, shape, gpu, gpus) / 3600
+    hours = START_SECONDS / 3600 + (train_hours or 0.0) + (score_hours or 0.0)
+    return replace(known, steps_per_s=steps_per_s, tokens=tokens, tokens_per_s=rate, train_hours=train_hours,
+                   score_hours=score_hours, hours=hours)  # fmt: skip
+
+
+def _mean_tokens(job: Job) -> float:
+    train = job.stage.train
+    longest = train.max_length if train is not None else 1024
+    return min(float(_TOKENS.get(job.profile.data.train.format, longest)), longest)
+
+
+def _peak(job: Job, gpu: Gpu) -> float:
+    """Arithmetic a second of the data sheet for the precision that the job computes in."""
+    train = job.stage.train
+    half = job.profile.model.dtype != "float32" if train is None else train.precision != "fp32"
+    return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
+
+
+def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
+    yield "without downloads"
+    if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
+        assert job.stage.train is not None
+        taken = "with" if job.stage.train.gradient_checkpointing else "without"
+        yield f"{taken} gradient checkpointing, which is left to the estimate"
+    if job.stage.train is not None and job.stage.train.auto_stop is not None:
+        yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
+    if gpus > 1 and job.stage.train is not None:
+        yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
+    if sharding == "fsdp":
+        yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
+    if without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
+        yield f"{gpu.name} has no bf16: it trains in fp32"
+
+
+# ---- time ----------------------------------------------------------------------------------------------------------------
+
+
+def _step_seconds(
+    train: Train, shape: Shape, gpu: Gpu, gpus: int, sharding: Sharding, mean: float, peak: float
+) -> float:
+    """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and what of the
+    traffic between GPUs is waited for."""
+    share = TRAIN_FRACTION
+    share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
+    share *= LORA_SPEEDUP if train.lora is not None else 1.0
+    share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
+    count, tokens = passes(train, mean, gpus)
+    one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
+    trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
+    update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)
+    if gpus == 1:
+        return count * one + update
+    one /= SEVERAL_GPUS
+    backward = one * (3 / 4 if train.gradient_checkpointing else 2 / 3)  # a forward pass is half of a backward pass
+    way = (gpus - 1) / gpus / (gpu.link * 1e9)  # seconds a byte that is gathered, or that is reduced and scattered
+    if sharding == "fsdp":  # never of adapters
+        # Weights are gathered for each way of each pass, gradients reduced in float32 after each. The embedding's come first
+        # and last, where nothing is computed beside them. Each GPU updates its share.
+        embedding = shape.embedding_parameters
+        gathered = way * (2.0 if trains_in_half(train, gpu) else 4.0)
+        reduced = way * 4.0
+        ahead = max(0.0, gathered * trained - (one - backward)) + gathered * embedding
+        behind = max(0.0, (gathered + reduced) * trained - backward) + reduced * embedding
+        return count * (one + ahead + behind) + update / gpus
+    # DDP adds up the passes of a step first and reduces gradients, float32, behind the last backward pass, all but the
+    # embedding's, which is known last. The update is that of all weights, on every GPU.
+    reduced = 2 * way * 4.0
+    last = shape.vocab * shape.hidden if train.lora is None else 0
+    hidden = min(reduced * (trained - last), backward)
+    return count * one + update + reduced * trained - hidden
+
+
+def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:
+    half = job.profile.model.dtype != "float32"
+    peak = (gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
+    tokens = 0.0
+    for task in score.tasks:
+        size, shared, separate = _TASKS[task]
+        items = min(size, score.limit or size)
+        tokens += sum(items * (separate if mask == "bidirectional" else shared) for mask in score.masks)
+    batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
+    rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
+    models = 1 if job.stage.train is not None else len(job.stage.init_names)
+    width = 2.0 if half else 4.0
+    return models * (tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB)

@@ -1,0 +1,189 @@
+"""GPU memory of a job by its parts, and how many GPUs it is spread over. Pure arithmetic.
+
+GB are 2**30 bytes. `mean` is everywhere the mean length of a training example in tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+from jobs.config.load import Job
+from jobs.config.schema import Lora, Score, Train
+from jobs.estimate.gpus import Gpu
+from jobs.estimate.model_shape import Shape
+
+GB = 2**30
+Sharding = Literal["none", "ddp", "fsdp"]
+
+# Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
+# weight has a copy of 2 bytes until the backward pass is over.
+_STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
+PACKED, DENSE = (
+    4096,
+    1024,
+)  # tokens of a packed row on a GPU, where the stage does not say: those of app/training/fast_path.py
+_LEAST_HEAD = 16  # of the kernels that make rows of PACKED tokens, likewise
+_LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
+_LOGIT_BYTES = 12
+SLACK = 1.06  # fragmentation of the allocator
+CONTEXT_GB = 1.2  # CUDA context and workspaces
+USABLE = 0.97  # of the memory that is sold
+SPARE = 0.95  # of that, what a job may take that goes without gradient checkpointing by itself
+
+
+def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
+    """The job with the length of its packed rows written out, as app/training/train.py finds it after `halvings` halvings."""
+    train, attention = job.stage.train, job.profile.model.attention
+    if train is None:
+        return job
+    fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= _LEAST_HEAD)
+    row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
+    return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
+
+
+def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, halvings: int = 0) -> Job:
+    """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
+
+    Nor where one is spread over GPUs for it, which is slower. halvings: a job that has run out of memory before goes without
+    no more.
+    """
+    train = job.stage.train
+    if train is None or train.gradient_checkpointing != "auto":
+        return job
+
+    def decided(wanted: bool) -> Job:
+        update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
+        return replace(job, stage=job.stage.model_copy(update=update))
+
+    def trained(wanted: bool) -> tuple[Sharding, dict[str, float]]:
+        alone = decided(wanted).stage.model_copy(update={"score": None})
+        return layout(replace(job, stage=alone), shape, gpu, gpus, mean)
+
+    (plainly, parts), (saving, _) = trained(False), trained(True)
+    enough = sum(parts.values()) <= SPARE * USABLE * gpu.memory_gb and plainly == saving
+    return decided(halvings > 0 or not enough)
+
+
+def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
+    """(forward passes a GPU and step, tokens of each with their padding).
+
+    Packed, a step's examples share rows of at most pack_tokens (see with_rows), as many on each GPU; else
+    micro_batch_size examples, each as long as the longest of them.
+    """
+    step = train.batch_size * mean
+    if not train.packing:
+        count = math.ceil(train.batch_size / train.micro_batch_size / gpus)
+        return count, train.micro_batch_size * min(train.max_length, 2.5 * mean)
+    count = math.ceil(step / (train.pack_tokens or PACKED) / gpus)
+    return count, step / count / gpus
+
+
+def _most_passes(train: Train, mean: float, gpus: int) -> int:
+    """Forward passes a GPU of a large step: three standard deviations above the mean, lengths spread as wide as their mean."""
+    if not train.packing:
+        return passes(train, mean, gpus)[0]
+    large = train.batch_size * mean + 3 * mean * math.sqrt(train.batch_size)
+    return math.ceil(large / (train.pack_tokens or PACKED) / gpus)
+
+
+def _most_tokens(train: Train, mean: float, gpus: int) -> float:
+    """Tokens of a large pass, likewise."""
+    _, tokens = passes(train, mean, gpus)
+    longest = min(train.max_length, 5 * mean)  # example
+    if not train.packing:
+        return train.micro_batch_size * longest
+    row = max(train.pack_tokens or PACKED, longest)  # what is longer than a row is one by itself
+    several = _most_passes(train, mean, gpus) > 1
+    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
+
+
+def without_bf16(gpu: Gpu) -> bool:
+    """Whether `precision: auto` trains in fp32 there. Of a GPU that is in no table nothing is known: as most do."""
+    return not gpu.bf16 and gpu.fp32 > 0
+
+
+def lora_parameters(shape: Shape, lora: Lora) -> int:
+    """Of adapters on all linear layers; naming some of them makes fewer."""
+    heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
+    edges = [(shape.hidden, heads), (shape.hidden, kv), (shape.hidden, kv), (heads, shape.hidden),
+             *[(shape.hidden, shape.intermediate)] * 3]  # fmt: skip
+    return shape.layers * lora.r * sum(a + b for a, b in edges)
+
+
+def trains_in_half(train: Train, gpu: Gpu) -> bool:
+    return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+
+
+def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding) -> dict[str, float]:
+    """By parts, GB, of each GPU."""
+    trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
+    half, spread = trains_in_half(train, gpu), sharding == "fsdp"
+    shards = gpus if spread else 1
+    copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
+    tokens = _most_tokens(train, mean, gpus)
+    wide = 1.0 if half else 2.0
+    layers = wide * shape.layers * shape.activation_bytes
+    if train.gradient_checkpointing:  # the input of every layer, and one layer in full
+        layers = 4.0 * shape.layers * shape.hidden + wide * shape.activation_bytes
+    parts = {
+        "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
+        "bf16 copy": (2.0 if half and not spread else 0.0) * shape.parameters / GB,
+        "gradients": 4.0 * trained / shards / GB,
+        "optimizer": _STATE[train.optimizer] * trained / shards / GB,
+        "activations": tokens * layers / GB,
+        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
+    }
+    if sharding == "ddp" and _most_passes(train, mean, gpus) > 1:
+        # DDP keeps its buckets for good. The passes before the last, which exchange nothing, add up in gradients of their
+        # own; where a step is one pass, gradients are made in the buckets.
+        parts["buckets"] = 4.0 * trained / GB
+    if spread:
+        # What is gathered whole, in the precision of the arithmetic: the embedding from start to end, a layer and the one
+        # fetched ahead of it; and one of these with its gradient, once so and once in the float32 that is sent.
+        width = 2.0 if half else 4.0
+        layer, embedding = shape.layer_parameters, shape.embedding_parameters
+        parts["whole"] = (width * (embedding + 2 * layer) + (width + 4.0) * max(layer, embedding)) / GB
+    return parts
+
+
+def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
+    """By parts, GB. A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py)."""
+    width = 4.0 if job.profile.model.dtype == "float32" else 2.0
+    few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
+    return {
+        "weights": width * shape.parameters / GB,
+        "activations": 4.0 * score.batch_tokens * few / GB,
+        "logits": 4.0 * 0.5 * score.batch_tokens * shape.vocab / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
+    }
+
+
+def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
+    """How the states are laid out over the GPUs, as app/stage/work.py lays them out, and the peak by parts: of training, or of
+    scoring or loading if that is more."""
+
+    def whole(parts: dict[str, float]) -> dict[str, float]:
+        return {**parts, "rest": (SLACK - 1) * sum(parts.values()) + CONTEXT_GB}
+
+    train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
+    scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
+    if train is None:
+        return "none" if gpus == 1 else "ddp", scoring
+    sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
+    training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    if gpus > 1 and wanted == "auto" and shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
+        sharding = "fsdp"
+        training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
+    loading = whole({"weights": 4.0 * shape.parameters / GB}) if sharding == "fsdp" else {}
+    return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
+
+
+def shardable(train: Train) -> bool:
+    """What app/training/fsdp.py takes: neither adapters nor the frozen teacher of objective.kl."""
+    return train.lora is None and train.objective.kl == 0
+
+
+def fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> bool:
+    return sum(layout(job, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE

@@ -1,0 +1,100 @@
+"""The shape of a model, as far as memory and arithmetic need it, found without loading the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.config.schema import ModelSource
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder with gated MLPs. `stated`: parameters by its name, where the sizes are only a guess from them."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    stated: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Weights in all, biases left out."""
+        if self.stated is not None:
+            return self.stated
+        return self.embedding_parameters + self.layers * self.layer_parameters + self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the embedding and of the output layer, which may be one."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes a token and layer that the backward pass needs, bf16 arithmetic, attention that stores no matrix:
+        the inputs of both norms (fp32, the residual stream), of every projection, and the gate's two factors."""
+        heads = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return 2 * 4 * self.hidden + 2 * (2 * self.hidden + heads) + 2 * 4 * self.intermediate
+
+
+_SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True)
+_MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
+_SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
+
+
+def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
+    """The shape, and in words where it comes from, or why it is not known."""
+    name = source.name or ""
+    if source.source == "embedded":
+        return _SMOLLM2, "the embedded model"
+    if source.source == "random":
+        return _from_config(source.config or {}, "model.config")
+    if source.source == "path":
+        file = Path(name).expanduser() / "config.json"
+        try:
+            return _from_config(json.loads(file.read_text(encoding="utf-8")), str(file))
+        except (OSError, ValueError) as error:
+            return None, f"{file} cannot be read ({type(error).__name__})"
+    if re.search(r"Ministral-3-3B", name):
+        return _MINISTRAL_3B, "the published config of Ministral 3 3B"
+    if found := _SIZE.search(name):
+        size = float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6)
+        return _of_size(int(size)), f"a typical model of the size in its name, {found[0]}"
+    return None, f"the name {name} says no size, and only the hub knows its config"
+
+
+def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, str]:
+    """From a transformers config; a vision-language model's counts by its language model."""
+    inner = config.get("text_config")
+    values = {**config, **inner} if isinstance(inner, Mapping) else config
+    try:
+        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+        return Shape(
+            hidden, int(values["num_hidden_layers"]), heads, int(values.get("num_key_value_heads") or heads),
+            int(values.get("head_dim") or hidden // heads), int(values["intermediate_size"]), int(values["vocab_size"]),
+            bool(values.get("tie_word_embeddings", False)),
+        ), where  # fmt: skip
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        return None, f"{where} lacks what its size depends on ({error})"
+
+
+def _of_size(parameters: int) -> Shape:
+    """Depth and width as models of that size have them: parameters = 12 * layers * hidden**2 with hidden = 110 * layers."""
+    layers = max(1, round((parameters / (12 * 110**2)) ** (1 / 3)))
+    hidden = max(64, round(110 * layers / 64) * 64)
+    heads = max(1, hidden // 128)
+    return Shape(hidden, layers, heads, max(1, heads // 4), 128, 3 * hidden, 128_000, True, stated=parameters)

@@ -1,0 +1,35 @@
+"""A run as the processes see it that do not write it: they may read, and what they would write is left to rank 0."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from jobs.runs.atomic import SampleWriter
+from jobs.runs.rundir import RunDir
+
+
+class FollowedRun(RunDir):
+    """Every method that writes does nothing, so that all processes run the same code."""
+
+    @contextmanager
+    def samples(self) -> Iterator[SampleWriter]:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield SampleWriter(nowhere)
+
+    def append_jsonl(self, name: str, value: Mapping[str, Any]) -> None:
+        pass
+
+    def rewind_jsonl(self, name: str, step: int) -> None:
+        pass
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+    def fail(self, exit_code: int, message: str) -> None:
+        pass
+
+    def _write(self, name: str, text: str, durable: bool = True) -> None:
+        pass

@@ -1,0 +1,307 @@
+"""Run directories: the only module that writes under `runs/`.
+
+runs/<stage>/<YYYYmmdd-HHMMSS>/
+    lock              held (flock) by the process that writes; the kernel lets go when that process dies
+    stage.yaml        the job as resolved, its fingerprint, the runs it started from
+    environment.json  estimate.json  heartbeat.json  metrics.json  samples.jsonl  train_log.jsonl  eval_log.jsonl  log.txt
+    checkpoints/  final/
+    failed.json       why the last attempt ended, if it could still say so; attempts.jsonl: earlier ones
+    manifest.json     size and sha256 of every file
+    summary.json      written last, by rename: its presence is what "complete" means
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Protocol, Self
+
+from jobs import lock
+
+from jobs.runs import atomic
+from jobs.runs.atomic import write_text_atomically
+from jobs.config import strict_yaml
+from jobs.errors import DiskFull, RunStateError, make_command
+from jobs.config.load import DEFAULT_PROFILE, Job
+from jobs.runs.runfiles import ID_PATTERN, RunFiles
+
+__all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
+__all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
+_NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
+_SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
+
+
+class Clock(Protocol):
+    """Where the time comes from; the module `time` is one."""
+
+    def time(self) -> float: ...
+    def monotonic(self) -> float: ...
+
+
+class RunDir(RunFiles):
+    """One run's directory: `create` and `reopen` hold its lock and may write, `open` only reads.
+
+    Close it, or use `with`. A child made by fork shares the lock, which is held until the child has ended too.
+    """
+
+    def __init__(self, path: Path, held: IO[str] | None = None) -> None:
+        super().__init__(path)
+        self._lock = held
+        self._logs: dict[str, atomic.JsonlLog] = {}
+
+    # ---- opening and closing
+
+    @classmethod
+    def create(cls, runs_dir: Path, stage: str, now: datetime) -> RunDir:
+        """A new directory, named by the time `now`, with -2, -3, ... where that second is taken."""
+        parent = runs_dir / stage
+        stamp = now.strftime("%Y%m%d-%H%M%S")
+        with atomic.io_errors_reported(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            for serial in itertools.count(1):
+                path = parent / (stamp if serial == 1 else f"{stamp}-{serial}")
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    break
+        try:
+            with atomic.io_errors_reported(path):
+                return cls(path, lock.hold(path / "lock"))
+        except BaseException:
+            with suppress(OSError):
+                (path / "lock").unlink(missing_ok=True)
+                path.rmdir()
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """A run to read. Raises RunStateError if `path` is not a run's directory."""
+        if not path.is_dir() or not ID_PATTERN.fullmatch(path.name):
+            raise RunStateError(path, "no such run", "see what there is: python -m app runs")
+        return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDir:
+        """A failed or interrupted run, to go on with. Raises RunStateError if it is complete or in use."""
+        run = cls.open(path)
+        with atomic.io_errors_reported(path):
+            run._lock = lock.hold(path / "lock")
+        try:
+            if run.state() == "complete":  # asked under the lock: another process may just have completed it
+                raise RunStateError(path, "is complete", "start a new run with --force")
+            atomic.remove_temporaries(path)
+            if (path / "failed.json").exists():
+                run.append_jsonl("attempts.jsonl", atomic.read_json(path / "failed.json"))
+                (path / "failed.json").unlink()
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def close(self) -> None:
+        """Close the logs and let go of the lock. What has no summary by now is failed or interrupted."""
+        self._close_logs()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ---- writing
+
+    def write_job(self, record: Mapping[str, Any]) -> None:
+        """stage.yaml, from `Job.record(init_runs)`."""
+        if "fingerprint" not in record:
+            raise ValueError("a run is found again by its fingerprint: pass Job.record(init_runs)")
+        header = f"# What {self.id} ran, with everything decided. Written by jobs/runs/rundir.py.\n"
+        self._write("stage.yaml", header + strict_yaml.dump(record))
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        self._write_json("environment.json", environment)
+
+    def write_estimate(self, estimate: Mapping[str, Any]) -> None:
+        """estimate.json: what the run was expected to need, from `Estimate.to_dict()`."""
+        self._write_json("estimate.json", estimate)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        self._write_json("metrics.json", metrics)
+
+    def heartbeat(
+        self,
+        step: int,
+        total: int,
+        loss: float | None,
+        tokens_per_s: float | None,
+        phase: str,
+        clock: Clock = time,
+        since_progress: float = 0.0,
+    ) -> None:
+        """Say that the run is alive, how far it is, and when it last got on: `since_progress` seconds ago.
+
+        The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
+        busy with a checkpoint of 41 GB, it would come minutes late.
+        """
+        now, monotonic = clock.time(), clock.monotonic()
+        beat = {
+            "step": step,
+            "total": total,
+            "loss": loss,
+            "tokens_per_s": tokens_per_s,
+            "phase": phase,
+            "wall_time": datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds"),
+            "unix_time": now,
+            "monotonic": monotonic,
+            "progress_unix_time": now - since_progress,
+            "progress_monotonic": monotonic - since_progress,
+        }
+        self._write("heartbeat.json", atomic.encode(beat, null_for_nan=True) + "\n", durable=False)
+
+    @contextmanager
+    def samples(self) -> Iterator[atomic.SampleWriter]:
+        """samples.jsonl appears under its name when the block ends well; a block that raises leaves nothing."""
+        self._must_hold_lock()
+        with atomic.replacing(self.path / "samples.jsonl") as file:
+            yield atomic.SampleWriter(file)
+
+    def append_jsonl(self, name: str, value: Mapping[str, Any]) -> None:
+        """Add a line to a log such as train_log.jsonl. NaN and infinity become null."""
+        self._must_hold_lock()
+        if name not in self._logs:
+            with atomic.io_errors_reported(self.path / name):
+                self._logs[name] = atomic.JsonlLog(self.path / name)
+        self._logs[name].append(value)
+
+    def rewind_jsonl(self, name: str, step: int) -> None:
+        """Keep a log's lines up to `step`: a resumed run writes the later ones again."""
+        kept = [value for value in self.read_jsonl(name) if value["step"] <= step]
+        if name in self._logs:
+            self._logs.pop(name).close()
+        if (self.path / name).exists():
+            self._write(name, "".join(atomic.encode(value) + "\n" for value in kept))
+
+    def fail(self, exit_code: int, message: str) -> None:
+        """Write why this attempt ended; a complete run stays complete.
+
+        On a full disk it cannot be said: the run then counts as interrupted.
+        """
+        if self.state() == "complete":
+            return
+        with suppress(DiskFull):
+            self._write_json("failed.json", {"exit_code": exit_code, "message": message})
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        """Write the manifest and then, last, the summary. Close other writers, such as log.txt, before.
+
+        summary: started, finished (ISO), seconds, headline {label: macro}; the rest is known from stage.yaml.
+        """
+        self._must_hold_lock()
+        record = self.read_job()
+        known = {
+            "run": self.id,
+            "stage": self.stage,
+            "profile": record["profile"]["name"],
+            "fingerprint": record["fingerprint"],
+            "exit": "complete",
+        }
+        full = {**known, **summary}
+        if missing := [key for key in _SUMMARY_KEYS if key not in full]:
+            raise ValueError(f"the summary lacks {', '.join(missing)}")
+        text = atomic.encode(full, indent=2) + "\n"  # before anything is written: a summary may not be JSON
+        self._close_logs()
+        atomic.remove_temporaries(self.path)
+        (self.path / "failed.json").unlink(missing_ok=True)
+        self._write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
+        self._write("summary.json", text)
+
+    def _close_logs(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs.clear()
+
+    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self._write(name, atomic.encode(value, indent=2) + "\n")
+
+    def _write(self, name: str, text: str, durable: bool = True) -> None:
+        self._must_hold_lock()
+        write_text_atomically(self.path / name, text, durable)
+
+    def _must_hold_lock(self) -> None:
+        if self._lock is None:
+            raise RuntimeError(f"{self.id} is open for reading only")
+
+
+def list_runs(runs_dir: Path) -> list[RunDir]:
+    """Every run, oldest first."""
+    found = [RunDir(path) for path in runs_dir.glob("*/*") if path.is_dir() and ID_PATTERN.fullmatch(path.name)]
+    return sorted(found, key=lambda run: run.age_key)
+
+
+def latest_complete(
+    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None
+) -> RunDir | None:
+    """The newest complete run of a stage, of this profile and with this fingerprint where they are given."""
+    wanted = {"profile": profile, "fingerprint": fingerprint}
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage == stage and run.state() == "complete":
+            summary = run.read_summary()
+            if all(value is None or summary.get(key) == value for key, value in wanted.items()):
+                return run
+    return None
+
+
+def latest_resumable(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
+    """The newest failed or interrupted run of a stage with this fingerprint. Open it with `RunDir.reopen`."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage == stage and run.state() in ("failed", "interrupted") and run.fingerprint() == fingerprint:
+            return run
+    return None
+
+
+def latest_running(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
+    """The newest run of a stage with this fingerprint that a process holds now."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage == stage and run.state() == "running" and run.fingerprint() == fingerprint:
+            return run
+    return None
+
+
+def resolve_init(runs_dir: Path, job: Job) -> dict[str, str]:
+    """Each name of `init_from` with the run it stands for: the newest complete one of this profile and model.
+
+    "base" stands for itself. Raises RunStateError where there is none.
+    """
+    return {name: name if name == "base" else _init_run(runs_dir, job, name) for name in job.stage.init_names}
+
+
+def _init_run(runs_dir: Path, job: Job, name: str) -> str:
+    others = []
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage != name:
+            continue
+        if (state := run.state()) != "complete":
+            others.append(f"{run.id} is {state}")
+        elif (profile := run.read_summary()["profile"]) != job.profile.name:
+            others.append(f"{run.id} is of profile {profile}")
+        elif not _same_model(run.read_job(), job):
+            others.append(f"{run.id} started from another model")
+        else:
+            return run.id
+    fact = f"init_from {name} has no completed run"
+    if others:
+        fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
+    profile = None if job.profile.name == DEFAULT_PROFILE else job.profile.name
+    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
+
+
+def _same_model(record: Mapping[str, Any], job: Job) -> bool:
+    """A profile of one's own may have changed its model since; dtype, device and the like do not matter here."""
+    recorded, wanted = record["profile"]["model"], job.profile.model.model_dump(mode="json")
+    return all(recorded[key] == wanted[key] for key in ("source", "name", "revision", "config"))

@@ -1,0 +1,101 @@
+"""What a run's directory says: the names of its files, its state, their content. Reading only; `jobs.runs.rundir` writes.
+
+state        summary.json   lock held   failed.json
+complete     yes            any         any
+running      no             yes         any
+failed       no             no          yes
+interrupted  no             no          yes        stopped by a signal, after a checkpoint
+interrupted  no             no          no         killed: it had no time to say anything
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs import lock
+
+from jobs.runs import atomic
+from jobs.config import strict_yaml
+from jobs.errors import EXIT_STOPPED, UserError
+
+State = Literal["complete", "running", "failed", "interrupted"]
+ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
+
+
+class RunFiles:
+    """The one place that names the files of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def stage(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def id(self) -> str:
+        """Such as stage1/20261122-234501."""
+        return f"{self.stage}/{self.path.name}"
+
+    @property
+    def age_key(self) -> tuple[str, int, str]:
+        """Sorts runs by their creation."""
+        match = ID_PATTERN.fullmatch(self.path.name)
+        return (match[1], int(match[2] or 1), self.stage) if match else (self.path.name, 1, self.stage)
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The finetuned model, once training has ended."""
+        return self.path / "final"
+
+    def state(self) -> State:
+        if (self.path / "summary.json").exists():
+            return "complete"
+        if lock.is_held(self.path / "lock"):
+            return "running"
+        if (self.path / "summary.json").exists():  # completed between the two questions
+            return "complete"
+        return "interrupted" if self._stopped() else "failed"
+
+    def _stopped(self) -> bool:
+        """Whether whoever ended it did so from outside. A failed.json that cannot be read is one of a failure."""
+        try:
+            return bool(atomic.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
+        except UserError:
+            return not (self.path / "failed.json").exists()
+
+    def read_job(self) -> dict[str, Any]:
+        """stage.yaml: what `Job.from_dict` takes, with the keys fingerprint and init_runs."""
+        path = self.path / "stage.yaml"
+        return strict_yaml.read(path, str(path))
+
+    def fingerprint(self) -> str | None:
+        """That of the job; None for a run that was killed before it wrote its job."""
+        return str(self.read_job()["fingerprint"]) if (self.path / "stage.yaml").exists() else None
+
+    def read_metrics(self) -> dict[str, Any]:
+        return atomic.read_json(self.path / "metrics.json")
+
+    def read_summary(self) -> dict[str, Any]:
+        return atomic.read_json(self.path / "summary.json")
+
+    def read_heartbeat(self) -> dict[str, Any]:
+        return atomic.read_json(self.path / "heartbeat.json")
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
+        return atomic.read_jsonl(self.path / name)
+
+    def verify(self) -> list[str]:
+        """What differs from the manifest, such as `final/model.safetensors: missing`. Empty if nothing does."""
+        return atomic.differences(self.path)

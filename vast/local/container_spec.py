@@ -1,0 +1,191 @@
+"""What a container of a local run is given: the same as container/run.sh gives a stage. Decided once and kept beside the
+run as `local.json`, so that a resumed supervisor makes the next container just like the first. Nothing of it is secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import ConfigError, RunStateError
+from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
+
+PIDS = 4096
+SHARED_MEMORY = "1g"
+TEMPORARY = "rw,nosuid,nodev,mode=1777"
+# Of the caller's environment. Tokens are not among them: the policy names them, and they go another way.
+HANDED_ON = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "PREFILL_HEALTH_SILENCE", "OMP_NUM_THREADS")
+GPUS = re.compile(r"auto|none|all|\d+(,\d+)*")
+
+
+@dataclass(frozen=True)
+class Given:
+    """engine: which one, see Engine.identity. image_id: what the image's name meant when the run began."""
+
+    engine: str
+    image_id: str
+    user: str  # uid:gid
+    gpus: str = "none"  # none, all, or their numbers: 0,1
+    cache: str = "prefill-cache"  # a volume's name, or an absolute directory
+    readable: tuple[str, ...] = ()  # absolute; in the container under the same path
+    wheels: str | None = None
+    relabel: bool = False  # SELinux
+    env: tuple[tuple[str, str], ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+    def uid_gid(self) -> tuple[int, int]:
+        uid, _, gid = self.user.partition(":")
+        return int(uid), int(gid)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked for."""
+
+    gpu: str = "auto"
+    cache: str = "prefill-cache"
+    readable: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # NAME=VALUE
+
+
+def decide(
+    asked: Asked,
+    info: Mapping[str, Any],
+    identity: str,
+    image_id: str,
+    environ: Mapping[str, str],
+    caller: tuple[int, int],
+    has_gpu: Callable[[], bool],
+) -> Given:
+    """info: what the engine says of itself. has_gpu: whether nvidia-smi lists one here. Raises ConfigError."""
+    security = " ".join(map(str, info.get("SecurityOptions") or []))
+    wheels = environ.get("PREFILL_WHEELS") or None
+    if wheels is not None and not Path(wheels).is_dir():
+        raise ConfigError(f"PREFILL_WHEELS={wheels}", "no such directory", "correct or unset it")
+    return Given(
+        engine=identity,
+        image_id=image_id,
+        # In a rootless engine the caller is the container's root; elsewhere a uid is the same inside and outside.
+        user="0:0" if "name=rootless" in security else f"{caller[0]}:{caller[1]}",
+        gpus=_gpus(asked.gpu, info, environ, has_gpu),
+        cache=_cache(asked.cache),
+        readable=tuple(_readable(path) for path in asked.readable),
+        wheels=None if wheels is None else _mountable(Path(wheels)),
+        relabel="name=selinux" in security,
+        env=tuple((name, environ[name]) for name in HANDED_ON if environ.get(name)),
+        labels=tuple(_label(text) for text in asked.labels),
+    )
+
+
+def _gpus(asked: str, info: Mapping[str, Any], environ: Mapping[str, str], has_gpu: Callable[[], bool]) -> str:
+    if not GPUS.fullmatch(asked):
+        raise ConfigError(f"--gpu {asked}", "expected auto, none, all, or numbers such as 0,1", "correct it")
+    if asked != "auto":
+        return asked
+    can_hand_on = "nvidia" in (info.get("Runtimes") or {})
+    return "all" if can_hand_on and (environ.get("DOCKER_HOST") or has_gpu()) else "none"
+
+
+def _cache(text: str) -> str:
+    if "/" not in text:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", text):
+            raise ConfigError(
+                f"--cache {text}", "is no name of a volume", "name a volume, or a directory with a / in it"
+            )
+        return text
+    path = Path(text)
+    with io_errors_reported(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return _mountable(path)
+
+
+def _readable(text: str) -> str:
+    if not Path(text).exists():
+        raise ConfigError(f"--mount {text}", "does not exist", "correct it")
+    return _mountable(Path(text))
+
+
+def _mountable(path: Path) -> str:
+    text = str(path.resolve())
+    if ":" in text:
+        raise ConfigError(text, "has a colon in it, which the engine takes for a separator", "name another path")
+    return text
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--label {text}", "expected NAME=VALUE", "correct it")
+    return name, value
+
+
+# ---- kept beside the run ------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, given: Given) -> None:
+    write_text_atomically(path, json.dumps(asdict(given), indent=2) + "\n")
+
+
+def read(path: Path) -> Given:
+    """Raises DataError if it is no JSON, RunStateError if it is not what `write` wrote."""
+    found: dict[str, Any] = read_json(path)
+    try:
+        pairs = {name: tuple((str(a), str(b)) for a, b in found.pop(name)) for name in ("env", "labels")}
+        given = Given(**{**found, **pairs, "readable": tuple(found["readable"])})
+        given.uid_gid()
+        return given
+    except (TypeError, KeyError, ValueError, AttributeError):
+        fact = "is not what this version writes"
+        raise RunStateError(path, fact, "end the run's container: docker ps --filter label=prefill.run") from None
+
+
+# ---- as the engine wants it ---------------------------------------------------------------------------------------------
+
+
+def host_config(given: Given, run_label: Mapping[str, str]) -> dict[str, Any]:
+    """What APIClient.create_host_config takes. Everything that a job does not need is taken away."""
+    from docker.types import DeviceRequest, Mount
+
+    mode = ",z" if given.relabel else ""
+    compose = {"com.docker.compose.project": "prefill", "com.docker.compose.volume": "prefill-cache"}
+    # The disk of this "machine": a volume without a name, which goes with its container.
+    mounts = [Mount("/runs", None, type="volume", labels=dict(run_label))]
+    binds = [f"{path}:{path}:ro{mode}" for path in given.readable]
+    if "/" in given.cache:
+        binds.append(f"{given.cache}:/cache:rw{mode}")
+    else:
+        mounts.append(Mount("/cache", given.cache, type="volume", labels=compose))
+    if given.wheels is not None:
+        binds.append(f"{given.wheels}:/wheels:ro{mode}")
+    config: dict[str, Any] = {
+        "read_only": True,
+        "tmpfs": {"/tmp": TEMPORARY},
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "pids_limit": PIDS,
+        "shm_size": SHARED_MEMORY,
+        "mounts": mounts,
+        "binds": binds,
+    }
+    if given.gpus != "none":
+        which = {"count": -1} if given.gpus == "all" else {"device_ids": given.gpus.split(",")}
+        config["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **which)]
+    return config
+
+
+def environment(given: Given) -> dict[str, str]:
+    env = {**dict(given.env), "PREFILL_RUNS": "/runs", "PREFILL_IMAGE": given.image_id}
+    if given.wheels is not None:
+        env["PREFILL_WHEELS"] = "/wheels"
+    if given.gpus == "none":
+        env["NVIDIA_VISIBLE_DEVICES"] = "void"  # an engine whose default runtime is nvidia would hand on all
+    return env
+
+
+def caller() -> tuple[int, int]:
+    return os.getuid(), os.getgid()

@@ -1,0 +1,126 @@
+"""What a host says of itself, read with suspicion: text from a machine that may be somebody else's. No I/O.
+
+What is odd is not known, and what is not known is None. Text is cut and loses its control characters before a person's
+terminal can see it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.runs.runfiles import ID_PATTERN
+from vast.ports import Host, Job, Watchdog
+
+PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
+LONGEST = 500  # characters of a text
+_RUN = re.compile(rf"[a-z0-9][a-z0-9._-]*/{ID_PATTERN.pattern}")
+_CHECKPOINT = re.compile(r"(.+)/checkpoints/checkpoint-(\d{1,12})")
+
+
+def parse(text: str) -> dict[str, Any] | None:
+    """The one JSON object of an answer; words before it, as a login may print them, do no harm."""
+    for part in (text, text[text.find("\n{") + 1 :]):
+        try:
+            value = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
+    """A look. Only an answer with our nonce is a contact; without any nonce nothing is proven, so there was none."""
+    if answer is None or not answer.get("nonce"):
+        return Host("unreachable", message="no answer of a machine of ours")
+    if answer["nonce"] != nonce:
+        return Host("stranger", message="its nonce is that of another run")
+    boot = word(answer.get("boot"))
+    if boot is None:
+        return Host("unreachable", message="it does not say when it was started")
+    return Host(
+        "ok",
+        boot,
+        watchdog(answer.get("watchdog")),
+        job(answer.get("job")),
+        number(answer.get("gpu_percent")),
+        number(answer.get("gpu_memory_percent")),
+        number(answer.get("disk_free_gb")),
+        word(answer.get("gpu_fault")),
+        word(answer.get("message")) or "",
+    )
+
+
+def watchdog(value: object) -> Watchdog | None:
+    if not isinstance(value, dict) or not isinstance(value.get("armed"), bool):
+        return None
+    age, uptime = number(value.get("lease_age")), number(value.get("uptime"))
+    return None if age is None or uptime is None else Watchdog(value["armed"], age, uptime)
+
+
+def job(value: object) -> Job | None:
+    """What decides over an end has to be right: the phase, the attempt, the exit code. The rest may be missing."""
+    if not isinstance(value, dict) or value.get("phase") not in PHASES:
+        return None
+    attempt, code = _count(value.get("attempt", 0)), value.get("exit_code")
+    if attempt is None or not (code is None or (isinstance(code, int) and not isinstance(code, bool))):
+        return None
+    run = run_name(value.get("run"))
+    fixes = value.get("fixes")
+    texts = [word(fix) for fix in fixes] if isinstance(fixes, list) else []
+    return Job(
+        value["phase"],
+        attempt,
+        code,
+        word(value.get("end_reason")),
+        word(value.get("fingerprint")),
+        tuple(text for text in texts if text),
+        run,
+        _count(value.get("step")) or 0,
+        _count(value.get("total")) or 0,
+        number(value.get("loss")),
+        number(value.get("tokens_per_s")),
+        number(value.get("beat_age")),
+        checkpoint_name(value.get("checkpoint"), run),
+        value.get("complete") is True,
+    )
+
+
+def run_name(value: object) -> str | None:
+    """STAGE/YYYYmmdd-HHMMSS, or None."""
+    return value if isinstance(value, str) and _RUN.fullmatch(value) else None
+
+
+def checkpoint_name(value: object, run: str | None) -> str | None:
+    """RUN/checkpoints/checkpoint-N of this very run, or None."""
+    match = _CHECKPOINT.fullmatch(value) if isinstance(value, str) and run is not None else None
+    return match[0] if match and match[1] == run else None
+
+
+def step_of(checkpoint: str) -> int:
+    """Of a name that `checkpoint_name` let pass."""
+    return int(checkpoint.rpartition("-")[2])
+
+
+def number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
+
+
+def word(value: object) -> str | None:
+    """A short text without control characters; None for none."""
+    if not isinstance(value, str):
+        return None
+    text = "".join(letter if letter.isprintable() else " " for letter in value[:LONGEST]).strip()
+    return text or None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
