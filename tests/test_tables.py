@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from jobs.rundir import RunDir
 from rich.console import Console
 
 from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
+from jobs.runs.rundir import RunDir
 from tests.app.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
@@ -33,7 +33,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_experiment(path)
     write_run(path, "nonprefill", minute=7)
     messages = {
-        "nonprefill": "/home/somebody/jobs/stage5b.yaml: train.max_steps: expected a positive integer, found 1k;\nwrite 1000",
+        "nonprefill": "/elsewhere/longer/jobs/stage5b.yaml: train.max_steps: expected a positive integer, found 1k;\nwrite 1000",
         "stage4": "stage4: init_from stage3b has no completed run; run: make stage3b PROFILE=embedded",
     }
     for minute, (stage, message) in enumerate(messages.items(), start=7):

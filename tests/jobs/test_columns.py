@@ -17,7 +17,7 @@ def test_columns_are_dropped_in_order_and_text_is_cut_after_whole_words() -> Non
     assert shown(79) == "a-long-id 12.5 base/bidirectional (leaks) 0.450, then others extra"
     assert shown(56) == "a-long-id 12.5 base/bidirectional (leaks) 0.450, … extra"
     assert shown(44) == "a-long-id 12.5 …                       extra"
-    assert shown(44, ["a-long-id", "12.5", "/home/somebody/stage5b.yaml: no such key", "extra"]) == (
+    assert shown(44, ["a-long-id", "12.5", "/elsewhere/longer/stage5b.yaml: no such key", "extra"]) == (
         "a-long-id 12.5 …/stage5b.yaml: no …    extra"
     )
     assert shown(30) == "a-long-id 12.5 …         extra"
