@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.columns import Column
 from jobs.errors import UserError
 from vast.ports import Clock
 from vast.records.run_dir import Folder
@@ -100,6 +102,22 @@ COLUMNS = (
     "alerts",
 )
 
+# On a terminal: dollars and cap apart, each to the right; alerts stand below the table, where they have room.
+TERMINAL = (
+    Column("run"),
+    Column("phase"),
+    Column("supervisor", drop=9),
+    Column("attempt", right=True, drop=10),
+    Column("step", right=True, drop=2),
+    Column("loss", right=True, drop=3),
+    Column("instance", right=True, drop=6, least=8),
+    Column("$", right=True),
+    Column("cap", right=True, drop=5),
+    Column("$/h", right=True, drop=7),
+    Column("h left", right=True, drop=4),
+    Column("at home", drop=8, least=15),
+)
+
 
 def row(one: Status) -> list[str]:
     phase = one.phase if one.result is None else f"{one.phase}: {one.result}"
@@ -111,3 +129,13 @@ def row(one: Status) -> list[str]:
         "-" if one.loss is None else f"{one.loss:.4f}", instance, f"{one.dollars:.2f}/{one.cap_dollars:.2f}",
         f"{one.dollars_per_hour:.3f}", f"{one.hours_left:.1f}", one.at_home or "-", ",".join(one.alerts) or "-",
     ]  # fmt: skip
+
+
+def rows(found: Sequence[Status]) -> list[list[str]]:
+    return [row(one) for one in found]
+
+
+def terminal_rows(found: Sequence[Status]) -> list[list[str]]:
+    """The cells of TERMINAL."""
+    at = COLUMNS.index("$ / cap")
+    return [[*cells[:at], *cells[at].split("/"), *cells[at + 1 : -1]] for cells in rows(found)]
