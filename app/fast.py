@@ -14,10 +14,11 @@ from app.attention import NAMES, text_config
 from app.blocks import TILE
 from app.compiled import decoder_layers
 from app.model import Loaded, row_multiple
+from jobs.memory import DENSE, LEAST_HEAD, PACKED
 
-# Tokens of a row, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs its
-# length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).
-PACKED, DENSE, DENSE_CPU = 4096, 1024, 512
+# Tokens of a row on a CPU, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs
+# its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).
+DENSE_CPU = 512
 
 
 def suits(loaded: Loaded) -> bool:
@@ -28,8 +29,8 @@ def suits(loaded: Loaded) -> bool:
     config = text_config(loaded.model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0) or 0.0
-    # Its kernels want heads of 16 or more and know no dropout.
-    return wanted or (head_dim >= 16 and drops == 0.0 and bool(decoder_layers(loaded.model)))
+    # Its kernels know no dropout.
+    return wanted or (head_dim >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
 def row_tokens(wanted: int | None, fast: bool, device: torch.device) -> int:

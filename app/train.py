@@ -76,13 +76,13 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     return get_peft_model(model, config)
 
 
-def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "none") -> TrainingArguments:
+def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
     train = job.stage.train
     assert train is not None
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing is True:  # auto is decided in app/stage.py
+    if train.gradient_checkpointing is True:  # auto is decided in app/room.py
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    spread = sharded.settings() if sharding == "fsdp" else {}
+    spread = sharded.settings() if job.profile.sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
@@ -135,15 +135,14 @@ class _Evaluations:
 
 def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
           heart: Heart, resume: bool, status: Callable[[str], None] = log.info,
-          ranks: Ranks = ALONE, sharding: str = "none", halve_memory: int = 0) -> dict[str, Any]:  # fmt: skip
+          ranks: Ranks = ALONE) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json.
 
     Args:
+        job: with `sharding` resolved (app.room.resolved).
         loaded: float32 weights of the starting model.
         resume: go on from the newest complete checkpoint of `run`, if it has one.
-        halve_memory: how often to halve the tokens of a packed row; the examples of a step stay.
         ranks: the processes that train together; every one of them calls this, and gets the same section.
-        sharding: how they do: ddp or fsdp; none, alone.
 
     Raises:
         TrainingEnded: not finite, nothing learnt, or a signal.
@@ -151,12 +150,12 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         ConfigError: examples may be longer than the model's context.
         ModelError: the compiled attention does not obey the pattern.
     """
-    section = job.stage.train
+    section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
-    if sharding == "fsdp":
+    if spread:
         sharded.require_shardable(section)
     heart.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
@@ -169,7 +168,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        max(1, row_tokens(section.pack_tokens, fast, loaded.device) >> halve_memory), section.micro_batch_size,
+        job.halved(row_tokens(section.pack_tokens, fast, loaded.device)), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
     if resume:
@@ -178,7 +177,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     if resume and at is None:
         status("no checkpoint to go on from: training begins from its start")
     if at is not None:
-        sharded.require_resumable(at, sharding)
+        sharded.require_resumable(at, job.profile.sharding)
     step = checkpoint.step_of(at) if at else None
     for name in ("train_log.jsonl", "eval_log.jsonl"):
         run.rewind_jsonl(name, step if step is not None else -1)
@@ -191,7 +190,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         trainer.control.should_training_stop |= evaluations.stop
 
     trainer = PrefillTrainer(
-        model, _arguments(job, run, loaded.device, sharding), steps=steps_of, goal=section.objective,
+        model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
         eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
         keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, on_phase=heart.phase,
@@ -229,7 +228,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
              "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     heart.phase("save")
-    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if sharding != "fsdp" else (
+    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
         sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
     if ranks.main:
         checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)

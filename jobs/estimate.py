@@ -21,7 +21,7 @@ from jobs.memory import (
     passes,
     trains_in_half,
     with_checkpointing,
-    with_rows,
+    with_sizes,
     without_bf16,
 )
 from jobs.remedy import remedy_for
@@ -106,19 +106,14 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(
-    job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None, halvings: int = 0
-) -> Estimate:
-    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already.
-
-    halvings: of packed rows, see --halve-memory; what else it halves is halved in `job` already.
-    """
+def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = with_rows(job, shape, halvings), job
+    job, asked = with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
-    job = with_checkpointing(job, shape, gpu, gpus, mean, halvings)
+    job = with_checkpointing(job, shape, gpu, gpus, mean)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())
     fits = peak <= gpu.memory_gb * USABLE
