@@ -32,7 +32,7 @@ from app.model import Loaded, find_checkpoint, load
 from app.progress import token_bar
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
 from jobs.load import DEFAULT_PROFILE, resolve
-from jobs.schema import MASKS
+from jobs.schema import LEAKING, MASKS
 
 try:
     from jinja2 import TemplateError
@@ -80,9 +80,10 @@ class PrefillLM(TemplateLM):
         for name, value in (("batch_tokens", batch_tokens), ("max_gen_toks", max_gen_toks)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model_args: {name}", f"expected a positive integer, found {value!r}")
-        self.mask, self.profile, self.leaks = mask, profile, PATTERNS[mask].leaks
+        self.mask, self.profile = mask, profile
+        self.leaks = PATTERNS[self.mask].leaks
         self.loaded = loaded or _load(profile, model, runs_dir, dtype, device)
-        probe.require(self.loaded.model, [mask], self.loaded.origin)
+        probe.require(self.loaded.model, [self.mask], self.loaded.origin)
         self.tokenizer = self.loaded.tokenizer
         self.batch_tokens, self.max_gen_toks = batch_tokens, max_gen_toks
         self.counts = {"contexts_truncated": 0, "contexts_not_a_token_prefix": 0}
@@ -257,7 +258,7 @@ def main() -> int:
             raise
         print(f"error: --tasks: {error}; see python -m app.harness ls tasks", file=sys.stderr)
         return EXIT_USER
-    if any("mask=bidirectional" in argument for argument in sys.argv):
+    if any(f"mask={mask}" in argument for argument in sys.argv for mask in LEAKING):
         print(LEAKS)
     return 0
 

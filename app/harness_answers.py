@@ -13,6 +13,7 @@ from app.encode import start_token
 from app.generate import generate
 from app.model import Loaded
 from jobs.errors import ConfigError
+from jobs.schema import Mask
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one
 _IGNORED = {"temperature", "top_p", "top_k", "min_p"}  # only sampling reads them, and sampling is refused
@@ -33,7 +34,7 @@ class Answers:
     """How to answer. `batch_tokens`: prompt and answer, padded, of all rows of a batch."""
 
     loaded: Loaded
-    mask: str
+    mask: Mask
     encode: Callable[[str], list[int]]
     max_gen_toks: int
     batch_tokens: int

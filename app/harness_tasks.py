@@ -23,6 +23,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from app.embedded import fetch_datasets
 from jobs.artifacts import replacing
 from jobs.errors import ConfigError, DataError, UserError
+from jobs.schema import LEAKING, Mask
 
 log = logging.getLogger("prefill")
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -112,7 +113,7 @@ def manager(embedded: bool, include: Path | None = None) -> Any:
     return tasks
 
 
-def build(tasks: Any, names: Sequence[str], mask: str) -> list[Any]:
+def build(tasks: Any, names: Sequence[str], mask: Mask) -> list[Any]:
     """The harness's task and group objects of these names; a name may have wildcards.
 
     Raises:
@@ -137,8 +138,8 @@ def build(tasks: Any, names: Sequence[str], mask: str) -> list[Any]:
                                 "docs/harness.md lists") from error  # fmt: skip
             built += spec if isinstance(spec, list) else [spec]
     for task in (t for one in built for t in (one.get_all_tasks() if isinstance(one, Group) else [one])):
-        if mask == "bidirectional" and task.get_config("output_type") == "generate_until":
-            raise ConfigError(f"--tasks {task.task_name}", "generates, which mask bidirectional cannot",
+        if mask in LEAKING and task.get_config("output_type") == "generate_until":
+            raise ConfigError(f"--tasks {task.task_name}", f"generates, which mask {mask} cannot",
                               "use --mask prefix or causal")  # fmt: skip
     return built
 

@@ -18,8 +18,8 @@ from app.stats import Interval
 from jobs.artifacts import read_json, read_jsonl
 from jobs.errors import DataError
 from jobs.rundir import RunDir
+from jobs.schema import LEAKING
 
-LEAKING_MASKS = ("bidirectional",)
 _SCHEMA = 1
 _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 
@@ -101,7 +101,7 @@ class Run:
 
 def mask_name(mask: str, leaks: bool = False) -> str:
     """The mask's name as every table shows it; a leaking one never appears without saying so."""
-    return f"{mask} (leaks)" if leaks or mask in LEAKING_MASKS else mask
+    return f"{mask} (leaks)" if leaks or mask in LEAKING else mask
 
 
 def headline_metric(task: str, metric: str) -> str:
@@ -201,7 +201,7 @@ def _evaluation(
         model=e["model"],
         model_run=e.get("model_run"),
         mask=e["mask"],
-        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING_MASKS,
+        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
         format=e["format"],
         tasks={
             task: TaskScore(

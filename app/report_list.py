@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.report_data import LEAKING_MASKS
 from app.report_format import DASH, moment, number
 from jobs.errors import make_command
 from jobs.rundir import RunDir, list_runs
+from jobs.schema import LEAKING
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _headline(summary: dict[str, Any], metrics: dict[str, Any]) -> str:
     if scores:
         leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
         return ", ".join(
-            f"{label}{' (leaks)' if label in leaks or label.endswith(LEAKING_MASKS) else ''} {number(value)}"
+            f"{label}{' (leaks)' if label in leaks or label.endswith(LEAKING) else ''} {number(value)}"
             for label, value in scores.items()
         )
     train = metrics.get("train") or {}

@@ -5,7 +5,7 @@
     predicts                 a0 and b0    a1 a2         b1        (the last token of a continuation predicts nothing)
 
 Several continuations of one prompt are branches of one row: they see the prompt and their own tokens, and start at the
-same position. Under a pattern that leaks, the prompt's states depend on the answer, so every continuation gets a row of
+same position. Under a mask that leaks, the prompt's states depend on the answer, so every continuation gets a row of
 its own and all its tokens are fed, as the published ablation did.
 
     padded   one such row a line, lines of like length together: little padding, no tokens of other documents to mask out
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from app.encode import Request
 from app.mask import Document, Layout, layout
+from jobs.schema import Mask
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
     return lines
 
 
-def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], pattern: str, width: int,
+def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], mask: Mask, width: int,
              filler: int | None = None) -> Batch:  # fmt: skip
     """Lines of rows as tensors on the CPU, filled up on the right to `width` tokens.
 
@@ -158,5 +159,5 @@ def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], patter
     sources = np.repeat(np.array(start, dtype=np.int64), sizes) + inside - 1
     sources[begin[sizes > 0]] = np.array(first, dtype=np.int64)[sizes > 0]
     wanted = np.fromiter(chain.from_iterable(targets), dtype=np.int64, count=len(sources))
-    return Batch(torch.from_numpy(ids).view(len(lines), width), layout(documents, pattern, length=width),
+    return Batch(torch.from_numpy(ids).view(len(lines), width), layout(documents, mask, length=width),
                  torch.from_numpy(sources), torch.from_numpy(wanted), members, sizes.tolist(), fed)  # fmt: skip

@@ -10,6 +10,7 @@ from app.ranks import Ranks
 from app.score import Count, Scored, loglikelihood, tokens_of
 from app.stopping import TrainingEnded
 from jobs.errors import UserError
+from jobs.schema import Mask
 
 
 def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
@@ -24,7 +25,7 @@ def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
     return hands
 
 
-def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Sequence[range], mask: str, ranks: Ranks, *,
+def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Sequence[range], mask: Mask, ranks: Ranks, *,
                          batch_tokens: int | None, progress: Callable[[int, int], None] | None,
                          count: Count) -> list[Scored]:  # fmt: skip
     """`loglikelihood` of all requests, each process running its share of the items.

@@ -27,7 +27,7 @@ from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate
 from jobs.load import Job
 from jobs.rundir import RunDir
-from jobs.schema import TASK_NAMES, Score, ScoreFormat, TaskName
+from jobs.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
 
 log = logging.getLogger("prefill")
 
@@ -133,7 +133,7 @@ class _Stage:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)
         self.run.write_environment({**found, "halve_memory": self.job.halvings})
 
-    def _check(self, loaded: Loaded, masks: list[str]) -> None:
+    def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
         self.heart.phase("check")
         findings = probe.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
@@ -168,7 +168,7 @@ class _Stage:
         assert settings is not None
         items = self._items(settings.tasks, settings.format, settings.limit)
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
-        masks = [str(mask) for mask in settings.masks]
+        masks = settings.masks
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
@@ -187,7 +187,7 @@ class _Stage:
                 writer.write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: str, settings: Score, show: Any) -> Any:
+    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: Mask, settings: Score, show: Any) -> Any:
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)

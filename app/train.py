@@ -148,7 +148,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         TrainingEnded: not finite, nothing learnt, or a signal.
         DataError: unusable data.
         ConfigError: examples may be longer than the model's context.
-        ModelError: the compiled attention does not obey the pattern.
+        ModelError: the compiled attention does not obey the mask.
     """
     section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None

@@ -1,4 +1,4 @@
-"""transformers' Trainer under a pattern: which tokens see which, which carry a loss, and what ends a run early."""
+"""transformers' Trainer under a mask: which tokens see which, which carry a loss, and what ends a run early."""
 
 from __future__ import annotations
 

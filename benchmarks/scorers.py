@@ -21,7 +21,7 @@ from app.mixed import keep_float32
 from app.model import Loaded, load
 from app.score import Count, loglikelihood
 from app.tasks import load_items
-from jobs.schema import TASK_NAMES, ModelSource
+from jobs.schema import TASK_NAMES, Mask, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up
 
@@ -112,7 +112,7 @@ def split(items: Sequence[Question], values: Sequence[float]) -> dict[int, list[
     return out
 
 
-def ours(loaded: Loaded, items: Sequence[Question], mask: str, seconds: float, name: str) -> Line:
+def ours(loaded: Loaded, items: Sequence[Question], mask: Mask, seconds: float, name: str) -> Line:
     """The best of what runs fit into the time; at least one after the first, which is the start-up's."""
 
     def once(some: Sequence[Question]) -> tuple[float, float, list[float], Count]:

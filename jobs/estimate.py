@@ -25,7 +25,7 @@ from jobs.memory import (
     without_bf16,
 )
 from jobs.remedy import remedy_for
-from jobs.schema import Score, Train
+from jobs.schema import LEAKING, Score, Train
 from jobs.shapes import Shape, shape_of
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) ->
     for task in score.tasks:
         size, shared, separate = _TASKS[task]
         items = min(size, score.limit or size)
-        tokens += sum(items * (separate if mask == "bidirectional" else shared) for mask in score.masks)
+        tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
     batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
     rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
     models = 1 if job.stage.train is not None else len(job.stage.init_names)

@@ -9,7 +9,7 @@ import click
 from app.commands.options import FILE, model_option, profile_option, runs_option
 from jobs.errors import ConfigError
 from jobs.load import resolve
-from jobs.schema import MASKS
+from jobs.schema import MASKS, Mask
 
 
 @click.command()
@@ -30,7 +30,7 @@ from jobs.schema import MASKS
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
               help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @runs_option
-def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int | None, num_fewshot: int | None,
+def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int | None, num_fewshot: int | None,
             chat: bool, include_path: Path | None, out: Path | None, dtype: str | None, batch_tokens: int,
             runs_dir: Path) -> None:  # fmt: skip
     """Evaluate tasks of lm-evaluation-harness under any mask.
