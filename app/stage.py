@@ -22,7 +22,7 @@ from app.progress import token_bar
 from app.ranks import ALONE, Ranks
 from app.stopping import GO_ON, TrainingEnded
 from app.tasks import Item, load_items
-from app.train import train
+from app.train import RunContext, train
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate import Estimate
 from jobs.load import Job
@@ -152,8 +152,8 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        section = train(self.job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
-                        heart=self.heart, resume=resume, ranks=self.ranks)  # fmt: skip
+        context = RunContext(self.run, self.heart, self.stop, self.ranks)
+        section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
         self._write(section, [])
         self._drop_checkpoints()
         return section

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +35,16 @@ from jobs.rundir import RunDir
 from jobs.schema import Train
 
 log = logging.getLogger("prefill")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
+
+    run: RunDir
+    heart: Heart
+    stop: StopFlag
+    ranks: Ranks = ALONE
 
 
 def mixed_precision(wanted: str, device: torch.device) -> bool:
@@ -123,26 +132,26 @@ class _Evaluations:
         self.learning.update(step, loss)
         return verdict.line
 
-    def __call__(self, step: int, loss: float) -> None:
+    def __call__(self, step: int, loss: float) -> bool:
+        """Whether training is to stop."""
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
-            return
+            return self.stop
         self.run.append_jsonl("eval_log.jsonl", {
             "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
             "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
+        return self.stop
 
 
-def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
-          heart: Heart, resume: bool, status: Callable[[str], None] = log.info,
-          ranks: Ranks = ALONE) -> dict[str, Any]:  # fmt: skip
-    """Train as the stage says, write `final/`, return the `train` section of metrics.json.
+def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
+          resume: bool) -> dict[str, Any]:  # fmt: skip
+    """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
         job: with `sharding` resolved (app.room.resolved).
         loaded: float32 weights of the starting model.
-        resume: go on from the newest complete checkpoint of `run`, if it has one.
-        ranks: the processes that train together; every one of them calls this, and gets the same section.
+        resume: go on from the newest complete checkpoint of the run, if it has one.
 
     Raises:
         TrainingEnded: not finite, nothing learnt, or a signal.
@@ -150,6 +159,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         ConfigError: examples may be longer than the model's context.
         ModelError: the compiled attention does not obey the mask.
     """
+    run, heart, ranks = context.run, context.heart, context.ranks
     section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
     if section.max_length > loaded.max_length:
@@ -159,8 +169,8 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         sharded.require_shardable(section)
     heart.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
-    status(f"{counts['train']} training examples, {counts['eval']} held out, "
-           f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
+    log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
+             f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
@@ -175,7 +185,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         heart.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
     if resume and at is None:
-        status("no checkpoint to go on from: training begins from its start")
+        log.info("no checkpoint to go on from: training begins from its start")
     if at is not None:
         sharded.require_resumable(at, job.profile.sharding)
     step = checkpoint.step_of(at) if at else None
@@ -183,17 +193,13 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
         run.rewind_jsonl(name, step if step is not None else -1)
     ranks.wait()  # all of them read the logs next
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, stop, heart, ranks)
-
-    def on_evaluation(at_step: int, loss: float) -> None:
-        evaluations(at_step, loss)
-        trainer.control.should_training_stop |= evaluations.stop
+    recorder = Recorder(run, context.stop, heart, ranks)
 
     trainer = PrefillTrainer(
         model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
         eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
-        keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, on_phase=heart.phase,
+        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heart.phase,
         ranks=ranks, at_first=lambda: heart.beating("compile") if fast else nullcontext(), callbacks=[recorder],
     )  # fmt: skip
     for one in (model, trainer.teacher) if fast else ():
@@ -212,7 +218,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     if step is None:
         trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
-        status(f"resuming from {at}")
+        log.info(f"resuming from {at}")
         heart.phase("load")
     if at is not None and evaluations.stop:
         trainer.restore(at)  # what ended this training had been seen before it was interrupted

@@ -129,8 +129,8 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
-    app.train.train(job, loaded, run, eval_items=[], init_run="base", stop=StopFlag(), heart=Heart(run), resume=False,
-                    ranks=ranks)  # fmt: skip
+    context = app.train.RunContext(run, Heart(run), StopFlag(), ranks)
+    app.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}
     run.write_metrics({"peak_gb": max(peaks, default=None), **spent})

@@ -106,7 +106,7 @@ def ours(setting: Setting, done: Done, mask: Mask) -> None:
     trainer = PrefillTrainer(
         model, _arguments(setting, steps, per_device_train_batch_size=setting.batch_size),
         steps=Steps(collate, setting.row_tokens), goal=Objective(), eval_batches=[], keep_checkpoints=1,
-        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda step, loss: None,
+        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda *_: False,
         callbacks=[_Each(lambda: done(trainer.tokens_seen, trainer.padded_tokens_seen))],
     )  # fmt: skip
     if fast:

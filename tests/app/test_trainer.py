@@ -45,7 +45,7 @@ def trainer_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Object
     return PrefillTrainer(
         model, TrainingArguments(**arguments), steps=Steps(Collator(pattern, packing, multiple=multiple), row_tokens, micro),
         goal=goal or Objective(), train_dataset=Schedule(data or examples(8), arguments["max_steps"], batch_size, 0),
-        eval_batches=[examples(3, 9), examples(2, 8)], keep_checkpoints=2, on_evaluation=lambda step, loss: None,
+        eval_batches=[examples(3, 9), examples(2, 8)], keep_checkpoints=2, on_evaluation=lambda step, loss: False,
     )  # fmt: skip
 
 
