@@ -46,7 +46,7 @@ except ModuleNotFoundError as error:
     raise ConfigError("app.harness", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 LEAKS = "mask bidirectional LEAKS: each answer token sees itself, so these numbers say little"
 
 

@@ -25,7 +25,7 @@ from jobs.artifacts import replacing
 from jobs.errors import ConfigError, DataError, UserError
 from jobs.schema import LEAKING, Mask
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 # What the harness calls a dataset and its configuration -> its directory in the embedded data.

@@ -24,7 +24,7 @@ from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.rundir import latest_complete
 from jobs.schema import ModelSource
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

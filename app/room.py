@@ -19,7 +19,7 @@ from jobs.gpus import gpu_at_hand
 from jobs.load import Job
 from jobs.memory import GB
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
 
 

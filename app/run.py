@@ -21,7 +21,7 @@ from jobs.followed import FollowedRun
 from jobs.load import Job
 from jobs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
 
 
@@ -259,12 +259,13 @@ def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported by what matters
-    log.addHandler(handler)
+    everything = logging.getLogger("app")
+    everything.addHandler(handler)
     try:
         yield
     except BaseException as error:  # into the file alone: the command line says it last, in words of its own
         handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended: %s", (_why(error),), None))
         raise
     finally:
-        log.removeHandler(handler)
+        everything.removeHandler(handler)
         handler.close()

@@ -29,7 +29,7 @@ from jobs.load import Job
 from jobs.rundir import RunDir
 from jobs.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 
 
 def work(

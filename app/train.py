@@ -34,7 +34,7 @@ from jobs.load import Job
 from jobs.rundir import RunDir
 from jobs.schema import Train
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_a_profile_of_several_gpus_is_scored_on_one_and_that_is_said(gpus: int, 
     profile = tmp_path / "mine.yaml"
     text = Path("jobs/profiles/ci.yaml").read_text(encoding="utf-8")
     profile.write_text(f"{text}\ngpus: {gpus}\n", encoding="utf-8")
-    with caplog.at_level("WARNING", logger="prefill"):
+    with caplog.at_level("WARNING", logger="app"):
         PrefillLM("causal", str(profile))
     said = [record.getMessage() for record in caplog.records if "gpus" in record.getMessage()]
     assert said == (["profile ci: gpus: 2, and the harness's tasks are scored on one"] if gpus == 2 else [])

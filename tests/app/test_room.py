@@ -101,7 +101,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
 
 
 def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="prefill"):
+    with caplog.at_level(logging.WARNING, logger="app"):
         require_room(JOB, on_a_card_of(141))
         assert not caplog.records
         require_room(JOB, on_a_card_of(64))
