@@ -11,13 +11,13 @@ from jobs.errors import ConfigError, UserError, wrong_python
 try:
     import click
 
-    from app.commands.estimates import estimate_command
+    from app.commands.ask import generate, loglikelihood, probe
+    from app.commands.estimate import estimate_command
     from app.commands.harness import harness
-    from app.commands.results import report, runs
-    from app.commands.stages import check, run
-    from app.commands.texts import generate, loglikelihood, probe
-    from app.ranks import launched, rank_in
-    from app.stopping import Followed, TrainingEnded
+    from app.commands.report import report, runs
+    from app.commands.run import check, run
+    from app.runtime.ending import Followed, TrainingEnded
+    from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
     print(f"error: {wrong}", file=sys.stderr)

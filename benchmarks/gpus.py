@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-from app.launch import launch
-from app.ranks import Ranks, join
+from app.runtime.launch import launch
+from app.runtime.ranks import Ranks, join
 from jobs.followed import FollowedRun
 from jobs.load import resolve
 from jobs.rundir import RunDir, list_runs
@@ -99,13 +99,14 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     """In each process: the product's training of a random model on random tokens."""
     import torch
 
-    import app.train
-    from app import checkpoint
-    from app.attention import NAMES
-    from app.callbacks import Heart, StopFlag
-    from app.model import Loaded
-    from app.room import peak_gb
-    from app.trainer import PrefillTrainer
+    import app.training.train
+    from app.attention.backends import NAMES
+    from app.model.load import Loaded
+    from app.runtime.heartbeat import Heart
+    from app.runtime.signals import StopFlag
+    from app.stage.capacity import peak_gb
+    from app.training import checkpoint
+    from app.training.trainer import PrefillTrainer
     from benchmarks import profiled
     from benchmarks.trainers import Setting, alpaca_like, random_model
 
@@ -124,13 +125,13 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
-    app.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
+    app.training.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
     checkpoint.save_final = lambda *_, **__: None
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
-    context = app.train.RunContext(run, Heart(run), StopFlag(), ranks)
-    app.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
+    context = app.training.train.RunContext(run, Heart(run), StopFlag(), ranks)
+    app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}
     run.write_metrics({"peak_gb": max(peaks, default=None), **spent})

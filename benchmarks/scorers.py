@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from app import embedded
-from app.attention import NAMES
-from app.encode import encode_harness
-from app.mixed import keep_float32
-from app.model import Loaded, load
-from app.score import Count, loglikelihood
-from app.tasks import load_items
+from app.attention.backends import NAMES
+from app.data.tasks import load_items
+from app.embedded import cache
+from app.model.load import Loaded, load
+from app.model.mixed_precision import keep_float32
+from app.scoring.encode import encode_harness
+from app.scoring.loglikelihood import Count, loglikelihood
 from jobs.schema import TASK_NAMES, Mask, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up
@@ -75,7 +75,7 @@ def questions(limit: int | None, data: Path | None) -> list[Question]:
 def export(items: Sequence[Question], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "items.json").write_text(json.dumps([asdict(i) for i in items]))
-    source = embedded.fetch_model()
+    source = cache.fetch_model()
     AutoTokenizer.from_pretrained(str(source)).save_pretrained(folder)
     AutoConfig.from_pretrained(str(source)).save_pretrained(folder)
 
@@ -84,7 +84,7 @@ def plain_of(device: str, dtype: str, data: Path | None) -> Loaded:
     """The model as transformers loads it and attends by itself: what the baselines run."""
     torch.manual_seed(0)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    source = str(data or embedded.fetch_model())
+    source = str(data or cache.fetch_model())
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
     if data is None:
         model: Any = AutoModelForCausalLM.from_pretrained(source, **options)

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from app.attention import NAMES
-from app.batch import Collator, Schedule, Steps
-from app.data import TokenExample
-from app.fast import speed_up, suits, tokens_multiple
-from app.mask import Document, layout
-from app.model import Loaded, cpu_has_bf16
-from app.trainer import PrefillTrainer
+from app.attention.backends import NAMES
+from app.attention.mask import Document, layout
+from app.data.examples import TokenExample
+from app.model.compiled import speed_up, suits
+from app.model.load import Loaded, cpu_has_bf16
+from app.training.batch import Collator, Schedule, Steps
+from app.training.fast_path import tokens_multiple
+from app.training.trainer import PrefillTrainer
 from jobs.schema import Mask, Objective
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -31,7 +31,7 @@ SPARE = 0.95  # of that, what a job may take that goes without gradient checkpoi
 
 
 def with_sizes(job: Job, shape: Shape) -> Job:
-    """The same job with all sizes written out: the length of packed rows as app/train.py finds it, and halvings applied.
+    """The same job with all sizes written out: the length of packed rows as app/training/train.py finds it, and halvings applied.
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
@@ -150,7 +150,7 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
-    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/mixed.py)."""
+    """By parts, GB. Between the products, and out of the last, a bfloat16 model has float32 too (app/model/mixed_precision.py)."""
     width = 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
@@ -161,7 +161,7 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
 
 
 def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
-    """How the states are laid out over the GPUs, as app/stage.py lays them out, and the peak by parts: of training, or of
+    """How the states are laid out over the GPUs, as app/stage/work.py lays them out, and the peak by parts: of training, or of
     scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:
@@ -182,7 +182,7 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
 
 
 def shardable(train: Train) -> bool:
-    """What app/sharded.py takes: neither adapters nor the frozen teacher of objective.kl."""
+    """What app/training/fsdp.py takes: neither adapters nor the frozen teacher of objective.kl."""
     return train.lora is None and train.objective.kl == 0
 
 

@@ -11,13 +11,13 @@ from jobs.errors import UserError, wrong_python
 try:
     import click
 
+    from vast.commands.attach import attach, down, pull
+    from vast.commands.local import local
     from vast.commands.reap import reap
-    from vast.commands.rent import offers, up
-    from vast.commands.show import logs, status
-    from vast.commands.watch import attach, down, pull
+    from vast.commands.status import logs, status
+    from vast.commands.up import offers, up
     from vast.commands.wiring import Wiring
-    from vast.local.command import local
-    from vast.signals import EXIT_INTERRUPTED
+    from vast.session.signals import EXIT_INTERRUPTED
     from vast.simulate.__main__ import main as simulate
 except ImportError as error:
     wrong = wrong_python(error)
@@ -35,7 +35,7 @@ def cli(context: click.Context) -> None:
     The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
     """
     context.obj = context.obj or Wiring()
-    # What a check before the run cannot see stands in its error; vast/session.py shows the rest while a run goes on.
+    # What a check before the run cannot see stands in its error; vast/session/session.py shows the rest while a run goes on.
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 

@@ -6,9 +6,10 @@ never means "none", "gone" or "failed". What went wrong on the way stands in the
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 Seconds = float
 Dollars = float
@@ -59,7 +60,7 @@ class OfferQuery:
 class Contract:
     """What `create` asks for. No secret is in it but the registry's login, which has a field of its own in the API."""
 
-    label: str  # see vast.state: run id and deadline
+    label: str  # see vast.supervisor.state: run id and deadline
     image: str
     disk_gb: float
     onstart: str
@@ -248,3 +249,25 @@ class Clock(Protocol):
         """Changes when this machine is started again, and `monotonic` with it begins anew."""
 
     def sleep(self, seconds: Seconds) -> None: ...
+
+
+_LABEL = re.compile(r"prefill/([a-z0-9][a-z0-9._-]*)/(\d+)")
+
+
+class Label(NamedTuple):
+    run_id: str
+    deadline: int  # unix time after which `vast reap` destroys the machine wherever it runs
+
+
+def label_text(run_id: str, deadline: float) -> str:
+    """What stands on every machine of a run."""
+    text = f"prefill/{run_id}/{int(deadline)}"
+    if _LABEL.fullmatch(text) is None or len(text) > 256:
+        raise ValueError(f"run id: expected a-z, 0-9, dots, dashes and underscores, found {run_id!r}")
+    return text
+
+
+def parse_label(text: str) -> Label | None:
+    """None for a label that is not ours: such machines are never touched."""
+    match = _LABEL.fullmatch(text)
+    return Label(match[1], int(match[2])) if match else None

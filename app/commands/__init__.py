@@ -1,1 +1,4 @@
-"""The commands of `python -m app`. Heavy imports stay inside them, so that --help and a mistake are instant."""
+"""The commands of `python -m app`: options read, mistakes refused, the work handed to the rooms below.
+
+Front door: run.py. No logic of training, scoring or reports belongs here.
+"""

@@ -37,7 +37,7 @@ def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int 
 
     Needs lm_eval, which make setup installs.
     """
-    from app.pairs import require_writable
+    from app.commands.textfiles import require_writable
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
@@ -45,9 +45,8 @@ def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int 
     data = resolve("stage1", profile).profile.data.eval
     if out is not None:
         require_writable(out)
-    from app.harness import LEAKS, PrefillLM
-
-    from app import harness_tasks  # isort: skip  # after app.harness, which says what to do without lm_eval
+    from app.harness.model import LEAKS, PrefillLM  # isort: skip  # first: without lm_eval it names the remedy
+    from app.harness import tasks as harness_tasks
 
     manager = harness_tasks.manager(data.source == "embedded", include_path)
     built = harness_tasks.build(manager, names, mask)

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
-from app.attention import NAMES
-from app.wheels import sha256
+from app.attention.backends import NAMES
+from app.embedded.wheels import sha256
 from tests.app.command_line import Command, caller
 from tests.app.fake_work import Start, starter
 
@@ -73,7 +73,7 @@ def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _HASHES[key] = sha256(path)
         return _HASHES[key]
 
-    monkeypatch.setattr("app.embedded.sha256", remembered)
+    monkeypatch.setattr("app.embedded.cache.sha256", remembered)
 
 
 _HASHES: dict[tuple[str, int, int], str] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.run import Outcome, run_stage
+from app.stage.run import Outcome, run_stage
 from jobs.load import Job, resolve
 from jobs.rundir import RunDir
 
@@ -39,7 +39,7 @@ def starter(monkeypatch: pytest.MonkeyPatch, runs_dir: Path) -> Start:
 
     def start(work: Work = fine, *, force: bool = False, resume: bool = False, go_on: bool = False,
               halvings: int = 0, **settings: Any) -> Outcome:  # fmt: skip
-        monkeypatch.setattr("app.stage.work", work)
+        monkeypatch.setattr("app.stage.work.work", work)
         job = replace(resolve("stage1", "ci", **settings), halvings=halvings)
         return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, go_on=go_on)
 

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
 from app.__main__ import main
-from app.trainer import PrefillTrainer
+from app.training.trainer import PrefillTrainer
 
 _plain = state.PartialState.__init__
 _backward = PrefillTrainer._backward

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from app.harness import PrefillLM
-from app.model import Loaded
+from app.harness.model import PrefillLM
+from app.model.load import Loaded
 
 CONTEXT = 96  # of the random models
 

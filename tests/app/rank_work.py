@@ -14,12 +14,14 @@ from unittest import mock
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from app.attention import NAMES
-from app.callbacks import Heart, Recorder, StopFlag
-from app.fast import speed_up
-from app.ranks import Ranks, join
-from app.stopping import TrainingEnded
-from app.trainer import PrefillTrainer
+from app.attention.backends import NAMES
+from app.model.compiled import speed_up
+from app.runtime.ending import TrainingEnded
+from app.runtime.heartbeat import Heart
+from app.runtime.ranks import Ranks, join
+from app.runtime.signals import StopFlag
+from app.training.callbacks import Recorder
+from app.training.trainer import PrefillTrainer
 
 WORLD = 2
 
@@ -46,7 +48,7 @@ def look(rank: int, port: int, out: Path) -> None:
 
 def end_alone(rank: int, port: int, out: Path) -> None:
     """A stage whose rank 0 finds the disk full while the other waits for it; the launcher's store is the test's."""
-    from app.run import run_stage
+    from app.stage.run import run_stage
     from jobs.errors import DiskFull
     from jobs.load import resolve
 
@@ -59,7 +61,7 @@ def end_alone(rank: int, port: int, out: Path) -> None:
         ranks.wait()
         raise AssertionError("rank 0 is gone")
 
-    with mock.patch("app.stage.work", work), mock.patch("app.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
+    with mock.patch("app.stage.work.work", work), mock.patch("app.runtime.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
         try:
             run_stage(resolve("stage1", "ci"), out / "runs", force=False, resume=False, now=lambda: datetime.now(UTC))
         except Exception as error:

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
-from app.data import TokenExample
-from app.mask import Document, layout
+from app.attention.mask import Document, layout
+from app.data.examples import TokenExample
+from app.training.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
 
 EXAMPLES = [
     TokenExample((11, 12, 13), (21, 22), "aa", "one"),

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.attention import _kernel_options
-from app.blocks import TILE, block_mask, span_tiles, spans, tiles
-from app.mask import Document, Layout, layout
+from app.attention.backends import _kernel_options
+from app.attention.block_mask import TILE, block_mask, span_tiles, spans, tiles
+from app.attention.mask import Document, Layout, layout
 
 trunks = st.integers(1, 160).flatmap(lambda n: st.builds(Document, st.integers(0, n), st.just(n)))
 packed = st.lists(st.lists(trunks, min_size=1, max_size=6), min_size=1, max_size=2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.probe import Finding
+from app.attention.selfcheck import Finding
 from jobs.load import stage_names
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
@@ -64,7 +64,7 @@ def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, comman
 
 
 @pytest.mark.parametrize(("module", "given", "spins"), [
-    ("app.__main__", {}, "1000"), ("app.harness", {}, "1000"), ("benchmarks.profiled", {}, "1000"),
+    ("app.__main__", {}, "1000"), ("app.harness.model", {}, "1000"), ("benchmarks.profiled", {}, "1000"),
     ("app.__main__", {"GOMP_SPINCOUNT": "77"}, "77"), ("app.__main__", {"OMP_WAIT_POLICY": "active"}, "30000000000"),
 ])  # fmt: skip
 def test_torch_s_threads_leave_the_cores_to_others(module: str, given: dict[str, str], spins: str) -> None:
@@ -243,7 +243,7 @@ def test_probe_prints_the_laws_by_layer_type(profile: str, command: Command) -> 
 
 def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [Finding("mask reaches full_attention layers", "prefix", False, "another mask arrived")]
-    monkeypatch.setattr("app.probe.check_dependence", lambda *_: broken)
+    monkeypatch.setattr("app.attention.selfcheck.check_dependence", lambda *_: broken)
     said = command("probe", "--profile", "ci")
     said.refused("random llama: 1 of", "laws do not hold", alone=False)
     assert "FAILS  prefix" in said.out

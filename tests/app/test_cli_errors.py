@@ -32,8 +32,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr("app.stage.work", loaded)  # first: it imports app.stage, which must take the real `load`
-    monkeypatch.setattr("app.model.load", loaded)
+    monkeypatch.setattr(
+        "app.stage.work.work", loaded
+    )  # first: it imports app.stage.work, which must take the real `load`
+    monkeypatch.setattr("app.model.load.load", loaded)
 
 
 # ---- words on the command line ---------------------------------------------------------------------------------------
@@ -231,7 +233,9 @@ def test_a_directory_that_is_not_writable_is_refused_before_the_work(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pairs.jsonl").write_bytes(line())
-    monkeypatch.setattr("app.pairs.os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    monkeypatch.setattr(
+        "app.commands.textfiles.os.access", lambda path, mode: path != tmp_path
+    )  # root may write anywhere
     words = ["--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "out.jsonl"]
     command("loglikelihood", "--mask", "prefix", *words).refused("its directory is not writable")
 
@@ -267,7 +271,7 @@ def test_a_module_that_only_some_commands_need_is_named_too(
     command("runs", "--runs-dir", tmp_path).refused(
         f"error: {sys.executable}: has no module rich; use .venv/bin/python"
     )
-    monkeypatch.setitem(sys.modules, "app.report_list", None)
+    monkeypatch.setitem(sys.modules, "app.report.run_list", None)
     monkeypatch.delitem(sys.modules, "rich.console")
     with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
         command("runs", "--runs-dir", tmp_path)

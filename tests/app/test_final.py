@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app import checkpoint
-from app.run import run_stage
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
+from app.stage.run import run_stage
+from app.training import checkpoint
 from jobs.errors import ConfigError
 from jobs.load import resolve
 from jobs.rundir import RunDir
@@ -43,7 +43,7 @@ def test_final_reloads_with_plain_from_pretrained(finished: RunDir) -> None:
 
 def test_the_weights_are_those_that_were_trained(finished: RunDir) -> None:
     untrained = resolve("stage1", "ci").profile.model
-    from app.model import load
+    from app.model.load import load
 
     start = load(untrained).model.state_dict()
     final = AutoModelForCausalLM.from_pretrained(finished.final).state_dict()
@@ -73,7 +73,7 @@ def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
 
 
 def test_examples_that_overlap_with_evaluation_items_never_reach_training(embedded: Any, tmp_path: Path) -> None:
-    from app.tasks import load_items
+    from app.data.tasks import load_items
 
     leaked = load_items("piqa", limit=20)
     rows = [{"instruction": i.question, "input": "", "output": i.answers[i.gold]} for i in leaked]

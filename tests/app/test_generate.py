@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import attend
-from app.generate import answers, generate
-from app.mask import Document, layout
-from app.model import Loaded
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
+from app.model.load import Loaded
+from app.scoring.generate import answers, generate
 from jobs.errors import DataError, ModelError
 
 PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44], [7, 8], [60, 61, 62, 63, 64]]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from app import probe
-from app.attention import attend
-from app.encode import encode_harness
-from app.mask import PATTERNS, Document, layout
-from app.model import Loaded, load
-from app.score import loglikelihood
-from app.tasks import load_items
+from app.attention import selfcheck
+from app.attention.backends import attend
+from app.attention.mask import PATTERNS, Document, layout
+from app.data.tasks import load_items
+from app.model.load import Loaded, load
+from app.scoring.encode import encode_harness
+from app.scoring.loglikelihood import loglikelihood
 from jobs.schema import TASK_NAMES, ModelSource
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -26,7 +26,7 @@ ROW = [Document(40, 90), Document(7, 61), Document(100, 105)]  # 256 tokens: who
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_law_of_the_probe_holds_on_cuda(architecture: str, attention: str, dtype: torch.dtype, model_of: Any) -> None:  # fmt: skip
     model = model_of(architecture, attention).to("cuda", dtype)
-    findings = [*probe.check_dependence(model, PATTERNS), *probe.check_equivalences(model, PATTERNS)]
+    findings = [*selfcheck.check_dependence(model, PATTERNS), *selfcheck.check_equivalences(model, PATTERNS)]
     assert [f for f in findings if not f.holds] == []
 
 
@@ -84,7 +84,7 @@ def test_bf16_scores_pick_the_choices_of_fp32(on_cpu: Loaded, pairs: list[tuple[
 
 
 def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
-    from app.generate import encode_prompts, generate
+    from app.scoring.generate import encode_prompts, generate
 
     on_cuda = replace(on_cpu, model=load(ModelSource(source="embedded", dtype="float32", device="cuda")).model)
     prompts = encode_prompts(
@@ -97,7 +97,7 @@ def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
 def test_training_on_cuda_under_bf16_autocast_keeps_fp32_weights_and_learns(embedded: Any, tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
-    from app.run import run_stage
+    from app.stage.run import run_stage
     from jobs.load import resolve
 
     sets = ["model.device=cuda", "train.precision=bf16", "train.max_steps=12", "data.train.limit=null"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.checkpoint import complete_checkpoints
+from app.training.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir
 from tests.app.test_launch import assert_same_losses, assert_same_scores, disturbed, finish, only_run
 

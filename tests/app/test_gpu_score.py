@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from app import compiled, mixed
-from app.attention import SHORT
-from app.encode import Request
-from app.mixed import keep_float32
-from app.model import Loaded
-from app.score import Count, loglikelihood
+from app.attention.backends import SHORT
+from app.model import mixed_precision
+from app.model.load import Loaded
+from app.model.mixed_precision import keep_float32
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import Count, loglikelihood
 from tests.app.test_score import random_requests
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 def scored(model: Any, mask: str, monkeypatch: pytest.MonkeyPatch, packed: bool) -> tuple[torch.Tensor, list[bool]]:
-    monkeypatch.setattr(compiled, "pays", lambda *_: packed)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_: packed)
     count = Count()
     found = loglikelihood(Loaded(model, None, "test", 128), random_requests(3), mask, batch_tokens=256, count=count)
     assert ("packed" in count.attention) == packed
@@ -57,10 +57,10 @@ def test_other_batches_and_masks_compile_nothing_anew(model_of: Any, monkeypatch
         scored(model, "prefix", monkeypatch, packed=True)
 
 
-# ---- bfloat16 with float32 between the products (app/mixed.py) --------------------------------------------------------
+# ---- bfloat16 with float32 between the products (app/model/mixed_precision.py) --------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [mixed._Linear, mixed._Exact])
+@pytest.mark.parametrize("kind", [mixed_precision._Linear, mixed_precision._Exact])
 @pytest.mark.parametrize("bias", [False, True])
 def test_what_products_of_bfloat16_give_is_not_rounded(kind: type[nn.Linear], bias: bool) -> None:
     torch.manual_seed(0)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import NAMES
-from app.data import TokenExample
-from app.fast import speed_up, suits
-from app.model import Loaded
+from app.attention.backends import NAMES
+from app.data.examples import TokenExample
+from app.model.compiled import speed_up, suits
+from app.model.load import Loaded
 from tests.app.test_trainer import trainer_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedModel
 
-from app.harness import PrefillLM, main
+from app.harness.model import PrefillLM, main
 from jobs.errors import ConfigError, DataError, UserError
 from tests.app.conftest import make_model
 from tests.app.harness_models import CONTEXT, ask, instances, ours, theirs

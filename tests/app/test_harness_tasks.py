@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app import harness_tasks
-from app.harness import main
+from app.harness import tasks as harness_tasks
+from app.harness.model import main
 from jobs.errors import UserError
 from tests.app.command_line import Command
 from tests.app.conftest import make_model
@@ -145,6 +145,6 @@ def test_the_harnesss_own_command_line_knows_the_model(own_tasks: Path, embedded
 
 def test_without_lm_eval_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
-    monkeypatch.delitem(sys.modules, "app.harness")
+    monkeypatch.delitem(sys.modules, "app.harness.model")
     with pytest.raises(UserError, match=r"no module lm_eval.*; make setup, or pip install lm_eval==0\.4\.13"):
-        import app.harness  # noqa: F401
+        import app.harness.model  # noqa: F401

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.callbacks import HEARTBEAT_SECONDS, Heart
+from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
 from jobs.errors import DiskFull
 from jobs.health import SILENCE
 from jobs.rundir import RunDir
@@ -21,15 +21,15 @@ from tests.app.command_line import Command
 
 # What takes long in a run, and the phase that must have been announced by then.
 LONG = {
-    "app.stage.load": "load",
-    "app.stage.probe.require": "check",
-    "app.stage.load_items": "data",
-    "app.train.load_examples": "data",
-    "app.train.drop_overlap": "data",
-    "app.forward.from_hidden": "evaluate or train",
-    "app.trainer.mark_complete": "save",
-    "app.train.checkpoint.save_final": "save",
-    "app.stage.evaluate": "score",
+    "app.stage.work.load": "load",
+    "app.stage.work.probe.require": "check",
+    "app.stage.work.load_items": "data",
+    "app.training.train.load_examples": "data",
+    "app.training.train.drop_overlap": "data",
+    "app.training.forward.from_hidden": "evaluate or train",
+    "app.training.trainer.mark_complete": "save",
+    "app.training.train.checkpoint.save_final": "save",
+    "app.stage.work.evaluate": "score",
 }
 
 
@@ -97,7 +97,7 @@ def test_training_announces_each_phase_before_it_begins(watched: Watched, comman
     ]  # fmt: skip
     assert [beat.phase for beat in watched.beats].count("data") == 2  # evaluation items; then the examples
     assert watched.files_at_first == ["heartbeat.json", "lock", "log.txt", "stage.yaml"]
-    wanted = {name: set(phase.split(" or ")) for name, phase in LONG.items() if name != "app.stage.evaluate"}
+    wanted = {name: set(phase.split(" or ")) for name, phase in LONG.items() if name != "app.stage.work.evaluate"}
     assert watched.began == wanted
     assert {phase.partition(" ")[0] for phase in watched.phases()} <= set(SILENCE)
 
@@ -113,7 +113,12 @@ def test_scoring_announces_each_phase_before_it_begins(watched: Watched, command
     command("run", "stage2", "--profile", "ci", "--limit", 1, "--runs-dir", tmp_path).fine()
     scores = ["score base/prefix", "score base/bidirectional"]
     assert watched.phases() == ["start", "data", "load", "check", *scores, "save"]
-    wanted = ["app.stage.evaluate", "app.stage.load", "app.stage.load_items", "app.stage.probe.require"]
+    wanted = [
+        "app.stage.work.evaluate",
+        "app.stage.work.load",
+        "app.stage.work.load_items",
+        "app.stage.work.probe.require",
+    ]
     assert watched.began == {name: {LONG[name]} for name in wanted}
     first = [next(beat for beat in watched.beats if beat.phase == phase) for phase in scores]
     assert [(beat.step, beat.total) for beat in first] == [(0, 0)] * 2  # not the tokens of the mask before it
@@ -142,7 +147,7 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
     run: Any = SimpleNamespace(heartbeat=heartbeat)
     heart = Heart(run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+        patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
         with heart.beating("compile"):
             assert third.wait(60)
         assert set(heard) == {"compile"}
@@ -157,12 +162,12 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.trainer.mark_complete", "save"), ("app.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.callbacks.HEARTBEAT_SECONDS", 0.001)
+    monkeypatch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
     module, _, name = where.rpartition(".")
     owner = __import__(module, fromlist=["_"])
     real = getattr(owner, name)

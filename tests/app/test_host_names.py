@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from app.checkpoint import MARK, mark_complete, newest
+from app.training.checkpoint import MARK, mark_complete, newest
 from jobs import health
 from jobs.rundir import RunDir
 from jobs.runfiles import ID_PATTERN
 from tests.vast.rented import make_checkpoint
 from vast.host import runs as hostruns
-from vast.host.look import SILENCE, WORKING
+from vast.host.probe import SILENCE, WORKING
 
 
 def test_names_agree_with_those_of_runs_and_checkpoints(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from app.checkpoint import complete_checkpoints
+from app.training.checkpoint import complete_checkpoints
 from jobs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
@@ -162,7 +162,7 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         launched.append([str(processes), *words])
         return 7
 
-    monkeypatch.setattr("app.launch.launch", launch)
+    monkeypatch.setattr("app.runtime.launch.launch", launch)
     return launched
 
 
@@ -181,13 +181,13 @@ def test_a_rank_does_not_launch_again(monkeypatch: pytest.MonkeyPatch, no_launch
 
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "here"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("app.run.join", met)
+    monkeypatch.setattr("app.stage.run.join", met)
     said = command("run", "stage3b", "--profile", "ci", "--set", "gpus=2", "--runs-dir", tmp_path)
     assert said.code == 2 and "here: a rank" in said.err and not no_launch
 
 
 def test_more_gpus_than_there_are_is_refused_before_a_process_is_started(no_launch: list[list[str]], monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.launch.gpus_here", lambda: 0)
+    monkeypatch.setattr("app.runtime.launch.gpus_here", lambda: 0)
     sets = ["--set", "gpus=2", "--set", "model.device=auto"]
     said = command("run", "stage3b", "--profile", "ci", *sets, "--runs-dir", tmp_path)
     said.refused("gpus: 2 are asked for, and torch sees none", "set gpus: 1")
@@ -197,7 +197,7 @@ def test_more_gpus_than_there_are_is_refused_before_a_process_is_started(no_laun
 def test_the_launcher_is_told_everything_so_that_no_configuration_file_is_asked() -> None:
     from accelerate.commands.launch import launch_command_parser
 
-    from app.launch import arguments
+    from app.runtime.launch import arguments
 
     options = launch_command_parser().parse_args(arguments(["run", "stage1"], 4, 3))
     assert (options.num_processes, options.num_machines, options.multi_gpu, options.module) == (4, 1, True, True)
@@ -207,13 +207,13 @@ def test_the_launcher_is_told_everything_so_that_no_configuration_file_is_asked(
 
 @pytest.mark.parametrize(("code", "shown"), [(75, 75), (2, 2), (-9, 137), (-15, 143)])
 def test_a_rank_that_a_signal_killed_ends_the_command_as_a_shell_would_say_it(code: int, shown: int) -> None:
-    from app.launch import _exit_code
+    from app.runtime.launch import _exit_code
 
     assert _exit_code(code) == shown
 
 
 def test_the_environment_of_a_launcher_is_known() -> None:
-    from app.ranks import launched, rank_in
+    from app.runtime.ranks import launched, rank_in
 
     assert not launched({}) and not launched({"WORLD_SIZE": "1", "RANK": "0"})
     whole = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "here"}
@@ -246,7 +246,7 @@ def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: Run
 def test_spread_gradients_are_added_up_in_float32() -> None:
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    from app.sharded import reduce_in_float32
+    from app.training.fsdp import reduce_in_float32
 
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
@@ -262,7 +262,7 @@ def test_spread_gradients_are_added_up_in_float32() -> None:
     ("change", "word"), [("train.lora={r: 2}", "adapters"), ("train.objective.kl=0.5", "objective.kl")]
 )
 def test_what_cannot_be_spread_is_refused_with_a_remedy(change: str, word: str) -> None:
-    from app.sharded import require_shardable
+    from app.training.fsdp import require_shardable
     from jobs.errors import ConfigError
     from jobs.load import resolve
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_spread_is_refused_with_a_remedy(change: str, word: str) 
 def test_a_checkpoint_of_the_other_way_of_training_is_refused(
     file: str, sharding: str, remedy: str, tmp_path: Path
 ) -> None:
-    from app.sharded import require_resumable
+    from app.training.fsdp import require_resumable
     from jobs.errors import CheckpointError
 
     (tmp_path / file).touch()

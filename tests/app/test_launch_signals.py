@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.launch import _signals_forwarded
+from app.runtime.launch import _signals_forwarded
 
 REAL_KILL = os.kill
 WORKER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -36,8 +36,8 @@ def ended(process: subprocess.Popen[bytes]) -> int:
 )
 def test_workers_are_told_to_end_in_a_way_that_they_know(sent: signal.Signals, arrives: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     told: list[int] = []
-    monkeypatch.setattr("app.launch._workers", lambda: [7])
-    monkeypatch.setattr("app.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
+    monkeypatch.setattr("app.runtime.launch._workers", lambda: [7])
+    monkeypatch.setattr("app.runtime.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
     with _signals_forwarded():
         os.kill(os.getpid(), sent)
     assert told == [arrives]
@@ -54,8 +54,8 @@ def test_two_signals_in_quick_succession_are_one_and_the_handler_does_nothing_th
             REAL_KILL(os.getpid(), signal.SIGTERM)
         return [7]
 
-    monkeypatch.setattr("app.launch._workers", workers)
-    monkeypatch.setattr("app.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
+    monkeypatch.setattr("app.runtime.launch._workers", workers)
+    monkeypatch.setattr("app.runtime.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))
     with _signals_forwarded():
         for _ in range(3):
             REAL_KILL(os.getpid(), signal.SIGINT)
@@ -64,7 +64,7 @@ def test_two_signals_in_quick_succession_are_one_and_the_handler_does_nothing_th
 
 
 def test_nothing_is_imported_while_signals_come_in() -> None:
-    code = "import sys, app.launch; sys.exit('psutil' not in sys.modules)"
+    code = "import sys, app.runtime.launch; sys.exit('psutil' not in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

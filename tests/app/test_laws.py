@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from app import probe
-from app.attention import NAMES, attend, layer_types, refuse_unsupported
-from app.mask import PATTERNS, Document, layout
+from app.attention import selfcheck
+from app.attention.backends import NAMES, attend, layer_types, refuse_unsupported
+from app.attention.mask import PATTERNS, Document, layout
 from jobs.errors import ModelError
 
 ModelOf = Callable[..., PreTrainedModel]
@@ -30,7 +30,7 @@ def ids_of(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_every_law_of_the_probe_holds(architecture: str, attention: str, model_of: ModelOf) -> None:
     model = model_of(architecture, attention)
-    findings = [*probe.check_dependence(model, PATTERNS), *probe.check_equivalences(model, PATTERNS)]
+    findings = [*selfcheck.check_dependence(model, PATTERNS), *selfcheck.check_equivalences(model, PATTERNS)]
     assert [f for f in findings if not f.holds] == []
     assert {f.law for f in findings if "reaches" in f.law} == {f"mask reaches {t} layers" for t in layer_types(model)}
 
@@ -173,7 +173,7 @@ def test_the_self_check_stops_a_model_that_ignores_its_mask(model_of: ModelOf) -
     model = model_of("llama")
     model.set_attn_implementation("sdpa")  # plain SDPA never asks for our layout
     with pytest.raises(ModelError, match="does not hold"):
-        probe.require(model, ["prefix"], "test")
+        selfcheck.require(model, ["prefix"], "test")
     assert set(NAMES) == {"sdpa", "eager", "flex_attention"}
 
 
@@ -185,5 +185,5 @@ def test_the_self_check_looks_at_every_layer(model_of: ModelOf) -> None:
         return args, {**kwargs, "attention_mask": torch.ones_like(kwargs["attention_mask"])}
 
     first.register_forward_pre_hook(unmask, with_kwargs=True)  # the layers after it get the right mask
-    findings = probe.check_dependence(model, ["prefix"])
+    findings = selfcheck.check_dependence(model, ["prefix"])
     assert not next(f for f in findings if "reaches" in f.law).holds

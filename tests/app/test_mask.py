@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.blocks import block_mask
-from app.mask import PATTERNS, Document, Layout, layout
+from app.attention.block_mask import block_mask
+from app.attention.mask import PATTERNS, Document, Layout, layout
 from jobs.schema import LEAKING, MASKS
 
 

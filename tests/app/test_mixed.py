@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app import mixed
-from app.attention import NAMES, SHORT, _in_half, attend
-from app.mask import PATTERNS, Document, layout
-from app.mixed import keep_float32
-from app.model import load
-from app.probe import check_dependence, check_equivalences
+from app.attention.backends import NAMES, SHORT, _in_half, attend
+from app.attention.mask import PATTERNS, Document, layout
+from app.attention.selfcheck import check_dependence, check_equivalences
+from app.model import mixed_precision as mixed
+from app.model.load import load
+from app.model.mixed_precision import keep_float32
 from jobs.schema import ModelSource
 from tests.app.wrapped import wrapper
 

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from app.attention import NAMES
-from app.batch import Collator
-from app.head import plain_head
-from app.objective import Teacher, from_hidden, objective
+from app.attention.backends import NAMES
+from app.model.lm_head import plain_head
+from app.training.batch import Collator
+from app.training.objective import Teacher, from_hidden, objective
 from jobs.schema import Objective
 from tests.app.test_trainer import examples, nll, trainer_of
 

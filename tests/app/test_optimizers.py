@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from app import optimizers
+from app.training import optimizers
 from jobs.errors import ConfigError
 from jobs.schema import Train
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from app.embedded import EmbeddedPaths
-from app.overlap import SHORTEST, drop_overlap
-from app.qa import read_qa
-from app.records import content
-from app.tasks import load_items
+from app.data.decontamination import SHORTEST, drop_overlap
+from app.data.qa import read_qa
+from app.data.records import content
+from app.data.tasks import load_items
+from app.embedded.cache import EmbeddedPaths
 
 
 @dataclass(frozen=True)

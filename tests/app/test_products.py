@@ -9,27 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from app import products
-from app.encode import Request
-from app.model import Loaded
-from app.score import loglikelihood
+from app.model import onednn
+from app.model.load import Loaded
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import loglikelihood
 from tests.app.test_trainer import examples, trainer_of
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.skipif(not products.available(), reason="torch's own products are used on this processor")
+pytestmark = pytest.mark.skipif(not onednn.available(), reason="torch's own products are used on this processor")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the rows that oneDNN was given."""
     seen: list[tuple[int, ...]] = []
-    real = products._product
+    real = onednn._product
 
     def product(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(tuple(rows.shape))
         return real(rows, *rest)
 
-    monkeypatch.setattr(products, "_product", product)
+    monkeypatch.setattr(onednn, "_product", product)
     return seen
 
 
@@ -46,7 +46,7 @@ def test_results_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: 
 
     want = run()
     assert not calls
-    with products.on_cpu(CPU):
+    with onednn.on_cpu(CPU):
         found = run()
     assert len(calls) == 3  # forward, by the rows, by the weight
     for a, b in zip(found, want, strict=True):
@@ -58,7 +58,7 @@ def test_a_bias_with_strides_is_read_right() -> None:
     layer.bias = torch.nn.Parameter(torch.randn(72, 3)[:, 1])
     rows = torch.randn(64, 48)
     want = layer(rows)
-    with products.on_cpu(CPU):
+    with onednn.on_cpu(CPU):
         torch.testing.assert_close(layer(rows), want, rtol=1e-5, atol=1e-4)
 
 
@@ -70,14 +70,14 @@ def test_only_what_a_gradient_needs_is_kept() -> None:
         kept.append(tuple(tensor.shape))
         return tensor
 
-    with products.on_cpu(CPU), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with onednn.on_cpu(CPU), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         layer(rows)
     assert kept == [(72, 48)]
 
 
 def test_a_second_derivative_is_refused_and_not_zero() -> None:
     layer, rows = torch.nn.Linear(48, 72), torch.randn(64, 48, requires_grad=True)
-    with products.on_cpu(CPU):
+    with onednn.on_cpu(CPU):
         out = layer(rows).square().sum()
     (first,) = torch.autograd.grad(out, rows, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -97,7 +97,7 @@ def test_a_step_in_float32_is_that_of_torch(checkpointing: bool, model_of: Any, 
 
     loss, gradients = step()
     assert bool(calls) != checkpointing
-    monkeypatch.setattr(products, "available", lambda: False)
+    monkeypatch.setattr(onednn, "available", lambda: False)
     want, same = step()
     assert loss == pytest.approx(want, rel=1e-6)
     torch.testing.assert_close(gradients, same, rtol=1e-4, atol=1e-6)
@@ -106,7 +106,7 @@ def test_a_step_in_float32_is_that_of_torch(checkpointing: bool, model_of: Any, 
 def test_a_frozen_weight_gets_no_product(calls: list[Any]) -> None:
     layer = torch.nn.Linear(48, 72).requires_grad_(False)
     rows = torch.randn(64, 48, requires_grad=True)
-    with products.on_cpu(CPU):
+    with onednn.on_cpu(CPU):
         layer(rows).sum().backward()
     assert len(calls) == 2
     assert layer.weight.grad is None
@@ -115,7 +115,7 @@ def test_a_frozen_weight_gets_no_product(calls: list[Any]) -> None:
 @pytest.mark.parametrize(
     "rows, weight",
     [
-        (torch.randn(products.FEWEST_ROWS - 1, 48), torch.randn(8, 48)),
+        (torch.randn(onednn.FEWEST_ROWS - 1, 48), torch.randn(8, 48)),
         (torch.randn(48), torch.randn(8, 48)),
         (torch.randn(0, 48), torch.randn(8, 48)),
         (torch.randn(64, 48).double(), torch.randn(8, 48).double()),
@@ -123,7 +123,7 @@ def test_a_frozen_weight_gets_no_product(calls: list[Any]) -> None:
     ],
 )
 def test_what_does_not_suit_is_left_to_torch(rows: torch.Tensor, weight: torch.Tensor, calls: list[Any]) -> None:
-    with products.on_cpu(CPU):
+    with onednn.on_cpu(CPU):
         assert torch.equal(F.linear(rows, weight), rows @ weight.T)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert F.linear(torch.randn(64, 48), torch.randn(8, 48)).dtype == torch.bfloat16
@@ -133,7 +133,7 @@ def test_what_does_not_suit_is_left_to_torch(rows: torch.Tensor, weight: torch.T
 def test_outside_and_on_a_gpu_torch_is_left_alone(calls: list[Any]) -> None:
     rows, weight = torch.randn(64, 48), torch.randn(8, 48)
     F.linear(rows, weight)
-    with products.on_cpu(torch.device("cuda")):
+    with onednn.on_cpu(torch.device("cuda")):
         F.linear(rows, weight)
     assert not calls
 
@@ -144,6 +144,6 @@ def test_scoring_uses_it(model_of: Any, calls: list[Any]) -> None:
     by_onednn = loglikelihood(loaded, requests, "prefix")
     assert calls
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "available", lambda: False)
+        patch.setattr(onednn, "available", lambda: False)
         by_mkl = loglikelihood(loaded, requests, "prefix")
     assert [a.logprob for a in by_onednn] == pytest.approx([b.logprob for b in by_mkl], rel=1e-5)

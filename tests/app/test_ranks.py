@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from app.ranks import ALONE, require_gpus
-from app.sharing import deal
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
+from app.runtime.ranks import ALONE, require_gpus
+from app.scoring.data_parallel import deal
 from jobs.errors import ConfigError
 from tests.app import rank_work
 from tests.app.command_line import Command
@@ -123,7 +123,7 @@ def test_more_processes_than_gpus_are_refused() -> None:
 def test_weights_are_not_spread_over_processes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate.utils import DistributedType
 
-    from app.stage import _require_gpus_for_fsdp
+    from app.stage.work import _require_gpus_for_fsdp
 
     for kind, refused in ((DistributedType.MULTI_CPU, True), (DistributedType.MULTI_GPU, False)):
         monkeypatch.setattr("accelerate.PartialState", lambda kind=kind: SimpleNamespace(distributed_type=kind))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.readers import read_path
-from app.records import Instruction
+from app.data.readers import read_path
+from app.data.records import Instruction
 from jobs.errors import DataError
 
 GOOD = '{"instruction": "a", "output": "b"}'

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from app.report import build_report, list_rows, print_results, write_report
+from app.report.render import build_report, list_rows, print_results, write_report
 from jobs import yamlfile
 from jobs.errors import DataError, RunStateError
 from jobs.rundir import RunDir
@@ -223,7 +223,7 @@ def test_a_failed_write_leaves_the_earlier_report(tmp_path: Path, monkeypatch: p
     write_run(tmp_path, "stage1")
     report = build_report(tmp_path)
     before = [path.read_text() for path in write_report(report, tmp_path)]
-    monkeypatch.setattr("app.report.plots", lambda study: 1 / 0)
+    monkeypatch.setattr("app.report.render.plots", lambda study: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(report, tmp_path)
     assert [(tmp_path / name).read_text() for name in ("report.md", "report.html")] == before
@@ -254,7 +254,7 @@ def test_a_run_that_is_only_starting_shows_its_phase_alone(tmp_path: Path, total
 
 
 def test_report_and_stats_load_without_torch() -> None:
-    code = "import app.report, app.stats, sys; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import app.report.render, app.stats, sys; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 

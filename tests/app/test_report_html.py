@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from app.report import Report, build_report, list_rows, print_results, print_runs
+from app.report.render import Report, build_report, list_rows, print_results, print_runs
 from tests.app.synthetic_runs import write_experiment
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.report import build_report
+from app.report.render import build_report
 from jobs.errors import DataError, RunStateError
 from tests.app.synthetic_runs import write_run
 

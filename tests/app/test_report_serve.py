@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from app.report import Report, build_report
-from app.report_serve import ReportPages, ReportServer, parse_address
+from app.report.render import Report, build_report
+from app.report.server import ReportPages, ReportServer, parse_address
 from jobs.errors import ConfigError
 from jobs.rundir import RunDir
 from tests.app.command_line import Command, everything_in

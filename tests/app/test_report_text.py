@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.report import Report, build_report
-from app.report_format import duration, moment, number, p_value, signed, with_interval
+from app.report.format import duration, moment, number, p_value, signed, with_interval
+from app.report.render import Report, build_report
 from app.stats import Interval
 from jobs import yamlfile
 from tests.app.synthetic_runs import MODELS, write_experiment, write_run

@@ -13,7 +13,16 @@ from typing import Any
 
 import pytest
 
-from app.checkpoint import MARK, clear, complete_checkpoints, is_complete, mark_complete, newest, newest_verified, prune
+from app.training.checkpoint import (
+    MARK,
+    clear,
+    complete_checkpoints,
+    is_complete,
+    mark_complete,
+    newest,
+    newest_verified,
+    prune,
+)
 
 STEPS = 8
 ARGUMENTS = ["--profile", "ci", "--set", f"train.max_steps={STEPS}", "--set", "train.save_every=2",
@@ -225,7 +234,7 @@ def test_a_checkpoint_of_before_there_were_digests_counts_by_its_sizes(tmp_path:
 def test_a_checkpoint_that_is_written_again_is_complete_no_longer_before_anything_else_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     path = make(tmp_path, 10)
     seen: list[bool] = []
-    monkeypatch.setattr("app.checkpoint.shutil.rmtree", lambda path, **_: seen.append((path / MARK).exists()))
+    monkeypatch.setattr("app.training.checkpoint.shutil.rmtree", lambda path, **_: seen.append((path / MARK).exists()))
     clear(path)
     assert seen == [False] and not is_complete(path)
     clear(tmp_path / "checkpoint-20")  # not there

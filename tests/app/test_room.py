@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from app import fast
-from app.callbacks import StopFlag
-from app.checkpoint import mark_complete
-from app.ranks import ALONE
-from app.room import compared, require_means, require_room, resolved
-from app.stage import _Stage
-from app.train import _arguments, mixed_precision
+from app.runtime.ranks import ALONE
+from app.runtime.signals import StopFlag
+from app.stage.capacity import compared, require_means, require_room, resolved
+from app.stage.work import _Stage
+from app.training import fast_path
+from app.training.checkpoint import mark_complete
+from app.training.train import _arguments, mixed_precision
 from jobs.errors import ConfigError
 from jobs.estimate import Estimate, estimate_on
 from jobs.gpus import Gpu
@@ -109,8 +109,8 @@ def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplo
 
 
 def test_a_stage_on_a_gpu_that_is_too_small_ends_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    monkeypatch.setattr("app.room.estimate_here", lambda job, *_: on_a_card_of(24))
-    monkeypatch.setattr("app.stage.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("app.stage.capacity.estimate_here", lambda job, *_: on_a_card_of(24))
+    monkeypatch.setattr("app.stage.work.load", lambda *_, **__: pytest.fail("loaded"))
     said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
     said.refused("stage3b with profile ci", "GB on each GPU, and TEST has 24", "set ", alone=False)
     (run,) = list_runs(tmp_path)
@@ -119,7 +119,7 @@ def test_a_stage_on_a_gpu_that_is_too_small_ends_before_the_model_is_loaded(monk
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
     about = SimpleNamespace(name="Brand New 9000", total_memory=round(memory_gb * 2**30))
-    monkeypatch.setattr("app.room.pick_device", torch.device)
+    monkeypatch.setattr("app.stage.capacity.pick_device", torch.device)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
 
 
@@ -171,7 +171,7 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
     memory_gb: float, state: str | None, sharding: str, follows: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     on_a_gpu(monkeypatch, memory_gb)
-    monkeypatch.setattr("app.stage._require_gpus_for_fsdp", lambda: None)
+    monkeypatch.setattr("app.stage.work._require_gpus_for_fsdp", lambda: None)
     ranks: Any = SimpleNamespace(world=2, main=True, share=lambda value: value)
     job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda", f"sharding={sharding}"])
     with RunDir.create(tmp_path, job.stage.name, NOW) as run:
@@ -193,7 +193,7 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
 def test_what_training_lacks_is_said_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("app.optimizers.find_spec", lambda name: None)
+    monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
     job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
     with pytest.raises(ConfigError, match="neither is installed"):
         make_room(job, tmp_path / "new")
@@ -241,11 +241,11 @@ def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimate
 
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
     rows = [
-        fast.row_tokens(None, quick, torch.device(kind))
+        fast_path.row_tokens(None, quick, torch.device(kind))
         for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
     ]
     assert rows == [4096, 1024, 512]
-    assert fast.row_tokens(77, True, torch.device("cuda")) == 77
+    assert fast_path.row_tokens(77, True, torch.device("cuda")) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,8 +260,8 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
     found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
-    monkeypatch.setattr("app.room.estimate_here", found)
-    monkeypatch.setattr("app.room.peak_gb", lambda: 1.5)
+    monkeypatch.setattr("app.stage.capacity.estimate_here", found)
+    monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: 1.5)
     sets = ["--set", "score.tasks=[piqa]", "--set", "train.gradient_checkpointing=auto"]
     command("run", "stage5b", "--profile", "ci", "--limit", "2", *sets, "--runs-dir", tmp_path).fine()
     (run,) = list_runs(tmp_path)

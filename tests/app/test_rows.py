@@ -15,16 +15,16 @@ import torch
 from transformers import AttentionInterface, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from app import compiled
-from app.attention import NAMES, register
-from app.blocks import TILE
-from app.encode import Request, _ids
-from app.fast import speed_up
-from app.mask import PAD, PATTERNS
-from app.model import Loaded, _triton_knows
-from app.rows import batch_of, packed, padded, rows_of
-from app.score import Count, loglikelihood, tokens_of
-from app.sharing import loglikelihood_shared
+from app.attention.backends import NAMES, register
+from app.attention.block_mask import TILE
+from app.attention.mask import PAD, PATTERNS
+from app.model import compiled
+from app.model.compiled import speed_up
+from app.model.load import Loaded, _triton_knows
+from app.scoring.data_parallel import loglikelihood_shared
+from app.scoring.encode import Request, _ids
+from app.scoring.loglikelihood import Count, compiling_pays, loglikelihood, tokens_of
+from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
 from tests.app.command_line import Command
 from tests.app.test_score import one_at_a_time, random_requests
@@ -41,7 +41,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layers = compiled.layers
     monkeypatch.setattr(compiled, "layers", traced)
-    monkeypatch.setattr(compiled, "pays", lambda *_: True)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_: True)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_rows_of_one_arithmetic_go_together(model_of: Any, monkeypatch: pytest.M
     """On a GPU rows of more than SHORT tokens attend in bfloat16, so a short one must not stand beside a long one."""
     model, widths = model_of("llama"), []
     model.register_forward_pre_hook(lambda _, args, kwargs: widths.append(kwargs["input_ids"].shape), with_kwargs=True)
-    monkeypatch.setattr("app.score.SHORT", 20)
+    monkeypatch.setattr("app.scoring.loglikelihood.SHORT", 20)
     requests = [Request(tuple(range(3, 3 + size)), (5, 6)) for size in (10, 19, 20, 30)]  # and one more is fed of each
     loglikelihood(Loaded(model, None, "test", 128), requests, "prefix", batch_tokens=1024)
     assert widths == [(1, 2), (2, 31), (2, 20)]
@@ -116,7 +116,7 @@ def test_how_it_is_run_depends_on_the_work_of_all_processes(model_of: Any, on_cp
     torch._dynamo.reset()
     loaded, requests = Loaded(model_of("llama"), None, "test", 128), random_requests(3)
     whole = tokens_of(loaded, requests, "prefix", 256)
-    monkeypatch.setattr(compiled, "pays", lambda _, tokens: tokens >= whole)
+    monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda _, tokens: tokens >= whole)
     spans = [range(i, i + 1) for i in range(len(requests))]
     answers: list[Any] = []
 
@@ -156,8 +156,8 @@ def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any,
 
 def test_a_run_checks_the_attention_that_its_training_switches_to(embedded: Any, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     torch._dynamo.reset()
-    monkeypatch.setattr("app.train.suits", lambda _: True)
-    monkeypatch.setattr("app.train.speed_up", lambda model: speed_up(model, backend="eager"))
+    monkeypatch.setattr("app.training.train.suits", lambda _: True)
+    monkeypatch.setattr("app.training.train.speed_up", lambda model: speed_up(model, backend="eager"))
     said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
     said.refused(
         "under causal, prefill_flex as compiled does not obey the mask", "set model.attention: sdpa", alone=False
@@ -179,12 +179,12 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
 
     half = model_of("llama", head_dim=16).bfloat16()
     free = OnGpu(half, None, "test", 128, any_attention=True)
-    assert compiled.pays(free, 10**9) and not compiled.pays(free, 10**5)
-    assert not compiled.pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
-    assert not compiled.pays(OnGpu(half.float(), None, "test", 128, any_attention=True), 10**9)
-    assert not compiled.pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
+    assert compiling_pays(free, 10**9) and not compiling_pays(free, 10**5)
+    assert not compiling_pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
+    assert not compiling_pays(OnGpu(half.float(), None, "test", 128, any_attention=True), 10**9)
+    assert not compiling_pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
     asked = OnGpu(model_of("llama", "flex_attention", head_dim=16), None, "test", 128)
-    assert compiled.pays(asked, 1)
+    assert compiling_pays(asked, 1)
 
 
 @pytest.mark.parametrize(("capability", "takes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

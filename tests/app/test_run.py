@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
 from jobs.errors import DataError, DiskFull, RunStateError
 from jobs.load import Job
 from jobs.rundir import RunDir, list_runs

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.run import require_paths, run_stage
-from app.stopping import TrainingEnded
+from app.runtime.ending import TrainingEnded
+from app.stage.run import require_paths, run_stage
 from jobs.errors import ConfigError, DataError, RunStateError, UserError
 from jobs.load import Job, resolve
 from jobs.rundir import RunDir

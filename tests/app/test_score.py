@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app.attention import attend
-from app.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
-from app.evaluate import evaluate
-from app.mask import Document, layout
-from app.model import Loaded, load
-from app.score import Count, Scored, _judged, _Running, loglikelihood
-from app.tasks import load_items
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
+from app.data.tasks import load_items
+from app.model.load import Loaded, load
+from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
+from app.scoring.evaluate import evaluate
+from app.scoring.loglikelihood import Count, Scored, _judged, _Running, loglikelihood
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES, ModelSource, Score
 
@@ -142,11 +142,11 @@ def test_logits_made_a_few_rows_at_a_time_give_the_same(model_of: Any, monkeypat
         seen.append(len(logits))
         return _judged(logits, targets)
 
-    monkeypatch.setattr("app.score._judged", judged)
+    monkeypatch.setattr("app.scoring.loglikelihood._judged", judged)
     want = loglikelihood(loaded, random_requests(0), "prefix")
     whole = seen.copy()
     seen.clear()
-    monkeypatch.setattr("app.score._CPU_LOGITS", 3 * 97)
+    monkeypatch.setattr("app.scoring.loglikelihood._CPU_LOGITS", 3 * 97)
     found = loglikelihood(loaded, random_requests(0), "prefix")
     assert max(seen) == 3 < max(whole)
     assert sum(seen) == sum(whole)

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from app.stopping import NoLearning, Plateau, TrainingEnded, not_finite
+from app.runtime.ending import TrainingEnded, not_finite
+from app.training.early_stopping import NoLearning, Plateau
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
 from jobs.schema import AutoStop
 

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pytest
 
-from app.embedded import EmbeddedPaths
-from app.sources import saved_rows
-from app.tasks import TASKS, Item, load_items
+from app.data.sources import saved_rows
+from app.data.tasks import TASKS, Item, load_items
+from app.embedded.cache import EmbeddedPaths
 from jobs.errors import DataError
 from jobs.schema import TASK_NAMES
 

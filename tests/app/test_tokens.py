@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.embedded import EmbeddedPaths
-from app.records import Example
-from app.tokens import cut, encode
+from app.data.records import Example
+from app.data.tokenize import cut, encode
+from app.embedded.cache import EmbeddedPaths
 from tests.app.word_tokenizer import word_tokenizer
 
 

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
-from app.attention import attend
-from app.batch import Collator, Schedule, Steps, layout_of
-from app.checkpoint import mark_complete
-from app.data import TokenExample
-from app.fast import speed_up
-from app.mask import Document, layout
-from app.objective import objective
-from app.stopping import TrainingEnded
-from app.trainer import PrefillTrainer
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
+from app.data.examples import TokenExample
+from app.model.compiled import speed_up
+from app.runtime.ending import TrainingEnded
+from app.training.batch import Collator, Schedule, Steps, layout_of
+from app.training.checkpoint import mark_complete
+from app.training.objective import objective
+from app.training.trainer import PrefillTrainer
 from jobs.errors import EXIT_NAN
 from jobs.schema import Objective
 
@@ -199,7 +199,7 @@ def test_an_evaluation_that_is_not_finite_ends_training(model_of: Any, tmp_path:
 def test_all_gpus_of_a_machine_do_not_make_the_batch_larger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from datetime import UTC, datetime
 
-    from app.train import _arguments
+    from app.training.train import _arguments
     from jobs.load import resolve
     from jobs.rundir import RunDir
 
@@ -214,7 +214,9 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     from itertools import count
     from types import SimpleNamespace
 
-    from app.callbacks import HEARTBEAT_SECONDS, Heart, Recorder, StopFlag
+    from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
+    from app.runtime.signals import StopFlag
+    from app.training.callbacks import Recorder
 
     phases: list[str] = []
     run: Any = SimpleNamespace(heartbeat=lambda step, total, loss, rate, phase: phases.append(phase))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app import wheels
-from app.wheels import Wheel, verified_wheel
+from app.embedded import wheels
+from app.embedded.wheels import Wheel, verified_wheel
 from jobs.errors import DataError
 
 CONTENT = b"a wheel"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.attention import attend
-from app.mask import Document, layout
-from app.mixed import text_path, unused_modules
-from app.train import _trainable
+from app.attention.backends import attend
+from app.attention.mask import Document, layout
+from app.model.mixed_precision import text_path, unused_modules
+from app.training.train import _trainable
 from jobs.load import resolve
 from jobs.schema import Train
 from tests.app.test_launch import TWO, assert_same_losses, finish, only_run

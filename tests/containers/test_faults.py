@@ -74,7 +74,9 @@ def container_of(background: Background) -> str:
 
 def goes_on(background: Background, path: Path, undisturbed: list[dict[str, float]]) -> None:
     """The rest of it, in the same run, to the losses that it would have had."""
-    from app.checkpoint import complete_checkpoints  # here: it takes torch along, and every worker reads this file
+    from app.training.checkpoint import (
+        complete_checkpoints,  # here: it takes torch along, and every worker reads this file
+    )
 
     newest = complete_checkpoints(path / "checkpoints")[-1]
     assert 0 < int(newest.name.removeprefix("checkpoint-")) < 200

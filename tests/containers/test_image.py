@@ -44,7 +44,7 @@ def ask(image: str, *argv: object, entrypoint: str = "/bin/bash", options: tuple
 
 def test_the_code_in_it_is_what_git_tracks_and_nothing_else(inside: dict[str, Entry]) -> None:
     wanted = {path for path in files() if path.startswith(("app/", "jobs/", "vast/"))} | {"build.env"}
-    assert "app/templates/report.html.j2" in wanted
+    assert "app/report/report.html.j2" in wanted
     got = {
         path.removeprefix("opt/prefill/")
         for path, entry in inside.items()
@@ -213,6 +213,6 @@ def test_a_uid_without_a_name_and_without_a_cache_imports_what_a_stage_needs(bui
         "--network",
         "none",
     )
-    code = "import getpass, app.stage, torch, transformers, datasets, peft; print(getpass.getuser(), torch.__version__)"
+    code = "import getpass, app.stage.work, torch, transformers, datasets, peft; print(getpass.getuser(), torch.__version__)"
     said = docker("run", "--rm", *options, built, "bash", "-c", f"python -W error::RuntimeWarning -c '{code}'")
     assert said.startswith("uid4242 2.")

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from vast.shell import hostshell, pull, rsync
 from vast.shell.hostshell import HostShell
-from vast.marketplace.key import Secret
+from vast.secrets import Secret
 from vast.ports import Address
 from vast.shell.ssh import SshTransport
 from vast.shell.sshkey import make_key

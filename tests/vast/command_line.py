@@ -14,8 +14,8 @@ from tests.vast.fake_vast import FakeVast
 from tests.vast.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import main
 from vast.commands.wiring import Needs, RunShell, Wiring
-from vast.folder import Folder, folders
-from vast.registry import Found
+from vast.records.run_dir import Folder, folders
+from vast.rental.image_registry import Found
 
 IMAGE = "registry.example/you/prefill:1"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U run"

@@ -18,8 +18,8 @@ from tests.vast.fake_vast import FakeVast
 from tests.vast.host import Host
 from tests.vast.rented import Rented
 from vast.marketplace.http import Timeouts
-from vast.marketplace.key import Secret
 from vast.marketplace.vast_ai import VastAI
+from vast.secrets import Secret
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 from tests.vast.fake_faults import BODIES
 from tests.vast.fake_market import KEY, ManualClock
 from vast.marketplace import http
-from vast.marketplace.key import Secret
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Cloud, Contract, OfferQuery
+from vast.secrets import Secret
 
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U someone@here"
 PASSWORD = "registry-pass-9d8df!fd"

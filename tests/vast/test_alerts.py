@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from vast import cadence
-from vast.alerts import MEANING
-from vast.reasons import REASONS
+from vast.session.alerts import MEANING
+from vast.supervisor import schedule
+from vast.supervisor.reasons import REASONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "vast.md").read_text(encoding="utf-8")
-ALERTS = re.findall(r'"([a-z-]+)":', inspect.getsource(cadence.alerts))
+ALERTS = re.findall(r'"([a-z-]+)":', inspect.getsource(schedule.alerts))
 TOLD = {*ALERTS, *(name for name, reason in REASONS.items() if reason.alert)}
 
 

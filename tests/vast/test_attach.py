@@ -10,9 +10,9 @@ import pytest
 
 from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
-from vast import journal
-from vast.folder import Folder
-from vast.journal import FileJournal
+from vast.records.run_dir import Folder
+from vast.supervisor import journal
+from vast.supervisor.journal import FileJournal
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 

@@ -12,7 +12,7 @@ from tests.vast import failures
 from tests.vast.failures import ALL, Failure
 from vast.host.classify import classify, last_failure
 from vast.host.jobstate import END_REASONS
-from vast.reasons import REASONS
+from vast.supervisor.reasons import REASONS
 
 
 def end(failure: Failure, log: str | None = None) -> tuple[str, str | None]:

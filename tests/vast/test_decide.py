@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from vast import policy, reasons
-from vast.advance import AFTER, advance, judged
-from vast.cadence import alerts, interval, pause_before
-from vast.decide import RULES, decide
+from vast import policy
 from vast.ports import (
     GONE,
     Account,
@@ -24,8 +21,13 @@ from vast.ports import (
     Pulled,
     Status,
     Watchdog,
+    label_text,
 )
-from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, label_text, spent
+from vast.supervisor import reasons
+from vast.supervisor.advance import AFTER, advance, judged
+from vast.supervisor.decide import RULES, decide
+from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, spent
 
 POLICY = policy.load()
 PLAN = Plan("run", "image", ("prefill", "stage"), OfferQuery(), 20.0, 36000.0)

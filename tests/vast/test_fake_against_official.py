@@ -16,9 +16,9 @@ import pytest
 
 from tests.vast.fake_market import KEY, ManualClock
 from tests.vast.fake_vast import FakeVast
-from vast.marketplace.key import Secret
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import GONE, Address, Contract, Instance, OfferQuery, Status
+from vast.secrets import Secret
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv/.vastai/bin/python"

@@ -7,9 +7,9 @@ import time
 from tests.vast.fake_market import KEY, ManualClock, Market, Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.marketplace_calls import CONTRACT
-from vast.marketplace.key import Secret
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Instance, Status
+from vast.secrets import Secret
 
 
 def test_an_instance_may_destroy_itself_with_its_own_key_and_nothing_else(

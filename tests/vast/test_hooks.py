@@ -16,9 +16,9 @@ from jobs.errors import ConfigError
 from tests.vast.command_line import World
 from tests.vast.scripted_shell import ScriptedShell, ended, running
 from vast import policy as policies
-from vast.hooks import Teller, post_json, run_command
-from vast.marketplace.key import Redactor, Secret
 from vast.policy import Policy
+from vast.secrets import Redactor, Secret
+from vast.session.notify import Teller, post_json, run_command
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 

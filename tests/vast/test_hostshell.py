@@ -11,8 +11,8 @@ import pytest
 from jobs.errors import RunStateError
 from tests.vast.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fake_market import ManualClock
-from vast.marketplace.key import Secret
 from vast.ports import Watchdog
+from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
 from vast.shell.push import Input
 from vast.shell.transport import Kind, Reply

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import DiskFull, RunStateError
-from vast import journal
-from vast.journal import FileJournal, RunClock, Stamp, Superseded
-from vast.ports import Address, Job, Offer, OfferQuery, Status
-from vast.state import Action, Do, Doomed, Intent, Machine, Phase, Plan, RunState, begin, label_text, parse_label
+from vast.ports import Address, Job, Offer, OfferQuery, Status, label_text, parse_label
+from vast.supervisor import journal
+from vast.supervisor.journal import FileJournal, RunClock, Stamp, Superseded
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Phase, Plan, RunState, begin
 
 PLAN = Plan("run-1", "image", ("prefill", "stage5b"), OfferQuery(banned_machines=frozenset({3})), 10.0, 3600.0)
 AT = Stamp(1.0, 100.0, 50.0, "boot-a")

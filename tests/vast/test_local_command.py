@@ -12,14 +12,15 @@ import pytest
 from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fake_engine import FakeEngine
 from vast import policy as policies
-from vast.commands.wiring import Needs, Wiring, wired
-from vast.folder import Folder, Request
+from vast.commands.start import wired
+from vast.commands.wiring import Needs, Wiring
 from vast.host.watchdog import _arguments
 from vast.local import command, connect, given
-from vast.local.containers import LocalCloud
-from vast.local.given import Asked, Given
+from vast.local.container_spec import Asked, Given
+from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
-from vast.onstart import Switch
+from vast.records.run_dir import Folder, Request
+from vast.rental.onstart import Switch
 
 GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.vast.fake_engine import FakeEngine, Handler
-from vast.local.containers import MACHINE, RUN, LocalCloud
-from vast.local.given import Given
+from vast.local.container_spec import Given
+from vast.local.local_cloud import MACHINE, RUN, LocalCloud
 from vast.ports import GONE, Account, Address, Contract, Instance, OfferQuery, Status
 
 LABEL = "prefill/stage1-20261123-101500/1795000000"

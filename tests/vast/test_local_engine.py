@@ -11,7 +11,7 @@ import pytest
 from jobs.errors import UserError
 from tests.vast.fake_engine import Box, FakeEngine, Handler
 from vast.local.engine import Engine, Ran, connect
-from vast.local.replies import Missing, Refused, Silent
+from vast.local.engine_errors import Missing, Refused, Silent
 
 
 @pytest.fixture

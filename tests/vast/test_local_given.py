@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import ConfigError, UserError
 from vast.local import given
-from vast.local.given import Asked, Given
+from vast.local.container_spec import Asked, Given
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGE = "sha256:" + "1" * 64

@@ -17,7 +17,7 @@ import pytest
 
 from tests.vast.fake_engine import Box, FakeEngine, Handler, tar_of
 from vast.local import archives
-from vast.local.archives import NoRoom, Odd, inside, pack, save
+from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
 

@@ -13,9 +13,9 @@ from tests.vast.fake_market import KEY, ManualClock, Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.marketplace_calls import CALLS, CONTRACT, FAULTS, NOTHING, answering
 from vast.marketplace.http import Answer, Timeouts
-from vast.marketplace.key import Secret
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import GONE, CreateResult, Instance
+from vast.secrets import Secret
 
 OTHERWISE = {
     ("search", "empty-list"): (),  # to find no offer is an answer that risks nothing

@@ -16,10 +16,11 @@ from tests.vast.fake_faults import BODIES
 from tests.vast.fake_market import KEY, ManualClock, Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.marketplace_calls import CALLS, FAULTS, PASSWORD
+from vast.marketplace.account_key import AccountKeyError, find_key
 from vast.marketplace.http import Client, UrlError
-from vast.marketplace.key import AccountKeyError, Redactor, Secret, find_key
 from vast.marketplace.vast_ai import VastAI, connect
 from vast.ports import Account, Contract
+from vast.secrets import Redactor, Secret
 
 
 def test_the_result_of_a_log_and_a_redirect_never_get_the_key(cloud: VastAI, fake: FakeVast, rented: Rental, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

@@ -17,10 +17,19 @@ from jobs.memory import USABLE
 from tests.vast.command_line import Hours
 from vast import policy as policies
 from vast.host import watchdog
-from vast.onstart import LIMIT, Switch, arguments, onstart
-from vast.plan import Wanted, command_of, estimated, host_image, least_vram, plan_of, query_of, require_caps, run_id_of
-from vast.ports import Offer
-from vast.state import label_text
+from vast.ports import Offer, label_text
+from vast.rental.onstart import LIMIT, Switch, arguments, onstart
+from vast.rental.plan import (
+    Wanted,
+    command_of,
+    estimated,
+    host_image,
+    least_vram,
+    plan_of,
+    query_of,
+    require_caps,
+    run_id_of,
+)
 
 POLICY = policies.load()
 SWITCH = Switch("stage5b-20270115-080000", "ab" * 16, 88_000.0, 3600.0, 300.0, 12.0, 0.4125, "https://console.vast.ai")

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from jobs.errors import ConfigError
 from vast import policy
 from vast.policy import Policy
-from vast.reasons import REASONS
+from vast.supervisor.reasons import REASONS
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from tests.vast.command_process import START
 from tests.vast.fake_market import KEY
 from tests.vast.fake_vast import FakeVast
 from tests.vast.host import ROOT, until
-from vast.folder import Folder, folders
+from vast.records.run_dir import Folder, folders
 
 UP = ("up", "stage3b", "--profile", "ci", "--image", IMAGE, "--yes")
 

@@ -8,11 +8,10 @@ import pytest
 
 from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.fake_market import ManualClock, Rental
-from vast import fleet
-from vast.folder import Care, Folder, Request
-from vast.journal import FileJournal
-from vast.ports import GONE, Account, Gone, Instance, Status
-from vast.state import label_text
+from vast.ports import GONE, Account, Gone, Instance, Status, label_text
+from vast.records import reap
+from vast.records.run_dir import Care, Folder, Request
+from vast.supervisor.journal import FileJournal
 
 NOW = 1_800_000_000.0
 
@@ -52,7 +51,7 @@ def living(world: World) -> set[int]:
     ],
 )
 def test_the_table_of_the_fleet(deadline: float, care: Care | None, all_mine: bool, destroy: bool) -> None:
-    assert fleet._fate(NOW, int(deadline), care, all_mine)[0] is destroy
+    assert reap._fate(NOW, int(deadline), care, all_mine)[0] is destroy
 
 
 def test_only_machines_past_their_deadline_or_without_a_live_run_go(world: World) -> None:
@@ -177,7 +176,7 @@ class Flickering:
 @pytest.mark.parametrize(("shown", "asked"), [("x..", 3), ("x.x..", 5), ("..", 2), (".x.x..", 6)])
 def test_one_that_comes_back_has_to_be_seen_gone_twice_again(shown: str, asked: int) -> None:
     cloud = Flickering(shown)
-    assert fleet.Reaper(cloud, ManualClock(), 90.0, 9999.0, lambda text: None).reap([7]) == ()  # type: ignore[arg-type]
+    assert reap.Reaper(cloud, ManualClock(), 90.0, 9999.0, lambda text: None).reap([7]) == ()  # type: ignore[arg-type]
     assert cloud.asked == asked
 
 

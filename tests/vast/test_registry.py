@@ -11,8 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from vast import registry
-from vast.marketplace.key import Secret
+from vast.rental import image_registry
+from vast.secrets import Secret
 
 LOGIN = Secret("-u me -p pass-word-123 registry.example")
 
@@ -82,7 +82,7 @@ def served() -> Iterator[Registry]:
 
 def look(served: Registry, mode: str, tag: str = "1-host", login: Secret | None = None) -> str:
     served.mode = mode
-    return registry.look(f"{served.host}/you/prefill:{tag}", login, scheme="http")
+    return image_registry.look(f"{served.host}/you/prefill:{tag}", login, scheme="http")
 
 
 @pytest.mark.parametrize("mode", ["open", "bearer"])
@@ -107,8 +107,8 @@ def test_the_login_goes_to_who_asks_for_one_and_not_before(served: Registry) -> 
 
 def test_a_registry_that_fails_or_does_not_answer_proves_nothing(served: Registry) -> None:
     assert look(served, "broken") == "unknown"
-    assert registry.look("127.0.0.1:1/you/prefill:1", scheme="http") == "unknown"
-    assert registry.look(f"{served.host}/you/prefill:1", scheme="https") == "unknown"
+    assert image_registry.look("127.0.0.1:1/you/prefill:1", scheme="http") == "unknown"
+    assert image_registry.look(f"{served.host}/you/prefill:1", scheme="https") == "unknown"
 
 
 def test_a_token_service_that_is_not_encrypted_gets_no_login() -> None:
@@ -117,7 +117,7 @@ def test_a_token_service_that_is_not_encrypted_gets_no_login() -> None:
     def never(*_: object) -> None:
         raise AssertionError("asked")
 
-    assert registry._credentials(challenge, "you/prefill", LOGIN, "https", never) is None
+    assert image_registry._credentials(challenge, "you/prefill", LOGIN, "https", never) is None
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_a_token_service_that_is_not_encrypted_gets_no_login() -> None:
     ],
 )
 def test_the_name_of_an_image_as_its_registry_spells_it(image: str, expected: tuple[str, str, str]) -> None:
-    assert registry.parts(image) == expected
+    assert image_registry.parts(image) == expected

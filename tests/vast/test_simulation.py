@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-import vast.advance as advance_module
-import vast.decide as decide_module
-import vast.fold as fold_module
-import vast.supervise as supervise_module
+import vast.supervisor.advance as advance_module
+import vast.supervisor.decide as decide_module
+import vast.supervisor.loop as supervise_module
+import vast.supervisor.observe as fold_module
 from vast import policy as policies
-from vast import reasons
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import baseline, campaign, healthy, invariants
@@ -26,7 +25,8 @@ from vast.simulate.__main__ import main
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, Fault, Schedule, quiet, schedule
 from vast.simulate.run import Handle, run
-from vast.state import Action, Do, Observation, Phase, RunState
+from vast.supervisor import reasons
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState
 
 POLICY = policies.load()
 

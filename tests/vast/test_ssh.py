@@ -15,8 +15,8 @@ from jobs.errors import UserError
 from tests.vast.host import gone, until
 from vast.ports import Address
 from vast.shell import rsync
-from vast.shell.programs import Ended
 from vast.shell.ssh import SshTransport, outcome
+from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Reply
 
 HOST, OTHER = Address("203.0.113.5", 40022), Address("ssh5.example.org", 12345)

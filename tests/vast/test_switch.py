@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vast.host.switch import LONGEST_PAUSE, Act, Limits, Memory, started_again, tick
+from vast.host.dead_man_switch import LONGEST_PAUSE, Act, Limits, Memory, started_again, tick
 
 HOUR = 3600.0
 LIMITS = Limits(hard=8 * HOUR, silent=HOUR, grace=300.0, max_dollars=12.0, dollars_per_hour=1.0)

@@ -16,10 +16,11 @@ from jobs.load import resolve
 from tests.vast.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
-from vast import again, view
-from vast.folder import folders
 from vast.ports import Address, Pulled
-from vast.registry import Found
+from vast.records.run_dir import folders
+from vast.rental import earlier_runs
+from vast.rental.image_registry import Found
+from vast.session import view
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
@@ -290,14 +291,14 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
 
     fingerprint = resolve("stage3b", "ci").fingerprint({"base": "base"})
     assert (
-        (found := again.begun(world.runs, "stage3b", fingerprint))
+        (found := earlier_runs.begun(world.runs, "stage3b", fingerprint))
         and found.folder.path == first.path
         and found.run == RUN
     )
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert again.begun(world.runs, "stage3b", fingerprint) is None
+    assert earlier_runs.begun(world.runs, "stage3b", fingerprint) is None
     journal.write_text(closed)
 
     world.clock.time += 60

@@ -15,8 +15,8 @@ from rich.console import Console
 from tests.vast.host import ROOT
 from tests.vast.scripted_shell import host, running
 from vast.ports import Job, OfferQuery
-from vast.state import Machine, Observation, Phase, Plan, RunState, begin, changed
-from vast.view import Board, Line, line_of, parse
+from vast.session.view import Board, Line, line_of, parse
+from vast.supervisor.state import Machine, Observation, Phase, Plan, RunState, begin, changed
 
 PLAN = Plan("stage1-20270115-080000", "image", ("run",), OfferQuery(), 12.0, 3600.0)
 

@@ -19,9 +19,9 @@ from tests.vast.fake_vast import FakeVast
 from tests.vast.host import until
 from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
 from vast.host import jsonfiles, lease
-from vast.host.switch import Limits, Memory
+from vast.host.dead_man_switch import Limits, Memory
 from vast.host.watchdog import watch
-from vast.host.watched import Instance, Machine, delete, take_instance
+from vast.host.watched_job import Instance, Machine, delete, take_instance
 
 SHORT = 1.0  # seconds of silence: ticks are 0.1 s then
 

@@ -1,1 +1,4 @@
-"""The commands of `python -m vast`. What they decide is in the modules beside this package; here are words and options."""
+"""The commands of `python -m vast`, and the one place where the real ports are made.
+
+Front door: up.py. No judgement about machines belongs here.
+"""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from vast.plan import overhead_hours
 from vast.policy import Policy
 from vast.ports import Offer
+from vast.rental.plan import overhead_hours
 
 COLUMNS = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
 

@@ -15,18 +15,18 @@ import click
 
 from jobs.errors import RunStateError, UserError
 from vast import policy as policies
-from vast import preflight
-from vast.commands.wiring import Needs, RunShell, Wiring, wired
-from vast.folder import Folder
-from vast.hooks import Teller
+from vast.commands.wiring import Needs, RunShell, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import Secret
 from vast.policy import Policy
-from vast.session import Session, exit_code
-from vast.signals import EXIT_INTERRUPTED, Left, Signals, write_now
-from vast.state import Plan, RunState
-from vast.view import Board, Lines, View, parse
+from vast.records.run_dir import Folder
+from vast.rental import preflight
+from vast.secrets import Secret
+from vast.session.notify import Teller
+from vast.session.session import Session, exit_code
+from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
+from vast.session.view import Board, Lines, View, parse
+from vast.supervisor.state import Plan, RunState
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ def held(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: boo
             raise
         remedy = f"set it; or end the run: python -m vast down {run_id}"
         raise type(error)(error.where, error.fact, remedy) from None
+
+
+def wired(folder: Folder, wiring: Wiring) -> Wiring:
+    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
+    if not folder.local.exists():
+        return wiring
+    from vast.local import connect  # which needs the docker SDK
+
+    return connect.wiring_for(folder, wiring)
 
 
 def view_for(run_id: str) -> View:

@@ -16,15 +16,16 @@ from urllib.parse import urlsplit
 
 from jobs.estimate import estimate
 from vast import policy as policies
-from vast import registry
-from vast.clock import SystemClock
-from vast.folder import Folder, Request
+from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.key import Secret, find_key
 from vast.marketplace.vast_ai import VastAI
-from vast.onstart import Switch, onstart
-from vast.plan import INPUTS, Estimator
 from vast.ports import Address, Clock, Cloud, Shell
+from vast.records.run_dir import Folder, Request
+from vast.rental import image_registry
+from vast.rental.onstart import Switch, onstart
+from vast.rental.plan import INPUTS, Estimator
+from vast.secrets import Secret
+from vast.session.clock import SystemClock
 from vast.shell import network
 from vast.shell.hostshell import HostShell
 from vast.shell.push import Input
@@ -105,14 +106,5 @@ class Wiring:
     shell: Callable[[Needs], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run of that directory; returns the public one
     estimate: Estimator = estimate
-    registry: Callable[[str, Secret | None], registry.Found] = registry.look
+    image_registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
     first_process: Callable[[Switch], str] = onstart  # what starts a machine's dead-man's switch
-
-
-def wired(folder: Folder, wiring: Wiring) -> Wiring:
-    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
-    if not folder.local.exists():
-        return wiring
-    from vast.local import connect  # which needs the docker SDK
-
-    return connect.wiring_for(folder, wiring)

@@ -1,6 +1,6 @@
 """Everything that the supervisor asks of a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
-    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/look.py
+    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/probe.py
     start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
     stop [--grace S]           ask for a checkpoint and an end; returns at once
     lease --until S            renew the lease; S seconds are left to the run's deadline

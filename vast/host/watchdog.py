@@ -1,7 +1,7 @@
 """The dead-man's switch on a rented machine: python3 -m vast.host.watchdog run --dir /runs/.watchdog ...
 
 It is started first, by the contract's onstart, and again with every start of the container; outside of the job's process group,
-so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/host/switch.py) it asks
+so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/host/dead_man_switch.py) it asks
 the job for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it
 is gone itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
 
@@ -28,9 +28,9 @@ from typing import Any, Protocol
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import jobstate, jsonfiles, lease
+from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
-from vast.host.switch import Act, Limits, Memory, started_again, tick
-from vast.host.watched import Instance, Machine, take_instance
+from vast.host.watched_job import Instance, Machine, take_instance
 
 TICK = 5.0  # seconds; less where the limits are that short
 

@@ -1,1 +1,4 @@
-"""The same supervisor over a container of this machine, through the docker SDK, which nothing else in `vast` needs."""
+"""The engine of this machine in place of the market: a container as a machine for the same supervisor.
+
+Front door: local_cloud.py. The only room that imports the docker SDK, which is an optional extra.
+"""

@@ -1,5 +1,5 @@
 """The container engine of this machine through the docker SDK: every call has a time limit, and what goes wrong is told
-apart by vast/local/replies.py.
+apart by vast/local/engine_errors.py.
 
 What streams (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
 one packet with the head of an answer is lost to them. It goes through the same session of `requests`, which the SDK's
@@ -18,7 +18,17 @@ from typing import Any
 from urllib.parse import quote
 
 from jobs.errors import UserError
-from vast.local.replies import EngineError, Refused, Silent, an_object, brief, refusal, split, told_apart, words_of
+from vast.local.engine_errors import (
+    EngineError,
+    Refused,
+    Silent,
+    an_object,
+    brief,
+    refusal,
+    split,
+    told_apart,
+    words_of,
+)
 from vast.ports import Seconds
 
 CALL: Seconds = 30.0  # of a plain request

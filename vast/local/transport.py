@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vast.local.archives import NoRoom, Odd, inside, pack, save
 from vast.local.engine import Engine
-from vast.local.replies import EngineError, Missing, Refused, of_container
+from vast.local.engine_errors import EngineError, Missing, Refused, of_container
+from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
 from vast.ports import Address, Seconds
 from vast.shell.transport import Reply
 

@@ -1,1 +1,4 @@
-"""The Vast.ai marketplace behind the port Cloud: the account's key, a small HTTP client, the endpoints."""
+"""The marketplace: offers, instances and the account over an HTTP API, behind the protocols of vast/ports.py.
+
+Front door: vast_ai.py. One module a provider; no decision about a machine belongs here.
+"""

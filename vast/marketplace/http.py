@@ -20,8 +20,8 @@ from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from jobs.errors import UserError
-from vast.marketplace.key import Redactor, Secret
 from vast.ports import Clock, Seconds
+from vast.secrets import Redactor, Secret, printable
 
 log = logging.getLogger(__name__)
 
@@ -216,11 +216,6 @@ class Client:
         if not answer.ok:
             self.note(f"{what}: HTTP {raw.status}: {answer.words[:300]}")
         return answer
-
-
-def printable(words: str) -> str:
-    """On one line: JSON can carry line breaks, escape sequences of terminals, and lone surrogates that no file takes."""
-    return "".join(character if character.isprintable() else " " for character in words)
 
 
 def _checked_url(url: str) -> SplitResult:

@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from vast.marketplace.http import Answer, printable
+from vast.marketplace.http import Answer
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
+from vast.secrets import printable
 
 Text = Callable[[str], str]
 MB = 1000.0  # in a GB: as the official client counts, so that a card sold as 80 GB has at least 80

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vast.marketplace import rows
+from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
-from vast.marketplace.key import Secret, find_key
 from vast.ports import (
     GONE,
     Account,
@@ -26,6 +26,7 @@ from vast.ports import (
     OfferQuery,
     Seconds,
 )
+from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
 PAGES = 400  # a token that never ends is a fault
@@ -35,7 +36,7 @@ LOG_BYTES = 2**20  # the end of a longer log
 
 
 def connect(clock: Clock, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> VastAI:
-    """From the environment: VAST_URL, and the key as in vast.marketplace.key. Raises UrlError and AccountKeyError."""
+    """From the environment: VAST_URL, and the key as in vast.marketplace.account_key. Raises UrlError and AccountKeyError."""
     key = find_key(None, environ, home or Path.home())
     return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL)
 

@@ -1,1 +1,4 @@
-"""The way to a rented machine, and what of its answers is believed."""
+"""The way to a host over the system's ssh and rsync: commands, transfers checked by sha256, reports that are believed.
+
+Front door: hostshell.py. What runs on the host itself belongs to vast/host.
+"""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast.marketplace.key import Secret
 from vast.ports import Address, Clock, Host, Pulled, Seconds
+from vast.secrets import Secret
 from vast.shell import answers, listing, push
-from vast.shell.home import Home
-from vast.shell.listing import Refused
+from vast.shell.file_list import Refused
+from vast.shell.local_copy import Home
 from vast.shell.pull import pull
 from vast.shell.push import Input
 from vast.shell.transport import Reply, Transport

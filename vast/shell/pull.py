@@ -18,8 +18,8 @@ from jobs import artifacts
 from jobs.artifacts import sync_directory
 from jobs.errors import DiskFull, UserError
 from vast.ports import Pulled
-from vast.shell.home import Home, Known, sha256_of
-from vast.shell.listing import MANIFEST, SUMMARY, Listed, Listing
+from vast.shell.file_list import MANIFEST, SUMMARY, Listed, Listing
+from vast.shell.local_copy import Home, Known, sha256_of
 from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor

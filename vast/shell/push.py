@@ -13,7 +13,7 @@ from pathlib import Path
 from jobs.errors import RunStateError
 from vast.ports import Address, Seconds
 from vast.shell import listing
-from vast.shell.home import Home, sha256_of
+from vast.shell.local_copy import Home, sha256_of
 from vast.shell.transport import Reply, Transport
 
 SLOWEST = 1e6  # bytes a second that a transfer may take its time by

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vast.ports import Address
-from vast.shell.programs import Ended
+from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Reply
 
 SILENT = 60  # seconds without a byte after which rsync gives up

@@ -1,6 +1,6 @@
 """The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
 
-Checking of host keys is never off: a key is believed at the first contact alone (vast/shell/pins.py). One connection is shared
+Checking of host keys is never off: a key is believed at the first contact alone (vast/shell/known_hosts.py). One connection is shared
 by the calls that follow each other (ControlMaster) and ends by itself a minute after the last.
 """
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from jobs.errors import UserError
 from vast.ports import Address, Seconds
 from vast.shell import pins, programs, rsync
-from vast.shell.programs import Ended
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
+from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Kind, Reply
 
 log = logging.getLogger(__name__)

@@ -8,13 +8,12 @@ not looked at; nothing is fetched before. A supervisor that is killed stays dead
 from __future__ import annotations
 
 from vast.policy import Policy
-from vast.ports import Contract, Instance, Status
+from vast.ports import Contract, Instance, Status, label_text
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
 from vast.simulate.run import AFTERWARDS, Outcome, outcome, plan_of
 from vast.simulate.world import World
-from vast.state import label_text
 
 ATTEMPTS = 3
 POLL = 1800.0

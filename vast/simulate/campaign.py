@@ -11,9 +11,9 @@ from functools import partial
 from typing import Any
 
 from vast.policy import Policy
-from vast.reasons import SUCCESS
 from vast.simulate.faults import schedule
 from vast.simulate.run import Outcome, run
+from vast.supervisor.reasons import SUCCESS
 
 
 def run_seed(seed: int, policy: Policy) -> Outcome:

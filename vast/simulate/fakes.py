@@ -15,10 +15,10 @@ from vast.ports import (
     Instance,
     Offer,
     OfferQuery,
+    parse_label,
 )
 from vast.simulate.boxes import INF, Box
 from vast.simulate.world import WALL, World
-from vast.state import parse_label
 
 MARKET = 12  # machines for rent
 

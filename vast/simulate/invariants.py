@@ -6,10 +6,10 @@ Some are watched by the fakes as it happens: `fencing`, `armed`, `foreign`.
 from __future__ import annotations
 
 from vast.policy import Policy
-from vast.reasons import SUCCESS
 from vast.simulate.boxes import INF, Box
 from vast.simulate.world import World
-from vast.state import Phase, RunState
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import Phase, RunState
 
 NAMES = {
     "leak": "nothing runs once the run is closed and the market answers",

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vast.journal import Last, Stamp, Superseded, to_json
 from vast.policy import Policy
 from vast.ports import Contract, OfferQuery
 from vast.simulate import invariants
@@ -15,8 +14,9 @@ from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule
 from vast.simulate.world import World
-from vast.state import Action, Do, Phase, Plan, Result, RunState
-from vast.supervise import Supervisor
+from vast.supervisor.journal import Last, Stamp, Superseded, to_json
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Phase, Plan, Result, RunState
 
 SECRET = "registry-login-9d1c"
 AFTERWARDS = 24 * 3600.0  # seconds after the caps; whoever is not closed by then never will be

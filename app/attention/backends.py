@@ -1,0 +1,184 @@
+"""Puts the masks of app/attention/mask.py into any transformers model, without touching its code.
+
+transformers asks two registries for a name: one for the function that makes the mask (called once per layer type, with
+the window of that type), one for the attention itself. We register `prefill_sdpa`, `prefill_eager` and `prefill_flex`
+in both. While `attend(layout)` is open our function answers from the layout and from nothing else, so whatever the
+model would have combined (causal skip, padding, detected packing) cannot leak in or out. Outside it the model is
+causal, as trained. Sources: transformers/masking_utils.py and modeling_utils.py (5.17 and 5.23).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
+
+from app.attention.block_mask import TILE, block_mask
+from app.attention.mask import Layout
+from jobs.errors import ModelError
+
+NAMES = {"sdpa": "prefill_sdpa", "eager": "prefill_eager", "flex_attention": "prefill_flex"}
+SHORT = 1024  # keys
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_active: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+@contextmanager
+def attend(layout: Layout | None) -> Iterator[None]:
+    """Every forward pass inside uses `layout` as its mask. None: the model's own causal mask."""
+    token = _active.set(layout)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Callable[..., Any]:
+    def mask(batch_size: int, q_length: int, kv_length: int, q_offset: int | torch.Tensor = 0, kv_offset: int = 0,
+             local_size: int | None = None, **kwargs: Any) -> Any:  # fmt: skip
+        layout = _active.get()
+        if layout is None:
+            return upstream(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
+                            kv_offset=kv_offset, local_size=local_size, **kwargs)  # fmt: skip
+        rows = layout.shape[0]
+        if rows != batch_size:
+            if batch_size % rows:
+                raise ValueError(f"a layout of {rows} rows cannot mask a batch of {batch_size}")
+            layout = layout.repeat_rows(batch_size // rows)
+        q0 = int(q_offset)
+        queries, keys = (q0, q0 + q_length), (int(kv_offset), int(kv_offset) + kv_length)
+        return make(layout, queries, keys, local_size, kwargs.get("dtype", torch.float32))
+
+    return mask
+
+
+def _dense(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
+    return layout.dense(queries, keys, window)
+
+
+def _additive(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, dtype: Any) -> Any:
+    # Eager attention ADDS its mask: a boolean one would add 0 or 1 and hide nothing.
+    allowed = layout.dense(queries, keys, window)
+    zero = torch.zeros((), dtype=dtype, device=allowed.device)
+    return torch.where(allowed, zero, torch.finfo(dtype).min)
+
+
+def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
+    return block_mask(layout, queries, keys, window)
+
+
+def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
+    """`forward`, for modules of app/model/mixed_precision.py on a GPU in bfloat16 where there are more keys than `beyond`: its kernels for
+    float32 are many times slower. Of short rows attention is a small part, and float32 flips fewer choices (docs/log.md)."""
+
+    def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
+            query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
+        return forward(module, query, key, value, *args, **kwargs)
+
+    return attention
+
+
+# torch's own choice for heads of 64 spills registers when most tiles are masked (docs/log.md).
+_HEADS_OF_64 = dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64,
+                    bwd_BLOCK_N2=64, bwd_num_warps=4)  # fmt: skip
+
+
+def _kernel_options(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
+    # Under autocast queries come in float32, since positions are turned in it, and the kernel gets them in bfloat16.
+    half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
+    options: dict[str, Any] = dict(_HEADS_OF_64) if half and query.shape[-1] == 64 else {}
+    if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
+        # Where lengths are left open torch does not know it, and the kernels ask of every token whether it is one.
+        options["IS_DIVISIBLE"] = True
+    return options
+
+
+def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, *,
+                  scaling: float | None = None, softcap: float | None = None, s_aux: Any = None, position_bias: Any = None,
+                  dropout: float = 0.0, **kwargs: Any) -> Any:  # fmt: skip
+    plain = isinstance(attention_mask, BlockMask) and softcap is None and s_aux is None and position_bias is None
+    if not query.is_cuda or query.shape[-2] < TILE or not plain or dropout:  # few queries have kernels of their own
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux,
+                                      position_bias=position_bias, dropout=dropout, **kwargs)  # fmt: skip
+    # transformers copies keys and values for every query head where these are, say, nine, and asks for sums nobody reads.
+    found: Any = compile_friendly_flex_attention(
+        query, key, value, training=module.training, block_mask=attention_mask, scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key),
+    )  # fmt: skip
+    return found.transpose(1, 2).contiguous(), None
+
+
+def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # Each architecture keeps an eager function of its own (soft caps, sinks): use the one beside the module.
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+
+
+def register() -> None:
+    """Make the three names known to transformers. Idempotent."""
+    for impl, make, upstream, forward, beyond in (
+        ("sdpa", _dense, sdpa_mask, sdpa_attention_forward, SHORT),
+        ("eager", _additive, eager_mask, _eager_forward, SHORT),
+        ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
+    ):
+        AttentionMaskInterface.register(NAMES[impl], _mask_function(make, upstream))
+        AttentionInterface.register(NAMES[impl], _in_half(forward, beyond))
+
+
+register()
+
+
+def text_config(model_or_config: Any) -> Any:
+    """The configuration of the language model, also inside a vision-language wrapper."""
+    config = getattr(model_or_config, "config", model_or_config)
+    return config.get_text_config(decoder=True)
+
+
+def layer_types(model_or_config: Any) -> list[str]:
+    """Attention type of every layer, first to last."""
+    config = text_config(model_or_config)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        window = getattr(config, "sliding_window", None)
+        windowed = window is not None and getattr(config, "use_sliding_window", True)
+        types = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
+    return list(types)
+
+
+def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
+    """Refuse what would silently ignore a mask.
+
+    Raises:
+        ModelError: with the reason, for encoder-decoders, chunked, linear or state-space layers, models that do not
+            take their mask from the attention interface, configurations that switch causality off, FlashAttention.
+    """
+    config = text_config(model)
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    reason = ""
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder: its prompt is already read in both directions"
+    elif getattr(model, "_is_stateful", False) or getattr(decoder, "_is_stateful", False):
+        reason = "it has state-space or recurrent layers: a state that runs left to right cannot look ahead"
+    elif getattr(config, "attention_chunk_size", None) or "chunked_attention" in layer_types(model):
+        reason = "it uses chunked attention: a chunk's border would cut the prompt block"
+    elif odd := sorted(set(layer_types(model)) - _LAYER_TYPES):
+        reason = f"it has layers of type {', '.join(odd)}: only softmax attention over all keys takes a mask"
+    elif not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+        reason = "its configuration switches the causal mask off for every token: that leaks the answer"
+    elif not getattr(decoder, "_supports_attention_backend", False):
+        reason = "its attention does not go through transformers' attention interface"
+    elif config._attn_implementation not in NAMES.values():
+        used = config._attn_implementation
+        reason = f"its attention is {used!r}" + (": FlashAttention drops custom masks" if "flash" in str(used) else "")
+    if reason:
+        raise ModelError(where, f"{type(model).__name__} cannot run under a prefix mask: {reason}",
+                         "use a decoder with full or sliding softmax attention, and attention: sdpa")  # fmt: skip

@@ -1,0 +1,147 @@
+"""`loglikelihood`, `generate` and `probe`: a model asked directly, without a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
+from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
+from jobs.errors import ConfigError
+from jobs.load import resolve
+from jobs.schema import LEAKING, MASKS, NOT_LEAKING, Mask
+
+if TYPE_CHECKING:
+    from app.model.load import Loaded
+    from app.scoring.generate import Cache
+
+
+def _load(
+    profile: str, model: str | None, runs_dir: Path, sets: tuple[str, ...] = (), dtype: str | None = None
+) -> Loaded:
+    chosen = resolve("stage1", profile, sets=sets).profile
+    from app.model.load import find_checkpoint, load
+
+    checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
+    return load(chosen.model, checkpoint=checkpoint, dtype=dtype)
+
+
+@click.command()
+@profile_option
+@model_option
+@click.option("--mask", type=click.Choice(MASKS), required=True, help="Who sees whom; the context is the prefix. "
+              "bidirectional leaks the answer. See docs/mask.md.")  # fmt: skip
+@click.option("--pairs", type=FILE, required=True, help='JSON lines {"context": "...", "continuation": "..."}; other keys '
+              "are kept.")  # fmt: skip
+@click.option("--out", type=FILE, required=True, help="The same lines in the same order, with logprob (nats), n_tokens, n_chars "
+              "and greedy: whether greedy decoding would say the same.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
+@click.option("--format", "boundary", type=click.Choice(["harness", "reference"]), default="harness", show_default=True,
+              help="The rule for where a continuation begins, in tokens; see docs/mask.md.")  # fmt: skip
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
+              help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
+@runs_option
+def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out: Path, dtype: str | None, boundary: str,
+                  batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
+    """Score continuations given contexts, under any mask."""
+    resolve("stage1", profile)
+    lines = read_pairs(pairs)
+    require_writable(out)
+    if out.resolve() == pairs.resolve():
+        raise ConfigError("--out", f"{out} is what --pairs reads, and would be replaced", "name another file")
+    from app.attention import selfcheck
+    from app.runtime.progress import token_bar
+    from app.scoring import loglikelihood
+    from app.scoring.encode import ENCODERS, require_fits
+
+    loaded = _load(profile, model, runs_dir, dtype=dtype)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
+    requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
+    require_fits(requests, [line.where for line in lines], loaded.max_length)
+    with token_bar(mask) as show:
+        scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
+    write_scored(out, lines, scored)
+    leaks = ", which LEAKS the answer" if mask in LEAKING else ""
+    click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
+
+
+@click.command()
+@profile_option
+@model_option
+@click.option(
+    "--mask", type=click.Choice(NOT_LEAKING), default="prefix", show_default=True, help="How the prompt is read."
+)
+@click.option("--prompt", metavar="TEXT", help="One prompt.")
+@click.option("--prompts", type=FILE, help="In place of --prompt: a file with a prompt a line.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+              help="Length of an answer at most.")  # fmt: skip
+@click.option("--chat", is_flag=True, help="Put each prompt into the tokenizer's chat template.")
+@click.option("--stream/--no-stream", default=None, help="Write each answer while it is decoded, one prompt after "
+              "another. Default: for a single prompt; several are answered in batches.")  # fmt: skip
+@click.option("--cache", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True,
+              help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
+@runs_option
+def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, prompts: Path | None, max_new_tokens: int,
+             chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
+    """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
+    resolve("stage1", profile)
+    if prompt is not None and prompts is None:
+        texts = [prompt]
+        require_text(prompt, "--prompt")
+    elif prompts is not None and prompt is None:
+        texts = [line for line in read_lines(prompts) if line.strip()]
+    else:
+        raise ConfigError("generate", "expected one of --prompt and --prompts", "give a text, or a file")
+    if not texts:
+        raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
+    from transformers import TextStreamer
+
+    from app.attention import selfcheck
+    from app.scoring import generate as decoding
+
+    loaded = _load(profile, model, runs_dir)
+    selfcheck.require(loaded.model, [mask], loaded.origin)
+    ids = decoding.encode_prompts(loaded, texts, chat=chat)
+    decoding.require_fits(loaded, ids, max_new_tokens)
+    if stream or (stream is None and len(ids) == 1):
+        for text, one in zip(texts, ids, strict=True):
+            if len(ids) > 1:
+                click.echo(f"> {text}")
+            streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            decoding.generate(loaded, [one], mask, max_new_tokens=max_new_tokens, streamer=streamer, cache=cache)
+        return
+    for text, answer in zip(
+        texts, decoding.answers(loaded, ids, mask, max_new_tokens=max_new_tokens, cache=cache), strict=True
+    ):
+        click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
+
+
+@click.command()
+@profile_option
+@model_option
+@set_option("Override one key of the profile, such as model.attention=eager.")
+@runs_option
+def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path) -> None:
+    """Check the laws of each mask on the loaded model, per layer type. Exit 2 if one does not hold.
+
+    Every run checks those of its own masks at its start; the laws are in docs/mask.md.
+    """
+    resolve("stage1", profile, sets=sets)
+    from app.attention import selfcheck as laws
+    from app.attention.backends import layer_types
+    from app.attention.mask import PATTERNS
+
+    loaded = _load(profile, model, runs_dir, sets)
+    kinds = layer_types(loaded.model)
+    click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
+               f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip
+    findings = [*laws.check_dependence(loaded.model, PATTERNS), *laws.check_equivalences(loaded.model, PATTERNS)]
+    for finding in sorted(findings, key=lambda f: list(PATTERNS).index(f.mask)):
+        click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.mask:14} {finding.law}"
+                   + (f" ({finding.detail})" if finding.detail else ""))  # fmt: skip
+    if broken := sum(not finding.holds for finding in findings):
+        raise ConfigError(
+            loaded.origin, f"{broken} of {len(findings)} laws do not hold", "its scores under a mask mean nothing"
+        )

@@ -1,0 +1,71 @@
+"""`report` and `runs`: what the run directories hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from app.commands.options import runs_option
+from jobs.errors import RunStateError, make_command
+
+if TYPE_CHECKING:
+    from app.report.render import Report
+
+
+@click.command()
+@runs_option
+@click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
+@click.option("--compare", nargs=2, metavar="RUN RUN",
+              help="Set two runs beside each other in place of all stages. Each is a run such as stage1/20261122-234501, its "
+              "directory, or a stage, meaning its newest complete run on the items of the other.")  # fmt: skip
+@click.option("--serve", metavar="[HOST:]PORT", help="Instead show it to a browser on this machine, made anew as runs "
+              "complete. There is no password: name another HOST with care.")  # fmt: skip
+def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
+    """Print the results; write report.md and report.html into the runs directory."""
+    if serve is None:  # which waits for the first run
+        _require_directory(runs_dir)
+    from rich.console import Console
+
+    from app.report.render import build_report, print_results, write_report
+
+    build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
+    if serve is not None:
+        _serve(runs_dir, build, serve)
+        return
+    built = build()
+    for run in built.study.left_out:
+        click.echo(str(run), err=True)
+    print_results(built, Console(), runs_dir)
+    for path in write_report(built, runs_dir):
+        click.echo(f"wrote {path}")
+
+
+def _require_directory(runs_dir: Path) -> None:
+    """A mistyped directory is not one without runs."""
+    if not runs_dir.exists():
+        begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
+        raise RunStateError(runs_dir, "no such directory, so no run", begin)
+
+
+def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
+    from app.report.server import ReportPages, ReportServer, parse_address, serve
+
+    server = ReportServer(ReportPages(runs_dir, build), *parse_address(address))
+    click.echo(f"the report of {runs_dir} is at {server.url}; Ctrl-C ends it")
+    serve(server)
+
+
+@click.command()
+@runs_option
+def runs(runs_dir: Path) -> None:
+    """List runs, newest first, with their state and headline number."""
+    _require_directory(runs_dir)
+    from rich.console import Console
+
+    from app.report.run_list import list_rows, print_runs
+
+    print_runs(list_rows(runs_dir), Console(), runs_dir)

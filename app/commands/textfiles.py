@@ -1,0 +1,145 @@
+"""Texts of one's own, for `python -m app loglikelihood` and `generate`: read strictly, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.artifacts import replacing
+from jobs.errors import DataError, DiskFull, ModelError
+
+if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
+    from app.scoring.loglikelihood import Scored
+
+_EXAMPLE = 'give lines such as {"context": "...", "continuation": "..."}'
+
+
+@dataclass(frozen=True)
+class PairLine:
+    """One line of the input. `where` is its file and line, `row` the whole object."""
+
+    where: str
+    row: dict[str, Any]
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        return self.row["context"], self.row["continuation"]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file, ended by newlines alone: U+2028 and the like may stand inside a JSON string.
+
+    Raises:
+        DataError: no such file, or not UTF-8 (the line is named).
+    """
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that editors on Windows put first
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror}", "name a file of text in UTF-8") from None
+    try:
+        return [line.removesuffix("\r") for line in content.decode("utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}", "is not UTF-8", "save the file as UTF-8") from None
+
+
+def read_pairs(path: Path) -> list[PairLine]:
+    """Objects with strings `context` (may be empty) and `continuation`, one a line; other keys are kept.
+
+    Raises:
+        DataError: no such file, no lines, or a malformed line (file and line are named).
+    """
+    lines = [(f"{path}:{number}", line) for number, line in enumerate(read_lines(path), start=1)]
+    pairs = [PairLine(where, _row(where, line)) for where, line in lines if line.strip()]
+    if not pairs:
+        raise DataError(path, "holds no pairs", _EXAMPLE)
+    return pairs
+
+
+def _row(where: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line, object_pairs_hook=_each_key_once, parse_constant=_not_json, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise DataError(where, f"malformed JSON: {error.msg}, column {error.colno}", _EXAMPLE) from None
+    except (ValueError, RecursionError) as error:  # a key twice, NaN, a number of thousands of digits, a deep nest
+        raise DataError(where, f"malformed JSON: {error}", _EXAMPLE) from None
+    if not isinstance(row, dict):
+        raise DataError(where, f"expected a JSON object, found {line.strip()[:40]}", _EXAMPLE)
+    for key in ("context", "continuation"):
+        if not isinstance(row.get(key), str):
+            found = f"found {json.dumps(row[key])[:40]}" if key in row else "found no such key"
+            raise DataError(where, f"{key}: expected a string, {found}", _EXAMPLE)
+        require_text(row[key], f"{where}: {key}")
+    return row
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return row
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):  # it would be written as Infinity
+        raise ValueError(f"the number {digits} is too large")
+    return value
+
+
+def require_text(text: str, where: str) -> None:
+    """Raises DataError for text that no encoding can write, which tokenizers refuse."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(where, "holds half of a surrogate pair, or bytes that are not UTF-8", "correct the text")
+
+
+def require_writable(path: Path) -> None:
+    """Raises DataError, before any work is done, where `path` could not be written in the end."""
+    directory = path.resolve().parent
+    if not directory.is_dir():
+        raise DataError(path, f"there is no directory {path.parent}", "make it, or name a file elsewhere")
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of a device or pipe
+        raise DataError(path, "is not an ordinary file", "name a file to be written")
+    if not os.access(directory, os.W_OK):
+        raise DataError(path, "its directory is not writable", "name a file elsewhere")
+
+
+def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored]) -> None:
+    """The rows in their order, each with logprob (nats), n_tokens, n_chars and greedy; all or nothing.
+
+    Raises:
+        ModelError: a log-likelihood that is not a number, which JSON cannot hold. DataError, DiskFull: `path`.
+    """
+    for pair, result in zip(pairs, scored, strict=True):
+        if not math.isfinite(result.logprob):
+            raise ModelError(
+                pair.where, f"its log-likelihood is {result.logprob}", "try --dtype float32, or another model"
+            )
+    try:
+        with replacing(path.resolve()) as file:
+            file.writelines(_line(pair.row, result) for pair, result in zip(pairs, scored, strict=True))
+    except DiskFull as error:
+        raise DiskFull(path, error.fact, "free some space, or name a file elsewhere") from error
+    except OSError as error:
+        raise DataError(path, f"cannot be written: {error.strerror}", "name a file elsewhere") from error
+
+
+def _line(row: dict[str, Any], result: Scored) -> str:
+    scores = {"logprob": result.logprob, "n_tokens": result.n_tokens, "n_chars": len(row["continuation"]),
+              "greedy": result.greedy}  # fmt: skip
+    text = json.dumps({**row, **scores}, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair in another key: it can be kept only as an escape
+        text = json.dumps({**row, **scores})
+    return text + "\n"

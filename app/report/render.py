@@ -1,0 +1,165 @@
+"""The report of a runs directory: to the terminal, as Markdown and as one self-contained HTML page.
+
+    report = build_report(runs_dir)  # or compare=("stage1/...", "stage4"); two runs on different items are refused
+    print_results(report, console)
+    write_report(report, runs_dir)              # report.md and report.html, each written whole or not at all
+
+A report is made of the runs alone: no clock, no randomness, so the same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup, escape
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from app.report import tables
+from app.report.plots import Plot
+from app.report.run_list import RunRow, list_rows, print_runs
+from app.report.sections import Section, plots, sections
+from app.report.sentences import KeyNumber, cautions, details, headline, key_numbers
+from app.report.study import Study, study_of_profile, study_of_two
+from app.report.tables import Table
+from jobs.errors import runs_setting
+from jobs.rundir import write_text_atomically
+
+__all__ = [
+    "Report", "RunRow", "build_report", "list_rows", "print_results", "print_runs", "write_report",
+]  # fmt: skip
+
+_TEMPLATES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is shown, ready to be rendered."""
+
+    study: Study
+    title: str
+    headline: str
+    details: tuple[str, ...]
+    key_numbers: tuple[KeyNumber, ...]
+    cautions: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+    def to_markdown(self) -> str:
+        """The tables and sentences; the plots are in the HTML page."""
+        lines = [f"# {self.title}", "", f"**{self.headline}**", ""]
+        if self.details:
+            lines += [*(f"- {text}" for text in self.details), ""]
+        if self.cautions:
+            lines += ["Before relying on these numbers:", "", *(f"- {text}" for text in self.cautions), ""]
+        for section in self.sections:
+            lines += [f"## {section.title}", ""]
+            for text in section.text:
+                lines += [text, ""]
+            for table in section.tables:
+                lines += [f"### {table.title}", "", *_markdown_rows(table), ""]
+                if table.note:
+                    lines += [table.note, ""]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def to_html(self) -> str:
+        """One page with style and plots inside; it refers to nothing outside itself."""
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_TEMPLATES),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        environment.filters["code"] = _code
+        drawn: dict[str, Plot] = plots(self.study)
+        return environment.get_template("report.html.j2").render(report=self, plots=drawn, svg=Markup) + "\n"
+
+
+def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[str, str] | None = None) -> Report:
+    """The report of the newest completed run of each stage of `profile` (default: of the newest run), or of two runs.
+
+    Raises:
+        RunStateError: nothing completed to report, or a named run is missing or incomplete.
+        DataError: two named runs on different items or formats (names both and what differs), or damaged files.
+    """
+    study = study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile)
+    return Report(
+        study=study,
+        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}",
+        headline=headline(study),
+        details=tuple(details(study)),
+        key_numbers=tuple(key_numbers(study)),
+        cautions=tuple(cautions(study)),
+        sections=tuple(sections(study)),
+    )
+
+
+def print_results(report: Report, console: Console, runs_dir: Path | None = None) -> None:
+    """The headline, the results table and what is missing, with the commands for `runs_dir`."""
+    console.print()
+    console.print(report.headline, markup=False, highlight=False, style="bold")
+    for text in report.details:
+        console.print(text, markup=False, highlight=False)
+    if report.study.evaluations:
+        console.print()
+        console.print(_rich(report.study, wide=console.width >= 92))
+    if report.study.missing:
+        console.print()
+    for m in report.study.missing:
+        text = f"missing: {m.stage} ({m.fact}); run: {m.command}{runs_setting(runs_dir)}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
+    """Write `runs_dir`/report.md and report.html, each atomically; returns both paths.
+
+    Raises:
+        DiskFull: no space left; files of an earlier report are untouched.
+    """
+    markdown, html = runs_dir / "report.md", runs_dir / "report.html"
+    rendered = report.to_markdown(), report.to_html()  # both before either is written
+    for path, text in zip((markdown, html), rendered, strict=True):
+        write_text_atomically(path, text)
+    return markdown, html
+
+
+def _markdown_rows(table: Table) -> list[str]:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = tuple("---:" if right else "---" for right in table.right)
+    return [line(table.names), line(rule), *(line(row.cells) for row in table.rows)]
+
+
+def _rich(study: Study, *, wide: bool) -> RichTable:
+    """The results, in 80 columns unless `wide`; intervals of the retentions are left to the written report."""
+    full = tables.results(study)
+    styles = {"leaks": "dim", "base": "bold"}
+    out = RichTable(title=full.title, caption=full.note.replace("`", ""), box=SIMPLE_HEAD, show_edge=False)
+    out.title_justify = out.caption_justify = "left"
+    out.padding = (0, 1) if wide else 0
+    for name in ("Stage", "Model/mask"):
+        out.add_column(name, no_wrap=True)
+    for name in ("Macro [95 %]", "Retention", "Above\nchance"):
+        out.add_column(name, justify="right")
+    for e, row in zip(study.evaluations, full.rows, strict=True):
+        stage, _, _, macro, _, retention, above = row.cells
+        cells = (stage, e.label, macro, _first(retention), _first(above))
+        out.add_row(
+            *(Text(cell) for cell in cells), style=styles.get(row.kind, "")
+        )  # Text: brackets are no markup here
+    return out
+
+
+def _first(cell: str) -> str:
+    return "1" if cell == "baseline" else cell.partition(" ")[0]
+
+
+def _code(text: str) -> Markup:
+    """Escaped text with `backticks` as <code>."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))

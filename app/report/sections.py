@@ -1,0 +1,155 @@
+"""The report's order: which tables, plots and explanations stand under which heading. No numbers are computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.report import plots as report_plots
+from app.report import run_tables
+from app.report import tables as report_tables
+from app.report.comparisons import Comparison
+from app.report.format import number
+from app.report.plots import Plot
+from app.report.runs import Evaluation, Run
+from app.report.study import Study
+from app.report.tables import Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its paragraphs (`code` in backticks), tables and the keys of its plots."""
+
+    key: str
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    plots: tuple[str, ...] = ()
+
+
+def sections(study: Study) -> list[Section]:
+    """All sections that these runs fill; what is missing has a section of its own."""
+    scored = bool(study.evaluations)
+    found = []
+    if scored:
+        tables = (report_tables.results(study), report_tables.accuracy_by_task(study))
+        found.append(Section("results", "Results", (), tables, ("macro", "deltas")))
+    if study.comparisons:
+        found.append(_comparisons(study))
+    if any(e.gold_nll is not None for e in study.evaluations):
+        text = (_TELL_TALE, *_nll_readings(study.evaluations))
+        found.append(Section("nll", "Is the answer visible?", text, (report_tables.gold_nll(study),), ("nll",)))
+    if any(run.train for run in study.runs):
+        found.append(_training(study))
+    side = [c for c in study.comparisons if c.group == "side effect"]
+    if side:
+        table = report_tables.overview(side, "Causal scores after finetuning")
+        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), (table,)))
+    if any(run.estimate for run in study.runs):
+        found.append(Section("estimate", "Estimate against actual", (), (run_tables.estimate(study),)))
+    if any(run.reference for run in study.runs):
+        found.append(Section("reference", "Reference numbers", (_REFERENCE,), (run_tables.reference(study),)))
+    if study.missing:
+        found.append(Section("missing", "Not run yet", (), (run_tables.missing(study),)))
+    provenance = (run_tables.runs(study), run_tables.speed(study))
+    found.append(Section("runs", "Runs, time and speed", (), provenance))
+    return found
+
+
+def plots(study: Study) -> dict[str, Plot]:
+    """The plots that these runs can fill, by key."""
+    found = []
+    if study.evaluations:
+        found.append(report_plots.macro_plot(study))
+    shown = _delta_series(study)
+    if shown:
+        found.append(report_plots.delta_plot(shown))
+    if any(run.train_log or run.eval_log for run in study.runs):
+        found.append(report_plots.loss_plot(study))
+    if any(e.gold_nll is not None for e in study.evaluations):
+        found.append(report_plots.nll_plot(study.evaluations))
+    return {plot.key: plot for plot in found}
+
+
+def _delta_series(study: Study) -> list[Comparison]:
+    """What the plot of differences shows: everything fair that is set against the baseline itself."""
+    fair = [c for c in study.comparisons if not c.leaks]
+    return [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
+
+
+def _comparisons(study: Study) -> Section:
+    tables = [report_tables.overview(study.comparisons, "Comparisons on the same items")]
+    tables += [report_tables.paired_by_task(c) for c in study.comparisons]
+    return Section("comparisons", "Differences", (_READING,), tuple(tables))
+
+
+def _training(study: Study) -> Section:
+    trained = [run for run in study.runs if run.train]
+    control = [c for c in study.comparisons if c.group == "control"]
+    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
+    tables = [run_tables.training(study)]
+    if control:
+        tables.append(report_tables.overview(control, "The control: prefix against causal finetuning on the same data"))
+    elif study.compared is None:
+        text.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
+    drawn = ("loss",) if any(run.train_log or run.eval_log for run in trained) else ()
+    return Section("training", "Training and its control", tuple(text), tuple(tables), drawn)
+
+
+def _unequal_training(trained: Sequence[Run]) -> list[str]:
+    """The control means something only on the same data for as long."""
+    at = {run.stage: run.train or {} for run in trained}
+    a, b = at.get("stage3a"), at.get("stage3b")
+    if a is None or b is None:
+        return []
+    names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
+    differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
+    return [f"stage3a and stage3b differ in {', '.join(differing)}: the control is not exact."] if differing else []
+
+
+_TELL_TALE = (
+    "The negative log-likelihood of the right answer, per token, tells whether a mask lets the answer be copied. "
+    "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
+    "leaking one drives it below causal, because each answer token is an input to its own prediction."
+)
+_SIDE_EFFECT = (
+    "The finetuned models scored with the ordinary causal mask, against the untouched model: what normal use loses or "
+    "gains."
+)
+_REFERENCE = (
+    "From the earlier experiment: Ministral-3-3B-Instruct-2512, 500 items a task, `format: reference`, its ablated "
+    "prefill scored under a mask that leaks the answer. Shown for orientation on another model or mask; never compared "
+    "automatically."
+)
+_READING = (
+    "A macro difference is read by its 95 % bootstrap interval, a single task by McNemar's exact test adjusted over "
+    "the tasks of its comparison (Holm). Within noise means that these items cannot tell the two apart, not that they "
+    "are equal. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance."
+)
+_TRAINING = (
+    "Each eval loss is under the stage's own mask and on held-out examples of the training set, so it is no score on "
+    "the five tasks."
+)
+_CONTROL = (
+    "The causally finetuned model is the control: what it gains, finetuning gives by itself and the mask does not."
+)
+
+
+def _nll_readings(evaluations: Sequence[Evaluation]) -> list[str]:
+    causal = {e.model: e for e in evaluations if e.mask == "causal"}
+    found = []
+    for e in evaluations:
+        before = causal.get(e.model)
+        if before is None or before is e or e.gold_nll is None or before.gold_nll is None:
+            continue
+        change = f"{number(before.gold_nll, 2)} under causal, {number(e.gold_nll, 2)} under {e.label.split('/', 1)[1]}"
+        below = e.gold_nll < before.gold_nll
+        if e.leaks:
+            reading = "below causal, the leak at work" if below else "not below causal here"
+            found.append(f"{e.model}: {change}: {reading}.")
+        elif e.model == "base" and e.mask != "causal" and below:
+            found.append(
+                f"base: {change}: below causal without training, which is not expected of an honest mask; check it "
+                "with `python -m app probe`."
+            )
+    return list(dict.fromkeys(found))  # the same evaluation may stand in two stages

@@ -1,0 +1,36 @@
+"""How a run ends before its last step, and the exit code of each way."""
+
+from __future__ import annotations
+
+from jobs.errors import EXIT_NAN, EXIT_STOPPED
+
+GO_ON = "go on with --resume (make: RESUME=1)"
+
+
+class TrainingEnded(Exception):
+    """Training cannot or should not go on. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
+
+    def __init__(self, reason: str, exit_code: int, remedy: str) -> None:
+        self.reason, self.exit_code, self.remedy = reason, exit_code, remedy
+        super().__init__(reason, exit_code, remedy)  # so that it survives pickling between processes
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
+class Followed(Exception):
+    """The process that writes the run could not begin or go on, and has said why; the others end with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(exit_code)
+
+
+def not_finite(what: str, step: int, checkpoint: str) -> TrainingEnded:
+    return TrainingEnded(f"{what} is not finite at step {step}", EXIT_NAN,
+                         f"the last good checkpoint is {checkpoint}; lower train.learning_rate")  # fmt: skip
+
+
+def interrupted(step: int) -> TrainingEnded:
+    return TrainingEnded(f"stopped by a signal at step {step}", EXIT_STOPPED,
+                         f"the checkpoint is saved; {GO_ON}")  # fmt: skip

@@ -1,0 +1,211 @@
+"""The processes of one run, one a GPU: which of them this is, and how they agree.
+
+`accelerate launch` (app/runtime/launch.py, or a person on several machines) starts them with RANK and WORLD_SIZE set. Rank 0 alone
+opens the run's directory and writes into it; what it decides, it tells the others. Decisions travel over a group of
+their own (gloo, on the CPU), so that they neither wait for the GPU nor get between its collectives. Every wait has an
+end: a rank that died is an error in the others, never silence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from jobs.errors import EXIT_BUG, ConfigError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # for what one rank does while the others wait: downloading, writing a checkpoint
+_BY_LAUNCHER = "unset WORLD_SIZE, or start it with `accelerate launch`, which sets all of them"
+LAST_WAIT = timedelta(seconds=60)  # for the end, when all that is left to do is to say how it went
+SHORT_WAIT = timedelta(seconds=5)  # the same of a rank that may be alone with what ended it
+# On the board: the exit code of rank 0; which ranks are about to go.
+_ENDED, _LEAVING = "prefill/ended", "prefill/leaving"
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """`rank` of `world` processes, the `local`-th on its machine. Alone, everything here is free and without torch."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+    control: Any = None  # the process group of decisions
+    board: Any = None  # the launcher's store: what is written there can be read when its writer is gone
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, value: T) -> T:
+        """The value that rank 0 gives."""
+        if self.world == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value if self.main else None]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def sum(self, *values: float) -> list[float]:
+        """The sums over ranks. Cheap enough for every step: one small message, and the GPU is not waited for."""
+        if self.world == 1:
+            return list(values)
+        import torch
+        import torch.distributed as dist
+
+        numbers = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(numbers, group=self.control)
+        found: list[float] = numbers.tolist()
+        return found
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather(None)
+
+    def together(self, work: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> list[T]:
+        """What `work` gives on every rank. If it raises `expected` on one, it raises on all: nobody waits for ever.
+
+        For work without collectives of its own. Any other exception ends this process, and with it the launch.
+        """
+        mine: T | None = None
+        error: Exception | None = None
+        try:
+            mine = work()
+        except expected as caught:
+            error = caught
+        answers = self.gather((mine, error))
+        raised = error or next((theirs for _, theirs in answers if theirs is not None), None)
+        if raised is not None:
+            raise raised
+        return [value for value, _ in answers]  # type: ignore[misc]
+
+    def leave(self, ended: int | None = None) -> None:
+        """The end: nobody goes before rank 0 has said how it went, since a launcher ends the others with the first.
+
+        ended: the exit code of the error that this rank ends with. The others may share it, and be on their way here. Or they
+        wait for this rank in a collective, which breaks when it is gone: rank 0 leaves word for them, and soon.
+        """
+        if self.world == 1:
+            return
+        import torch.distributed as dist
+
+        # The launcher sends SIGTERM to those that are left when the first is gone: they have only words left to say.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        alone = ended is not None if self.main else ended == EXIT_BUG
+        with suppress(RuntimeError, ValueError):  # a rank that is gone; then this one has nothing to wait for either
+            if self.main and ended is not None:
+                self.board.set(_ENDED, str(ended))
+            self.board.set(f"{_LEAVING}/{self.rank}", "")
+            if not alone or self._all_are_leaving():
+                dist.monitored_barrier(self.control, timeout=LAST_WAIT)
+        with suppress(RuntimeError, ValueError, AssertionError):
+            dist.destroy_process_group()
+
+    def _all_are_leaving(self) -> bool:
+        """Whether all come to the end within SHORT_WAIT. Looked at again and again: the store's own wait warns."""
+        wanted = [f"{_LEAVING}/{rank}" for rank in range(self.world)]
+        until = time.monotonic() + SHORT_WAIT.total_seconds()
+        while not (there := bool(self.board.check(wanted))) and time.monotonic() < until:
+            time.sleep(0.05)
+        return there
+
+    def ended_with(self) -> int | None:
+        """The exit code of the error that rank 0 ended with; None if it did not, or nobody is left to ask."""
+        with suppress(RuntimeError):
+            return int(self.board.get(_ENDED)) if self.board.check([_ENDED]) else None
+        return None
+
+
+ALONE = Ranks()
+
+
+def rank_in(environ: Mapping[str, str]) -> int:
+    """0 for a process that no launcher started, or whose environment is refused by `launched`."""
+    try:
+        return _number(environ, "RANK") if launched(environ) else 0
+    except ConfigError:
+        return 0
+
+
+def launched(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher started this process as one of several.
+
+    Raises:
+        ConfigError: the environment says so and leaves out, or garbles, what the processes need to meet.
+    """
+    if environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    world = _number(environ, "WORLD_SIZE", least=1)
+    for name in ("RANK", "MASTER_ADDR"):
+        if not environ.get(name):
+            raise ConfigError(name, f"is not set, and WORLD_SIZE is {world}", _BY_LAUNCHER)
+    if _number(environ, "RANK") >= world:
+        raise ConfigError("RANK", f"is {environ['RANK']}, and WORLD_SIZE is {world}", _BY_LAUNCHER)
+    return world > 1
+
+
+def _number(environ: Mapping[str, str], name: str, default: str = "", least: int = 0) -> int:
+    text = environ.get(name, default)
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(name, f"{text!r} is no number of {least} or more", _BY_LAUNCHER)
+    return int(text)
+
+
+def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
+    """Meet the other processes of this launch; alone there is nobody to meet.
+
+    Args:
+        device: the profile's model.device; cpu makes the collectives run on the CPU (gloo).
+
+    Raises:
+        ConfigError: fewer GPUs here than processes, or an environment that no launcher makes.
+    """
+    if not launched(environ):
+        return ALONE
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    _die_with_the_launcher()
+    cpu = device == "cpu" or not torch.cuda.is_available()
+    local, here = _number(environ, "LOCAL_RANK", "0"), _number(environ, "LOCAL_WORLD_SIZE", "1", 1)
+    if not cpu:
+        require_gpus(here, torch.cuda.device_count())
+    state = PartialState(cpu=cpu, timeout=TIMEOUT)
+    control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    host, port = environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
+    store = dist.TCPStore(host, port, is_master=False, timeout=LAST_WAIT)  # type: ignore[attr-defined]
+    # torchrun's store outlives the processes that it starts again.
+    board = dist.PrefixStore(f"prefill/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
+    return Ranks(state.process_index, state.num_processes, local, control, board)
+
+
+def require_gpus(wanted: int, there: int) -> None:
+    """Raises ConfigError where a machine has fewer GPUs than processes are to run on it."""
+    if wanted > there:
+        few = "none" if there == 0 else f"only {there}"
+        raise ConfigError("gpus", f"{wanted} are asked for, and torch sees {few}", f"set gpus: {max(there, 1)}")
+
+
+def _die_with_the_launcher() -> None:
+    """Ask for SIGTERM when the launcher dies, or a killed launch would leave processes that hold the GPUs (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,0 +1,63 @@
+"""Scoring spread over the processes of a run: each takes whole items, and all of them get all results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from app.model.load import Loaded
+from app.runtime.ending import TrainingEnded
+from app.runtime.ranks import Ranks
+from app.scoring.encode import Request
+from app.scoring.loglikelihood import Count, Scored, loglikelihood, tokens_of
+from jobs.errors import UserError
+from jobs.schema import Mask
+
+
+def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
+    """Indices for each of `world` processes, so that the sums of their sizes come out about equal.
+
+    Longest first, back and forth: 0 1 2 2 1 0 0 1 ...
+    """
+    hands: list[list[int]] = [[] for _ in range(world)]
+    for turn, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
+        round_, at = divmod(turn, world)
+        hands[at if round_ % 2 == 0 else world - 1 - at].append(index)
+    return hands
+
+
+def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Sequence[range], mask: Mask, ranks: Ranks, *,
+                         batch_tokens: int | None, progress: Callable[[int, int], None] | None,
+                         count: Count) -> list[Scored]:  # fmt: skip
+    """`loglikelihood` of all requests, each process running its share of the items.
+
+    Args:
+        spans: per item, the indices of its requests: they share a prompt, and so stay together.
+        progress: told of this process's share, scaled to the whole.
+
+    Raises:
+        TrainingEnded, UserError: in every process, if `progress` or the model's self-check raised it in one.
+    """
+    if ranks.world == 1:
+        return loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=progress, count=count)
+    sizes = [sum(len(requests[i].context) + len(requests[i].continuation) for i in span) for span in spans]
+    work_of_all = tokens_of(loaded, requests, mask, batch_tokens)
+    hands = [[i for item in hand for i in spans[item]] for hand in deal(sizes, ranks.world)]
+
+    def scaled(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done * ranks.world, total * ranks.world)
+
+    def work() -> tuple[list[Scored], Count]:
+        mine = Count()
+        some = [requests[i] for i in hands[ranks.rank]]
+        return loglikelihood(loaded, some, mask, batch_tokens=batch_tokens, progress=scaled, count=mine,
+                             work=work_of_all), mine  # fmt: skip
+
+    answers = ranks.together(work, (TrainingEnded, UserError))
+    found: dict[int, Scored] = {}
+    for hand, (scored, theirs) in zip(hands, answers, strict=True):
+        found.update(zip(hand, scored, strict=True))
+        count.tokens += theirs.tokens
+        count.padded += theirs.padded
+        count.attentions |= theirs.attentions
+    return [found[i] for i in range(len(requests))]

@@ -1,0 +1,112 @@
+"""Multiple-choice tasks under a mask: from items to accuracies, their interval, and a line per item."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from app.attention.mask import PATTERNS
+from app.data.tasks import TASKS, Item
+from app.model.load import Loaded
+from app.runtime.ranks import ALONE, Ranks
+from app.scoring.data_parallel import loglikelihood_shared
+from app.scoring.encode import ENCODERS, require_fits
+from app.scoring.loglikelihood import Count, Scored
+from app.stats import macro_interval, stderr
+from jobs.schema import Mask, Score
+
+Sample = dict[str, Any]
+# How each accuracy weighs a choice's log-probability before the largest wins.
+_WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "acc": lambda logprob, tokens, chars: logprob,
+    "acc_norm": lambda logprob, tokens, chars: logprob / chars,
+    "acc_token": lambda logprob, tokens, chars: logprob / tokens,
+}
+
+
+def items_sha256(items: Sequence[Item]) -> str:
+    """One hash for "the same items": what two results must share to be compared."""
+    return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
+
+
+def _sample(evaluation: str, item: Item, scored: Sequence[Scored], prefix_lens: Sequence[int]) -> Sample:
+    """One line of samples.jsonl. Ties go to the first choice, as in the harness (numpy's argmax)."""
+    logprob = np.array([s.logprob for s in scored])
+    tokens, chars = np.array([s.n_tokens for s in scored]), np.array(item.n_chars)
+    picks = {f"pred_{name}": int(np.argmax(weigh(logprob, tokens, chars))) for name, weigh in _WEIGHTS.items()}
+    return {
+        "evaluation": evaluation, "task": item.task, "id": item.id, "sha": item.sha, "gold": item.gold,
+        "logprobs": [s.logprob for s in scored], "n_tokens": [s.n_tokens for s in scored],
+        "n_chars": list(item.n_chars), "prefix_len": list(prefix_lens), **picks,
+    }  # fmt: skip
+
+
+def _task_result(task: str, samples: Sequence[Sample], format: str, violations: int) -> dict[str, Any]:
+    hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
+    metric = TASKS[task].headline(format)  # type: ignore[arg-type]
+    n = len(samples)
+    accuracy = float(hits[metric].mean())
+    nll = -sum(s["logprobs"][s["gold"]] for s in samples) / sum(s["n_tokens"][s["gold"]] for s in samples)
+    return {
+        "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
+        "metric": metric, "headline": accuracy,
+        "stderr": stderr(hits[metric]),
+        "gold_nll_per_token": float(nll), "chance": TASKS[task].chance, "prefix_violations": violations,
+    }  # fmt: skip
+
+
+def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
+             model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
+             ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+    """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
+
+    Args:
+        label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
+        ranks: the processes to spread the items over; every one of them gets the whole answer.
+
+    Raises:
+        DataError: an item longer than the model's context.
+    """
+    pairs = [(c.context, c.continuation) for item in items for c in item.choices]
+    names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
+    requests = ENCODERS[settings.format](loaded.tokenizer, pairs)
+    require_fits(requests, names, loaded.max_length)
+    count, started = Count(), time.monotonic()
+    spans = [range(at - len(item.choices), at)
+             for item, at in zip(items, accumulate(len(item.choices) for item in items), strict=True)]  # fmt: skip
+    scored = loglikelihood_shared(loaded, requests, spans, mask, ranks, batch_tokens=settings.batch_tokens,
+                                  progress=progress, count=count)  # fmt: skip
+    seconds = time.monotonic() - started
+
+    samples: list[Sample] = []
+    violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
+    at = 0
+    for item in items:
+        span = slice(at, at + len(item.choices))
+        samples.append(_sample(label, item, scored[span], [len(r.context) for r in requests[span]]))
+        violations[item.task] += sum(not r.is_prefix for r in requests[span])
+        at += len(item.choices)
+    by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
+    tasks = {task: _task_result(task, rows, settings.format, violations[task]) for task, rows in by_task.items()}
+    correct: dict[str, Any] = {
+        str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
+        for task, rows in by_task.items()
+    }
+    value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)
+    metrics = {result["metric"] for result in tasks.values()}
+    entry = {
+        "label": label, "model": model, "model_run": model_run, "mask": mask, "leaks": PATTERNS[mask].leaks,
+        "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
+        "macro": {"value": value, "ci95": [low, high], "bootstrap": settings.bootstrap,
+                  "chance": float(np.mean([TASKS[task].chance for task in settings.tasks]))},
+        "items": len(items), "items_sha256": items_sha256(items), "requests": len(requests),
+        "tokens": count.tokens, "padding": 1 - count.tokens / count.padded, "seconds": round(seconds, 3),
+        "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,
+        "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
+    }  # fmt: skip
+    return entry, samples

@@ -1,0 +1,236 @@
+"""Log-likelihoods of continuations under a mask: batched, each prompt encoded once, logits only where they count.
+
+Which rows go together, and how, is in app/scoring/rows.py. Much work on a GPU is packed and compiled (app/model/compiled.py); the rest,
+and all of it on a CPU, is padded rows of like length, whichever attention the model was loaded with. `loglikelihood` is a
+function of its requests alone: each one's numbers do not depend on which others it is asked with, but for rounding, so
+the work can be divided among processes by item.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.attention.backends import NAMES, SHORT, attend, text_config
+from app.attention.block_mask import TILE
+from app.attention.mask import PATTERNS, Layout
+from app.model import compiled, onednn
+from app.model.lm_head import instead_of_logits, only_at, plain_head
+from app.model.load import Loaded
+from app.scoring.encode import Request
+from app.scoring.rows import Batch, Row, batch_of, packed, padded, rows_of
+from jobs.schema import Mask
+
+_LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
+_CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
+_AHEAD = 2  # batches a GPU is given before the first one's results are waited for
+BATCH_TOKENS = 16384
+# Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/model/mixed_precision.py.
+ARITHMETIC = 3
+COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
+# Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
+_SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
+_CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
+_MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Sum of log-probabilities (nats), tokens scored, and whether greedy decoding would have said the same."""
+
+    logprob: float
+    n_tokens: int
+    greedy: bool
+
+
+@dataclass
+class Count:
+    """What a call cost: tokens run through the model, padding included or not, and the attention that they met."""
+
+    tokens: int = 0
+    padded: int = 0
+    attentions: set[str] = field(default_factory=set)
+
+    @property
+    def attention(self) -> str:
+        """The one attention that ran, or all of them."""
+        return ", ".join(sorted(self.attentions))
+
+
+class _Running:
+    """A batch handed to the device: `finish` waits for it and gives its results.
+
+    head: the output layer, to have the logits made a few rows at a time; None where the model has to make them itself.
+    """
+
+    def __init__(self, loaded: Loaded, batch: Batch, head: nn.Linear | None = None) -> None:
+        device = loaded.device
+        self.batch = batch
+        ids, sources, targets = (_sent(t, device) for t in (batch.ids, batch.sources, batch.targets))
+        own = batch.where
+        doc, branch, pos, block = _sent(torch.stack([own.doc, own.branch, own.pos, own.block]), device)
+        where = Layout(doc, branch, pos, block, own.trunks_only)
+        # Our mask comes out of the layout. Without any attention mask transformers would look for packed documents in the
+        # positions, and wait for the GPU to see whether there are some.
+        every = torch.ones_like(ids, dtype=torch.bool)
+        makes = only_at(loaded.model, sources) if head is None else _judging(head, sources, targets)
+        with torch.inference_mode(), attend(where), makes:
+            said = loaded.model(
+                input_ids=ids, attention_mask=every, position_ids=where.pos.long(), use_cache=False
+            ).logits[0]
+            # (2, n): log-probabilities, and 1 where another token is likelier
+            self._found = said if head is not None else torch.cat(
+                [_judged(*part) for part in zip(said.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)], dim=1
+            )  # fmt: skip
+        self._ready: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._found = torch.empty_like(self._found, device="cpu", pin_memory=True).copy_(
+                self._found, non_blocking=True
+            )
+            self._ready = torch.cuda.Event()
+            self._ready.record()
+
+    def finish(self) -> Iterator[tuple[int, Scored]]:
+        """(index of the request, its result), in any order."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        sizes = np.array(self.batch.sizes)
+        some = sizes > 0  # reduceat takes an empty sum for the number that stands there
+        sums = np.zeros((2, len(sizes)))
+        # Each request is summed by itself: in differences of one running sum, one that is not finite would spoil the rest.
+        sums[:, some] = np.add.reduceat(self._found.double().numpy(), (sizes.cumsum() - sizes)[some], axis=1)
+        logprobs, misses = sums.tolist()
+        for i, n, logprob, missed in zip(self.batch.requests, self.batch.sizes, logprobs, misses, strict=True):
+            yield i, Scored(logprob, n, missed == 0)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    # Out of pinned memory, so that the host does not wait for what the GPU has yet to do.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _judging(head: nn.Linear, sources: Tensor, targets: Tensor) -> AbstractContextManager[None]:
+    """Inside, the model says `_judged` of the states at `sources`, (1, 2, n), and never holds all their logits."""
+
+    def compute(states: Tensor) -> Tensor:
+        rows = states.flatten(0, 1).index_select(0, sources)
+        size = max(1, _CPU_LOGITS // head.out_features)
+        parts = zip(rows.split(size), targets.split(size), strict=True)
+        return torch.cat([_judged(type(head).forward(head, some), want) for some, want in parts], dim=1)[None]
+
+    return instead_of_logits(head, compute)
+
+
+def _judged(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability of each target, and 1 where it is not the likeliest token: (2, n) float32.
+
+    log_softmax in float32, as the harness does, to agree with it to the last digit. On CPUs torch's is about 1e-5 nats a
+    token too high at this vocabulary (docs/log.md); its logsumexp is not.
+    """
+    logits = logits.float()
+    picked = torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+    return torch.stack([picked, (logits.argmax(1) != targets).float()])
+
+
+def _budget(loaded: Loaded, batch_tokens: int | None) -> int:
+    budget = BATCH_TOKENS if batch_tokens is None else batch_tokens
+    return min(budget, _CPU_TOKENS) if loaded.device.type == "cpu" else budget
+
+
+def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tokens: int | None) -> int:
+    """Tokens of the rows that `loglikelihood` makes of `requests`."""
+    return sum(map(len, rows_of(requests, PATTERNS[mask].shares_prompt, _budget(loaded, batch_tokens))))
+
+
+def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
+    """(lines of rows, width, whether they are packed and compiled) of each batch."""
+    width = line_width(budget)
+    fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
+    multiple = _MULTIPLE[loaded.device.type]
+    rest = rows[: len(rows) - len(fits)]  # the longest stand first
+    # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention/backends.py).
+    long, short = ([row for row in rest if (len(row) > SHORT) is longer] for longer in (True, False))
+    for batch in [*padded(long, budget), *padded(short, budget)]:
+        yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
+    for line in packed(fits, width):
+        yield [line], width, True
+
+
+def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, batch_tokens: int | None = None,
+                  progress: Callable[[int, int], None] | None = None, count: Count | None = None,
+                  work: int | None = None) -> list[Scored]:  # fmt: skip
+    """Score every request under `mask`; results in the order of `requests`.
+
+    Args:
+        mask: causal, prefix (the context is the prefix) or bidirectional (leaks).
+        batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
+        progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
+        count: filled with what was run.
+        work: `tokens_of` everything, where this is one process's share: how it is run must not depend on how many
+            processes there are.
+
+    Raises:
+        ModelError: the compiled attention does not obey the mask.
+    """
+    budget = _budget(loaded, batch_tokens)
+    count = count or Count()
+    results: list[Scored | None] = [None] * len(requests)
+    rows = rows_of(requests, PATTERNS[mask].shares_prompt, budget)
+    done, total = 0, sum(len(row) for row in rows)
+    head = plain_head(loaded.model) if loaded.device.type == "cpu" else None
+    running: deque[_Running] = deque()
+
+    def finish_first() -> None:
+        nonlocal done
+        first = running.popleft()
+        for i, scored in first.finish():
+            results[i] = scored
+        done += first.batch.tokens
+        count.tokens += first.batch.tokens
+        count.padded += first.batch.ids.numel()
+        if progress is not None:
+            progress(done, total)
+
+    for lines, width, is_packed in _plan(loaded, rows, budget, total if work is None else work):
+        batch = batch_of(lines, requests, mask, width, filler=TILE if is_packed else None)
+        count.attentions.add(compiled.ATTENTION if is_packed else loaded.attention)
+        if is_packed:
+            compiled.require_scored(loaded, mask, width)
+        with compiled.layers(loaded.model) if is_packed else onednn.on_cpu(loaded.device):
+            running.append(_Running(loaded, batch, head))
+        if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
+            finish_first()
+    while running:
+        finish_first()
+    assert all(result is not None for result in results)
+    return [result for result in results if result is not None]
+
+
+def line_width(budget: int) -> int:
+    """Tokens of a packed line: whole tiles of FlexAttention's, within the budget where it holds one."""
+    return max(budget // TILE, 1) * TILE
+
+
+def compiling_pays(loaded: Loaded, tokens: int) -> bool:
+    """Whether to pack and compile for so many tokens of rows.
+
+    Always where the profile asks for FlexAttention on a GPU, which would compile each padded shape otherwise. Where the
+    choice is ours, when it saves more than it takes; in float32 it saves nothing. It depends on nothing but the work, so
+    that a repeated run gets the same numbers to the last digit.
+    """
+    model = loaded.model
+    config = text_config(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if (
+        loaded.device.type != "cuda" or head_dim < 16 or not compiled.decoder_layers(model)
+    ):  # the kernels want heads of 16
+        return False
+    if not loaded.any_attention or model.dtype == torch.float32:
+        return loaded.attention == NAMES["flex_attention"]
+    return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

@@ -1,0 +1,125 @@
+"""The estimate of a run on the GPU at hand: refuses what cannot fit, and sets the actual numbers beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.model.load import pick_device
+from app.training.fsdp import is_spread, require_shardable
+from app.training.optimizers import eight_bit_library
+from jobs.errors import ConfigError
+from jobs.estimate import Estimate, estimate_on
+from jobs.gpus import gpu_at_hand
+from jobs.load import Job
+from jobs.memory import GB
+
+log = logging.getLogger(__name__)
+CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
+
+
+def require_means(job: Job, world: int) -> None:
+    """Raises ConfigError for training that would be refused only after the model was loaded."""
+    train = job.stage.train
+    if train is not None and train.optimizer == "adamw_8bit":
+        eight_bit_library()
+    if train is not None and world > 1 and job.profile.sharding == "fsdp":
+        require_shardable(train)
+
+
+def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | None:
+    """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none.
+
+    trained: only scoring is left, so memory is that of scoring; hours and tokens are the stage's nevertheless, since the
+    actual numbers beside them are.
+    """
+    device = pick_device(job.profile.model.device)
+    if device.type != "cuda":
+        return None
+    about = torch.cuda.get_device_properties(device)
+    gpu = gpu_at_hand(about.name, about.total_memory)
+    found = estimate_on(job, gpu, world)
+    if not trained:
+        return found
+    left = estimate_on(replace(job, stage=job.stage.model_copy(update={"train": None})), gpu, world)
+    return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
+
+
+def resolved(job: Job, found: Estimate | None, world: int) -> Job:
+    """The same job with what it leaves to the machine decided: `sharding` (ddp or fsdp) and `train.gradient_checkpointing`.
+
+    sharding: as the profile asks, else as the estimate found, else ddp; one process holds all states, as under ddp.
+    gradient_checkpointing: as the estimate found; on a CPU, which has no estimate, false; on a GPU whose estimate leaves
+    it unknown, true.
+    """
+    train, sharding = job.stage.train, job.profile.sharding
+    if world == 1:
+        sharding = "ddp"
+    elif sharding == "auto":
+        sharding = "fsdp" if found is not None and found.sharding == "fsdp" else "ddp"
+    if train is not None and train.gradient_checkpointing == "auto":
+        wanted = found is not None and found.checkpointing is not False
+        train = train.model_copy(update={"gradient_checkpointing": wanted})
+    return replace(job, stage=job.stage.model_copy(update={"train": train}),
+                   profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip
+
+
+def following(job: Job, checkpoint: Path | None, world: int) -> Job:
+    """`job` with `sharding: auto` settled as the checkpoint to go on from is laid out, where the GPUs here can do that.
+
+    On other cards than the run began on, the estimate alone may find the other way, which the checkpoint does not go with.
+    """
+    if checkpoint is None or world == 1 or job.profile.sharding != "auto":
+        return job
+    laid_out = "fsdp" if is_spread(checkpoint) else "ddp"
+    same = replace(job, profile=job.profile.model_copy(update={"sharding": laid_out}))
+    found = estimate_here(same, world)
+    return same if found is not None and (laid_out == "fsdp" or not _too_large(found)) else job
+
+
+def _too_large(found: Estimate) -> bool:
+    return found.fits is False and found.peak_gb is not None and found.peak_gb > CERTAIN * found.memory_gb
+
+
+def require_room(job: Job, found: Estimate) -> None:
+    """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
+    if not found.lack or found.peak_gb is None:
+        return
+    if _too_large(found):
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", found.lack, found.remedy)
+    log.warning(f"{job.stage.name} {found.lack}: if it runs out of memory, {found.remedy}")
+
+
+def peak_gb() -> float | None:
+    """The most memory that this process has held on its GPU, in GB of 2**30 bytes."""
+    return torch.cuda.max_memory_reserved() / GB if torch.cuda.is_available() else None
+
+
+def compared(job: Job, found: Estimate | None, section: Mapping[str, Any] | None,
+             evaluations: Sequence[Mapping[str, Any]], peak: float | None) -> dict[str, dict[str, float]]:  # fmt: skip
+    """`estimate` and `actual` for metrics.json, which the report sets side by side; nothing where nothing was estimated.
+
+    steps_per_s counts the evaluations in between, in both.
+    """
+    if found is None:
+        return {}
+    train = job.stage.train
+    wanted: dict[str, float | None] = {
+        "peak_gb": found.peak_gb, "tokens": found.tokens, "train_hours": found.train_hours,
+        "score_hours": found.score_hours, "hours": found.hours,
+        "steps_per_s": train.max_steps / found.train_hours / 3600 if train is not None and found.train_hours else None,
+    }  # fmt: skip
+    actual: dict[str, float | None] = {
+        "peak_gb": peak, "score_hours": sum(float(e["seconds"]) for e in evaluations) / 3600 if evaluations else None,
+    }  # fmt: skip
+    if section is not None:
+        seconds = float(section["seconds"])
+        actual |= {"tokens": section["tokens"], "train_hours": seconds / 3600,
+                   "steps_per_s": section["steps"] / seconds if seconds else None}  # fmt: skip
+    return {"estimate": {k: v for k, v in wanted.items() if v is not None},
+            "actual": {k: v for k, v in actual.items() if v is not None}}  # fmt: skip

@@ -1,0 +1,220 @@
+"""The work of one stage from start to end: load, self-check, train, score. `app.stage.run` opens the run and closes it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.attention import selfcheck
+from app.data.tasks import Item, load_items
+from app.model.load import Loaded, load
+from app.runtime.ending import GO_ON, TrainingEnded
+from app.runtime.heartbeat import Heart
+from app.runtime.progress import token_bar
+from app.runtime.ranks import ALONE, Ranks
+from app.runtime.signals import StopFlag
+from app.scoring.evaluate import Sample, evaluate
+from app.stage import capacity
+from app.stage.environment import environment
+from app.training import checkpoint
+from app.training.train import RunContext, train
+from jobs.errors import EXIT_STOPPED, ConfigError
+from jobs.estimate import Estimate
+from jobs.load import Job
+from jobs.rundir import RunDir
+from jobs.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
+
+log = logging.getLogger(__name__)
+
+
+def work(
+    job: Job,
+    run: RunDir,
+    runs_dir: Path,
+    init_runs: dict[str, str],
+    *,
+    stop: StopFlag,
+    resume: bool,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:
+    """The stage's two halves; returns what the summary calls its headline.
+
+    Raises:
+        UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
+    """
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
+    stage.heart.phase("start")
+    with stage.heart.alive():
+        stage.make_room(resume)
+        log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
+        if job.halvings:
+            log.info(_smaller(job))
+        _seed_everything(job.stage.seed)
+        section = stage.train(resume) if job.stage.train is not None else None
+        entries = stage.score(section) if job.stage.score is not None else []
+    headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
+    if section is not None:
+        headline["eval_loss"] = section["eval_loss_last"]
+    return headline
+
+
+def _smaller(job: Job) -> str:
+    """What --halve-memory has come to."""
+    train, score, times = job.train, job.score, job.halvings
+    facts = []
+    if train is not None:
+        share = f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"
+        facts = [f"rows of 1/{2**times} of the tokens" if train.packing else share]
+    facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
+    return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _require_gpus_for_fsdp() -> None:
+    """accelerate would train whole copies without a word, and the checkpoints would not be what they are taken for."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    if PartialState().distributed_type == DistributedType.MULTI_CPU:
+        raise ConfigError("sharding", "fsdp needs GPUs, and these processes run on the CPU", "set sharding: auto")
+
+
+class _Stage:
+    """The work of one run; every method writes only through `self.run`."""
+
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
+                 ranks: Ranks) -> None:  # fmt: skip
+        self.ranks = ranks
+        self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
+        self.heart = Heart(run)
+        self.estimate: Estimate | None = None
+        self.trained = False
+
+    def make_room(self, resume: bool) -> None:
+        """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
+        trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
+        self.trained = self.ranks.share(trained)
+        if not self.trained:
+            capacity.require_means(self.job, self.ranks.world)
+        at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
+        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world)
+        self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
+        if self.estimate is not None:
+            self.run.write_estimate(self.estimate.to_dict())
+            capacity.require_room(job, self.estimate)
+        self.job = capacity.resolved(job, self.estimate, self.ranks.world)
+        if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
+            _require_gpus_for_fsdp()
+
+    def _load(self, name: str, dtype: str | None = None) -> Loaded:
+        """`name`: base, this stage (its own final model), or a stage that it starts from."""
+        self.heart.phase("load")
+        path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
+        return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
+                    seed=self.job.stage.seed)  # fmt: skip
+
+    def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
+        self.heart.phase("data")
+        data = self.job.profile.data.eval
+        return [item for task in tasks
+                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
+
+    def _write_environment(self, loaded: Loaded) -> None:
+        found = environment(loaded, self.job.stage.seed, self.ranks.world)
+        self.run.write_environment({**found, "halve_memory": self.job.halvings})
+
+    def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
+        self.heart.phase("check")
+        findings = selfcheck.require(loaded.model, masks, loaded.origin)
+        log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
+
+    def train(self, resume: bool) -> dict[str, Any]:
+        stage = self.job.stage
+        assert stage.train is not None
+        if self.trained:
+            log.info("training is done already; going on to scoring")
+            section: dict[str, Any] = self.run.read_metrics()["train"]
+            self._drop_checkpoints()
+            return section
+        init = stage.init_names[0]
+        loaded = self._load(init, dtype="float32")
+        self._write_environment(loaded)
+        self._check(loaded, [stage.train.mask])
+        # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
+        guarded = self._items(TASK_NAMES, "harness", None)
+        context = RunContext(self.run, self.heart, self.stop, self.ranks)
+        section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
+        self._write(section, [])
+        self._drop_checkpoints()
+        return section
+
+    def _drop_checkpoints(self) -> None:
+        """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""
+        if self.ranks.main:
+            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+
+    def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
+        settings = self.job.score
+        assert settings is not None
+        items = self._items(settings.tasks, settings.format, settings.limit)
+        names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
+        masks = settings.masks
+        entries: list[dict[str, Any]] = []
+        samples: list[Sample] = []
+        for name in names:
+            loaded = self._load(name)
+            self._write_environment(loaded)
+            self._check(loaded, masks)
+            for mask in masks:
+                with token_bar(f"{name}/{mask}") as show:
+                    entry, rows = self._evaluate(loaded, items, name, mask, settings, show)
+                entries.append(entry)
+                samples.extend(rows)
+                self._write(section, entries)
+        self.heart.phase("save")  # and app.stage.run hashes every file of the run after that
+        with self.run.samples() as writer:
+            for row in samples:
+                writer.write(row)
+        return entries
+
+    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: Mask, settings: Score, show: Any) -> Any:
+        def progress(done: int, total: int) -> None:
+            show(done, total)
+            rate = done / (time.monotonic() - started)
+            self.heart.beat(done, total, phase, rate=rate, force=done >= total)
+            if self.stop:
+                raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, GO_ON)
+
+        phase = f"score {name}/{mask}"
+        self.heart.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known
+        started = time.monotonic()
+        model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
+        entry, rows = evaluate(
+            loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
+            model_run=None if model_run == "base" else model_run, progress=progress,
+            ranks=self.ranks,
+        )  # fmt: skip
+        leaks = ", LEAKS the answer" if entry["leaks"] else ""
+        log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
+                 f"in {time.monotonic() - started:.1f} s")  # fmt: skip
+        return entry, rows
+
+    def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:
+        job = self.job
+        peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
+        compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
+        self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
+                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared})  # fmt: skip

@@ -1,0 +1,76 @@
+"""When training ends before its last step. Pure rules over evaluation losses; replaying a log restores their state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from app.runtime.ending import TrainingEnded
+from jobs.errors import EXIT_NO_LEARNING
+from jobs.schema import AutoStop
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one evaluation means. `line` says it with its numbers, for the log."""
+
+    stop: bool
+    best: float
+    bad_evals: int
+    line: str
+
+
+@dataclass
+class Plateau:
+    """Stops when `patience` evaluations in a row did not beat the best by `min_delta`, not before `min_steps`."""
+
+    rule: AutoStop | None
+    best: float = math.inf
+    best_step: int = 0
+    reference: float = math.inf  # what the next evaluation must beat by min_delta
+    bad_evals: int = 0
+
+    def update(self, step: int, loss: float) -> Verdict:
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+        min_delta = self.rule.min_delta if self.rule else 0.0
+        if loss < self.reference - min_delta:
+            self.reference, self.bad_evals = loss, 0
+        else:
+            self.bad_evals += 1
+        line = f"eval step {step}: loss {loss:.5f}, best {self.best:.5f} at step {self.best_step}"
+        if self.rule is None:
+            return Verdict(False, self.best, self.bad_evals, line)
+        stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
+        line += (
+            f", evaluations in a row without a gain of {self.rule.min_delta}: {self.bad_evals} (stops at"
+            f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
+        )
+        return Verdict(stop, self.best, self.bad_evals, line)
+
+
+@dataclass
+class NoLearning:
+    """Ends a run whose evaluation loss has not improved by `min_improvement` once `after_steps` have passed."""
+
+    after_steps: int | None
+    min_improvement: float
+    first: float | None = None
+    best: float = math.inf
+    judged: bool = field(default=False)
+
+    def update(self, step: int, loss: float) -> None:
+        """Raises TrainingEnded at the first evaluation from `after_steps` on, if nothing was learnt."""
+        if self.first is None:
+            self.first = loss
+        self.best = min(self.best, loss)
+        if self.after_steps is None or self.judged or step < self.after_steps:
+            return
+        self.judged = True
+        gain = self.first - self.best
+        if gain < self.min_improvement:
+            raise TrainingEnded(
+                f"no learning: after {step} steps the evaluation loss improved by {gain:.5f}, "
+                f"expected {self.min_improvement} or more",
+                EXIT_NO_LEARNING, "change train.learning_rate or the data, or set train.kill_after_steps: null",
+            )  # fmt: skip

@@ -1,0 +1,87 @@
+"""FSDP2: weights, gradients and optimiser state spread over the GPUs, for what does not fit on each.
+
+Everything is accelerate's and transformers'; here stand the settings, what does not go with them, and how a whole model is
+put together again at the end. Each GPU still has to hold the float32 weights once, when they are loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import PreTrainedModel
+
+from jobs.errors import CheckpointError, ConfigError
+from jobs.schema import Train
+
+
+def settings() -> dict[str, Any]:
+    """For TrainingArguments. State dictionaries are written whole, so that a checkpoint fits any number of GPUs."""
+    return {"fsdp": "full_shard auto_wrap",
+            "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}}  # fmt: skip
+
+
+def require_shardable(train: Train) -> None:
+    """Raises ConfigError for what FSDP cannot be used with here."""
+    if train.lora is not None:
+        raise ConfigError(
+            "sharding", "fsdp is for training all weights, and this stage trains adapters", "set sharding: ddp"
+        )
+    if train.objective.kl > 0:
+        raise ConfigError(
+            "sharding", "fsdp has no frozen copy of the model to learn from (objective.kl)", "set sharding: ddp"
+        )
+
+
+def is_spread(checkpoint: Path) -> bool:
+    """Whether FSDP wrote it."""
+    return (checkpoint / "optimizer.bin").is_file()
+
+
+def require_resumable(checkpoint: Path, sharding: str) -> None:
+    """Raises CheckpointError where the optimiser's state in it is laid out for the other way of training."""
+    spread = is_spread(checkpoint)
+    if spread and sharding != "fsdp":
+        raise CheckpointError(checkpoint, "its optimiser's state was spread over GPUs", "resume it with gpus: 2 or more and "
+                              "sharding: fsdp")  # fmt: skip
+    if not spread and sharding == "fsdp":
+        raise CheckpointError(
+            checkpoint, "its optimiser's state was not spread over GPUs", "resume it with sharding: ddp"
+        )
+
+
+def reduce_in_float32(accelerator: Any) -> None:
+    """Have gradients added up in float32, over GPUs and over the passes of a step, as on one GPU and under DDP.
+
+    accelerate takes the type that is computed in for that too: in bfloat16 each addition would round to 8 bits. To be
+    called before the model is spread.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+
+
+def seen_as_plain(model: Any) -> None:
+    """Have torch.compile take the modules of a spread model for modules like any others.
+
+    FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
+    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/training/fast_path.py leaves outside.
+    """
+    for module in model.modules():
+        module._is_fsdp_managed_module = False
+
+
+def whole_model(accelerator: Any, model: Any, main: bool) -> PreTrainedModel | None:
+    """The model with all its weights on the CPU, on the main process; None on others. Every process must call it."""
+    # PyTorch's own: accelerate's leaves what is spread as it is once a checkpoint was loaded (1.15).
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not main:
+        return None
+    inner = accelerator.unwrap_model(model)
+    whole: PreTrainedModel = type(inner)(inner.config)
+    whole.load_state_dict(state, strict=False)  # a tied output layer may stand in it once
+    whole.tie_weights()
+    return whole

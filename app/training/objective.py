@@ -1,0 +1,124 @@
+"""What training minimises: cross-entropy on response tokens, KL to the frozen start under its causal mask, or both.
+
+Two ways to the same sums. `objective` takes logits. `from_hidden` takes the states before the output layer and never
+holds more than a chunk of the logits: it computes each chunk's gradient as soon as its loss is known and keeps only those
+of the states and of the weight (as Liger's fused linear cross-entropy does, arXiv 2410.10989). It knows of the output
+layer nothing but its weight, so it serves models whose logits are plainly that product (app/model/lm_head.py finds out which).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 2**28  # logits held at a time: 1 GiB as float32, 2,048 tokens of a vocabulary of 131,072
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over response tokens, in nats. `total` carries the gradient; the parts are detached."""
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """States of the frozen start before its output layer, (tokens, hidden), and that layer's weight."""
+
+    hidden: Tensor
+    weight: Tensor
+
+
+def objective(logits: Tensor, targets: Tensor, teacher: Tensor | None, *, ce: float, kl: float) -> Loss:
+    """ce * cross-entropy + kl * KL(teacher || student), summed over tokens.
+
+    Args:
+        logits: (tokens, vocabulary), at the states that predict response tokens, and at no others.
+        targets: (tokens,) response ids.
+        teacher: (tokens, vocabulary) logits of the frozen start on the same tokens, or None when kl is 0.
+    """
+    logits = logits.float()
+    nll = F.cross_entropy(logits, targets, reduction="sum")
+    divergence = torch.zeros_like(nll)
+    if teacher is not None:
+        divergence = F.kl_div(
+            torch.log_softmax(logits, -1), torch.log_softmax(teacher.float(), -1), reduction="sum", log_target=True
+        )
+    total = ce * nll + kl * divergence if teacher is not None else ce * nll
+    return Loss(total, nll.detach(), divergence.detach())
+
+
+def from_hidden(hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teacher | None = None, *, ce: float,
+                kl: float, chunk: int = CHUNK) -> Loss:  # fmt: skip
+    """`objective` of the logits hidden @ weight.T, a chunk of tokens at a time.
+
+    Args:
+        hidden: (tokens, hidden), of the weight's dtype.
+        weight: (vocabulary, hidden).
+        chunk: logits held at a time, at least one token's.
+    """
+    total, nll, divergence = _Chunked.apply(hidden, weight, targets, teacher, ce, kl, chunk)
+    return Loss(total, nll, divergence)
+
+
+def _parts(logits: Tensor, targets: Tensor, teacher: Tensor | None, ce: float, kl: float) -> tuple[Tensor, ...]:
+    """Cross-entropy and KL of a chunk, summed, and the gradient of ce * one + kl * the other by its logits."""
+    logp = torch.log_softmax(logits.float(), -1)
+    p = logp.exp()
+    nll = -logp.gather(1, targets[:, None]).sum()
+    wanted = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    if teacher is None:
+        return nll, torch.zeros_like(nll), (ce * (p - wanted.float())).to(logits.dtype)
+    logq = torch.log_softmax(teacher.float(), -1)
+    q = logq.exp()
+    gradient = ce * (p - wanted.float()) + kl * (p - q)
+    return nll, (q * (logq - logp)).sum(), gradient.to(logits.dtype)
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, ...]]:
+    return torch.compile(_parts, dynamic=True)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teacher | None, ce: float,
+                kl: float, chunk: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        parts = _compiled() if hidden.is_cuda else _parts
+        by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        by_weight: Tensor | None = None
+        nll = divergence = torch.zeros((), device=hidden.device)
+        size = max(1, chunk // weight.shape[0])
+        for start in range(0, len(hidden), size):
+            some = hidden[start : start + size]
+            theirs = None if teacher is None else F.linear(teacher.hidden[start : start + size], teacher.weight)
+            one, other, gradient = parts(F.linear(some, weight), targets[start : start + size], theirs, ce, kl)
+            nll, divergence = nll + one, divergence + other
+            if by_hidden is not None:
+                torch.mm(gradient, weight, out=by_hidden[start : start + size])
+            if ctx.needs_input_grad[1]:
+                product = gradient.T @ some
+                if by_weight is None:
+                    by_weight = product if size >= len(hidden) else product.float()
+                else:
+                    by_weight += product
+        if by_weight is None and ctx.needs_input_grad[1]:  # no tokens; DDP waits for a gradient of every weight
+            by_weight = torch.zeros_like(weight)
+        ctx.save_for_backward(by_hidden, None if by_weight is None else by_weight.to(weight.dtype))
+        total = ce * nll + kl * divergence if teacher is not None else ce * nll
+        ctx.mark_non_differentiable(nll, divergence)
+        return total, nll, divergence
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
+        by_hidden, by_weight = ctx.saved_tensors
+        scaled = [None if g is None else g * scale.to(g.dtype) for g in (by_hidden, by_weight)]
+        return (*scaled, None, None, None, None, None)

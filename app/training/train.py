@@ -1,0 +1,263 @@
+"""One training run: data, model, Trainer, and what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from app.attention.backends import text_config
+from app.attention.block_mask import TILE
+from app.data.decontamination import drop_overlap
+from app.data.examples import TokenExample, load_examples, split
+from app.model.compiled import require_dependence, speed_up, suits
+from app.model.load import Loaded, cpu_has_bf16, pick_dtype
+from app.model.mixed_precision import freeze_unused, unused_modules
+from app.runtime.ending import interrupted
+from app.runtime.heartbeat import Heart
+from app.runtime.ranks import ALONE, Ranks
+from app.runtime.signals import StopFlag
+from app.training import checkpoint
+from app.training import fsdp as sharded
+from app.training.batch import Collator, Schedule, Steps
+from app.training.callbacks import Recorder
+from app.training.early_stopping import NoLearning, Plateau
+from app.training.fast_path import row_tokens, tokens_multiple
+from app.training.optimizers import trainer_name
+from app.training.trainer import PrefillTrainer
+from jobs.errors import ConfigError
+from jobs.load import Job
+from jobs.rundir import RunDir
+from jobs.schema import Train
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
+
+    run: RunDir
+    heart: Heart
+    stop: StopFlag
+    ranks: Ranks = ALONE
+
+
+def mixed_precision(wanted: str, device: torch.device) -> bool:
+    """Whether to compute in bf16 (weights stay float32). `auto`: where the processor multiplies bf16 natively."""
+    if wanted != "auto":
+        return wanted == "bf16"
+    # A GPU without it (T4, V100) emulates bf16, slower than fp32.
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+
+
+def prepare_data(job: Job, tokenizer: Any,
+                 eval_items: Any) -> tuple[list[TokenExample], list[TokenExample], dict[str, Any]]:  # fmt: skip
+    """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
+    train = job.stage.train
+    assert train is not None
+    examples, report = load_examples(
+        job.profile.data.train, tokenizer, max_length=train.max_length, seed=job.stage.seed
+    )
+    examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
+    kept, held_out = split(examples, train.eval_fraction)
+    held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
+    counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
+    return kept, held_out, counts
+
+
+def _trainable(model: PreTrainedModel, train: Train) -> Any:
+    """The model with what is to be trained, all that text goes through or an adapter on it, and the rest frozen."""
+    freeze_unused(model)
+    if train.lora is None:
+        return model
+    lora = train.lora
+    targets: Any = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    # Of a wrapper's tower too, which has layers of the names of the decoder's; None: nothing to leave out.
+    unused = unused_modules(model) or None
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,  # type: ignore[arg-type]
+                        exclude_modules=unused, task_type="CAUSAL_LM")  # fmt: skip
+    model.enable_input_require_grads()  # gradient checkpointing would otherwise see no input that needs a gradient
+    return get_peft_model(model, config)
+
+
+def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
+    train = job.stage.train
+    assert train is not None
+    checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage/capacity.py
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    spread = sharded.settings() if job.profile.sharding == "fsdp" else {}
+    schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
+        per_device_train_batch_size=train.batch_size, gradient_accumulation_steps=1,  # a step is one batch to Trainer
+        learning_rate=train.learning_rate, lr_scheduler_type=schedule, warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
+        optim=trainer_name(train),
+        bf16=mixed_precision(train.precision, device), use_cpu=device.type == "cpu",
+        **checkpointing, **spread,
+        eval_strategy="steps", eval_steps=train.eval_every, eval_on_start=False,
+        save_strategy="steps", save_steps=train.save_every, logging_steps=1, logging_nan_inf_filter=False,
+        report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # what a decoder holds as buffers never changes
+    )  # fmt: skip
+    if arguments.n_gpu > 1:  # Trainer would spread each batch over all GPUs it sees, and make it that much larger
+        arguments._n_gpu = 1
+    return arguments
+
+
+class _Evaluations:
+    """Logs each evaluation, applies the two rules, and restores itself from the log of a run that is resumed."""
+
+    def __init__(self, run: RunDir, train: Train, resumed_step: int | None) -> None:
+        self.run = run
+        self.plateau = Plateau(train.auto_stop)
+        self.learning = NoLearning(train.kill_after_steps, train.min_loss_improvement)
+        self.started = time.monotonic()
+        self.stop = False
+        self.losses: list[tuple[int, float]] = []
+        for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
+            self._take(int(line["step"]), float(line["eval_loss"]))
+
+    def _take(self, step: int, loss: float) -> str:
+        self.losses.append((step, loss))
+        verdict = self.plateau.update(step, loss)
+        self.stop = verdict.stop
+        self.learning.update(step, loss)
+        return verdict.line
+
+    def __call__(self, step: int, loss: float) -> bool:
+        """Whether training is to stop."""
+        if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
+            return self.stop
+        self.run.append_jsonl("eval_log.jsonl", {
+            "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
+            "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
+        })  # fmt: skip
+        log.info(self._take(step, loss))
+        return self.stop
+
+
+def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
+          resume: bool) -> dict[str, Any]:  # fmt: skip
+    """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
+
+    Args:
+        job: with `sharding` resolved (app.stage.capacity.resolved).
+        loaded: float32 weights of the starting model.
+        resume: go on from the newest complete checkpoint of the run, if it has one.
+
+    Raises:
+        TrainingEnded: not finite, nothing learnt, or a signal.
+        DataError: unusable data.
+        ConfigError: examples may be longer than the model's context.
+        ModelError: the compiled attention does not obey the mask.
+    """
+    run, heart, ranks = context.run, context.heart, context.ranks
+    section, spread = job.train, job.profile.sharding == "fsdp"
+    assert section is not None
+    if section.max_length > loaded.max_length:
+        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
+                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if spread:
+        sharded.require_shardable(section)
+    heart.phase("data")
+    kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
+    log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
+             f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
+    model = _trainable(loaded.model, section)
+    params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
+    params_total = sum(p.numel() for p in model.parameters())
+    fast = suits(loaded)
+    steps_of = Steps(
+        Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
+                 tokens_multiple(fast, loaded.device)),
+        job.halved(row_tokens(section.pack_tokens, fast, loaded.device)), section.micro_batch_size,
+        ranks.rank, ranks.world,
+    )  # fmt: skip
+    if resume:
+        heart.phase("load")
+    at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
+    if resume and at is None:
+        log.info("no checkpoint to go on from: training begins from its start")
+    if at is not None:
+        sharded.require_resumable(at, job.profile.sharding)
+    step = checkpoint.step_of(at) if at else None
+    for name in ("train_log.jsonl", "eval_log.jsonl"):
+        run.rewind_jsonl(name, step if step is not None else -1)
+    ranks.wait()  # all of them read the logs next
+    evaluations = _Evaluations(run, section, step)
+    recorder = Recorder(run, context.stop, heart, ranks)
+
+    trainer = PrefillTrainer(
+        model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
+        train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
+        eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
+        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heart.phase,
+        ranks=ranks, at_first=lambda: heart.beating("compile") if fast else nullcontext(), callbacks=[recorder],
+    )  # fmt: skip
+    for one in (model, trainer.teacher) if fast else ():
+        if one is not None:
+            speed_up(one)
+            # The self-check of the start ran on another attention. Autocast as in training: what runs is what is checked.
+            with heart.beating("compile"), trainer.accelerator.autocast():
+                require_dependence(one, sorted({section.mask, "causal"}), loaded.origin, 4 * TILE)
+    before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
+    recorder.tokens = int(before.get("tokens") or 0)
+    recorder.response_tokens = int(before.get("response_tokens") or 0)
+    recorder.trainer, recorder.seconds_before = trainer, float(before.get("seconds") or 0.0)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    started = time.monotonic()
+    if step is None:
+        trainer.evaluate()  # the loss that learning is measured from
+    if at is not None:
+        log.info(f"resuming from {at}")
+        heart.phase("load")
+    if at is not None and evaluations.stop:
+        trainer.restore(at)  # what ended this training had been seen before it was interrupted
+    else:
+        trainer.train(resume_from_checkpoint=str(at) if at else None)
+    if recorder.stopped:
+        raise interrupted(trainer.state.global_step)
+    if evaluations.losses[-1][0] != trainer.state.global_step:
+        trainer.evaluate()
+    seconds = time.monotonic() - started + recorder.seconds_before
+    steps = trainer.state.global_step
+    about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id, "steps": steps,
+             "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
+    dtype = pick_dtype(job.profile.model.dtype, loaded.device)
+    heart.phase("save")
+    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
+        sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
+    if ranks.main:
+        checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
+    ranks.wait()
+    losses = [loss for _, loss in evaluations.losses]
+    logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
+    return {
+        "mask": section.mask, "steps": steps, "max_steps": section.max_steps,
+        "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
+        "train_examples": counts["train"], "eval_examples": counts["eval"],
+        "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
+        "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": losses[0], "eval_loss_best": min(losses),
+        "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
+        "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
+        "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
+        "params_trained": params_trained, "params_total": params_total,
+        "precision": "bf16 autocast, fp32 weights" if trainer.args.bf16 else "fp32",
+        "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
+        "padding": 1 - trainer.tokens_seen / trainer.padded_tokens_seen if trainer.padded_tokens_seen else 0.0,
+        "gradient_checkpointing": section.gradient_checkpointing is True,
+        "objective": section.objective.model_dump(), "resumed_from_step": step,
+    }  # fmt: skip

@@ -1,0 +1,163 @@
+"""`attach`, `down` and `pull`: a run that was begun, taken up, ended, and fetched from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from jobs.errors import RunStateError
+from vast.commands import start
+from vast.commands.options import runs_option
+from vast.commands.wiring import Wiring
+from vast.ports import Clock, Seconds
+from vast.records.run_dir import Folder, find
+from vast.session.session import exit_code, said
+from vast.supervisor.journal import FileJournal
+from vast.supervisor.state import Phase, RunState
+
+POLL: Seconds = 0.5
+PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull takes its time
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--detach", is_flag=True, help="If nobody looks after the run: do that in the background.")
+@runs_option
+@click.pass_obj
+def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> None:
+    """Follow RUN; if nobody looks after it, such as after a reboot, take it over and go on.
+
+    Without RUN: the one that is open. Ctrl-C while following only ends the following.
+    """
+    _ends_with(_attached(wiring, find(runs_dir.absolute(), run), detach))
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--no-wait", is_flag=True, help="Do not wait for the end of a run that a supervisor looks after.")
+@runs_option
+@click.pass_obj
+def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None:
+    """End RUN: a checkpoint, a last pull, and its machine is destroyed until its absence is proven.
+
+    The request is written down first. If nobody looks after the run, this command does it.
+    """
+    folder = find(runs_dir.absolute(), run)
+    last = folder.last()
+    if last is None:
+        raise RunStateError(folder.path, "was never begun, so nothing was rented", f"remove it: rm -r {folder.path}")
+    if last.state.phase is Phase.CLOSED:
+        click.echo(f"{folder.run_id}: closed already: {last.state.result}", err=True)
+        return
+    folder.ask(folder.down, "vast down")
+    if folder.is_supervised() and no_wait:
+        click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
+        return
+    code = _attached(wiring, folder, False, lenient=True)
+    state = _state(folder)
+    _ends_with(0 if state.phase is Phase.CLOSED else code)
+
+
+@click.command()
+@click.argument("run", required=False)
+@runs_option
+@click.pass_obj
+def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
+    """Fetch now what is new of RUN: metrics, logs, the newest complete checkpoint.
+
+    Nothing else is done to the run; a supervisor that looks after it is asked to fetch.
+    """
+    folder = find(runs_dir.absolute(), run)
+    last = folder.last()
+    if last is not None and last.state.phase is Phase.CLOSED:
+        raise RunStateError(folder.path, "is closed: nothing is left to fetch from", "what there was is under runs/")
+    if folder.is_supervised():
+        folder.ask(folder.pull, "vast pull")
+        click.echo(f"asked {folder.supervisor()}", err=True)
+        _wait_until(wiring.clock, lambda: not folder.pull.exists() or not folder.is_supervised(), PATIENCE)
+        if folder.pull.exists():
+            raise RunStateError(folder.path, "the supervisor has not fetched yet", f"see {folder.log}, and wait")
+        return
+    machine = None if last is None else last.state.machine
+    if machine is None or not machine.starts or not machine.addresses:
+        raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
+    secrets = start.held(start.policy_of(folder), wiring, lenient=True).named
+    shell = start.shell_for(folder, wiring, secrets, lambda: machine.id)
+    held = FileJournal(folder.path)  # one process at a time writes what is fetched
+    try:
+        got = shell.pull(machine.addresses, everything=False)
+    finally:
+        held.close()
+        shell.close()
+    if got is None:
+        raise RunStateError(
+            folder.path, "the host does not answer", f"try again, or: python -m vast attach {folder.run_id}"
+        )
+    click.echo(said(got.verified, got.message, got.bytes), err=True)
+    _ends_with(0 if got.verified else 1)
+
+
+# ---- following and taking over ----------------------------------------------------------------------------------------------
+
+
+def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = False) -> int:
+    """Follow while somebody looks after the run, else look after it. Returns the exit code of the run."""
+    shown = folder.lines.stat().st_size if lenient and folder.lines.exists() else 0
+    while True:
+        if folder.is_supervised():
+            click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
+            shown = follow(folder, wiring.clock, shown)
+        state = _state(folder)
+        if state.phase is Phase.CLOSED and folder.report.exists():
+            start.say_end(folder, state)
+            return exit_code(state)
+        try:
+            return _taken_over(wiring, folder, detach, lenient)
+        except RunStateError:
+            if not folder.is_supervised():
+                raise  # else another process was faster, and is followed
+
+
+def _taken_over(wiring: Wiring, folder: Folder, detach: bool, lenient: bool) -> int:
+    click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
+
+    def work(begun: Callable[[], None] = lambda: None) -> int:
+        return start.in_foreground(start.session(folder, wiring, lenient=lenient), None, begun)
+
+    if not detach:
+        return work()
+    pid = start.in_background(folder, work)
+    click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
+    return 0
+
+
+def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
+    """Print what looks show, from byte `shown` on, until nobody looks after the run. Returns the bytes shown."""
+    view = start.view_for(folder.run_id)
+    with view:
+        while True:
+            alive = folder.is_supervised()  # asked first: what was written before the end is shown
+            shown = start.show_lines(folder, view, shown)
+            if not alive:
+                return shown
+            clock.sleep(POLL)
+
+
+def _wait_until(clock: Clock, done: Callable[[], bool], seconds: Seconds) -> None:
+    until = clock.monotonic() + seconds
+    while not done() and clock.monotonic() < until:
+        clock.sleep(POLL)
+
+
+def _state(folder: Folder) -> RunState:
+    last = folder.last()
+    if last is None:
+        raise RunStateError(folder.path, "was never begun", "start a new one: python -m vast up")
+    return last.state
+
+
+def _ends_with(code: int) -> None:
+    if code:
+        raise click.exceptions.Exit(code)

@@ -1,0 +1,149 @@
+"""`python -m vast local STAGE`: the same supervisor, over a container of this machine."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import click
+
+from jobs import yamlfile
+from jobs.errors import ConfigError, UserError
+from jobs.load import profile_names, resolve
+from jobs.validate import Layer, validate
+from vast import policy as policies
+from vast.commands import start
+from vast.commands.local_wiring import Local
+from vast.commands.options import POSITIVE, profile_option, runs_option
+from vast.commands.wiring import Wiring
+from vast.local import connect, given
+from vast.local.container_spec import Asked
+from vast.local.engine import Engine
+from vast.local.engine import connect as reach
+from vast.local.engine_errors import EngineError, Missing
+from vast.policy import Policy
+from vast.ports import OfferQuery
+from vast.records.run_dir import Folder, Request, require_writable
+from vast.rental import plan as plans
+from vast.rental import preflight
+from vast.supervisor.state import Plan
+
+POLICY = Path(__file__).with_name("policy.yaml")
+POLICY_NAME = "vast/local/policy.yaml"
+
+
+@click.command()
+@click.argument("stage")
+@profile_option
+@click.option("--image", default="prefill:local", show_default=True, envvar="IMAGE", show_envvar=True,
+              help="As made by make image.")  # fmt: skip
+@click.option("--max-hours", type=POSITIVE, metavar="HOURS", help="In place of the policy's caps.hours.")
+@click.option("--gpu", default="auto", show_default=True, envvar="GPU", metavar="WHICH",
+              help="auto, none, all, or numbers such as 0,1; auto: all of them where the engine can hand them on.")  # fmt: skip
+@click.option("--cache", default="prefill-cache", show_default=True, envvar="CACHE",
+              help="A volume's name or a directory, for models, data and compiled kernels.")  # fmt: skip
+@click.option("--mount", "readable", multiple=True, envvar="MOUNTS", metavar="PATH",
+              help="Readable in the container under the same path, such as data that a profile names. Repeatable.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of the container, too. Repeatable.")
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
+              help=f"A policy file, laid over vast/policy.yaml and {POLICY_NAME}.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Score only the first N items of each task.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key of the stage. Repeatable.")
+@runs_option
+@click.option("--yes", is_flag=True, help="As for up; nothing is asked here, since nothing is paid for.")
+@click.pass_obj
+def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float | None, gpu: str, cache: str,
+          readable: tuple[str, ...], labels: tuple[str, ...], policy_file: Path | None, limit: int | None,
+          seed: int | None, sets: tuple[str, ...], runs_dir: Path, yes: bool) -> None:  # fmt: skip
+    """Run STAGE in a container of this machine under the supervisor: watched, restarted, fetched and removed.
+
+    It needs a container engine and neither an account nor ssh. Ctrl-C asks for the end: a checkpoint, a last pull, and the
+    container is removed; a second Ctrl-C leaves, and `attach` goes on.
+    """
+    caps = {} if max_hours is None else {f"--max-hours {max_hours:g}": {"caps": {"hours": max_hours}}}
+    policy = load_policy(policy_file, caps)
+    job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
+    runs_dir = runs_dir.absolute()
+    profile_file = None if profile in profile_names() else Path(profile).absolute()
+    request = Request(
+        stage, job.profile.name, image, gpu, profile_file=None if profile_file is None else str(profile_file),
+        init_runs=preflight.starting_runs(runs_dir, job),
+    )  # fmt: skip
+    start.held(policy, wiring)
+    engine = reach(wiring.environ)
+    made = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
+    require_writable(runs_dir)
+    now = datetime.fromtimestamp(wiring.clock.now(), UTC)
+    run_id = plans.run_id_of(stage, now, token_hex(2))
+    sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
+    command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
+    plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)
+    for name, value in words_of(plan, policy, made.given, request):
+        click.echo(f"{name:<12} {value}", err=True)
+    folder = Folder(runs_dir, run_id)
+    folder.make(request, policies.text(policy))
+    given.write(folder.local, made.given)
+    click.echo(f"run {run_id}: {folder.path}", err=True)
+    code = start.in_foreground(start.session(folder, connect.wiring_of(wiring, made)), plan)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
+    """Ours for this machine over that for rented ones, and what was given over both. Raises ConfigError."""
+    layers = [
+        Layer("vast/policy.yaml", yamlfile.read(policies.DEFAULT, "vast/policy.yaml")),
+        Layer(POLICY_NAME, yamlfile.read(POLICY, POLICY_NAME)),
+    ]
+    if path is not None:
+        layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+    layers += [Layer(option, dict(values)) for option, values in options.items()]
+    return validate(Policy, layers)
+
+
+def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> Local:
+    """The image, pulled if it is not here, and what a container is given. Raises UserError before anything is made."""
+    where = f"--image {image}"
+    try:
+        info, identity = engine.info(), engine.identity()
+        try:
+            found = engine.image(image)
+        except Missing:
+            click.echo(f"{image}: not here; pulling it", err=True)
+            engine.pull(image)
+            found = engine.image(image)
+    except EngineError as error:
+        fact = f"no such image here, and it cannot be pulled ({error})"
+        raise UserError(where, fact, "build it: make image; or correct --image") from None
+    ident = found.get("Id")
+    if not isinstance(ident, str):
+        raise ConfigError(where, "the engine does not say which image that is", "correct --image")
+    return Local(engine, given.decide(asked, info, identity, ident, environ, given.caller(), has_gpu))
+
+
+def has_gpu() -> bool:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def words_of(plan: Plan, policy: Policy, decided: given.Given, request: Request) -> list[tuple[str, str]]:
+    """The plan, for a person."""
+    rows = [
+        ("stage", f"{request.stage}, profile {request.profile}"),
+        ("starts from", ", ".join(request.init_runs) or "the base model"),
+        ("image", f"{plan.image} ({decided.image_id.removeprefix('sha256:')[:12]})"),
+        ("container", f"user {decided.user}, GPUs: {decided.gpus}, cache {decided.cache}; removed at the end"),
+        ("caps", f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end"),
+        ("attempts", f"{policy.attempts} containers, one after the other"),
+    ]
+    if policy.secrets:
+        rows.append(("secrets", f"{', '.join(policy.secrets)}, handed over when the job starts"))
+    return rows

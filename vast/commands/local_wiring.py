@@ -1,0 +1,104 @@
+"""A local run put together: in place of the market, ssh and an account's key it has the engine of this machine."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunStateError
+from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
+from vast.local import given
+from vast.local.container_spec import Given
+from vast.local.engine import Engine, connect
+from vast.local.engine_errors import EngineError
+from vast.local.local_cloud import LocalCloud
+from vast.local.transport import LocalTransport
+from vast.ports import Clock, Cloud, label_text
+from vast.records.run_dir import Folder
+from vast.rental import onstart
+from vast.rental.onstart import Switch
+from vast.secrets import Secret
+from vast.shell.hostshell import HostShell
+
+
+@dataclass(frozen=True)
+class Local:
+    """What a local run stands on."""
+
+    engine: Engine
+    given: Given
+
+    def cloud(self) -> LocalCloud:
+        return LocalCloud(self.engine, self.given)
+
+    def transport(self) -> LocalTransport:
+        return LocalTransport(self.engine, self.given.uid_gid())
+
+    def answers(self) -> bool:
+        """Whether "our own network works", which is here: whether the engine does."""
+        try:
+            return self.engine.identity() == self.given.engine
+        except EngineError:
+            return False
+
+    def sweep(self, folder: Folder) -> None:
+        """Volumes of the run's containers that somebody removed by hand."""
+        last = folder.last()
+        if last is not None:
+            self.cloud().sweep(label_text(last.state.run_id, last.state.deadline))
+
+
+def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
+    """A run that was begun. Raises UserError: no engine answers, or another one than that of the run."""
+    known = given.read(folder.local)
+    engine = connect(environ)
+    try:
+        found = engine.identity()
+    except EngineError as error:
+        raise RunStateError(folder.path, f"the container engine does not answer: {error}", "start it") from None
+    if found != known.engine:
+        fact = f"its container is on the engine {known.engine}, and {found} answers"
+        raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")
+    return Local(engine, known)
+
+
+def wiring_for(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring` with the engine in place of the market and of ssh; no key of an account is looked for. Raises UserError."""
+    if wiring.first_process is first_process:
+        return wiring
+    return wiring_of(wiring, reopen(folder, wiring.environ))
+
+
+def wiring_of(wiring: Wiring, local: Local) -> Wiring:
+    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
+        return local.cloud(), Secret("")
+
+    def shell(needs: Needs) -> RunShell:
+        folder = needs.folder
+        return LocalShell(
+            local.transport(), folder.runs_dir, folder.path, folder.nonce(), needs.clock, local.answers,
+            secrets=lambda: needs.secrets, inputs=inputs_of(folder.runs_dir, needs.request), sweep=lambda: local.sweep(folder),
+        )  # fmt: skip
+
+    return replace(wiring, connect=market, shell=shell, first_process=first_process)
+
+
+class LocalShell(HostShell):
+    """sweep: removes what is left of containers that are gone."""
+
+    def __init__(self, *of_host_shell: Any, sweep: Callable[[], None], **options: Any) -> None:
+        super().__init__(*of_host_shell, **options)
+        self._sweep = sweep
+
+    def close(self) -> None:
+        super().close()
+        self._sweep()
+
+
+def first_process(switch: Switch) -> str:
+    """What the container's init runs, as words for shlex.split: its end is the container's."""
+    words = (onstart.PYTHON, "-m", "vast.host.watchdog", *onstart.arguments(replace(switch, url="")), "--local")
+    return shlex.join(words)

@@ -1,0 +1,125 @@
+"""`status` and `logs`: what is known of runs, and what their jobs print. Neither needs the account's key."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from jobs.errors import RunStateError
+from vast.commands import start
+from vast.commands.options import runs_option
+from vast.commands.wiring import Wiring
+from vast.ports import Seconds
+from vast.records import status as statuses
+from vast.records.run_dir import Folder, find, folders
+from vast.supervisor.journal import records
+from vast.supervisor.state import Machine, Phase
+
+FOLLOW: Seconds = 5.0  # between two questions to the host
+JOB_LOG = Path("host") / "job.log"  # of a run that was fetched
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--json", "as_json", is_flag=True, help="A JSON list, one object a run.")
+@runs_option
+@click.pass_obj
+def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> None:
+    """What is known here of RUN, or of every rented run: from their journals, without asking anybody."""
+    runs_dir = runs_dir.absolute()
+    chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
+    found = [statuses.status(folder, wiring.clock) for folder in chosen]
+    if as_json:
+        click.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    if not found:
+        click.echo("no rented run is kept here", err=True)
+        return
+    _print(found)
+    for one in found:
+        for text in (one.note, f"lost: {one.lost}" if one.lost else ""):
+            if text:
+                click.echo(f"{one.run}: {text}", err=True)
+
+
+def _print(found: list[statuses.Status]) -> None:
+    rows = statuses.rows(found)
+    if not sys.stdout.isatty():
+        for row in (statuses.COLUMNS, *rows):
+            click.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in statuses.COLUMNS:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the run is closed.")
+@runs_option
+@click.pass_obj
+def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
+    """Print the log of RUN's job: from the host while there is one, else what was fetched."""
+    folder = find(runs_dir.absolute(), run)
+    shown = 0
+    answered = False
+    while True:
+        machine, closed = _where(folder)
+        part = _from_host(folder, wiring, machine, shown) if machine is not None else None
+        if part is None and (closed or not follow):
+            part = _at_home(folder, shown)
+        if part is not None:
+            text, following = part
+            answered = True
+            click.echo(text, nl=False)
+            if following > shown:
+                shown = following
+                continue  # one answer may hold a part of it only
+        if closed or not follow:
+            break
+        wiring.clock.sleep(FOLLOW)
+    if not answered:
+        raise RunStateError(
+            folder.path, "no log: the host does not answer, and none was fetched", f"see {folder.lines}"
+        )
+
+
+def _where(folder: Folder) -> tuple[Machine | None, bool]:
+    """The machine with a job on it, and whether the run is closed."""
+    last = folder.last()
+    if last is None:
+        raise RunStateError(folder.path, "was never begun", "see: python -m vast status")
+    machine = last.state.machine
+    there = machine is not None and machine.starts and machine.addresses
+    return machine if there else None, last.state.phase is Phase.CLOSED
+
+
+def _from_host(folder: Folder, wiring: Wiring, machine: Machine, offset: int) -> tuple[str, int] | None:
+    shell = start.shell_for(folder, wiring, {}, lambda: machine.id)
+    try:
+        answer = shell.log(machine.addresses, follow_from=offset)
+    finally:
+        shell.close()
+    return None if answer is None else (str(answer["text"]), int(answer["next"]))
+
+
+def _at_home(folder: Folder, offset: int) -> tuple[str, int] | None:
+    """What was fetched of the newest job of the run."""
+    names = [one.state.machine.job.run for one in records(folder.path) if one.state.machine and one.state.machine.job]
+    for name in reversed([name for name in names if name is not None]):
+        path = folder.runs_dir / name / JOB_LOG
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read()
+            return data.decode("utf-8", errors="replace"), offset + len(data)
+    return None

@@ -1,0 +1,150 @@
+"""The machine that the dead-man's switch watches: its clock, its job, its lease, its own end. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jobs.errors import RunStateError
+from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.dead_man_switch import Memory
+from vast.host.runs import RUNNER
+
+API_SECONDS = 20.0
+_ID = re.compile(r"(?:C\.)?(\d+)")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """This machine, as its market knows it."""
+
+    id: int
+    key: str = field(repr=False)
+    url: str
+
+
+def take_instance(environment: MutableMapping[str, str], url: str) -> Instance | None:
+    """Take CONTAINER_ID and CONTAINER_API_KEY out of the environment."""
+    match = _ID.fullmatch(environment.pop("CONTAINER_ID", "").strip())
+    key = environment.pop("CONTAINER_API_KEY", "").strip()
+    return Instance(int(match[1]), key, url) if match and key else None
+
+
+class Machine:
+    """vast.host.watchdog.World of a real machine. instance: None for a local container, or where the environment names none."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], instance: Instance | None, local: bool) -> None:
+        self.directory, self.instance, self.local = directory, instance, local
+        self._jobs = directory.parent / RUNNER
+        self._config = config
+        self._at = time.monotonic()
+        self._asked: str | None = None
+        self._told: processes.Process | None = None  # the job that was asked to end
+        self._self = processes.identify(os.getpid())
+        self._message = (
+            "" if instance or local else "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
+        )
+
+    def elapsed(self) -> float:
+        now = time.monotonic()
+        self._at, passed = now, now - self._at
+        return passed
+
+    def sleep(self, seconds: float) -> None:
+        if os.getpid() == 1:
+            self._reap()
+        time.sleep(seconds)
+
+    def token(self) -> str | None:
+        return lease.token(self.directory)
+
+    def asked(self) -> str | None:
+        return self._asked
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = f"told to end: {signal.Signals(number).name}"
+
+    def job_lives(self) -> bool:
+        state = self._job()
+        return state is not None and not jobstate.over(state)
+
+    def signal_job(self, number: signal.Signals) -> None:
+        state = self._job()
+        job = None if state is None else jobstate.process(state, "job")
+        if job is None or (number is signal.SIGTERM and job == self._told):
+            return  # once is enough: a second one would kill a job that has saved its checkpoint and is just ending
+        with suppress(RunStateError):
+            if processes.signal_group(job, self._jobs / jobstate.LOG, number):
+                self._told = job
+
+    def destroy(self) -> str | None:
+        if self.local:
+            self.say("ended")
+            return None
+        return self._message if self.instance is None else delete(self.instance)
+
+    def keep(self, memory: Memory) -> None:
+        able = self.instance is not None or self.local
+        state = {
+            **{name: self._config[name] for name in ("run_id", "nonce")},
+            **asdict(memory),
+            "armed": able and memory.ending is None,
+            "message": memory.ending or self._message,
+            "pid": self._self.pid,
+            "ticks": self._self.ticks,
+            "boot_id": self._self.boot_id,
+        }
+        path = self.directory / lease.STATE
+        try:
+            jsonfiles.write(path, state)
+        except OSError:  # a full disk has no room for a new file, and in the old one's place there is some
+            with suppress(OSError):
+                jsonfiles.overwrite(path, state)
+
+    def say(self, text: str) -> None:
+        key = None if self.instance is None else self.instance.key
+        line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {text.replace(key, '***') if key else text}\n"
+        if self.local:
+            with suppress(OSError):
+                os.write(1, line.encode(errors="replace"))
+        with suppress(OSError), (self.directory / lease.LOG).open("a", encoding="utf-8", errors="replace") as file:
+            file.write(line)
+
+    def _job(self) -> jobstate.State | None:
+        with suppress(RunStateError):
+            return jobstate.observe(self._jobs)
+        return None
+
+    def _reap(self) -> None:
+        """The first process of a container inherits every orphan."""
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def delete(instance: Instance, timeout: float = API_SECONDS) -> str:
+    """One DELETE; what came of it, in words without the key."""
+    request = urllib.request.Request(
+        f"{instance.url}/api/v0/instances/{instance.id}/",
+        method="DELETE",
+        headers={"Authorization": f"Bearer {instance.key}", "Accept": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return f"{answer.status} {answer.read1(300).decode(errors='replace')!r}"
+    except urllib.error.HTTPError as error:
+        with error:
+            return f"{error.code} {error.read1(300).decode(errors='replace')!r}"
+    except Exception as error:  # whatever it is, it is tried again
+        return f"{type(error).__name__}: {getattr(error, 'reason', '') or 'no answer'}"

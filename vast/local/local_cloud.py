@@ -1,0 +1,252 @@
+"""The port Cloud over the container engine of this machine: its one offer costs nothing, its instances are containers.
+
+Whose answer counts: only that of the engine on which the run began. Another one behind the same socket, as after a change
+of DOCKER_HOST or a new data directory, knows nothing of the run's container, and its 404 proves nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shlex
+from datetime import datetime
+from typing import Any
+
+from vast.local.container_spec import Given, environment, host_config
+from vast.local.engine import Engine
+from vast.local.engine_errors import EngineError, Missing, Refused, Silent
+from vast.ports import (
+    GONE,
+    Account,
+    Address,
+    Contract,
+    CreateResult,
+    Destroyed,
+    Gone,
+    Instance,
+    Offer,
+    OfferQuery,
+    Seconds,
+    Status,
+    parse_label,
+)
+
+log = logging.getLogger(__name__)
+
+RUN = "prefill.run"  # the docker label that holds the label of the run
+MACHINE = "prefill.machine"
+ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
+LOG_LINES = 1000
+FOREVER = 24 * 365.0  # hours
+PLENTY = 1e6  # Mbit/s
+# `created` is also what a container stays whose start failed; create() has said so then.
+STATUS = {
+    "created": Status.CREATED,
+    "running": Status.RUNNING,
+    "paused": Status.FROZEN,
+    "restarting": Status.REBOOTING,
+    "exited": Status.EXITED,
+    "dead": Status.EXITED,
+}
+NAME_TAKEN = 409
+
+
+class LocalCloud:
+    """Implements vast.ports.Cloud. `trouble` says why the last None, False, "refused" or "unclear" was one."""
+
+    def __init__(self, engine: Engine, given: Given) -> None:
+        self._engine, self._given = engine, given
+        self.trouble = ""
+
+    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+        """This machine. Each time that it is banned it gets another number: a container failed, not the machine."""
+        if self.account() is None:
+            return None
+        number = next(one for one in itertools.count(1) if one not in query.banned_machines)
+        gpus = 0 if self._given.gpus == "none" else query.gpus
+        offer = Offer(
+            number, number, "this machine", gpus, 0.0, 0.0, None, 1.0, PLENTY, PLENTY, FOREVER, 1, place="here"
+        )
+        return (offer,)
+
+    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+        """The container's pid 1 is tini and its only child the command `contract.onstart`, the dead-man's switch."""
+        label = parse_label(contract.label)
+        if label is None:
+            return self._refused(None, f"{contract.label!r} is no label of a run")
+        marks = {RUN: contract.label}
+        try:
+            container = self._engine.create(
+                image=self._given.image_id,
+                # One name for all of a run's containers: the engine itself refuses a second one beside the first.
+                name=f"prefill-{label.run_id}",
+                entrypoint=["tini", "--"],
+                command=shlex.split(contract.onstart),
+                user=self._given.user,
+                environment=environment(self._given) | dict(contract.env),
+                working_dir="/opt/prefill",
+                # The supervisor looks after it. Each command that begins while somebody pauses a container can lock up an
+                # engine: runc waits for a process that is frozen, and the engine for runc.
+                healthcheck={"test": ["NONE"]},
+                labels={**dict(self._given.labels), **marks, MACHINE: str(offer_id)},
+                host_config=self._engine.api.create_host_config(**host_config(self._given, marks)),
+            )
+        except (Missing, Refused) as error:
+            status = error.status if isinstance(error, Refused) else 0
+            if status == NAME_TAKEN or status >= 500:
+                return self._unclear(error)
+            return self._refused(None, str(error))
+        except EngineError as error:
+            return self._unclear(error)
+        number = _number(container)
+        try:
+            self._engine.start(container)
+        except (Missing, Refused) as error:
+            return self._refused(number, str(error))
+        except EngineError as error:
+            self._note("start", error)  # it exists; what its status says then decides
+        return CreateResult("created", number)
+
+    def instances(self) -> tuple[Instance, ...] | None:
+        """Containers of every local run; one that is removed while they are listed is left out."""
+        try:
+            found = [one["Id"] for one in self._engine.containers(RUN)]
+            states = [self._looked(str(one)) for one in found]
+        except EngineError as error:
+            self._note("list", error)
+            return None
+        except KeyError:
+            self._note("list", "a container without an id")
+            return None
+        return tuple(one for one in states if isinstance(one, Instance))
+
+    def instance(self, instance_id: int) -> Instance | Gone | None:
+        try:
+            return self._looked(_name(instance_id))
+        except EngineError as error:
+            self._note(_name(instance_id), error)
+            return None
+
+    def destroy(self, instance_id: int) -> Destroyed:
+        """At once, with its volume /runs. Only what carries a run's label is touched."""
+        name = _name(instance_id)
+        try:
+            found = self._looked(name)
+            if isinstance(found, Instance):
+                self._engine.remove(name)
+            elif found is None:
+                return "unclear"
+        except Missing:
+            pass
+        except EngineError as error:
+            self._note(f"remove {name}", error)
+            return "unclear"
+        return "accepted"
+
+    def set_label(self, instance_id: int, label: str) -> bool:
+        self._note("label", "a container keeps the labels that it was made with")
+        return False
+
+    def attach_key(self, instance_id: int, public_key: str) -> bool:
+        return True  # the way in is the engine's, and needs none
+
+    def logs(self, instance_id: int) -> str | None:
+        try:
+            return self._engine.logs(_name(instance_id), LOG_LINES).decode(errors="replace")
+        except EngineError as error:
+            self._note("logs", error)
+            return None
+
+    def account(self) -> Account | None:
+        """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""
+        try:
+            found = self._engine.identity()
+        except EngineError as error:
+            self._note("engine", error)
+            return None
+        if found != self._given.engine:
+            self._note("engine", f"another one answers ({found}); the run is on {self._given.engine}")
+            return None
+        return Account(0.0)
+
+    def sweep(self, run_label: str) -> int | None:
+        """Remove what a container left that was removed by hand: its volume. How many there were."""
+        try:
+            return self._engine.remove_left_volumes(f"{RUN}={run_label}")
+        except EngineError as error:
+            self._note("volumes", error)
+            return None
+
+    # ---- answers
+
+    def _looked(self, name: str) -> Instance | Gone | None:
+        """Raises EngineError but Missing. None: there is such a container, and it is none of ours."""
+        try:
+            row = self._engine.inspect(name)
+        except Missing:
+            return GONE
+        try:
+            return _instance(row, name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Silent(f"{name}: an odd answer: {error!r}") from None
+
+    def _note(self, what: str, error: object) -> None:
+        words = f"{what}: {error}"
+        if words != self.trouble:
+            log.warning("%s", words)  # once, however often it is asked again
+        self.trouble = words
+
+    def _refused(self, number: int | None, words: str) -> CreateResult:
+        self._note("create", words)
+        return CreateResult("refused", number, words)
+
+    def _unclear(self, error: EngineError) -> CreateResult:
+        self._note("create", error)
+        return CreateResult("unclear", None, str(error))
+
+
+def _number(container: str) -> int:
+    return int(container[:ID_DIGITS], 16)
+
+
+def _name(instance_id: int) -> str:
+    return f"{instance_id:0{ID_DIGITS}x}"
+
+
+def _instance(row: dict[str, Any], name: str) -> Instance | None:
+    """Raises KeyError and the like where the answer is not what the engine's API promises."""
+    ident, labels, state = str(row["Id"]), row["Config"]["Labels"] or {}, row["State"]
+    if not ident.startswith(name):
+        raise ValueError(f"asked for {name}, told of {ident}")
+    if RUN not in labels:
+        return None
+    status = STATUS.get(str(state["Status"]), Status.UNKNOWN)
+    machine = str(labels.get(MACHINE, ""))
+    return Instance(
+        id=_number(ident),
+        label=str(labels[RUN]),
+        machine_id=int(machine) if machine.isdigit() else 0,
+        status=status,
+        intended="running",
+        message=_message(state, status),
+        dollars_per_hour=0.0,
+        started=_unix(str(state.get("StartedAt", ""))),
+        end=None,
+        addresses=(Address(ident[:ID_DIGITS], 0),),
+    )
+
+
+def _message(state: dict[str, Any], status: Status) -> str:
+    said = str(state.get("Error") or "")
+    if status is Status.EXITED and not said:
+        said = f"ended with {state.get('ExitCode')}"
+    return f"{said}; out of memory" if state.get("OOMKilled") else said
+
+
+def _unix(text: str) -> Seconds | None:
+    """0001-01-01T00:00:00Z: never. The engine writes nanoseconds, which Python 3.11 cuts off."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at.timestamp() if at.year > 1 and at.tzinfo is not None else None

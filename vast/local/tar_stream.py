@@ -1,0 +1,156 @@
+"""Tar archives as the engine sends and takes them: one file is read from one, and many are written into one.
+
+What a host sends is not trusted: of an archive only the content of its one regular file is used, and nothing of its name,
+owner, mode or links.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from vast.local.engine_errors import EngineError
+
+CHUNK = 1 << 16
+BLOCK = 512
+
+
+class Odd(EngineError):
+    """An archive, or a path, that is not what was asked for."""
+
+
+class NoRoom(EngineError):
+    """No space left on this machine's disk."""
+
+
+def inside(path: str) -> PurePosixPath:
+    """A relative path that stays below where it is put. Raises Odd."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or pure == PurePosixPath("."):
+        raise Odd(f"{path!r} is no path below its directory")
+    return pure
+
+
+class _Stream(io.RawIOBase):
+    """Chunks as a file that can be read."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._rest = chunks, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        parts = [self._rest]
+        have = len(self._rest)
+        while size < 0 or have < size:
+            chunk = next(self._chunks, b"")
+            if not chunk:
+                break
+            parts.append(chunk)
+            have += len(chunk)
+        data = b"".join(parts)
+        end = len(data) if size < 0 else size
+        self._rest = data[end:]
+        return data[:end]
+
+
+def save(chunks: Iterable[bytes], target: Path) -> None:
+    """Write the one regular file of an archive to `target`, under another name until all of it is there.
+
+    What has that size and time already is left as it is: whoever checks it removes it if it is not as it should be.
+    Raises Odd for any other archive, NoRoom, and what `chunks` raises.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with tarfile.open(fileobj=_Stream(iter(chunks)), mode="r|") as archive:
+            member = archive.next()
+            if member is None or not member.isreg():
+                raise Odd(f"{target.name}: expected one regular file")
+            if _is_same(target, member):
+                return
+            content = archive.extractfile(member)
+            assert content is not None
+            _copy(content, part)  # fails with TarError if it is shorter than the archive says
+            if archive.next() is not None:
+                raise Odd(f"{target.name}: expected one regular file, found more")
+        with _disk():
+            os.utime(part, (member.mtime, member.mtime))
+            part.replace(target)
+    except tarfile.TarError as error:
+        raise Odd(f"{target.name}: {error}") from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _is_same(target: Path, member: tarfile.TarInfo) -> bool:
+    with suppress(OSError):
+        found = target.lstat()
+        return stat.S_ISREG(found.st_mode) and found.st_size == member.size and int(found.st_mtime) == int(member.mtime)
+    return False
+
+
+def _copy(source: IO[bytes], part: Path) -> None:
+    with _disk():
+        part.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("wb")
+    with file:
+        while chunk := source.read(CHUNK):
+            with _disk():
+                file.write(chunk)
+        with _disk():
+            file.flush()
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """This machine's disk, told apart from the way to the engine, whose faults are OSErrors too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(str(error)) from None
+        raise Odd(str(error)) from None
+
+
+def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str) -> Iterator[bytes]:
+    """An archive of `source`/path, each named `below`/path, with the directories on the way, all of `owner` (uid, gid).
+
+    Raises Odd for what cannot be read, and for a file that becomes shorter meanwhile.
+    """
+    made: set[str] = set()
+    for path in paths:
+        name = PurePosixPath(below, inside(path))
+        for parent in reversed(name.parents):
+            if str(parent) not in (".", *made):
+                made.add(str(parent))
+                yield _header(str(parent), tarfile.DIRTYPE, 0o755, 0, 0.0, owner)
+        with _disk():
+            file = (source / path).open("rb")
+        with file:
+            found = os.fstat(file.fileno())
+            yield _header(str(name), tarfile.REGTYPE, 0o644, found.st_size, found.st_mtime, owner)
+            left = found.st_size
+            while left:
+                chunk = file.read(min(CHUNK, left))
+                if not chunk:
+                    raise Odd(f"{path}: became shorter while it was sent")
+                left -= len(chunk)
+                yield chunk
+            yield bytes(-found.st_size % BLOCK)
+    yield bytes(2 * BLOCK)
+
+
+def _header(name: str, kind: bytes, mode: int, size: int, mtime: float, owner: tuple[int, int]) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode, info.size, info.mtime = kind, mode, size, int(mtime)
+    info.uid, info.gid = owner
+    return info.tobuf(tarfile.PAX_FORMAT)

@@ -1,0 +1,182 @@
+"""The directory of a rented run, runs/vast/<run_id>/: the one place that names its files.
+
+journal.jsonl, supervisor.lock, supervisor.token   vast/supervisor/journal.py
+request.json    what a person asked for, and the estimate: what a resumed supervisor and the report need beside the plan
+policy.yaml     the policy as it was decided, so that the run is resumed under the same one
+local.json      of a run in a container of this machine: what its containers are given, see vast/local/container_spec.py
+nonce           proves that a machine is the one that was rented; key, key.pub, known_hosts: of ssh
+lines.txt       one line a look; log.txt: the output of a supervisor in the background
+down, pull      requests of a person to the supervisor that looks after the run
+staging/        what is being fetched
+report.md, report.json   at the end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs import lock
+from jobs.artifacts import io_errors_reported, read_json, write_text_atomically
+from jobs.errors import RunStateError, UserError
+from vast.ports import Seconds
+from vast.supervisor import journal
+from vast.supervisor.journal import LOCK
+
+VAST = "vast"  # below the runs directory
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, in the words of the command line."""
+
+    stage: str
+    profile: str
+    image: str
+    gpu: str | None = None
+    gpus: int = 1
+    profile_file: str | None = None  # absolute: a profile that is a file of one's own
+    init_runs: tuple[str, ...] = ()  # such as stage3b/20261123-101500: runs that the stage starts from
+    estimate_hours: float | None = None
+    estimate_dollars: float | None = None
+    ssh_key: str | None = None  # absolute: a private key of the user's own
+
+
+class Folder:
+    def __init__(self, runs_dir: Path, run_id: str) -> None:
+        self.runs_dir, self.run_id = runs_dir, run_id
+        self.path = path = runs_dir / VAST / run_id
+        self.policy, self.key = path / "policy.yaml", path / "key"
+        self.local = path / "local.json"
+        self.log, self.lines = path / "log.txt", path / "lines.txt"
+        self.down, self.pull = path / "down", path / "pull"
+        self.report, self.report_text = path / "report.json", path / "report.md"
+
+    def __repr__(self) -> str:
+        return f"Folder({self.path})"
+
+    # ---- making one
+
+    def make(self, request: Request, policy_text: str) -> None:
+        """Everything but the journal, which the supervisor begins. Raises RunStateError, DiskFull."""
+        with io_errors_reported(self.path):
+            self.path.mkdir(parents=True, mode=0o700)
+        self._write("nonce", secrets.token_hex(16) + "\n")
+        self._write("policy.yaml", policy_text)
+        self._write("request.json", json.dumps(asdict(request), indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        write_text_atomically(self.path / name, text)
+
+    # ---- reading
+
+    def request(self) -> Request:
+        fields: dict[str, Any] = read_json(self.path / "request.json")
+        try:
+            return Request(**{**fields, "init_runs": tuple(fields.get("init_runs", ()))})
+        except TypeError:
+            raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
+
+    def nonce(self) -> str:
+        try:
+            return (self.path / "nonce").read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            raise RunStateError(self.path / "nonce", "cannot be read", "end its machines: vast reap") from None
+
+    def is_supervised(self) -> bool:
+        """Whether a living process here looks after the run."""
+        return lock.is_held(self.path / LOCK)
+
+    def supervisor(self) -> str:
+        """Who: "process 7 on host"."""
+        try:
+            return (self.path / LOCK).read_text(encoding="utf-8").strip() or "another process"
+        except OSError:
+            return "another process"
+
+    def last(self) -> journal.Last | None:
+        return journal.read(self.path)
+
+    # ---- requests of a person
+
+    def ask(self, what: Path, why: str) -> None:
+        """Leave a request that outlives whoever makes it."""
+        write_text_atomically(what, why + "\n")
+
+    def asked_down(self) -> bool:
+        return self.down.exists()
+
+
+def require_writable(runs_dir: Path) -> None:
+    """Before any money is spent: a run whose journal cannot be written must not begin. Raises RunStateError, DiskFull."""
+    parent = runs_dir / VAST
+    with io_errors_reported(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".writable.", dir=parent)
+        try:
+            os.write(descriptor, bytes(65536))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            Path(name).unlink(missing_ok=True)
+
+
+def folders(runs_dir: Path) -> list[Folder]:
+    """Every rented run that is kept here, oldest first."""
+    parent = runs_dir / VAST
+    if not parent.is_dir():
+        return []
+    names = sorted(path.name for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted((Folder(runs_dir, name) for name in names), key=lambda one: one.run_id.split("-", 1)[-1])
+
+
+def find(runs_dir: Path, run_id: str | None) -> Folder:
+    """The run of that name; without a name the one that is not closed. Raises RunStateError."""
+    there = folders(runs_dir)
+    names = [one.run_id for one in there]
+    see = "see: python -m vast status"
+    if run_id is not None:
+        run_id = run_id.rstrip("/").removeprefix(f"{runs_dir}/").removeprefix(f"{VAST}/")
+        if run_id not in names:
+            raise RunStateError(runs_dir / VAST / run_id, "no such run", see)
+        return there[names.index(run_id)]
+    open_ = [one for one in there if is_open(one)]
+    if len(open_) != 1:
+        fact = (
+            "no run is open" if not open_ else f"{len(open_)} runs are open: {', '.join(one.run_id for one in open_)}"
+        )
+        raise RunStateError(runs_dir / VAST, fact, "name one; " + see)
+    return open_[0]
+
+
+def is_open(folder: Folder) -> bool:
+    try:
+        last = folder.last()
+    except UserError:
+        return True  # a journal that cannot be read proves nothing
+    return last is not None and last.state.phase != "closed"
+
+
+Care = Literal["alive", "lately", "nobody"]
+
+
+def cared_for(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Care]:
+    """Of every run that is kept here: whether somebody looks after it, or did so less than `lately` seconds ago."""
+    return {one.run_id: _care(one, now, lately) for one in folders(runs_dir)}
+
+
+def _care(folder: Folder, now: Seconds, lately: Seconds) -> Care:
+    if folder.is_supervised():
+        return "alive"
+    try:
+        last = folder.last()
+    except UserError:
+        return "nobody"
+    is_open = last is not None and last.state.phase != "closed"
+    return "lately" if last is not None and is_open and 0 <= now - last.stamp.wall < lately else "nobody"

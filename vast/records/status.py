@@ -1,0 +1,121 @@
+"""What is known here of each rented run, without asking anybody: from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from jobs.errors import UserError
+from vast.ports import Clock
+from vast.records.run_dir import Folder
+from vast.supervisor.journal import Last, RunClock
+from vast.supervisor.state import Phase, burn, spent
+
+
+@dataclass(frozen=True)
+class Status:
+    """`phase` is broken for a journal that cannot be read. `dollars` count on while a machine may bill."""
+
+    run: str
+    phase: str
+    result: str | None
+    supervised: bool
+    attempt: int = 0
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    instance: int | None = None
+    being_destroyed: tuple[int, ...] = ()
+    unclear: bool = False  # a create whose outcome is not known
+    dollars: float = 0.0
+    cap_dollars: float = 0.0
+    dollars_per_hour: float = 0.0
+    hours_left: float = 0.0
+    at_home: str | None = None
+    job: str | None = None
+    alerts: tuple[str, ...] = ()
+    fixes: tuple[str, ...] = ()
+    lost: str | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def status(folder: Folder, clock: Clock) -> Status:
+    """Raises nothing for a journal that is not one: such a run may have a machine, and has to be seen."""
+    try:
+        last = folder.last()
+    except UserError as error:
+        return Status(folder.run_id, "broken", None, folder.is_supervised(), note=str(error))
+    if last is None:
+        return Status(folder.run_id, "not begun", None, folder.is_supervised())
+    return of(last, folder.is_supervised(), clock)
+
+
+def of(last: Last, supervised: bool, clock: Clock) -> Status:
+    state, machine = last.state, last.state.machine
+    closed = state.phase is Phase.CLOSED
+    t = last.stamp.t if closed else RunClock(clock, last.stamp).t()
+    job = None if machine is None else machine.job
+    note = ""
+    if not closed and not supervised:
+        note = f"nobody looks after it: python -m vast attach {state.run_id}"
+    return Status(
+        run=state.run_id,
+        phase=state.phase.value,
+        result=state.result,
+        supervised=supervised,
+        attempt=state.attempt,
+        step=0 if job is None else job.step,
+        total=0 if job is None else job.total,
+        loss=None if job is None else job.loss,
+        instance=None if machine is None else machine.id,
+        being_destroyed=tuple(one.id for one in state.doomed),
+        unclear=state.intent is not None,
+        dollars=spent(state, t),
+        cap_dollars=state.cap_dollars,
+        dollars_per_hour=burn(state),
+        hours_left=0.0 if closed else max(0.0, state.cap_seconds - t) / 3600,
+        at_home="complete" if state.complete else state.home,
+        job=None if job is None else job.run,
+        alerts=state.alerts if not closed else (),
+        fixes=() if job is None else job.fixes,
+        lost=state.lost_artifacts,
+        note=note,
+    )
+
+
+COLUMNS = (
+    "run",
+    "phase",
+    "supervisor",
+    "attempt",
+    "step",
+    "loss",
+    "instance",
+    "$ / cap",
+    "$/h",
+    "h left",
+    "at home",
+    "alerts",
+)
+
+
+def row(one: Status) -> list[str]:
+    phase = one.phase if one.result is None else f"{one.phase}: {one.result}"
+    if one.unclear:
+        instance = "unclear"
+    else:
+        instance = "-" if one.instance is None else str(one.instance)
+    if one.being_destroyed:
+        instance = f"{instance} destroying {','.join(map(str, one.being_destroyed))}"
+    return [
+        one.run, phase, "yes" if one.supervised else "no", str(one.attempt), f"{one.step}/{one.total}" if one.total else "-",
+        "-" if one.loss is None else f"{one.loss:.4f}", instance, f"{one.dollars:.2f}/{one.cap_dollars:.2f}",
+        f"{one.dollars_per_hour:.3f}", f"{one.hours_left:.1f}", one.at_home or "-", ",".join(one.alerts) or "-",
+    ]  # fmt: skip
+
+
+def rows(found: Sequence[Status]) -> list[list[str]]:
+    return [row(one) for one in found]

@@ -1,0 +1,121 @@
+"""Whether an image can be pulled, asked of its registry before money is spent: one HEAD of its manifest, as pullers do.
+
+https://github.com/opencontainers/distribution-spec, and Docker's token authentication for registries that want it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from itertools import pairwise
+from typing import Any, Literal
+from urllib.parse import urlencode, urlsplit
+
+from vast.secrets import Secret
+
+Found = Literal["there", "absent", "denied", "unknown"]  # unknown: nobody could say, which is no reason to refuse
+
+TIMEOUT = 10.0  # seconds, of each request
+LARGEST_TOKEN = 2**20  # bytes of an answer
+HUB, HUB_HOST = "docker.io", "registry-1.docker.io"
+MANIFESTS = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in ("oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2",
+                 "docker.distribution.manifest.v2")
+)  # fmt: skip
+_FIELD = re.compile(r'(\w+)="([^"]*)"')
+
+Open = Callable[[urllib.request.Request, float], Any]
+
+
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
+def look(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Found:
+    """Whether `image` (registry/name:tag, or @sha256:...) is there for whoever has `login` ("-u NAME -p PASSWORD HOST").
+
+    Raises nothing for what the network or the registry does. The login is sent over https alone, and never on a redirect.
+    """
+    host, path, reference = parts(image)
+    url = f"{scheme}://{host}/v2/{path}/manifests/{reference}"
+    try:
+        answer = _ask(url, None, open)
+        if answer.code == 401:
+            credentials = _credentials(answer.headers.get("WWW-Authenticate") or "", path, login, scheme, open)
+            if credentials is None:
+                return "denied"
+            answer = _ask(url, credentials, open)
+    except (OSError, HTTPException, ValueError):
+        return "unknown"
+    if answer.code == 200:
+        return "there"
+    # Registries say 404 to everybody for what is private, too: with a login it is absent, without one nobody knows which.
+    return {401: "denied", 403: "denied", 404: "absent"}.get(answer.code, "unknown")  # type: ignore[return-value]
+
+
+def parts(image: str) -> tuple[str, str, str]:
+    """(host, name, tag or digest) as they stand in the registry's URLs."""
+    name, _, digest = image.partition("@")
+    host, _, path = name.partition("/")
+    path, colon, tag = path.rpartition(":")
+    if not colon:
+        path, tag = tag, "latest"
+    if host == HUB:
+        host, path = HUB_HOST, path if "/" in path else f"library/{path}"
+    return host, path, digest or tag
+
+
+def _credentials(challenge: str, path: str, login: Secret | None, scheme: str, open: Open) -> Secret | None:
+    """The value of the header Authorization that the registry asks for; None if it wants a login and there is none."""
+    kind, _, rest = challenge.partition(" ")
+    basic = None if login is None else _basic(login)
+    if kind.lower() == "basic":
+        return basic
+    fields = dict(_FIELD.findall(rest))
+    realm = fields.get("realm", "")
+    if kind.lower() != "bearer" or urlsplit(realm).scheme != scheme:
+        return None
+    query = {"scope": fields.get("scope") or f"repository:{path}:pull"}
+    if "service" in fields:
+        query["service"] = fields["service"]
+    request = urllib.request.Request(f"{realm}?{urlencode(query)}")
+    if basic is not None:
+        request.add_unredirected_header("Authorization", basic.reveal())
+    try:
+        with open(request, TIMEOUT) as answer:
+            body = json.loads(answer.read(LARGEST_TOKEN))
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return None
+        raise
+    token = body.get("token") or body.get("access_token")
+    if not isinstance(token, str):
+        raise ValueError("an answer without a token")
+    return Secret(f"Bearer {token}")
+
+
+def _basic(login: Secret) -> Secret:
+    words = dict(pairwise(shlex.split(login.reveal())))
+    pair = f"{words.get('-u', '')}:{words.get('-p', '')}"
+    return Secret("Basic " + base64.b64encode(pair.encode()).decode())
+
+
+def _ask(url: str, credentials: Secret | None, open: Open) -> Any:
+    """The answer, whatever its status."""
+    request = urllib.request.Request(url, method="HEAD", headers={"Accept": MANIFESTS, "User-Agent": "prefill-vast"})
+    if credentials is not None:
+        request.add_unredirected_header("Authorization", credentials.reveal())
+    try:
+        with open(request, TIMEOUT) as answer:
+            answer.code = answer.status
+            return answer
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error

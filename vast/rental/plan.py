@@ -1,0 +1,200 @@
+"""From a stage, a profile and options to a Plan; what a machine is asked for, and what the stage is thought to cost. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from jobs.errors import ConfigError
+from jobs.load import Job
+from jobs.memory import USABLE
+from vast.marketplace.rows import gpu_name
+from vast.policy import Policy
+from vast.ports import Dollars, Offer, OfferQuery, Seconds
+from vast.supervisor.state import Plan
+
+HOUR: Seconds = 3600.0
+MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one
+HOST_TAG = "-host"  # see docs/containers.md: the image whose user is root, for a host of the ssh kind
+DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
+NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::\d{1,5})?|[A-Za-z0-9-]+:\d{1,5}")
+INPUTS = ".inputs"  # on the host, below the runs directory: what was sent before the start
+
+
+# ---- the image ----------------------------------------------------------------------------------------------------------
+
+
+def host_image(image: str) -> str:
+    """What a rented machine pulls for `image`: its -host tag; a digest names one image and stays as it is. Raises ConfigError."""
+    where = f"--image {image}"
+    name, at, digest = image.partition("@")
+    head, slash, rest = name.partition("/")
+    last, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:
+        last, tag = name, ""
+    if not slash or not REGISTRY.fullmatch(head):
+        fact = "has no registry, and a rented machine cannot pull an image of this one" if not slash else (
+            f"expected a registry's host before the first slash, found {head!r}")  # fmt: skip
+        raise ConfigError(where, fact, "push it: make push IMAGE=docker.io/you/prefill:1; then name that")
+    if head.startswith(("localhost:", "127.")):
+        raise ConfigError(
+            where, "is in a registry of this machine, which a rented one cannot reach", "push it elsewhere"
+        )
+    path = last.removeprefix(f"{head}/") if slash else last
+    bad_name = not rest or not all(NAME.fullmatch(part) for part in path.split("/"))
+    if bad_name or (tag and not TAG.fullmatch(tag)) or (name.endswith(":")):
+        raise ConfigError(where, "is no name of an image", "expected registry/name:tag")
+    if at:
+        if not DIGEST.fullmatch(digest):
+            raise ConfigError(where, "its digest is none", "expected @sha256: and 64 hexadecimal digits")
+        return image
+    if not tag:
+        raise ConfigError(
+            where, "has no tag", "name one, so that each machine of the run gets the same: registry/name:tag"
+        )
+    return name if tag.endswith(HOST_TAG) else name + HOST_TAG
+
+
+# ---- the estimate ---------------------------------------------------------------------------------------------------------
+
+
+class Estimated(Protocol):
+    """What is used of jobs.estimate.Estimate. GB are 2**30 bytes; None: not known."""
+
+    @property
+    def hours(self) -> float | None: ...
+    @property
+    def peak_gb(self) -> float | None: ...
+    @property
+    def fits(self) -> bool | None: ...
+    @property
+    def remedy(self) -> str: ...
+
+
+Estimator = Callable[[Job, str, int], Estimated | None]
+
+
+def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimated | None:
+    """What the job will need on that machine; None for a GPU that is in no table, which must not end a command."""
+    try:
+        return estimator(job, offer.gpu, offer.gpus)
+    except ConfigError:
+        return None
+
+
+def hours_of(found: Estimated | None) -> float | None:
+    return None if found is None else found.hours
+
+
+def least_vram(found: Estimated | None) -> float:
+    """GB of memory, as the market counts them, that the job needs on a GPU; 0 where the estimate does not say."""
+    if found is None or found.fits is not False or found.peak_gb is None:
+        return 0.0
+    return round(found.peak_gb / USABLE * MARKET_GB, 1)
+
+
+# ---- the plan ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a machine is asked for on the command line."""
+
+    gpu: str | None = None
+    gpus: int = 1
+    min_vram_gb: float = 0.0
+    max_price: Dollars | None = None
+    disk_gb: float = DISK_GB
+    interruptible: bool = False
+    bid: Dollars | None = None
+
+
+def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> OfferQuery:
+    """hours: for which the machine has to be there at least; the cap of the run."""
+    market = policy.market
+    limits = [price for price in (wanted.max_price, wanted.bid, market.max_dollars_per_hour) if price is not None]
+    return OfferQuery(
+        gpu=None if wanted.gpu is None else gpu_name(wanted.gpu),
+        gpus=wanted.gpus,
+        min_vram_gb=wanted.min_vram_gb,
+        max_dollars_per_hour=min(limits),
+        min_reliability=market.min_reliability,
+        min_down_mbit=market.min_down_mbit,
+        min_hours=policy.caps.hours if hours is None else hours,
+        disk_gb=wanted.disk_gb,
+        interruptible=wanted.interruptible,
+        banned_machines=frozenset(market.banned_machines),
+    )
+
+
+def command_of(
+    stage: str, profile: str, *, limit: int | None = None, sets: tuple[str, ...] = (), seed: int | None = None
+) -> tuple[str, ...]:
+    """What the host's runner starts. --continue: on the second machine of a run the work of the first is there already."""
+    words = ["run", stage, "--profile", profile, "--continue"]
+    if limit is not None:
+        words += ["--limit", str(limit)]
+    if seed is not None:
+        words += ["--seed", str(seed)]
+    for pair in sets:
+        words += ["--set", pair]
+    return tuple(words)
+
+
+def run_id_of(stage: str, now: datetime, random: str) -> str:
+    """`random`: two runs of one account that share a name would take each other's machines for their own."""
+    return f"{stage}-{now:%Y%m%d-%H%M%S}-{random}"
+
+
+def plan_of(
+    run_id: str, image: str, command: tuple[str, ...], wanted: Wanted, policy: Policy, public_key: str = ""
+) -> Plan:
+    """onstart is made with each contract, when the price of the machine is known: see vast/rental/onstart.py."""
+    return Plan(
+        run_id=run_id,
+        image=host_image(image),
+        command=command,
+        query=query_of(wanted, policy),
+        max_dollars=policy.caps.dollars,
+        max_seconds=policy.caps.hours * HOUR,
+        bid=wanted.bid if wanted.interruptible else None,
+        public_key=public_key,
+    )
+
+
+# ---- whether the caps can be kept ---------------------------------------------------------------------------------------------
+
+
+def price_of(offer: Offer, plan: Plan) -> Dollars:
+    """Dollars per hour: the bid of an interruptible contract, which is what it may come to cost."""
+    return plan.bid if plan.bid is not None else offer.dollars_per_hour
+
+
+def overhead_hours(policy: Policy) -> float:
+    """Of an image being loaded and of the end, as the caps have to hold them beside the work itself."""
+    return (policy.deadlines.loading / 2 + 60 * policy.caps.reserve_minutes) / HOUR
+
+
+def require_caps(policy: Policy, price: Dollars, hours: float | None) -> None:
+    """Raises ConfigError if the caps cannot hold the cheapest machine for the time that is needed."""
+    caps, overhead = policy.caps, overhead_hours(policy)
+    least = price * 2 * caps.reserve_minutes / 60
+    if least >= caps.dollars:
+        kept = 2 * caps.reserve_minutes
+        fact = f"${price:.2f} per hour uses up ${caps.dollars:.2f} within the {kept:g} minutes kept for the end"
+        raise ConfigError("--max-cost", fact, f"raise it above {least:.2f}, or take a cheaper machine")
+    if hours is None:
+        return
+    needed = hours + overhead
+    fact = f"the estimate is {hours:.1f} h, with loading and the end {needed:.1f} h"
+    if needed > caps.hours:
+        raise ConfigError("--max-hours", f"{fact}, and the cap {caps.hours:g} h", f"raise it to {needed:.1f} or more")
+    if needed * price > caps.dollars:
+        fact = f"{fact}: ${needed * price:.2f} at ${price:.2f} per hour, and the cap is ${caps.dollars:.2f}"
+        raise ConfigError("--max-cost", fact, f"raise it to {needed * price:.2f} or more")

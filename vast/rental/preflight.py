@@ -1,0 +1,173 @@
+"""All that can be known before money is spent. Each check raises UserError with path, fact and remedy, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jobs.errors import ConfigError, RunStateError, UserError
+from jobs.load import Job
+from jobs.rundir import resolve_init
+from vast.marketplace.account_key import REMEDY, places
+from vast.marketplace.http import DEFAULT_URL
+from vast.policy import Policy
+from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
+from vast.rental import image_registry
+from vast.rental.plan import Estimated
+from vast.secrets import Redactor, Secret
+
+TOOLS = ("ssh", "rsync", "ssh-keygen")
+
+
+class MarketError(UserError):
+    """The market cannot be used, or has nothing that fits."""
+
+
+def tools(which: Callable[[str], str | None]) -> None:
+    missing = [name for name in TOOLS if which(name) is None]
+    if missing:
+        raise ConfigError("PATH", f"no {', no '.join(missing)}", "install openssh-client and rsync")
+
+
+def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
+    """The runs here that the stage starts from, which are sent to the host. Raises RunStateError where one is missing."""
+    found = sorted({run for run in resolve_init(runs_dir, job).values() if run != "base"})
+    for run in found:
+        if not (runs_dir / run / "final").is_dir():
+            stage = run.partition("/")[0]
+            raise RunStateError(
+                runs_dir / run / "final", "is gone, and the stage starts from it", f"run: make {stage} FORCE=1"
+            )
+    return tuple(found)
+
+
+def require_no_paths(job: Job) -> None:
+    """A rented host has the image and what is sent to it; a model or data in a directory here is not there."""
+    for where in _paths(job.profile.model_dump(mode="json")):
+        fact = "is a path of this machine, which a rented one does not have"
+        raise ConfigError(f"profile {job.profile.name}: {where}", fact, "use the hub, or what is in the image")
+
+
+def _paths(part: object, prefix: str = "") -> list[str]:
+    """Where in a profile something comes from a path."""
+    if not isinstance(part, Mapping):
+        return []
+    found = [prefix] if part.get("source") == "path" else []
+    return found + [
+        at for key, value in part.items() for at in _paths(value, f"{prefix}.{key}" if prefix else str(key))
+    ]
+
+
+def secrets(names: list[str], environ: Mapping[str, str], where: str = "policy: secrets") -> dict[str, Secret]:
+    """The values that the policy names. Raises ConfigError for one that is not set, or no line of text."""
+    found = {}
+    for name in names:
+        if not environ.get(name):
+            raise ConfigError(
+                where, f"${name} is not set in this environment", f"set it, or take {name} out of the policy"
+            )
+        if not environ[name].isprintable():
+            raise ConfigError(where, f"${name} is more than one line of text", "correct it")
+        found[name] = Secret(environ[name])
+    return found
+
+
+def registry_login(policy: Policy, environ: Mapping[str, str]) -> Secret | None:
+    if policy.registry_login is None:
+        return None
+    login = secrets([policy.registry_login], environ, "policy: registry_login")[policy.registry_login]
+    if "-u" not in login.reveal() or "-p" not in login.reveal():
+        fact = f'${policy.registry_login} is no login: expected "-u NAME -p PASSWORD HOST"'
+        raise ConfigError("policy: registry_login", fact, "correct it")
+    return login
+
+
+def image(found: image_registry.Found, name: str, has_login: bool) -> None:
+    """Raises ConfigError if the registry says that a rented machine cannot pull it. What nobody could say is no reason."""
+    where = f"--image {name}"
+    if found == "absent":
+        raise ConfigError(
+            where, "its registry has no such image", "push it: make push IMAGE=...; it pushes the -host tag too"
+        )
+    if found == "denied" and has_login:
+        raise ConfigError(where, "its registry refuses the login", "correct the variable that registry_login names")
+    if found == "denied":
+        fact = "its registry wants a login for it, or does not have it"
+        raise ConfigError(where, fact, "push it, or name the login in the policy: registry_login")
+
+
+def redactor(key: Secret | None, named: Mapping[str, Secret], login: Secret | None) -> Redactor:
+    """Of all that is printed, logged or told."""
+    made = Redactor(*([] if key is None else [key]), *named.values())
+    if login is not None:
+        made.learn_login(login)
+    return made
+
+
+def key_source(environ: Mapping[str, str], home: Path) -> str:
+    """Where the account's key came from, for a message about it."""
+    if environ.get("VAST_API_KEY"):
+        return "$VAST_API_KEY"
+    return next((str(path) for path in places(environ, home) if path.is_file()), "Vast.ai")
+
+
+def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
+    """Raises MarketError: the key is refused, or nobody answers; which of the two stands in it."""
+    found = cloud.account()
+    if found is not None:
+        return found
+    trouble = str(getattr(cloud, "trouble", "")) or "no answer"
+    url = environ.get("VAST_URL") or DEFAULT_URL
+    if "the key is refused" in trouble:
+        raise MarketError(key_source(environ, home), f"the key is refused by {url}", REMEDY)
+    raise MarketError(url, f"the account cannot be seen: {trouble}", "check the network and VAST_URL, and try again")
+
+
+def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
+    least = price * 2 * policy.caps.reserve_minutes / 60
+    if found.credit < least:
+        fact = f"${found.credit:.2f} of credit, and the cheapest machine that fits costs ${price:.2f} per hour"
+        raise MarketError("Vast.ai", fact, "add credit")
+
+
+def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
+    """What could be rented now, cheapest first. Raises MarketError if there is nothing, with the bounds that were asked for."""
+    found = cloud.search(query)
+    if found is None:
+        trouble = str(getattr(cloud, "trouble", "")) or "no answer"
+        raise MarketError("Vast.ai", f"the market cannot be searched: {trouble}", "try again")
+    if not found:
+        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", _what_is_in_the_way(cloud, query))
+    return found
+
+
+def require_memory(estimate: Estimated | None, offer: Offer) -> None:
+    """Raises ConfigError if the job does not fit into the machine's GPUs."""
+    if estimate is not None and estimate.fits is False:
+        fact = (
+            f"{offer.gpus} x {offer.gpu} with {offer.vram_gb:g} GB, and the stage needs {estimate.peak_gb:g} GB a GPU"
+        )
+        raise ConfigError("--gpu", fact, estimate.remedy or "take a larger one")
+
+
+def bounds(query: OfferQuery) -> str:
+    parts = [f"{query.gpus} x {query.gpu or 'any GPU'}"]
+    if query.min_vram_gb:
+        parts.append(f"at least {query.min_vram_gb:g} GB of memory")
+    if query.max_dollars_per_hour is not None:
+        parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
+    parts.append(f"reliability {query.min_reliability:g}, {query.min_down_mbit:g} Mbit/s, for {query.min_hours:g} h")
+    return ", ".join(parts) + (", interruptible" if query.interruptible else "")
+
+
+def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
+    """One more search without the price: whether it is that."""
+    from dataclasses import replace
+
+    dearer = cloud.search(replace(query, max_dollars_per_hour=None))
+    if dearer:
+        first = dearer[0]
+        price = first.min_bid if query.interruptible and first.min_bid is not None else first.dollars_per_hour
+        raised = "raise --max-price and market.max_dollars_per_hour"
+        return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
+    return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"

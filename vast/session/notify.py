@@ -1,0 +1,101 @@
+"""Tells somebody else: a command, or a webhook, on done, fail and alert. A hook that fails changes nothing but the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vast.policy import Event, Hooks
+from vast.ports import Seconds
+from vast.secrets import Redactor
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import RunState, spent
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[list[str], bytes, Mapping[str, str], Seconds], None]
+Post = Callable[[str, bytes, Seconds], None]
+
+
+def event_of(state: RunState, closed: bool) -> Event:
+    if not closed:
+        return "alert"
+    return "done" if state.result == SUCCESS else "fail"
+
+
+def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, Any]:
+    """What a hook gets. It names money and machines, and no secret."""
+    machine = state.machine
+    return {
+        "event": event,
+        "why": why,
+        "run": state.run_id,
+        "phase": state.phase.value,
+        "attempt": state.attempt,
+        "machine": None if machine is None else machine.id,
+        "dollars": round(spent(state, t), 4),
+        "cap_dollars": state.cap_dollars,
+        "at_home": state.home,
+        "lost": state.lost_artifacts,
+    }
+
+
+class Teller:
+    """Calls the hooks of a policy. `environ` is what commands see, without any secret."""
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        redact: Redactor,
+        environ: Mapping[str, str],
+        run: Run | None = None,
+        post: Post | None = None,
+    ) -> None:
+        self._hooks, self._redact, self._environ = hooks, redact, environ
+        self._run, self._post = run or run_command, post or post_json
+
+    def __call__(self, event: Event, content: dict[str, Any]) -> None:
+        hook = self._hooks.of(event)
+        if hook is None:
+            return
+        data = (self._redact(json.dumps(content, sort_keys=True)) + "\n").encode()
+        try:
+            if isinstance(hook, str):
+                self._post(hook, data, self._hooks.seconds)
+            else:
+                self._run(hook, data, self._environ, self._hooks.seconds)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # the address of a webhook may be a secret by itself, and errors quote it
+            log.warning("hook %s: %s %s", event, type(error).__name__, getattr(error, "strerror", None) or "")
+
+
+def run_command(argv: list[str], data: bytes, environ: Mapping[str, str], seconds: Seconds) -> None:
+    """The JSON on standard input. Raises CalledProcessError, TimeoutExpired, OSError."""
+    subprocess.run(
+        argv,
+        input=data,
+        env=dict(environ),
+        timeout=seconds,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What is told goes to the address in the policy and nowhere else."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        return None
+
+
+def post_json(address: str, data: bytes, seconds: Seconds) -> None:
+    """Raises OSError; also for an answer that is no success."""
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json", "User-Agent": "prefill-vast"})
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
+        pass

@@ -1,0 +1,222 @@
+"""One supervisor at work on one run: journal, loop, view, hooks, signals and requests of a person put together.
+
+The process may be killed anywhere in here: `look_after` then begins at the end of the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from jobs import errors
+from jobs.artifacts import write_text_atomically
+from jobs.errors import RunStateError, UserError
+from vast.marketplace.http import DEFAULT_URL
+from vast.policy import Policy
+from vast.ports import Clock, Cloud, Contract, Offer, Shell
+from vast.records import report
+from vast.records.run_dir import Folder
+from vast.rental.onstart import Switch, onstart
+from vast.secrets import Redactor, Secret
+from vast.session import notify
+from vast.session.alerts import MEANING
+from vast.session.clock import WakingClock
+from vast.session.notify import Teller
+from vast.session.redacted_shell import Hushed
+from vast.session.view import View, line_of
+from vast.supervisor.journal import FileJournal, Superseded, records
+from vast.supervisor.loop import CLOSED, Supervisor
+from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.state import Observation, Plan, RunState
+
+log = logging.getLogger(__name__)
+
+EXITS = {
+    SUCCESS: errors.EXIT_OK,
+    "asked": errors.EXIT_STOPPED,
+    "user": errors.EXIT_USER,
+    "nan": errors.EXIT_NAN,
+    "no-learning": errors.EXIT_NO_LEARNING,
+}
+
+
+@dataclass
+class Session:
+    """What one supervisor needs. `login` and the instance keys never leave it."""
+
+    folder: Folder
+    policy: Policy
+    cloud: Cloud
+    shell: Shell
+    clock: Clock
+    view: View
+    redact: Redactor
+    teller: Teller
+    login: Secret | None = None
+    url: str = DEFAULT_URL
+    first_process: Callable[[Switch], str] = (
+        onstart  # what starts the dead-man's switch: see also vast/commands/local_wiring.py
+    )
+    asked: Callable[[], bool] = lambda: False  # a signal
+    supervisor: Supervisor | None = field(default=None, init=False)
+
+    def look_after(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
+        """The run to its end. `plan`: of a new one; `begun` is called once the journal is held and has begun.
+
+        Raises RunStateError if another supervisor holds the run or nothing was begun, Superseded if one took it over.
+        """
+        journal = FileJournal(self.folder.path)
+        try:
+            last = self.folder.last()
+            chosen = plan if last is None else last.plan
+            if chosen is None:
+                raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
+            self.supervisor = Supervisor(
+                chosen, self.policy, self.cloud, Hushed(self.shell, self.redact),
+                WakingClock(self.clock, self._asked, self._serve_pull), journal,
+                last=last, contract=self._contract, asked=self._asked, tell=self._tell, on_look=self._on_look,
+            )  # fmt: skip
+            begun()
+            with Spoken(self.say).installed():
+                with self.view:
+                    state = self.supervisor.run()
+                self._finish(state)
+            return state
+        except Superseded as error:
+            raise RunStateError(
+                self.folder.path, "another supervisor took this run over", "see: vast attach"
+            ) from error
+        except UserError:
+            raise
+        except Exception as error:  # a bug: whoever is away must hear that a machine may run on
+            if self.supervisor is not None:
+                self._tell_failed(type(error).__name__)
+            raise
+        finally:
+            journal.close()
+
+    def _tell_failed(self, what: str) -> None:
+        assert self.supervisor is not None
+        content = notify.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
+        self.teller("alert", content)
+
+    # ---- what the supervisor asks
+
+    def _asked(self) -> bool:
+        """A signal's request is written down, so that it outlives this process."""
+        if self.folder.asked_down():
+            return True
+        if self.asked():
+            self.folder.ask(self.folder.down, "a signal")
+            return True
+        return False
+
+    def _contract(self, label: str, offer: Offer) -> Contract:
+        assert self.supervisor is not None
+        plan, bounds = self.supervisor.plan, self.policy.watchdog
+        dollars, seconds = self.supervisor.left()
+        switch = Switch(
+            run_id=plan.run_id,
+            nonce=self.folder.nonce(),
+            hard=seconds + 60 * bounds.slack_minutes,
+            silent=bounds.silent,
+            grace=bounds.grace,
+            max_dollars=dollars,
+            dollars_per_hour=offer.dollars_per_hour if plan.bid is None else plan.bid,
+            url=self.url,
+        )
+        login = None if self.login is None else self.login.reveal()
+        return Contract(label, plan.image, plan.query.disk_gb, self.first_process(switch), plan.env, plan.bid, login)
+
+    # ---- what it tells
+
+    def _on_look(self, seen: Observation, state: RunState) -> None:
+        assert self.supervisor is not None
+        line = line_of(seen, state, self.clock.now())
+        with suppress(OSError), self.folder.lines.open("a", encoding="utf-8") as file:  # a full disk ends no run
+            file.write(f"{line}\n")
+        self._show(lambda: self.view.look(line))
+
+    def _tell(self, what: str, state: RunState) -> None:
+        if what == CLOSED:
+            return  # after the report is written: see _finish
+        assert self.supervisor is not None
+        verdict = f"verdict: {what}: "  # what the host itself said of it
+        words = next(
+            (note.removeprefix(verdict) for _, note in reversed(state.history) if note.startswith(verdict)), ""
+        )
+        meaning = MEANING.get(what, "see docs/vast.md")
+        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
+        t = self.supervisor.run_clock.t()
+        self.teller("alert", notify.message("alert", what, state, t))
+
+    def say(self, text: str) -> None:
+        when = datetime.fromtimestamp(self.clock.now(), UTC)
+        self._show(lambda: self.view.say(f"[{when:%Y-%m-%dT%H:%M:%SZ}] {self.redact(text)}"))
+
+    def _show(self, show: Callable[[], None]) -> None:
+        with suppress(OSError):  # nobody reads any more: the terminal was closed
+            show()
+
+    def _serve_pull(self) -> None:
+        """`vast pull` for a run that is looked after: fetched here, since only one process may write what is fetched."""
+        if not self.folder.pull.exists():
+            return
+        supervisor = self.supervisor
+        assert supervisor is not None
+        machine = supervisor.state.machine
+        with suppress(OSError):
+            self.folder.pull.unlink()
+        if machine is None or not machine.starts or not machine.addresses:
+            self.say("pull: no host has anything to fetch")
+            return
+        supervisor.journal.check()
+        got = self.shell.pull(machine.addresses, everything=False)
+        self.say(
+            "pull: the host does not answer" if got is None else f"pull: {said(got.verified, got.message, got.bytes)}"
+        )
+
+    def _finish(self, state: RunState) -> None:
+        """The report and the hook, both at least once: report.json is written last."""
+        assert self.supervisor is not None
+        told = report.tell(list(records(self.folder.path)), self.folder.request())
+        event = notify.event_of(state, closed=True)
+        self.teller(event, notify.message(event, str(state.result), state, self.supervisor.run_clock.t()))
+        write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
+        write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
+
+
+class Spoken(logging.Handler):
+    """What modules log while a run goes on, such as why a call to the market failed, is said like everything else."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        logger = logging.getLogger("vast")
+        before = logger.level, logger.propagate
+        logger.addHandler(self)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        try:
+            yield
+        finally:
+            logger.removeHandler(self)
+            logger.setLevel(before[0])
+            logger.propagate = before[1]
+
+
+def said(verified: bool, message: str, size: int) -> str:
+    return f"{size / 1e6:.1f} MB fetched and verified" if verified else f"not whole: {message or 'try again'}"
+
+
+def exit_code(state: RunState) -> int:
+    return EXITS.get(str(state.result), errors.EXIT_BUG)

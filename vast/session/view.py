@@ -1,0 +1,152 @@
+"""What one look at a run shows: a line of key=value fields in a fixed order, and a live table of such lines on a terminal.
+
+time=2026-11-23T10:15:00Z phase=running attempt=1 step=120/6000 loss=1.8312 tokens_per_s=9100 gpu=97 mem=81
+cost=0.42/12.00 fix=-                                                              (one line; - is: not known)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vast.secrets import printable
+from vast.supervisor.state import Observation, RunState, spent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+UNKNOWN = "-"
+ROWS = 20  # of the live table
+
+
+@dataclass(frozen=True)
+class Line:
+    """The fields of one look, as text without blanks, in the order in which they are printed."""
+
+    time: str
+    phase: str
+    attempt: str
+    step: str
+    loss: str
+    tokens_per_s: str
+    gpu: str  # percent
+    mem: str  # percent of the GPU's memory
+    cost: str  # dollars so far / cap
+    fix: str  # the last one
+
+    def __str__(self) -> str:
+        return " ".join(f"{one.name}={value}" for one, value in zip(fields(self), astuple(self), strict=True))
+
+
+def parse(text: str) -> Line | None:
+    """The line that `str` made; None for anything else, such as a line that a crash tore."""
+    pairs = [word.partition("=") for word in text.split()]
+    if [name for name, _, _ in pairs] != [one.name for one in fields(Line)]:
+        return None
+    return Line(*(value for _, _, value in pairs))
+
+
+def line_of(seen: Observation, state: RunState, wall: float) -> Line:
+    """wall: unix time of the look."""
+    machine = state.machine
+    job = None if machine is None else machine.job
+    host = seen.host if seen.host is not None and seen.host.contact == "ok" else None
+    fixes = job.fixes if job is not None else ()
+    return Line(
+        time=f"{datetime.fromtimestamp(wall, UTC):%Y-%m-%dT%H:%M:%SZ}",
+        phase=state.phase.value,
+        attempt=str(state.attempt),
+        step=f"{job.step}/{job.total}" if job is not None and job.total else UNKNOWN,
+        loss=_number(None if job is None else job.loss, "{:.4f}"),
+        tokens_per_s=_number(None if job is None else job.tokens_per_s, "{:.0f}"),
+        gpu=_number(None if host is None else host.gpu_percent, "{:.0f}"),
+        mem=_number(None if host is None else host.gpu_memory_percent, "{:.0f}"),
+        cost=f"{spent(state, seen.t):.2f}/{state.cap_dollars:.2f}",
+        fix=_word(fixes[-1]) if fixes else UNKNOWN,
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return UNKNOWN if value is None else form.format(value)
+
+
+def _word(text: str) -> str:
+    """Without a blank: a reader splits the line at them."""
+    return "_".join(printable(text).split()) or UNKNOWN
+
+
+# ---- showing them -------------------------------------------------------------------------------------------------------
+
+
+class Lines:
+    """For a pipe or a file: one line a look; messages go elsewhere, so that what is printed here stays parseable."""
+
+    def __init__(self, write: Callable[[str], None], say: Callable[[str], None]) -> None:
+        self._write, self._say = write, say
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def look(self, line: Line) -> None:
+        self._write(str(line))
+
+    def say(self, text: str) -> None:
+        self._say(text)
+
+
+class Board:
+    """A table on a terminal, which grows by a row a look; messages stand above it."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.live import Live
+
+        self._console, self._title = console, title
+        self._rows: deque[Line] = deque(maxlen=ROWS)
+        self._live: Live = Live(self._table(), console=console, refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> Board:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def look(self, line: Line) -> None:
+        self._rows.append(line)
+        self._live.update(self._table(), refresh=True)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self._title, title_justify="left")
+        for name in (
+            "time",
+            "phase",
+            "attempt",
+            "step",
+            "loss",
+            "tokens/s",
+            "GPU %",
+            "memory %",
+            "$ / cap",
+            "last fix",
+        ):
+            numeric = name not in ("time", "phase", "last fix")
+            table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+        for line in self._rows:
+            table.add_row(*astuple(line))
+        return table
+
+
+View = Lines | Board

@@ -1,0 +1,120 @@
+"""What a host says can be pulled, and where each file of it goes here. No I/O.
+
+The host may be confused or hostile: a path that is absolute, climbs with `..`, holds odd letters, or does not belong to
+the job's own run makes the whole listing void, so that nothing outside the run's directory is ever written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from vast.shell.host_reports import checkpoint_name, run_name
+
+HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
+MARK = "complete.json"  # of a checkpoint: written last
+MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, in this order
+NOT_PULLED = frozenset({"lock"})  # of the process that writes there; here it would look held by nobody
+_PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+LONGEST = 400  # characters of a path
+MOST = 100_000  # files
+
+
+class Refused(ValueError):
+    """A listing that is not followed; the message says why."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    path: str  # where it goes, below the runs directory
+    source: str  # where it is read, below the host's
+    size: int  # bytes
+    sha256: str | None  # None: a file that still grows or is rewritten
+
+
+@dataclass(frozen=True)
+class Listing:
+    run: str | None
+    complete: bool  # the run is, and everything of it is listed
+    checkpoint: str | None
+    files: tuple[Listed, ...]
+
+    @property
+    def of_checkpoint(self) -> tuple[Listed, ...]:
+        return tuple(one for one in self.files if is_in_checkpoints(one.path))
+
+
+def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
+    """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory.
+
+    Raises Refused.
+    """
+    if answer is None:
+        raise Refused("the listing of files is malformed")
+    run = run_name(answer.get("run"))
+    if run is None and answer.get("run") is not None:
+        raise Refused(f"the run {answer['run']!r:.100} has an odd name")
+    entries = answer.get("files")
+    if not isinstance(entries, list) or len(entries) > MOST:
+        raise Refused("the listing names no files, or too many")
+    files = [_listed(entry, run, own) for entry in entries]
+    files = [one for one in files if PurePosixPath(one.path).name not in NOT_PULLED]
+    for names in ([one.path for one in files], [one.source for one in files]):
+        if len(set(names)) != len(names):
+            raise Refused("the listing names a file twice")
+    checkpoint = checkpoint_name(answer.get("checkpoint"), run)
+    if checkpoint is None and answer.get("checkpoint") is not None:
+        raise Refused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
+    if checkpoint is not None and not _names_whole(checkpoint, files):
+        checkpoint = None
+    complete = answer.get("complete") is True and run is not None
+    complete = complete and {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files}
+    return Listing(run, complete, checkpoint, tuple(files))
+
+
+def _listed(entry: object, run: str | None, own: str) -> Listed:
+    if not isinstance(entry, dict):
+        raise Refused("an entry of the listing is no object")
+    path, size, sha256 = entry.get("path"), entry.get("size"), entry.get("sha256")
+    source = entry.get("from") or path
+    if not isinstance(path, str) or not is_safe(path) or not isinstance(source, str) or not is_safe(source):
+        raise Refused(f"the path {path!r:.100} (from {source!r:.100}) is not one of a run")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise Refused(f"{path}: its size is no number of bytes")
+    if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+        raise Refused(f"{path}: its sha256 is none")
+    if path.startswith(f"{HOST}/"):
+        path = f"{own}/{path}"
+    allowed = [f"{own}/{HOST}/", *([] if run is None else [f"{run}/"])]
+    if not path.startswith(tuple(allowed)):
+        raise Refused(f"the path {path!r:.100} is not one of the run {run}")
+    return Listed(path, source, size, sha256)
+
+
+def is_safe(path: object) -> bool:
+    """Whether it is relative, stays below where it begins, and has no letters that a tool could read otherwise."""
+    if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
+        return False
+    return not any(part in (".", "..") for part in path.split("/"))
+
+
+def is_in_checkpoints(path: str) -> bool:
+    """STAGE/RUN/checkpoints/checkpoint-N/..."""
+    parts = path.split("/")
+    return len(parts) > 4 and parts[2] == "checkpoints"
+
+
+def checkpoint_of(path: str) -> str:
+    """The checkpoint to which such a path belongs: its first four parts."""
+    return "/".join(path.split("/")[:4])
+
+
+def _names_whole(checkpoint: str, files: list[Listed]) -> bool:
+    """A checkpoint counts only with a sha256 for each of its files, the mark among them."""
+    of_it = [one for one in files if one.path.startswith(f"{checkpoint}/")]
+    marked = any(one.path == f"{checkpoint}/{MARK}" for one in of_it)
+    return marked and all(one.sha256 is not None for one in of_it)

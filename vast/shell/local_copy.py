@@ -1,0 +1,199 @@
+"""What was brought home of a rented run, and how much of it is believed: only what has the sha256 that the host gave.
+
+runs/vast/RUN/home.json     the receipt: size and sha256 of every file that was verified, written before it is moved
+runs/vast/RUN/staging/      what is being fetched; believed by nobody
+runs/STAGE/ID/              the run itself, as on the host; a checkpoint's directory appears whole, by one rename
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs import artifacts
+from jobs.artifacts import sync_directory, write_text_atomically
+from jobs.errors import DataError
+from vast.ports import Pulled
+from vast.shell import answers
+from vast.shell.file_list import MARK, SUMMARY, is_safe
+
+RECEIPT, STAGING = "home.json", "staging"
+KEEP = 2  # checkpoints of a run that are kept here
+BESIDE = ".replaced"  # ends the name of a checkpoint's directory that is about to be replaced
+
+
+@dataclass(frozen=True)
+class Known:
+    """A file as it was verified. mtime_ns: its time of change then; while it has that and its size, it is not read again."""
+
+    size: int  # bytes
+    sha256: str
+    mtime_ns: int
+
+
+@dataclass
+class Receipt:
+    run: str | None = None
+    runs: list[str] = field(default_factory=list)  # every run that was brought; others with such a name are not ours
+    # Of `run`, by their path below the runs directory: what a file is or is about to be, and what it was before that.
+    files: dict[str, tuple[Known, ...]] = field(default_factory=dict)
+
+
+class Home:
+    """runs_dir: where runs are kept here. own: the directory of the rented run, below it."""
+
+    def __init__(self, runs_dir: Path, own: Path) -> None:
+        self.runs_dir, self.own = runs_dir, own
+        self.staging = own / STAGING
+        self.receipt = self._read()
+
+    # ---- what is here
+
+    def has(self, path: str, size: int, sha256: str, *, deep: bool = False) -> bool:
+        """Whether the file is here with this content. deep: read it, even if nothing seems to have touched it."""
+        at = self.runs_dir / path
+        with suppress(OSError):
+            found = at.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                return False
+            if not deep and Known(size, sha256, found.st_mtime_ns) in self.receipt.files.get(path, ()):
+                return True
+            return sha256_of(at) == sha256
+        return False
+
+    def is_verified(self, path: str, *, deep: bool = False) -> bool:
+        known = self.receipt.files.get(path, ())
+        return any(self.has(path, one.size, one.sha256, deep=deep) for one in known)
+
+    def is_whole(self, checkpoint: str, *, deep: bool = False) -> bool:
+        """Every file that its complete.json names is verified."""
+        return all(self.is_verified(path, deep=deep) for path in self.files_of(checkpoint) or [""])
+
+    def files_of(self, checkpoint: str) -> list[str]:
+        """Paths of the files of a checkpoint, the mark last; empty if it has no mark."""
+        try:
+            files = artifacts.read_json(self.runs_dir / checkpoint / MARK).get("files")
+        except DataError:
+            return []
+        if not isinstance(files, dict) or not all(is_safe(name) for name in files):
+            return []
+        return [f"{checkpoint}/{name}" for name in [*files, MARK]]
+
+    def checkpoints(self) -> list[str]:
+        """Names of all checkpoint directories of the run, newest first, whole or not."""
+        run = self.receipt.run
+        with suppress(OSError):
+            names = [f"{run}/checkpoints/{path.name}" for path in (self.runs_dir / str(run) / "checkpoints").iterdir()]
+            found = [name for name in names if answers.checkpoint_name(name, run)]
+            return sorted(found, key=answers.step_of, reverse=True)
+        return []
+
+    def newest(self, *, deep: bool = False) -> str | None:
+        """The newest checkpoint that is here, whole."""
+        return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
+
+    def is_complete(self) -> bool:
+        """The run itself is complete and every file is what its manifest says; all of them are read."""
+        run = self.receipt.run
+        if run is None or not (self.runs_dir / run / SUMMARY).is_file():
+            return False
+        return not artifacts.differences(self.runs_dir / run)
+
+    def look(self) -> Pulled | None:
+        """All that is here, read again from the disk. None if no run was ever brought."""
+        run = self.receipt.run
+        if run is None:
+            return None
+        self.mend()
+        return Pulled(True, run, self.newest(deep=True), self.is_complete())
+
+    def is_foreign(self, run: str) -> bool:
+        """A directory of that name is here, and we did not bring it."""
+        return run not in self.receipt.runs and (self.runs_dir / run).exists()
+
+    # ---- changing it
+
+    def write(self, run: str, files: dict[str, Known]) -> None:
+        """Say what is about to be here. What is here and was known stays known until it is replaced. Raises DiskFull."""
+        before = self.receipt
+        kept = {path: known for path, known in before.files.items() if run == before.run and self._is_there(path)}
+        new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
+        runs = [*before.runs, *([] if run in before.runs else [run])]
+        receipt = Receipt(run, runs, kept | new)
+        rows = {path: [[one.size, one.sha256, one.mtime_ns] for one in known] for path, known in receipt.files.items()}
+        text = json.dumps({"schema": 1, "run": run, "runs": runs, "files": rows}, indent=1) + "\n"
+        self.own.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self.own / RECEIPT, text)
+        self.receipt = receipt
+
+    def prune(self) -> None:
+        """Keep the newest whole checkpoints; of a complete run none, as the stage itself does."""
+        run = self.receipt.run
+        if run is None:
+            return
+        if (self.runs_dir / run / SUMMARY).exists():
+            shutil.rmtree(self.runs_dir / run / "checkpoints", ignore_errors=True)
+            return
+        whole = [name for name in self.checkpoints() if self.is_whole(name)]
+        for name in self.checkpoints():
+            if whole and name not in whole[:KEEP] and answers.step_of(name) < answers.step_of(whole[0]):
+                shutil.rmtree(self.runs_dir / name, ignore_errors=True)
+
+    def replace_checkpoint(self, name: str, ready: Path) -> None:
+        """Put the directory `ready`, on the same file system, in the place of the checkpoint. Raises OSError."""
+        target = self.place(name)
+        beside = target.with_name(f".{target.name}{BESIDE}")
+        if target.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+            target.replace(beside)
+        ready.replace(target)
+        sync_directory(target.parent)
+        shutil.rmtree(beside, ignore_errors=True)
+
+    def mend(self) -> None:
+        """End what a crash left between the two renames above."""
+        directory = self.runs_dir / str(self.receipt.run) / "checkpoints"
+        for beside in directory.glob(f".checkpoint-*{BESIDE}"):
+            target = beside.with_name(beside.name[1:].removesuffix(BESIDE))
+            if target.exists():
+                shutil.rmtree(beside, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    beside.replace(target)
+
+    def place(self, path: str) -> Path:
+        """Where `path` goes, its directory made. Raises OSError where a link or a file stands in the way."""
+        at = self.runs_dir
+        for part in path.split("/")[:-1]:
+            at = at / part
+            if at.is_symlink():
+                raise OSError(f"{at} is a link, and nothing is written through it")
+            at.mkdir(parents=True, exist_ok=True)
+        return self.runs_dir / path
+
+    def clear_staging(self) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+
+    def _is_there(self, path: str) -> bool:
+        return os.path.lexists(self.runs_dir / path)
+
+    def _read(self) -> Receipt:
+        """A receipt that is missing or odd is none: then nothing that is here is believed."""
+        try:
+            value: Any = artifacts.read_json(self.own / RECEIPT)
+            files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}
+            return Receipt(value["run"], list(value["runs"]), files)
+        except (DataError, KeyError, TypeError, AttributeError):
+            return Receipt()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

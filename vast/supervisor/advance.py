@@ -1,0 +1,267 @@
+"""What an action and its result change: `advance(state, action, result, policy) -> state`. Pure.
+
+`result` is None where nobody knows what came of the action: the answer was lost, or the supervisor died before it was
+written. So a journal that ends with an act is resumed by `advance(state, act, None, policy)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vast.policy import Policy
+from vast.ports import CreateResult, Offer, Pulled
+from vast.supervisor import reasons
+from vast.supervisor.observe import fold
+from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Result, RunState, changed
+
+
+def advance(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return AFTER[action.do](state, action, result, policy)
+
+
+# ---- looks and waits -------------------------------------------------------------------------------------------------
+
+
+def _looked(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    assert isinstance(result, Observation)
+    new = fold(state, result, policy)
+    looks = new.looks + 1 if new.phase is Phase.RUNNING else new.looks
+    new = changed(new, looks=looks, alerts=alerts(new, result.t, policy))
+    return changed(new, look_at=result.t + interval(new, policy, result.t))
+
+
+def _same(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return state
+
+
+# ---- rent and destroy ------------------------------------------------------------------------------------------------
+
+
+def _searched(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    offers = [one for one in result if isinstance(one, Offer)] if isinstance(result, tuple) else []
+    market = policy.market
+    fitting = [
+        offer
+        for offer in offers
+        if offer.machine_id not in state.banned
+        and offer.machine_id not in market.banned_machines
+        and offer.dollars_per_hour <= market.max_dollars_per_hour
+        and offer.reliability >= market.min_reliability
+        and offer.down_mbit >= market.min_down_mbit
+    ]
+    waits_from = state.waits_from if isinstance(result, tuple) else action.t  # no answer is not: no offers
+    return changed(state, offers=tuple(fitting[: policy.offers]), offers_at=action.t, waits_from=waits_from)
+
+
+def _created(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    offer = action.offer
+    assert offer is not None
+    state = changed(
+        state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
+        absences=0, absent_at=None,
+    )  # fmt: skip
+    outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
+    made = result.instance_id if isinstance(result, CreateResult) else None
+    price = offer.dollars_per_hour
+    if made is not None and outcome == "created":
+        machine = Machine(made, offer.machine_id, price, action.t)
+        return _noted(changed(state, machine=machine), action.t, f"rented {made} on machine {offer.machine_id}")
+    if outcome in ("unclear", "created"):
+        intent = Intent(offer.id, offer.machine_id, price, action.t, action.t)
+        return _noted(changed(state, intent=intent), action.t, "create: unclear, reconciling")
+    if made is not None:  # it exists and costs, although the answer was no
+        doomed = Doomed(made, price, action.t, "not-started")
+        state = changed(state, doomed=(*state.doomed, doomed), banned=(*state.banned, offer.machine_id))
+    if outcome == "no-credit":
+        return judged(state, action.t, "no-credit", policy)
+    return state
+
+
+def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    rule = policy.destroy
+    out = []
+    for one in state.doomed:
+        if one.id == action.instance_id:
+            pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
+            if result == "accepted":
+                pause = max(pause, policy.absence_spacing)  # give the answer time to become true
+            one = changed(
+                one, tries=one.tries + 1, next_try=action.t + pause, accepted=one.accepted or result == "accepted"
+            )
+        out.append(one)
+    return changed(state, doomed=tuple(out), look_at=min(state.look_at, action.t + policy.cadence.urgent))
+
+
+def condemned(state: RunState, t: float, reason: str) -> RunState:
+    """The machine becomes one that is being destroyed."""
+    machine = state.machine
+    assert machine is not None
+    lost = reason in ("host-lost", "away", "vanished")
+    doomed = Doomed(machine.id, machine.price, machine.since, reason, lost=lost)
+    rule = reasons.REASONS[reason]
+    banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
+    return _noted(
+        changed(state, machine=None, doomed=(*state.doomed, doomed), banned=banned, restart=None, look_at=t),
+        t,
+        f"destroying {machine.id}: {reason}",
+    )
+
+
+# ---- the host -----------------------------------------------------------------------------------------------------------
+
+
+def _on_machine(state: RunState, **changes: object) -> RunState:
+    if state.machine is None:
+        return state
+    return changed(state, machine=changed(state.machine, **changes))
+
+
+def _attached(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return _on_machine(changed(state, look_at=action.t + policy.cadence.urgent), key_at=action.t)
+
+
+def _pushed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return _on_machine(state, pushed=result is True)
+
+
+def _started(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    machine = state.machine
+    assert machine is not None
+    state = _on_machine(state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None)
+    if result is not True:
+        return changed(state, look_at=action.t + policy.cadence.urgent)  # the next look shows whether it runs
+    state = _noted(state, action.t, f"job started: {action.why}")
+    if state.phase is Phase.PROVISIONING:
+        state = changed(state, phase=Phase.RUNNING, phase_since=action.t, pulled_at=action.t, pull_next=0.0)
+    return changed(state, restart=None, fetched=False, looks=0, look_at=action.t + 60 * policy.cadence.early_minutes[0])
+
+
+def _stopped(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    # an answer that was lost is asked for again: stopping twice is stopping once
+    state = _on_machine(state, stop_at=action.t) if result is not None else state
+    return changed(state, look_at=action.t + policy.cadence.urgent)
+
+
+def _renewed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    pause = policy.watchdog.renew if result is True else policy.watchdog.renew / 4
+    return changed(state, lease_at=action.t + pause)
+
+
+def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    """Only a verified pull counts; what came before it stays the last good copy."""
+    if not isinstance(result, Pulled) or not result.verified:
+        full = isinstance(result, Pulled) and result.local_disk_full
+        pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
+        return changed(state, pull_failures=state.pull_failures + 1, pull_next=action.t + pause, no_room_here=full)
+    wanted = state.verdict == reasons.SUCCESS
+    fetched = not wanted or result.complete
+    failures = 0 if fetched else state.pull_failures + 1
+    return changed(
+        state,
+        home=result.checkpoint or state.home,
+        complete=result.complete or state.complete,
+        pulled_at=action.t,
+        pull_failures=failures,
+        pull_next=action.t + policy.cadence.urgent,
+        no_room_here=False,
+        fetched=fetched if state.phase is Phase.COLLECTING or state.restart is not None else False,
+    )
+
+
+# ---- verdicts and phases ----------------------------------------------------------------------------------------------
+
+
+def _judged(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return judged(state, action.t, action.why, policy)
+
+
+def judged(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
+    """Apply the row of vast/supervisor/reasons.py."""
+    rule = reasons.REASONS[reason]
+    again, machine = rule.again, state.machine
+    said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""
+    state = _noted(state, t, f"verdict: {reason}" + (f": {said}" if said else ""))
+    if machine is not None and machine.job is not None:
+        state = _on_machine(state, judged=max(machine.judged, machine.job.attempt if reason != "asked" else 0))
+        if reason == "bug" and machine.job.fingerprint is not None:
+            state = changed(state, fingerprints=(*state.fingerprints, machine.job.fingerprint))
+    if again == "here":
+        used = dict(state.retries)
+        used[reason] = used.get(reason, 0) + 1
+        state = changed(state, retries=tuple(sorted(used.items())))
+        if used[reason] <= policy.retries.of(reason):
+            return _on_machine(changed(state, restart=reason, fetched=False, pull_next=0.0, look_at=t), stalled=0)
+        again = rule.then
+    over = again == "stop" or state.attempt >= policy.attempts
+    state = changed(state, verdict=reason, over=over, restart=None, fetched=False, pull_failures=0, pull_next=0.0,
+                    waits_from=t, phase_since=t, look_at=t)  # fmt: skip
+    if machine is not None and rule.fetch and machine.starts:
+        return changed(state, phase=Phase.COLLECTING)
+    if machine is not None:
+        state = _named_loss(state, reason)
+        state = condemned(state, t, reason)
+    return changed(state, phase=Phase.TERMINATING)
+
+
+def _named_loss(state: RunState, why: str) -> RunState:
+    """Say what is lost with the machine, if there is something that is not at home."""
+    machine = state.machine
+    if machine is None or state.fetched or not machine.starts:
+        return state
+    return changed(state, lost_artifacts=f"{state.verdict}: {why}; at home: {state.home or 'nothing'}")
+
+
+def _proceed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    t = action.t
+    if state.phase is Phase.COLLECTING:
+        assert state.verdict is not None
+        state = condemned(_named_loss(state, action.why), t, state.verdict)
+        return changed(state, phase=Phase.TERMINATING, phase_since=t)
+    attempt = state.attempt + 1
+    pause = t if state.phase is Phase.IDLE else t + pause_before(state, policy)
+    return changed(
+        state,
+        phase=Phase.PROVISIONING,
+        phase_since=t,
+        attempt=attempt,
+        asked_offers=0,
+        offers=(),
+        offers_at=None,
+        pause_until=pause,
+        verdict=None,
+        fetched=False,
+        waits_from=t,
+        look_at=t if state.phase is Phase.IDLE else max(pause, t + 1),
+    )
+
+
+def _closed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    """Done only with a complete run at home; what was judged done and could not be fetched has failed."""
+    success = state.verdict == reasons.SUCCESS and state.complete
+    ended = state.verdict if success or state.verdict != reasons.SUCCESS else "not-fetched"
+    return _noted(changed(state, phase=Phase.CLOSED, phase_since=action.t, result=ended), action.t, f"closed: {ended}")
+
+
+def _noted(state: RunState, t: float, what: str) -> RunState:
+    return changed(state, history=(*state.history, (t, what)))
+
+
+After = Callable[[RunState, Action, Result, Policy], RunState]
+
+AFTER: dict[Do, After] = {
+    Do.LOOK: _looked,
+    Do.WAIT: _same,
+    Do.SEARCH: _searched,
+    Do.CREATE: _created,
+    Do.DESTROY: _destroyed,
+    Do.ATTACH_KEY: _attached,
+    Do.PUSH: _pushed,
+    Do.START: _started,
+    Do.STOP: _stopped,
+    Do.RENEW: _renewed,
+    Do.PULL: _pulled,
+    Do.VERDICT: _judged,
+    Do.PROCEED: _proceed,
+    Do.CLOSE: _closed,
+}

@@ -1,0 +1,220 @@
+"""What to do next: `decide(observation, state, policy) -> action`. Pure. Two rules hold everywhere:
+
+1. What could not be seen decides nothing. Verdicts about instances need a trusted look (the account answered), verdicts
+   about the host a look while our own network works. Caps need neither: they run on the monotonic clock.
+2. The first rule of the phase's row that has something to do decides; where none has, the supervisor waits.
+
+vast/supervisor/observe.py has counted what was seen over several looks; here the counts are compared with the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vast.policy import Policy
+from vast.supervisor import reasons
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, verdict
+from vast.supervisor.schedule import LEAD, ends_soon, wake_at
+from vast.supervisor.state import Action, Do, Doomed, Observation, Phase, RunState, burn, spent
+
+Rule = Callable[[Observation, RunState, Policy], Action | None]
+
+OFFERS_FRESH = 300.0  # seconds for which the result of a search is believed
+KILL_PATIENCE = 600.0  # seconds that a job may take to end after it was asked to
+STARTS = 5  # starts without effect on one machine
+
+
+def decide(obs: Observation, state: RunState, policy: Policy) -> Action:
+    for rule in RULES[state.phase]:
+        action = rule(obs, state, policy)
+        if action is not None:
+            return action
+    return Action(Do.WAIT, obs.t, until=wake_at(obs.t, state, policy))
+
+
+# ---- in every phase --------------------------------------------------------------------------------------------------
+
+
+def destroy_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """DELETE, again and again, until the absence is proven."""
+    for doomed in state.doomed:
+        if obs.t >= doomed.next_try and not doomed.absent:
+            return Action(Do.DESTROY, obs.t, doomed.reason, doomed.id)
+    return None
+
+
+def renew_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    machine = state.machine
+    if machine is None or not machine.armed or obs.t < state.lease_at:
+        return None
+    return Action(Do.RENEW, obs.t, until=max(0.0, state.cap_seconds - obs.t))
+
+
+# ---- idle and provisioning -------------------------------------------------------------------------------------------
+
+
+def leave_idle(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    return Action(Do.PROCEED, obs.t)
+
+
+def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Search, and take the first offer. Nothing is rented while the outcome of the last create is not known."""
+    if state.machine is not None or state.intent is not None:
+        return None
+    if obs.t < state.pause_until or state.refused_since is not None:
+        return None
+    fresh = state.offers_at is not None and obs.t - state.offers_at < OFFERS_FRESH
+    if state.asked_offers >= policy.offers:
+        return verdict(obs, "no-offers")
+    if fresh and state.offers:
+        offer = state.offers[0]
+        hours = 2 * policy.caps.reserve_minutes / 60
+        if spent(state, obs.t) + (burn(state) + offer.dollars_per_hour) * hours > state.cap_dollars:
+            return verdict(obs, "budget")
+        return Action(Do.CREATE, obs.t, offer=offer)
+    if obs.t - max(state.waits_from, state.pause_until) >= policy.deadlines.search:
+        return verdict(obs, "no-offers")
+    if state.offers_at is None or obs.t - state.offers_at >= policy.cadence.urgent:
+        return Action(Do.SEARCH, obs.t)
+    return None
+
+
+def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Bring what is at home, then start: only after this very look has seen the dead-man's switch armed."""
+    machine = state.machine
+    if machine is None or not in_touch(obs, machine) or not machine.armed:
+        return None
+    if machine.starts >= STARTS:
+        return verdict(obs, "ssh")
+    if not machine.pushed and state.home is not None:
+        return Action(Do.PUSH, obs.t, state.home)
+    return Action(Do.START, obs.t, "first")
+
+
+# ---- running -----------------------------------------------------------------------------------------------------------
+
+
+def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Judge an end of the job once."""
+    machine = state.machine
+    if machine is None or machine.job is None or not in_touch(obs, machine) or state.restart is not None:
+        return None
+    job = machine.job
+    if job.phase == "ended" and job.attempt > machine.judged:
+        if job.end_reason == reasons.SUCCESS:
+            return verdict(obs, reasons.SUCCESS if job.complete else "incomplete")
+        if machine.gpu_fault is not None:
+            return None  # the machine's fault, which the next rule judges
+        reason = reasons.reason_of_job(job.end_reason)
+        if reason == "bug" and job.fingerprint is not None and job.fingerprint in state.fingerprints:
+            return verdict(obs, "deterministic")
+        return verdict(obs, reason)
+    if job.phase in ("lost", "absent"):
+        return verdict(obs, "restarted" if machine.boot != machine.started_boot else "lost")
+    if job.phase == "running" and machine.stalled >= policy.stall.looks:
+        return verdict(obs, "hang")
+    return None
+
+
+def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """A new start where the job is, after what its reason asks for: a hung one is killed, a full disk pulled empty."""
+    machine = state.machine
+    if machine is None or state.restart is None or not in_touch(obs, machine) or not machine.armed:
+        return None
+    if machine.starts - machine.judged >= STARTS:
+        return verdict(obs, "lost")
+    running = machine.job is not None and machine.job.phase in ("starting", "running")
+    if state.restart == "hang" and running:
+        if machine.stop_at is None:
+            return Action(Do.STOP, obs.t, "hang")
+        return verdict(obs, "hang") if obs.t - machine.stop_at >= KILL_PATIENCE else None
+    if state.restart == "disk-full" and not state.fetched and state.pull_failures < 3 and not state.no_room_here:
+        return Action(Do.PULL, obs.t) if obs.t >= state.pull_next else None
+    return Action(Do.START, obs.t, state.restart)
+
+
+def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Metrics, logs and the newest checkpoint, while the job runs on."""
+    machine = state.machine
+    if machine is None or machine.job is None or not in_touch(obs, machine) or obs.t < state.pull_next:
+        return None
+    if machine.job.checkpoint is not None and machine.job.checkpoint == state.home:
+        return None
+    if obs.t - state.pulled_at < 60 * policy.pull_minutes and not ends_soon(obs.t, state, policy):
+        return None
+    return Action(Do.PULL, obs.t)
+
+
+# ---- collecting and terminating -------------------------------------------------------------------------------------------
+
+
+def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """A checkpoint if the job still runs, a verified pull, and on; or on without it, which the state then names."""
+    machine = state.machine
+    if machine is None or state.fetched or not machine.starts:
+        return None if machine is not None and _is_held(obs, state, policy) else Action(Do.PROCEED, obs.t)
+    why = _no_more_time(obs, state, policy)
+    if why is not None:
+        return Action(Do.PROCEED, obs.t, why)
+    if not in_touch(obs, machine):
+        return None
+    running = machine.job is None or machine.job.phase in ("starting", "running")
+    if running and state.verdict != "gpu-fault":
+        if machine.stop_at is None:
+            return Action(Do.STOP, obs.t, state.verdict or "")
+        if obs.t - machine.stop_at < policy.watchdog.grace:
+            return None
+    return Action(Do.PULL, obs.t, everything=True) if obs.t >= state.pull_next else None
+
+
+def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | None:
+    machine = state.machine
+    if spent(state, obs.t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
+        return "the budget is used up"
+    if obs.t >= state.cap_seconds - LEAD:
+        return "the time is up"
+    if obs.t - state.waits_from >= policy.deadlines.collecting and not _is_held(obs, state, policy):
+        return "the deadline for fetching is over"
+    if machine is None or not obs.looked or obs.account is None or not obs.network:
+        return None
+    if machine.absent >= 2:
+        return "the machine vanished"
+    if machine.stopped >= 2 and machine.failed >= 2:
+        return "the machine is stopped and does not answer"
+    return None
+
+
+def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
+    """`destroy_on` says that a person wants to see the machine; caps and a request end that."""
+    on = policy.destroy_on
+    if not state.over or obs.asked or state.verdict in reasons.FORCED or (on.done and on.fail):
+        return False
+    if on.done if state.verdict == reasons.SUCCESS else on.fail:
+        return False
+    reserve = 60 * policy.caps.reserve_minutes
+    in_time = obs.t < state.cap_seconds - reserve
+    return in_time and spent(state, obs.t) + burn(state) * reserve / 3600 < state.cap_dollars
+
+
+def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Closed once nothing is left, proven twice; another machine as soon as the old one cannot come back."""
+    if state.machine is not None or state.intent is not None:
+        return None
+    if state.over:
+        proven = state.absences >= 2 or state.created_at is None
+        return Action(Do.CLOSE, obs.t) if proven and not state.doomed else None
+    return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
+
+
+def _let_go(doomed: Doomed) -> bool:
+    return doomed.lost and doomed.accepted
+
+
+RULES: dict[Phase, tuple[Rule, ...]] = {
+    Phase.IDLE: (leave_idle,),
+    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready),
+    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due),
+    Phase.COLLECTING: (destroy_due, renew_due, key_lost, collect),
+    Phase.TERMINATING: (destroy_due, finish),
+    Phase.CLOSED: (),
+}

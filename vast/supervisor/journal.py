@@ -1,0 +1,242 @@
+"""The journal of a run: one JSON line a record, on disk (fsync) before the act that it announces. Nothing is ever changed.
+
+    begin   the plan and the first state
+    act     the state, and the action that is about to be tried
+    state   the state after an action, or after a pure step
+
+A last line that a crash tore is dropped; a broken line before it is an error. A journal that ends with an act does not say
+what came of it: vast/supervisor/loop.py takes that for an answer that was lost.
+
+The lock is flock, so the kernel lets go of it when its holder dies. Its fencing token is for the holder that does not die
+but sleeps, on a machine that was suspended or over a network file system, while another one took over: it counts up with
+every holder, is checked before each act, and records that carry an older one than a record before them do not count.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs import lock
+from jobs.artifacts import sync_directory, write_text_atomically
+from jobs.errors import DiskFull, RunStateError
+from vast.ports import Clock, Seconds
+from vast.supervisor.state import Action, Plan, RunState
+
+JOURNAL, LOCK, TOKEN, RESERVE = "journal.jsonl", "supervisor.lock", "supervisor.token", ".reserve"
+ROOM = 2**21  # bytes kept back for the journal on a disk that somebody else fills up
+
+
+class Superseded(Exception):
+    """Another supervisor has taken this run over: do nothing more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """When a record was written: in the run's time, and on both clocks of the machine that wrote it."""
+
+    t: Seconds
+    wall: Seconds
+    monotonic: Seconds
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """Where a journal ends."""
+
+    plan: Plan
+    state: RunState
+    pending: Action | None  # was about to be tried
+    stamp: Stamp
+
+
+class Journal(Protocol):
+    """What the supervisor needs of one: records are on disk when a method returns. All raise Superseded."""
+
+    def check(self) -> None:
+        """Before each act: this supervisor is still the one."""
+
+    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None: ...
+    def act(self, state: RunState, action: Action, stamp: Stamp) -> None: ...
+    def state(self, state: RunState, stamp: Stamp) -> None: ...
+
+
+class RunClock:
+    """The run's own time: it goes on with the monotonic clock over restarts of the supervisor. Only where the machine was
+    started again in between, the wall clock has to say for how long, and never less than no time."""
+
+    def __init__(self, clock: Clock, last: Stamp | None) -> None:
+        self._clock = clock
+        monotonic = clock.monotonic()
+        if last is None:
+            self._zero = monotonic
+        elif last.boot == clock.boot():
+            self._zero = last.monotonic - last.t
+        else:
+            self._zero = monotonic - last.t - max(0.0, clock.now() - last.wall)
+
+    def t(self) -> Seconds:
+        return self._clock.monotonic() - self._zero
+
+    def stamp(self) -> Stamp:
+        return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())
+
+
+# ---- on disk ------------------------------------------------------------------------------------------------------------
+
+
+class FileJournal:
+    """Holds the lock of the run's directory from its making to `close`. Raises RunStateError if another process has it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._lock: IO[str] = lock.hold(directory / LOCK)
+        try:
+            self.token = read_token(directory) + 1
+            write_text_atomically(directory / TOKEN, f"{self.token}\n")
+            _drop_torn_line(directory / JOURNAL)
+            self._file = os.open(directory / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            sync_directory(directory)
+        except BaseException:
+            self._lock.close()
+            raise
+        self._reserve = directory / RESERVE
+        self._keep_room()
+
+    def close(self) -> None:
+        self._reserve.unlink(missing_ok=True)
+        os.close(self._file)
+        self._lock.close()
+
+    def check(self) -> None:
+        current = read_token(self.directory)
+        if current != self.token:
+            raise Superseded(f"{self.directory}: token {self.token} is superseded by {current}")
+
+    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
+        self._write("begin", stamp, plan=_codec(Plan).dump_python(plan, mode="json"), state=_plain(state))
+
+    def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
+        self._write("act", stamp, state=_plain(state), action=_codec(Action).dump_python(action, mode="json"))
+
+    def state(self, state: RunState, stamp: Stamp) -> None:
+        self._write("state", stamp, state=_plain(state))
+
+    def _write(self, kind: str, stamp: Stamp, **content: Any) -> None:
+        self.check()
+        at = _codec(Stamp).dump_python(stamp, mode="json")
+        line = json.dumps({"record": kind, "token": self.token, "at": at, **content}, separators=(",", ":")) + "\n"
+        try:
+            self._append(line.encode())
+        except DiskFull:
+            self._reserve.unlink(missing_ok=True)  # room for hundreds of records: enough to end the run in order
+            self._append(line.encode())
+
+    def _append(self, data: bytes) -> None:
+        """The whole of it, or nothing. Raises DiskFull."""
+        path = self.directory / JOURNAL
+        size = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+            os.fsync(self._file)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.ftruncate(self._file, size)
+            remedy = f"make room, then go on: python -m vast attach {self.directory.name}"
+            raise DiskFull(path, "no space left on the disk of this machine", remedy) from None
+
+    def _keep_room(self) -> None:
+        with suppress(OSError):  # a full disk is found out by the first record
+            if not self._reserve.exists():
+                self._reserve.write_bytes(bytes(ROOM))
+
+
+def read(directory: Path) -> Last | None:
+    """Where the journal in `directory` ends; None if no run was begun there. Raises RunStateError."""
+    found = deque(records(directory), maxlen=1)
+    return found[0] if found else None
+
+
+def records(directory: Path) -> Iterator[Last]:
+    """Every record that counts, as the end that the journal had with it; none if no run was begun. Raises RunStateError."""
+    path = directory / JOURNAL
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    lines.pop()  # empty, or torn
+    newest = 0
+    plan: Plan | None = None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if record["token"] < newest:
+                continue
+            newest = record["token"]
+            if record["record"] == "begin":
+                plan = _codec(Plan).validate_python(record["plan"])
+            assert plan is not None
+            action = record.get("action")
+            found = Last(
+                plan,
+                _codec(RunState).validate_python(record["state"]),
+                None if action is None else _codec(Action).validate_python(action),
+                _codec(Stamp).validate_python(record["at"]),
+            )
+        except (ValueError, KeyError, TypeError, AssertionError, ValidationError):
+            remedy = "it is not what the supervisor wrote; find and end the machines of the run by: vast reap"
+            raise RunStateError(f"{path}:{number}", "is no record of a journal", remedy) from None
+        yield found
+
+
+def to_json(state: RunState) -> str:
+    return _codec(RunState).dump_json(state).decode()
+
+
+def from_json(text: str) -> RunState:
+    state: RunState = _codec(RunState).validate_json(text)
+    return state
+
+
+def _plain(state: RunState) -> Any:
+    return _codec(RunState).dump_python(state, mode="json")
+
+
+@cache
+def _codec(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def read_token(directory: Path) -> int:
+    try:
+        return int((directory / TOKEN).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        raise RunStateError(directory / TOKEN, "expected a number", "remove it while no supervisor runs") from None
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut what a crash left behind the last whole line, or the next record would be glued to it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+            os.fsync(file.fileno())

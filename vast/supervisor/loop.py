@@ -1,0 +1,187 @@
+"""The loop: look, decide, journal the intent, act, journal the result, advance. All judgement is in vast/supervisor/decide.py.
+
+The supervisor may die between any two lines of this file, and is then made again from the end of its journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from vast.policy import Policy
+from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
+from vast.supervisor.advance import advance
+from vast.supervisor.decide import decide
+from vast.supervisor.journal import Journal, Last, RunClock
+from vast.supervisor.reasons import REASONS
+from vast.supervisor.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
+
+SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
+MOST_ACTS = 32  # between two sleeps: whatever a policy says, the market is not called in a circle
+
+CLOSED = "closed"  # what is told at the end of every run
+Tell = Callable[[str, RunState], None]  # an alert, what the verdict was, or CLOSED; never a secret
+OnLook = Callable[[Observation, RunState], None]  # after each look, with what it has changed
+
+
+class Supervisor:
+    """One run. Raises Superseded when another supervisor took it over; what the network does raises nothing.
+
+    contract: what is asked of the market for a label and an offer, whose price the dead-man's switch has to know. It may
+        hold the registry's login, so it is made when it is needed and never journalled.
+    asked: whether a person wants the run to end.
+    tell: may be told the same thing twice, after a crash.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        policy: Policy,
+        cloud: Cloud,
+        shell: Shell,
+        clock: Clock,
+        journal: Journal,
+        *,
+        last: Last | None = None,
+        contract: Callable[[str, Offer], Contract] | None = None,
+        asked: Callable[[], bool] = lambda: False,
+        tell: Tell = lambda what, state: None,
+        on_look: OnLook = lambda seen, state: None,
+    ) -> None:
+        self.plan, self.policy = plan, policy
+        self.cloud, self.shell, self.clock, self.journal = cloud, shell, clock, journal
+        self.contract = contract or self._plain_contract
+        self.asked, self.tell, self.on_look = asked, tell, on_look
+        self.run_clock = RunClock(clock, None if last is None else last.stamp)
+        if last is None:
+            here = shell.home()  # what an earlier run of this job has left
+            self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
+            journal.begin(plan, self.state, self.run_clock.stamp())
+        else:
+            self.state = self._resumed(last)
+        self._seen = Observation(0.0)
+        self._acts = 0
+
+    def run(self) -> RunState:
+        while self.state.phase is not Phase.CLOSED:
+            self.step()
+        return self.state
+
+    def step(self) -> None:
+        """Look if it is time, then do one thing: act, change the phase, or sleep."""
+        t = self.run_clock.t()
+        if t >= self.state.look_at:
+            self._seen = self._look(t)
+            self._advance(Action(Do.LOOK, t), self._seen)
+            self.on_look(self._seen, self.state)
+        else:
+            self._seen = changed(self._seen, t=t, asked=self.asked())
+        action = decide(self._seen, self.state, self.policy)
+        self._acts += 1
+        if action.do is Do.WAIT or self._acts > MOST_ACTS:
+            until = action.until if action.do is Do.WAIT else t + self.policy.cadence.urgent
+            self._acts = 0
+            self._seen = Observation(t)  # what was seen is old after a sleep
+            self.clock.sleep(max(SHORTEST_WAIT, until - self.run_clock.t()))
+            return
+        if action.do in PURE:
+            self.journal.check()
+            self._advance(action, None)
+        else:
+            self.journal.check()
+            self.journal.act(self.state, action, self.run_clock.stamp())
+            result = self._act(action)
+            self._advance(action, result)
+            if result is None or result is False:
+                self._seen = Observation(t)  # it did not work as the look promised: look again first
+        self.journal.state(self.state, self.run_clock.stamp())
+        if action.do is Do.VERDICT and REASONS[action.why].alert:
+            self.tell(action.why, self.state)
+        if self.state.phase is Phase.CLOSED:
+            self.tell(CLOSED, self.state)
+
+    def _resumed(self, last: Last) -> RunState:
+        """An act without a result in the journal is one whose answer was lost. The first thing to do is to look."""
+        state = last.state
+        if last.pending is not None:
+            # only for a pull there is somebody to ask: the disk of this machine
+            home = self.shell.home() if last.pending.do is Do.PULL else None
+            answer = home if home is not None and home.complete else None  # what is whole cannot have been less
+            state = advance(state, last.pending, answer, self.policy)
+        state = changed(state, look_at=0.0, waits_from=self.run_clock.t())
+        if state.machine is not None and not state.machine.starts:
+            state = replace(
+                state, machine=changed(state.machine, ran_at=None)
+            )  # nobody looked: its deadline begins anew
+        self.journal.state(state, self.run_clock.stamp())
+        return state
+
+    def _advance(self, action: Action, result: Result) -> None:
+        before = self.state.alerts
+        self.state = advance(self.state, action, result, self.policy)
+        for alert in self.state.alerts:
+            if alert not in before:
+                self.tell(alert, self.state)
+
+    # ---- looking: reads only ---------------------------------------------------------------------------------------
+
+    def _look(self, t: Seconds) -> Observation:
+        state, machine = self.state, self.state.machine
+        account = self.cloud.account()
+        instances = self.cloud.instances() if account is not None else None
+        listed = {one.id: one for one in instances or ()}
+        single = []
+        if account is not None:
+            ids = [doomed.id for doomed in state.doomed] + ([] if machine is None else [machine.id])
+            single = [(one, self.cloud.instance(one)) for one in ids if one not in listed]
+        host, addresses = None, () if machine is None else machine.addresses
+        found = listed.get(machine.id) if machine is not None else None
+        running = found is not None and found.status is Status.RUNNING
+        if machine is not None and machine.ran_at is None and isinstance(found, Instance):
+            addresses = found.addresses
+        if addresses and machine is not None and (machine.ran_at is not None or running):
+            host = self.shell.look(addresses)
+        reached = host is not None and host.contact == "ok"
+        network = reached or (account is not None and host is None) or self.shell.network_is_up()
+        return Observation(t, True, self.asked(), account, instances, tuple(single), host, network)
+
+    # ---- acting ------------------------------------------------------------------------------------------------------
+
+    def _act(self, action: Action) -> Result:
+        machine = self.state.machine
+        addresses = () if machine is None else machine.addresses
+        match action.do:
+            case Do.SEARCH:
+                banned = frozenset({*self.state.banned, *self.policy.market.banned_machines})
+                return self.cloud.search(replace(self.plan.query, banned_machines=banned))
+            case Do.CREATE:
+                assert action.offer is not None
+                return self.cloud.create(action.offer.id, self.contract(self.label, action.offer))
+            case Do.DESTROY:
+                return self.cloud.destroy(action.instance_id)
+            case Do.ATTACH_KEY:
+                return self.cloud.attach_key(action.instance_id, self.plan.public_key)
+            case Do.PUSH:
+                return self.shell.push(addresses)
+            case Do.START:
+                return self.shell.start(addresses, self.plan.command, self.state.home)
+            case Do.STOP:
+                return self.shell.stop(addresses)
+            case Do.RENEW:
+                return self.shell.renew_lease(addresses, action.until)
+            case Do.PULL:
+                return self.shell.pull(addresses, action.everything)
+        raise AssertionError(action.do)
+
+    @property
+    def label(self) -> str:
+        return label_text(self.state.run_id, self.state.deadline)
+
+    def left(self) -> tuple[Dollars, Seconds]:
+        """Of both caps, for the dead-man's switch of the next machine."""
+        t = self.run_clock.t()
+        return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)
+
+    def _plain_contract(self, label: str, offer: Offer) -> Contract:
+        plan = self.plan
+        return Contract(label, plan.image, plan.query.disk_gb, plan.onstart, plan.env, plan.bid)

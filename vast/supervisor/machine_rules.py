@@ -1,0 +1,108 @@
+"""What ends a machine, or a run, although its job said nothing: caps, the market's word, a host that does not answer. Pure.
+
+The rules of vast/supervisor/decide.py that are about money, time and machines, and the words that all rules share.
+"""
+
+from __future__ import annotations
+
+from vast.policy import Policy
+from vast.supervisor import reasons
+from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, spent
+
+KEY_PAUSE = 60.0  # seconds between two tries to attach the key
+
+
+def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """What ends the run, or the machine, although the job is well."""
+    reserve = 60 * policy.caps.reserve_minutes
+    if obs.asked:
+        return verdict(obs, "asked")
+    if obs.t >= state.cap_seconds - reserve:
+        return verdict(obs, "time-cap")
+    if burn(state) and spent(state, obs.t) + burn(state) * reserve / 3600 >= state.cap_dollars:
+        return verdict(obs, "budget")
+    machine = state.machine
+    if machine is None:
+        return None
+    if obs.account is not None and obs.account.credit < machine.price * reserve / 3600:
+        return verdict(obs, "low-credit")
+    if machine.end is not None and machine.end - state.begun_wall - obs.t < reserve:
+        return verdict(obs, "contract-end")
+    return None
+
+
+def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Verdicts about the machine, from a trusted look only."""
+    machine, limits = state.machine, policy.deadlines
+    if machine is None or not obs.looked or obs.account is None:
+        return None
+    if machine.absent >= 2:
+        return verdict(obs, "vanished")
+    if machine.absent or machine.seen_at != obs.t:
+        return None  # not in this answer
+    if machine.stopped >= 2:
+        never = machine.ran_at is None and not state.interruptible
+        return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
+    if machine.away_since is not None and obs.t - machine.away_since >= limits.away:
+        return verdict(obs, "away")
+    if machine.stopped:
+        return None
+    if machine.ran_at is None:
+        said = reasons.of_message(machine.message)
+        if said is not None:
+            return verdict(obs, said)
+        return verdict(obs, "loading") if obs.t - machine.since >= limits.loading else None
+    return _host_trouble(obs, state, machine, policy)
+
+
+def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: Policy) -> Action | None:
+    if machine.gpu_fault is not None:
+        return verdict(obs, "gpu-fault")
+    if not obs.network or obs.host is None or machine.ran_at is None:
+        return None
+    since_running = obs.t - machine.ran_at
+    is_unhealthy = unhealthy(obs.t, machine, policy)
+    if not machine.armed:
+        seen = is_unhealthy or obs.host.contact == "ok" or (machine.denied and not machine.starts)
+        late = policy.deadlines.ssh if machine.reached_at is None else policy.deadlines.ssh + policy.unreachable.seconds
+        waiting = since_running if not machine.starts or machine.reached_at is None else obs.t - machine.boot_at
+        if not seen or waiting < late:
+            return None
+        return verdict(obs, "unguarded" if machine.starts and obs.host.contact == "ok" else "ssh")
+    if not machine.starts and since_running >= policy.deadlines.ssh + policy.deadlines.collecting:
+        return verdict(obs, "ssh")
+    if (
+        is_unhealthy
+        and obs.t - (machine.failed_since or 0.0) >= policy.unreachable.seconds + policy.unreachable.replace_after
+    ):
+        return verdict(obs, "host-lost")
+    return None
+
+
+def key_lost(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Attach the key again when it was refused, and once in a while when nothing answers at all."""
+    machine = state.machine
+    if machine is None or not obs.looked or not obs.network or machine.ran_at is None:
+        return None
+    pause = KEY_PAUSE if machine.denied else policy.deadlines.away
+    if not machine.denied and not unhealthy(obs.t, machine, policy):
+        return None
+    if machine.key_at is not None and obs.t - machine.key_at < pause:
+        return None
+    return Action(Do.ATTACH_KEY, obs.t, instance_id=machine.id)
+
+
+def verdict(obs: Observation, reason: str) -> Action:
+    return Action(Do.VERDICT, obs.t, reason)
+
+
+def in_touch(obs: Observation, machine: Machine) -> bool:
+    """This very look reached the machine of the run; a stranger's answer is no contact."""
+    return obs.looked and obs.host is not None and obs.host.contact == "ok"
+
+
+def unhealthy(t: float, machine: Machine, policy: Policy) -> bool:
+    """Both, as in SkyPilot: enough failed looks, and enough time."""
+    if machine.failed_since is None or machine.failed < policy.unreachable.looks:
+        return False
+    return t - machine.failed_since >= policy.unreachable.seconds

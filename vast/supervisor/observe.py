@@ -1,0 +1,218 @@
+"""What one look changes in what is known: counts over several looks, which vast/supervisor/decide.py compares with the policy. Pure.
+
+A look is trusted if the account answered: a key that is refused sees no instances, and a 404 then proves nothing. What an
+untrusted look, or our own dead network, did not show leaves every count as it was.
+"""
+
+from __future__ import annotations
+
+from vast.policy import Policy
+from vast.ports import GONE, Host, Instance, Status, parse_label
+from vast.supervisor.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed
+
+AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
+STOPPED = frozenset({Status.STOPPED, Status.EXITED})
+
+
+def fold(state: RunState, obs: Observation, policy: Policy) -> RunState:
+    changes: dict[str, object] = {"network_down": not obs.network}
+    if obs.account is not None:
+        changes["refused_since"] = None
+        changes["credit"] = obs.account.credit
+    elif state.refused_since is None:
+        changes["refused_since"] = obs.t
+    blind = obs.account is None and state.machine is None
+    if blind or (state.phase is Phase.COLLECTING and not obs.network):
+        changes["waits_from"] = obs.t
+    if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
+        state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # nobody could start a job meanwhile
+    if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
+        state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
+        if state.machine is not None and _started_after_all(state, state.machine):
+            state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
+    if obs.account is not None:
+        state = _market(state, obs, policy)
+    return changed(state, **changes)
+
+
+# ---- instances ------------------------------------------------------------------------------------------------------------
+
+
+def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
+    """What an authenticated look at the market says. An empty or partial answer proves no absence by itself."""
+    listed = {} if obs.instances is None else {one.id: one for one in obs.instances if _is_ours(one, state.run_id)}
+    seen = listed
+    if obs.single:
+        seen = {**listed, **{one: found for one, found in obs.single if isinstance(found, Instance)}}
+    gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
+    machine, intent = state.machine, state.intent
+    known = {doomed.id for doomed in state.doomed}
+    doomed = [_doomed(one, one.id in seen, one.id in gone, obs.t, policy) for one in state.doomed]
+    settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
+    doomed = [one for one in doomed if one.absent < 2]
+    strays = sorted(one for one in listed if one not in known and (machine is None or one != machine.id))
+    if intent is not None:
+        if strays and state.phase is Phase.PROVISIONING:
+            machine, intent = _adopted(listed[strays.pop(0)], intent), None
+        elif strays:
+            intent = None
+        elif obs.instances is not None:
+            intent = _listing_without_it(intent, obs.t, policy)
+            if intent is None and state.intent is not None:
+                settled += _unseen(state.intent, obs.t, policy)
+    since = state.intent.since if state.intent is not None else state.created_at
+    for one in strays:  # a second one of an unclear create, or one that turned up late
+        doomed.append(Doomed(one, listed[one].dollars_per_hour, obs.t if since is None else since, "extra"))
+    if machine is not None:
+        if machine.id in seen:
+            machine = _instance(machine, seen[machine.id], obs.t)
+        elif machine.id in gone:
+            absent, at = _counted(machine.absent, machine.absent_at, obs.t, policy.absence_spacing)
+            machine = changed(machine, absent=absent, absent_at=at)
+    absences, absent_at = state.absences, state.absent_at
+    if listed:
+        absences, absent_at = 0, None
+    elif obs.instances is not None and _nothing_is_expected(state, intent, machine, obs.t, policy):
+        absences, absent_at = _counted(absences, absent_at, obs.t, policy.absence_spacing)
+    return changed(
+        state,
+        machine=machine,
+        intent=intent,
+        doomed=tuple(doomed),
+        settled=settled,
+        absences=absences,
+        absent_at=absent_at,
+    )
+
+
+def _nothing_is_expected(
+    state: RunState, intent: Intent | None, machine: Machine | None, t: float, policy: Policy
+) -> bool:
+    """Whether a listing without the run can count: what was created must have had the time to show up."""
+    if intent is not None or machine is not None or state.created_at is None:
+        return False
+    return t - state.created_at >= policy.reconcile.visible_after
+
+
+def _is_ours(instance: Instance, run_id: str) -> bool:
+    label = parse_label(instance.label)
+    return label is not None and label.run_id == run_id
+
+
+def _counted(count: int, at: float | None, t: float, spacing: float) -> tuple[int, float | None]:
+    """One more proof, if the last one is long enough ago to be another one."""
+    if at is not None and t - at < spacing:
+        return count, at
+    return count + 1, t
+
+
+def _doomed(one: Doomed, seen: bool, gone: bool, t: float, policy: Policy) -> Doomed:
+    if seen:
+        return changed(one, absent=0, absent_at=None) if one.absent else one
+    if not gone:
+        return one
+    absent, at = _counted(one.absent, one.absent_at, t, policy.absence_spacing)
+    return changed(one, absent=absent, absent_at=at)
+
+
+def _listing_without_it(intent: Intent, t: float, policy: Policy) -> Intent | None:
+    """None once enough listings, over enough time, were without a machine of the run: the create made none."""
+    rule = policy.reconcile
+    listings, at = _counted(intent.listings, intent.listed_at, t, rule.spacing)
+    if listings >= rule.listings and t - intent.unclear_since >= rule.visible_after:
+        return None
+    return changed(intent, listings=listings, listed_at=at)
+
+
+def _unseen(intent: Intent, t: float, policy: Policy) -> float:
+    """Dollars that the create may have cost although nothing is there: while the supervisor was dead, up to two machines
+    may have lived until their own dead-man's switch ended them."""
+    if t - intent.since < 3 * policy.reconcile.visible_after + policy.reconcile.spacing * policy.reconcile.listings:
+        return 0.0
+    longest = policy.watchdog.silent + policy.deadlines.loading
+    return 2 * intent.price * min(t - intent.since, longest) / 3600
+
+
+def _adopted(found: Instance, intent: Intent) -> Machine:
+    return Machine(found.id, found.machine_id, found.dollars_per_hour, intent.since)
+
+
+def _instance(machine: Machine, found: Instance, t: float) -> Machine:
+    # null is what a new one begins with; and who answers over ssh is there, whatever the market says
+    away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
+    same = set(machine.addresses) == set(found.addresses)  # perhaps turned, see _host
+    return changed(
+        machine,
+        seen_at=t,
+        status=found.status,
+        message=found.message,
+        end=found.end,
+        price=max(machine.price, found.dollars_per_hour),
+        addresses=machine.addresses if same else found.addresses,
+        ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
+        away_since=None if not away else t if machine.away_since is None else machine.away_since,
+        stopped=machine.stopped + 1 if found.status in STOPPED else 0,
+        absent=0,
+        absent_at=None,
+    )
+
+
+# ---- the host ----------------------------------------------------------------------------------------------------------------
+
+
+def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
+    """A stranger's answer counts as none; the next look begins with the other pair of address and port."""
+    if host.contact != "ok":
+        turned = machine.addresses[1:] + machine.addresses[:1]
+        since = t if machine.failed_since is None else machine.failed_since
+        denied = host.contact == "denied"
+        failed = machine.failed + (not denied)  # a refused key is no sign of death
+        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned)
+    rebooted = host.boot != machine.boot
+    job = host.job if host.job is not None else None if rebooted else machine.job
+    watchdog = host.watchdog
+    armed = watchdog.armed if watchdog is not None else machine.armed and not rebooted
+    return changed(
+        machine,
+        failed=0,
+        failed_since=None,
+        denied=False,
+        reached_at=t,
+        boot=host.boot,
+        boot_at=t if rebooted else machine.boot_at,
+        armed=armed,
+        job=job,
+        judged=0 if job is not None and job.phase == "absent" else machine.judged,
+        gpu_fault=host.gpu_fault,
+        stalled=_stalled(machine, host, policy),
+        pace=_pace(machine, host, t),
+    )
+
+
+def _stalled(machine: Machine, host: Host, policy: Policy) -> int:
+    """Looks in a row without a step, a beat or work on the GPU. What is not known is no sign of a hang."""
+    job, last = host.job, machine.job
+    if job is None or host.gpu_percent is None:
+        return machine.stalled
+    old = job.beat_age is not None and job.beat_age > policy.stall.beat_age
+    idle = host.gpu_percent < policy.stall.idle_gpu_percent
+    same = last is not None and last.phase == job.phase == "running" and last.step == job.step
+    same = same and last is not None and last.attempt == job.attempt
+    return machine.stalled + 1 if same and old and idle else 0
+
+
+def _pace(machine: Machine, host: Host, t: float) -> float | None:
+    """Steps per second since the last look. Another total is another part of the run: scoring counts tokens."""
+    job, last = host.job, machine.job
+    if job is None or last is None or machine.reached_at is None or t <= machine.reached_at:
+        return machine.pace
+    if (job.phase, job.attempt, job.total) != ("running", last.attempt, last.total) or job.step < last.step:
+        return None
+    return machine.pace if job.step == last.step else (job.step - last.step) / (t - machine.reached_at)
+
+
+def _started_after_all(state: RunState, machine: Machine) -> bool:
+    """A start whose answer was lost: the job is there."""
+    if state.phase is not Phase.PROVISIONING or machine.job is None or not machine.starts:
+        return False
+    return machine.job.phase in ("starting", "running", "ended") and machine.job.attempt > machine.judged

@@ -1,0 +1,93 @@
+"""Every reason for which a job, a machine or a run comes to its end, and what follows: this one table decides it.
+
+again       "here": the job is started again on its machine, as often as the policy's `retries` say, and then comes `then`;
+            "elsewhere": another machine is taken, as long as there are attempts; "stop": the run is over
+then        what follows when `here` is used up
+fetch       whether artifacts can be expected from the machine at all
+ban         whether the machine is not taken again by this run
+alert       whether a person is told although the run is over or goes on
+
+Whatever is not a reason to stay "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
+table counts as `bug`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Again = Literal["here", "elsewhere", "stop"]
+
+
+class Reason(NamedTuple):
+    again: Again
+    then: Again = "stop"
+    fetch: bool = True
+    ban: bool = False
+    alert: bool = True
+
+
+REASONS: dict[str, Reason] = {
+    # the run is over
+    "done": Reason("stop", alert=False),
+    "user": Reason("stop"),  # a mistake in the stage, the profile or an option: it stays one on any machine
+    "nan": Reason("stop"),
+    "no-learning": Reason("stop"),
+    "deterministic": Reason("stop"),  # the same fingerprint twice
+    "asked": Reason("stop", alert=False),  # SIGTERM, `vast down`
+    "budget": Reason("stop"),
+    "time-cap": Reason("stop"),
+    "low-credit": Reason("stop"),
+    "no-credit": Reason("stop", fetch=False),
+    "no-offers": Reason("stop", fetch=False),
+    "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
+    # the job ended, and may go on where it is
+    "cuda-oom": Reason("here", alert=False),
+    "disk-full": Reason("here", alert=False),
+    "hub-timeout": Reason("here", alert=False),
+    "stale-lock": Reason("here", alert=False),
+    "missing-tool": Reason("here"),
+    "bug": Reason("here"),
+    "killed": Reason("here"),
+    "stopped": Reason("here", then="elsewhere", alert=False),
+    "lost": Reason("here", then="elsewhere", alert=False),
+    "restarted": Reason("here", then="elsewhere", alert=False),
+    "incomplete": Reason("here"),  # exit code 0 and no complete manifest
+    "hang": Reason("here"),  # killed first
+    # the machine is at fault, or is taken from us
+    "gpu-fault": Reason("elsewhere", ban=True),
+    "host-fault": Reason("elsewhere", fetch=False, ban=True),  # the container engine of the host failed
+    "loading": Reason("elsewhere", fetch=False, ban=True),  # its deadline
+    "ssh": Reason("elsewhere", fetch=False, ban=True),  # no contact, or no armed dead-man's switch, until its deadline
+    "unguarded": Reason("elsewhere"),  # the dead-man's switch of a machine that works is gone
+    "not-started": Reason("elsewhere", fetch=False, ban=True),  # the contract came with an error
+    "host-lost": Reason("elsewhere", fetch=False, ban=True),
+    "away": Reason("elsewhere", fetch=False, ban=True),  # offline or unknown for too long
+    "vanished": Reason("elsewhere", fetch=False),  # an authenticated listing said so, twice
+    "outbid": Reason("elsewhere"),
+    "contract-end": Reason("elsewhere"),
+}
+
+# What the dollar, the clock or a person forces: the job is asked for a checkpoint first, since it still runs.
+FORCED = frozenset({"asked", "budget", "time-cap", "low-credit", "contract-end"})
+# What the machine's own status message explains: its words are kept with the verdict.
+TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
+SUCCESS = "done"
+
+
+def reason_of_job(end_reason: str | None) -> str:
+    """The table's word for what the runner says. A `done` has to be proven by a manifest: see vast/supervisor/decide.py."""
+    return end_reason if end_reason in REASONS else "bug"
+
+
+def of_message(message: str) -> str | None:
+    """What a machine's status message says about why it does not start: `image`, `host-fault`, or None."""
+    text = message.lower()
+    if any(sign in text for sign in IMAGE_SIGNS):
+        return "image"
+    return "host-fault" if any(sign in text for sign in HOST_SIGNS) else None
+
+
+IMAGE_SIGNS = ("manifest unknown", "pull access denied", "repository does not exist", "no matching manifest",
+               "unauthorized: authentication required", "invalid reference format")  # fmt: skip
+HOST_SIGNS = ("oci runtime create failed", "no space left on device", "failed to create shim", "nvidia-container-cli",
+              "failed to inject cdi devices", "error response from daemon", "tls handshake timeout")  # fmt: skip

@@ -1,0 +1,104 @@
+"""When to look again, when to wake up, how long to pause, and which signals are up meanwhile. Pure."""
+
+from __future__ import annotations
+
+import math
+from zlib import crc32
+
+from vast.policy import Policy
+from vast.supervisor.state import Machine, Phase, RunState, burn, spent
+
+SOONEST = 30.0  # seconds from a look to the next one that is due because the job should have ended
+MARGIN = 15.0  # seconds that it is given
+LEAD = 60.0  # seconds before a cap at which a machine is destroyed whatever it holds
+
+
+def interval(state: RunState, policy: Policy, t: float) -> float:
+    """Seconds to the next look."""
+    cadence, machine = policy.cadence, state.machine
+    if state.phase is Phase.TERMINATING:
+        tries = max((doomed.tries for doomed in state.doomed if not doomed.absent), default=0)
+        waiting = not state.doomed or all(doomed.absent for doomed in state.doomed)
+        return policy.absence_spacing if waiting else min(policy.absence_spacing, cadence.urgent * 2 ** min(tries, 8))
+    if state.intent is not None:
+        return policy.reconcile.spacing
+    if state.phase is Phase.COLLECTING:
+        return 60 * cadence.alert_minutes if state.fetched else cadence.urgent
+    if state.phase is not Phase.RUNNING or machine is None:
+        return cadence.provisioning
+    if state.network_down or state.refused_since is not None:
+        return 60 * cadence.alert_minutes
+    late = machine.failed_since is not None and t - machine.failed_since > policy.unreachable.replace_after / 3
+    if (
+        state.restart is not None
+        or machine.absent
+        or machine.stopped
+        or (machine.failed_since is not None and not late)
+    ):
+        return cadence.urgent
+    if state.alerts or machine.stalled or late or machine.away_since is not None:
+        return 60 * cadence.alert_minutes
+    early = cadence.early_minutes
+    if state.looks < len(early):
+        return min(60 * early[state.looks], expected_end(machine))
+    return min(60 * cadence.stable_minutes, expected_end(machine))
+
+
+def expected_end(machine: Machine) -> float:
+    """Seconds until the part that the job is in should have ended, and a little; then somebody should be there, since a
+    machine whose job is done costs the same. Infinite where nobody knows."""
+    job = machine.job
+    if job is None or machine.pace is None or job.phase != "running":
+        return math.inf
+    return max(SOONEST, (job.total - job.step) / machine.pace + MARGIN)
+
+
+def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
+    """What a person should know now; vast/supervisor/loop.py tells what is new in it."""
+    machine = state.machine
+    up = {
+        "account": state.refused_since is not None,
+        "network": state.network_down,
+        "destroy": any(doomed.tries >= policy.destroy.alarm_tries for doomed in state.doomed),
+        "local-disk-full": state.no_room_here,
+        "pull": state.pull_failures >= 3,
+        "unreachable": machine is not None and machine.failed >= policy.unreachable.looks,
+        "key-denied": machine is not None and machine.denied,
+        "stalled": machine is not None and machine.stalled > 0,
+        "ends-soon": machine is not None and ends_soon(t, state, policy) and not machine.stalled,
+    }
+    return tuple(name for name, is_up in up.items() if is_up)
+
+
+def pause_before(state: RunState, policy: Policy) -> float:
+    """Seconds before the next machine; the jitter is the run's own, so that the same journal gives the same pause."""
+    pause = min(policy.pause.longest, policy.pause.first * 2 ** max(0, state.attempt - 1))
+    share = crc32(f"{state.run_id}:{state.attempt}".encode()) / 2**32
+    return float(pause * (1 + policy.pause.jitter * share))
+
+
+def wake_at(t: float, state: RunState, policy: Policy) -> float:
+    """When to decide again: the next look, or what comes before it. A cap is met to the second, not at the next look."""
+    moments = [state.look_at, *(doomed.next_try for doomed in state.doomed if not doomed.absent)]
+    if state.machine is not None and state.machine.armed:
+        moments.append(state.lease_at)
+    reserve = 60 * policy.caps.reserve_minutes
+    rate = burn(state) / 3600
+    ending = state.phase in (Phase.COLLECTING, Phase.TERMINATING)
+    kept = LEAD if ending else reserve
+    if state.phase is not Phase.TERMINATING:
+        moments.append(state.cap_seconds - kept)
+        if rate:
+            moments.append(t + (state.cap_dollars - spent(state, t)) / rate - kept)
+    return min((moment for moment in moments if moment > t), default=t + policy.cadence.urgent)
+
+
+def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
+    """Credit or contract are near their end, or the job does not move: what there is should be at home."""
+    machine = state.machine
+    if machine is None:
+        return False
+    hours = policy.low_credit_hours
+    if state.credit is not None and state.credit < machine.price * hours:
+        return True
+    return machine.stalled > 0 or (machine.end is not None and machine.end - state.begun_wall - t < 3600 * hours)
