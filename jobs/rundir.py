@@ -19,10 +19,11 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from jobs import artifacts, lock, yamlfile
 from jobs.artifacts import write_text_atomically
+from jobs.clock import Clock
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.load import DEFAULT_PROFILE, Job
 from jobs.runfiles import ID_PATTERN, RunFiles
@@ -31,13 +32,6 @@ __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "l
 __all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
-
-
-class Clock(Protocol):
-    """Where the time comes from; the module `time` is one."""
-
-    def time(self) -> float: ...
-    def monotonic(self) -> float: ...
 
 
 class RunDir(RunFiles):

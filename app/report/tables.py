@@ -12,7 +12,7 @@ from app.report.study import Study
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line; `kind` is "" or, for its looks only, base, leaks or total."""
 
     cells: tuple[str, ...]
@@ -25,7 +25,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
     folded: bool = False  # shown on demand in HTML
 
@@ -45,7 +45,7 @@ def results(study: Study) -> Table:
         against = paired(e, study.baseline) if study.baseline else None
         is_base = e is study.baseline
         rows.append(
-            Row(
+            TableRow(
                 (
                     study.place(e),
                     e.model,
@@ -84,15 +84,15 @@ def results(study: Study) -> Table:
 def accuracy_by_task(study: Study) -> Table:
     tasks = _tasks(study)
     rows = [
-        Row(
+        TableRow(
             (study.row_name(e), *(f"{number(e.tasks[t].headline)} ± {number(e.tasks[t].stderr)}" for t in tasks)),
             "leaks" if e.leaks else "",
         )
         for e in study.evaluations
     ]
     first = study.evaluations[0]
-    rows.append(Row(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
-    rows.append(Row(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
+    rows.append(TableRow(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
+    rows.append(TableRow(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks))
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
 
@@ -105,7 +105,7 @@ def overview(comparisons: Sequence[Comparison], title: str) -> Table:
             f"{task_title(t)} {c.task_verdict(t)}" for t in sorted(c.tests) if c.task_verdict(t) != "within noise"
         ]
         rows.append(
-            Row(
+            TableRow(
                 (
                     c.title,
                     " minus ".join(c.names),
@@ -125,7 +125,7 @@ def overview(comparisons: Sequence[Comparison], title: str) -> Table:
 def paired_by_task(c: Comparison) -> Table:
     """Exact McNemar with its discordant counts, bootstrap difference and Holm, one row a task."""
     rows = [
-        Row(
+        TableRow(
             (
                 task_title(t),
                 number(c.first.tasks[t].headline),
@@ -150,7 +150,7 @@ def paired_by_task(c: Comparison) -> Table:
         "",
         _verdict(c, c.verdict),
     )
-    rows.append(Row(total, "total"))
+    rows.append(TableRow(total, "total"))
     return Table(
         c.title,
         (
@@ -171,7 +171,7 @@ def paired_by_task(c: Comparison) -> Table:
 def gold_nll(study: Study) -> Table:
     tasks = _tasks(study)
     rows = [
-        Row(
+        TableRow(
             (study.row_name(e), *(number(e.tasks[t].gold_nll, 2) for t in tasks), number(e.gold_nll, 2)),
             "leaks" if e.leaks else "",
         )

@@ -24,7 +24,7 @@ from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
-from app.scoring.rows import Batch, Row, batch_of, packed, padded, rows_of
+from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.schema import Mask
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
@@ -148,7 +148,9 @@ def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tok
     return sum(map(len, rows_of(requests, PATTERNS[mask].shares_prompt, _budget(loaded, batch_tokens))))
 
 
-def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
+def _plan(
+    loaded: Loaded, rows: Sequence[ScoringRow], budget: int, work: int
+) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
     width = line_width(budget)
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []

@@ -28,7 +28,7 @@ from jobs.schema import Mask
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoringRow:
     """A prompt and some of its continuations. `starts`: where in the row each continuation's own tokens begin."""
 
     document: Document
@@ -54,7 +54,7 @@ class Batch:
     tokens: int  # without padding
 
 
-def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[Row]:
+def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[ScoringRow]:
     """Rows of the work to do, longest first; requests with one context share a row, up to `budget` tokens of it.
 
     Longest first: if memory does not suffice, it shows at once, and the time left is over- rather than underestimated.
@@ -63,7 +63,7 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
     if not shares_prompt:
         for i, r in enumerate(requests):
             n, m = len(r.context), len(r.continuation)
-            rows.append(Row(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
+            rows.append(ScoringRow(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
         return sorted(rows, key=len, reverse=True)
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, request in enumerate(requests):
@@ -79,18 +79,18 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
                 starts.append(len(ids))
                 branches.append(len(fed))
                 ids.extend(fed)
-            rows.append(Row(Document(n, n, tuple(branches)), ids, members[start : start + len(starts)], starts))
+            rows.append(ScoringRow(Document(n, n, tuple(branches)), ids, members[start : start + len(starts)], starts))
             start += len(starts)
     return sorted(rows, key=len, reverse=True)
 
 
-def padded(rows: Sequence[Row], budget: int) -> list[list[Row]]:
+def padded(rows: Sequence[ScoringRow], budget: int) -> list[list[ScoringRow]]:
     """Batches of rows, a line each, of `budget` tokens with their padding at most (a long row stands alone).
 
     Args:
         rows: longest first.
     """
-    batches: list[list[Row]] = []
+    batches: list[list[ScoringRow]] = []
     for row in rows:
         if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= budget:
             batches[-1].append(row)
@@ -99,7 +99,7 @@ def padded(rows: Sequence[Row], budget: int) -> list[list[Row]]:
     return batches
 
 
-def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
+def packed(rows: Sequence[ScoringRow], width: int) -> list[list[ScoringRow]]:
     """Lines of `width` tokens at most, each filled with rows: every row goes into the first line that has room for it.
 
     Args:
@@ -110,7 +110,7 @@ def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
     """
     if rows and len(rows[0]) > width:
         raise ValueError(f"a row of {len(rows[0])} tokens does not fit a line of {width}")
-    lines: list[list[Row]] = []
+    lines: list[list[ScoringRow]] = []
     room: list[int] = []
     first = 0  # lines before it are too full for the shortest row
     shortest = min(map(len, rows), default=1)
@@ -126,7 +126,7 @@ def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
     return lines
 
 
-def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], mask: Mask, width: int,
+def batch_of(lines: Sequence[Sequence[ScoringRow]], requests: Sequence[Request], mask: Mask, width: int,
              filler: int | None = None) -> Batch:  # fmt: skip
     """Lines of rows as tensors on the CPU, filled up on the right to `width` tokens.
 
