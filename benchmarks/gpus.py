@@ -21,9 +21,9 @@ import click
 
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
-from jobs.followed import FollowedRun
-from jobs.load import resolve
-from jobs.rundir import RunDir, list_runs
+from jobs.config.load import resolve
+from jobs.runs.follower import FollowedRun
+from jobs.runs.rundir import RunDir, list_runs
 
 WARM = 4  # steps that are not timed
 LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order

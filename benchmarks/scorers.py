@@ -21,7 +21,7 @@ from app.model.load import Loaded, load
 from app.model.mixed_precision import keep_float32
 from app.scoring.encode import encode_harness
 from app.scoring.loglikelihood import Count, loglikelihood
-from jobs.schema import TASK_NAMES, Mask, ModelSource
+from jobs.config.schema import TASK_NAMES, Mask, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up
 

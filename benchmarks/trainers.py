@@ -24,7 +24,7 @@ from app.model.load import Loaded, cpu_has_bf16
 from app.training.batch import Collator, Schedule, Steps
 from app.training.fast_path import tokens_multiple
 from app.training.trainer import PrefillTrainer
-from jobs.schema import Mask, Objective
+from jobs.config.schema import Mask, Objective
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,

@@ -88,7 +88,7 @@ give() { # sets options, for `docker run`, and words, the command
   # A profile of one's own is a file out here.
   words=()
   while [ $# -gt 0 ]; do
-    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # as jobs/load.py tells it from a name
+    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # as jobs/config/load.py tells it from a name
       path=$(absolute "$2")
       options+=(--volume "$path:$path:ro$label")
       words+=("$1" "$path")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.load import stage_names
+from jobs.config.load import stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
 # Not stages, and why they are there.

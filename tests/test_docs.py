@@ -14,7 +14,7 @@ import pytest
 
 from app.__main__ import cli
 from docs import generate_cli
-from jobs.load import profile_names, stage_names
+from jobs.config.load import profile_names, stage_names
 from vast.__main__ import cli as vast_cli
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,6 +1,6 @@
 """The policy of the supervisor: a strict model of vast/policy.yaml, which explains every key.
 
-Rules over several keys raise `combination`, as in jobs/schema.py, so that an error names the file and both keys.
+Rules over several keys raise `combination`, as in jobs/config/schema.py, so that an error names the file and both keys.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs import yamlfile
-from jobs.schema import Fraction, NotNegative, Positive, PositiveFloat, Strict, Text, combination, refused
-from jobs.validate import Layer, validate
+from jobs.config import strict_yaml
+from jobs.config.schema import Fraction, NotNegative, Positive, PositiveFloat, Strict, Text, combination, refused
+from jobs.config.validate import Layer, validate
 
 DEFAULT = Path(__file__).with_name("policy.yaml")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -195,13 +195,13 @@ def load(path: Path | None = None, options: Mapping[str, Mapping[str, Any]] | No
     options: what the command line says, by the option's text, such as {"--max-cost 3": {"caps": {"dollars": 3.0}}}.
     Raises ConfigError.
     """
-    layers = [Layer("vast/policy.yaml", yamlfile.read(DEFAULT, "vast/policy.yaml"))]
+    layers = [Layer("vast/policy.yaml", strict_yaml.read(DEFAULT, "vast/policy.yaml"))]
     if path is not None:
-        layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+        layers.append(Layer(str(path), strict_yaml.read(path, str(path))))
     layers += [Layer(option, dict(values)) for option, values in (options or {}).items()]
     return validate(Policy, layers)
 
 
 def text(policy: Policy) -> str:
     """YAML that `load` gives back, with everything decided: it stays beside a run, so that it is resumed under the same."""
-    return yamlfile.dump(policy.model_dump(mode="json", by_alias=True))
+    return strict_yaml.dump(policy.model_dump(mode="json", by_alias=True))

@@ -8,7 +8,7 @@ second. Trainer, scorer and generator all go through it; nothing else in the rep
     pos     position in the document: continuations all start where the prompt ends
     block   0: sees what came before; n > 0: also sees every token of block n, later ones included
 
-A mask has a name (jobs.schema.Mask) and a Pattern, which is nothing but a rule for `block`:
+A mask has a name (jobs.config.schema.Mask) and a Pattern, which is nothing but a rule for `block`:
 
     causal         0 everywhere
     prefix         1 on the first `prefix_len` tokens, 0 on the response
@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.schema import Mask
+from jobs.config.schema import Mask
 
 PAD = -1
 

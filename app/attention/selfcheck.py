@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from app.attention.backends import attend, layer_types, text_config
 from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
+from jobs.config.schema import Mask
 from jobs.errors import ModelError
-from jobs.schema import Mask
 
 LENGTH, PREFIX = 12, 6
 HALF_SHARE = 0.2  # of the logits' spread, allowed between two layouts where weights are bfloat16

@@ -9,9 +9,9 @@ import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
 from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
+from jobs.config.load import resolve
+from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask
 from jobs.errors import ConfigError
-from jobs.load import resolve
-from jobs.schema import LEAKING, MASKS, NOT_LEAKING, Mask
 
 if TYPE_CHECKING:
     from app.model.load import Loaded

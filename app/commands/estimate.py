@@ -8,16 +8,19 @@ from collections.abc import Iterator
 import click
 
 from app.commands.options import profile_option, set_option
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
-from jobs.estimate import Estimate, estimate
-from jobs.load import resolve
+from jobs.estimate.estimate import Estimate, estimate
 
 
 @click.command("estimate")
 @click.argument("stage")
 @profile_option
 @click.option(
-    "--gpu", required=True, metavar="NAME", help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/gpus.py has them all."
+    "--gpu",
+    required=True,
+    metavar="NAME",
+    help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.py has them all.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: the profile's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")

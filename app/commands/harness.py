@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option
+from jobs.config.load import resolve
+from jobs.config.schema import MASKS, Mask
 from jobs.errors import ConfigError
-from jobs.load import resolve
-from jobs.schema import MASKS, Mask
 
 
 @click.command()

@@ -13,8 +13,8 @@ import click
 from app.commands.options import profile_option, runs_option, set_option
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
+from jobs.config.load import Job, resolve, stage_names
 from jobs.errors import ConfigError
-from jobs.load import Job, resolve, stage_names
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"

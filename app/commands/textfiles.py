@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.artifacts import replacing
 from jobs.errors import DataError, DiskFull, ModelError
+from jobs.runs.atomic import replacing
 
 if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
     from app.scoring.loglikelihood import Scored

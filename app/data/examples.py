@@ -20,8 +20,8 @@ from app.data.readers import read_hub, read_path
 from app.data.records import Record, Template, TextDocument, content, is_empty, render
 from app.data.tokenize import cut, encode
 from app.embedded import cache as embedded
+from jobs.config.schema import TrainData
 from jobs.errors import DataError
-from jobs.schema import TrainData
 
 BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads, small enough for a lively bar
 

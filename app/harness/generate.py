@@ -12,8 +12,8 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from app.model.load import Loaded
 from app.scoring.encode import start_token
 from app.scoring.generate import generate
+from jobs.config.schema import Mask
 from jobs.errors import ConfigError
-from jobs.schema import Mask
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one
 _IGNORED = {"temperature", "top_p", "top_k", "min_p"}  # only sampling reads them, and sampling is refused

@@ -31,9 +31,9 @@ from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
 from app.scoring import loglikelihood as score
 from app.scoring.encode import Request, encode_harness, start_token
+from jobs.config.load import DEFAULT_PROFILE, resolve
+from jobs.config.schema import LEAKING, MASKS
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
-from jobs.load import DEFAULT_PROFILE, resolve
-from jobs.schema import LEAKING, MASKS
 
 try:
     from jinja2 import TemplateError

@@ -21,9 +21,9 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import handle_non_serializable, make_table
 
 from app.embedded.cache import fetch_datasets
-from jobs.artifacts import replacing
+from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ConfigError, DataError, UserError
-from jobs.schema import LEAKING, Mask
+from jobs.runs.atomic import replacing
 
 log = logging.getLogger(__name__)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")

@@ -21,9 +21,9 @@ from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
+from jobs.config.schema import Mask
 from jobs.errors import ModelError
-from jobs.memory import LEAST_HEAD
-from jobs.schema import Mask
+from jobs.estimate.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # of a document of the self-check: one for each of its tokens, and two more, fit into a tile

@@ -20,9 +20,9 @@ from transformers.utils import logging as hf_logging
 from app.attention.backends import NAMES, refuse_unsupported, text_config
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
+from jobs.config.schema import ModelSource
 from jobs.errors import CheckpointError, ModelError, UserError
-from jobs.rundir import latest_complete
-from jobs.schema import ModelSource
+from jobs.runs.rundir import latest_complete
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

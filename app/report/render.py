@@ -27,7 +27,7 @@ from app.report.sentences import KeyNumber, cautions, details, headline, key_num
 from app.report.study import Study, study_of_profile, study_of_two
 from app.report.tables import Table
 from jobs.errors import runs_setting
-from jobs.rundir import write_text_atomically
+from jobs.runs.rundir import write_text_atomically
 
 __all__ = [
     "Report", "RunRow", "build_report", "list_rows", "print_results", "print_runs", "write_report",

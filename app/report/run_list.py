@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from app.report.format import DASH, moment, number
+from jobs.config.schema import LEAKING
 from jobs.errors import make_command
-from jobs.rundir import RunDir, list_runs
-from jobs.schema import LEAKING
+from jobs.runs.rundir import RunDir, list_runs
 
 
 @dataclass(frozen=True)

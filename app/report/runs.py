@@ -1,6 +1,6 @@
 """What the report reads of a run: typed records from summary, metrics, samples and loss logs. Nothing is computed here.
 
-A run directory is read as it was written (see jobs/rundir.py); only completed runs are loaded. Per item outcomes come
+A run directory is read as it was written (see jobs/runs/rundir.py); only completed runs are loaded. Per item outcomes come
 from samples.jsonl and are checked against metrics.json: a run whose two files disagree is refused, not averaged.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.stats import Interval
-from jobs.artifacts import read_json, read_jsonl
+from jobs.config.schema import LEAKING
 from jobs.errors import DataError
-from jobs.rundir import RunDir
-from jobs.schema import LEAKING
+from jobs.runs.atomic import read_json, read_jsonl
+from jobs.runs.rundir import RunDir
 
 _SCHEMA = 1
 _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers

@@ -23,7 +23,7 @@ from types import FrameType
 
 from app.report.render import Report
 from jobs.errors import ConfigError, RunStateError, UserError
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 
 DEFAULT_HOST = "127.0.0.1"
 _EVERY_ADDRESS = ("0.0.0.0", "::")

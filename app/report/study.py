@@ -20,8 +20,8 @@ from app.report.comparisons import (
 )
 from app.report.runs import Evaluation, Run, load_run
 from jobs.errors import DataError, RunStateError, make_command
-from jobs.rundir import RunDir, list_runs
-from jobs.runfiles import ID_PATTERN
+from jobs.runs.rundir import RunDir, list_runs
+from jobs.runs.runfiles import ID_PATTERN
 
 # The experiment in the order in which it is read. A stage of one's own follows after these.
 STAGES = ("stage1", "stage2", "stage3a", "stage3b", "stage4", "nonprefill", "stage5a", "stage5b")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 from jobs.errors import UserError
 from jobs.health import SILENCE
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 
 HEARTBEAT_SECONDS = 5.0
 

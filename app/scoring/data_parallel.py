@@ -9,8 +9,8 @@ from app.runtime.ending import TrainingEnded
 from app.runtime.ranks import Ranks
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import Count, Scored, loglikelihood, tokens_of
+from jobs.config.schema import Mask
 from jobs.errors import UserError
-from jobs.schema import Mask
 
 
 def deal(sizes: Sequence[int], world: int) -> list[list[int]]:

@@ -18,7 +18,7 @@ from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import ENCODERS, require_fits
 from app.scoring.loglikelihood import Count, Scored
 from app.stats import macro_interval, stderr
-from jobs.schema import Mask, Score
+from jobs.config.schema import Mask, Score
 
 Sample = dict[str, Any]
 # How each accuracy weighs a choice's log-probability before the largest wins.

@@ -13,8 +13,8 @@ from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.model import onednn
 from app.model.load import Loaded
+from jobs.config.schema import Mask
 from jobs.errors import DataError, ModelError
-from jobs.schema import Mask
 
 Cache = Literal["dynamic", "static"]
 

@@ -25,7 +25,7 @@ from app.model.lm_head import instead_of_logits, only_at, plain_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
-from jobs.schema import Mask
+from jobs.config.schema import Mask
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache

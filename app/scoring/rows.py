@@ -24,7 +24,7 @@ from torch import Tensor
 
 from app.attention.mask import Document, Layout, layout
 from app.scoring.encode import Request
-from jobs.schema import Mask
+from jobs.config.schema import Mask
 
 
 @dataclass(frozen=True)

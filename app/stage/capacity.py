@@ -13,11 +13,11 @@ import torch
 from app.model.load import pick_device
 from app.training.fsdp import is_spread, require_shardable
 from app.training.optimizers import eight_bit_library
+from jobs.config.load import Job
 from jobs.errors import ConfigError
-from jobs.estimate import Estimate, estimate_on
-from jobs.gpus import gpu_at_hand
-from jobs.load import Job
-from jobs.memory import GB
+from jobs.estimate.estimate import Estimate, estimate_on
+from jobs.estimate.gpus import gpu_at_hand
+from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
 CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much

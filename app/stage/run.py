@@ -16,10 +16,10 @@ from typing import Any
 
 from app.runtime.ending import GO_ON, Followed, TrainingEnded
 from app.runtime.ranks import Ranks, join
+from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
-from jobs.followed import FollowedRun
-from jobs.load import Job
-from jobs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
+from jobs.runs.follower import FollowedRun
+from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]

@@ -26,11 +26,11 @@ from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
+from jobs.config.load import Job
+from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
 from jobs.errors import EXIT_STOPPED, ConfigError
-from jobs.estimate import Estimate
-from jobs.load import Job
-from jobs.rundir import RunDir
-from jobs.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
+from jobs.estimate.estimate import Estimate
+from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 

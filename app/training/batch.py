@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
-from jobs.schema import Mask
+from jobs.config.schema import Mask
 
 IGNORE = -100
 

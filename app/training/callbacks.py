@@ -11,7 +11,7 @@ from app.runtime.heartbeat import Heart
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.training.trainer import PrefillTrainer
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 
 
 class Recorder(TrainerCallback):

@@ -22,7 +22,7 @@ import xxhash
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from jobs.artifacts import io_errors_reported, sync_directory, write_text_atomically
+from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made

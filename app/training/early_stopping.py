@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 
 from app.runtime.ending import TrainingEnded
+from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NO_LEARNING
-from jobs.schema import AutoStop
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from app.model import onednn
 from app.model.lm_head import instead_of_logits, only_at
 from app.training.batch import layout_of
 from app.training.objective import Loss, Teacher, from_hidden, objective
-from jobs.schema import Objective
+from jobs.config.schema import Objective
 
 
 class ResponseLoss:

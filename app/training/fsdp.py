@@ -14,8 +14,8 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
+from jobs.config.schema import Train
 from jobs.errors import CheckpointError, ConfigError
-from jobs.schema import Train
 
 
 def settings() -> dict[str, Any]:

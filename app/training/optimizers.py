@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from jobs.config.schema import Train
 from jobs.errors import ConfigError
-from jobs.schema import Train
 
 _EIGHT_BITS = {"torchao": "adamw_torch_8bit", "bitsandbytes": "adamw_bnb_8bit"}  # what Trainer calls them
 _MODULES = {"torchao": "torchao.optim", "bitsandbytes": "bitsandbytes.optim"}

@@ -33,10 +33,10 @@ from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.optimizers import trainer_name
 from app.training.trainer import PrefillTrainer
+from jobs.config.load import Job
+from jobs.config.schema import Train
 from jobs.errors import ConfigError
-from jobs.load import Job
-from jobs.rundir import RunDir
-from jobs.schema import Train
+from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
 

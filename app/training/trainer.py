@@ -25,7 +25,7 @@ from app.training.batch import IGNORE, Schedule, Steps
 from app.training.checkpoint import clear, mark_complete, newest, prune, step_of
 from app.training.forward import ResponseLoss
 from app.training.fsdp import reduce_in_float32, seen_as_plain
-from jobs.schema import Objective
+from jobs.config.schema import Objective
 
 
 class PrefillTrainer(ResponseLoss, Trainer):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app.stage.run import Outcome, run_stage
-from jobs.load import Job, resolve
-from jobs.rundir import RunDir
+from jobs.config.load import Job, resolve
+from jobs.runs.rundir import RunDir
 
 NOW = datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)
 Work = Callable[..., dict[str, float]]

@@ -49,8 +49,8 @@ def look(rank: int, port: int, out: Path) -> None:
 def end_alone(rank: int, port: int, out: Path) -> None:
     """A stage whose rank 0 finds the disk full while the other waits for it; the launcher's store is the test's."""
     from app.stage.run import run_stage
+    from jobs.config.load import resolve
     from jobs.errors import DiskFull
-    from jobs.load import resolve
 
     os.environ |= _environment(rank, port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from app.attention.selfcheck import Finding
-from jobs.load import stage_names
-from jobs.rundir import RunDir
+from jobs.config.load import stage_names
+from jobs.runs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
 
 PAIRS = [
@@ -192,7 +192,7 @@ def test_a_full_disk_leaves_no_part_of_the_results(
         raise OSError(28, "No space left on device")
 
     pairs, out = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "out.jsonl"
-    monkeypatch.setattr("jobs.artifacts.os.fsync", no_space)
+    monkeypatch.setattr("jobs.runs.atomic.os.fsync", no_space)
     said = command("loglikelihood", "--profile", "ci", "--mask", "causal", "--pairs", pairs, "--out", out)
     said.refused("out.jsonl: no space left", "name a file elsewhere", code=28, alone=False)
     assert everything_in(tmp_path) == ["pairs.jsonl"]

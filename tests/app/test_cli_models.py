@@ -13,7 +13,7 @@ import pytest
 
 from app.data.tasks import load_items
 from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
 
 ASK = ["generate", "--profile", "ci", "--prompt", "hi", "--max-new-tokens", "2"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.training.checkpoint import complete_checkpoints
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
 SCORING = ["run", "stage1", "--profile", "ci", "--set", "score.tasks=[piqa]", "--set", "score.limit=100",

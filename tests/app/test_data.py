@@ -15,8 +15,8 @@ from app.data.examples import DataReport, TokenExample, load_examples, split
 from app.data.qa import read_qa
 from app.data.records import render
 from app.embedded.cache import EmbeddedPaths
+from jobs.config.schema import TrainData
 from jobs.errors import DataError
-from jobs.schema import TrainData
 from tests.app.word_tokenizer import word_tokenizer
 
 ROWS = [{"instruction": f"Add {i}", "input": "" if i % 2 else f"to {i}", "output": f"{2 * i}"} for i in range(20)]

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.runtime.ending import TrainingEnded
 from app.stage.run import run_stage
 from app.training import checkpoint
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
-from jobs.load import resolve
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 
 LORA = ["train.lora={r: 4, alpha: 64.0}", "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}"]
 

@@ -16,7 +16,7 @@ from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.scoring.encode import encode_harness
 from app.scoring.loglikelihood import loglikelihood
-from jobs.schema import TASK_NAMES, ModelSource
+from jobs.config.schema import TASK_NAMES, ModelSource
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 ROW = [Document(40, 90), Document(7, 61), Document(100, 105)]  # 256 tokens: whole FlexAttention blocks
@@ -98,7 +98,7 @@ def test_training_on_cuda_under_bf16_autocast_keeps_fp32_weights_and_learns(embe
     from datetime import UTC, datetime
 
     from app.stage.run import run_stage
-    from jobs.load import resolve
+    from jobs.config.load import resolve
 
     sets = ["model.device=cuda", "train.precision=bf16", "train.max_steps=12", "data.train.limit=null"]
     job = resolve("stage3b", "ci", sets=sets)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.training.checkpoint import complete_checkpoints
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.test_launch import assert_same_losses, assert_same_scores, disturbed, finish, only_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]

@@ -16,7 +16,7 @@ import pytest
 from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
 from jobs.errors import DiskFull
 from jobs.health import SILENCE
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.command_line import Command
 
 # What takes long in a run, and the phase that must have been announced by then.

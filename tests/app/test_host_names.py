@@ -7,8 +7,8 @@ from pathlib import Path
 
 from app.training.checkpoint import MARK, mark_complete, newest
 from jobs import health
-from jobs.rundir import RunDir
-from jobs.runfiles import ID_PATTERN
+from jobs.runs.rundir import RunDir
+from jobs.runs.runfiles import ID_PATTERN
 from tests.vast.rented import make_checkpoint
 from vast.host import runs as hostruns
 from vast.host.probe import SILENCE, WORKING

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from app.training.checkpoint import complete_checkpoints
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
 STEPS = 8
@@ -263,8 +263,8 @@ def test_spread_gradients_are_added_up_in_float32() -> None:
 )
 def test_what_cannot_be_spread_is_refused_with_a_remedy(change: str, word: str) -> None:
     from app.training.fsdp import require_shardable
+    from jobs.config.load import resolve
     from jobs.errors import ConfigError
-    from jobs.load import resolve
 
     train = resolve("stage3b", "ci", sets=[change]).stage.train
     assert train is not None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.attention.block_mask import block_mask
 from app.attention.mask import PATTERNS, Document, Layout, layout
-from jobs.schema import LEAKING, MASKS
+from jobs.config.schema import LEAKING, MASKS
 
 
 def drawn(where: Layout, window: int | None = None) -> list[str]:
@@ -69,7 +69,7 @@ def test_columns_past_the_layout_continue_the_last_document_causally() -> None:
 
 
 def test_the_masks_that_leak_are_those_whose_answer_tokens_see_later_ones() -> None:
-    """`jobs.schema.LEAKING` is the one list; this table and the predicate itself agree with it."""
+    """`jobs.config.schema.LEAKING` is the one list; this table and the predicate itself agree with it."""
     assert tuple(PATTERNS) == MASKS
     for mask, pattern in PATTERNS.items():
         answer = layout([[Document(3, 5)]], mask).dense()[0, 0, 3:, 3:]

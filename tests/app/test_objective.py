@@ -14,7 +14,7 @@ from app.attention.backends import NAMES
 from app.model.lm_head import plain_head
 from app.training.batch import Collator
 from app.training.objective import Teacher, from_hidden, objective
-from jobs.schema import Objective
+from jobs.config.schema import Objective
 from tests.app.test_trainer import examples, nll, trainer_of
 
 SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

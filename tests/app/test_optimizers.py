@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from app.training import optimizers
+from jobs.config.schema import Train
 from jobs.errors import ConfigError
-from jobs.schema import Train
 
 NAMES = get_args(Train.model_fields["optimizer"].annotation)
 

@@ -15,9 +15,9 @@ import pytest
 from rich.console import Console
 
 from app.report.render import build_report, list_rows, print_results, write_report
-from jobs import yamlfile
+from jobs.config import strict_yaml
 from jobs.errors import DataError, RunStateError
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.synthetic_runs import MODELS, STAGES, START, write_experiment, write_run
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "report.md"
@@ -150,9 +150,9 @@ def test_an_older_run_that_is_damaged_takes_nothing_away(tmp_path: Path) -> None
 
 def test_the_command_that_is_missing_scores_as_many_items_in_the_same_directory(tmp_path: Path) -> None:
     run = write_run(tmp_path, "stage1")
-    job = yamlfile.read(run.path / "stage.yaml", "stage.yaml")
+    job = strict_yaml.read(run.path / "stage.yaml", "stage.yaml")
     job["stage"]["score"] = {"limit": 32}
-    (run.path / "stage.yaml").write_text(yamlfile.dump(job))
+    (run.path / "stage.yaml").write_text(strict_yaml.dump(job))
     report = build_report(tmp_path)
     assert "`make stage2 PROFILE=embedded LIMIT=32`" in report.to_markdown()
     for runs_dir, setting in ((tmp_path, f" RUNS={tmp_path}"), (Path("runs"), "")):

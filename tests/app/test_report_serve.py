@@ -20,7 +20,7 @@ import pytest
 from app.report.render import Report, build_report
 from app.report.server import ReportPages, ReportServer, parse_address
 from jobs.errors import ConfigError
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
 from tests.app.synthetic_runs import write_run
 

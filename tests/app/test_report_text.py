@@ -9,7 +9,7 @@ import pytest
 from app.report.format import duration, moment, number, p_value, signed, with_interval
 from app.report.render import Report, build_report
 from app.stats import Interval
-from jobs import yamlfile
+from jobs.config import strict_yaml
 from tests.app.synthetic_runs import MODELS, write_experiment, write_run
 
 
@@ -73,9 +73,9 @@ def test_with_few_items_the_headline_says_that_they_cannot_tell(
 def test_random_weights_are_never_named_as_the_model_whose_tokenizer_they_use(tmp_path: Path) -> None:
     for minute, stage in enumerate(("stage1", "stage2")):
         path = write_run(tmp_path, stage, minute=minute).path / "stage.yaml"
-        job = yamlfile.read(path, str(path))
+        job = strict_yaml.read(path, str(path))
         job["profile"]["model"] |= {"source": "random", "config": {"model_type": "llama"}}
-        path.write_text(yamlfile.dump(job))
+        path.write_text(strict_yaml.dump(job))
     report = build_report(tmp_path)
     assert "SmolLM2" not in report.to_markdown() + report.to_html()
     assert (

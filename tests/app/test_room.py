@@ -23,11 +23,11 @@ from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
 from app.training.train import _arguments, mixed_precision
+from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError
-from jobs.estimate import Estimate, estimate_on
-from jobs.gpus import Gpu
-from jobs.load import Job, resolve
-from jobs.rundir import RunDir, list_runs
+from jobs.estimate.estimate import Estimate, estimate_on
+from jobs.estimate.gpus import Gpu
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
 
 JOB = resolve("stage5b", "ministral-3b")
@@ -87,7 +87,7 @@ def test_a_model_of_unknown_size_gives_no_number_and_the_reason(command: Command
 
 
 def test_the_estimate_needs_no_torch() -> None:
-    code = "import sys; from app.commands import estimates; import jobs.estimate; assert 'torch' not in sys.modules"
+    code = "import sys; from app.commands import estimate; import jobs.estimate.estimate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

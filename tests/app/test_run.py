@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from app.runtime.ending import TrainingEnded
+from jobs.config.load import Job
 from jobs.errors import DataError, DiskFull, RunStateError
-from jobs.load import Job
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import everything_in
 from tests.app.fake_work import Start, failing
 
@@ -165,7 +165,7 @@ def test_a_disk_too_full_to_say_so_leaves_an_interrupted_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
-        monkeypatch.setattr("jobs.artifacts.os.fsync", no_space)
+        monkeypatch.setattr("jobs.runs.atomic.os.fsync", no_space)
         run.write_metrics({"schema": 1})
         return {}
 

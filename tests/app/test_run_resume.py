@@ -10,9 +10,9 @@ import pytest
 
 from app.runtime.ending import TrainingEnded
 from app.stage.run import require_paths, run_stage
+from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError, DataError, RunStateError, UserError
-from jobs.load import Job, resolve
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.app.fake_work import NOW, Start, failing
 
 # ---- resume ----------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from app.model.load import Loaded, load
 from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.scoring.evaluate import evaluate
 from app.scoring.loglikelihood import Count, Scored, _judged, _Running, loglikelihood
+from jobs.config.schema import TASK_NAMES, ModelSource, Score
 from jobs.errors import DataError
-from jobs.schema import TASK_NAMES, ModelSource, Score
 
 PER_TASK = 27  # items; 5 tasks make 432 pairs
 SHORTEST = 200  # items looked at a task: the shortest of them, so that the comparison takes seconds

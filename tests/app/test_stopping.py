@@ -8,8 +8,8 @@ import pytest
 
 from app.runtime.ending import TrainingEnded, not_finite
 from app.training.early_stopping import NoLearning, Plateau
+from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
-from jobs.schema import AutoStop
 
 
 def first_stop(rule: AutoStop, losses: list[float], every: int = 100) -> int | None:

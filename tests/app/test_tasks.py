@@ -13,8 +13,8 @@ import pytest
 from app.data.sources import saved_rows
 from app.data.tasks import TASKS, Item, load_items
 from app.embedded.cache import EmbeddedPaths
+from jobs.config.schema import TASK_NAMES
 from jobs.errors import DataError
-from jobs.schema import TASK_NAMES
 
 YAML = {
     "hellaswag": "hellaswag/hellaswag.yaml",

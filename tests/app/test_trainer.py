@@ -21,8 +21,8 @@ from app.training.batch import Collator, Schedule, Steps, layout_of
 from app.training.checkpoint import mark_complete
 from app.training.objective import objective
 from app.training.trainer import PrefillTrainer
+from jobs.config.schema import Objective
 from jobs.errors import EXIT_NAN
-from jobs.schema import Objective
 
 
 def examples(n: int, seed: int = 0) -> list[TokenExample]:
@@ -200,8 +200,8 @@ def test_all_gpus_of_a_machine_do_not_make_the_batch_larger(monkeypatch: pytest.
     from datetime import UTC, datetime
 
     from app.training.train import _arguments
-    from jobs.load import resolve
-    from jobs.rundir import RunDir
+    from jobs.config.load import resolve
+    from jobs.runs.rundir import RunDir
 
     # what TrainingArguments says of a machine with four GPUs
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: self._n_gpu or 4))

@@ -13,8 +13,8 @@ from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.model.mixed_precision import text_path, unused_modules
 from app.training.train import _trainable
-from jobs.load import resolve
-from jobs.schema import Train
+from jobs.config.load import resolve
+from jobs.config.schema import Train
 from tests.app.test_launch import TWO, assert_same_losses, finish, only_run
 from tests.app.wrapped import settings, wrapper
 

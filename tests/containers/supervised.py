@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.containers.engine import IMAGE, container, docker, only_run, wait_for
 from tests.containers.rented import DIRECT, PULLED_FROM, Hosts, Network, market
 from tests.vast.fake_market import KEY

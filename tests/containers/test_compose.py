@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.load import stage_names
+from jobs.config.load import stage_names
 from tests.containers import engine
 from tests.containers.compose import FILES, PROJECT, Compose, created, project_in, write_env
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EXIT_DISK_FULL, EXIT_STOPPED, EXIT_USER
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.containers import native
 from tests.containers.engine import CACHE, IMAGE, LABEL, ROOT, SETTINGS, docker, inspect, only_run, run, stage, wait_for
 from tests.containers.test_stages import losses

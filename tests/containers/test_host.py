@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EXIT_STOPPED
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.containers.engine import CACHE, HOST_IMAGE, IMAGE, container, docker, inspect, only_run, wait_for
 
 # What a host of the ssh kind does in place of the image's entrypoint, as root, before anything of ours runs.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EXIT_STOPPED, EXIT_USER
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.containers.engine import CACHE, IMAGE, LABEL, ROOT, Done, docker, inspect, only_run, run, wait_for
 
 STAGE = "stage3b"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.containers import native
 from tests.containers.engine import ALL_CORES, CACHE, IMAGE, ROOT, docker, inspect, only_run, run, stage
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from jobs.load import Job, resolve
-from jobs.rundir import RunDir
+from jobs.config.load import Job, resolve
+from jobs.runs.rundir import RunDir
 
 # No test waits on real time, so none fails on a slow machine either.
 settings.register_profile(

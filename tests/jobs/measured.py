@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.estimate import Estimate, estimate_on
-from jobs.gpus import gpu_named
-from jobs.load import resolve
+from jobs.config.load import resolve
+from jobs.estimate.estimate import Estimate, estimate_on
+from jobs.estimate.gpus import gpu_named
 
 RUNS = Path(__file__).resolve().parents[2] / "docs" / "runs"
 

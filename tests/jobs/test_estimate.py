@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from jobs.config.load import Job, resolve
+from jobs.config.schema import ModelSource
 from jobs.errors import ConfigError
-from jobs.estimate import Estimate, estimate, estimate_on
-from jobs.gpus import GPU_NAMES, Gpu, gpu_at_hand, gpu_named
-from jobs.load import Job, resolve
-from jobs.schema import ModelSource
-from jobs.shapes import shape_of
+from jobs.estimate.estimate import Estimate, estimate, estimate_on
+from jobs.estimate.gpus import GPU_NAMES, Gpu, gpu_at_hand, gpu_named
+from jobs.estimate.model_shape import shape_of
 from tests.jobs.measured import gpus_3b
 
 

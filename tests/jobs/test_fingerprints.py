@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.load import resolve
+from jobs.config.load import resolve
 
 # Profile ci, first 16 digits, each start a run called NAME/run. A change of a shipped stage or of a default changes them, and
 # then every complete run of that stage is run anew: say so in CHANGELOG.md.

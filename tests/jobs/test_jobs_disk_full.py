@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from jobs import artifacts
+from jobs.config.load import Job
 from jobs.errors import EXIT_DISK_FULL, DiskFull
-from jobs.load import Job
-from jobs.rundir import RunDir, list_runs
+from jobs.runs import atomic
+from jobs.runs.rundir import RunDir, list_runs
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
 SUMMARY = {"started": "2026-11-22T23:45:01", "finished": "2026-11-22T23:50:01", "seconds": 300.0, "headline": {}}
@@ -97,7 +97,7 @@ def test_a_full_disk_in_the_middle_of_samples_leaves_none(
         before = snapshot(run.path)
         with pytest.raises(DiskFull, match=r"samples\.jsonl: no space left"), run.samples() as samples:
             samples.write({"id": "piqa/1"})
-            monkeypatch.setattr(artifacts, "encode", encode)
+            monkeypatch.setattr(atomic, "encode", encode)
             samples.write({"id": "piqa/2"})
         assert snapshot(run.path) == before
 
@@ -127,7 +127,7 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunDir.reopen(make_run(state="interrupted").path) as run:
-        monkeypatch.setattr(artifacts, "_serial", iter(["x"]))
+        monkeypatch.setattr(atomic, "_serial", iter(["x"]))
         (run.path / ".metrics.json.x.tmp").symlink_to(FULL)
         before = snapshot(run.path.parent)
         with pytest.raises(DiskFull, match=r"metrics\.json: no space left on the disk"):
@@ -138,7 +138,7 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
 
 
 def test_a_log_line_that_did_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = artifacts.JsonlLog(tmp_path / "log.jsonl")
+    log = atomic.JsonlLog(tmp_path / "log.jsonl")
     log.append({"step": 1})
 
     class HalfFull:
@@ -165,4 +165,4 @@ def test_a_log_line_that_did_not_fit_is_taken_back(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(log, "_file", real)
     log.append({"step": 3})
     log.close()
-    assert artifacts.read_jsonl(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]
+    assert atomic.read_jsonl(tmp_path / "log.jsonl") == [{"step": 1}, {"step": 3}]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.load import resolve
 from jobs.errors import RunStateError
-from jobs.load import resolve
-from jobs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
+from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
 MakeRun = Callable[..., RunDir]

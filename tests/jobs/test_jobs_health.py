@@ -141,7 +141,7 @@ from pathlib import Path
 from types import SimpleNamespace
 name = sys.argv[2] or socket.gethostname()
 socket.gethostname = lambda: name
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 clock = SimpleNamespace(time=lambda: float(sys.argv[4]), monotonic=lambda: float(sys.argv[5]))
 with RunDir.create(Path(sys.argv[1]), "stage3b", datetime(2026, 11, 23, 10, 15)) as run:
     if sys.argv[3]:

@@ -19,7 +19,7 @@ def test_every_module_imports_and_resolves_without_torch() -> None:
     blocked = ("torch", "transformers", "datasets", "numpy", "app", "vast")
     code = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
     code += "".join(f"import jobs.{module}\n" for module in MODULES)
-    code += "from jobs.load import resolve\nprint(resolve('stage5b', 'ci').stage.name)\n"
+    code += "from jobs.config.load import resolve\nprint(resolve('stage5b', 'ci').stage.name)\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("stage5b\n", "")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import yamlfile
+from jobs.config import strict_yaml
+from jobs.config.load import Job, load_job, resolve, stage_names
 from jobs.errors import ConfigError
-from jobs.load import Job, load_job, resolve, stage_names
 
 
 def complaint(stage: str, jobs_dir: Path, profile: str = "small", **options: object) -> str:
@@ -212,9 +212,9 @@ def test_a_new_yaml_file_is_a_stage_and_reference_is_not(jobs_dir: Path) -> None
 
 def test_a_recorded_job_reads_back_equal(tmp_path: Path, job: Job) -> None:
     path = tmp_path / "stage.yaml"
-    path.write_text(yamlfile.dump(job.record({"base": "base"})))
+    path.write_text(strict_yaml.dump(job.record({"base": "base"})))
     assert load_job(path) == job
-    assert load_job(path).fingerprint({"base": "base"}) == yamlfile.read(path, "x")["fingerprint"]
+    assert load_job(path).fingerprint({"base": "base"}) == strict_yaml.read(path, "x")["fingerprint"]
 
 
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import artifacts
 from jobs.errors import DataError
-from jobs.rundir import RunDir
+from jobs.runs import atomic
+from jobs.runs.rundir import RunDir
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_a_torn_last_line_is_dropped_and_never_joined_with_the_next(
     tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, object]], cut: int
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
-    whole = "".join(artifacts.encode(line) + "\n" for line in lines).encode()
-    torn = artifacts.encode({"step": 12, "loss": 0.25}).encode()
+    whole = "".join(atomic.encode(line) + "\n" for line in lines).encode()
+    torn = atomic.encode({"step": 12, "loss": 0.25}).encode()
     path.write_bytes(whole + torn[: cut % len(torn)])
-    assert artifacts.read_jsonl(path) == lines
-    log = artifacts.JsonlLog(path)
+    assert atomic.read_jsonl(path) == lines
+    log = atomic.JsonlLog(path)
     log.append({"step": 13})
     log.close()
-    assert artifacts.read_jsonl(path) == [*lines, {"step": 13}]
+    assert atomic.read_jsonl(path) == [*lines, {"step": 13}]
 
 
 def test_a_bad_line_in_the_middle_is_named(run: RunDir) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir, list_runs
 
 SUMMARY = {"started": "2026-11-22T23:45:01", "finished": "2026-11-22T23:50:01", "seconds": 300.0, "headline": {}}
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,8 @@ HOLD = """
 import sys
 from datetime import datetime
 from pathlib import Path
-from jobs.load import resolve
-from jobs.rundir import RunDir
+from jobs.config.load import resolve
+from jobs.runs.rundir import RunDir
 run = RunDir.create(Path(sys.argv[1]), "stage3b", datetime(2026, 11, 22, 23, 45, 1))
 run.write_job(resolve("stage3b", "ci").record({"base": "base"}))
 with run.samples() as samples:
@@ -60,7 +60,7 @@ def test_a_killed_run_shows_as_interrupted_and_can_be_resumed(tmp_path: Path) ->
 KILL_AT_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 rename = Path.replace
 def replace(self, target):
     if target.name == sys.argv[2]:
@@ -89,7 +89,7 @@ CREATE = """
 import sys
 from datetime import datetime
 from pathlib import Path
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 print("ready", flush=True)
 sys.stdin.readline()
 runs = [RunDir.create(Path(sys.argv[1]), "stage1", datetime(2026, 11, 22, 23, 45, 1)) for _ in range(25)]
@@ -118,7 +118,7 @@ RESUME = """
 import sys
 from pathlib import Path
 from jobs.errors import RunStateError
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 print("ready", flush=True)
 sys.stdin.readline()
 try:

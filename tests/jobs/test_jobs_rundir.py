@@ -10,10 +10,10 @@ from typing import IO
 import pytest
 
 from jobs import lock
+from jobs.config.load import Job
 from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
-from jobs.load import Job
-from jobs.rundir import RunDir, list_runs, write_text_atomically
-from jobs.runfiles import RunFiles
+from jobs.runs.rundir import RunDir, list_runs, write_text_atomically
+from jobs.runs.runfiles import RunFiles
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
 SUMMARY = {"started": "2026-11-22T23:45:01", "finished": "2026-11-22T23:50:01", "seconds": 300.0, "headline": {}}
@@ -164,7 +164,7 @@ def test_the_heartbeat_carries_progress_and_both_clocks(run: RunDir) -> None:
 
 def test_the_heartbeat_does_not_wait_for_a_disk_that_is_busy_with_a_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     waited: list[int] = []
-    monkeypatch.setattr("jobs.artifacts.os.fsync", waited.append)
+    monkeypatch.setattr("jobs.runs.atomic.os.fsync", waited.append)
     run.heartbeat(3, 20, None, None, "save")
     assert not waited
     run.write_metrics({"schema": 1})

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from jobs.config.schema import MASKS, TASK_NAMES, Profile, Stage, Train
+from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError
-from jobs.schema import MASKS, TASK_NAMES, Profile, Stage, Train
-from jobs.validate import Layer, validate
 
 TRAIN = {"mask": "prefix", "max_steps": 10}
 STAGE = {"name": "s", "title": "t", "train": TRAIN, "score": {"masks": ["causal"]}}

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from jobs import yamlfile
-from jobs.load import JOBS_DIR, profile_names, resolve, stage_names
-from jobs.schema import Profile, Stage, StageOverride
-from jobs.validate import Layer, validate
+from jobs.config import strict_yaml
+from jobs.config.load import JOBS_DIR, profile_names, resolve, stage_names
+from jobs.config.schema import Profile, Stage, StageOverride
+from jobs.config.validate import Layer, validate
 
 STAGES = ["stage1", "stage2", "stage3a", "stage3b", "stage4", "stage5a", "stage5b", "nonprefill"]
 REFERENCE = JOBS_DIR / "reference.yaml"
@@ -95,7 +95,7 @@ def test_the_ci_profile_is_small_enough_for_seconds() -> None:
 
 
 def reference_documents() -> tuple[Layer, Layer]:
-    stage, profile = yamlfile.parse_all(REFERENCE.read_text(), "jobs/reference.yaml")
+    stage, profile = strict_yaml.parse_all(REFERENCE.read_text(), "jobs/reference.yaml")
     return Layer("jobs/reference.yaml", stage), Layer("jobs/reference.yaml", profile)
 
 
@@ -161,7 +161,7 @@ def test_every_stated_default_is_the_schemas() -> None:
                 holder = models_in(holder.model_fields[step].annotation)[0]
             default = holder.model_fields[name].default
             if stated not in ("the", "all"):  # "the file's name", "all five"
-                assert default == yamlfile.parse(stated, "default"), path
+                assert default == strict_yaml.parse(stated, "default"), path
                 checked += 1
     assert checked > 40
 

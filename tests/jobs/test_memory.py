@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.estimate import Estimate, estimate, estimate_on
-from jobs.gpus import gpu_at_hand, gpu_named
-from jobs.load import Job, resolve
+from jobs.config.load import Job, resolve
+from jobs.estimate.estimate import Estimate, estimate, estimate_on
+from jobs.estimate.gpus import gpu_at_hand, gpu_named
 from tests.jobs.measured import gpus_3b
 
 

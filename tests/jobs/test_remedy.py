@@ -8,9 +8,9 @@ from itertools import product
 
 import pytest
 
-from jobs.estimate import Estimate, estimate
-from jobs.gpus import all_gpus
-from jobs.load import Job, resolve
+from jobs.config.load import Job, resolve
+from jobs.estimate.estimate import Estimate, estimate
+from jobs.estimate.gpus import all_gpus
 
 
 def job(stage: str = "stage5b", profile: str = "ministral-3b", *sets: str) -> Job:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs import artifacts
+from jobs.runs import atomic
 from tests.vast.host import ROOT
 from vast.host import jobstate, processes
 from vast.ports import Address, Seconds
@@ -65,7 +65,7 @@ class DirectoryHost:
             self.write(f"{RUN}/final/model.safetensors", b"final" * 9_000)
             self.write(f"{RUN}/metrics.json", "{}\n")
             left_out = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
-            self.write(f"{RUN}/manifest.json", json.dumps(artifacts.manifest(self.run, left_out)))
+            self.write(f"{RUN}/manifest.json", json.dumps(atomic.manifest(self.run, left_out)))
             self.write(f"{RUN}/summary.json", '{"exit": "complete"}\n')
         gone = {**self.state, "runner": {"pid": 2**22 + 1, "ticks": 1}}
         jobstate.write(self.root / ".runner", jobstate.ended(gone, code, NOW))

@@ -82,7 +82,7 @@ def test_only_known_programs_are_installed(log: str, tool: str | None) -> None:
 def test_the_job_comes_after_the_installation_in_the_same_process() -> None:
     assert installing((), ["prefill", "run"]) == ["prefill", "run"]
     argv = installing(("gcc", "libc6-dev"), ["prefill", "run"])
-    assert argv[0] == sys.executable and argv[1].endswith("/vast/host/installtool.py")
+    assert argv[0] == sys.executable and argv[1].endswith("/vast/host/install_package.py")
     assert argv[2:] == ["gcc", "libc6-dev", "--", "prefill", "run"]
 
 

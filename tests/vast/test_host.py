@@ -14,7 +14,7 @@ import pytest
 
 from tests.vast.host import until
 from tests.vast.rented import NONCE, WAITS, Rented, make_checkpoint, make_run
-from vast.host import look as hostlook
+from vast.host import probe as hostlook
 
 # ---- look -------------------------------------------------------------------------------------------------------------
 

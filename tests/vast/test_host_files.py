@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from jobs import artifacts
+from jobs.runs import atomic
 from tests.vast.rented import make_checkpoint, make_run
 from vast.host import files as hostfiles
-from vast.host import hold, jobstate
+from vast.host import jobstate, snapshot
 from vast.host import runs as hostruns
 from vast.host.processes import Process, identify
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_replaced_after_the_listing_is_still_what_was_listed(tmp_
     run = make_run(tmp_path, **{"metrics.json": "old"})
     job(tmp_path, runs=True)
     found = listed(tmp_path)
-    artifacts.write_text_atomically(run / "metrics.json", "new and longer")
+    atomic.write_text_atomically(run / "metrics.json", "new and longer")
     check(tmp_path, found)
     assert (tmp_path / found[f"{RUN}/metrics.json"]["from"]).read_text() == "old"
     again = listed(tmp_path)
@@ -114,7 +114,7 @@ def test_a_slow_pull_comes_to_its_end_while_newer_checkpoints_are_made(tmp_path:
     assert hostfiles.files(tmp_path)["checkpoint"] == f"{at}/checkpoint-200"
     assert hostfiles.files(tmp_path, have=f"{at}/checkpoint-100")["checkpoint"] == f"{at}/checkpoint-200"
     assert hostfiles.files(tmp_path, have=f"{at}/checkpoint-200")["checkpoint"] == f"{at}/checkpoint-300"
-    assert [one.step for one in hold.held(tmp_path, run)] == [300]  # one at a time: a link keeps its room
+    assert [one.step for one in snapshot.held(tmp_path, run)] == [300]  # one at a time: a link keeps its room
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_held_is_not_listed_in_part(
@@ -160,7 +160,7 @@ def complete(tmp_path: Path) -> Path:
     run = make_run(tmp_path, **{"heartbeat.json": "{}"})
     (run / "final").mkdir()
     (run / "final/model.safetensors").write_bytes(b"weights")
-    manifest = artifacts.manifest(run, {"lock", "heartbeat.json", "summary.json", "manifest.json"})
+    manifest = atomic.manifest(run, {"lock", "heartbeat.json", "summary.json", "manifest.json"})
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "summary.json").write_text("{}")
     return run

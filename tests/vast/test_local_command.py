@@ -12,10 +12,11 @@ import pytest
 from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fake_engine import FakeEngine
 from vast import policy as policies
+from vast.commands import local, local_wiring
 from vast.commands.start import wired
 from vast.commands.wiring import Needs, Wiring
 from vast.host.watchdog import _arguments
-from vast.local import command, connect, given
+from vast.local import container_spec
 from vast.local.container_spec import Asked, Given
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
@@ -29,7 +30,7 @@ SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https:/
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "s")
-    monkeypatch.setattr(connect, "connect", lambda environ: engine.client())
+    monkeypatch.setattr(local_wiring, "connect", lambda environ: engine.client())
     yield engine
     engine.close()
 
@@ -45,7 +46,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_looks_are_seconds_apart_on_this_machine() -> None:
-    ours, theirs = command.load_policy(None, {}), policies.load()
+    ours, theirs = local.load_policy(None, {}), policies.load()
     assert max([*ours.cadence.early_minutes, ours.cadence.stable_minutes]) <= 0.25
     assert ours.attempts == theirs.attempts  # what it does not name stays
 
@@ -53,15 +54,15 @@ def test_looks_are_seconds_apart_on_this_machine() -> None:
 def test_layers_lie_over_each_other_in_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("caps: {hours: 5.0}\nabsence_spacing: 1.0\n")
-    policy = command.load_policy(path, {"--max-hours 2": {"caps": {"hours": 2.0}}})
+    policy = local.load_policy(path, {"--max-hours 2": {"caps": {"hours": 2.0}}})
     assert (policy.caps.hours, policy.absence_spacing, policy.reconcile.spacing) == (2.0, 1.0, 2.0)
     path.write_text("cadense: {}\n")
     with pytest.raises(ConfigError, match=re.escape(str(path))):
-        command.load_policy(path, {})
+        local.load_policy(path, {})
 
 
 def test_every_section_of_the_local_policy_says_why() -> None:
-    lines = command.POLICY.read_text(encoding="utf-8").splitlines()
+    lines = local.POLICY.read_text(encoding="utf-8").splitlines()
     names = {line.split(":")[0] for line in lines if re.match(r"\w+:", line)}
     assert names <= set(policies.Policy.model_fields) and sum("#" in line for line in lines) >= len(names) // 2
 
@@ -70,20 +71,20 @@ def test_every_section_of_the_local_policy_says_why() -> None:
 
 
 def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
-    made = command.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
+    made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
     assert (made.given.image_id, made.given.engine) == (fake.images["prefill:test"], "engine-1")
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:
     with pytest.raises(UserError, match=r"--image prefill:none: no such image here, .* make image"):
-        command.decide(fake.client(), Asked(gpu="none"), "prefill:none", {})
+        local.decide(fake.client(), Asked(gpu="none"), "prefill:none", {})
 
 
 # ---- pid 1 --------------------------------------------------------------------------------------------------------------------
 
 
 def test_pid_one_is_what_the_watchdog_understands() -> None:
-    words = shlex.split(connect.first_process(SWITCH))
+    words = shlex.split(local_wiring.first_process(SWITCH))
     assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
     options = _arguments(words[3:])
     assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.t_hard == 3600.0
@@ -93,12 +94,12 @@ def test_pid_one_is_what_the_watchdog_understands() -> None:
 
 
 def test_a_run_of_containers_is_taken_up_with_the_engine_and_needs_no_key(fake: FakeEngine, folder: Folder) -> None:
-    given.write(folder.local, GIVEN)
+    container_spec.write(folder.local, GIVEN)
     wiring = wired(folder, Wiring(environ={}, home=folder.path))
     cloud, _ = wiring.connect({}, folder.path, wiring.clock)
-    assert isinstance(cloud, LocalCloud) and wiring.first_process is connect.first_process
+    assert isinstance(cloud, LocalCloud) and wiring.first_process is local_wiring.first_process
     shell = wiring.shell(Needs(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
-    assert isinstance(shell, connect.LocalShell) and isinstance(shell.transport, LocalTransport)
+    assert isinstance(shell, local_wiring.LocalShell) and isinstance(shell.transport, LocalTransport)
     assert shell.network_is_up()
     fake.identity = "engine-2"
     assert not shell.network_is_up()  # another engine is no way to the run's container
@@ -112,7 +113,7 @@ def test_a_rented_run_asks_for_no_engine(folder: Folder) -> None:
 
 
 def test_another_engine_does_not_take_a_run_up(fake: FakeEngine, folder: Folder) -> None:
-    given.write(folder.local, GIVEN)
+    container_spec.write(folder.local, GIVEN)
     fake.identity = "engine-2"
     with pytest.raises(RunStateError, match=r"is on the engine engine-1, and engine-2 answers; set DOCKER_HOST"):
         wired(folder, Wiring(environ={}, home=folder.path))

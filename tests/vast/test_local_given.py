@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import ConfigError, UserError
-from vast.local import given
+from vast.local import container_spec
 from vast.local.container_spec import Asked, Given
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -17,7 +17,7 @@ IMAGE = "sha256:" + "1" * 64
 
 
 def decide(asked: Asked | None = None, info: dict[str, Any] | None = None, gpu: bool = False, **environ: str) -> Given:
-    return given.decide(asked or Asked(), info or {}, "engine-1", IMAGE, environ, (1234, 5678), lambda: gpu)
+    return container_spec.decide(asked or Asked(), info or {}, "engine-1", IMAGE, environ, (1234, 5678), lambda: gpu)
 
 
 def test_a_uid_is_the_same_inside_and_outside_but_in_a_rootless_engine() -> None:
@@ -44,12 +44,12 @@ def test_gpus_are_taken_where_the_engine_can_hand_them_on(
 
 def test_gpus_are_asked_of_the_engine() -> None:
     def request(gpus: str) -> Any:
-        return given.host_config(decide(Asked(gpu=gpus)), {}).get("device_requests")
+        return container_spec.host_config(decide(Asked(gpu=gpus)), {}).get("device_requests")
 
     assert request("none") is None
     assert request("all")[0]["Count"] == -1 and request("all")[0]["Capabilities"] == [["gpu"]]
     assert request("0,2")[0]["DeviceIDs"] == ["0", "2"]
-    assert "NVIDIA_VISIBLE_DEVICES" not in given.environment(decide(Asked(gpu="all")))
+    assert "NVIDIA_VISIBLE_DEVICES" not in container_spec.environment(decide(Asked(gpu="all")))
 
 
 @pytest.mark.parametrize(
@@ -79,36 +79,36 @@ def test_directories_are_mounted_and_relabelled_where_the_engine_needs_that(tmp_
     info = {"SecurityOptions": ["name=selinux"]}
     (tmp_path / "data").mkdir()
     made = decide(Asked(cache=f"{tmp_path}/cache", readable=(f"{tmp_path}/data",)), info, PREFILL_WHEELS=str(tmp_path))
-    config = given.host_config(made, {"a": "b"})
+    config = container_spec.host_config(made, {"a": "b"})
     assert config["binds"] == [f"{tmp_path}/data:{tmp_path}/data:ro,z", f"{tmp_path}/cache:/cache:rw,z", f"{tmp_path}:/wheels:ro,z"]  # fmt: skip
     assert [mount["Target"] for mount in config["mounts"]] == ["/runs"]
-    assert given.environment(made)["PREFILL_WHEELS"] == "/wheels" and (tmp_path / "cache").is_dir()
+    assert container_spec.environment(made)["PREFILL_WHEELS"] == "/wheels" and (tmp_path / "cache").is_dir()
 
 
 def test_tokens_do_not_travel_in_the_environment() -> None:
     made = decide(HF_TOKEN="hf_secret", WANDB_API_KEY="secret", VAST_API_KEY="secret", HF_ENDPOINT="https://hub")
     assert made.env == (("HF_ENDPOINT", "https://hub"),)
-    assert "secret" not in repr(given.environment(made))
+    assert "secret" not in repr(container_spec.environment(made))
 
 
 def test_what_run_sh_takes_away_is_taken_away_here() -> None:
     script = (ROOT / "container/run.sh").read_text(encoding="utf-8")
-    config = given.host_config(decide(), {})
+    config = container_spec.host_config(decide(), {})
     assert "--read-only --tmpfs /tmp:" + config["tmpfs"]["/tmp"] in script and config["read_only"] is True
     assert f"--cap-drop {config['cap_drop'][0]} --security-opt {config['security_opt'][0]}" in script
     assert f"--pids-limit {config['pids_limit']} --shm-size {config['shm_size']}" in script
     handed = re.search(r"for variable in ([A-Z_ ]+); do", script)
-    assert handed and {*handed[1].split()} - {"HF_TOKEN", "WANDB_API_KEY"} == {*given.HANDED_ON}
+    assert handed and {*handed[1].split()} - {"HF_TOKEN", "WANDB_API_KEY"} == {*container_spec.HANDED_ON}
 
 
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     made = decide(Asked(labels=("a=b=c",), readable=("/",)), HF_ENDPOINT="x", PREFILL_WHEELS=str(tmp_path))
-    given.write(tmp_path / "local.json", made)
-    assert given.read(tmp_path / "local.json") == made
+    container_spec.write(tmp_path / "local.json", made)
+    assert container_spec.read(tmp_path / "local.json") == made
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"engine": 1}', '{"engine": "e", "image_id": "i", "user": "root", "env": [], "labels": [], "readable": []}'])  # fmt: skip
 def test_what_cannot_be_read_back_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / "local.json").write_text(text)
     with pytest.raises(UserError, match=r"local\.json"):
-        given.read(tmp_path / "local.json")
+        container_spec.read(tmp_path / "local.json")

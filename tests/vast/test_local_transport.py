@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.vast.fake_engine import Box, FakeEngine, Handler, tar_of
-from vast.local import archives
+from vast.local import tar_stream
 from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
@@ -186,10 +186,10 @@ def test_a_full_disk_here_is_told_apart(
 ) -> None:
     def full(source: object, part: Path) -> None:
         part.write_bytes(b"half")
-        with archives._disk():
+        with tar_stream._disk():
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archives, "_copy", full)
+    monkeypatch.setattr(tar_stream, "_copy", full)
     reply = transport.fetch(at, ["two"], "/runs", tmp_path, timeout=5)
     assert (reply.code, reply.no_room) == (1, True)
     assert not (tmp_path / ".two.part").exists()

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
-from jobs.estimate import estimate
-from jobs.load import resolve
-from jobs.memory import USABLE
+from jobs.estimate.estimate import estimate
+from jobs.estimate.memory import USABLE
 from tests.vast.command_line import Hours
 from vast import policy as policies
 from vast.host import watchdog

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from jobs.rundir import RunDir
+from jobs.runs.rundir import RunDir
 from tests.vast.directory_host import RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import CHECKPOINT, Ours
 from vast.ports import Pulled
-from vast.shell import home
+from vast.shell import local_copy
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_home_believes_the_disk_and_not_the_receipt(host: DirectoryHost, ours: O
     assert ours.shell().home() == Pulled(True, RUN, f"{CHECKPOINT}100")
     (ours.run / "checkpoints/checkpoint-100/rng/state.pth").unlink()
     assert ours.shell().home() == Pulled(True, RUN, None)
-    (ours.own / home.RECEIPT).write_text("{")
+    (ours.own / local_copy.RECEIPT).write_text("{")
     assert ours.shell().home() is None
 
 

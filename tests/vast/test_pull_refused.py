@@ -14,7 +14,7 @@ import pytest
 
 from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import BOTH, CHECKPOINT, Ours
-from vast.shell import listing, pull
+from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 
 
@@ -82,7 +82,7 @@ EVIL = ["/etc/passwd", "../outside", f"{RUN}/../../outside", f"{RUN}/./x", f"{RU
 
 @pytest.mark.parametrize(
     ("key", "path"),
-    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not listing.is_safe(path)],
+    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not file_list.is_safe(path)],
 )
 def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
     way: DirectoryTransport, ours: Ours, key: str, path: object

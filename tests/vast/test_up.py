@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import yamlfile
-from jobs.load import resolve
+from jobs.config import strict_yaml
+from jobs.config.load import resolve
 from tests.vast.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fake_market import KEY
 from tests.vast.scripted_shell import RUN, ScriptedShell, ended, running
@@ -269,7 +269,7 @@ def test_a_stage_that_is_complete_here_is_not_paid_for_again(world: World) -> No
     run = world.runs / "stage3b" / "20270114-000000"
     run.mkdir(parents=True)
     record = job.record({"base": "base"})
-    (run / "stage.yaml").write_text(yamlfile.dump(record))
+    (run / "stage.yaml").write_text(strict_yaml.dump(record))
     (run / "summary.json").write_text(json.dumps({"profile": "ci", "fingerprint": record["fingerprint"]}))
     refused = world.vast(*UP)
     assert refused.exit_code == 2
@@ -286,7 +286,7 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
     first = world.folder
     run = world.runs / RUN
     run.mkdir(parents=True)
-    (run / "stage.yaml").write_text(yamlfile.dump(resolve("stage3b", "ci").record({"base": "base"})))
+    (run / "stage.yaml").write_text(strict_yaml.dump(resolve("stage3b", "ci").record({"base": "base"})))
     (first.path / "home.json").write_text(json.dumps({"schema": 1, "run": RUN, "runs": [RUN], "files": {}}))
 
     fingerprint = resolve("stage3b", "ci").fingerprint({"base": "base"})

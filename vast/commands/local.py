@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 
-from jobs import yamlfile
+from jobs.config import strict_yaml
+from jobs.config.load import profile_names, resolve
+from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError, UserError
-from jobs.load import profile_names, resolve
-from jobs.validate import Layer, validate
 from vast import policy as policies
-from vast.commands import start
+from vast.commands import local_wiring, start
 from vast.commands.local_wiring import Local
 from vast.commands.options import POSITIVE, profile_option, runs_option
 from vast.commands.wiring import Wiring
-from vast.local import connect, given
+from vast.local import container_spec
 from vast.local.container_spec import Asked
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
@@ -32,7 +32,7 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.supervisor.state import Plan
 
-POLICY = Path(__file__).with_name("policy.yaml")
+POLICY = Path(__file__).parents[1] / "local" / "policy.yaml"
 POLICY_NAME = "vast/local/policy.yaml"
 
 
@@ -87,9 +87,9 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
         click.echo(f"{name:<12} {value}", err=True)
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
-    given.write(folder.local, made.given)
+    container_spec.write(folder.local, made.given)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.in_foreground(start.session(folder, connect.wiring_of(wiring, made)), plan)
+    code = start.in_foreground(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -97,11 +97,11 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
 def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
     """Ours for this machine over that for rented ones, and what was given over both. Raises ConfigError."""
     layers = [
-        Layer("vast/policy.yaml", yamlfile.read(policies.DEFAULT, "vast/policy.yaml")),
-        Layer(POLICY_NAME, yamlfile.read(POLICY, POLICY_NAME)),
+        Layer("vast/policy.yaml", strict_yaml.read(policies.DEFAULT, "vast/policy.yaml")),
+        Layer(POLICY_NAME, strict_yaml.read(POLICY, POLICY_NAME)),
     ]
     if path is not None:
-        layers.append(Layer(str(path), yamlfile.read(path, str(path))))
+        layers.append(Layer(str(path), strict_yaml.read(path, str(path))))
     layers += [Layer(option, dict(values)) for option, values in options.items()]
     return validate(Policy, layers)
 
@@ -123,7 +123,7 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
     ident = found.get("Id")
     if not isinstance(ident, str):
         raise ConfigError(where, "the engine does not say which image that is", "correct --image")
-    return Local(engine, given.decide(asked, info, identity, ident, environ, given.caller(), has_gpu))
+    return Local(engine, container_spec.decide(asked, info, identity, ident, environ, container_spec.caller(), has_gpu))
 
 
 def has_gpu() -> bool:
@@ -134,7 +134,7 @@ def has_gpu() -> bool:
     return done.returncode == 0
 
 
-def words_of(plan: Plan, policy: Policy, decided: given.Given, request: Request) -> list[tuple[str, str]]:
+def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: Request) -> list[tuple[str, str]]:
     """The plan, for a person."""
     rows = [
         ("stage", f"{request.stage}, profile {request.profile}"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.errors import RunStateError
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
-from vast.local import given
+from vast.local import container_spec
 from vast.local.container_spec import Given
 from vast.local.engine import Engine, connect
 from vast.local.engine_errors import EngineError
@@ -29,7 +29,7 @@ class Local:
     """What a local run stands on."""
 
     engine: Engine
-    given: Given
+    container_spec: Given
 
     def cloud(self) -> LocalCloud:
         return LocalCloud(self.engine, self.given)
@@ -53,7 +53,7 @@ class Local:
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
     """A run that was begun. Raises UserError: no engine answers, or another one than that of the run."""
-    known = given.read(folder.local)
+    known = container_spec.read(folder.local)
     engine = connect(environ)
     try:
         found = engine.identity()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.load import DEFAULT_PROFILE
+from jobs.config.load import DEFAULT_PROFILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 POSITIVE = click.FloatRange(0, min_open=True)

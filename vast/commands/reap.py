@@ -11,7 +11,7 @@ from jobs.errors import EXIT_BUG
 from vast import policy as policies
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
-from vast.records import reap
+from vast.records import reap as reaping
 from vast.records.run_dir import cared_for
 from vast.rental import preflight
 
@@ -41,7 +41,7 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         raise click.exceptions.Exit(EXIT_BUG)
     now = wiring.clock.now()
     here = cared_for(runs_dir.absolute(), now, policy.watchdog.silent)
-    found = reap.judge(instances, now, here, all_mine)
+    found = reaping.judge(instances, now, here, all_mine)
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
         until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -52,7 +52,9 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         if doomed:
             raise click.exceptions.Exit(EXIT_BUG)
         return
-    reaper = reap.Reaper(cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text)))
+    reaper = reaping.Reaper(
+        cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text))
+    )
     left = reaper.reap(doomed)
     if left:
         names = ", ".join(map(str, left))

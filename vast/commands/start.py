@@ -54,9 +54,9 @@ def wired(folder: Folder, wiring: Wiring) -> Wiring:
     """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
     if not folder.local.exists():
         return wiring
-    from vast.local import connect  # which needs the docker SDK
+    from vast.commands import local_wiring  # which needs the docker SDK
 
-    return connect.wiring_for(folder, wiring)
+    return local_wiring.wiring_for(folder, wiring)
 
 
 def view_for(run_id: str) -> View:

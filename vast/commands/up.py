@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from jobs.config.load import DEFAULT_PROFILE, Job, profile_names, resolve
 from jobs.errors import ConfigError
-from jobs.load import DEFAULT_PROFILE, Job, profile_names, resolve
-from jobs.rundir import resolve_init
+from jobs.runs.rundir import resolve_init
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.offer_table import show_offers

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from jobs.estimate import estimate
+from jobs.estimate.estimate import estimate
 from vast import policy as policies
 from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL

@@ -25,7 +25,7 @@ from typing import Any
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import files as hostfiles
 from vast.host import jobstate, lease, secretfiles
-from vast.host import look as hostlook
+from vast.host import probe as hostlook
 from vast.host import start as hoststart
 from vast.host.runner import COMMAND, GRACE, Parser, seconds
 from vast.host.runs import RUNNER, WATCHDOG

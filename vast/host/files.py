@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast.host import hold, jobstate, jsonfiles, lease
+from vast.host import jobstate, jsonfiles, lease
 from vast.host import runs as hostruns
+from vast.host import snapshot as hold
 from vast.host.runs import HOLD, RUNNER, WATCHDOG
 
 GROWING = (".jsonl", ".txt")

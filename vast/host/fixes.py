@@ -115,4 +115,4 @@ def installing(packages: Sequence[str], command: Sequence[str]) -> list[str]:
     """The command, with the packages installed first, if there are any."""
     if not packages:
         return list(command)
-    return [sys.executable, str(Path(__file__).with_name("installtool.py")), *packages, "--", *command]
+    return [sys.executable, str(Path(__file__).with_name("install_package.py")), *packages, "--", *command]

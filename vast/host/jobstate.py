@@ -146,7 +146,7 @@ def io_errors_reported(path: Path) -> Iterator[None]:
 def write(directory: Path, state: State) -> None:
     """Replace state.json at once: readers see the old one or the new. Raises DiskFull, RunStateError.
 
-    Not jobs/artifacts.py, so that the runner on a rented machine needs no more of `jobs` than errors and lock.
+    Not jobs/runs/atomic.py, so that the runner on a rented machine needs no more of `jobs` than errors and lock.
     """
     temporary = directory / f".{STATE}.tmp"  # one name is enough for one writer
     with io_errors_reported(directory / STATE):

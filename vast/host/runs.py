@@ -1,6 +1,6 @@
 """The runs on a rented machine, read without `app` and without yaml: which one the job writes, and its checkpoints.
 
-The names are those of jobs/rundir.py and app/training/checkpoint.py; a test compares them.
+The names are those of jobs/runs/rundir.py and app/training/checkpoint.py; a test compares them.
 """
 
 from __future__ import annotations

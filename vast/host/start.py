@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast.host import attempt, classify, fixes, hold, jobstate, jsonfiles, lease, processes, runner
+from vast.host import attempt, classify, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
@@ -119,7 +119,7 @@ def prune(root: Path, home: str | None) -> list[str]:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(hostruns.name_of(root, path))
         if found:  # else what is held is all that there is
-            hold.release(root, run)
+            snapshot.release(root, run)
     return removed
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.artifacts import io_errors_reported, read_json, write_text_atomically
 from jobs.errors import ConfigError, RunStateError
+from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
 
 PIDS = 4096
 SHARED_MEMORY = "1g"

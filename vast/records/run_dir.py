@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import lock
-from jobs.artifacts import io_errors_reported, read_json, write_text_atomically
 from jobs.errors import RunStateError, UserError
+from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
 from vast.ports import Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK

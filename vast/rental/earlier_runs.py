@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
-from jobs.rundir import RunDir, latest_complete
+from jobs.runs.atomic import write_text_atomically
+from jobs.runs.rundir import RunDir, latest_complete
 from vast.records.run_dir import Folder, folders, is_open
 from vast.shell.local_copy import RECEIPT
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from jobs.config.load import Job
 from jobs.errors import ConfigError
-from jobs.load import Job
-from jobs.memory import USABLE
+from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name
 from vast.policy import Policy
 from vast.ports import Dollars, Offer, OfferQuery, Seconds
@@ -65,7 +65,7 @@ def host_image(image: str) -> str:
 
 
 class Estimated(Protocol):
-    """What is used of jobs.estimate.Estimate. GB are 2**30 bytes; None: not known."""
+    """What is used of jobs.estimate.estimate.Estimate. GB are 2**30 bytes; None: not known."""
 
     @property
     def hours(self) -> float | None: ...

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
-from jobs.load import Job
-from jobs.rundir import resolve_init
+from jobs.runs.rundir import resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from jobs import errors
-from jobs.artifacts import write_text_atomically
 from jobs.errors import RunStateError, UserError
-from vast.marketplace.http import DEFAULT_URL
+from jobs.runs.atomic import write_text_atomically
 from vast.policy import Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
 from vast.records import report
@@ -55,11 +54,9 @@ class Session:
     view: View
     redact: Redactor
     teller: Teller
+    url: str  # of the marketplace's API, for the dead-man's switch
     login: Secret | None = None
-    url: str = DEFAULT_URL
-    first_process: Callable[[Switch], str] = (
-        onstart  # what starts the dead-man's switch: see also vast/commands/local_wiring.py
-    )
+    first_process: Callable[[Switch], str] = onstart  # starts the dead-man's switch; vast/local has its own
     asked: Callable[[], bool] = lambda: False  # a signal
     supervisor: Supervisor | None = field(default=None, init=False)
 

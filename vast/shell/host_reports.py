@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.runfiles import ID_PATTERN
+from jobs.runs.runfiles import ID_PATTERN
 from vast.ports import Host, Job, Watchdog
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none

@@ -15,7 +15,7 @@ from typing import Any
 from jobs.errors import UserError
 from vast.ports import Address, Clock, Host, Pulled, Seconds
 from vast.secrets import Secret
-from vast.shell import answers, listing, push
+from vast.shell import file_list, host_reports, push
 from vast.shell.file_list import Refused
 from vast.shell.local_copy import Home
 from vast.shell.pull import pull
@@ -94,7 +94,7 @@ class HostShell:
             return Host(reply.kind, message=reply.reason)
         if reply.kind != "ok":
             return Host("unreachable", message=reply.reason)
-        found = answers.host(answers.parse(reply.out) if reply.code == 0 else None, self.nonce)
+        found = host_reports.host(host_reports.parse(reply.out) if reply.code == 0 else None, self.nonce)
         if found.contact == "unreachable" and reply.code != 0:
             found = Host("unreachable", message=reply.reason)
         self.transport.settle(address, found.contact == "ok")
@@ -147,7 +147,7 @@ class HostShell:
         options = [("--tail", tail), ("--follow-from", follow_from)]
         words = [word for name, value in options if value is not None for word in (name, str(value))]
         reply = self._run(address, "log", *words)
-        answer = answers.parse(reply.out) if reply.good else None
+        answer = host_reports.parse(reply.out) if reply.good else None
         odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
         return None if odd else answer
 
@@ -225,7 +225,7 @@ class HostShell:
         if not reply.good:
             return Pulled(False, message=reply.reason)
         try:
-            listed = listing.parse(answers.parse(reply.out), self._own)
+            listed = file_list.parse(host_reports.parse(reply.out), self._own)
         except Refused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))

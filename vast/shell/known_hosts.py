@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jobs.artifacts import write_text_atomically
+from jobs.runs.atomic import write_text_atomically
 from vast.ports import Address
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs import artifacts
-from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DataError
+from jobs.runs import atomic
+from jobs.runs.atomic import sync_directory, write_text_atomically
 from vast.ports import Pulled
-from vast.shell import answers
+from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
 
 RECEIPT, STAGING = "home.json", "staging"
@@ -79,7 +79,7 @@ class Home:
     def files_of(self, checkpoint: str) -> list[str]:
         """Paths of the files of a checkpoint, the mark last; empty if it has no mark."""
         try:
-            files = artifacts.read_json(self.runs_dir / checkpoint / MARK).get("files")
+            files = atomic.read_json(self.runs_dir / checkpoint / MARK).get("files")
         except DataError:
             return []
         if not isinstance(files, dict) or not all(is_safe(name) for name in files):
@@ -91,8 +91,8 @@ class Home:
         run = self.receipt.run
         with suppress(OSError):
             names = [f"{run}/checkpoints/{path.name}" for path in (self.runs_dir / str(run) / "checkpoints").iterdir()]
-            found = [name for name in names if answers.checkpoint_name(name, run)]
-            return sorted(found, key=answers.step_of, reverse=True)
+            found = [name for name in names if host_reports.checkpoint_name(name, run)]
+            return sorted(found, key=host_reports.step_of, reverse=True)
         return []
 
     def newest(self, *, deep: bool = False) -> str | None:
@@ -104,7 +104,7 @@ class Home:
         run = self.receipt.run
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
-        return not artifacts.differences(self.runs_dir / run)
+        return not atomic.differences(self.runs_dir / run)
 
     def look(self) -> Pulled | None:
         """All that is here, read again from the disk. None if no run was ever brought."""
@@ -143,7 +143,7 @@ class Home:
             return
         whole = [name for name in self.checkpoints() if self.is_whole(name)]
         for name in self.checkpoints():
-            if whole and name not in whole[:KEEP] and answers.step_of(name) < answers.step_of(whole[0]):
+            if whole and name not in whole[:KEEP] and host_reports.step_of(name) < host_reports.step_of(whole[0]):
                 shutil.rmtree(self.runs_dir / name, ignore_errors=True)
 
     def replace_checkpoint(self, name: str, ready: Path) -> None:
@@ -187,7 +187,7 @@ class Home:
     def _read(self) -> Receipt:
         """A receipt that is missing or odd is none: then nothing that is here is believed."""
         try:
-            value: Any = artifacts.read_json(self.own / RECEIPT)
+            value: Any = atomic.read_json(self.own / RECEIPT)
             files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}
             return Receipt(value["run"], list(value["runs"]), files)
         except (DataError, KeyError, TypeError, AttributeError):

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs import artifacts
-from jobs.artifacts import sync_directory
 from jobs.errors import DiskFull, UserError
+from jobs.runs import atomic
+from jobs.runs.atomic import sync_directory
 from vast.ports import Pulled
 from vast.shell.file_list import MANIFEST, SUMMARY, Listed, Listing
 from vast.shell.local_copy import Home, Known, sha256_of
@@ -168,7 +168,7 @@ class _Pull:
         by_path = {one.path: one for one in good}
         if last[0] in by_path:
             self._move(by_path[last[0]])
-        if different := artifacts.differences(home.runs_dir / str(run)):
+        if different := atomic.differences(home.runs_dir / str(run)):
             self.problems[last[0]] = f"the run is not what it says: {different[0]}"
             return False
         if last[1] in by_path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.errors import RunStateError
 from vast.ports import Address, Seconds
-from vast.shell import listing
+from vast.shell import file_list
 from vast.shell.local_copy import Home, sha256_of
 from vast.shell.transport import Reply, Transport
 
@@ -21,8 +21,8 @@ LEAST: Seconds = 60.0
 LONGEST: Seconds = 900.0  # the lease of the run is not renewed meanwhile; what is not done by then is gone on with
 HASHED = 50e6  # bytes a second that a host hashes at least
 # Of a run: what only its writer needs, and what says that it is over.
-NOT_PUSHED = frozenset({"lock", "heartbeat.json", listing.MANIFEST, listing.SUMMARY})
-LAST = frozenset({listing.MARK, listing.SUMMARY})
+NOT_PUSHED = frozenset({"lock", "heartbeat.json", file_list.MANIFEST, file_list.SUMMARY})
+LAST = frozenset({file_list.MARK, file_list.SUMMARY})
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Input:
                 )
             found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
         names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]
-        if odd := [name for name in names if not listing.is_safe(name)]:
+        if odd := [name for name in names if not file_list.is_safe(name)]:
             raise RunStateError(self.source / odd[0], "has letters in its name that are not sent", "rename it")
         return names
 
@@ -90,7 +90,7 @@ def of_run(home: Home) -> list[str] | None:
     below the runs directory.
     """
     run = home.receipt.run
-    if run is None or (home.runs_dir / run / listing.SUMMARY).exists():
+    if run is None or (home.runs_dir / run / file_list.SUMMARY).exists():
         return None
     checkpoint, final = home.newest(deep=True), _whole_final(home, run)
     if checkpoint is None and not final:

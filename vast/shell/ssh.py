@@ -19,7 +19,8 @@ from pathlib import Path
 
 from jobs.errors import UserError
 from vast.ports import Address, Seconds
-from vast.shell import pins, programs, rsync
+from vast.shell import known_hosts as pins
+from vast.shell import rsync, subprocess_run
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
 from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Kind, Reply
@@ -86,7 +87,7 @@ class SshTransport:
         if not HOST.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no address")
         command = [*self.argv(address), "--", f"root@{address.host}", shlex.join(argv)]
-        return self._judge(address, programs.run(command, timeout=timeout, env=self._env, stdin=stdin))
+        return self._judge(address, subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
 
     def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ class SshTransport:
     def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds) -> Reply:
         if not HOST.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no address")
-        ended = programs.run(argv, timeout=timeout, env=self._env, stdin=rsync.listing(paths))
+        ended = subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=rsync.listing(paths))
         of_ssh = outcome(Ended(SSH_FAILED, ended.out, ended.err))
         return self._dropping(address, rsync.reply(ended, of_ssh))
 
@@ -188,7 +189,7 @@ class SshTransport:
         for path in [path for path, where in self._used.items() if where == address]:
             if path.exists():
                 argv = ["ssh", "-F", "/dev/null", "-o", f"ControlPath={path}", "-O", "exit", "--", address.host]
-                programs.run(argv, timeout=CLOSE, env=self._env)
+                subprocess_run.run(argv, timeout=CLOSE, env=self._env)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
             del self._used[path]

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.artifacts import io_errors_reported, sync_directory
 from jobs.errors import UserError
-from vast.shell import programs
+from jobs.runs.atomic import io_errors_reported, sync_directory
+from vast.shell import subprocess_run
 
 KEY = "key"
 PUBLIC = ".pub"
@@ -58,7 +58,7 @@ def public_key(key: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:
-    ended = programs.run(["ssh-keygen", "-q", *options], timeout=30, env=child_environment(environ))
+    ended = subprocess_run.run(["ssh-keygen", "-q", *options], timeout=30, env=child_environment(environ))
     if ended.code != 0:
         said = ended.err.strip().splitlines()[-1:] or [
             "it did not end in time" if ended.timed_out else "no reason given"

@@ -10,7 +10,7 @@ from vast.ports import (
     Pulled,
     Watchdog,
 )
-from vast.simulate.boxes import INF, Box
+from vast.simulate.machines import INF, Box
 from vast.simulate.world import GRACE, World
 
 MARKET = 12  # machines for rent

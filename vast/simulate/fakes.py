@@ -17,7 +17,7 @@ from vast.ports import (
     OfferQuery,
     parse_label,
 )
-from vast.simulate.boxes import INF, Box
+from vast.simulate.machines import INF, Box
 from vast.simulate.world import WALL, World
 
 MARKET = 12  # machines for rent

@@ -6,7 +6,7 @@ Some are watched by the fakes as it happens: `fencing`, `armed`, `foreign`.
 from __future__ import annotations
 
 from vast.policy import Policy
-from vast.simulate.boxes import INF, Box
+from vast.simulate.machines import INF, Box
 from vast.simulate.world import World
 from vast.supervisor.reasons import SUCCESS
 from vast.supervisor.state import Phase, RunState

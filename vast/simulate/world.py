@@ -11,8 +11,8 @@ from collections.abc import Callable
 from random import Random
 
 from vast.ports import Status
-from vast.simulate.boxes import INF, Box, Job
 from vast.simulate.faults import Fault, Schedule
+from vast.simulate.machines import INF, Box, Job
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning

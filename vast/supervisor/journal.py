@@ -28,8 +28,8 @@ from typing import IO, Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from jobs import lock
-from jobs.artifacts import sync_directory, write_text_atomically
 from jobs.errors import DiskFull, RunStateError
+from jobs.runs.atomic import sync_directory, write_text_atomically
 from vast.ports import Clock, Seconds
 from vast.supervisor.state import Action, Plan, RunState
 

@@ -1,4 +1,4 @@
-"""What a run's directory says: the names of its files, its state, their content. Reading only; `jobs.rundir` writes.
+"""What a run's directory says: the names of its files, its state, their content. Reading only; `jobs.runs.rundir` writes.
 
 state        summary.json   lock held   failed.json
 complete     yes            any         any
@@ -14,8 +14,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import artifacts, lock, yamlfile
+from jobs import lock
+from jobs.config import strict_yaml
 from jobs.errors import EXIT_STOPPED, UserError
+from jobs.runs import atomic
 
 State = Literal["complete", "running", "failed", "interrupted"]
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
@@ -67,32 +69,32 @@ class RunFiles:
     def _stopped(self) -> bool:
         """Whether whoever ended it did so from outside. A failed.json that cannot be read is one of a failure."""
         try:
-            return bool(artifacts.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
+            return bool(atomic.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
         except UserError:
             return not (self.path / "failed.json").exists()
 
     def read_job(self) -> dict[str, Any]:
         """stage.yaml: what `Job.from_dict` takes, with the keys fingerprint and init_runs."""
         path = self.path / "stage.yaml"
-        return yamlfile.read(path, str(path))
+        return strict_yaml.read(path, str(path))
 
     def fingerprint(self) -> str | None:
         """That of the job; None for a run that was killed before it wrote its job."""
         return str(self.read_job()["fingerprint"]) if (self.path / "stage.yaml").exists() else None
 
     def read_metrics(self) -> dict[str, Any]:
-        return artifacts.read_json(self.path / "metrics.json")
+        return atomic.read_json(self.path / "metrics.json")
 
     def read_summary(self) -> dict[str, Any]:
-        return artifacts.read_json(self.path / "summary.json")
+        return atomic.read_json(self.path / "summary.json")
 
     def read_heartbeat(self) -> dict[str, Any]:
-        return artifacts.read_json(self.path / "heartbeat.json")
+        return atomic.read_json(self.path / "heartbeat.json")
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
-        return artifacts.read_jsonl(self.path / name)
+        return atomic.read_jsonl(self.path / name)
 
     def verify(self) -> list[str]:
         """What differs from the manifest, such as `final/model.safetensors: missing`. Empty if nothing does."""
-        return artifacts.differences(self.path)
+        return atomic.differences(self.path)

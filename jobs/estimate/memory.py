@@ -9,10 +9,10 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
-from jobs.gpus import Gpu
-from jobs.load import Job
-from jobs.schema import Lora, Score, Train
-from jobs.shapes import Shape
+from jobs.config.load import Job
+from jobs.config.schema import Lora, Score, Train
+from jobs.estimate.gpus import Gpu
+from jobs.estimate.model_shape import Shape
 
 GB = 2**30
 Sharding = Literal["none", "ddp", "fsdp"]

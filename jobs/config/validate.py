@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.config.expected import Path_, keys_at, nearest, phrase, remedy_for, schema_at, variants
+from jobs.config.strict_yaml import show
 from jobs.errors import ConfigError
-from jobs.wording import Path_, keys_at, nearest, phrase, remedy_for, schema_at, variants
-from jobs.yamlfile import show
 
 M = TypeVar("M", bound=BaseModel)
 

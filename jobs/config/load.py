@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jobs import yamlfile
+from jobs.config import strict_yaml
+from jobs.config.expected import keys_at, nearest
+from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
-from jobs.schema import Profile, Score, Stage, Train
-from jobs.validate import Layer, check_part, validate
-from jobs.wording import keys_at, nearest
 
-JOBS_DIR = Path(__file__).parent
+JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
 _OF_PROFILE = ("model", "data", "gpus", "sharding")  # what --set may change of a profile, beside the keys of the stage
 _NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
@@ -100,7 +100,7 @@ class Job:
 
 def load_job(path: Path) -> Job:
     """The job that a run's stage.yaml records."""
-    return Job.from_dict(yamlfile.read(path, str(path)), where=str(path))
+    return Job.from_dict(strict_yaml.read(path, str(path)), where=str(path))
 
 
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
@@ -153,9 +153,9 @@ def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
     if stage not in stage_names(jobs_dir):
         raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
     where = f"{jobs_dir.name}/{stage}.yaml"
-    values = yamlfile.read(jobs_dir / f"{stage}.yaml", where)
+    values = strict_yaml.read(jobs_dir / f"{stage}.yaml", where)
     if values.setdefault("name", stage) != stage:
-        raise ConfigError(f"{where}: name", f"expected {stage}, found {yamlfile.show(values['name'])}", "remove it")
+        raise ConfigError(f"{where}: name", f"expected {stage}, found {strict_yaml.show(values['name'])}", "remove it")
     return Layer(where, values)
 
 
@@ -171,7 +171,7 @@ def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     else:
         remedy = f"{nearest(profile, profile_names(jobs_dir))}, or the path of a YAML file"
         raise ConfigError("jobs/profiles", f'unknown profile "{profile}"', remedy)
-    values = yamlfile.read(path, where)
+    values = strict_yaml.read(path, where)
     values.setdefault("name", path.stem)
     return Layer(where, values)
 
@@ -205,7 +205,7 @@ def _set_layer(text: str) -> Layer:
     if steps == ["name"]:
         raise ConfigError(where, "the name is that of the file", "copy the file to another name")
     _refuse_unknown_head(steps, where)
-    values: Any = yamlfile.parse(value_text, where)
+    values: Any = strict_yaml.parse(value_text, where)
     for step in reversed(steps):
         values = {step: values}
     layer = Layer(where, values)

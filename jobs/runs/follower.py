@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.artifacts import SampleWriter
-from jobs.rundir import RunDir
+from jobs.runs.atomic import SampleWriter
+from jobs.runs.rundir import RunDir
 
 
 class FollowedRun(RunDir):

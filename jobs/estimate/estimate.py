@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.gpus import Gpu, gpu_named
-from jobs.load import Job
-from jobs.memory import (
+from jobs.config.load import Job
+from jobs.config.schema import LEAKING, Score, Train
+from jobs.estimate.gpus import Gpu, gpu_named
+from jobs.estimate.memory import (
     GB,
     USABLE,
     Sharding,
@@ -24,9 +25,8 @@ from jobs.memory import (
     with_sizes,
     without_bf16,
 )
-from jobs.remedy import remedy_for
-from jobs.schema import LEAKING, Score, Train
-from jobs.shapes import Shape, shape_of
+from jobs.estimate.model_shape import Shape, shape_of
+from jobs.estimate.remedy import remedy_for
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The types of a stage and of a profile. `jobs/reference.yaml` explains every key in words.
 
 Validation is strict: unknown keys fail, no text becomes a number; only an integer may stand where a number is expected.
-Rules over several keys raise `combination` (see `jobs.validate`, which finds the file to blame).
+Rules over several keys raise `combination` (see `jobs.config.validate`, which finds the file to blame).
 """
 
 from __future__ import annotations

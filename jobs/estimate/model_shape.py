@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.schema import ModelSource
+from jobs.config.schema import ModelSource
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from jobs import artifacts, lock, yamlfile
-from jobs.artifacts import write_text_atomically
+from jobs import lock
 from jobs.clock import Clock
+from jobs.config import strict_yaml
+from jobs.config.load import DEFAULT_PROFILE, Job
 from jobs.errors import DiskFull, RunStateError, make_command
-from jobs.load import DEFAULT_PROFILE, Job
-from jobs.runfiles import ID_PATTERN, RunFiles
+from jobs.runs import atomic
+from jobs.runs.atomic import write_text_atomically
+from jobs.runs.runfiles import ID_PATTERN, RunFiles
 
 __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
 __all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
@@ -43,7 +45,7 @@ class RunDir(RunFiles):
     def __init__(self, path: Path, held: IO[str] | None = None) -> None:
         super().__init__(path)
         self._lock = held
-        self._logs: dict[str, artifacts.JsonlLog] = {}
+        self._logs: dict[str, atomic.JsonlLog] = {}
 
     # ---- opening and closing
 
@@ -52,7 +54,7 @@ class RunDir(RunFiles):
         """A new directory, named by the time `now`, with -2, -3, ... where that second is taken."""
         parent = runs_dir / stage
         stamp = now.strftime("%Y%m%d-%H%M%S")
-        with artifacts.io_errors_reported(parent):
+        with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
             for serial in itertools.count(1):
                 path = parent / (stamp if serial == 1 else f"{stamp}-{serial}")
@@ -60,7 +62,7 @@ class RunDir(RunFiles):
                     path.mkdir()
                     break
         try:
-            with artifacts.io_errors_reported(path):
+            with atomic.io_errors_reported(path):
                 return cls(path, lock.hold(path / "lock"))
         except BaseException:
             with suppress(OSError):
@@ -79,14 +81,14 @@ class RunDir(RunFiles):
     def reopen(cls, path: Path) -> RunDir:
         """A failed or interrupted run, to go on with. Raises RunStateError if it is complete or in use."""
         run = cls.open(path)
-        with artifacts.io_errors_reported(path):
+        with atomic.io_errors_reported(path):
             run._lock = lock.hold(path / "lock")
         try:
             if run.state() == "complete":  # asked under the lock: another process may just have completed it
                 raise RunStateError(path, "is complete", "start a new run with --force")
-            artifacts.remove_temporaries(path)
+            atomic.remove_temporaries(path)
             if (path / "failed.json").exists():
-                run.append_jsonl("attempts.jsonl", artifacts.read_json(path / "failed.json"))
+                run.append_jsonl("attempts.jsonl", atomic.read_json(path / "failed.json"))
                 (path / "failed.json").unlink()
         except BaseException:
             run.close()
@@ -112,8 +114,8 @@ class RunDir(RunFiles):
         """stage.yaml, from `Job.record(init_runs)`."""
         if "fingerprint" not in record:
             raise ValueError("a run is found again by its fingerprint: pass Job.record(init_runs)")
-        header = f"# What {self.id} ran, with everything decided. Written by jobs/rundir.py.\n"
-        self._write("stage.yaml", header + yamlfile.dump(record))
+        header = f"# What {self.id} ran, with everything decided. Written by jobs/runs/rundir.py.\n"
+        self._write("stage.yaml", header + strict_yaml.dump(record))
 
     def write_environment(self, environment: Mapping[str, Any]) -> None:
         self._write_json("environment.json", environment)
@@ -153,21 +155,21 @@ class RunDir(RunFiles):
             "progress_unix_time": now - since_progress,
             "progress_monotonic": monotonic - since_progress,
         }
-        self._write("heartbeat.json", artifacts.encode(beat, null_for_nan=True) + "\n", durable=False)
+        self._write("heartbeat.json", atomic.encode(beat, null_for_nan=True) + "\n", durable=False)
 
     @contextmanager
-    def samples(self) -> Iterator[artifacts.SampleWriter]:
+    def samples(self) -> Iterator[atomic.SampleWriter]:
         """samples.jsonl appears under its name when the block ends well; a block that raises leaves nothing."""
         self._must_hold_lock()
-        with artifacts.replacing(self.path / "samples.jsonl") as file:
-            yield artifacts.SampleWriter(file)
+        with atomic.replacing(self.path / "samples.jsonl") as file:
+            yield atomic.SampleWriter(file)
 
     def append_jsonl(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a line to a log such as train_log.jsonl. NaN and infinity become null."""
         self._must_hold_lock()
         if name not in self._logs:
-            with artifacts.io_errors_reported(self.path / name):
-                self._logs[name] = artifacts.JsonlLog(self.path / name)
+            with atomic.io_errors_reported(self.path / name):
+                self._logs[name] = atomic.JsonlLog(self.path / name)
         self._logs[name].append(value)
 
     def rewind_jsonl(self, name: str, step: int) -> None:
@@ -176,7 +178,7 @@ class RunDir(RunFiles):
         if name in self._logs:
             self._logs.pop(name).close()
         if (self.path / name).exists():
-            self._write(name, "".join(artifacts.encode(value) + "\n" for value in kept))
+            self._write(name, "".join(atomic.encode(value) + "\n" for value in kept))
 
     def fail(self, exit_code: int, message: str) -> None:
         """Write why this attempt ended; a complete run stays complete.
@@ -205,11 +207,11 @@ class RunDir(RunFiles):
         full = {**known, **summary}
         if missing := [key for key in _SUMMARY_KEYS if key not in full]:
             raise ValueError(f"the summary lacks {', '.join(missing)}")
-        text = artifacts.encode(full, indent=2) + "\n"  # before anything is written: a summary may not be JSON
+        text = atomic.encode(full, indent=2) + "\n"  # before anything is written: a summary may not be JSON
         self._close_logs()
-        artifacts.remove_temporaries(self.path)
+        atomic.remove_temporaries(self.path)
         (self.path / "failed.json").unlink(missing_ok=True)
-        self._write_json("manifest.json", artifacts.manifest(self.path, _NOT_IN_MANIFEST))
+        self._write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
         self._write("summary.json", text)
 
     def _close_logs(self) -> None:
@@ -218,7 +220,7 @@ class RunDir(RunFiles):
         self._logs.clear()
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self._write(name, artifacts.encode(value, indent=2) + "\n")
+        self._write(name, atomic.encode(value, indent=2) + "\n")
 
     def _write(self, name: str, text: str, durable: bool = True) -> None:
         self._must_hold_lock()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
+from jobs.config.expected import nearest
 from jobs.errors import ConfigError
-from jobs.wording import nearest
 
 # Assumed, not measured: about two thirds of what a data sheet says one way, three quarters for the H100 and H200. Cards that may
 # have an NVLink bridge are taken to have none.
@@ -96,7 +96,9 @@ def gpu_named(text: str) -> Gpu:
     if name is None and (found := _MEMORY.search(spaced)):
         name, memory = _BY_KEY.get(_key(_MEMORY.sub("", spaced))), float(found[1])
     if name is None:
-        raise ConfigError(f"gpu {text!r}", "no such GPU in the table of jobs/gpus.py", nearest(text.upper(), GPU_NAMES))
+        raise ConfigError(
+            f"gpu {text!r}", "no such GPU in the table of jobs/estimate/gpus.py", nearest(text.upper(), GPU_NAMES)
+        )
     memories = _TABLE[name][2]
     if memory is not None and memory not in memories:
         sold = " or ".join(f"{size:g}" for size in memories)

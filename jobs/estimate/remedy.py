@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.gpus import Gpu, all_gpus
-from jobs.load import Job
-from jobs.memory import PACKED, fits, shardable
-from jobs.schema import Lora, Train
-from jobs.shapes import Shape
+from jobs.config.load import Job
+from jobs.config.schema import Lora, Train
+from jobs.estimate.gpus import Gpu, all_gpus
+from jobs.estimate.memory import PACKED, fits, shardable
+from jobs.estimate.model_shape import Shape
 
 ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
 EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
