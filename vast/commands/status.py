@@ -45,7 +45,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
                 click.echo(f"{one.run}: {text}", err=True)
 
 
-def _print(found: list[statuses.Status]) -> None:
+def _print(found: list[statuses.RunStatus]) -> None:
     rows = statuses.rows(found)
     if not sys.stdout.isatty():
         for row in (statuses.COLUMNS, *rows):

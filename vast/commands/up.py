@@ -21,7 +21,7 @@ from vast.commands.options import POSITIVE, cap_options, machine_options, policy
 from vast.commands.wiring import Wiring, inputs_of
 from vast.policy import Policy
 from vast.ports import Offer
-from vast.records.run_dir import Folder, Request, require_writable
+from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import Begun
@@ -143,7 +143,7 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     command = plans.command_of(asked.stage, sent, limit=asked.limit, sets=asked.sets, seed=asked.seed)
     plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
     ssh_key = None if asked.ssh_key is None else asked.ssh_key.absolute()
-    request = Request(
+    request = RunRequest(
         asked.stage, job.profile.name, asked.image, asked.gpu, asked.gpus,
         None if profile_file is None else str(profile_file), preflight.starting_runs(runs_dir, job),
         ssh_key=None if ssh_key is None else str(ssh_key),
@@ -232,7 +232,7 @@ def _destroy_on(text: str | None) -> dict[str, dict[str, Any]]:
     return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
 
 
-def print_plan(plan: Plan, policy: Policy, job: Job, request: Request, best: Offer, count: int,
+def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
                need: Estimated | None, begun: Begun | None) -> None:  # fmt: skip
     """What is going to be done and what it may cost, in words, on stderr: standard output is for the lines of looks."""
     caps, price = policy.caps, plans.price_of(best, plan)

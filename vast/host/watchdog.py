@@ -30,12 +30,12 @@ from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import jobstate, jsonfiles, lease
 from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
-from vast.host.watched_job import Instance, Machine, take_instance
+from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
 
 TICK = 5.0  # seconds; less where the limits are that short
 
 
-class World(Protocol):
+class WatchdogPorts(Protocol):
     """What the loop acts on."""
 
     def elapsed(self) -> float:
@@ -53,7 +53,7 @@ class World(Protocol):
     def say(self, text: str) -> None: ...
 
 
-def watch(world: World, limits: Limits, memory: Memory, pause: float) -> None:
+def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) -> None:
     """Until the machine is gone, and this process with it. Nothing that goes wrong ends it."""
     said: str | None = memory.ending
     while True:
@@ -92,7 +92,7 @@ def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memo
     return Memory(token=lease.token(directory))
 
 
-def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: Instance | None, local: bool) -> int:
+def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: OwnInstance | None, local: bool) -> int:
     """Watch. Returns at once, with 0, if a watchdog of this very run does it already. Raises UserError."""
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: In
             return EXIT_OK
         raise
     pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
-    machine = Machine(directory, config, instance, local)
+    machine = WatchedMachine(directory, config, instance, local)
     _hear(machine.ask if local else None)
     with suppress(OSError):
         os.setsid()

@@ -7,7 +7,7 @@ from vast.simulate.faults import Fault
 INF = float("inf")
 
 
-class Job:
+class SimulatedJob:
     """One attempt at the job, in the runner on a machine."""
 
     __slots__ = ("attempt", "began", "ended", "exit", "fingerprint", "first_step", "hung_at", "serial", "stopped")
@@ -73,7 +73,7 @@ class Box:
         self.boot = 1
         self.armed = self.armed_ever = False
         self.lease = INF
-        self.job: Job | None = None
+        self.job: SimulatedJob | None = None
         self.saved = 0  # the newest checkpoint on its disk
         self.complete = False
         self.gpu_fault: str | None = None
