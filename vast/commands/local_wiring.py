@@ -29,7 +29,7 @@ class Local:
     """What a local run stands on."""
 
     engine: Engine
-    container_spec: Given
+    given: Given
 
     def cloud(self) -> LocalCloud:
         return LocalCloud(self.engine, self.given)

@@ -106,5 +106,5 @@ class Wiring:
     shell: Callable[[Needs], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run of that directory; returns the public one
     estimate: Estimator = estimate
-    image_registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
+    registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
     first_process: Callable[[Switch], str] = onstart  # what starts a machine's dead-man's switch
