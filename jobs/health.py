@@ -20,11 +20,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import lock
-from jobs.clock import Clock
 from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
+
+if TYPE_CHECKING:
+    from jobs.clock import Clock
 
 UNHEALTHY = 1
 SETTING = "PREFILL_HEALTH_SILENCE"
