@@ -12,6 +12,10 @@
 ARG BASE_IMAGE=debian:bookworm-slim
 ARG WHEELS_IMAGE=scratch
 ARG VARIANT=cuda
+# What torch of the cuda variant needs of a machine, for its labels; held to the lock by a test, and to torch by the build.
+ARG CUDA=13.0
+ARG DRIVER=580
+ARG CAPABILITIES="7.5 8.0 8.6 9.0 10.0 12.0"
 
 # hadolint ignore=DL3006
 FROM ${WHEELS_IMAGE} AS wheels
@@ -38,6 +42,10 @@ RUN export SOURCE_DATE_EPOCH=0 DEBIAN_FRONTEND=noninteractive; \
     apt-get install -yqq --no-install-recommends gcc libc6-dev python3-dev; \
     rm -rf /etc/*- /var/lib/apt/lists/* /var/lib/dpkg/*-old /var/cache/* /var/log/* /tmp/*; \
     mkdir -p /var/cache/apt/archives/partial
+ARG CUDA
+ARG DRIVER
+ARG CAPABILITIES
+LABEL prefill.needs.cuda="${CUDA}" prefill.needs.driver="${DRIVER}" prefill.needs.compute-capabilities="${CAPABILITIES}"
 
 # ---- what changes with the lock ---------------------------------------------------------------------------------------
 
@@ -57,6 +65,12 @@ RUN --mount=type=bind,from=wheels,target=/opt/wheels \
         --no-compile --disable-pip-version-check --progress-bar off --quiet -r /tmp/image.lock
 COPY container/slim.sh /tmp/slim.sh
 RUN /tmp/slim.sh "${VARIANT}" /opt/venv/lib/python3.11/site-packages
+ARG CUDA
+ARG CAPABILITIES
+RUN [ "${VARIANT}" = cpu ] || /opt/venv/bin/python -B -c 'import sys, torch; \
+    kernels = [f"{one[3:-1]}.{one[-1]}" for one in torch._C._cuda_getArchFlags().split() if one.startswith("sm_")]; \
+    found = " ".join([torch.version.cuda, *kernels]); \
+    found == sys.argv[1] or sys.exit(f"CUDA and CAPABILITIES: torch has {found}; correct them")' "${CUDA} ${CAPABILITIES}"
 
 # Beside the packages, not among them: what `make sbom` and `make audit` look at them with. Not part of the image.
 FROM packages AS tools
@@ -102,7 +116,8 @@ LABEL org.opencontainers.image.title="prefill" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.revision="${COMMIT}" \
-      org.opencontainers.image.version="${VERSION}+${VARIANT}"
+      org.opencontainers.image.version="${VERSION}+${VARIANT}" \
+      prefill.needs.cpu="amd64"
 # No HOME: a host of the ssh kind runs as root and looks for ~/.ssh; `prefill` finds one that can be written to.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill \
     PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \

@@ -21,6 +21,7 @@ GPU     ?=## what a container sees: auto (the default), none, all, or numbers su
 IMAGE   ?=## the image to run or to push; without it prefill:local, built here whenever the code has changed
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
+COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 DEVICE  =## what a benchmark runs on: cpu or cuda; without it a GPU where there is one
@@ -63,7 +64,7 @@ RUNS := $(call setting,RUNS)
 answering = $(eval answering := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(answering)
 engine = $(if $(BASE),$(answering),native)
 runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
-export GPU IMAGE MOUNTS VARIANT
+export COMPRESSION GPU IMAGE MOUNTS VARIANT
 docker_app = RUNS='$(or $(RUNS),$(PREFILL_RUNS),runs)' container/run.sh
 native_app = $(PYTHON) -m app
 docker_ready = container/image.sh ready
@@ -151,7 +152,7 @@ audit: ## Ask the package index for known vulnerabilities of what the image is m
 .PHONY: test test-containers test-gpu golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 -m 'not gpu and not containers' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers' $(ARGS)
 # More workers than two cores have use for: much of it is waiting. What a worker gets is said in tests/containers/conftest.py.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
@@ -190,7 +191,7 @@ help: ## This list
 	@echo; echo 'Stages, each a file under jobs/:'
 	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
 	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
-	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-9s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-11s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ log-probabilities, tokenising included; what is paid once (loading, compiling) i
 
     one at a time   each choice alone in a batch of one, logits of every position: what the reference experiment does
     HFLM, batch N   lm_eval.models.huggingface.HFLM, as `lm_eval --model hf --batch_size N`; where lm_eval is installed
-    ours            app.scoring.loglikelihood.loglikelihood, as the stages call it; `packed` is what it does with long work on a GPU
+    ours            app.scoring.loglikelihood, as the stages call it; `packed` is what it does with long work on a GPU
 
 A machine without the embedded model: `--export DIR` on one that has it writes items and tokenizer, and `--data DIR` there
 runs them through random weights of the same shape. The times are those of the real model, the predictions mean nothing.

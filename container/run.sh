@@ -39,7 +39,7 @@ give() { # sets options, for `docker run`, and words, the command
   local stage=${2:-$1}
   stage=${stage//[^A-Za-z0-9_.-]/-}
   name="prefill-$stage-$$"
-  # Everything that a stage does not need is taken away: the rest of the file system, privileges, capabilities.
+  # As vast/local/container.yaml describes it; tests/test_container.py compares the two.
   # shellcheck disable=SC2054 # the commas belong to the option
   options=(
     --label prefill.stage="$stage" --name "$name" --stop-timeout 300

@@ -7,22 +7,30 @@ cd "$2"
 
 # The libraries' own tests: a tenth of the image.
 rm -rf torch/test
+rm -f torch/lib/libtorchbind_test.so torch/lib/libjitbackend_test.so torch/lib/libbackend_with_compiler.so torch/lib/libaoti_custom_ops.so
 find . -depth -type d -name tests -path '*/tests' -exec rm -rf {} +
-# Type stubs, and sources and headers that C extensions are built from; nothing is built here.
+# Type stubs, and sources and headers that C extensions are built from; nothing is built here. Of transformers the sources
+# that its modeling files were generated from.
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.a' -o -name '*.lib' \) -delete
 rm -rf pyarrow/include pyarrow/src numpy/_core/include
+find fontTools -type f -name '*.c' -delete
+find transformers/models -type f -name 'modular_*.py' -delete
 # protoc and test programs; torch's Python code calls only torch_shm_manager.
 find torch/bin -type f ! -name torch_shm_manager -delete
 # Arrow over the network (Flight) and from S3: pyarrow imports them only where they are asked for.
 rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_flight.*.so
 rm -f pyarrow/libarrow_s3.so* pyarrow/_s3fs.*.so
+# Two more copies of a library, under names for linkers and people; the loader asks for libarrow_python*.so.2600.
+rm -f pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*
+# Pictures in the AVIF format: pillow looks whether it has them; it came with matplotlib, and is given no picture.
+rm -f PIL/_avif.*.so pillow.libs/libavif-*
 
-# Without a compiler nothing needs torch's headers. The symbol tables of the largest libraries are for debuggers only: what
-# is linked at run time stands in another table. Left alone for cuda, where they are a twentieth of the whole.
+# Without a compiler nothing needs torch's headers. Symbol tables are for debuggers only: what is linked at run time stands in
+# another table. Left alone for cuda, where they are a twentieth of the whole, and in *.libs, whose files auditwheel has
+# moved about: what strip makes of such a file does not always load.
 if [ "$variant" = cpu ]; then
   rm -rf torch/include
-  strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so
-  find pyarrow -maxdepth 1 -type f -name 'lib*.so*' -exec strip --strip-unneeded {} +
+  find . -type f -name '*.so*' ! -path './*.libs/*' -exec strip --strip-unneeded {} +
 fi
 
 # Bytecode of what a run imports, and only of that: the whole would be 200 MB more. `unchecked-hash` makes it a function of
@@ -38,7 +46,7 @@ RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers tran
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
 transformers.models.ministral3.modeling_ministral3 transformers.trainer transformers.integrations.sdpa_attention
 accelerate peft datasets gguf sentencepiece click jinja2 matplotlib.figure matplotlib.backends.backend_svg pydantic yaml
-rich.console rich.table scipy.stats statsmodels.stats.multitest statsmodels.stats.contingency_tables tqdm
+rich.console rich.table tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)

@@ -4,6 +4,7 @@ what it finds."""
 from __future__ import annotations
 
 import re
+import shlex
 from itertools import product
 from typing import Any
 
@@ -31,6 +32,23 @@ def instructions(text: str) -> list[tuple[str, str]]:
         if mark := re.search(r"<<-?[\"']?(\w+)", rest):
             heredoc = mark[1]
         logical = ""
+    return found
+
+
+def labels(text: str, stage: str) -> dict[str, str]:
+    """The labels that a stage sets itself, with the defaults of the arguments that they name."""
+    defaults: dict[str, str] = {}
+    found: dict[str, str] = {}
+    current = ""
+    for word, rest in instructions(text):
+        if word == "ARG" and "=" in rest:
+            name, _, value = shlex.split(rest)[0].partition("=")
+            defaults.setdefault(name, value)
+        elif word == "FROM":
+            current = rest.split()[-1]
+        elif word == "LABEL" and current == stage:
+            pairs = (pair.partition("=") for pair in shlex.split(rest))
+            found |= {name: expand(value, defaults) for name, _, value in pairs}
     return found
 
 

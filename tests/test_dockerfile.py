@@ -7,6 +7,7 @@ hadolint and shellcheck come with the developers' environment. What they lack is
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tests.dockerfile import (
     IgnoreFile,
     copied,
     instructions,
+    labels,
     latest_in_compose,
     latest_in_dockerfile,
     latest_in_script,
@@ -117,6 +119,33 @@ def test_an_image_that_moves_is_found_in_a_compose_file(image: str, moves: bool)
 def test_an_image_that_moves_is_found_in_a_script() -> None:
     assert latest_in_script("docker run prefill:latest\n") == ["prefill:latest"]
     assert latest_in_script("[[ $IMAGE != *:latest ]] || die 'latest says nothing'\n") == []  # it refuses
+
+
+# ---- what a machine must have ---------------------------------------------------------------------------------------------
+
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html: by CUDA's major version
+DRIVERS = {"12": "525", "13": "580"}
+# Of the wheels on the package index, as the build finds them in torch; raise it together with torch.
+CAPABILITIES = {"2.13.0": "7.5 8.0 8.6 9.0 10.0 12.0"}
+
+
+def test_the_labels_say_what_the_locked_torch_needs() -> None:
+    lock = (ROOT / "requirements/image-cuda.lock").read_text(encoding="utf-8")
+    major, minor = re.findall(r"^cuda-toolkit==(\d+)\.(\d+)", lock, re.M)[0]
+    (torch,) = re.findall(r"^torch==(\S+)", lock, re.M)
+    assert labels(DOCKERFILE, "system-cuda") == {
+        "prefill.needs.cuda": f"{major}.{minor}",
+        "prefill.needs.driver": DRIVERS[major],
+        "prefill.needs.compute-capabilities": CAPABILITIES[torch],
+    }
+    assert labels(DOCKERFILE, "system-cpu") == {}  # no GPU, no driver
+    assert labels(DOCKERFILE, "image")["prefill.needs.cpu"] == "amd64"
+    assert 'IMAGE_PLATFORM = "3.11", "x86_64-' in (ROOT / "requirements/lock.py").read_text(encoding="utf-8")
+
+
+def test_labels_are_read_with_the_arguments_they_name() -> None:
+    text = 'ARG A="1 2"\nFROM debian:12 AS one\nARG A\nLABEL x.a="${A}" \\\n  x.b=c\nFROM one AS two\nLABEL x.d=e\n'
+    assert labels(text, "one") == {"x.a": "1 2", "x.b": "c"}
 
 
 # ---- hashes, root, secrets ------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,34 @@ def test_every_line_is_a_name_and_a_version_without_a_build_or_an_address(name: 
 
 def test_both_locks_agree() -> None:
     assert pins("base").items() <= pins("dev").items()
+
+
+def not_brought(directory: Path) -> list[str]:
+    """What the code there imports that base.lock does not bring: .venv may have it, for the tests; the image has not."""
+    base = pins("base")
+    brought = {module for module, owners in packages_distributions().items()
+               if any(canonicalize_name(owner) in base for owner in owners)}  # fmt: skip
+    known = brought | sys.stdlib_module_names | {"app", "jobs", "vast"} | {"docker", "lm_eval"}  # the last two: extras
+    found = []
+    for path in sorted(directory.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [str(node.module)]
+            found += [f"{path.name}:{node.lineno}: {name}" for name in names if name.split(".")[0] not in known]
+    return found
+
+
+@pytest.mark.parametrize("package", ["app", "jobs", "vast"])
+def test_the_code_imports_only_what_the_image_has(package: str) -> None:
+    assert not_brought(ROOT / package) == []
+
+
+def test_an_import_of_what_only_the_tests_have_is_found(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(
+        "import numpy\nfrom . import two\ndef p():\n    from scipy.stats import binomtest\n"
+    )
+    assert not_brought(tmp_path) == ["one.py:4: scipy.stats"]
 
 
 # ---- the image's ----------------------------------------------------------------------------------------------------------

@@ -189,15 +189,19 @@ class Policy(Strict):
         return self
 
 
-def load(path: Path | None = None, options: Mapping[str, Mapping[str, Any]] | None = None) -> Policy:
+def load(
+    path: Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    over: Mapping[str, Path] | None = None,
+) -> Policy:
     """The policy in `path`, laid over the defaults of vast/policy.yaml: a file of a few keys is enough.
 
+    over: more defaults over those, by their names in messages.
     options: what the command line says, by the option's text, such as {"--max-cost 3": {"caps": {"dollars": 3.0}}}.
     Raises ConfigError.
     """
-    layers = [Layer("vast/policy.yaml", strict_yaml.read(DEFAULT, "vast/policy.yaml"))]
-    if path is not None:
-        layers.append(Layer(str(path), strict_yaml.read(path, str(path))))
+    files = {"vast/policy.yaml": DEFAULT, **(over or {}), **({} if path is None else {str(path): path})}
+    layers = [Layer(name, strict_yaml.read(file, name)) for name, file in files.items()]
     layers += [Layer(option, dict(values)) for option, values in (options or {}).items()]
     return validate(Policy, layers)
 

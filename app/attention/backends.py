@@ -77,8 +77,11 @@ def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], wind
 
 
 def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
-    """`forward`, for modules of app/model/mixed_precision.py on a GPU in bfloat16 where there are more keys than `beyond`: its kernels for
-    float32 are many times slower. Of short rows attention is a small part, and float32 flips fewer choices (docs/log.md)."""
+    """Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
+
+    For modules of app/model/mixed_precision.py. Attention is a small part of a short row, and float32 flips fewer choices
+    there (docs/log.md).
+    """
 
     def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):

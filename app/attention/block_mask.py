@@ -1,4 +1,4 @@
-"""Which tiles of a mask FlexAttention has to look at, and what it asks inside them: BlockMasks of app/attention/mask.py's predicate.
+"""BlockMasks of the predicate in app/attention/mask.py: the tiles that FlexAttention computes, and the mask inside them.
 
 `create_block_mask` evaluates the predicate for every pair of tokens, which at 16,384 tokens is a quarter of a billion of
 them, every batch. Here tiles of 128 tokens are judged by the bounds of what is in them: a pair of tiles is left out where

@@ -2,9 +2,9 @@
 
 A model loaded in bfloat16 rounds its residual stream to 8 bits after every layer, and its logits, which are about 20, to
 multiples of 1/8. Then one choice in forty is not that of float32. Here every linear layer takes its input in bfloat16 and
-gives its output in float32, the embeddings likewise. Where it costs little, nothing is rounded at all: logits and attention on a
-CPU, on a GPU the results of all products, and short rows attend in float32 there (app/attention/backends.py). One choice in a hundred
-differs, on a GPU one in two hundred, and it is 7 to 11 % slower than with less care (docs/log.md). Weights stay bfloat16; a CPU
+gives its output in float32, the embeddings likewise. Some results stay float32: logits and attention on the CPU, all matmul
+outputs and short-row attention on a GPU (app/attention/backends.py). One choice in a hundred differs, on a GPU one in
+two hundred, and it is 7 to 11 % slower than with less care (docs/log.md). Weights stay bfloat16; a CPU
 keeps those of attention and of the head in float32 besides.
 
 Here too stands what of a vision-language wrapper (Ministral 3) is used. Rows are text, so its vision tower and projector

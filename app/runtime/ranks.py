@@ -1,7 +1,7 @@
 """The processes of one run, one a GPU: which of them this is, and how they agree.
 
-`accelerate launch` (app/runtime/launch.py, or a person on several machines) starts them with RANK and WORLD_SIZE set. Rank 0 alone
-opens the run's directory and writes into it; what it decides, it tells the others. Decisions travel over a group of
+`accelerate launch` (app/runtime/launch.py, or a person on several machines) starts them with RANK and WORLD_SIZE set.
+Rank 0 alone opens and writes the run's directory, and broadcasts its decisions. Decisions travel over a group of
 their own (gloo, on the CPU), so that they neither wait for the GPU nor get between its collectives. Every wait has an
 end: a rank that died is an error in the others, never silence.
 """

@@ -71,9 +71,9 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, ma
 
     Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
     `stopping`: transformers stopping criteria, to end before the end-of-sequence token; what follows a stop is kept.
-    `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token. Of a
-    bfloat16 model on a GPU more than 1,024 tokens of it are attended to in bfloat16 (app/attention/backends.py), so of a long answer
-    the two may differ.
+    `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token. A
+    bfloat16 model on a GPU attends to more than 1,024 cached tokens in bfloat16 (app/attention/backends.py), so the two
+    may differ on a long answer.
 
     Raises:
         DataError: prompt and answer together exceed the model's context.

@@ -1,9 +1,8 @@
 """Log-likelihoods of continuations under a mask: batched, each prompt encoded once, logits only where they count.
 
-Which rows go together, and how, is in app/scoring/rows.py. Much work on a GPU is packed and compiled (app/model/compiled.py); the rest,
-and all of it on a CPU, is padded rows of like length, whichever attention the model was loaded with. `loglikelihood` is a
-function of its requests alone: each one's numbers do not depend on which others it is asked with, but for rounding, so
-the work can be divided among processes by item.
+app/scoring/rows.py decides which rows go together. Much work on a GPU is packed and compiled (app/model/compiled.py);
+the rest, and all work on a CPU, is padded rows of like length, with the attention that the model was loaded with.
+The numbers of a request do not depend on the other requests, but for rounding, so processes can divide the work by item.
 """
 
 from __future__ import annotations

@@ -23,9 +23,9 @@ from jobs.config.schema import Objective
 class ResponseLoss:
     """Of PrefillTrainer, which sets the attributes.
 
-    goal: weights of the loss. head: the output layer, if the loss can be had from the states before it (app/model/lm_head.py); None
-    where it needs whole logits. teacher: a frozen copy of the start; None where there is none, or the start is the model
-    with its adapter off.
+    goal: weights of the loss. head: the output layer, if the loss can be computed from the states before it
+    (app/model/lm_head.py); None where it needs whole logits. teacher: a frozen copy of the initial model; None where there
+    is none, or where the initial model is this one with its adapter off.
     """
 
     accelerator: Any

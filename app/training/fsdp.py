@@ -68,7 +68,8 @@ def seen_as_plain(model: Any) -> None:
     """Have torch.compile take the modules of a spread model for modules like any others.
 
     FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
-    which FlexAttention's kernels refuse. What the mark is for, hooks within what is compiled, app/training/fast_path.py leaves outside.
+    which FlexAttention's kernels refuse. FSDP's hooks stay outside the
+    compiled region (app/model/compiled.py), so the mark is not needed.
     """
     for module in model.modules():
         module._is_fsdp_managed_module = False

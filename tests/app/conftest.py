@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
+from app.embedded.cache import EmbeddedPaths
 from app.embedded.wheels import sha256
+from tests.app import small_cache
 from tests.app.command_line import Command, caller
 from tests.app.fake_work import Start, starter
 
@@ -86,10 +88,26 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
 
 
 @pytest.fixture(scope="session")
-def trained(embedded: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _small_cache(embedded: EmbeddedPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("small") / "cache"
+    small_cache.make(embedded, cache)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def few_rows(_small_cache: Path) -> Iterator[None]:
+    """The embedded sets have 128 rows each, and the embedded model has no weights: see tests/app/small_cache.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFILL_CACHE", str(_small_cache))
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(_small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with a complete stage3b of profile ci, trained on the whole way through. Do not write into it."""
     runs_dir = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFILL_CACHE", str(_small_cache))
         patch.setattr(sys, "argv", ["app", "run", "stage3b", "--profile", "ci", "--runs-dir", str(runs_dir)])
         assert main() == 0
     return runs_dir

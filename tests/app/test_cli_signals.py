@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import pytest
 from app.training.checkpoint import complete_checkpoints
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
+from tests.app.warm_process import WarmProcess
 
+pytestmark = pytest.mark.usefixtures("few_rows")
 SCORING = ["run", "stage1", "--profile", "ci", "--set", "score.tasks=[piqa]", "--set", "score.limit=100",
            "--set", "score.batch_tokens=1"]  # fmt: skip
 TRAINING = ["run", "stage3b", "--profile", "ci", "--set", "train.max_steps=12", "--set", "train.save_every=100",
@@ -25,22 +26,19 @@ TRAINING = ["run", "stage3b", "--profile", "ci", "--set", "train.max_steps=12", 
 
 def terminate_in(phase: str, words: list[str], runs_dir: Path) -> subprocess.CompletedProcess[str]:
     """Start a process and send SIGTERM once its heartbeat says `phase`. Bounded by a count of looks, not by luck."""
-    command = [sys.executable, "-m", "app", *words, "--runs-dir", str(runs_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = WarmProcess.start([*words, "--runs-dir", str(runs_dir)], runs_dir.with_name("said"))
     try:
         for _ in range(12_000):
             if any(
                 json.loads(path.read_text())["phase"].startswith(phase) for path in runs_dir.glob("*/*/heartbeat.json")
             ):
                 break
-            assert process.poll() is None, "the run ended before it could be stopped"
+            assert process.runs(), "the run ended before it could be stopped"
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        return process.ended(120)
     finally:
         process.kill()
-        process.wait(timeout=60)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,7 @@ def terminate_in(phase: str, words: list[str], runs_dir: Path) -> subprocess.Com
     [("score", SCORING, "stopped by a signal while scoring"), ("train", TRAINING, "stopped by a signal at step")],
 )
 def test_sigterm_ends_with_75_and_resume_completes_the_same_run(
-    phase: str, words: list[str], said: str, embedded: Any, command: Command, tmp_path: Path
+    phase: str, words: list[str], said: str, command: Command, tmp_path: Path
 ) -> None:
     done = terminate_in(phase, words, tmp_path)
     assert done.returncode == 75, done.stderr

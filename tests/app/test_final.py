@@ -19,6 +19,7 @@ from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 
+pytestmark = pytest.mark.usefixtures("few_rows")
 LORA = ["train.lora={r: 4, alpha: 64.0}", "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}"]
 
 
@@ -28,7 +29,7 @@ def train(runs_dir: Path, stage: str, *sets: str) -> RunDir:
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
-def finished(request: pytest.FixtureRequest, embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def finished(request: pytest.FixtureRequest, few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return train(tmp_path_factory.mktemp(request.param), "stage3b", *(LORA if request.param == "lora" else []))
 
 
@@ -72,7 +73,7 @@ def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
     assert finished.verify() == []
 
 
-def test_examples_that_overlap_with_evaluation_items_never_reach_training(embedded: Any, tmp_path: Path) -> None:
+def test_examples_that_overlap_with_evaluation_items_never_reach_training(tmp_path: Path) -> None:
     from app.data.tasks import load_items
 
     leaked = load_items("piqa", limit=20)
@@ -93,7 +94,7 @@ def test_examples_that_overlap_with_evaluation_items_never_reach_training(embedd
     assert section["data"]["kept"] == 60 and section["train_examples"] <= 40
 
 
-def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     real = checkpoint.save_final
 
     def killed(*args: Any, **kwargs: Any) -> None:
@@ -110,7 +111,7 @@ def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice
     assert run.read_metrics()["train"]["resumed_from_step"] == 3 and run.state() == "complete"
 
 
-def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(embedded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     sets = ["train.max_steps=5", "train.save_every=1", "train.eval_every=1",
             "train.auto_stop={patience: 2, min_delta: 100.0, min_steps: 0}"]  # fmt: skip
     job = resolve("stage3b", "ci", sets=sets)
@@ -138,7 +139,7 @@ def test_examples_longer_than_the_model_s_context_are_refused(tmp_path: Path) ->
         train(tmp_path, "stage3b", "train.max_length=4096")
 
 
-def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(embedded: Any, tmp_path: Path) -> None:
+def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(tmp_path: Path) -> None:
     run = train(tmp_path, "stage3b", "model.dtype=bfloat16", LORA[0])
     assert json.loads((run.final / "config.json").read_text())["dtype"] == "bfloat16"
     with safe_open(str(run.final / "model.safetensors"), "pt") as file:

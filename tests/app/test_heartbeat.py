@@ -22,7 +22,7 @@ from tests.app.command_line import Command
 # What takes long in a run, and the phase that must have been announced by then.
 LONG = {
     "app.stage.work.load": "load",
-    "app.stage.work.probe.require": "check",
+    "app.stage.work.selfcheck.require": "check",
     "app.stage.work.load_items": "data",
     "app.training.train.load_examples": "data",
     "app.training.train.drop_overlap": "data",
@@ -85,7 +85,7 @@ class Watched:
 
 
 @pytest.fixture
-def watched(embedded: Any, monkeypatch: pytest.MonkeyPatch) -> Watched:
+def watched(few_rows: None, monkeypatch: pytest.MonkeyPatch) -> Watched:
     return Watched(monkeypatch)
 
 
@@ -117,7 +117,7 @@ def test_scoring_announces_each_phase_before_it_begins(watched: Watched, command
         "app.stage.work.evaluate",
         "app.stage.work.load",
         "app.stage.work.load_items",
-        "app.stage.work.probe.require",
+        "app.stage.work.selfcheck.require",
     ]
     assert watched.began == {name: {LONG[name]} for name in wanted}
     first = [next(beat for beat in watched.beats if beat.phase == phase) for phase in scores]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +19,9 @@ import torch
 from app.training.checkpoint import complete_checkpoints
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.command_line import Command
+from tests.app.warm_process import WarmProcess
 
+pytestmark = pytest.mark.usefixtures("few_rows")
 STEPS = 8
 WORDS = ["run", "stage5b", "--profile", "ci", "--limit", "3", "--set", f"train.max_steps={STEPS}", "--set", "train.save_every=2",
          "--set", "train.eval_every=4", "--set", "train.eval_samples=7", "--set", "train.micro_batch_size=1"]  # fmt: skip
@@ -33,6 +34,10 @@ def command(runs_dir: Path, *more: str) -> list[str]:
 
 def finish(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(runs_dir, *more), capture_output=True, text=True, timeout=280)
+
+
+def finish_in_one(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return WarmProcess.start([*WORDS, "--runs-dir", str(runs_dir), *more], runs_dir.with_name("said")).ended(280)
 
 
 def disturbed(runs_dir: Path, step: int, disturb: Callable[[subprocess.Popen[str]], None], *more: str) -> subprocess.CompletedProcess[str]:  # fmt: skip
@@ -77,9 +82,9 @@ def assert_same_scores(run: RunDir, alone: RunDir, within: float = 1e-3) -> None
 
 
 @pytest.fixture(scope="module")
-def alone(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def alone(few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     runs_dir = tmp_path_factory.mktemp("alone")
-    done = finish(runs_dir)
+    done = finish_in_one(runs_dir)
     assert done.returncode == 0, done.stderr
     return only_run(runs_dir)
 
@@ -120,7 +125,7 @@ def test_sigterm_stops_all_ranks_at_one_step_and_one_process_goes_on(alone: RunD
     newest = complete_checkpoints(run.path / "checkpoints")[-1]
     marked = json.loads((newest / "complete.json").read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(marked)  # complete only once every rank has written
-    again = finish(tmp_path, "--resume")
+    again = finish_in_one(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
     assert only_run(tmp_path).path == run.path and f"resuming from {newest}" in (run.path / "log.txt").read_text()
     assert_same_losses(run, alone)
@@ -144,7 +149,7 @@ def test_a_rank_that_dies_ends_the_launch_and_two_processes_go_on(alone: RunDir,
 
 
 @pytest.mark.slow
-def test_a_mistake_that_only_the_work_finds_is_said_once(embedded: Any, tmp_path: Path) -> None:
+def test_a_mistake_that_only_the_work_finds_is_said_once(tmp_path: Path) -> None:
     done = finish(tmp_path, *TWO, "--set", "train.max_length=4096")  # the model's context is 2048
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from app.runtime.launch import _signals_forwarded
+from app.runtime.launch import _workers as real_workers
 
 REAL_KILL = os.kill
 WORKER = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -68,10 +68,19 @@ def test_nothing_is_imported_while_signals_come_in() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_signal_before_there_are_workers_reaches_them() -> None:
+def test_a_signal_before_there_are_workers_reaches_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = threading.Event()
+
+    def workers() -> list[int]:
+        found = real_workers()
+        looked.set()
+        return found
+
+    monkeypatch.setattr("app.runtime.launch._workers", workers)
+    monkeypatch.setattr("app.runtime.launch._LOOK_EVERY", 0.01)
     with _signals_forwarded():
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
+        assert looked.wait(30)
         assert ended(worker()) == -signal.SIGTERM
 
 

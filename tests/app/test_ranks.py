@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,12 @@ from app.scoring.data_parallel import deal
 from jobs.errors import ConfigError
 from tests.app import rank_work
 from tests.app.command_line import Command
+from tests.app.warm_process import WARM
+
+
+def start_ranks(work: Callable[[int, int, Path], None], port: int, out: Path) -> None:
+    """`work(rank, port, out)` in each of two processes, which have imported torch already."""
+    torch.multiprocessing.start_processes(work, (port, out), rank_work.WORLD, start_method=WARM)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +34,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank_work.look, args=(port, out), nprocs=rank_work.WORLD)
+    start_ranks(rank_work.look, port, out)
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(rank_work.WORLD)]
 
 
@@ -79,7 +86,7 @@ def test_all_of_the_model_is_in_training_mode_under_ddp(seen: list[dict[str, Any
 @pytest.mark.slow
 def test_what_rank_0_alone_ends_with_ends_the_others_with_its_exit_code_and_without_a_traceback(tmp_path: Path) -> None:
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(rank_work.end_alone, args=(store.port, tmp_path), nprocs=rank_work.WORLD)
+    start_ranks(rank_work.end_alone, store.port, tmp_path)
     assert json.loads((tmp_path / "0.json").read_text()) == ["DiskFull", 28]
     assert json.loads((tmp_path / "1.json").read_text()) == ["Followed", 28]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,9 @@ from app.training.checkpoint import (
     newest_verified,
     prune,
 )
+from tests.app.warm_process import WarmProcess
 
+pytestmark = pytest.mark.usefixtures("few_rows")
 STEPS = 8
 ARGUMENTS = ["--profile", "ci", "--set", f"train.max_steps={STEPS}", "--set", "train.save_every=2",
              "--set", "train.eval_every=2", "--set", "train.schedule=cosine"]  # fmt: skip
@@ -38,13 +38,13 @@ ADAPTER = [
 ]
 
 
-def command(runs_dir: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "app", "run", "stage3b", *ARGUMENTS, "--runs-dir", str(runs_dir), *more]
+def start(runs_dir: Path, *more: str) -> WarmProcess:
+    words = ["run", "stage3b", *ARGUMENTS, "--runs-dir", str(runs_dir), *more]
+    return WarmProcess.start(words, runs_dir.with_name("said"))
 
 
-def finish(runs_dir: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(runs_dir, *more), capture_output=True, text=True, timeout=300,
-                          env={**os.environ, **environment})  # fmt: skip
+def finish(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return start(runs_dir, *more).ended(300)
 
 
 def run_of(runs_dir: Path) -> Path:
@@ -61,7 +61,7 @@ def losses(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, float]]]:
+def undisturbed(few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, float]]]:
     runs_dir = tmp_path_factory.mktemp("undisturbed")
     done = finish(runs_dir)
     assert done.returncode == 0, done.stderr
@@ -70,18 +70,18 @@ def undisturbed(embedded: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 def kill_at(runs_dir: Path, step: int, *more: str) -> Path:
     """Start the run and SIGKILL it once its log shows `step`. Bounded by a count of looks, not by luck."""
-    process = subprocess.Popen(command(runs_dir, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(runs_dir, *more)
     try:
         for _ in range(6000):
             logs = list(runs_dir.glob("stage3b/*/train_log.jsonl"))
             if logs and len(logs[0].read_text().splitlines()) >= step:
                 break
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert process.runs(), "the run ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
+        assert process.ended(60).returncode == -signal.SIGKILL
     finally:
         process.kill()
-        process.wait(timeout=60)
     return run_of(runs_dir)
 
 
@@ -96,7 +96,7 @@ def test_killed_at_a_step_and_resumed_reaches_the_same_losses(step: int, undistu
     assert json.loads((run / "summary.json").read_text())["exit"] == "complete"
 
 
-def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(embedded: Any, tmp_path: Path) -> None:
+def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(tmp_path: Path) -> None:
     whole = finish(tmp_path / "whole", *ADAPTER)
     assert whole.returncode == 0, whole.stderr
     run = kill_at(tmp_path / "killed", 3, *ADAPTER)

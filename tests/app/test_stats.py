@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -132,6 +134,25 @@ def test_mcnemar_agrees_with_statsmodels() -> None:
         first, second = outcomes(seed, 150, 0.5), outcomes(seed + 100, 150, 0.6)
         table = [[np.sum(first & second), np.sum(first & ~second)], [np.sum(~first & second), np.sum(~first & ~second)]]
         assert mcnemar_exact(first, second).p_value == pytest.approx(mcnemar(table, exact=True).pvalue)
+
+
+@given(st.integers(0, 2000), st.integers(0, 2000))
+@example(0, 1)
+@example(1000, 1000)
+@example(1000, 1001)  # one more than half: p is 1 here too
+@example(2000, 0)  # smaller than any float: 0, not an error
+def test_mcnemar_is_the_exact_binomial_test(only_first: int, only_second: int) -> None:
+    first, second = (
+        np.repeat([1, 0, 1], [only_first, only_second, 1]),
+        np.repeat([0, 1, 1], [only_first, only_second, 1]),
+    )
+    expected = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    assert mcnemar_exact(first, second).p_value == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+def test_mcnemar_of_tens_of_thousands_of_items_is_quick() -> None:
+    first, second = np.repeat([1, 0], [20_000, 20_100]), np.repeat([0, 1], [20_000, 20_100])
+    assert mcnemar_exact(first, second).p_value == pytest.approx(binomtest(20_000, 40_100).pvalue)
 
 
 def test_mcnemar_refuses_scores_that_are_not_right_or_wrong() -> None:

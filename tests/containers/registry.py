@@ -51,6 +51,7 @@ def digest(document: bytes) -> str:
 class Handler(BaseHTTPRequestHandler):
     server: Registry
     protocol_version = "HTTP/1.1"
+    default_request_version = "HTTP/1.0"  # whoever tries TLS first sees by the status line that this is HTTP
 
     def log_message(self, format: str, *args: object) -> None:
         self.server.requests.append(format % args)

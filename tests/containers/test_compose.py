@@ -14,6 +14,7 @@ import pytest
 from jobs.config.load import stage_names
 from tests.containers import engine
 from tests.containers.compose import FILES, PROJECT, Compose, created, project_in, write_env
+from vast.local.container_spec import ENVIRONMENT
 
 
 @pytest.fixture
@@ -112,14 +113,7 @@ def by_script(tmp_path: Path, compose: Compose) -> Iterator[Callable[..., tuple[
 
 
 def test_run_sh_and_compose_lock_a_stage_in_alike(by_script: Callable[..., Any], compose: Compose) -> None:
-    handed_on = [
-        "HF_TOKEN",
-        "HF_ENDPOINT",
-        "HF_HUB_OFFLINE",
-        "WANDB_API_KEY",
-        "PREFILL_HEALTH_SILENCE",
-        "OMP_NUM_THREADS",
-    ]
+    handed_on = [*ENVIRONMENT["handed_on"], *ENVIRONMENT["secrets"]]
     words, script = by_script(**dict.fromkeys(handed_on, "x"))
     assert {words[at + 1] for at, word in enumerate(words) if word == "--env" and "=" not in words[at + 1]} == {
         *handed_on

@@ -59,6 +59,30 @@ def test_a_clean_tree_is_pushed_under_its_tag_and_its_commit_and_the_digest_is_p
     assert docker("image", "inspect", "--format", label, f"{name}:0.1-test") == head
 
 
+def test_layers_are_pushed_as_zstd_where_the_engine_can_and_nothing_is_sent_where_it_cannot(
+    tree: Path, server: Registry
+) -> None:
+    name = f"{server.address}/{NAME}:0.1-test"
+    if "io.containerd.snapshotter" in docker("info", "--format", "{{.DriverStatus}}"):
+        done = run(tree / "container/image.sh", "push", cwd=tree, timeout=900, IMAGE=name, COMPRESSION="zstd")
+        assert [line.split()[1] for line in done.stdout.splitlines()] == ["image", "host"]
+        layers = [layer for document in server.manifests.values() for layer in json.loads(document)["layers"]]
+        assert {layer["mediaType"] for layer in layers} == {"application/vnd.oci.image.layer.v1.tar+zstd"}
+    else:
+        done = run(tree / "container/image.sh", "push", cwd=tree, code=2, IMAGE=name, COMPRESSION="zstd")
+        fact = "this engine pushes gzip only"
+        remedy = "turn on its containerd image store, or leave COMPRESSION out"
+        assert (done.stdout, done.stderr) == ("", f"error: COMPRESSION=zstd: {fact}; {remedy}\n")
+        assert server.requests == []
+
+
+def test_an_unknown_compression_is_refused(tree: Path, server: Registry) -> None:
+    name = f"{server.address}/{NAME}:0.1-test"
+    done = run(tree / "container/image.sh", "push", cwd=tree, code=2, IMAGE=name, COMPRESSION="xz")
+    assert (done.stdout, done.stderr) == ("", "error: COMPRESSION=xz: expected gzip or zstd; correct it\n")
+    assert server.requests == []
+
+
 REFUSED = [
     ("prefill:0.1", "names no registry", "give make push IMAGE=registry/name:tag"),
     ("", "names no registry", "give make push IMAGE=registry/name:tag"),

@@ -12,7 +12,8 @@ import jobs
 from jobs import errors
 
 PACKAGE = Path(jobs.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
+                 if path.stem != "__init__")  # fmt: skip
 
 
 def test_every_module_imports_and_resolves_without_torch() -> None:
@@ -26,7 +27,7 @@ def test_every_module_imports_and_resolves_without_torch() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_nothing_but_the_standard_library_yaml_and_pydantic(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
     named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     allowed = {*sys.stdlib_module_names, "jobs", "yaml", "pydantic", "pydantic_core"}

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -53,8 +55,14 @@ def test_a_run_is_running_until_it_is_closed(run: RunDir) -> None:
     assert RunDir.open(run.path).state() == "interrupted"
 
 
-def test_the_lock_says_who_holds_it(run: RunDir) -> None:
-    assert (run.path / "lock").read_text().startswith("process ")
+def test_the_lock_names_its_holder(run: RunDir) -> None:
+    assert (run.path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_the_lock_names_no_earlier_holder(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 4194304 on a host that held it before, with a long name\n")
+    with lock.hold(tmp_path / "lock"):
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
 def test_a_run_that_was_stopped_is_interrupted_and_not_failed(run: RunDir) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.vast import quick_runner
 from vast.host import processes
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ class Host:
     work: Path
 
     def argv(self, action: str, *options: str) -> list[str]:
-        return [sys.executable, "-S", "-m", "vast.host.runner", action, "--dir", str(self.directory), *options]
+        return [sys.executable, "-S", quick_runner.__file__, action, "--dir", str(self.directory), *options]
 
     def call(self, action: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """Standard output and error are pipes: `run` returns when nobody holds them any more."""

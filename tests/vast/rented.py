@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.vast import timed_watchdog
 from tests.vast.host import ROOT, until
 from vast.host import jsonfiles
 
@@ -46,20 +49,39 @@ class Rented:
         settings |= {name.replace("_", "-"): value for name, value in options.items()}
         words = [word for name, value in settings.items() if value is not True for word in (f"--{name}", str(value))]
         flags = [f"--{name}" for name, value in settings.items() if value is True]
-        return [sys.executable, "-S", "-m", "vast.host.watchdog", "run", *words, *flags]
+        return [sys.executable, "-S", timed_watchdog.__file__, str(self._clock), "run", *words, *flags]
 
     def arm(self, instance: int = 7, key: str = "instance-key-7", **options: Any) -> subprocess.Popen[bytes]:
         """Start it, and wait until it watches."""
         environment = self.environment(CONTAINER_ID=str(instance), CONTAINER_API_KEY=key)
         before = self.watched()
+        if not self._clock.exists():
+            self._clock.write_text("0")
         started = subprocess.Popen(
             self.watchdog_argv(**options), cwd=self.work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         until(lambda: self.watched() not in (before, None) or started.poll() is not None, "the watchdog")
         return started
 
+    def passes(self, seconds: float) -> None:
+        """Let the watchdog's clock go on, and wait until the watchdog has ticked with it."""
+        uptime = self.memory()["uptime"] + seconds
+        later = self._clock.with_suffix(".new")
+        later.write_text(str(float(self._clock.read_text()) + seconds))
+        later.replace(self._clock)
+        until(lambda: self.memory()["uptime"] > uptime - 1e-6, "a tick of the watchdog")
+        assert self.memory()["uptime"] == pytest.approx(uptime, abs=1e-6)
+
+    @property
+    def _clock(self) -> Path:
+        return self.work / "clock"
+
+    def memory(self) -> dict[str, Any]:
+        """What the watchdog knew at its last tick."""
+        return jsonfiles.read(self.root / ".watchdog/state.json") or {}
+
     def watched(self) -> object:
-        return (jsonfiles.read(self.root / ".watchdog/state.json") or {}).get("pid")
+        return self.memory().get("pid")
 
     def watchdog_log(self) -> str:
         return (self.root / ".watchdog/log.txt").read_text()

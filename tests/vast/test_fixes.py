@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from tests.vast import failures
 from vast.host.classify import last_failure
-from vast.host.fixes import LIMITS, PACKAGES, Start, installing, job_arguments, missing_tool, next_start, used
+from vast.host.fixes import INSTALL, INSTALLER, LIMITS, Start, installing, job_arguments, missing_tool, next_start, used
 from vast.policy import load
 
 
@@ -36,7 +34,7 @@ def test_every_fix_has_an_end(reason: str) -> None:
     starts = repeated(reason, LIMITS[reason] + 3, failures.NO_GCC.log)
     assert [bool(start.new) for start in starts] == [True] * LIMITS[reason] + [False] * 3
     assert starts[-1].halvings == (LIMITS[reason] if reason == "cuda-oom" else 0)
-    assert not (starts[-1].prune or starts[-1].unlock or starts[-1].packages)
+    assert not (starts[-1].prune or starts[-1].unlock or starts[-1].tool)
 
 
 def test_the_bounds_leave_room_for_what_the_shipped_policy_allows() -> None:
@@ -71,19 +69,18 @@ def test_what_another_machine_had_halved_is_taken_over_once() -> None:
     ("log", "tool"), [(failures.NO_GCC.log, "C compiler"), (failures.NO_GIT.log, "git"),
                       ("FileNotFoundError: [Errno 2] No such file or directory: 'gcc'", "gcc"),
                       ("FileNotFoundError: [Errno 2] No such file or directory: 'rm -rf'", None),
-                      ("nvcc: not found", None)],
+                      ("tar: gcc: not found", "gcc"), ("nvcc: not found", None), ("libgcc: not found", None)],
 )  # fmt: skip
-def test_only_known_programs_are_installed(log: str, tool: str | None) -> None:
+def test_only_known_tools_are_installed(log: str, tool: str | None) -> None:
     failure = "\n".join(last_failure(log))
     assert missing_tool(failure) == tool
-    assert next_start("missing-tool", [], failure).packages == (PACKAGES[tool] if tool else ())
+    assert next_start("missing-tool", [], failure).tool == tool
 
 
 def test_the_job_comes_after_the_installation_in_the_same_process() -> None:
-    assert installing((), ["prefill", "run"]) == ["prefill", "run"]
-    argv = installing(("gcc", "libc6-dev"), ["prefill", "run"])
-    assert argv[0] == sys.executable and argv[1].endswith("/vast/host/install_package.py")
-    assert argv[2:] == ["gcc", "libc6-dev", "--", "prefill", "run"]
+    assert installing(None, ["prefill", "run"]) == ["prefill", "run"]
+    assert installing("C compiler", ["prefill", "run"]) == ["sh", "-c", INSTALL, "C compiler", "prefill", "run"]
+    assert next_start("missing-tool", [], "git: not found").new == (f"missing-tool: git installed by {INSTALLER}",)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
+from vast.shell.hostshell import HostShell
 
 GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
@@ -99,7 +100,7 @@ def test_a_run_of_containers_is_taken_up_with_the_engine_and_needs_no_key(fake: 
     cloud, _ = wiring.connect({}, folder.path, wiring.clock)
     assert isinstance(cloud, LocalCloud) and wiring.first_process is local_wiring.first_process
     shell = wiring.shell(Needs(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
-    assert isinstance(shell, local_wiring.LocalShell) and isinstance(shell.transport, LocalTransport)
+    assert isinstance(shell, HostShell) and isinstance(shell.transport, LocalTransport)
     assert shell.network_is_up()
     fake.identity = "engine-2"
     assert not shell.network_is_up()  # another engine is no way to the run's container

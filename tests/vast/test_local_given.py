@@ -12,7 +12,6 @@ from jobs.errors import ConfigError, UserError
 from vast.local import container_spec
 from vast.local.container_spec import Asked, Given
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 IMAGE = "sha256:" + "1" * 64
 
 
@@ -89,16 +88,6 @@ def test_tokens_do_not_travel_in_the_environment() -> None:
     made = decide(HF_TOKEN="hf_secret", WANDB_API_KEY="secret", VAST_API_KEY="secret", HF_ENDPOINT="https://hub")
     assert made.env == (("HF_ENDPOINT", "https://hub"),)
     assert "secret" not in repr(container_spec.environment(made))
-
-
-def test_what_run_sh_takes_away_is_taken_away_here() -> None:
-    script = (ROOT / "container/run.sh").read_text(encoding="utf-8")
-    config = container_spec.host_config(decide(), {})
-    assert "--read-only --tmpfs /tmp:" + config["tmpfs"]["/tmp"] in script and config["read_only"] is True
-    assert f"--cap-drop {config['cap_drop'][0]} --security-opt {config['security_opt'][0]}" in script
-    assert f"--pids-limit {config['pids_limit']} --shm-size {config['shm_size']}" in script
-    handed = re.search(r"for variable in ([A-Z_ ]+); do", script)
-    assert handed and {*handed[1].split()} - {"HF_TOKEN", "WANDB_API_KEY"} == {*container_spec.HANDED_ON}
 
 
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -84,6 +85,12 @@ def test_an_address_of_another_kind_reaches_nothing(fake: FakeEngine, transport:
     assert fake.calls == []
 
 
+def test_closing_removes_what_containers_left(fake: FakeEngine) -> None:
+    removed: list[str] = []
+    LocalTransport(fake.client(), (1, 2), at_close=lambda: removed.append("volumes")).close()
+    assert removed == ["volumes"] and fake.calls == []
+
+
 # ---- fetch ------------------------------------------------------------------------------------------------------------------
 
 
@@ -152,13 +159,14 @@ def test_the_name_in_the_archive_counts_for_nothing(
     assert (tmp_path / "in/two").read_bytes() == b"22" and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("size", "sent"), [(5000, 1000), (500_000, 300_000)], ids=["at the head", "in the middle"])
 def test_a_transfer_that_breaks_off_leaves_the_last_copy(
-    fake: FakeEngine, transport: LocalTransport, at: Address, tmp_path: Path
+    fake: FakeEngine, transport: LocalTransport, at: Address, tmp_path: Path, size: int, sent: int
 ) -> None:
     (tmp_path / "two").write_bytes(b"older")
 
     def breaks(handler: Handler) -> None:
-        handler.say(200, content=tar_of(("two", b"2" * 5000))[:1000], **{"Content-Length": "9999"})
+        handler.say(200, content=tar_of(("two", b"2" * size))[:sent], **{"Content-Length": "999999"})
         handler.drop()
 
     fake.odd["GET /containers/.*/archive"] = breaks
@@ -184,12 +192,11 @@ def test_a_transfer_that_trickles_ends_at_its_limit(
 def test_a_full_disk_here_is_told_apart(
     transport: LocalTransport, at: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: object, part: Path) -> None:
-        part.write_bytes(b"half")
-        with tar_stream._disk():
-            raise OSError(errno.ENOSPC, "No space left on device")
+    def full(source: object, target: IO[bytes], length: int) -> None:
+        target.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tar_stream, "_copy", full)
+    monkeypatch.setattr(tar_stream.shutil, "copyfileobj", full)
     reply = transport.fetch(at, ["two"], "/runs", tmp_path, timeout=5)
     assert (reply.code, reply.no_room) == (1, True)
     assert not (tmp_path / ".two.part").exists()

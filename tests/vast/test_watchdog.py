@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +18,11 @@ from tests.vast.fake_vast import FakeVast
 from tests.vast.host import until
 from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
 from vast.host import jsonfiles, lease
-from vast.host.dead_man_switch import Limits, Memory
-from vast.host.watchdog import watch
+from vast.host.dead_man_switch import FIRST_PAUSE, Limits, Memory
+from vast.host.watchdog import TICK, watch
 from vast.host.watched_job import OwnInstance, WatchedMachine, delete, take_instance
 
-SHORT = 1.0  # seconds of silence: ticks are 0.1 s then
+SILENT, GRACE = 100.0, 50.0  # seconds on the clock that a test moves; ticks are 5 s then
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def own(api: FakeVast) -> Rental:
 
 
 def arm(machine: Rented, api: FakeVast, own: Rental, **options: object) -> subprocess.Popen[bytes]:
-    return machine.arm(own.id, own.api_key, **{"url": api.url, "t_silent": SHORT, "grace": 0.5, **options})
+    return machine.arm(own.id, own.api_key, **{"url": api.url, "t_silent": SILENT, "grace": GRACE, **options})
 
 
 # ---- with a fake clock ----------------------------------------------------------------------------------------------------
@@ -137,6 +136,9 @@ def test_what_nobody_foresaw_does_not_end_the_watch() -> None:
 def test_silence_destroys_this_instance_and_no_other(machine: Rented, api: FakeVast, own: Rental) -> None:
     other = api.market.create(12, {"label": "prefill/y/1", "disk": 40.0})
     arm(machine, api, own)
+    machine.passes(SILENT - 1)
+    assert api.requests == []
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "the DELETE")
     assert api.market.living() == [other]
     assert {request.method for request in api.requests} == {"DELETE"}
@@ -144,18 +146,23 @@ def test_silence_destroys_this_instance_and_no_other(machine: Rented, api: FakeV
 
 def test_a_renewed_lease_keeps_the_machine(machine: Rented, api: FakeVast, own: Rental) -> None:
     arm(machine, api, own)
-    until_time = time.monotonic() + 3 * SHORT
-    while time.monotonic() < until_time:
+    for _ in range(3):
+        machine.passes(SILENT - 1)
         machine.ask("lease", "--until", "100")
+        until(lambda: machine.memory()["silent"] == 0, "the renewal")
+    machine.passes(SILENT - 1)
     assert api.requests == []
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "the DELETE, once nobody renews")
 
 
 def test_the_job_makes_its_checkpoint_first(machine: Rented, api: FakeVast, own: Rental) -> None:
-    arm(machine, api, own, grace=15)
+    arm(machine, api, own)
     machine.start(
         WAITS.replace("lambda *_: sys.exit(75)", "lambda *_: (open('saved', 'w').close(), sys.exit(75))"), "run", "s"
     )
+    until((machine.work / "up").exists)
+    machine.passes(SILENT)
     until(lambda: own.destroyed is not None, "the DELETE")
     assert (machine.work / "saved").exists()
     assert machine.state_of_runner()["end_reason"] == "stopped"
@@ -163,9 +170,16 @@ def test_the_job_makes_its_checkpoint_first(machine: Rented, api: FakeVast, own:
 
 def test_a_job_that_is_just_ending_is_not_asked_again(machine: Rented, api: FakeVast, own: Rental) -> None:
     """A second SIGTERM would find nobody listening, and what was stopped would look killed."""
-    arm(machine, api, own, grace=15)
-    slow = "lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_DFL), time.sleep(1), sys.exit(75))"  # ten ticks
-    machine.start(WAITS.replace("lambda *_: sys.exit(75)", slow), "run", "s")
+    arm(machine, api, own)
+    slow = "lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_DFL), open('saves', 'w').close())"
+    code = WAITS.replace("lambda *_: sys.exit(75)", slow)
+    machine.start(f"{code}\nsys.exit(75)", "run", "s")
+    until((machine.work / "up").exists)
+    machine.passes(SILENT)
+    until((machine.work / "saves").exists)
+    for _ in range(9):
+        machine.passes(GRACE / 10)
+    (machine.work / "go").touch()
     until(lambda: own.destroyed is not None, "the DELETE")
     assert machine.state_of_runner()["end_reason"] == "stopped"
 
@@ -173,6 +187,11 @@ def test_a_job_that_is_just_ending_is_not_asked_again(machine: Rented, api: Fake
 def test_a_deaf_job_is_killed_when_the_grace_is_over(machine: Rented, api: FakeVast, own: Rental) -> None:
     arm(machine, api, own)
     machine.start(WAITS.replace("lambda *_: sys.exit(75)", "signal.SIG_IGN"), "run", "s")
+    until((machine.work / "up").exists)
+    machine.passes(SILENT)
+    machine.passes(GRACE - 1)
+    assert machine.job()["phase"] == "running" and api.requests == []
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "the DELETE")
     assert machine.ended()["end_reason"] == "killed"
 
@@ -210,15 +229,22 @@ def test_its_key_destroys_no_other_instance(api: FakeVast, own: Rental) -> None:
 def test_delete_is_sent_again_by_the_process(machine: Rented, api: FakeVast, own: Rental) -> None:
     api.fail("500", on="destroy", times=1)
     watchdog = arm(machine, api, own, t_hard=0)
+    until(lambda: "DELETE 1" in machine.watchdog_log(), "the first DELETE")
+    machine.passes(FIRST_PAUSE - 1)
+    assert api.count("destroy") == 1
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "a second DELETE")
     assert api.count("destroy") == 2 and watchdog.poll() is None
     assert "DELETE 1: 500" in machine.watchdog_log()
 
 
 def test_life_and_dollars_end_it_too(machine: Rented, api: FakeVast, own: Rental) -> None:
-    arm(machine, api, own, t_silent=FOREVER, max_dollars=0.0002, dollars_per_hour=1, grace=0.1)  # 0.72 s
+    arm(machine, api, own, t_silent=FOREVER, max_dollars=2, dollars_per_hour=1)
+    machine.passes(2 * 3600 - GRACE - 1)
+    assert api.requests == []
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "the DELETE")
-    assert "the cap, $0.00, is reached" in machine.watchdog_log()
+    assert "the cap, $2.00, is reached" in machine.watchdog_log()
 
 
 def test_the_key_is_nowhere(machine: Rented, api: FakeVast, own: Rental) -> None:
@@ -226,6 +252,9 @@ def test_the_key_is_nowhere(machine: Rented, api: FakeVast, own: Rental) -> None
     arm(machine, api, own)
     machine.start("import os; print(dict(os.environ))", "run", "s")
     assert own.api_key not in machine.call("look").stdout
+    machine.passes(SILENT)
+    until(lambda: "DELETE 1" in machine.watchdog_log(), "the first DELETE")
+    machine.passes(FIRST_PAUSE)
     until(lambda: own.destroyed is not None, "the DELETE")
     for path in machine.root.rglob("*"):
         if path.is_file():
@@ -236,19 +265,22 @@ def test_the_key_is_nowhere(machine: Rented, api: FakeVast, own: Rental) -> None
 
 
 def test_uptime_goes_on_after_a_kill_and_a_restart(machine: Rented, api: FakeVast, own: Rental) -> None:
-    watchdog = arm(machine, api, own, t_silent=FOREVER, t_hard=2.0, grace=0.1)
-    until(lambda: machine.look()["watchdog"]["uptime"] > 1.0)
+    watchdog = arm(machine, api, own, t_silent=FOREVER, t_hard=2000)
+    machine.passes(1900)
     watchdog.send_signal(signal.SIGKILL)
     watchdog.wait()
-    began = time.monotonic()
-    arm(machine, api, own, t_silent=FOREVER, t_hard=2.0, grace=0.1)
+    arm(machine, api, own, t_silent=FOREVER, t_hard=2000)
+    assert machine.memory()["uptime"] == 1900 + TICK  # what a restart costs
+    machine.passes(100 - GRACE - TICK - 1)
+    assert api.requests == []
+    machine.passes(1)
     until(lambda: own.destroyed is not None, "the DELETE")
-    assert time.monotonic() - began < 1.9, "its life began anew"
 
 
 def test_a_restart_after_a_delete_goes_on_deleting(machine: Rented, api: FakeVast, own: Rental) -> None:
     fault = api.fail("500", on="destroy")
     watchdog = arm(machine, api, own)
+    machine.passes(SILENT)
     until(lambda: api.count("destroy") >= 1)
     watchdog.kill()
     watchdog.wait()
@@ -273,6 +305,7 @@ def test_a_broken_state_counts_as_none_and_it_still_watches(machine: Rented, api
     state.parent.mkdir()
     state.write_text('{"run_id": 7')
     arm(machine, api, own)
+    machine.passes(SILENT)
     until(lambda: own.destroyed is not None, "the DELETE")
 
 
@@ -280,8 +313,7 @@ def test_signals_do_not_end_it(machine: Rented, api: FakeVast, own: Rental) -> N
     watchdog = arm(machine, api, own, t_silent=FOREVER)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         watchdog.send_signal(number)
-    before = machine.look()["watchdog"]["uptime"]
-    until(lambda: machine.look()["watchdog"]["uptime"] > before)
+    machine.passes(1)
     assert watchdog.poll() is None
     assert os.getsid(watchdog.pid) == watchdog.pid  # a session of its own
 
@@ -301,8 +333,10 @@ def test_a_second_one_finds_the_first_and_ends_well(machine: Rented, api: FakeVa
 
 
 def test_locally_its_end_is_the_machines(machine: Rented) -> None:
-    watchdog = machine.arm(t_silent=SHORT, grace=15, local=True, url="")
+    watchdog = machine.arm(t_silent=SILENT, local=True, url="")
     machine.start(WAITS, "run", "s")
+    until((machine.work / "up").exists)
+    machine.passes(SILENT)
     assert watchdog.wait(timeout=30) == 0
     assert machine.state_of_runner()["end_reason"] == "stopped"
     again = machine.arm(t_silent=FOREVER, local=True, url="")
@@ -310,7 +344,7 @@ def test_locally_its_end_is_the_machines(machine: Rented) -> None:
 
 
 def test_locally_sigterm_is_a_request_to_end(machine: Rented) -> None:
-    watchdog = machine.arm(grace=15, t_silent=4, local=True, url="")
+    watchdog = machine.arm(local=True, url="")
     machine.start(WAITS, "run", "s")
     until((machine.work / "up").exists)
     watchdog.terminate()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +11,8 @@ from typing import Any
 
 import click
 
-from jobs.config import strict_yaml
 from jobs.config.load import profile_names, resolve
-from jobs.config.validate import Layer, validate
-from jobs.errors import ConfigError, UserError
+from jobs.errors import UserError
 from vast import policy as policies
 from vast.commands import local_wiring, start
 from vast.commands.local_wiring import Local
@@ -30,6 +28,7 @@ from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
+from vast.shell import subprocess_run
 from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).parents[1] / "local" / "policy.yaml"
@@ -44,7 +43,7 @@ POLICY_NAME = "vast/local/policy.yaml"
 @click.option("--max-hours", type=POSITIVE, metavar="HOURS", help="In place of the policy's caps.hours.")
 @click.option("--gpu", default="auto", show_default=True, envvar="GPU", metavar="WHICH",
               help="auto, none, all, or numbers such as 0,1; auto: all of them where the engine can hand them on.")  # fmt: skip
-@click.option("--cache", default="prefill-cache", show_default=True, envvar="CACHE",
+@click.option("--cache", default=container_spec.CACHE["name"], show_default=True, envvar="CACHE",
               help="A volume's name or a directory, for models, data and compiled kernels.")  # fmt: skip
 @click.option("--mount", "readable", multiple=True, envvar="MOUNTS", metavar="PATH",
               help="Readable in the container under the same path, such as data that a profile names. Repeatable.")  # fmt: skip
@@ -96,14 +95,7 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
 
 def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
     """Ours for this machine over that for rented ones, and what was given over both. Raises ConfigError."""
-    layers = [
-        Layer("vast/policy.yaml", strict_yaml.read(policies.DEFAULT, "vast/policy.yaml")),
-        Layer(POLICY_NAME, strict_yaml.read(POLICY, POLICY_NAME)),
-    ]
-    if path is not None:
-        layers.append(Layer(str(path), strict_yaml.read(path, str(path))))
-    layers += [Layer(option, dict(values)) for option, values in options.items()]
-    return validate(Policy, layers)
+    return policies.load(path, options, over={POLICY_NAME: POLICY})
 
 
 def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> Local:
@@ -112,26 +104,21 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
     try:
         info, identity = engine.info(), engine.identity()
         try:
-            found = engine.image(image)
+            image_id = engine.image(image)
         except Missing:
             click.echo(f"{image}: not here; pulling it", err=True)
             engine.pull(image)
-            found = engine.image(image)
+            image_id = engine.image(image)
     except EngineError as error:
         fact = f"no such image here, and it cannot be pulled ({error})"
         raise UserError(where, fact, "build it: make image; or correct --image") from None
-    ident = found.get("Id")
-    if not isinstance(ident, str):
-        raise ConfigError(where, "the engine does not say which image that is", "correct --image")
-    return Local(engine, container_spec.decide(asked, info, identity, ident, environ, container_spec.caller(), has_gpu))
+    return Local(
+        engine, container_spec.decide(asked, info, identity, image_id, environ, container_spec.caller(), has_gpu)
+    )
 
 
 def has_gpu() -> bool:
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
 
 
 def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: RunRequest) -> list[tuple[str, str]]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.errors import RunStateError
 from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
@@ -31,25 +30,6 @@ class Local:
     engine: Engine
     given: Given
 
-    def cloud(self) -> LocalCloud:
-        return LocalCloud(self.engine, self.given)
-
-    def transport(self) -> LocalTransport:
-        return LocalTransport(self.engine, self.given.uid_gid())
-
-    def answers(self) -> bool:
-        """Whether "our own network works", which is here: whether the engine does."""
-        try:
-            return self.engine.identity() == self.given.engine
-        except EngineError:
-            return False
-
-    def sweep(self, folder: Folder) -> None:
-        """Volumes of the run's containers that somebody removed by hand."""
-        last = folder.last()
-        if last is not None:
-            self.cloud().sweep(label_text(last.state.run_id, last.state.deadline))
-
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
     """A run that was begun. Raises UserError: no engine answers, or another one than that of the run."""
@@ -73,29 +53,26 @@ def wiring_for(folder: Folder, wiring: Wiring) -> Wiring:
 
 
 def wiring_of(wiring: Wiring, local: Local) -> Wiring:
+    cloud = LocalCloud(local.engine, local.given)
+
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
-        return local.cloud(), Secret("")
+        return cloud, Secret("")
 
     def shell(needs: Needs) -> RunShell:
         folder = needs.folder
-        return LocalShell(
-            local.transport(), folder.runs_dir, folder.path, folder.nonce(), needs.clock, local.answers,
-            secrets=lambda: needs.secrets, inputs=inputs_of(folder.runs_dir, needs.request), sweep=lambda: local.sweep(folder),
+
+        def sweep() -> None:
+            """Volumes of the run's containers that somebody removed by hand."""
+            if (last := folder.last()) is not None:
+                cloud.sweep(label_text(last.state.run_id, last.state.deadline))
+
+        return HostShell(
+            LocalTransport(local.engine, local.given.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
+            needs.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
+            secrets=lambda: needs.secrets, inputs=inputs_of(folder.runs_dir, needs.request),
         )  # fmt: skip
 
     return replace(wiring, connect=market, shell=shell, first_process=first_process)
-
-
-class LocalShell(HostShell):
-    """sweep: removes what is left of containers that are gone."""
-
-    def __init__(self, *of_host_shell: Any, sweep: Callable[[], None], **options: Any) -> None:
-        super().__init__(*of_host_shell, **options)
-        self._sweep = sweep
-
-    def close(self) -> None:
-        super().close()
-        self._sweep()
 
 
 def first_process(switch: Switch) -> str:

@@ -23,7 +23,7 @@ from vast.host import classify, jobstate
 from vast.host.processes import Process, identify, signal_group
 
 RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
-LONGEST_PAUSE = 8.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
 TAIL_BYTES = 128 * 1024  # of job.log: what is read to tell why a job ended
 
 
@@ -111,7 +111,7 @@ def write_end(
 ) -> bool:
     """Write the state that everybody waits for; a full disk may get some room within `bound` seconds."""
     deadline = clock() + bound
-    pause = 1.0
+    pause = FIRST_PAUSE
     for tries in count():
         try:
             write()

@@ -1,4 +1,4 @@
-"""Why a job ended: from its exit code and the last words of its log to a reason of vast/supervisor/reasons.py and a fingerprint. Pure.
+"""Why a job ended: from its exit code and the end of its log to a reason of vast/supervisor/reasons.py and a fingerprint.
 
 The exit code decides where this project chose it (jobs/errors.py). Where it says no more than "something failed", the log
 decides: what libraries, driver and system write in such a case. Only the failure itself is read, the last traceback and what

@@ -1,7 +1,8 @@
 """What can be pulled from a rented machine now: names, sizes, hashes, and where to read each file.
 
 A log that grows has no hash. Files that are replaced whole are read through a hard link of this moment, so that their hash
-holds; so is the newest complete checkpoint (vast/host/snapshot.py). A complete run is what its manifest says, with summary.json last.
+holds; so is the newest complete checkpoint (vast/host/snapshot.py). A complete run is what its manifest lists, with
+summary.json last.
 """
 
 from __future__ import annotations

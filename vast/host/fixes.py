@@ -8,31 +8,25 @@ new start at all is the policy's to say; the bounds here hold whatever a policy 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 LIMITS = {"cuda-oom": 3, "disk-full": 5, "hub-timeout": 3, "stale-lock": 3, "missing-tool": 2}
 HUB_SECONDS = 60  # huggingface_hub waits 10 by itself
 INHERITED = "on another machine"
 
-PACKAGES = {
-    "gcc": ("gcc", "libc6-dev"),
-    "cc": ("gcc", "libc6-dev"),
-    "C compiler": ("gcc", "libc6-dev"),
-    "clang": ("gcc", "libc6-dev"),
-    "g++": ("g++",),
-    "c++": ("g++",),
-    "Python.h": ("python3-dev",),
-    "ninja": ("ninja-build",),
-    "Ninja": ("ninja-build",),
-    "git": ("git",),
-    "make": ("make",),
-}
+# A program that an image of the user's own may bring, called with what is missing; ours has no use for one and brings none.
+INSTALLER = "prefill-install-tool"
+# Whatever comes of it, the job is tried: its own error says best what is missing. One process group, so that it is stopped too.
+INSTALL = f"""
+echo "[fix] {INSTALLER} $0"
+timeout --foreground 600 {INSTALLER} "$0" </dev/null || echo "[fix] exit code $?"
+exec "$@"
+"""
+_TOOLS = r"(?<![\w.-])(?:gcc|g\+\+|cc|c\+\+|clang|ninja|git|make)"
 _MISSING = (
-    re.compile(r"No such file or directory: '([a-z+]+)'"),
-    re.compile(r"([a-z+]+): (?:command )?not found"),
+    re.compile(rf"No such file or directory: '({_TOOLS})'"),
+    re.compile(rf"({_TOOLS}): (?:command )?not found"),
     re.compile(r"Failed to find (C compiler)"),
     re.compile(r"(Ninja) is required"),
     re.compile(r"(Python\.h): No such file"),
@@ -46,7 +40,7 @@ class Start:
     new: tuple[str, ...] = ()  # lines to record
     halvings: int = 0
     environment: dict[str, str] = field(default_factory=dict)
-    packages: tuple[str, ...] = ()  # to be installed first
+    tool: str | None = None  # to be installed first
     prune: bool = False  # checkpoints that are at home
     unlock: bool = False  # lock files that nobody holds
 
@@ -58,7 +52,7 @@ def used(reason: str, lines: Sequence[str]) -> int:
 def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halved_before: int = 0) -> Start:
     """
     reason: of the last attempt's end on this machine, None if there was none.
-    lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool.
+    lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool; none if nothing installs it.
     halved_before: how often another machine had halved the batch of the run that is gone on with.
     """
     new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
@@ -73,7 +67,7 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
     elif allowed and reason == "disk-full":
         new.append("disk-full: checkpoints that are at home removed")
     elif allowed and tool is not None:
-        new.append(f"missing-tool: {tool} installed")
+        new.append(f"missing-tool: {tool} installed by {INSTALLER}")
     every = [*lines, *new]
     waits = used("hub-timeout", every)
     seconds = str(HUB_SECONDS * 2 ** (waits - 1)) if waits else ""
@@ -81,19 +75,15 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
         new=tuple(new),
         halvings=used("cuda-oom", every),
         environment={"HF_HUB_DOWNLOAD_TIMEOUT": seconds, "HF_HUB_ETAG_TIMEOUT": seconds} if waits else {},
-        packages=PACKAGES[tool] if allowed and tool is not None else (),
+        tool=tool if allowed else None,
         prune=allowed and reason == "disk-full",
         unlock=allowed and reason == "stale-lock",
     )
 
 
 def missing_tool(failure: str) -> str | None:
-    """A program that we know a package for."""
-    for pattern in _MISSING:
-        for match in pattern.finditer(failure):
-            if match[1] in PACKAGES:
-                return match[1]
-    return None
+    """The first that `failure` names, in its words."""
+    return next((match[1] for pattern in _MISSING if (match := pattern.search(failure))), None)
 
 
 def job_arguments(arguments: Sequence[str], halvings: int, again: bool) -> list[str]:
@@ -111,8 +101,6 @@ def job_arguments(arguments: Sequence[str], halvings: int, again: bool) -> list[
     return [*words, "--halve-memory", str(halvings)] if halvings else words
 
 
-def installing(packages: Sequence[str], command: Sequence[str]) -> list[str]:
-    """The command, with the packages installed first, if there are any."""
-    if not packages:
-        return list(command)
-    return [sys.executable, str(Path(__file__).with_name("install_package.py")), *packages, "--", *command]
+def installing(tool: str | None, command: Sequence[str]) -> list[str]:
+    """The command, with the missing tool installed first, if there is one."""
+    return list(command) if tool is None else ["sh", "-c", INSTALL, tool, *command]

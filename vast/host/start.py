@@ -18,7 +18,7 @@ from vast.host import attempt, classify, fixes, jobstate, jsonfiles, lease, proc
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
-CODE = Path(__file__).parents[1]
+CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
 _HOLDER = re.compile(r"process (\d+) on ")
 
@@ -53,7 +53,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
     os.environ.update(secrets)
     os.environ.update(plan.environment)
     words = fixes.job_arguments(arguments, plan.halvings, again=previous is not None)
-    command = fixes.installing(plan.packages, [program, *words])
+    command = fixes.installing(plan.tool, [program, *words])
     runs_dir = runner.runs_directory([program, *words], os.environ.get("PREFILL_RUNS"), Path.cwd())
     try:
         runner.start(directory, command, runs_dir, plan.new)
@@ -66,16 +66,8 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 
 def stop(root: Path, grace: float) -> None:
     """Ask for a checkpoint and an end, and see to it without being waited for."""
-    argv = [
-        sys.executable,
-        "-m",
-        "vast.host.runner",
-        "stop",
-        "--dir",
-        str((root / RUNNER).resolve()),
-        "--grace",
-        f"{grace:g}",
-    ]
+    words = ("stop", "--dir", str((root / RUNNER).resolve()), "--grace", f"{grace:g}")
+    argv = [sys.executable, "-m", "vast.host.runner", *words]
     nothing = subprocess.DEVNULL
     subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
@@ -88,7 +80,7 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
     if previous is None:
         return fixes.next_start(None, (), halved_before=_halved_elsewhere(root, arguments))
     failure = ""
-    if previous["end_reason"] == "missing-tool":
+    if previous["end_reason"] == "missing-tool" and shutil.which(fixes.INSTALLER):
         failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
     reason = previous["end_reason"] if previous["phase"] == "ended" else None
     return fixes.next_start(reason, previous["fixes"], failure)

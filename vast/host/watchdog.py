@@ -1,9 +1,9 @@
 """The dead-man's switch on a rented machine: python3 -m vast.host.watchdog run --dir /runs/.watchdog ...
 
-It is started first, by the contract's onstart, and again with every start of the container; outside of the job's process group,
-so that neither the job's end nor a session's is its own. When life, dollars or lease are over (vast/host/dead_man_switch.py) it asks
-the job for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, again and again until it
-is gone itself. It never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
+The machine's onstart text starts it first, and again with every start of the container, outside the job's process group:
+it outlives the job and every session. When life, dollars or lease are over (vast/host/dead_man_switch.py) it asks the job
+for a checkpoint, and then sends DELETE for its own instance, with the instance's own key, until the instance is gone. It
+never stops the instance: a stopped one still costs, and nobody would be left to destroy it.
 
 CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is in no file, no message and no argument.
 --local is for a container of one's own: there the end of the watchdog, its first process, is the end of the machine.
@@ -17,6 +17,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -92,7 +93,15 @@ def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memo
     return Memory(token=lease.token(directory))
 
 
-def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: OwnInstance | None, local: bool) -> int:
+def run(
+    directory: Path,
+    config: Mapping[str, Any],
+    limits: Limits,
+    instance: OwnInstance | None,
+    local: bool,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> int:
     """Watch. Returns at once, with 0, if a watchdog of this very run does it already. Raises UserError."""
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -104,7 +113,7 @@ def run(directory: Path, config: Mapping[str, Any], limits: Limits, instance: Ow
             return EXIT_OK
         raise
     pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
-    machine = WatchedMachine(directory, config, instance, local)
+    machine = WatchedMachine(directory, config, instance, local, clock, sleep)
     _hear(machine.ask if local else None)
     with suppress(OSError):
         os.setsid()
@@ -146,7 +155,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str]) -> int:
+def main(
+    argv: Sequence[str], clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """clock: seconds, that nobody can set."""
     options = _arguments(argv)
     url = options.url.rstrip("/")
     try:
@@ -164,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
             "local": options.local,
         }
         limits = Limits(**{one.name: config[one.name] for one in fields(Limits)})
-        return run(options.dir, config, limits, take_instance(os.environ, url), options.local)
+        return run(options.dir, config, limits, take_instance(os.environ, url), options.local, clock, sleep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -8,7 +8,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -44,11 +44,20 @@ def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstanc
 class WatchedMachine:
     """The WatchdogPorts of a real machine. instance: None for a local container, or where the environment names none."""
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], instance: OwnInstance | None, local: bool) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Mapping[str, Any],
+        instance: OwnInstance | None,
+        local: bool,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.directory, self.instance, self.local = directory, instance, local
         self._jobs = directory.parent / RUNNER
         self._config = config
-        self._at = time.monotonic()
+        self._clock, self._sleep = clock, sleep
+        self._at = clock()
         self._asked: str | None = None
         self._told: processes.Process | None = None  # the job that was asked to end
         self._self = processes.identify(os.getpid())
@@ -57,14 +66,14 @@ class WatchedMachine:
         )
 
     def elapsed(self) -> float:
-        now = time.monotonic()
+        now = self._clock()
         self._at, passed = now, now - self._at
         return passed
 
     def sleep(self, seconds: float) -> None:
         if os.getpid() == 1:
             self._reap()
-        time.sleep(seconds)
+        self._sleep(seconds)
 
     def token(self) -> str | None:
         return lease.token(self.directory)

@@ -1,37 +1,38 @@
-"""What a container of a local run is given: the same as container/run.sh gives a stage. Decided once and kept beside the
-run as `local.json`, so that a resumed supervisor makes the next container just like the first. Nothing of it is secret.
+"""What a container of a local run is given: what vast/local/container.yaml says, which container/run.sh gives a stage too.
+
+Decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container just like the first.
+Nothing of it is secret.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
+
+from jobs.config import strict_yaml
+from jobs.config.schema import Strict
 from jobs.errors import ConfigError, RunStateError
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
 
-PIDS = 4096
-SHARED_MEMORY = "1g"
-TEMPORARY = "rw,nosuid,nodev,mode=1777"
-# Of the caller's environment. Tokens are not among them: the policy names them, and they go another way.
-HANDED_ON = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "PREFILL_HEALTH_SILENCE", "OMP_NUM_THREADS")
+CONTAINER: Mapping[str, Any] = strict_yaml.read(Path(__file__).with_name("container.yaml"), "vast/local/container.yaml")
+MOUNTS, CACHE, ENVIRONMENT = CONTAINER["mounts"], CONTAINER["cache"], CONTAINER["environment"]
 GPUS = re.compile(r"auto|none|all|\d+(,\d+)*")
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(Strict):
     """engine: which one, see Engine.identity. image_id: what the image's name meant when the run began."""
 
     engine: str
     image_id: str
-    user: str  # uid:gid
+    user: str = Field(pattern=r"^\d+:\d+$")  # uid:gid
     gpus: str = "none"  # none, all, or their numbers: 0,1
-    cache: str = "prefill-cache"  # a volume's name, or an absolute directory
+    cache: str = CACHE["name"]  # of a volume, or an absolute directory
     readable: tuple[str, ...] = ()  # absolute; in the container under the same path
     wheels: str | None = None
     relabel: bool = False  # SELinux
@@ -39,8 +40,8 @@ class Given:
     labels: tuple[tuple[str, str], ...] = ()
 
     def uid_gid(self) -> tuple[int, int]:
-        uid, _, gid = self.user.partition(":")
-        return int(uid), int(gid)
+        uid, gid = map(int, self.user.split(":"))
+        return uid, gid
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Asked:
     """What a person asked for."""
 
     gpu: str = "auto"
-    cache: str = "prefill-cache"
+    cache: str = CACHE["name"]
     readable: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # NAME=VALUE
 
@@ -70,14 +71,13 @@ def decide(
     return Given(
         engine=identity,
         image_id=image_id,
-        # In a rootless engine the caller is the container's root; elsewhere a uid is the same inside and outside.
-        user="0:0" if "name=rootless" in security else f"{caller[0]}:{caller[1]}",
+        user=CONTAINER["user"]["rootless"] if "name=rootless" in security else f"{caller[0]}:{caller[1]}",
         gpus=_gpus(asked.gpu, info, environ, has_gpu),
         cache=_cache(asked.cache),
         readable=tuple(_readable(path) for path in asked.readable),
         wheels=None if wheels is None else _mountable(Path(wheels)),
         relabel="name=selinux" in security,
-        env=tuple((name, environ[name]) for name in HANDED_ON if environ.get(name)),
+        env=tuple((name, environ[name]) for name in ENVIRONMENT["handed_on"] if environ.get(name)),
         labels=tuple(_label(text) for text in asked.labels),
     )
 
@@ -128,18 +128,15 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def write(path: Path, given: Given) -> None:
-    write_text_atomically(path, json.dumps(asdict(given), indent=2) + "\n")
+    write_text_atomically(path, given.model_dump_json(indent=2) + "\n")
 
 
 def read(path: Path) -> Given:
     """Raises DataError if it is no JSON, RunStateError if it is not what `write` wrote."""
-    found: dict[str, Any] = read_json(path)
+    found = read_json(path)
     try:
-        pairs = {name: tuple((str(a), str(b)) for a, b in found.pop(name)) for name in ("env", "labels")}
-        given = Given(**{**found, **pairs, "readable": tuple(found["readable"])})
-        given.uid_gid()
-        return given
-    except (TypeError, KeyError, ValueError, AttributeError):
+        return Given.model_validate(found, strict=False)  # JSON has no tuples
+    except ValidationError:
         fact = "is not what this version writes"
         raise RunStateError(path, fact, "end the run's container: docker ps --filter label=prefill.run") from None
 
@@ -148,30 +145,20 @@ def read(path: Path) -> Given:
 
 
 def host_config(given: Given, run_label: Mapping[str, str]) -> dict[str, Any]:
-    """What APIClient.create_host_config takes. Everything that a job does not need is taken away."""
+    """What APIClient.create_host_config takes."""
     from docker.types import DeviceRequest, Mount
 
     mode = ",z" if given.relabel else ""
-    compose = {"com.docker.compose.project": "prefill", "com.docker.compose.volume": "prefill-cache"}
     # The disk of this "machine": a volume without a name, which goes with its container.
-    mounts = [Mount("/runs", None, type="volume", labels=dict(run_label))]
+    mounts = [Mount(MOUNTS["runs"], None, type="volume", labels=dict(run_label))]
     binds = [f"{path}:{path}:ro{mode}" for path in given.readable]
     if "/" in given.cache:
-        binds.append(f"{given.cache}:/cache:rw{mode}")
+        binds.append(f"{given.cache}:{MOUNTS['cache']}:rw{mode}")
     else:
-        mounts.append(Mount("/cache", given.cache, type="volume", labels=compose))
+        mounts.append(Mount(MOUNTS["cache"], given.cache, type="volume", labels=CACHE["labels"]))
     if given.wheels is not None:
-        binds.append(f"{given.wheels}:/wheels:ro{mode}")
-    config: dict[str, Any] = {
-        "read_only": True,
-        "tmpfs": {"/tmp": TEMPORARY},
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
-        "pids_limit": PIDS,
-        "shm_size": SHARED_MEMORY,
-        "mounts": mounts,
-        "binds": binds,
-    }
+        binds.append(f"{given.wheels}:{MOUNTS['wheels']}:ro{mode}")
+    config = {**CONTAINER["locks"], "mounts": mounts, "binds": binds}
     if given.gpus != "none":
         which = {"count": -1} if given.gpus == "all" else {"device_ids": given.gpus.split(",")}
         config["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **which)]
@@ -179,12 +166,10 @@ def host_config(given: Given, run_label: Mapping[str, str]) -> dict[str, Any]:
 
 
 def environment(given: Given) -> dict[str, str]:
-    env = {**dict(given.env), "PREFILL_RUNS": "/runs", "PREFILL_IMAGE": given.image_id}
+    env = {**dict(given.env), "PREFILL_RUNS": MOUNTS["runs"], "PREFILL_IMAGE": given.image_id}
     if given.wheels is not None:
-        env["PREFILL_WHEELS"] = "/wheels"
-    if given.gpus == "none":
-        env["NVIDIA_VISIBLE_DEVICES"] = "void"  # an engine whose default runtime is nvidia would hand on all
-    return env
+        env["PREFILL_WHEELS"] = MOUNTS["wheels"]
+    return env | (ENVIRONMENT["without_gpu"] if given.gpus == "none" else {})
 
 
 def caller() -> tuple[int, int]:

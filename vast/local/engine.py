@@ -1,7 +1,7 @@
 """The container engine of this machine through the docker SDK: every call has a time limit, and what goes wrong is told
 apart by vast/local/engine_errors.py.
 
-What streams (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
+What streams out (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
 one packet with the head of an answer is lost to them. It goes through the same session of `requests`, which the SDK's
 client is.
 """
@@ -15,20 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from jobs.errors import UserError
-from vast.local.engine_errors import (
-    EngineError,
-    Refused,
-    Silent,
-    an_object,
-    brief,
-    refusal,
-    split,
-    told_apart,
-    words_of,
-)
+from vast.local.engine_errors import EngineError, Refused, Silent, brief, split, told_apart
 from vast.ports import Seconds
 
 CALL: Seconds = 30.0  # of a plain request
@@ -64,9 +53,8 @@ def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> Engine:
     except (EngineError, docker.errors.DockerException, OSError, ValueError) as error:
         where = f"DOCKER_HOST={host}" if host else "docker"
         fact = f"no container engine answers ({brief(error)})"
-        raise UserError(
-            where, fact, "start it, or set DOCKER_HOST to the socket of yours, rootless and podman's too"
-        ) from None
+        remedy = "start it, or set DOCKER_HOST to the socket of yours, rootless and podman's too"
+        raise UserError(where, fact, remedy) from None
     return engine
 
 
@@ -76,14 +64,24 @@ class Engine:
     def __init__(
         self, api: Any, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self.api = api
-        self._now, self._sleep = now, sleep
+        self.api, self.now, self._sleep = api, now, sleep
 
     # ---- plain requests
 
-    def info(self) -> dict[str, Any]:
+    def _object(self, call: Callable[..., Any], *words: Any, **options: Any) -> dict[str, Any]:
         with told_apart():
-            return an_object(self.api.info())
+            found = call(*words, **options)
+        if not isinstance(found, dict):
+            raise Silent(f"expected an object, found {type(found).__name__}")
+        return found
+
+    def _id(self, found: dict[str, Any]) -> str:
+        if not isinstance(found.get("Id"), str):
+            raise Silent("an answer without an id")
+        return str(found["Id"])
+
+    def info(self) -> dict[str, Any]:
+        return self._object(self.api.info)
 
     def identity(self) -> str:
         """The same for as long as the engine keeps its containers. Podman's ID is another one in every answer."""
@@ -92,9 +90,9 @@ class Engine:
             return str(one["ID"])
         return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
 
-    def image(self, name: str) -> dict[str, Any]:
-        with told_apart():
-            return an_object(self.api.inspect_image(name))
+    def image(self, name: str) -> str:
+        """What its name means now."""
+        return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:
         """No time limit as a whole: an image may be large, and a person waits for it and can end it."""
@@ -106,24 +104,22 @@ class Engine:
 
     def create(self, **what: Any) -> str:
         """Its id. Takes what APIClient.create_container takes."""
-        with told_apart():
-            return str(an_object(self.api.create_container(**what))["Id"])
+        return self._id(self._object(self.api.create_container, **what))
 
     def start(self, container: str) -> None:
         with told_apart():
             self.api.start(container)
 
     def inspect(self, container: str) -> dict[str, Any]:
-        with told_apart():
-            return an_object(self.api.inspect_container(container))
+        return self._object(self.api.inspect_container, container)
 
-    def containers(self, label: str) -> list[dict[str, Any]]:
-        """Those that have the label, running or not."""
+    def containers(self, label: str) -> list[str]:
+        """The ids of those that have the label, running or not."""
         with told_apart():
             found = self.api.containers(all=True, filters={"label": label})
             if not isinstance(found, list):
                 raise Silent(f"expected a list of containers, found {type(found).__name__}")
-            return [an_object(one) for one in found]
+            return [str(one["Id"]) for one in found]
 
     def remove(self, container: str) -> None:
         """At once, running or not, with its own volumes."""
@@ -137,11 +133,11 @@ class Engine:
 
     def remove_left_volumes(self, label: str) -> int:
         """Volumes with the label that no container has any more; how many."""
+        found = self._object(self.api.volumes, filters={"label": label, "dangling": True}).get("Volumes") or []
         with told_apart():
-            found = an_object(self.api.volumes(filters={"label": label, "dangling": True})).get("Volumes") or []
             for one in found:
                 self.api.remove_volume(one["Name"])
-            return len(found)
+        return len(found)
 
     # ---- what streams
 
@@ -150,33 +146,31 @@ class Engine:
 
         The command has the same limit in there, so that one which nobody waits for any more does not stay.
         """
-        until = self._now() + timeout
+        until = self.now() + timeout
+        words = ["timeout", "--kill-after=5", f"{math.ceil(timeout) + 1}", *argv]
         try:
-            return self._run(container, argv, stdin, timeout, until)
+            with told_apart():
+                execution = self._id(self._object(self.api.exec_create, container, words, stdin=bool(stdin)))
+                start = {"json": {"Tty": False, "Detach": False}, "timeout": (CONNECT, timeout)}
+                with self._stream(self.api._post, "/exec/{0}/start", execution, **start) as answer:
+                    # The SDK knows where it is for each kind of transport.
+                    found = self.api._get_raw_response_socket(answer)
+                    line: socket.socket = getattr(found, "_sock", found)
+                    if stdin:
+                        line.settimeout(max(0.001, until - self.now()))
+                        line.sendall(stdin)
+                        line.shutdown(socket.SHUT_WR)
+                    out, err = split(self._chunks(answer, line, until))
+                return self._ended(execution, out, err, until)
         except Silent:
-            if self._now() >= until:
+            if self.now() >= until:
                 return None
             raise
-
-    def _run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds, until: float) -> Ran | None:
-        words = ["timeout", "--kill-after=5", f"{math.ceil(timeout) + 1}", *argv]
-        with told_apart():
-            made = self.api.exec_create(container, words, stdin=bool(stdin))
-            execution = str(an_object(made)["Id"])
-            answer = self._request("POST", f"/exec/{execution}/start", timeout, json={"Tty": False, "Detach": False})
-            with answer:
-                line = _socket_of(self.api, answer)
-                if stdin:
-                    line.settimeout(max(0.001, until - self._now()))
-                    line.sendall(stdin)
-                    line.shutdown(socket.SHUT_WR)
-                out, err = split(self._chunks(answer, line, until))
-            return self._ended(execution, out, err, until)
 
     def _chunks(self, answer: Any, line: socket.socket, until: float) -> Iterator[bytes]:
         total = 0
         while True:
-            left = until - self._now()
+            left = until - self.now()
             if left <= 0:
                 raise TimeoutError
             line.settimeout(left)
@@ -191,47 +185,34 @@ class Engine:
     def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Ran | None:
         """Its output ends a moment before the engine knows the exit code."""
         while True:
-            state = an_object(self.api.exec_inspect(execution))
+            state = self._object(self.api.exec_inspect, execution)
             if not state.get("Running") and isinstance(state.get("ExitCode"), int):
                 return Ran(state["ExitCode"], out, err)
-            if self._now() >= until:
+            if self.now() >= until:
                 return None
             self._sleep(0.02)
 
     @contextmanager
     def archive(self, container: str, path: str, until: float) -> Iterator[Iterator[bytes]]:
         """A file or directory as the chunks of a tar archive, also of a container that is paused or dead."""
-        with told_apart():
-            url = f"/containers/{quote(container)}/archive"
-            with self._request("GET", url, CALL, params={"path": path}) as answer:
-                yield self._until(answer, until)
 
-    def _until(self, answer: Any, until: float) -> Iterator[bytes]:
-        for chunk in answer.iter_content(CHUNK):
-            yield chunk
-            if self._now() >= until:
-                raise Silent("the time for this transfer is over")
+        def chunks() -> Iterator[bytes]:
+            with told_apart():  # here too: whoever reads may take an OSError for one of the disk
+                for chunk in answer.iter_content(CHUNK):
+                    yield chunk
+                    if self.now() >= until:
+                        raise Silent("the time for this transfer is over")
+
+        options = {"params": {"path": path}, "timeout": (CONNECT, CALL)}
+        with told_apart(), self._stream(self.api._get, "/containers/{0}/archive", container, **options) as answer:
+            yield chunks()
 
     def put(self, container: str, directory: str, archive: Iterable[bytes]) -> None:
         """Extract a tar archive into a directory that is there. `archive` may end the transfer by raising."""
         with told_apart():
-            url = f"/containers/{quote(container)}/archive"
-            self._request("PUT", url, CALL, params={"path": directory}, data=archive).close()
+            self.api.put_archive(container, directory, archive)
 
-    def _request(self, method: str, path: str, timeout: Seconds, **what: Any) -> Any:
-        url = f"{self.api.base_url}/v{self.api.api_version}{path}"
-        answer = self.api.request(method, url, timeout=(CONNECT, timeout), stream=True, **what)
-        if not answer.ok:
-            with answer:
-                words = words_of(answer.content)
-            raise refusal(words, answer.status_code)
+    def _stream(self, method: Callable[..., Any], path: str, name: str, **options: Any) -> Any:
+        answer = method(self.api._url(path, name), stream=True, **options)
+        self.api._raise_for_status(answer)
         return answer
-
-    def now(self) -> float:
-        return self._now()
-
-
-def _socket_of(api: Any, answer: Any) -> socket.socket:
-    found = api._get_raw_response_socket(answer)  # the SDK knows where it is for each kind of transport
-    inner: socket.socket = getattr(found, "_sock", found)
-    return inner

@@ -7,11 +7,9 @@ Silent    nothing came in time, or nothing that can be understood: nobody knows
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
 
 NO_CONTAINER = ("no such container", "no container with name")  # docker's words, podman's words
 OWN_404 = (*NO_CONTAINER, "no such image", "no such exec", "could not find the file")
@@ -22,12 +20,10 @@ class EngineError(Exception):
 
 
 class Missing(EngineError):
-    pass
-
-
-def of_container(error: Missing) -> bool:
-    """Whether it is the container that is missing, and not a file in it."""
-    return any(sign in str(error).lower() for sign in NO_CONTAINER)
+    @property
+    def of_container(self) -> bool:
+        """Whether it is the container that is missing, and not a file in it."""
+        return any(sign in str(self).lower() for sign in NO_CONTAINER)
 
 
 class Refused(EngineError):
@@ -50,35 +46,17 @@ def told_apart() -> Iterator[None]:
     try:
         yield
     except docker.errors.APIError as error:
-        status = error.status_code
-        if status is None:
-            raise Silent(brief(error)) from None
-        raise refusal(str(error.explanation or brief(error)), status) from None
+        words, status = str(error.explanation or brief(error)), error.status_code
+        # A 404 is the engine's own only with its words: a proxy in between has other ones.
+        if status == 404 and any(sign in words.lower() for sign in OWN_404):
+            raise Missing(words) from None
+        if status is None or status in (404, 407) or status < 400:
+            raise Silent(f"{status}: {words}") from None
+        raise Refused(words, status) from None
     except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
         raise Silent(brief(error)) from None
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise Silent(f"not understood: {brief(error)}") from None
-
-
-def refusal(words: str, status: int) -> EngineError:
-    """A 404 is the engine's own only with its words: a proxy in between has other ones."""
-    if status == 404 and any(sign in words.lower() for sign in OWN_404):
-        return Missing(words)
-    if status in (404, 407) or status < 400:
-        return Silent(f"{status}: {words}")
-    return Refused(words, status)
-
-
-def an_object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Silent(f"expected an object, found {type(value).__name__}")
-    return value
-
-
-def words_of(content: bytes) -> str:
-    with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(content)["message"])
-    return content.decode(errors="replace").strip()[:500]
 
 
 def brief(error: BaseException) -> str:

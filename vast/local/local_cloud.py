@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import shlex
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from vast.local.container_spec import Given, environment, host_config
 from vast.local.engine import Engine
@@ -32,6 +33,7 @@ from vast.ports import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RUN = "prefill.run"  # the docker label that holds the label of the run
 MACHINE = "prefill.machine"
@@ -109,23 +111,12 @@ class LocalCloud:
 
     def instances(self) -> tuple[Instance, ...] | None:
         """Containers of every local run; one that is removed while they are listed is left out."""
-        try:
-            found = [one["Id"] for one in self._engine.containers(RUN)]
-            states = [self._looked(str(one)) for one in found]
-        except EngineError as error:
-            self._note("list", error)
-            return None
-        except KeyError:
-            self._note("list", "a container without an id")
-            return None
-        return tuple(one for one in states if isinstance(one, Instance))
+        states = self._known("list", lambda: [self._looked(one) for one in self._engine.containers(RUN)])
+        return None if states is None else tuple(one for one in states if isinstance(one, Instance))
 
     def instance(self, instance_id: int) -> Instance | Gone | None:
-        try:
-            return self._looked(_name(instance_id))
-        except EngineError as error:
-            self._note(_name(instance_id), error)
-            return None
+        name = _name(instance_id)
+        return self._known(name, lambda: self._looked(name))
 
     def destroy(self, instance_id: int) -> Destroyed:
         """At once, with its volume /runs. Only what carries a run's label is touched."""
@@ -151,33 +142,28 @@ class LocalCloud:
         return True  # the way in is the engine's, and needs none
 
     def logs(self, instance_id: int) -> str | None:
-        try:
-            return self._engine.logs(_name(instance_id), LOG_LINES).decode(errors="replace")
-        except EngineError as error:
-            self._note("logs", error)
-            return None
+        found = self._known("logs", lambda: self._engine.logs(_name(instance_id), LOG_LINES))
+        return None if found is None else found.decode(errors="replace")
 
     def account(self) -> Account | None:
         """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""
-        try:
-            found = self._engine.identity()
-        except EngineError as error:
-            self._note("engine", error)
-            return None
-        if found != self._given.engine:
+        found = self._known("engine", self._engine.identity)
+        if found is not None and found != self._given.engine:
             self._note("engine", f"another one answers ({found}); the run is on {self._given.engine}")
-            return None
-        return Account(0.0)
+        return Account(0.0) if found == self._given.engine else None
 
     def sweep(self, run_label: str) -> int | None:
         """Remove what a container left that was removed by hand: its volume. How many there were."""
-        try:
-            return self._engine.remove_left_volumes(f"{RUN}={run_label}")
-        except EngineError as error:
-            self._note("volumes", error)
-            return None
+        return self._known("volumes", lambda: self._engine.remove_left_volumes(f"{RUN}={run_label}"))
 
     # ---- answers
+
+    def _known(self, what: str, ask: Callable[[], T]) -> T | None:
+        try:
+            return ask()
+        except EngineError as error:
+            self._note(what, error)
+            return None
 
     def _looked(self, name: str) -> Instance | Gone | None:
         """Raises EngineError but Missing. None: there is such a container, and it is none of ours."""

@@ -7,14 +7,14 @@ owner, mode or links.
 from __future__ import annotations
 
 import errno
-import io
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 from vast.local.engine_errors import EngineError
 
@@ -38,47 +38,35 @@ def inside(path: str) -> PurePosixPath:
     return pure
 
 
-class _Stream(io.RawIOBase):
-    """Chunks as a file that can be read."""
+class _Stream:
+    """Chunks as a file that tarfile can read; it asks again until it has enough."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        parts = [self._rest]
-        have = len(self._rest)
-        while size < 0 or have < size:
-            chunk = next(self._chunks, b"")
-            if not chunk:
-                break
-            parts.append(chunk)
-            have += len(chunk)
-        data = b"".join(parts)
-        end = len(data) if size < 0 else size
-        self._rest = data[end:]
-        return data[:end]
+    def read(self, size: int) -> bytes:
+        return next(self._chunks, b"")
 
 
 def save(chunks: Iterable[bytes], target: Path) -> None:
     """Write the one regular file of an archive to `target`, under another name until all of it is there.
 
     What has that size and time already is left as it is: whoever checks it removes it if it is not as it should be.
-    Raises OddArchive for any other archive, NoRoom, and what `chunks` raises.
+    Raises OddArchive for any other archive, NoRoom, and what `chunks` raises, which is no OSError.
     """
     part = target.with_name(f".{target.name}.part")
     try:
-        with tarfile.open(fileobj=_Stream(iter(chunks)), mode="r|") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], _Stream(chunks)), mode="r|") as archive:
             member = archive.next()
             if member is None or not member.isreg():
                 raise OddArchive(f"{target.name}: expected one regular file")
             if _is_same(target, member):
                 return
-            content = archive.extractfile(member)
-            assert content is not None
-            _copy(content, part)  # fails with TarError if it is shorter than the archive says
+            content: Any = archive.extractfile(member)
+            with _disk():  # `chunks` raises no OSError
+                part.parent.mkdir(parents=True, exist_ok=True)
+                with part.open("wb") as file:
+                    shutil.copyfileobj(content, file, CHUNK)  # a TarError if it is shorter than the archive says
             if archive.next() is not None:
                 raise OddArchive(f"{target.name}: expected one regular file, found more")
         with _disk():
@@ -98,27 +86,13 @@ def _is_same(target: Path, member: tarfile.TarInfo) -> bool:
     return False
 
 
-def _copy(source: IO[bytes], part: Path) -> None:
-    with _disk():
-        part.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("wb")
-    with file:
-        while chunk := source.read(CHUNK):
-            with _disk():
-                file.write(chunk)
-        with _disk():
-            file.flush()
-
-
 @contextmanager
 def _disk() -> Iterator[None]:
-    """This machine's disk, told apart from the way to the engine, whose faults are OSErrors too."""
+    """This machine's disk."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoRoom(str(error)) from None
-        raise OddArchive(str(error)) from None
+        raise (NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else OddArchive)(str(error)) from None
 
 
 def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str) -> Iterator[bytes]:
@@ -126,11 +100,11 @@ def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str)
 
     Raises OddArchive for what cannot be read, and for a file that becomes shorter meanwhile.
     """
-    made: set[str] = set()
+    made = {"."}
     for path in paths:
         name = PurePosixPath(below, inside(path))
         for parent in reversed(name.parents):
-            if str(parent) not in (".", *made):
+            if str(parent) not in made:
                 made.add(str(parent))
                 yield _header(str(parent), tarfile.DIRTYPE, 0o755, 0, 0.0, owner)
         with _disk():

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vast.local.engine import Engine
-from vast.local.engine_errors import EngineError, Missing, Refused, of_container
+from vast.local.engine_errors import EngineError, Missing, Refused
 from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.ports import Address, Seconds
 from vast.shell.transport import Reply
@@ -36,12 +36,12 @@ class LocalTransport:
     """Implements vast.shell.transport.Transport.
 
     owner: uid and gid that files in the container get, its user's. token: a name that is not there yet.
+    at_close: removes what is left of containers that are gone.
     """
 
-    def __init__(
-        self, engine: Engine, owner: tuple[int, int], token: Callable[[], str] = lambda: secrets.token_hex(8)
-    ) -> None:
-        self._engine, self._owner, self._token = engine, owner, token
+    def __init__(self, engine: Engine, owner: tuple[int, int], token: Callable[[], str] = lambda: secrets.token_hex(8),
+                 at_close: Callable[[], object] = lambda: None) -> None:  # fmt: skip
+        self._engine, self._owner, self._token, self._at_close = engine, owner, token, at_close
 
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
         if not NAME.fullmatch(address.host):
@@ -100,6 +100,7 @@ class LocalTransport:
 
     def close(self) -> None:
         """The connection to the engine is the Cloud's too."""
+        self._at_close()
 
     def _until(self, chunks: Iterator[bytes], until: float) -> Iterator[bytes]:
         for chunk in chunks:
@@ -115,7 +116,7 @@ class LocalTransport:
         """The engine's own no is an answer, about one file; its silence is none."""
         if self._engine.now() >= until:
             return Reply("timeout", err=f"{error}; no end within {timeout:g} s")
-        if isinstance(error, OddArchive) or (isinstance(error, Missing) and not of_container(error)):
+        if isinstance(error, OddArchive) or (isinstance(error, Missing) and not error.of_container):
             return Reply("ok", 1, err=str(error))
         if isinstance(error, Refused):
             return Reply("ok", 1, err=str(error), no_room="no space left" in str(error).lower())

@@ -1,4 +1,4 @@
-"""What a person is told, in one line each: alerts that come and go (vast/supervisor/schedule.py) and verdicts (vast/supervisor/reasons.py).
+"""One line for a person: alerts that come and go (vast/supervisor/schedule.py), verdicts (vast/supervisor/reasons.py).
 
 docs/vast.md says more; a test insists that each is in both places.
 """

@@ -1,7 +1,7 @@
 """The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
 
-Checking of host keys is never off: a key is believed at the first contact alone (vast/shell/known_hosts.py). One connection is shared
-by the calls that follow each other (ControlMaster) and ends by itself a minute after the last.
+Host keys are always checked: a key is trusted at the first contact only (vast/shell/known_hosts.py). Calls in a row share
+one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one look changes in what is known: counts over several looks, which vast/supervisor/decide.py compares with the policy. Pure.
+"""Observations into the state: counts over several polls, which vast/supervisor/decide.py compares with the policy. Pure.
 
 A look is trusted if the account answered: a key that is refused sees no instances, and a 404 then proves nothing. What an
 untrusted look, or our own dead network, did not show leaves every count as it was.

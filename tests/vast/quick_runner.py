@@ -1,0 +1,11 @@
+"""vast.host.runner with pauses of milliseconds: python -S quick_runner.py ACTION --dir DIR ..."""
+
+from __future__ import annotations
+
+import sys
+
+from vast.host import attempt, runner
+
+if __name__ == "__main__":
+    attempt.FIRST_PAUSE = runner.POLL = 0.01
+    sys.exit(runner.main(sys.argv[1:]))
