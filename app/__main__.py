@@ -47,7 +47,7 @@ def cli(context: click.Context) -> None:
     Trains and scores causal language models under a prefix mask: the prompt bidirectional, the answer causal.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_AboveBars()], force=True)
-    logging.getLogger("prefill").setLevel(logging.INFO)
+    logging.getLogger("app").setLevel(logging.INFO)  # of every module here; of libraries, warnings
     if launched(os.environ) and context.invoked_subcommand != "run":
         fact = f"is {os.environ['WORLD_SIZE']}, and only `run` works in several processes"
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")

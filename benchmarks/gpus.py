@@ -115,10 +115,11 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     total = steps + (profiled.PROFILED + 1) * profile  # the profile ends where one step more begins
     sets = dict(max_steps=total, batch_size=batch, gradient_checkpointing="false", save_every=total, eval_every=10 * total,
                 kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null")  # fmt: skip
-    job = resolve(
-        "stage3b", "ministral-3b", sets=[f"train.{k}={v}" for k, v in sets.items()] + [f"model.device={device}"]
-    )
     ranks = join(device)
+    layout = f"sharding={sharding if ranks.world > 1 else 'ddp'}"
+    job = resolve(
+        "stage3b", "ministral-3b", sets=[f"train.{k}={v}" for k, v in sets.items()] + [f"model.device={device}", layout]
+    )
     run = _run(directory, job, ranks)
     torch.backends.cuda.enable_cudnn_sdp(False)
     model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
@@ -129,8 +130,8 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
-    app.training.train.train(job, loaded, run, eval_items=[], init_run="base", stop=StopFlag(), heart=Heart(run), resume=False,
-                    ranks=ranks, sharding=sharding if ranks.world > 1 else "none")  # fmt: skip
+    context = app.training.train.RunContext(run, Heart(run), StopFlag(), ranks)
+    app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}
     run.write_metrics({"peak_gb": max(peaks, default=None), **spent})

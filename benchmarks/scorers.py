@@ -21,7 +21,7 @@ from app.model.load import Loaded, load
 from app.model.mixed_precision import keep_float32
 from app.scoring.encode import encode_harness
 from app.scoring.loglikelihood import Count, loglikelihood
-from jobs.config.schema import TASK_NAMES, ModelSource
+from jobs.config.schema import TASK_NAMES, Mask, ModelSource
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up
 
@@ -112,7 +112,7 @@ def split(items: Sequence[Question], values: Sequence[float]) -> dict[int, list[
     return out
 
 
-def ours(loaded: Loaded, items: Sequence[Question], mask: str, seconds: float, name: str) -> Line:
+def ours(loaded: Loaded, items: Sequence[Question], mask: Mask, seconds: float, name: str) -> Line:
     """The best of what runs fit into the time; at least one after the first, which is the start-up's."""
 
     def once(some: Sequence[Question]) -> tuple[float, float, list[float], Count]:

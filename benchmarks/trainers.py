@@ -24,7 +24,7 @@ from app.model.load import Loaded, cpu_has_bf16
 from app.training.batch import Collator, Schedule, Steps
 from app.training.fast_path import tokens_multiple
 from app.training.trainer import PrefillTrainer
-from jobs.config.schema import Objective
+from jobs.config.schema import Mask, Objective
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,
@@ -96,18 +96,18 @@ def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
     )  # fmt: skip
 
 
-def ours(setting: Setting, done: Done, pattern: str) -> None:
+def ours(setting: Setting, done: Done, mask: Mask) -> None:
     """The product's own trainer, as a stage calls it: float32 weights, bf16 autocast, fused AdamW, packed rows."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     model = random_model(setting, NAMES["sdpa"], torch.float32)
     loaded = Loaded(model, None, "random", 16384, any_attention=True)
     fast, steps = suits(loaded), 10_000
     data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
-    collate = Collator(pattern, multiple=tokens_multiple(fast, loaded.device))
+    collate = Collator(mask, multiple=tokens_multiple(fast, loaded.device))
     trainer = PrefillTrainer(
         model, _arguments(setting, steps, per_device_train_batch_size=setting.batch_size),
         steps=Steps(collate, setting.row_tokens), goal=Objective(), eval_batches=[], keep_checkpoints=1,
-        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda step, loss: None,
+        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda *_: False,
         callbacks=[_Each(lambda: done(trainer.tokens_seen, trainer.padded_tokens_seen))],
     )  # fmt: skip
     if fast:

@@ -20,11 +20,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import lock
 from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
 from jobs.runs.atomic import finite
+
+if TYPE_CHECKING:
+    from jobs.clock import Clock
 
 UNHEALTHY = 1
 SETTING = "PREFILL_HEALTH_SILENCE"
@@ -45,14 +48,7 @@ WORKING = ("train", "evaluate", "score")  # what $PREFILL_HEALTH_SILENCE changes
 _OTHERWISE = "train"  # a phase that is not in the table is held to the strictest limit
 
 
-class Clock(Protocol):
-    """Where the time comes from; the module `time` is one."""
-
-    def time(self) -> float: ...
-    def monotonic(self) -> float: ...
-
-
-class Verdict(NamedTuple):
+class HealthVerdict(NamedTuple):
     """About one run; the sentence says why."""
 
     healthy: bool
@@ -85,7 +81,7 @@ def limits(silence: str | None) -> dict[str, float]:
 
 def judge(
     beat: Mapping[str, Any] | None, run_age: float, monotonic: float, wall: float, limits: Mapping[str, float]
-) -> Verdict:
+) -> HealthVerdict:
     """Healthy unless the run last got on longer ago than its phase allows.
 
     Args:
@@ -99,15 +95,17 @@ def judge(
     if last is None:
         silent, allowed = max(run_age, 0.0), limits["start"]
         if silent <= allowed:
-            return Verdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
-        return Verdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
+            return HealthVerdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
+        return HealthVerdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
     silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.got_on))
     allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
     if silent > allowed:
-        return Verdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
+        return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
     if stuck > allowed:
-        return Verdict(False, f"{last.progress}: it beats and has not got on for {stuck:.0f} s, {_remedy(allowed)}")
-    return Verdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
+        return HealthVerdict(
+            False, f"{last.progress}: it beats and has not got on for {stuck:.0f} s, {_remedy(allowed)}"
+        )
+    return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
 
 
 def _ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> float:
@@ -138,7 +136,7 @@ def _times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
 # ---- the runs that are being written here ----------------------------------------------------------------------------
 
 
-def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) -> Iterator[tuple[str, Verdict]]:
+def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) -> Iterator[tuple[str, HealthVerdict]]:
     """The id of each run below `runs_dir` that a process of `host` writes, and what is to be said of it."""
     for path in sorted(runs_dir.glob("*/*/lock")):
         try:

@@ -163,7 +163,7 @@ class Watchdog:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobReport:
     """What the runner on the host says, and the heartbeat of the run that it looks after."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
@@ -189,7 +189,7 @@ class Host:
     contact: Contact
     boot: str = ""  # changes when the container is restarted
     watchdog: Watchdog | None = None
-    job: Job | None = None
+    job: JobReport | None = None
     gpu_percent: float | None = None
     gpu_memory_percent: float | None = None
     disk_free_gb: float | None = None

@@ -1,4 +1,4 @@
-"""Puts the patterns of app/attention/mask.py into any transformers model, without touching its code.
+"""Puts the masks of app/attention/mask.py into any transformers model, without touching its code.
 
 transformers asks two registries for a name: one for the function that makes the mask (called once per layer type, with
 the window of that type), one for the attention itself. We register `prefill_sdpa`, `prefill_eager` and `prefill_flex`
@@ -158,7 +158,7 @@ def layer_types(model_or_config: Any) -> list[str]:
 
 
 def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
-    """Refuse what would silently ignore a pattern.
+    """Refuse what would silently ignore a mask.
 
     Raises:
         ModelError: with the reason, for encoder-decoders, chunked, linear or state-space layers, models that do not

@@ -1,4 +1,4 @@
-"""The one definition of the attention patterns.
+"""The one definition of the masks: which token attends to which.
 
 Every token of a row carries four integers, and one predicate over two tokens says whether the first may attend to the
 second. Trainer, scorer and generator all go through it; nothing else in the repository decides who sees whom.
@@ -8,7 +8,7 @@ second. Trainer, scorer and generator all go through it; nothing else in the rep
     pos     position in the document: continuations all start where the prompt ends
     block   0: sees what came before; n > 0: also sees every token of block n, later ones included
 
-A pattern is nothing but a rule for `block`:
+A mask has a name (jobs.config.schema.Mask) and a Pattern, which is nothing but a rule for `block`:
 
     causal         0 everywhere
     prefix         1 on the first `prefix_len` tokens, 0 on the response
@@ -35,21 +35,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PatternName = Literal["causal", "prefix", "bidirectional"]
+from jobs.config.schema import Mask
+
 PAD = -1
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """How a pattern assigns `block` ids, and what follows from it."""
+    """How a mask assigns `block` ids, and what follows from it."""
 
-    name: PatternName
+    name: Mask
     leaks: bool  # a response token can see itself or a later one
     shares_prompt: bool  # the prompt's states do not depend on the response, so choices may branch from one prompt
     block_len: Callable[[int, int], int]  # (prefix_len, length) -> how many leading tokens form block 1
 
 
-PATTERNS: dict[str, Pattern] = {
+PATTERNS: dict[Mask, Pattern] = {
     "causal": Pattern("causal", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: 0),
     "prefix": Pattern("prefix", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: prefix_len),
     "bidirectional": Pattern("bidirectional", leaks=True, shares_prompt=False, block_len=lambda _, length: length),
@@ -157,17 +158,17 @@ class Layout:
         return may_attend(q, k, window)
 
 
-def layout(rows: Sequence[Sequence[Document]], pattern: Pattern | str, *, length: int | None = None,
+def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: int | None = None,
            side: Literal["right", "left"] = "right", device: torch.device | str = "cpu") -> Layout:  # fmt: skip
-    """Lay out `rows` of documents under a pattern, padded on `side` to `length` (default: the longest row).
+    """Lay out `rows` of documents under a mask, padded on `side` to `length` (default: the longest row).
 
     Tokens of a document stand in the order trunk, branch 1, branch 2, ...; documents of a row stand one after another.
 
     Raises:
-        ValueError: a pattern that cannot share a prompt is asked to, a prefix longer than its trunk, or a row longer
+        ValueError: a mask that cannot share a prompt is asked to, a prefix longer than its trunk, or a row longer
             than `length`. These are our own invariants: users' input is checked before.
     """
-    rule = PATTERNS[pattern] if isinstance(pattern, str) else pattern
+    rule = mask if isinstance(mask, Pattern) else PATTERNS[mask]
     width = max((sum(d.total for d in row) for row in rows), default=0)
     length = width if length is None else length
     if width > length:

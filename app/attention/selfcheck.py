@@ -1,4 +1,4 @@
-"""Does a loaded model really obey a pattern? Perturb a token, see which logits move, compare with the predicate.
+"""Does a loaded model really obey a mask? Perturb a token, see which logits move, compare with the predicate.
 
 Run on every model at the start of every run (a few dozen short rows), because a mask that is silently ignored looks
 exactly like a result. The checks speak about the model as loaded: its attention implementation, its windows, its cache.
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from app.attention.backends import attend, layer_types, text_config
 from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
+from jobs.config.schema import Mask
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
@@ -27,7 +28,7 @@ class Finding:
     """One law on one model: what was checked, whether it holds, the largest deviation seen."""
 
     law: str
-    pattern: str
+    mask: Mask
     holds: bool
     detail: str
 
@@ -107,11 +108,11 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
     return {kind: bool(seen) and all(seen) for kind, seen in good.items()}
 
 
-def check_dependence(model: PreTrainedModel, patterns: Iterable[str]) -> list[Finding]:
-    """Laws 1 and 2 under each pattern: nothing moves that may not, everything moves that must."""
+def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
+    """Laws 1 and 2 under each mask: nothing moves that may not, everything moves that must."""
     findings = []
     ids = torch.randint(3, text_config(model).vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(0))
-    for name in patterns:
+    for name in masks:
         where = layout([[Document(PREFIX, LENGTH)]], name)
         for kind, ok in _delivered(model, where, ids).items():
             findings.append(Finding(f"mask reaches {kind} layers", name, ok, "" if ok else "another mask arrived"))
@@ -120,7 +121,7 @@ def check_dependence(model: PreTrainedModel, patterns: Iterable[str]) -> list[Fi
         extra, missing = int((seen & ~may).sum()), int((must & ~seen).sum())
         later = "no response logit depends on a later token"
         if PATTERNS[name].leaks:
-            later = "answer tokens see themselves (leaks, as this pattern is defined)"
+            later = "answer tokens see themselves (leaks, as this mask is defined)"
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
         ahead = bool(seen[0, PREFIX - 1])
@@ -130,7 +131,7 @@ def check_dependence(model: PreTrainedModel, patterns: Iterable[str]) -> list[Fi
     return findings
 
 
-def _close(model: PreTrainedModel, law: str, pattern: str, left: Tensor, right: Tensor) -> Finding:
+def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Tensor) -> Finding:
     """Whether the logits of two layouts are the same, as far as the precision of the weights can tell.
 
     In float32, each of them. In bfloat16 layouts round differently, whatever the logits are given in, and thirty layers
@@ -143,21 +144,21 @@ def _close(model: PreTrainedModel, law: str, pattern: str, left: Tensor, right: 
     else:
         found, what = float(gap.square().mean().sqrt()), "root mean square"
         limit = HALF_SHARE * max(float(right.float().std()), 1e-6)
-    return Finding(law, pattern, found <= limit, f"{what} difference {found:.1e}, allowed {limit:.1e}")
+    return Finding(law, mask, found <= limit, f"{what} difference {found:.1e}, allowed {limit:.1e}")
 
 
-def check_equivalences(model: PreTrainedModel, patterns: Iterable[str]) -> list[Finding]:
+def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
     """Laws 3 and 4: the same numbers however the work is laid out."""
     findings = []
     vocab = text_config(model).vocab_size
     ids = torch.randint(3, vocab, (1, LENGTH), generator=torch.Generator().manual_seed(1))
     other = torch.randint(3, vocab, (1, LENGTH - 3), generator=torch.Generator().manual_seed(2))
     short = Document(PREFIX - 2, LENGTH - 3)
-    for name in patterns:
+    for name in masks:
         rule: Pattern = PATTERNS[name]
         one = Document(PREFIX, LENGTH)
 
-        def same(law: str, left: Tensor, right: Tensor, name: str = name) -> None:
+        def same(law: str, left: Tensor, right: Tensor, name: Mask = name) -> None:
             findings.append(_close(model, law, name, left, right))
 
         alone = _run(model, ids, layout([[one]], rule)).logits
@@ -199,18 +200,18 @@ def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def require(model: PreTrainedModel, patterns: Iterable[str], where: str) -> list[Finding]:
+def require(model: PreTrainedModel, masks: Iterable[Mask], where: str) -> list[Finding]:
     """The self-check at the start of a run.
 
     Raises:
-        ModelError: a law of a pattern in use does not hold on this model.
+        ModelError: a law of a mask in use does not hold on this model.
     """
     training = model.training
     model.eval()
-    findings = check_dependence(model, patterns)
+    findings = check_dependence(model, masks)
     model.train(training)
     for finding in findings:
         if not finding.holds:
-            raise ModelError(where, f"under {finding.pattern}, the law {finding.law!r} does not hold: {finding.detail}",
+            raise ModelError(where, f"under {finding.mask}, the law {finding.law!r} does not hold: {finding.detail}",
                              "its numbers would mean nothing; see python -m app probe")  # fmt: skip
     return findings

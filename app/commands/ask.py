@@ -10,7 +10,7 @@ import click
 from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
 from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
 from jobs.config.load import resolve
-from jobs.config.schema import MASKS
+from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask
 from jobs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _load(
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
               help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @runs_option
-def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: Path, dtype: str | None, boundary: str,
+def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out: Path, dtype: str | None, boundary: str,
                   batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
     """Score continuations given contexts, under any mask."""
     resolve("stage1", profile)
@@ -63,7 +63,7 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
     with token_bar(mask) as show:
         scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
     write_scored(out, lines, scored)
-    leaks = ", which LEAKS the answer" if mask == "bidirectional" else ""
+    leaks = ", which LEAKS the answer" if mask in LEAKING else ""
     click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
 
 
@@ -71,7 +71,7 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
 @profile_option
 @model_option
 @click.option(
-    "--mask", type=click.Choice(MASKS[:2]), default="prefix", show_default=True, help="How the prompt is read."
+    "--mask", type=click.Choice(NOT_LEAKING), default="prefix", show_default=True, help="How the prompt is read."
 )
 @click.option("--prompt", metavar="TEXT", help="One prompt.")
 @click.option("--prompts", type=FILE, help="In place of --prompt: a file with a prompt a line.")
@@ -83,7 +83,7 @@ def loglikelihood(profile: str, model: str | None, mask: str, pairs: Path, out: 
 @click.option("--cache", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True,
               help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
 @runs_option
-def generate(profile: str, model: str | None, mask: str, prompt: str | None, prompts: Path | None, max_new_tokens: int,
+def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, prompts: Path | None, max_new_tokens: int,
              chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
     """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
     resolve("stage1", profile)
@@ -138,8 +138,8 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
     click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
                f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip
     findings = [*laws.check_dependence(loaded.model, PATTERNS), *laws.check_equivalences(loaded.model, PATTERNS)]
-    for finding in sorted(findings, key=lambda f: list(PATTERNS).index(f.pattern)):
-        click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.pattern:14} {finding.law}"
+    for finding in sorted(findings, key=lambda f: list(PATTERNS).index(f.mask)):
+        click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.mask:14} {finding.law}"
                    + (f" ({finding.detail})" if finding.detail else ""))  # fmt: skip
     if broken := sum(not finding.holds for finding in findings):
         fact = f"{broken} of {len(findings)} laws do not hold"

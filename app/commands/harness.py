@@ -8,7 +8,7 @@ import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option
 from jobs.config.load import resolve
-from jobs.config.schema import MASKS
+from jobs.config.schema import MASKS, Mask
 from jobs.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ from jobs.errors import ConfigError
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
               help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @runs_option
-def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int | None, num_fewshot: int | None,
+def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int | None, num_fewshot: int | None,
             chat: bool, include_path: Path | None, out: Path | None, dtype: str | None, batch_tokens: int,
             runs_dir: Path) -> None:  # fmt: skip
     """Evaluate tasks of lm-evaluation-harness under any mask.
@@ -45,7 +45,8 @@ def harness(profile: str, model: str | None, mask: str, tasks: str, limit: int |
     data = resolve("stage1", profile).profile.data.eval
     if out is not None:
         require_writable(out)
-    from app.harness.model import LEAKS, PrefillLM  # isort: skip  # first: without lm_eval it names the remedy
+    from app.harness.model import LEAKS
+    from app.harness.model import PrefillLM  # isort: skip  # first: without lm_eval it names the remedy
     from app.harness import tasks as harness_tasks
 
     manager = harness_tasks.manager(data.source == "embedded", include_path)

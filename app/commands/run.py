@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -45,12 +46,11 @@ def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs
 
     A stage that is complete already, with the very same settings, is not repeated.
     """
-    job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
+    job = replace(resolve(stage, profile, limit=limit, sets=sets, seed=seed), halvings=halve_memory)
     if job.profile.gpus > 1 and not launched(os.environ):
         outcome = _launched(job, runs_dir, force=force, resume=resume, go_on=go_on)
     else:
-        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on,
-                            halve_memory=halve_memory)  # fmt: skip
+        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on)
     if not outcome.main:
         return
     state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
-from app.data.records import Document, Record, Template, content, is_empty, render
+from app.data.records import Record, Template, TextDocument, content, is_empty, render
 from app.data.tokenize import cut, encode
 from app.embedded import cache as embedded
 from jobs.config.schema import TrainData
@@ -197,7 +197,7 @@ def _pairs(
     if report.format == "text":
         return cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
     records = [keyed.record for keyed in batch]
-    examples = [render(record, template, tokenizer) for record in records if not isinstance(record, Document)]
+    examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
     pairs, apart = encode(examples, tokenizer)
     report.encoded_apart += apart
     return pairs

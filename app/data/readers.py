@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.data.records import Conversation, Document, Instruction, Record
+from app.data.records import Conversation, Instruction, Record, TextDocument
 from app.data.sources import hub_rows, saved_rows
 from jobs.errors import DataError
 
@@ -155,8 +155,8 @@ def _conversation(row: Any, where: str) -> Conversation:
     return Conversation(where, tuple(turns))
 
 
-def _document(row: Any, where: str) -> Document:
-    return Document(where, _field(row, "text", where))
+def _document(row: Any, where: str) -> TextDocument:
+    return TextDocument(where, _field(row, "text", where))
 
 
 PARSERS: dict[str, Callable[[Any, str], Record]] = {

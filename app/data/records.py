@@ -60,14 +60,14 @@ class Conversation:
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """Plain text."""
 
     origin: str
     text: str
 
 
-Record = Question | Instruction | Conversation | Document
+Record = Question | Instruction | Conversation | TextDocument
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def content(record: Record) -> str:
             parts = [record.instruction, record.input, record.output]
         case Conversation():
             parts = [text for _, text in record.turns]
-        case Document():
+        case TextDocument():
             parts = [record.text]
     return "\n".join(part for part in parts if part)
 
@@ -105,7 +105,7 @@ def is_empty(record: Record) -> bool:
             return not ((record.instruction + record.input).strip() and record.output.strip())
         case Conversation():
             return not (record.turns[-1][1].strip() and any(text.strip() for _, text in record.turns[:-1]))
-        case Document():
+        case TextDocument():
             return not record.text.strip()
 
 

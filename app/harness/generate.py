@@ -14,6 +14,7 @@ from app.model.load import Loaded
 from app.scoring.encode import start_token
 from app.scoring.generate import generate
 from app.scoring.rows import padded
+from jobs.config.schema import Mask
 from jobs.errors import ConfigError
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one
@@ -35,7 +36,7 @@ class Answers:
     """How to answer. `batch_tokens`: prompt and answer, padded, of all rows of a batch."""
 
     loaded: Loaded
-    mask: str
+    mask: Mask
     encode: Callable[[str], list[int]]
     max_gen_toks: int
     batch_tokens: int

@@ -32,7 +32,7 @@ from app.runtime.progress import token_bar
 from app.scoring import loglikelihood as score
 from app.scoring.encode import Request, encode_harness, start_token
 from jobs.config.load import DEFAULT_PROFILE, resolve
-from jobs.config.schema import MASKS
+from jobs.config.schema import LEAKING, MASKS
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
 
 try:
@@ -47,7 +47,7 @@ except ModuleNotFoundError as error:
     raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 LEAKS = "mask bidirectional LEAKS: each answer token sees itself, so these numbers say little"
 
 
@@ -80,9 +80,10 @@ class PrefillLM(TemplateLM):
         for name, value in (("batch_tokens", batch_tokens), ("max_gen_toks", max_gen_toks)):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model_args: {name}", f"expected a positive integer, found {value!r}")
-        self.mask, self.profile, self.leaks = mask, profile, PATTERNS[mask].leaks
+        self.mask, self.profile = mask, profile
+        self.leaks = PATTERNS[self.mask].leaks
         self.loaded = loaded or _load(profile, model, runs_dir, dtype, device)
-        selfcheck.require(self.loaded.model, [mask], self.loaded.origin)
+        selfcheck.require(self.loaded.model, [self.mask], self.loaded.origin)
         self.tokenizer = self.loaded.tokenizer
         self.batch_tokens, self.max_gen_toks = batch_tokens, max_gen_toks
         self.counts = {"contexts_truncated": 0, "contexts_not_a_token_prefix": 0}
@@ -257,6 +258,6 @@ def main() -> int:
             raise
         print(f"error: --tasks: {error}; see python -m app.harness ls tasks", file=sys.stderr)
         return EXIT_USER
-    if any("mask=bidirectional" in argument for argument in sys.argv):
+    if any(f"mask={mask}" in argument for argument in sys.argv for mask in LEAKING):
         print(LEAKS)
     return 0

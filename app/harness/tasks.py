@@ -21,10 +21,11 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import handle_non_serializable, make_table
 
 from app.embedded.cache import fetch_datasets
+from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ConfigError, DataError, UserError
 from jobs.runs.atomic import replacing
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 # What the harness calls a dataset and its configuration -> its directory in the embedded data.
@@ -112,7 +113,7 @@ def manager(embedded: bool, include: Path | None = None) -> Any:
     return tasks
 
 
-def build(tasks: Any, names: Sequence[str], mask: str) -> list[Any]:
+def build(tasks: Any, names: Sequence[str], mask: Mask) -> list[Any]:
     """The harness's task and group objects of these names; a name may have wildcards.
 
     Raises:
@@ -136,8 +137,8 @@ def build(tasks: Any, names: Sequence[str], mask: str) -> list[Any]:
                                 "docs/harness.md lists") from error  # fmt: skip
             built += spec if isinstance(spec, list) else [spec]
     for task in (t for one in built for t in (one.get_all_tasks() if isinstance(one, Group) else [one])):
-        if mask == "bidirectional" and task.get_config("output_type") == "generate_until":
-            raise ConfigError(f"--tasks {task.task_name}", "generates, which mask bidirectional cannot",
+        if mask in LEAKING and task.get_config("output_type") == "generate_until":
+            raise ConfigError(f"--tasks {task.task_name}", f"generates, which mask {mask} cannot",
                               "use --mask prefix or causal")  # fmt: skip
     return built
 

@@ -21,12 +21,13 @@ from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
+from jobs.config.schema import Mask
 from jobs.errors import ModelError
 from jobs.estimate.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # of a document of the self-check: one for each of its tokens, and two more, fit into a tile
-_checked: WeakKeyDictionary[nn.Module, set[tuple[str, int]]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
 
@@ -59,22 +60,22 @@ def layers(model: Any, backend: str = "inductor") -> Iterator[None]:
 # ---- the self-check, on the attention that then runs -----------------------------------------------------------------
 
 
-def require_scored(loaded: Loaded, pattern: str, width: int) -> None:
-    """`require_dependence` on the layers that score lines of `width`, once a model and pattern.
+def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
+    """`require_dependence` on the layers that score lines of `width`, once a model and mask.
 
     The self-check at the start of a run knows nothing of them: it runs on the attention that the model was loaded with.
     """
     done = _checked.setdefault(loaded.model, set())
-    if (pattern, width) not in done:
+    if (mask, width) not in done:
         with layers(loaded.model):
-            require_dependence(loaded.model, [pattern], loaded.origin, width,
-                               branches=PATTERNS[pattern].shares_prompt, mode=torch.inference_mode)  # fmt: skip
-        done.add((pattern, width))
+            require_dependence(loaded.model, [mask], loaded.origin, width,
+                               branches=PATTERNS[mask].shares_prompt, mode=torch.inference_mode)  # fmt: skip
+        done.add((mask, width))
 
 
-def require_dependence(model: Any, patterns: Iterable[str], where: str, width: int, *, branches: bool = False,
+def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int, *, branches: bool = False,
                        mode: Callable[[], AbstractContextManager[Any]] = torch.no_grad) -> None:  # fmt: skip
-    """Laws 1 and 2, and that documents of one line are blind to each other, in two passes of one line a pattern.
+    """Laws 1 and 2, and that documents of one line are blind to each other, in two passes of one line a mask.
 
     The line, the kind of its documents and `mode` are those of the work to come, so that nothing is compiled for this alone.
 
@@ -84,18 +85,18 @@ def require_dependence(model: Any, patterns: Iterable[str], where: str, width: i
     training = model.training
     model.eval()
     try:
-        for pattern in patterns:
-            extra, missing = _wrong(model, pattern, width, branches, mode)
+        for mask in masks:
+            extra, missing = _wrong(model, mask, width, branches, mode)
             if extra or missing:
                 fact = f"{extra} dependencies too many, {missing} missing"
                 used = text_config(model)._attn_implementation
-                raise ModelError(where, f"under {pattern}, {used} as compiled does not obey the mask: {fact}",
+                raise ModelError(where, f"under {mask}, {used} as compiled does not obey the mask: {fact}",
                                  "its numbers would mean nothing; set model.attention: sdpa")  # fmt: skip
     finally:
         model.train(training)
 
 
-def _wrong(model: Any, pattern: str, width: int, branches: bool,
+def _wrong(model: Any, mask: Mask, width: int, branches: bool,
            mode: Callable[[], AbstractContextManager[Any]]) -> tuple[int, int]:  # fmt: skip
     """Dependencies too many and missing. Of the second pass, token j of document j is another than of the first.
 
@@ -109,21 +110,21 @@ def _wrong(model: Any, pattern: str, width: int, branches: bool,
     ids = torch.randint(3, vocab, (SIZE + 2, SIZE), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()
     changed[1:-1] += torch.eye(SIZE, dtype=ids.dtype) * (vocab // 2)
-    before, after = (_states(model, tokens, document, pattern, width, mode) for tokens in (ids, changed % vocab))
+    before, after = (_states(model, tokens, document, mask, width, mode) for tokens in (ids, changed % vocab))
     moves = (after.float() - before.float()).abs().amax(-1).view(SIZE + 2, SIZE).cpu()
     moved, apart = moves[1:-1].T, moves[[0, -1]]  # (query, key)
-    may, must = selfcheck.expected_dependence(model, layout([[document]], pattern))
+    may, must = selfcheck.expected_dependence(model, layout([[document]], mask))
     limit = selfcheck.tolerance(before)
     extra = int((~(moved <= limit) & ~may).sum()) + int((~(apart <= limit)).sum())  # NaN is one too many
     return extra, int((must & ~(moved > 0)).sum())
 
 
-def _states(model: Any, tokens: Tensor, document: Document, pattern: str, width: int,
+def _states(model: Any, tokens: Tensor, document: Document, mask: Mask, width: int,
             mode: Callable[[], AbstractContextManager[Any]]) -> Tensor:  # fmt: skip
     """What the output layer is given at the documents' tokens, (tokens, hidden): logits of a whole line are many."""
     spare = width - tokens.numel()  # filled with short documents: FlexAttention would compute padding against padding
     fillers = [Document(0, min(TILE, spare - i)) for i in range(0, spare, TILE)]
-    where = layout([[document] * len(tokens) + fillers], pattern, length=width, device=model.device)
+    where = layout([[document] * len(tokens) + fillers], mask, length=width, device=model.device)
     ids = nn.functional.pad(tokens.reshape(1, -1), (0, spare)).to(model.device)
     with mode(), attend(where), instead_of_logits(model.get_output_embeddings(), lambda hidden: hidden):
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool),

@@ -24,7 +24,7 @@ from jobs.config.schema import ModelSource
 from jobs.errors import CheckpointError, ModelError, UserError
 from jobs.runs.rundir import latest_complete
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RANDOM_OTHERWISE = {"missing_keys": "are missing", "mismatched_keys": "have another shape than its config.json says"}
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from app.report.format import DASH, moment, number
-from app.report.runs import LEAKING_MASKS
 from jobs.columns import Column, table_lines
+from jobs.config.schema import LEAKING
 from jobs.errors import make_command
 from jobs.runs.rundir import RunDir, list_runs
 
@@ -84,7 +84,7 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     """The first number and its name; the other names follow, each with its number."""
     leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
     scores = [
-        (name + " (leaks)" * (name in leaks or name.endswith(LEAKING_MASKS)), number(value))
+        (name + " (leaks)" * (name in leaks or name.endswith(LEAKING)), number(value))
         for name, value in (summary.get("headline") or {}).items()
     ]
     if not scores:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from app.report.format import DASH, count, duration, moment, number, short, task_title
 from app.report.runs import mask_name
 from app.report.study import Study
-from app.report.tables import Row, Table
+from app.report.tables import Table, TableRow
 
 _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these under a mask that shows the answer
 
@@ -46,7 +46,7 @@ def training(study: Study) -> Table:
         "Seed": [str(run.seed) for run, _ in runs],
     }
     columns = ("Property", *(f">{study.place(run)}" for run, _ in runs))
-    return Table("Training runs", columns, tuple(Row((name, *cells)) for name, cells in rows.items()))
+    return Table("Training runs", columns, tuple(TableRow((name, *cells)) for name, cells in rows.items()))
 
 
 def speed(study: Study) -> Table:
@@ -59,12 +59,12 @@ def speed(study: Study) -> Table:
             seconds, tokens_per_s = duration(run.train.get("seconds")), count(run.train.get("tokens_per_s"))
             rows.append((f"{study.place(run)}: training", DASH, seconds, DASH, tokens_per_s))
     columns = ("Work", ">Items", ">Time", ">Items/s", ">Tokens/s")
-    return Table("Time and speed", columns, tuple(map(Row, rows)))
+    return Table("Time and speed", columns, tuple(map(TableRow, rows)))
 
 
 def runs(study: Study) -> Table:
     rows = [
-        Row((r.stage, r.id, moment(r.finished), duration(r.seconds), r.commit[:12], str(r.seed), r.device or DASH))
+        TableRow((r.stage, r.id, moment(r.finished), duration(r.seconds), r.commit[:12], str(r.seed), r.device or DASH))
         for r in study.runs
     ]
     columns = ("Stage", "Run", "Finished (UTC)", ">Whole run", "Commit", ">Seed", "Device")
@@ -72,7 +72,7 @@ def runs(study: Study) -> Table:
 
 
 def missing(study: Study) -> Table:
-    rows = tuple(Row((m.stage, m.fact, f"`{m.command}`")) for m in study.missing)
+    rows = tuple(TableRow((m.stage, m.fact, f"`{m.command}`")) for m in study.missing)
     return Table("Stages without a completed run", ("Stage", "State", "To run it"), rows)
 
 
@@ -81,7 +81,7 @@ def reference(study: Study) -> Table:
     keys = list(dict.fromkeys(key for run in with_numbers for key in run.reference))
     names = [f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}" for run in with_numbers]
     numbers = [[short(run.reference.get(key)) for key in keys] for run in with_numbers]
-    rows = tuple(Row((name, *cells)) for name, cells in zip(names, numbers, strict=True))
+    rows = tuple(TableRow((name, *cells)) for name, cells in zip(names, numbers, strict=True))
     return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), rows)
 
 
@@ -91,7 +91,7 @@ def estimate(study: Study) -> Table:
         for key, expected in run.estimate.items():
             actual = run.actual.get(key)
             ratio = f"{actual / expected:.2f}x" if actual is not None and expected else DASH
-            rows.append(Row((f"{study.place(run)}: {key}", number(expected, 2), number(actual, 2), ratio)))
+            rows.append(TableRow((f"{study.place(run)}: {key}", number(expected, 2), number(actual, 2), ratio)))
     return Table("Estimate against actual", ("What", ">Estimate", ">Actual", ">Actual / estimate"), tuple(rows))
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.stats import Interval
+from jobs.config.schema import LEAKING
 from jobs.errors import DataError
 from jobs.runs.atomic import read_json, read_jsonl
 from jobs.runs.rundir import RunDir
 
-LEAKING_MASKS = ("bidirectional",)
 _SCHEMA = 1
 _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 
@@ -101,7 +101,7 @@ class Run:
 
 def mask_name(mask: str, leaks: bool = False) -> str:
     """The mask's name in every table; a leaking mask always carries the warning."""
-    return f"{mask} (leaks)" if leaks or mask in LEAKING_MASKS else mask
+    return f"{mask} (leaks)" if leaks or mask in LEAKING else mask
 
 
 def headline_metric(task: str, metric: str) -> str:
@@ -201,7 +201,7 @@ def _evaluation(
         model=e["model"],
         model_run=e.get("model_run"),
         mask=e["mask"],
-        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING_MASKS,
+        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
         format=e["format"],
         tasks={
             task: TaskScore(

@@ -13,7 +13,7 @@ from app.stats import Interval
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One line; `kind` is "" or, for its looks only, base, leaks or total."""
 
     cells: tuple[str, ...]
@@ -26,7 +26,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
     folded: bool = False  # HTML shows it on demand
 
@@ -48,7 +48,7 @@ def results(study: Study) -> Table:
             against = paired(e, base)
             retentions = [with_interval(i, unit="x") for i in (against.retention, against.above_chance)]
         cells = (study.place(e), e.model, mask_name(e.mask, e.leaks), with_interval(e.macro), number(e.chance, 2))
-        rows.append(Row((*cells, *retentions), "leaks" if e.leaks else "base" if e is base else ""))
+        rows.append(TableRow((*cells, *retentions), "leaks" if e.leaks else "base" if e is base else ""))
     note = "Retention needs the base model scored causally; run: `make stage1`."
     if base:
         note = (
@@ -66,8 +66,8 @@ def accuracy_by_task(study: Study) -> Table:
     rows = _by_evaluation(
         study, lambda e: [f"{number(e.tasks[t].headline)} ± {number(e.tasks[t].stderr)}" for t in tasks]
     )
-    rows.append(Row(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
-    rows.append(Row(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
+    rows.append(TableRow(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
+    rows.append(TableRow(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks))
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
 
@@ -80,7 +80,7 @@ def overview(comparisons: Sequence[Comparison], title: str) -> Table:
         differing = [f"{task_title(t)} {verdict}" for t, verdict in verdicts.items() if verdict != "within noise"]
         difference = with_interval(c.paired.difference, sign=True)
         cells = (c.title, " minus ".join(c.names), difference, _verdict(c, c.verdict), ", ".join(differing) or "none")
-        rows.append(Row(cells, "leaks" if c.leaks else ""))
+        rows.append(TableRow(cells, "leaks" if c.leaks else ""))
     columns = ("Question", "Evaluations", ">Macro difference [95 %]", "Reading", "Tasks that differ (Holm)")
     note = "Paired on the same items; the interval is a bootstrap stratified by task."
     return Table(title, columns, tuple(rows), note)
@@ -89,9 +89,11 @@ def overview(comparisons: Sequence[Comparison], title: str) -> Table:
 def paired_by_task(c: Comparison) -> Table:
     """One row for each task: exact McNemar with its discordant counts, bootstrap difference and Holm."""
 
-    def row(name: str, first: float, second: float, difference: Interval, tests: Sequence[str], reading: str) -> Row:
+    def row(
+        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], reading: str
+    ) -> TableRow:
         numbers = (number(first), number(second), with_interval(difference, sign=True))
-        return Row((name, *numbers, *tests, _verdict(c, reading)), "total" if name == "Macro" else "")
+        return TableRow((name, *numbers, *tests, _verdict(c, reading)), "total" if name == "Macro" else "")
 
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
@@ -113,8 +115,8 @@ def gold_nll(study: Study) -> Table:
     return Table("NLL per token of the right answer, in nats", columns, tuple(rows))
 
 
-def _by_evaluation(study: Study, cells: Callable[[Evaluation], Sequence[str]]) -> list[Row]:
-    return [Row((study.row_name(e), *cells(e)), "leaks" if e.leaks else "") for e in study.evaluations]
+def _by_evaluation(study: Study, cells: Callable[[Evaluation], Sequence[str]]) -> list[TableRow]:
+    return [TableRow((study.row_name(e), *cells(e)), "leaks" if e.leaks else "") for e in study.evaluations]
 
 
 def _verdict(c: Comparison, reading: str) -> str:

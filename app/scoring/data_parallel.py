@@ -9,6 +9,7 @@ from app.runtime.ending import TrainingEnded
 from app.runtime.ranks import Ranks
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import Count, Scored, loglikelihood, tokens_of
+from jobs.config.schema import Mask
 from jobs.errors import UserError
 
 
@@ -24,7 +25,7 @@ def deal(sizes: Sequence[int], world: int) -> list[list[int]]:
     return hands
 
 
-def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Sequence[range], mask: str, ranks: Ranks, *,
+def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Sequence[range], mask: Mask, ranks: Ranks, *,
                          batch_tokens: int | None, progress: Callable[[int, int], None] | None,
                          count: Count) -> list[Scored]:  # fmt: skip
     """`loglikelihood` of all requests, each process running its share of the items.

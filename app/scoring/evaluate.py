@@ -1,4 +1,4 @@
-"""Multiple-choice tasks under a pattern: from items to accuracies, their interval, and a line per item."""
+"""Multiple-choice tasks under a mask: from items to accuracies, their interval, and a line per item."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import ENCODERS, require_fits
 from app.scoring.loglikelihood import Count, Scored
 from app.stats import macro_interval, stderr
-from jobs.config.schema import Score
+from jobs.config.schema import Mask, Score
 
 Sample = dict[str, Any]
 # How each accuracy weighs a choice's log-probability before the largest wins.
@@ -60,7 +60,7 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
     }  # fmt: skip
 
 
-def evaluate(loaded: Loaded, items: Sequence[Item], mask: str, settings: Score, *, label: str, model: str,
+def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
              ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.

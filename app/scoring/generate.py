@@ -1,4 +1,4 @@
-"""Greedy decoding after a prefill under a pattern: the prompt in one pass, then one causal token at a time, cached."""
+"""Greedy decoding after a prefill under a mask: the prompt in one pass, then one causal token at a time, cached."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from app.attention.mask import Document, layout
 from app.model import onednn
 from app.model.load import Loaded
 from app.scoring.rows import padded
+from jobs.config.schema import Mask
 from jobs.errors import DataError, ModelError
 
 Cache = Literal["dynamic", "static"]
@@ -65,7 +66,7 @@ def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) ->
         model.generation_config = published
 
 
-def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_new_tokens: int,
+def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max_new_tokens: int,
              streamer: Any = None, stopping: Any = None, cache: Cache = "dynamic") -> list[list[int]]:  # fmt: skip
     """The new tokens of each prompt, up to its end-of-sequence token (left out).
 
@@ -102,7 +103,7 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max
     return answers
 
 
-def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_new_tokens: int,
+def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max_new_tokens: int,
             batch_tokens: int = 16384, cache: Cache = "dynamic") -> list[list[int]]:  # fmt: skip
     """`generate` of any number of prompts, in their order: batches of like length, `batch_tokens` each at most.
 
@@ -116,3 +117,9 @@ def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: str, *, max_
         some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=max_new_tokens, cache=cache)
         found.update(zip(batch, some, strict=True))
     return [found[index] for index in range(len(prompts))]
+
+
+def _answered(loaded: Loaded, prompts: Sequence[Sequence[int]], batch: list[int], mask: Mask, new: int, cache: Cache
+              ) -> dict[int, list[int]]:  # fmt: skip
+    some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=new, cache=cache)
+    return dict(zip(batch, some, strict=True))

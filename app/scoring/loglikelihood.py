@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations under a pattern: batched, each prompt encoded once, logits only where they count.
+"""Log-likelihoods of continuations under a mask: batched, each prompt encoded once, logits only where they count.
 
 app/scoring/rows.py decides which rows go together. Much work on a GPU is packed and compiled (app/model/compiled.py);
 the rest, and all work on a CPU, is padded rows of like length, with the attention that the model was loaded with.
@@ -23,7 +23,8 @@ from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
-from app.scoring.rows import Batch, Row, batch_of, packed, padded, rows_of
+from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
+from jobs.config.schema import Mask
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
@@ -140,12 +141,14 @@ def _budget(loaded: Loaded, batch_tokens: int | None) -> int:
     return min(budget, _CPU_TOKENS) if loaded.device.type == "cpu" else budget
 
 
-def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: str, batch_tokens: int | None) -> int:
+def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tokens: int | None) -> int:
     """Tokens of the rows that `loglikelihood` makes of `requests`."""
     return sum(map(len, rows_of(requests, PATTERNS[mask].shares_prompt, _budget(loaded, batch_tokens))))
 
 
-def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterator[tuple[list[list[Row]], int, bool]]:
+def _plan(
+    loaded: Loaded, rows: Sequence[ScoringRow], budget: int, work: int
+) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
     width = line_width(budget)
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
@@ -159,7 +162,7 @@ def _plan(loaded: Loaded, rows: Sequence[Row], budget: int, work: int) -> Iterat
         yield [line], width, True
 
 
-def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, batch_tokens: int | None = None,
+def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, batch_tokens: int | None = None,
                   progress: Callable[[int, int], None] | None = None, count: Count | None = None,
                   work: int | None = None) -> list[Scored]:  # fmt: skip
     """Score every request under `mask`; results in the order of `requests`.
@@ -173,13 +176,12 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: str, *, bat
             processes there are.
 
     Raises:
-        ModelError: the compiled attention does not obey the pattern.
+        ModelError: the compiled attention does not obey the mask.
     """
-    pattern = PATTERNS[mask]
     budget = _budget(loaded, batch_tokens)
     count = count or Count()
     results: list[Scored | None] = [None] * len(requests)
-    rows = rows_of(requests, pattern.shares_prompt, budget)
+    rows = rows_of(requests, PATTERNS[mask].shares_prompt, budget)
     done, total = 0, sum(len(row) for row in rows)
     head = plain_head(loaded.model) if loaded.device.type == "cpu" else None
     running: deque[_Running] = deque()

@@ -5,7 +5,7 @@
     predicts                 a0 and b0    a1 a2         b1        (the last token of a continuation predicts nothing)
 
 Several continuations of one prompt are branches of one row: they see the prompt and their own tokens, and start at the
-same position. Under a pattern that leaks, the prompt's states depend on the answer, so every continuation gets a row of
+same position. Under a mask that leaks, the prompt's states depend on the answer, so every continuation gets a row of
 its own and all its tokens are fed, as the published ablation did.
 
     padded   one such row a line, lines of like length together: little padding, no tokens of other documents to mask out
@@ -25,12 +25,13 @@ from torch import Tensor
 
 from app.attention.mask import Document, Layout, layout
 from app.scoring.encode import Request
+from jobs.config.schema import Mask
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoringRow:
     """A prompt and some of its continuations. `starts`: where in the row each continuation's own tokens begin."""
 
     document: Document
@@ -56,7 +57,7 @@ class Batch:
     tokens: int  # without padding
 
 
-def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[Row]:
+def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[ScoringRow]:
     """Rows of the work to do, longest first; requests with one context share a row, up to `budget` tokens of it.
 
     Longest first: if memory does not suffice, it shows at once, and the time left is over- rather than underestimated.
@@ -65,7 +66,7 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
     if not shares_prompt:
         for i, r in enumerate(requests):
             n, m = len(r.context), len(r.continuation)
-            rows.append(Row(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
+            rows.append(ScoringRow(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
         return sorted(rows, key=len, reverse=True)
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, request in enumerate(requests):
@@ -81,7 +82,7 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
                 starts.append(len(ids))
                 branches.append(len(fed))
                 ids.extend(fed)
-            rows.append(Row(Document(n, n, tuple(branches)), ids, members[start : start + len(starts)], starts))
+            rows.append(ScoringRow(Document(n, n, tuple(branches)), ids, members[start : start + len(starts)], starts))
             start += len(starts)
     return sorted(rows, key=len, reverse=True)
 
@@ -101,7 +102,7 @@ def padded(rows: Sequence[T], budget: int, width: Callable[[T], int] = len) -> l
     return batches
 
 
-def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
+def packed(rows: Sequence[ScoringRow], width: int) -> list[list[ScoringRow]]:
     """Lines of `width` tokens at most, each filled with rows: every row goes into the first line that has room for it.
 
     Args:
@@ -112,7 +113,7 @@ def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
     """
     if rows and len(rows[0]) > width:
         raise ValueError(f"a row of {len(rows[0])} tokens does not fit a line of {width}")
-    lines: list[list[Row]] = []
+    lines: list[list[ScoringRow]] = []
     room: list[int] = []
     first = 0  # lines before it are too full for the shortest row
     shortest = min(map(len, rows), default=1)
@@ -128,7 +129,7 @@ def packed(rows: Sequence[Row], width: int) -> list[list[Row]]:
     return lines
 
 
-def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], pattern: str, width: int,
+def batch_of(lines: Sequence[Sequence[ScoringRow]], requests: Sequence[Request], mask: Mask, width: int,
              filler: int | None = None) -> Batch:  # fmt: skip
     """Lines of rows as tensors on the CPU, filled up on the right to `width` tokens.
 
@@ -161,5 +162,5 @@ def batch_of(lines: Sequence[Sequence[Row]], requests: Sequence[Request], patter
     sources = np.repeat(np.array(start, dtype=np.int64), sizes) + inside - 1
     sources[begin[sizes > 0]] = np.array(first, dtype=np.int64)[sizes > 0]
     wanted = np.fromiter(chain.from_iterable(targets), dtype=np.int64, count=len(sources))
-    return Batch(torch.from_numpy(ids).view(len(lines), width), layout(documents, pattern, length=width),
+    return Batch(torch.from_numpy(ids).view(len(lines), width), layout(documents, mask, length=width),
                  torch.from_numpy(sources), torch.from_numpy(wanted), members, sizes.tolist(), fed)  # fmt: skip

@@ -19,7 +19,7 @@ from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand
 from jobs.estimate.memory import GB
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
 
 
@@ -32,36 +32,44 @@ def require_means(job: Job, world: int) -> None:
         require_shardable(train)
 
 
-def estimate_here(job: Job, world: int, halvings: int = 0, trained: bool = False) -> Estimate | None:
+def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | None:
     """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none.
 
-    halvings: how often `job` was halved. trained: only scoring is left, so memory is that of scoring; hours and tokens are
-    the stage's nevertheless, since the actual numbers beside them are.
+    trained: only scoring is left, so memory is that of scoring; hours and tokens are the stage's nevertheless, since the
+    actual numbers beside them are.
     """
     device = pick_device(job.profile.model.device)
     if device.type != "cuda":
         return None
     about = torch.cuda.get_device_properties(device)
     gpu = gpu_at_hand(about.name, about.total_memory)
-    found = estimate_on(job, gpu, world, halvings=halvings)
+    found = estimate_on(job, gpu, world)
     if not trained:
         return found
     left = estimate_on(replace(job, stage=job.stage.model_copy(update={"train": None})), gpu, world)
     return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
 
 
-def settled(job: Job, found: Estimate | None) -> Job:
-    """The same job with `train.gradient_checkpointing: auto` decided: as the estimate found; on a CPU, which has none, not;
-    on a GPU of whose need it says nothing, yes."""
-    train = job.stage.train
-    if train is None or train.gradient_checkpointing != "auto":
-        return job
-    wanted = found is not None and found.checkpointing is not False
-    update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
-    return replace(job, stage=job.stage.model_copy(update=update))
+def resolved(job: Job, found: Estimate | None, world: int) -> Job:
+    """The same job with what it leaves to the machine decided: `sharding` (ddp or fsdp) and `train.gradient_checkpointing`.
+
+    sharding: as the profile asks, else as the estimate found, else ddp; one process holds all states, as under ddp.
+    gradient_checkpointing: as the estimate found; on a CPU, which has no estimate, false; on a GPU whose estimate leaves
+    it unknown, true.
+    """
+    train, sharding = job.stage.train, job.profile.sharding
+    if world == 1:
+        sharding = "ddp"
+    elif sharding == "auto":
+        sharding = "fsdp" if found is not None and found.sharding == "fsdp" else "ddp"
+    if train is not None and train.gradient_checkpointing == "auto":
+        wanted = found is not None and found.checkpointing is not False
+        train = train.model_copy(update={"gradient_checkpointing": wanted})
+    return replace(job, stage=job.stage.model_copy(update={"train": train}),
+                   profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip
 
 
-def following(job: Job, checkpoint: Path | None, world: int, halvings: int = 0) -> Job:
+def following(job: Job, checkpoint: Path | None, world: int) -> Job:
     """`job` with `sharding: auto` settled as the checkpoint to go on from is laid out, where the GPUs here can do that.
 
     On other cards than the run began on, the estimate alone may find the other way, which the checkpoint does not go with.
@@ -70,7 +78,7 @@ def following(job: Job, checkpoint: Path | None, world: int, halvings: int = 0) 
         return job
     laid_out = "fsdp" if is_spread(checkpoint) else "ddp"
     same = replace(job, profile=job.profile.model_copy(update={"sharding": laid_out}))
-    found = estimate_here(same, world, halvings)
+    found = estimate_here(same, world)
     return same if found is not None and (laid_out == "fsdp" or not _too_large(found)) else job
 
 

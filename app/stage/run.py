@@ -16,12 +16,12 @@ from typing import Any
 
 from app.runtime.ending import GO_ON, Followed, TrainingEnded
 from app.runtime.ranks import Ranks, join
-from jobs.config.load import Job, with_memory_halved
+from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
 
 
@@ -76,15 +76,12 @@ def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: 
     log.warning(f"{job.stage.name}: {fact}; going on beside it")
 
 
-def run_stage(
-    job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, go_on: bool = False, halve_memory: int = 0
-) -> Outcome:
+def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, go_on: bool = False) -> Outcome:
     """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
         go_on: the same if there is one, and else start: what may be called again and again until the stage is complete.
-        halve_memory: how often to halve what is in memory at a time, see jobs.config.load.with_memory_halved.
         now: the wall clock, in UTC.
 
     Raises:
@@ -95,9 +92,8 @@ def run_stage(
     ended: int | None = None
     try:
         if not ranks.main:
-            return _follow(job, runs_dir, ranks, halve_memory)
-        return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now,
-                     halve_memory)  # fmt: skip
+            return _follow(job, runs_dir, ranks)
+        return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now)
     except BaseException as error:
         ended = getattr(error, "exit_code", EXIT_BUG)
         raise
@@ -105,7 +101,7 @@ def run_stage(
         ranks.leave(ended)
 
 
-def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now, halve_memory: int) -> Outcome:
+def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now) -> Outcome:
     with _telling(ranks) as tell:
         found = look()
         if found.done is not None:
@@ -123,8 +119,8 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
-            headline = work(with_memory_halved(job, halve_memory), run, runs_dir, found.init_runs, stop=stop,
-                            resume=found.unfinished is not None, ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+            headline = work(job, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
+                            ranks=ranks)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
@@ -133,7 +129,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
     return Outcome(RunDir.open(run.path), ran=True)
 
 
-def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcome:
+def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     """The same work in a process that writes nothing."""
     told: dict[str, Any] = ranks.share({})
     if "refused" in told:
@@ -147,8 +143,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks, halve_memory: int) -> Outcom
     run = FollowedRun(Path(told["work"]))
     with StopFlag().listening() as stop:
         try:
-            work(with_memory_halved(job, halve_memory), run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"],
-                 ranks=ranks, halve_memory=halve_memory)  # fmt: skip
+            work(job, run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"], ranks=ranks)
         except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
             if (code := ranks.ended_with()) is None:
                 raise
@@ -256,12 +251,13 @@ def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported by what matters
-    log.addHandler(handler)
+    everything = logging.getLogger("app")
+    everything.addHandler(handler)
     try:
         yield
     except BaseException as error:  # into the file alone: the command line says it last, in words of its own
         handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended: %s", (_why(error),), None))
         raise
     finally:
-        log.removeHandler(handler)
+        everything.removeHandler(handler)
         handler.close()

@@ -25,14 +25,14 @@ from app.scoring.evaluate import Sample, evaluate
 from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
-from app.training.train import train
+from app.training.train import RunContext, train
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, Score, ScoreFormat, TaskName
+from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
 
 
 def work(
@@ -44,22 +44,19 @@ def work(
     stop: StopFlag,
     resume: bool,
     ranks: Ranks = ALONE,
-    halve_memory: int = 0,
 ) -> dict[str, float]:
     """The stage's two halves; returns what the summary calls its headline.
-
-    halve_memory: how often `job` was halved already (jobs.config.load.with_memory_halved); recorded.
 
     Raises:
         UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, halve_memory)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
     stage.heart.phase("start")
     with stage.heart.alive():
         stage.make_room(resume)
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
-        if halve_memory:
-            log.info(_smaller(job, halve_memory))
+        if job.halvings:
+            log.info(_smaller(job))
         _seed_everything(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
@@ -69,9 +66,9 @@ def work(
     return headline
 
 
-def _smaller(job: Job, times: int) -> str:
+def _smaller(job: Job) -> str:
     """What --halve-memory has come to."""
-    train, score = job.stage.train, job.stage.score
+    train, score, times = job.train, job.score, job.halvings
     facts = []
     if train is not None:
         share = f"train.micro_batch_size {train.micro_batch_size} of {train.batch_size}"
@@ -98,15 +95,13 @@ def _require_gpus_for_fsdp() -> None:
 class _Stage:
     """The work of one run; every method writes only through `self.run`."""
 
-    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag, ranks: Ranks,
-                 halve_memory: int) -> None:  # fmt: skip
+    def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
+                 ranks: Ranks) -> None:  # fmt: skip
         self.ranks = ranks
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
-        self.halve_memory = halve_memory
         self.heart = Heart(run)
         self.estimate: Estimate | None = None
         self.trained = False
-        self.sharding = job.profile.sharding  # settled by make_room
 
     def make_room(self, resume: bool) -> None:
         """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
@@ -115,13 +110,13 @@ class _Stage:
         if not self.trained:
             capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
-        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world, self.halve_memory)
-        self.sharding = job.profile.sharding
-        self.estimate = capacity.estimate_here(job, self.ranks.world, self.halve_memory, self.trained)
+        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world)
+        self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
             capacity.require_room(job, self.estimate)
-        if self.job.stage.train is not None and not self.trained and self._sharding() == "fsdp":
+        self.job = capacity.resolved(job, self.estimate, self.ranks.world)
+        if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
             _require_gpus_for_fsdp()
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
@@ -139,9 +134,9 @@ class _Stage:
 
     def _write_environment(self, loaded: Loaded) -> None:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)
-        self.run.write_environment({**found, "halve_memory": self.halve_memory})
+        self.run.write_environment({**found, "halve_memory": self.job.halvings})
 
-    def _check(self, loaded: Loaded, masks: list[str]) -> None:
+    def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
         self.heart.phase("check")
         findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
@@ -160,20 +155,11 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        job = capacity.settled(self.job, self.estimate)
-        section = train(job, loaded, self.run, eval_items=guarded, init_run=self.init_runs[init], stop=self.stop,
-                        heart=self.heart, resume=resume, ranks=self.ranks, sharding=self._sharding(),
-                        halve_memory=self.halve_memory)  # fmt: skip
+        context = RunContext(self.run, self.heart, self.stop, self.ranks)
+        section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
         self._write(section, [])
         self._drop_checkpoints()
         return section
-
-    def _sharding(self) -> str:
-        """none, ddp or fsdp: as the profile or the checkpoint says, or as the estimate finds it to fit."""
-        if self.ranks.world == 1:
-            return "none"
-        found = self.estimate.sharding if self.estimate is not None else "ddp"
-        return found if self.sharding == "auto" else self.sharding
 
     def _drop_checkpoints(self) -> None:
         """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""
@@ -181,11 +167,11 @@ class _Stage:
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
 
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
-        settings = self.job.stage.score
+        settings = self.job.score
         assert settings is not None
         items = self._items(settings.tasks, settings.format, settings.limit)
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
-        masks = [str(mask) for mask in settings.masks]
+        masks = settings.masks
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
@@ -204,7 +190,7 @@ class _Stage:
                 writer.write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: str, settings: Score, show: Any) -> Any:
+    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: Mask, settings: Score, show: Any) -> Any:
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
+from jobs.config.schema import Mask
 
 IGNORE = -100
 
@@ -47,12 +48,12 @@ def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1)
 class Collator:
     """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is what the logits at i should say.
 
-    pattern: causal or prefix. packing: all examples in one row. causal_fraction: share of examples laid out causally all
+    mask: causal or prefix. packing: all examples in one row. causal_fraction: share of examples laid out causally all
     the same; which ones is decided by a hash of `draw` and the example. multiple: rows are padded to a multiple of so
     many tokens.
     """
 
-    pattern: str
+    mask: Mask
     packing: bool = True
     causal_fraction: float = 0.0
     seed: int = 0
@@ -62,7 +63,7 @@ class Collator:
         """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block."""
         rows = [list(examples)] if self.packing else [[e] for e in examples] or [[]]
         width = max(1, *(sum(map(len, row)) for row in rows))
-        where = layout([[Document(self._prefix_len(e, draw), len(e)) for e in row] for row in rows], self.pattern,
+        where = layout([[Document(self._prefix_len(e, draw), len(e)) for e in row] for row in rows], self.mask,
                        length=-(-width // self.multiple) * self.multiple)  # fmt: skip
         ids = torch.zeros(where.shape, dtype=torch.long)
         labels = torch.full(where.shape, IGNORE, dtype=torch.long)
@@ -77,7 +78,7 @@ class Collator:
                 "block": where.block}  # fmt: skip
 
     def _prefix_len(self, example: TokenExample, draw: str) -> int:
-        """A prefix of no tokens is the causal pattern."""
+        """A prefix of no tokens is the causal mask."""
         if self.causal_fraction > 0:
             text = f"{self.seed}|{draw}|{example.key}"
             number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

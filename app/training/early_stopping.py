@@ -11,7 +11,7 @@ from jobs.errors import EXIT_NO_LEARNING
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StopVerdict:
     """What one evaluation means. `line` says it with its numbers, for the log."""
 
     stop: bool
@@ -30,7 +30,7 @@ class Plateau:
     reference: float = math.inf  # what the next evaluation must beat by min_delta
     bad_evals: int = 0
 
-    def update(self, step: int, loss: float) -> Verdict:
+    def update(self, step: int, loss: float) -> StopVerdict:
         if loss < self.best:
             self.best, self.best_step = loss, step
         min_delta = self.rule.min_delta if self.rule else 0.0
@@ -40,13 +40,13 @@ class Plateau:
             self.bad_evals += 1
         line = f"eval step {step}: loss {loss:.5f}, best {self.best:.5f} at step {self.best_step}"
         if self.rule is None:
-            return Verdict(False, self.best, self.bad_evals, line)
+            return StopVerdict(False, self.best, self.bad_evals, line)
         stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
         line += (
             f", evaluations in a row without a gain of {self.rule.min_delta}: {self.bad_evals} (stops at"
             f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
         )
-        return Verdict(stop, self.best, self.bad_evals, line)
+        return StopVerdict(stop, self.best, self.bad_evals, line)
 
 
 @dataclass

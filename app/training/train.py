@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +38,17 @@ from jobs.config.schema import Train
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 
-log = logging.getLogger("prefill")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
+
+    run: RunDir
+    heart: Heart
+    stop: StopFlag
+    ranks: Ranks = ALONE
 
 
 def mixed_precision(wanted: str, device: torch.device) -> bool:
@@ -80,13 +89,13 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     return get_peft_model(model, config)
 
 
-def _arguments(job: Job, run: RunDir, device: torch.device, sharding: str = "none") -> TrainingArguments:
+def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
     train = job.stage.train
     assert train is not None
     checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing is True:  # auto is decided in app/stage/work.py
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage/capacity.py
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    spread = sharded.settings() if sharding == "fsdp" else {}
+    spread = sharded.settings() if job.profile.sharding == "fsdp" else {}
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
@@ -127,45 +136,45 @@ class _Evaluations:
         self.learning.update(step, loss)
         return verdict.line
 
-    def __call__(self, step: int, loss: float) -> None:
+    def __call__(self, step: int, loss: float) -> bool:
+        """Whether training is to stop."""
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
-            return
+            return self.stop
         self.run.append_jsonl("eval_log.jsonl", {
             "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
             "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
+        return self.stop
 
 
-def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: str, stop: StopFlag,
-          heart: Heart, resume: bool, status: Callable[[str], None] = log.info,
-          ranks: Ranks = ALONE, sharding: str = "none", halve_memory: int = 0) -> dict[str, Any]:  # fmt: skip
-    """Train as the stage says, write `final/`, return the `train` section of metrics.json.
+def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
+          resume: bool) -> dict[str, Any]:  # fmt: skip
+    """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
+        job: with `sharding` resolved (app.stage.capacity.resolved).
         loaded: float32 weights of the starting model.
-        resume: go on from the newest complete checkpoint of `run`, if it has one.
-        halve_memory: how often to halve the tokens of a packed row; the examples of a step stay.
-        ranks: the processes that train together; every one of them calls this, and gets the same section.
-        sharding: how they do: ddp or fsdp; none, alone.
+        resume: go on from the newest complete checkpoint of the run, if it has one.
 
     Raises:
         TrainingEnded: not finite, nothing learnt, or a signal.
         DataError: unusable data.
         ConfigError: examples may be longer than the model's context.
-        ModelError: the compiled attention does not obey the pattern.
+        ModelError: the compiled attention does not obey the mask.
     """
-    section = job.stage.train
+    run, heart, ranks = context.run, context.heart, context.ranks
+    section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
-    if sharding == "fsdp":
+    if spread:
         sharded.require_shardable(section)
     heart.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
-    status(f"{counts['train']} training examples, {counts['eval']} held out, "
-           f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
+    log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
+             f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
@@ -173,32 +182,28 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        max(1, row_tokens(section.pack_tokens, fast, loaded.device) >> halve_memory), section.micro_batch_size,
+        job.halved(row_tokens(section.pack_tokens, fast, loaded.device)), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
     if resume:
         heart.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
     if resume and at is None:
-        status("no checkpoint to go on from: training begins from its start")
+        log.info("no checkpoint to go on from: training begins from its start")
     if at is not None:
-        sharded.require_resumable(at, sharding)
+        sharded.require_resumable(at, job.profile.sharding)
     step = checkpoint.step_of(at) if at else None
     for name in ("train_log.jsonl", "eval_log.jsonl"):
         run.rewind_jsonl(name, step if step is not None else -1)
     ranks.wait()  # all of them read the logs next
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, stop, heart, ranks)
-
-    def on_evaluation(at_step: int, loss: float) -> None:
-        evaluations(at_step, loss)
-        trainer.control.should_training_stop |= evaluations.stop
+    recorder = Recorder(run, context.stop, heart, ranks)
 
     trainer = PrefillTrainer(
-        model, _arguments(job, run, loaded.device, sharding), steps=steps_of, goal=section.objective,
+        model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
         eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
-        keep_checkpoints=section.keep_checkpoints, on_evaluation=on_evaluation, on_phase=heart.phase,
+        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heart.phase,
         ranks=ranks, at_first=lambda: heart.beating("compile") if fast else nullcontext(), callbacks=[recorder],
     )  # fmt: skip
     for one in (model, trainer.teacher) if fast else ():
@@ -217,7 +222,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
     if step is None:
         trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
-        status(f"resuming from {at}")
+        log.info(f"resuming from {at}")
         heart.phase("load")
     if at is not None and evaluations.stop:
         trainer.restore(at)  # what ended this training had been seen before it was interrupted
@@ -233,7 +238,7 @@ def train(job: Job, loaded: Loaded, run: RunDir, *, eval_items: Any, init_run: s
              "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     heart.phase("save")
-    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if sharding != "fsdp" else (
+    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
         sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
     if ranks.main:
         checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)

@@ -1,4 +1,4 @@
-"""transformers' Trainer under a pattern: which tokens see which, which carry a loss, and what ends a run early."""
+"""transformers' Trainer under a mask: which tokens see which, which carry a loss, and what ends a run early."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, *, steps: Steps, goal: Objective,
                  eval_batches: Sequence[Sequence[TokenExample]], keep_checkpoints: int,
-                 on_evaluation: Callable[[int, float], None],
+                 on_evaluation: Callable[[int, float], bool],
                  on_phase: Callable[[str], None] = lambda name: None, ranks: Ranks = ALONE,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, **kwargs: Any) -> None:  # fmt: skip
         super().__init__(model=model, args=args, data_collator=steps, **kwargs)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.eval_batches = eval_batches
         self.eval_collator = replace(steps.collate, causal_fraction=0.0)
         self.keep_checkpoints = keep_checkpoints
-        self.on_evaluation = on_evaluation
+        self.on_evaluation = on_evaluation  # (step, loss) -> whether training is to stop
         self.on_phase = on_phase  # called where something begins that Trainer has no callback for
         self.at_first = at_first  # entered for the first evaluation and the first step: they may compile
         self.ranks = ranks
@@ -197,7 +197,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
             raise not_finite("the evaluation loss", self.state.global_step, self._last_good())
         metrics = {"eval_loss": loss, "eval_runtime": time.monotonic() - started}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.on_evaluation(self.state.global_step, loss)
+        self.control.should_training_stop |= self.on_evaluation(self.state.global_step, loss)
         return metrics
 
     # ---- checkpoints

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Stage
+from jobs.config.schema import Profile, Score, Stage, Train
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
@@ -28,13 +28,43 @@ _NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sh
 
 @dataclass(frozen=True)
 class Job:
-    """A stage with everything decided, and the profile it runs with."""
+    """A stage with everything decided, the profile it runs with, and how much less memory it is to take.
+
+    halvings: how often to halve what is in memory at a time (`run --halve-memory`). `stage` stays as it was written, so
+    neither the fingerprint nor the run's stage.yaml depends on it; `train`, `score` and `halved` apply it.
+    """
 
     stage: Stage
     profile: Profile
+    halvings: int = 0
+
+    @property
+    def train(self) -> Train | None:
+        """`stage.train` with micro_batch_size halved: to the next smaller divisor of batch_size where the half is none.
+
+        batch_size stays, so gradients are accumulated over more forward passes. The length of a packed row is not halved
+        here, since it may be left to the trainer: see `halved`.
+        """
+        train = self.stage.train
+        if train is None or not self.halvings:
+            return train
+        sizes = range(self.halved(train.micro_batch_size), 0, -1)
+        return train.model_copy(update={"micro_batch_size": next(n for n in sizes if train.batch_size % n == 0)})
+
+    @property
+    def score(self) -> Score | None:
+        """`stage.score` with batch_tokens halved."""
+        score = self.stage.score
+        if score is None or not self.halvings:
+            return score
+        return score.model_copy(update={"batch_tokens": self.halved(score.batch_tokens)})
+
+    def halved(self, size: int) -> int:
+        """`size`, such as the tokens of a packed row, after the job's halvings; 1 at least."""
+        return max(1, size >> self.halvings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that YAML and JSON can hold; `from_dict` gives an equal Job back."""
+        """Plain data that YAML and JSON can hold, without halvings; `from_dict` gives the Job back."""
         return {"stage": self.stage.model_dump(mode="json"), "profile": self.profile.model_dump(mode="json")}
 
     def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
@@ -55,8 +85,8 @@ class Job:
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
         """sha256 of all that affects the results: equal fingerprints mean the same experiment.
 
-        Titles, reference numbers and the profile's name are left out, the GPUs' number and sharding, since a run may go
-        on with others, and the profile's sections for training and scoring: what applies of them is in the stage already.
+        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
+        may go on with others; and the profile's sections for training and scoring: what applies of them is in the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         job = self.to_dict()
@@ -66,25 +96,6 @@ class Job:
         }
         text = json.dumps({**content, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def with_memory_halved(job: Job, times: int) -> Job:
-    """The same job in less memory: train.micro_batch_size and score.batch_tokens halved so often, as far as they go.
-
-    train.batch_size stays, so gradients are accumulated over as many more forward passes. A micro-batch has to divide the
-    batch: where the half does not, the next smaller one that does is taken. With packing the trainer halves its rows, whose
-    length only it knows (app/training/train.py). The fingerprint of a run is that of the job before: it is the same experiment.
-    """
-    if times == 0:
-        return job
-    train, score = job.stage.train, job.stage.score
-    if train is not None:
-        wanted = max(1, train.micro_batch_size >> times)
-        micro = next(size for size in range(wanted, 0, -1) if train.batch_size % size == 0)
-        train = train.model_copy(update={"micro_batch_size": micro})
-    if score is not None:
-        score = score.model_copy(update={"batch_tokens": max(1, score.batch_tokens >> times)})
-    return Job(stage=job.stage.model_copy(update={"train": train, "score": score}), profile=job.profile)
 
 
 def load_job(path: Path) -> Job:

@@ -16,6 +16,10 @@ Mask = Literal["causal", "prefix", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
+LEAKING: tuple[Mask, ...] = (
+    "bidirectional",
+)  # an answer token attends to itself, so the score of an answer includes the answer
+NOT_LEAKING = tuple(mask for mask in MASKS if mask not in LEAKING)
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 EMBEDDED_MODELS = ("SmolLM2-135M-Instruct",)
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"  # a name becomes a directory under runs/ and a make target
@@ -116,9 +120,9 @@ class Train(Strict):
     @field_validator("mask")
     @classmethod
     def _no_leaking_mask(cls, mask: Mask) -> Mask:
-        if mask == "bidirectional":
+        if mask in LEAKING:
             raise refused(
-                'expected one of causal, prefix, found "bidirectional": response tokens would see themselves',
+                f'expected one of {", ".join(NOT_LEAKING)}, found "{mask}": response tokens would see themselves',
                 "use prefix: the prompt is bidirectional, the response causal",
             )
         return mask

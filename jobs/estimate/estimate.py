@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from jobs.config.load import Job
-from jobs.config.schema import Score, Train
+from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate.gpus import Gpu, gpu_named
 from jobs.estimate.memory import (
     GB,
@@ -22,7 +22,7 @@ from jobs.estimate.memory import (
     passes,
     trains_in_half,
     with_checkpointing,
-    with_rows,
+    with_sizes,
     without_bf16,
 )
 from jobs.estimate.model_shape import Shape, shape_of
@@ -106,19 +106,14 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(
-    job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None, halvings: int = 0
-) -> Estimate:
-    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already.
-
-    halvings: of packed rows, see --halve-memory; what else it halves is halved in `job` already.
-    """
+def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = with_rows(job, shape, halvings), job
+    job, asked = with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
-    job = with_checkpointing(job, shape, gpu, gpus, mean, halvings)
+    job = with_checkpointing(job, shape, gpu, gpus, mean)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())
     fits = peak <= gpu.memory_gb * USABLE
@@ -220,7 +215,7 @@ def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) ->
     for task in score.tasks:
         size, shared, separate = _TASKS[task]
         items = min(size, score.limit or size)
-        tokens += sum(items * (separate if mask == "bidirectional" else shared) for mask in score.masks)
+        tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
     batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
     rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
     models = 1 if job.stage.train is not None else len(job.stage.init_names)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.config.load import Job
 from jobs.config.schema import Lora, Score, Train
@@ -31,21 +31,25 @@ USABLE = 0.97  # of the memory that is sold
 SPARE = 0.95  # of that, what a job may take that goes without gradient checkpointing by itself
 
 
-def with_rows(job: Job, shape: Shape, halvings: int = 0) -> Job:
-    """The job with the length of its packed rows written out, as app/training/train.py finds it after `halvings` halvings."""
-    train, attention = job.stage.train, job.profile.model.attention
-    if train is None:
-        return job
-    fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD)
-    row = max(1, (train.pack_tokens or (PACKED if fast else DENSE)) >> halvings)
-    return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"pack_tokens": row})}))
+def with_sizes(job: Job, shape: Shape) -> Job:
+    """The same job with all sizes written out: the length of packed rows as app/training/train.py finds it, and halvings applied.
+
+    A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
+    """
+    train, attention = job.train, job.profile.model.attention
+    if train is not None:
+        fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD)
+        update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (PACKED if fast else DENSE))}
+        if job.halvings and train.gradient_checkpointing == "auto":
+            update["gradient_checkpointing"] = True
+        train = train.model_copy(update=update)
+    return replace(job, stage=job.stage.model_copy(update={"train": train, "score": job.score}), halvings=0)
 
 
-def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float, halvings: int = 0) -> Job:
+def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> Job:
     """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
 
-    Nor where one is spread over GPUs for it, which is slower. halvings: a job that has run out of memory before goes without
-    no more.
+    Nor where one is spread over GPUs for it, which is slower.
     """
     train = job.stage.train
     if train is None or train.gradient_checkpointing != "auto":
@@ -61,13 +65,13 @@ def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float,
 
     (plainly, parts), (saving, _) = trained(False), trained(True)
     enough = sum(parts.values()) <= SPARE * USABLE * gpu.memory_gb and plainly == saving
-    return decided(halvings > 0 or not enough)
+    return decided(not enough)
 
 
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     """(forward passes a GPU and step, tokens of each with their padding).
 
-    Packed, a step's examples share rows of at most pack_tokens (see with_rows), as many on each GPU; else
+    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), as many on each GPU; else
     micro_batch_size examples, each as long as the longest of them.
     """
     step = train.batch_size * mean

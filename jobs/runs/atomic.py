@@ -16,9 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from jobs.errors import DataError
-from jobs.errors import DiskFull
-from jobs.errors import RunStateError
+from jobs.errors import DataError, DiskFull, RunStateError
 
 _serial = itertools.count()  # two threads that write the same file must not share a temporary name
 

@@ -19,37 +19,21 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from jobs import lock
-
+from jobs.clock import Clock
+from jobs.config import strict_yaml
+from jobs.config.load import DEFAULT_PROFILE, Job
+from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
 from jobs.runs.atomic import write_text_atomically
-from jobs.config import strict_yaml
-from jobs.errors import DiskFull
-from jobs.errors import RunStateError
-from jobs.errors import make_command
-from jobs.config.load import DEFAULT_PROFILE
-from jobs.config.load import Job
-from jobs.runs.runfiles import ID_PATTERN
-from jobs.runs.runfiles import RunFiles
-from jobs.config.load import DEFAULT_PROFILE
-from jobs.config.load import Job
-from jobs.runs.runfiles import ID_PATTERN
-from jobs.runs.runfiles import RunFiles
-from jobs.runs.runfiles import State
+from jobs.runs.runfiles import ID_PATTERN, RunFiles, State
 
 __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
 __all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
-
-
-class Clock(Protocol):
-    """Where the time comes from; the module `time` is one."""
-
-    def time(self) -> float: ...
-    def monotonic(self) -> float: ...
 
 
 class RunDir(RunFiles):

@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs import lock
-
-from jobs.runs import atomic
 from jobs.config import strict_yaml
-from jobs.errors import EXIT_STOPPED
-from jobs.errors import UserError
+from jobs.errors import EXIT_STOPPED, UserError
+from jobs.runs import atomic
 
 State = Literal["complete", "running", "failed", "interrupted"]
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second

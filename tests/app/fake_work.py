@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,9 @@ def starter(monkeypatch: pytest.MonkeyPatch, runs_dir: Path) -> Start:
     """`start(work)` runs stage1 of profile ci under `runs_dir`, with `work` in place of loading and scoring."""
 
     def start(work: Work = fine, *, force: bool = False, resume: bool = False, go_on: bool = False,
-              halve_memory: int = 0, **settings: Any) -> Outcome:  # fmt: skip
+              halvings: int = 0, **settings: Any) -> Outcome:  # fmt: skip
         monkeypatch.setattr("app.stage.work.work", work)
-        job = resolve("stage1", "ci", **settings)
-        return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, go_on=go_on,
-                         halve_memory=halve_memory)  # fmt: skip
+        job = replace(resolve("stage1", "ci", **settings), halvings=halvings)
+        return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, go_on=go_on)
 
     return start

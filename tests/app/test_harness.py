@@ -125,7 +125,7 @@ def test_wrong_model_args_are_refused(options: dict[str, Any], message: str) -> 
 
 def test_a_task_that_there_is_not_is_one_line_of_the_harness_s_own_command_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # fmt: skip
     words = ["run", "--model", "prefill", "--model_args", "profile=ci,mask=prefix", "--tasks", "nosuch"]
-    monkeypatch.setattr("sys.argv", ["app.harness", *words])
+    monkeypatch.setattr("sys.argv", ["app.harness.model", *words])
     assert main() == 2
     assert (
         capsys.readouterr().err.splitlines()[-1]
@@ -145,7 +145,7 @@ def test_a_profile_of_several_gpus_is_scored_on_one_and_that_is_said(gpus: int, 
     profile = tmp_path / "mine.yaml"
     text = Path("jobs/profiles/ci.yaml").read_text(encoding="utf-8")
     profile.write_text(f"{text}\ngpus: {gpus}\n", encoding="utf-8")
-    with caplog.at_level("WARNING", logger="prefill"):
+    with caplog.at_level("WARNING", logger="app"):
         PrefillLM("causal", str(profile))
     said = [record.getMessage() for record in caplog.records if "gpus" in record.getMessage()]
     assert said == (["profile ci: gpus: 2, and the harness's tasks are scored on one"] if gpus == 2 else [])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.attention.block_mask import block_mask
 from app.attention.mask import PATTERNS, Document, Layout, layout
+from jobs.config.schema import LEAKING, MASKS
 
 
 def drawn(where: Layout, window: int | None = None) -> list[str]:
@@ -67,7 +68,15 @@ def test_columns_past_the_layout_continue_the_last_document_causally() -> None:
     assert not where.dense((0, 5), (0, 9))[0, 0][:, 5:].any()
 
 
-def test_a_pattern_that_leaks_cannot_share_a_prompt() -> None:
+def test_the_masks_that_leak_are_those_whose_answer_tokens_see_later_ones() -> None:
+    """`jobs.config.schema.LEAKING` is the one list; this table and the predicate itself agree with it."""
+    assert tuple(PATTERNS) == MASKS
+    for mask, pattern in PATTERNS.items():
+        answer = layout([[Document(3, 5)]], mask).dense()[0, 0, 3:, 3:]
+        assert bool(answer.triu(1).any()) == pattern.leaks == (mask in LEAKING)
+
+
+def test_a_mask_that_leaks_cannot_share_a_prompt() -> None:
     with pytest.raises(ValueError, match="cannot share"):
         layout([[Document(2, 2, (1, 1))]], "bidirectional")
 

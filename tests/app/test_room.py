@@ -18,14 +18,13 @@ import torch
 
 from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
-from app.stage.capacity import compared, require_means, require_room, settled
+from app.stage.capacity import compared, require_means, require_room, resolved
 from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
 from app.training.train import _arguments, mixed_precision
-from jobs.config.load import Job, resolve, with_memory_halved
+from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError
-from jobs.estimate import memory
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
 from jobs.runs.rundir import RunDir, list_runs
@@ -102,7 +101,7 @@ def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
 
 
 def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="prefill"):
+    with caplog.at_level(logging.WARNING, logger="app"):
         require_room(JOB, on_a_card_of(141))
         assert not caplog.records
         require_room(JOB, on_a_card_of(64))
@@ -124,12 +123,12 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
 
 
-def make_room(job: Job, runs_dir: Path, *, resume: bool = False, halve_memory: int = 0) -> None:
+def make_room(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
     with RunDir.create(runs_dir, job.stage.name, NOW) as run:
         if resume:
             run.final.mkdir()
             run.write_metrics({"train": {}})
-        stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE, halve_memory)
+        stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE)
         stage.make_room(resume)
         assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again
 
@@ -155,7 +154,7 @@ def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
     on_a_gpu(monkeypatch, 66)
     with pytest.raises(ConfigError, match="needs about"):
         make_room(job, tmp_path / "whole")
-    make_room(with_memory_halved(job, 3), tmp_path / "halved", halve_memory=3)
+    make_room(replace(job, halvings=3), tmp_path / "halved")
 
 
 @pytest.mark.parametrize(
@@ -181,13 +180,14 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
             at.mkdir(parents=True)
             (at / state).touch()
             mark_complete(at)
-        stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
         stage.make_room(resume=True)
-        assert stage._sharding() == follows
+        assert stage.job.profile.sharding == follows
         assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
-        new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks, 0)
+        new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
         new.make_room(resume=False)
-        assert new._sharding() == (sharding if sharding != "auto" else "ddp" if memory_gb == 141 else "fsdp")
+        fits = "ddp" if memory_gb == 141 else "fsdp"
+        assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
 
 
 def test_what_training_lacks_is_said_before_the_model_is_loaded(
@@ -215,14 +215,31 @@ def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a
             return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
 
     cases = [None, found, replace(found, checkpointing=True), unknown]
-    assert [taken(settled(auto, case)) for case in cases] == [False, False, True, True]
-    assert settled(plain, replace(found, checkpointing=True)) == plain
-    assert settled(auto, None) == plain  # the rest is as it was
+    assert [taken(resolved(auto, case, 1)) for case in cases] == [False, False, True, True]
+    assert resolved(plain, replace(found, checkpointing=True), 1).stage == plain.stage
+    assert resolved(auto, None, 1).stage == plain.stage  # the rest is as it was
     assert not taken(auto)
 
 
+@pytest.mark.parametrize(
+    ("asked", "world", "estimated", "expected"),
+    [
+        ("auto", 1, "none", "ddp"),
+        ("fsdp", 1, "none", "ddp"),  # nothing to spread over
+        ("auto", 2, None, "ddp"),  # on a CPU
+        ("auto", 2, "fsdp", "fsdp"),
+        ("ddp", 2, "fsdp", "ddp"),
+        ("fsdp", 2, "ddp", "fsdp"),
+    ],
+)
+def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimated: Any, expected: str) -> None:
+    job = resolve("stage3b", "ci", sets=[f"sharding={asked}"])
+    found = None if estimated is None else Estimate("TEST", world, 80, estimated)
+    assert resolved(job, found, world).profile.sharding == expected
+    assert resolved(job, found, world).fingerprint({}) == job.fingerprint({})
+
+
 def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
-    assert (memory.PACKED, memory.DENSE) == (fast_path.PACKED, fast_path.DENSE)
     rows = [
         fast_path.row_tokens(None, quick, torch.device(kind))
         for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))

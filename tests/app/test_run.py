@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,23 @@ def test_a_failure_is_recorded_and_never_looks_complete(
     assert str(error) in failed["message"] or "no space left on the disk" in failed["message"]
     last = (run.path / "log.txt").read_text().splitlines()[-1]
     assert " ERROR ended: " in last and str(error) in last
+
+
+def test_the_log_of_a_run_has_what_any_module_of_app_logs(start: Start) -> None:
+    def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
+        logging.getLogger("app.some.module").warning("from below")
+        logging.getLogger("elsewhere").warning("of a library")
+        return {}
+
+    log = (start(work).run.path / "log.txt").read_text()
+    assert "WARNING from below" in log and "library" not in log
+
+
+def test_every_logger_has_the_name_of_its_module() -> None:
+    """One of another name is in no run's log, and no level applies to it."""
+    named = {(path.name, name) for package in ("app", "jobs", "vast") for path in Path(package).rglob("*.py")
+             for name in re.findall(r"^log\w* = .*getLogger\((.*)\)", path.read_text(), re.MULTILINE)}  # fmt: skip
+    assert len(named) > 8 and {name for _, name in named} == {"__name__"}
 
 
 def test_after_a_failure_the_next_run_starts_anew(start: Start) -> None:

@@ -96,17 +96,17 @@ def test_continue_leaves_the_run_of_another_job_alone(start: Start) -> None:
 def test_less_memory_is_the_same_job_and_reaches_the_work(start: Start) -> None:
     seen = []
 
-    def work(job: Job, run: RunDir, *_: Any, halve_memory: int, **__: Any) -> dict[str, float]:
-        assert job.stage.score is not None
-        seen.append((run.path, job.stage.score.batch_tokens, halve_memory))
-        if halve_memory < 2:
+    def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
+        assert job.score is not None
+        seen.append((run.path, job.score.batch_tokens, job.halvings))
+        if job.halvings < 2:
             raise RuntimeError("CUDA out of memory")
         return {}
 
     for times in (0, 1):
         with pytest.raises(RuntimeError):
-            start(work, go_on=True, halve_memory=times)
-    done = start(work, go_on=True, halve_memory=2)
+            start(work, go_on=True, halvings=times)
+    done = start(work, go_on=True, halvings=2)
     assert seen == [(done.run.path, 2048, 0), (done.run.path, 1024, 1), (done.run.path, 512, 2)]
     assert done.run.read_job()["stage"]["score"]["batch_tokens"] == 2048
 

@@ -34,7 +34,7 @@ def beat(phase: str = "train", ago: float = 3, **changes: Any) -> dict[str, Any]
     return {"step": 340, "total": 1200, "loss": 1.5, "tokens_per_s": 9.0, "phase": phase, **times, **changes}
 
 
-def judged(content: Any, run_age: float = 5000, limits: Any = LIMITS) -> health.Verdict:
+def judged(content: Any, run_age: float = 5000, limits: Any = LIMITS) -> health.HealthVerdict:
     return health.judge(content, run_age, UPTIME, NOW, limits)
 
 

@@ -1,5 +1,6 @@
 """Names to a checked job: what overrides what, and which file a mistake is reported in."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import strict_yaml
-from jobs.config.load import Job, resolve, stage_names, with_memory_halved
+from jobs.config.load import Job, resolve, stage_names
 from jobs.errors import ConfigError
 
 
@@ -275,18 +276,25 @@ def test_any_set_is_either_taken_or_answered_by_name(key: str, value: str) -> No
 )
 def test_a_halved_micro_batch_still_divides_the_batch(batch: int, micro: int, times: int, expected: int) -> None:
     sets = [f"train.batch_size={batch}", f"train.micro_batch_size={micro}"]
-    job = resolve("stage3b", "ci", sets=sets)
-    train = with_memory_halved(job, times).stage.train
-    assert train is not None and (train.batch_size, train.micro_batch_size) == (batch, expected)
+    job = replace(resolve("stage3b", "ci", sets=sets), halvings=times)
+    assert job.train is not None and (job.train.batch_size, job.train.micro_batch_size) == (batch, expected)
     assert job.stage.train is not None and job.stage.train.micro_batch_size == micro
 
 
 def test_scoring_takes_half_as_well_and_nothing_else_changes() -> None:
     job = resolve("stage5a", "ci")
-    half = with_memory_halved(job, 1)
-    assert job.stage.score is not None and half.stage.score is not None
-    assert half.stage.score.batch_tokens * 2 == job.stage.score.batch_tokens
-    changed = {key for key in ("train", "score") if half.to_dict()["stage"][key] != job.to_dict()["stage"][key]}
-    assert changed == {"train", "score"} and half.profile == job.profile
-    rest = [{k: v for k, v in one.to_dict()["stage"].items() if k not in changed} for one in (job, half)]
-    assert rest[0] == rest[1]
+    half = replace(job, halvings=1)
+    assert job.score is not None and job.train is not None and half.train is not None
+    assert half.score == job.score.model_copy(update={"batch_tokens": job.score.batch_tokens // 2})
+    assert half.train == job.train.model_copy(update={"micro_batch_size": half.train.micro_batch_size})
+    assert (half.stage, half.profile) == (job.stage, job.profile)
+
+
+def test_rows_are_halved_to_one_token_at_least() -> None:
+    job = resolve("stage5a", "ci")
+    assert [replace(job, halvings=times).halved(4096) for times in (0, 1, 12, 16)] == [4096, 2048, 1, 1]
+
+
+def test_a_halved_job_is_the_same_experiment_with_the_same_record() -> None:
+    job = resolve("stage5a", "ci")
+    assert replace(job, halvings=3).record({"stage3b": "run"}) == job.record({"stage3b": "run"})

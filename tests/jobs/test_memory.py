@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.config.load import Job, resolve, with_memory_halved
+from jobs.config.load import Job, resolve
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand, gpu_named
 from tests.jobs.measured import gpus_3b
@@ -51,12 +51,12 @@ def peak(found: Estimate) -> float:
 @pytest.mark.parametrize("sets", [("train.batch_size=64",), (), ("train.packing=false", "train.micro_batch_size=8")])
 def test_every_halving_of_memory_lowers_the_peak(sets: tuple[str, ...]) -> None:
     whole, gpu = job("stage5b", "ministral-3b", *sets), gpu_named("H200")
-    peaks = [peak(estimate_on(with_memory_halved(whole, k), gpu, halvings=k)) for k in range(4)]
+    peaks = [peak(estimate_on(replace(whole, halvings=k), gpu)) for k in range(4)]
     assert peaks == sorted(set(peaks), reverse=True), peaks
 
 
 def test_a_row_no_longer_than_the_longest_example_to_expect_is_not_made_shorter_by_halving() -> None:
-    far, farther = (estimate_on(job(), gpu_named("H200"), halvings=k) for k in (6, 7))
+    far, farther = (estimate_on(replace(job(), halvings=k), gpu_named("H200")) for k in (6, 7))
     assert peak(far) == peak(farther)
 
 
@@ -204,7 +204,7 @@ def test_nothing_is_spread_over_gpus_to_spare_the_checkpointing() -> None:
 
 def test_a_job_that_ran_out_of_memory_does_not_go_without_checkpointing_again() -> None:
     whole, gpu = job("stage5b", "ministral-3b", *AUTO), gpu_named("H200")
-    found = [estimate_on(with_memory_halved(whole, k), gpu, halvings=k) for k in range(3)]
+    found = [estimate_on(replace(whole, halvings=k), gpu) for k in range(3)]
     assert [one.checkpointing for one in found] == [False, True, True]
     assert peak(found[0]) > peak(found[1]) > peak(found[2])
 

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vast.ports import Address, Host, Job, Pulled, Watchdog
+from vast.ports import Address, Host, JobReport, Pulled, Watchdog
 
 RUN = "stage3b/20270115-080100"
 
 
-def host(job: Job | None, **more: object) -> Host:
+def host(job: JobReport | None, **more: object) -> Host:
     fields: dict[str, object] = {"gpu_percent": 97.0, "gpu_memory_percent": 81.0, "disk_free_gb": 30.0, **more}
     return Host("ok", "boot-1", Watchdog(True, 10.0, 100.0), job, **fields)  # type: ignore[arg-type]
 
 
 def running(step: int, **more: object) -> Host:
     fields: dict[str, object] = {"loss": 2.0 - step / 1000, "tokens_per_s": 9100.0, "beat_age": 2.0, **more}
-    return host(Job("running", 1, run=RUN, step=step, total=300, **fields))  # type: ignore[arg-type]
+    return host(JobReport("running", 1, run=RUN, step=step, total=300, **fields))  # type: ignore[arg-type]
 
 
 def ended(reason: str = "done", code: int = 0, complete: bool = True, attempt: int = 1, **more: object) -> Host:
-    return host(Job("ended", attempt, code, reason, run=RUN, step=300, total=300, complete=complete, **more))  # type: ignore[arg-type]
+    return host(JobReport("ended", attempt, code, reason, run=RUN, step=300, total=300, complete=complete, **more))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ScriptedShell:
 
     def look(self, addresses: tuple[Address, ...]) -> Host:
         if not self.started:
-            return host(Job("absent"))
+            return host(JobReport("absent"))
         self.looks += 1
         self.on_look(self.looks)
         if self.stopped:

@@ -15,7 +15,7 @@ from vast.ports import (
     CreateResult,
     Host,
     Instance,
-    Job,
+    JobReport,
     Offer,
     OfferQuery,
     Pulled,
@@ -44,11 +44,11 @@ def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL
     )
 
 
-def job(phase: str = "running", attempt: int = 1, **more: Any) -> Job:
-    return Job(phase, attempt, **more)
+def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
+    return JobReport(phase, attempt, **more)
 
 
-def host(one: Job | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
+def host(one: JobReport | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
     return Host(contact, "b1", Watchdog(armed, 1.0, 1.0), one, more.pop("gpu", 90.0), **more)
 
 
@@ -220,7 +220,7 @@ def test_no_job_starts_before_this_look_has_seen_the_switch_armed() -> None:
         (job("lost"), "lost"),
     ],
 )
-def test_an_end_of_the_job_is_judged_once(ended: Job, reason: str) -> None:
+def test_an_end_of_the_job_is_judged_once(ended: JobReport, reason: str) -> None:
     state, obs = look(running(), 1000.0, host=host(ended))
     action = decide(obs, state, POLICY)
     assert (action.do, action.why) == (Do.VERDICT, reason)
@@ -410,7 +410,7 @@ def test_a_working_machine_that_lost_its_switch_is_fetched_from_before_another_i
         job("ended", step=2000, total=2000),
     ],
 )
-def test_a_pace_is_of_one_part_of_one_attempt(now: Job) -> None:
+def test_a_pace_is_of_one_part_of_one_attempt(now: JobReport) -> None:
     state, _ = look(replace(running(job=job(step=1000, total=2000), pace=0.9), looks=9), 1200.0, host=host(now))
     assert state.machine is not None and state.machine.pace is None
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from jobs.errors import DiskFull, RunStateError
-from vast.ports import Address, Job, Offer, OfferQuery, Status, label_text, parse_label
+from vast.ports import Address, JobReport, Offer, OfferQuery, Status, label_text, parse_label
 from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal, RunClock, Stamp, Superseded
 from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Phase, Plan, RunState, begin
@@ -26,7 +26,7 @@ MACHINE = Machine(
     3.0,
     status=Status.RUNNING,
     addresses=(Address("h", 22),),
-    job=Job("running", 1, fixes=("a",)),
+    job=JobReport("running", 1, fixes=("a",)),
     armed=True,
 )
 STATE = replace(

@@ -20,7 +20,7 @@ from vast.local import container_spec
 from vast.local.container_spec import Asked, Given
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
-from vast.records.run_dir import Folder, Request
+from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell
 
@@ -39,7 +39,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     made = Folder(tmp_path / "runs", "stage1-20261123-101500")
-    made.make(Request("stage1", "ci", "prefill:test"), policies.text(policies.load()))
+    made.make(RunRequest("stage1", "ci", "prefill:test"), policies.text(policies.load()))
     return made
 
 

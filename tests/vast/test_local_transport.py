@@ -18,7 +18,7 @@ import pytest
 
 from tests.vast.fake_engine import Box, FakeEngine, Handler, tar_of
 from vast.local import tar_stream
-from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
+from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
 
@@ -113,7 +113,7 @@ def test_a_file_that_is_missing_leaves_the_others_alone(transport: LocalTranspor
 def test_a_path_that_leaves_its_place_is_refused(
     fake: FakeEngine, transport: LocalTransport, at: Address, tmp_path: Path, path: str
 ) -> None:
-    with pytest.raises(Odd):
+    with pytest.raises(OddArchive):
         inside(path)
     before = set(tmp_path.rglob("*"))
     assert not transport.fetch(at, [path], "/runs", tmp_path / "in", timeout=5).good

@@ -137,5 +137,5 @@ def test_money_and_time_of_an_instance(cloud: VastAI, fake: FakeVast, clock: Man
 def test_an_offer_must_say_what_it_is_and_costs(name: str, value: object) -> None:
     row = {"id": 1, "machine_id": 2, "gpu_name": "A100 SXM4", "gpu_ram": 81920, "num_gpus": 1, "dph_total": 1.0}
     assert rows.offer(row).vram_gb == 81.92
-    with pytest.raises(rows.Odd):
+    with pytest.raises(rows.OddRow):
         rows.offer(row | {name: value})

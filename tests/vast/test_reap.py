@@ -10,7 +10,7 @@ from tests.vast.command_line import KILLED, Killed, World
 from tests.vast.fake_market import ManualClock, Rental
 from vast.ports import GONE, Account, Gone, Instance, Status, label_text
 from vast.records import reap
-from vast.records.run_dir import Care, Folder, Request
+from vast.records.run_dir import Care, Folder, RunRequest
 from vast.supervisor.journal import FileJournal
 
 NOW = 1_800_000_000.0
@@ -26,7 +26,7 @@ def rent(world: World, run: str, deadline: float) -> Rental:
 
 def known(world: World, run: str) -> Folder:
     folder = Folder(world.runs, run)
-    folder.make(Request("stage1", "ci", "image"), "")
+    folder.make(RunRequest("stage1", "ci", "image"), "")
     return folder
 
 

@@ -124,8 +124,8 @@ def test_children_that_outlive_both_runner_and_job_are_found_too(host: Host) -> 
 def test_a_job_whose_runner_dies_before_the_state_names_it_never_runs(host: Host) -> None:
     code = """
 import os, sys
-from vast.host.attempt import Job
-job = Job(["touch", "ran"])
+from vast.host.attempt import JobProcess
+job = JobProcess(["touch", "ran"])
 print(job.identity.pid, flush=True)
 os.kill(os.getpid(), 9)
 """

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from vast.ports import Job, OfferQuery
+from vast.ports import JobReport, OfferQuery
 from vast.records import report
-from vast.records.run_dir import Request
+from vast.records.run_dir import RunRequest
 from vast.supervisor.journal import Last, Stamp
 from vast.supervisor.state import Doomed, Intent, Machine, Phase, Plan, RunState, begin, changed
 
 PLAN = Plan("stage1-1", "image-host", ("run",), OfferQuery(), 12.0, 36_000.0)
-REQUEST = Request("stage1", "ci", "image", estimate_hours=2.0, estimate_dollars=2.5)
+REQUEST = RunRequest("stage1", "ci", "image", estimate_hours=2.0, estimate_dollars=2.5)
 START = begin(PLAN, 1_800_000_000.0)
 
 
@@ -26,7 +26,7 @@ def machine(**more: object) -> Machine:
     return Machine(7, 70, 1.0, 0.0, **more)  # type: ignore[arg-type]  # a dollar an hour, from t = 0
 
 
-RUNS = Job("running", 1, step=5, total=10)
+RUNS = JobReport("running", 1, step=5, total=10)
 RECORDS = [
     at(0.0),
     at(0.0, phase=Phase.PROVISIONING, attempt=1, machine=machine()),
@@ -68,7 +68,7 @@ def test_they_add_up_wherever_a_journal_ends(end: int) -> None:
         (changed(START, phase=Phase.PROVISIONING, intent=Intent(1, 2, 1.0, 0.0, 0.0)), "loading"),
         (changed(START, phase=Phase.PROVISIONING, machine=machine()), "loading"),
         (changed(START, phase=Phase.RUNNING, machine=machine(starts=1, job=RUNS)), "training"),
-        (changed(START, phase=Phase.RUNNING, machine=machine(starts=1, job=Job("ended"))), "idle"),
+        (changed(START, phase=Phase.RUNNING, machine=machine(starts=1, job=JobReport("ended"))), "idle"),
         (changed(START, phase=Phase.RUNNING, machine=machine(starts=1, job=RUNS, stalled=1)), "idle"),
         (changed(START, phase=Phase.RUNNING, machine=machine(starts=1, job=RUNS), restart="bug"), "idle"),
         (changed(START, phase=Phase.COLLECTING, machine=machine(starts=1)), "idle"),  # on the way to another machine
@@ -95,6 +95,6 @@ def test_a_loss_is_named() -> None:
 
 def test_a_run_without_a_machine_has_a_report_too() -> None:
     text = report.text(
-        report.tell([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], Request("stage1", "ci", "i"))
+        report.tell([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], RunRequest("stage1", "ci", "i"))
     )
     assert "No machine was rented." in text and "not known" in text

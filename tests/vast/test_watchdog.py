@@ -20,7 +20,7 @@ from tests.vast.rented import FOREVER, NONCE, WAITS, Rented
 from vast.host import jsonfiles, lease
 from vast.host.dead_man_switch import FIRST_PAUSE, Limits, Memory
 from vast.host.watchdog import TICK, watch
-from vast.host.watched_job import Instance, Machine, delete, take_instance
+from vast.host.watched_job import OwnInstance, WatchedMachine, delete, take_instance
 
 SILENT, GRACE = 100.0, 50.0  # seconds on the clock that a test moves; ticks are 5 s then
 
@@ -201,7 +201,7 @@ def test_a_deaf_job_is_killed_when_the_grace_is_over(machine: Rented, api: FakeV
 )
 def test_whatever_is_answered_is_words_without_the_key(fault: str, api: FakeVast, own: Rental) -> None:
     api.fail(fault, on="destroy", times=1)
-    instance = Instance(own.id, own.api_key, api.url)
+    instance = OwnInstance(own.id, own.api_key, api.url)
     said = delete(instance, timeout=5)
     assert said and own.api_key not in said and "\n" not in said and own.api_key not in repr(instance)
     assert delete(instance, timeout=5).startswith("200 ") or own.destroyed is not None
@@ -209,20 +209,20 @@ def test_whatever_is_answered_is_words_without_the_key(fault: str, api: FakeVast
 
 def test_the_environment_is_left_without_the_key() -> None:
     environment = {"CONTAINER_ID": "C.7000001", "CONTAINER_API_KEY": "k", "PATH": "/bin"}
-    assert take_instance(environment, "https://api") == Instance(7000001, "k", "https://api")
+    assert take_instance(environment, "https://api") == OwnInstance(7000001, "k", "https://api")
     assert environment == {"PATH": "/bin"}
     for bad in ({}, {"CONTAINER_ID": "7"}, {"CONTAINER_ID": "x", "CONTAINER_API_KEY": "k"}, {"CONTAINER_API_KEY": "k"}):
         assert take_instance(dict(bad), "https://api") is None
 
 
 def test_nobody_listening_is_words_too(own: Rental) -> None:
-    assert "refused" in delete(Instance(own.id, own.api_key, "http://127.0.0.1:9"), timeout=5)
+    assert "refused" in delete(OwnInstance(own.id, own.api_key, "http://127.0.0.1:9"), timeout=5)
 
 
 def test_its_key_destroys_no_other_instance(api: FakeVast, own: Rental) -> None:
     other = api.market.create(12, {"label": "prefill/y/1", "disk": 40.0})
     assert isinstance(other, Rental)
-    assert delete(Instance(other.id, own.api_key, api.url), timeout=5).startswith("404")
+    assert delete(OwnInstance(other.id, own.api_key, api.url), timeout=5).startswith("404")
     assert other.destroyed is None
 
 
@@ -358,7 +358,7 @@ def test_a_full_disk_neither_stops_its_clock_nor_hides_a_renewal(
 ) -> None:
     config = {"run_id": "r", "nonce": "n"}
     jsonfiles.write(tmp_path / lease.CONFIG, config)
-    world = Machine(tmp_path, config, None, local=True)
+    world = WatchedMachine(tmp_path, config, None, local=True)
     world.keep(Memory(uptime=1.0))
     lease.renew(tmp_path, 10.0)
     before = lease.token(tmp_path)

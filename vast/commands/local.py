@@ -25,7 +25,7 @@ from vast.local.engine import connect as reach
 from vast.local.engine_errors import EngineError, Missing
 from vast.policy import Policy
 from vast.ports import OfferQuery
-from vast.records.run_dir import Folder, Request, require_writable
+from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.shell import subprocess_run
@@ -69,7 +69,7 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
     runs_dir = runs_dir.absolute()
     profile_file = None if profile in profile_names() else Path(profile).absolute()
-    request = Request(
+    request = RunRequest(
         stage, job.profile.name, image, gpu, profile_file=None if profile_file is None else str(profile_file),
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
@@ -121,7 +121,7 @@ def has_gpu() -> bool:
     return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
 
 
-def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: Request) -> list[tuple[str, str]]:
+def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: RunRequest) -> list[tuple[str, str]]:
     """The plan, for a person."""
     rows = [
         ("stage", f"{request.stage}, profile {request.profile}"),

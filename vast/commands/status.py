@@ -48,7 +48,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
                 click.echo(f"{one.run}: {text}", err=True)
 
 
-def _print(found: list[statuses.Status]) -> None:
+def _print(found: list[statuses.RunStatus]) -> None:
     if sys.stdout.isatty():
         width = get_terminal_size().columns
         lines = table_lines(statuses.TERMINAL, statuses.terminal_rows(found), width)

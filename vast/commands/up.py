@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -21,7 +21,7 @@ from vast.commands.options import POSITIVE, cap_options, machine_options, policy
 from vast.commands.wiring import Wiring, inputs_of
 from vast.policy import Policy
 from vast.ports import Offer
-from vast.records.run_dir import Folder, Request, require_writable
+from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import Begun
@@ -52,6 +52,58 @@ def offers(wiring: Wiring, stage: str | None, profile: str, gpu: str | None, gpu
     show_offers(found, hours, policy, interruptible)
 
 
+@dataclass(frozen=True)
+class UpOptions:
+    """What `up` was asked for: its argument and its options, each under its own name."""
+
+    stage: str
+    profile: str
+    image: str
+    max_cost: float | None
+    max_hours: float | None
+    gpu: str | None
+    gpus: int
+    min_vram: float | None
+    max_price: float | None
+    disk: float
+    interruptible: bool
+    bid: float | None
+    destroy_on: str | None
+    policy_file: Path | None
+    limit: int | None
+    seed: int | None
+    sets: tuple[str, ...]
+    force: bool
+    ssh_key: Path | None
+    runs_dir: Path
+    yes: bool
+    detach: bool
+
+    def policy(self) -> Policy:
+        return policies.load(self.policy_file, {**_caps(self.max_cost, self.max_hours), **_destroy_on(self.destroy_on)})
+
+    def job(self) -> Job:
+        """The stage with everything decided. Raises ConfigError, also where it names paths of this machine."""
+        job = resolve(self.stage, self.profile, limit=self.limit, sets=self.sets, seed=self.seed)
+        preflight.require_no_paths(job)
+        return job
+
+    def machine(self) -> Wanted:
+        """The machine to look for. Raises ConfigError unless --interruptible and --bid come together."""
+        if self.interruptible != (self.bid is not None):
+            raise ConfigError(
+                "--interruptible", "goes with --bid", "see the least bids: python -m vast offers --interruptible"
+            )
+        return Wanted(
+            self.gpu, self.gpus, self.min_vram or 0.0, self.max_price, self.disk, self.interruptible, self.bid
+        )
+
+    @property
+    def profile_file(self) -> Path | None:
+        """The profile's own file, where it is not one of those shipped."""
+        return None if self.profile in profile_names() else Path(self.profile).absolute()
+
+
 @click.command()
 @click.argument("stage")
 @profile_option
@@ -75,51 +127,44 @@ def offers(wiring: Wiring, stage: str | None, profile: str, gpu: str | None, gpu
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Watch in the background; the terminal may be closed.")
 @click.pass_obj
-def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | None, max_hours: float | None,
-       gpu: str | None, gpus: int, min_vram: float | None, max_price: float | None, disk: float, interruptible: bool,
-       bid: float | None, destroy_on: str | None, policy_file: Path | None, limit: int | None, seed: int | None,
-       sets: tuple[str, ...], force: bool, ssh_key: Path | None, runs_dir: Path, yes: bool, detach: bool) -> None:  # fmt: skip
+def up(wiring: Wiring, /, **options: Any) -> None:
     """Rent a machine, run STAGE on it, watch it, bring everything home, and destroy it.
 
     Prints the plan and asks, unless --yes. Ctrl-C asks for the end: a checkpoint, a last pull, and the machine is
     destroyed; a second Ctrl-C leaves, and `attach` goes on.
     """
+    asked = UpOptions(**options)
     preflight.tools(wiring.which)
-    policy = policies.load(policy_file, {**_caps(max_cost, max_hours), **_destroy_on(destroy_on)})
-    job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
-    preflight.require_no_paths(job)
-    if interruptible != (bid is not None):
-        remedy = "see the least bids: python -m vast offers --interruptible"
-        raise ConfigError("--interruptible", "goes with --bid", remedy)
-    wanted = Wanted(gpu, gpus, min_vram or 0.0, max_price, disk, interruptible, bid)
-    runs_dir = runs_dir.absolute()
+    policy, job, wanted, runs_dir = asked.policy(), asked.job(), asked.machine(), asked.runs_dir.absolute()
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
-    run_id = plans.run_id_of(stage, now, token_hex(2))
-    profile_file = None if profile in profile_names() else Path(profile).absolute()
-    sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
-    command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
-    plan = plans.plan_of(run_id, image, command, wanted, policy)
-    request = Request(
-        stage, job.profile.name, image, gpu, gpus, None if profile_file is None else str(profile_file),
-        preflight.starting_runs(runs_dir, job), ssh_key=None if ssh_key is None else str(ssh_key.absolute()),
+    run_id = plans.run_id_of(asked.stage, now, token_hex(2))
+    profile_file = asked.profile_file
+    sent = asked.profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
+    command = plans.command_of(asked.stage, sent, limit=asked.limit, sets=asked.sets, seed=asked.seed)
+    plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
+    ssh_key = None if asked.ssh_key is None else asked.ssh_key.absolute()
+    request = RunRequest(
+        asked.stage, job.profile.name, asked.image, asked.gpu, asked.gpus,
+        None if profile_file is None else str(profile_file), preflight.starting_runs(runs_dir, job),
+        ssh_key=None if ssh_key is None else str(ssh_key),
     )  # fmt: skip
     for one in inputs_of(runs_dir, request):
         one.files()  # what cannot be sent is known now
     fingerprint = job.fingerprint(resolve_init(runs_dir, job))
-    if not force:
-        earlier_runs.refuse_complete(runs_dir, stage, fingerprint)
+    if not asked.force:
+        earlier_runs.refuse_complete(runs_dir, asked.stage, fingerprint)
         earlier_runs.refuse_open(runs_dir, plan.command)
-    begun = None if force else earlier_runs.begun(runs_dir, stage, fingerprint)
-    public = None if ssh_key is None else public_key(ssh_key.absolute(), wiring.environ)
+    begun = None if asked.force else earlier_runs.begun(runs_dir, asked.stage, fingerprint)
+    public = None if ssh_key is None else public_key(ssh_key, wiring.environ)
     login = start.held(policy, wiring).login
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
     found, need = preflight.offers(cloud, plan.query), 0.0
     estimate = plans.estimated(wiring.estimate, job, found[0])
-    if gpu is None and (need := plans.least_vram(estimate)):
+    if asked.gpu is None and (need := plans.least_vram(estimate)):
         wanted = replace(wanted, min_vram_gb=max(need, wanted.min_vram_gb))
-        plan = plans.plan_of(run_id, image, command, wanted, policy)
+        plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
         found = preflight.offers(cloud, plan.query)
         estimate = plans.estimated(wiring.estimate, job, found[0])
     preflight.require_memory(estimate, found[0])
@@ -136,7 +181,7 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
         click.echo(
             "its registry could not be asked whether the image is there; the first machine will show it", err=True
         )
-    if not yes:
+    if not asked.yes:
         _ask(wiring)
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
@@ -144,7 +189,7 @@ def up(wiring: Wiring, stage: str, profile: str, image: str, max_cost: float | N
         earlier_runs.hand_over(begun, folder)
     plan = replace(plan, public_key=public or wiring.make_key(folder.path))
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    raise click.exceptions.Exit(start.look_after(folder, wiring, plan, detach))
+    raise click.exceptions.Exit(start.look_after(folder, wiring, plan, asked.detach))
 
 
 def _ask(wiring: Wiring) -> None:
@@ -172,7 +217,7 @@ def _destroy_on(text: str | None) -> dict[str, dict[str, Any]]:
     return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
 
 
-def print_plan(plan: Plan, policy: Policy, job: Job, request: Request, best: Offer, count: int,
+def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
                need: Estimate | None, begun: Begun | None) -> None:  # fmt: skip
     """What is going to be done and what it may cost, in words, on stderr: standard output is for the lines of looks."""
     caps, price = policy.caps, plans.price_of(best, plan)

@@ -20,7 +20,7 @@ from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
-from vast.records.run_dir import Folder, Request
+from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
@@ -50,7 +50,7 @@ class Needs:
     """What a shell is made from."""
 
     folder: Folder
-    request: Request
+    request: RunRequest
     secrets: Mapping[str, Secret]
     clock: Clock
     environ: Mapping[str, str]
@@ -86,7 +86,7 @@ def over_ssh(needs: Needs) -> RunShell:
     )
 
 
-def inputs_of(runs_dir: Path, request: Request) -> tuple[Input, ...]:
+def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
     """What the stage needs on its machine: the runs that it starts from, a profile that is a file of one's own."""
     found = [Input(runs_dir, request.init_runs)] if request.init_runs else []
     if request.profile_file is not None:

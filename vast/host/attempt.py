@@ -46,7 +46,7 @@ def run(
     begun_at = log.stat().st_size if log.exists() else 0  # what earlier attempts said explains nothing about this one
     _reserve_space(directory, state)
     jobstate.write(directory, state)
-    job = Job(command)
+    job = JobProcess(command)
     try:
         state = jobstate.running(state, job.identity)
         jobstate.write(directory, state)
@@ -130,7 +130,7 @@ def write_end(
     raise AssertionError("unreachable")
 
 
-class Job:
+class JobProcess:
     """A child in a process group of its own that does not run its command before `release`.
 
     So state.json names the job before the job can do anything; if the runner dies in between, the child ends by itself.

@@ -33,7 +33,7 @@ FAULTS = re.compile(
 )
 
 
-class Gpu(NamedTuple):
+class GpuReading(NamedTuple):
     percent: float | None
     memory_percent: float | None
     fault: str | None
@@ -89,7 +89,7 @@ def disk_free_gb(root: Path) -> float | None:
 
 
 def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
-    """The fields of vast.ports.Job. Raises RunStateError for a state.json that cannot be read."""
+    """The fields of vast.ports.JobReport. Raises RunStateError for a state.json that cannot be read."""
     directory = root / hostruns.RUNNER
     if jobstate.read(directory) is None:
         return {"phase": "absent"}
@@ -167,10 +167,10 @@ def ask_nvidia_smi() -> tuple[int, str] | None:
     return done.returncode, f"{done.stdout}\n{done.stderr}"
 
 
-def gpu(answer: tuple[int, str] | None) -> Gpu:
+def gpu(answer: tuple[int, str] | None) -> GpuReading:
     """Of several GPUs the busiest, since they work on one job; a fault of any."""
     if answer is None:
-        return Gpu(None, None, None)
+        return GpuReading(None, None, None)
     code, text = answer
     fault = FAULTS.search(text)
     busy, used = [], []
@@ -180,4 +180,6 @@ def gpu(answer: tuple[int, str] | None) -> Gpu:
             used.append(100 * memory / total)
             busy.append(percent)
     said = " ".join(fault[0].split()) if fault else None
-    return Gpu(max(busy, default=None), round(max(used), 1) if used else None, said if code != 0 or not busy else None)
+    return GpuReading(
+        max(busy, default=None), round(max(used), 1) if used else None, said if code != 0 or not busy else None
+    )

@@ -31,12 +31,12 @@ from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import jobstate, jsonfiles, lease
 from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
-from vast.host.watched_job import Instance, Machine, take_instance
+from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
 
 TICK = 5.0  # seconds; less where the limits are that short
 
 
-class World(Protocol):
+class WatchdogPorts(Protocol):
     """What the loop acts on."""
 
     def elapsed(self) -> float:
@@ -54,7 +54,7 @@ class World(Protocol):
     def say(self, text: str) -> None: ...
 
 
-def watch(world: World, limits: Limits, memory: Memory, pause: float) -> None:
+def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) -> None:
     """Until the machine is gone, and this process with it. Nothing that goes wrong ends it."""
     said: str | None = memory.ending
     while True:
@@ -97,7 +97,7 @@ def run(
     directory: Path,
     config: Mapping[str, Any],
     limits: Limits,
-    instance: Instance | None,
+    instance: OwnInstance | None,
     local: bool,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
@@ -113,7 +113,7 @@ def run(
             return EXIT_OK
         raise
     pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
-    machine = Machine(directory, config, instance, local, clock, sleep)
+    machine = WatchedMachine(directory, config, instance, local, clock, sleep)
     _hear(machine.ask if local else None)
     with suppress(OSError):
         os.setsid()

@@ -26,7 +26,7 @@ _ID = re.compile(r"(?:C\.)?(\d+)")
 
 
 @dataclass(frozen=True)
-class Instance:
+class OwnInstance:
     """This machine, as its market knows it."""
 
     id: int
@@ -34,21 +34,21 @@ class Instance:
     url: str
 
 
-def take_instance(environment: MutableMapping[str, str], url: str) -> Instance | None:
+def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstance | None:
     """Take CONTAINER_ID and CONTAINER_API_KEY out of the environment."""
     match = _ID.fullmatch(environment.pop("CONTAINER_ID", "").strip())
     key = environment.pop("CONTAINER_API_KEY", "").strip()
-    return Instance(int(match[1]), key, url) if match and key else None
+    return OwnInstance(int(match[1]), key, url) if match and key else None
 
 
-class Machine:
-    """vast.host.watchdog.World of a real machine. instance: None for a local container, or where the environment names none."""
+class WatchedMachine:
+    """The WatchdogPorts of a real machine. instance: None for a local container, or where the environment names none."""
 
     def __init__(
         self,
         directory: Path,
         config: Mapping[str, Any],
-        instance: Instance | None,
+        instance: OwnInstance | None,
         local: bool,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -141,7 +141,7 @@ class Machine:
                 pass
 
 
-def delete(instance: Instance, timeout: float = API_SECONDS) -> str:
+def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
     """One DELETE; what came of it, in words without the key."""
     request = urllib.request.Request(
         f"{instance.url}/api/v0/instances/{instance.id}/",

@@ -22,7 +22,7 @@ CHUNK = 1 << 16
 BLOCK = 512
 
 
-class Odd(EngineError):
+class OddArchive(EngineError):
     """An archive, or a path, that is not what was asked for."""
 
 
@@ -31,10 +31,10 @@ class NoRoom(EngineError):
 
 
 def inside(path: str) -> PurePosixPath:
-    """A relative path that stays below where it is put. Raises Odd."""
+    """A relative path that stays below where it is put. Raises OddArchive."""
     pure = PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or pure == PurePosixPath("."):
-        raise Odd(f"{path!r} is no path below its directory")
+        raise OddArchive(f"{path!r} is no path below its directory")
     return pure
 
 
@@ -52,14 +52,14 @@ def save(chunks: Iterable[bytes], target: Path) -> None:
     """Write the one regular file of an archive to `target`, under another name until all of it is there.
 
     What has that size and time already is left as it is: whoever checks it removes it if it is not as it should be.
-    Raises Odd for any other archive, NoRoom, and what `chunks` raises, which is no OSError.
+    Raises OddArchive for any other archive, NoRoom, and what `chunks` raises, which is no OSError.
     """
     part = target.with_name(f".{target.name}.part")
     try:
         with tarfile.open(fileobj=cast(IO[bytes], _Stream(chunks)), mode="r|") as archive:
             member = archive.next()
             if member is None or not member.isreg():
-                raise Odd(f"{target.name}: expected one regular file")
+                raise OddArchive(f"{target.name}: expected one regular file")
             if _is_same(target, member):
                 return
             content: Any = archive.extractfile(member)
@@ -68,12 +68,12 @@ def save(chunks: Iterable[bytes], target: Path) -> None:
                 with part.open("wb") as file:
                     shutil.copyfileobj(content, file, CHUNK)  # a TarError if it is shorter than the archive says
             if archive.next() is not None:
-                raise Odd(f"{target.name}: expected one regular file, found more")
+                raise OddArchive(f"{target.name}: expected one regular file, found more")
         with _disk():
             os.utime(part, (member.mtime, member.mtime))
             part.replace(target)
     except tarfile.TarError as error:
-        raise Odd(f"{target.name}: {error}") from None
+        raise OddArchive(f"{target.name}: {error}") from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -92,13 +92,13 @@ def _disk() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise (NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else Odd)(str(error)) from None
+        raise (NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else OddArchive)(str(error)) from None
 
 
 def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str) -> Iterator[bytes]:
     """An archive of `source`/path, each named `below`/path, with the directories on the way, all of `owner` (uid, gid).
 
-    Raises Odd for what cannot be read, and for a file that becomes shorter meanwhile.
+    Raises OddArchive for what cannot be read, and for a file that becomes shorter meanwhile.
     """
     made = {"."}
     for path in paths:
@@ -116,7 +116,7 @@ def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str)
             while left:
                 chunk = file.read(min(CHUNK, left))
                 if not chunk:
-                    raise Odd(f"{path}: became shorter while it was sent")
+                    raise OddArchive(f"{path}: became shorter while it was sent")
                 left -= len(chunk)
                 yield chunk
             yield bytes(-found.st_size % BLOCK)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused
-from vast.local.tar_stream import NoRoom, Odd, inside, pack, save
+from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.ports import Address, Seconds
 from vast.shell.transport import Reply
 
@@ -116,7 +116,7 @@ class LocalTransport:
         """The engine's own no is an answer, about one file; its silence is none."""
         if self._engine.now() >= until:
             return Reply("timeout", err=f"{error}; no end within {timeout:g} s")
-        if isinstance(error, Odd) or (isinstance(error, Missing) and not error.of_container):
+        if isinstance(error, OddArchive) or (isinstance(error, Missing) and not error.of_container):
             return Reply("ok", 1, err=str(error))
         if isinstance(error, Refused):
             return Reply("ok", 1, err=str(error), no_room="no space left" in str(error).lower())

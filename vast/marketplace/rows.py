@@ -25,7 +25,7 @@ HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}")  # goes into argv of s
 PORT = re.compile(r"[0-9]{1,5}")
 
 
-class Odd(ValueError):
+class OddRow(ValueError):
     """A row that is not what the service is known to send."""
 
 
@@ -36,13 +36,13 @@ def number(row: Mapping[str, object], name: str, default: float | None = None) -
         return default
     found = finite(value)
     if found is None or found < 0:
-        raise Odd(name)
+        raise OddRow(name)
     return found
 
 
 def identifier(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
-        raise Odd("id")
+        raise OddRow("id")
     return value
 
 
@@ -51,14 +51,14 @@ def text(row: Mapping[str, object], name: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise Odd(name)
+        raise OddRow(name)
     return printable(value).strip()
 
 
 def offer(row: object) -> Offer:
-    """One row of `offers`. Raises Odd."""
+    """One row of `offers`. Raises OddRow."""
     if not isinstance(row, dict):
-        raise Odd("offer")
+        raise OddRow("offer")
     return Offer(
         id=identifier(row.get("id")),
         machine_id=identifier(row.get("machine_id")),
@@ -135,9 +135,9 @@ def filters(query: OfferQuery) -> dict[str, object]:
 
 
 def instance(row: object, redact: Text) -> Instance:
-    """One instance. Raises Odd. `machine_id` and `dollars_per_hour` are 0 where the service does not tell."""
+    """One instance. Raises OddRow. `machine_id` and `dollars_per_hour` are 0 where the service does not tell."""
     if not isinstance(row, dict):
-        raise Odd("instance")
+        raise OddRow("instance")
     word = row.get("actual_status")
     machine = row.get("machine_id")
     return Instance(
@@ -194,7 +194,7 @@ def created(answer: Answer, words: str) -> CreateResult:
     """What a reply to create means. Anything but a clear yes or a clear no is "unclear": 0, 1 or 2 contracts exist."""
     try:
         made = identifier(answer.body.get("new_contract"))
-    except Odd:
+    except OddRow:
         made = None
     success = answer.body.get("success")
     if answer.status >= 500 or answer.status == 429:

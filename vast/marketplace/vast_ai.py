@@ -51,7 +51,7 @@ class VastAI:
         for row in listed:
             try:
                 found.append(rows.offer(row))
-            except rows.Odd as odd:
+            except rows.OddRow as odd:
                 self._client.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
@@ -110,7 +110,7 @@ class VastAI:
                 return None
             try:
                 found.update((one.id, one) for one in (rows.instance(row, self._client.redact) for row in page))
-            except rows.Odd as odd:
+            except rows.OddRow as odd:
                 self._client.note(f"list: a row is odd in {odd}, so the list is not believed")
                 return None
             if token:
@@ -138,7 +138,7 @@ class VastAI:
             return None
         try:
             one = rows.instance(row, self._client.redact)
-        except rows.Odd as odd:
+        except rows.OddRow as odd:
             self._client.note(f"show {instance_id}: odd {odd}")
             return None
         if one.id != instance_id:

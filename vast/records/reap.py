@@ -23,7 +23,7 @@ LONGEST_PAUSE: Seconds = 60.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReapVerdict:
     """On one machine with our label."""
 
     instance: int
@@ -37,7 +37,7 @@ class Verdict:
 
 def judge(
     instances: Iterable[Instance], now: Seconds, here: Mapping[str, Care], all_mine: bool = False
-) -> tuple[Verdict, ...]:
+) -> tuple[ReapVerdict, ...]:
     """What to do with each machine that is ours. here: of each run that is known here, whether it is looked after."""
     found = []
     for one in sorted(instances, key=lambda one: one.id):
@@ -46,7 +46,7 @@ def judge(
             continue
         destroy, why = _fate(now, label.deadline, here.get(label.run_id), all_mine)
         price, status = one.dollars_per_hour, one.status.value
-        found.append(Verdict(one.id, label.run_id, label.deadline, price, status, destroy, why))
+        found.append(ReapVerdict(one.id, label.run_id, label.deadline, price, status, destroy, why))
     return tuple(found)
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
-from vast.records.run_dir import Request
+from vast.records.run_dir import RunRequest
 from vast.supervisor.journal import Last
 from vast.supervisor.state import Phase, RunState, burn, spent
 
@@ -61,7 +61,7 @@ class Story:
     timeline: tuple[tuple[float, str], ...]  # (hours, what)
 
 
-def tell(records: Sequence[Last], request: Request) -> Story:
+def tell(records: Sequence[Last], request: RunRequest) -> Story:
     """`records`: of a journal that has begun."""
     assert records, "a journal begins with a record"
     last = records[-1]

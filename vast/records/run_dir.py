@@ -34,7 +34,7 @@ VAST = "vast"  # below the runs directory
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What was asked for, in the words of the command line."""
 
     stage: str
@@ -64,7 +64,7 @@ class Folder:
 
     # ---- making one
 
-    def make(self, request: Request, policy_text: str) -> None:
+    def make(self, request: RunRequest, policy_text: str) -> None:
         """Everything but the journal, which the supervisor begins. Raises RunStateError, DiskFull."""
         with io_errors_reported(self.path):
             self.path.mkdir(parents=True, mode=0o700)
@@ -77,10 +77,10 @@ class Folder:
 
     # ---- reading
 
-    def request(self) -> Request:
+    def request(self) -> RunRequest:
         fields: dict[str, Any] = read_json(self.path / "request.json")
         try:
-            return Request(**{**fields, "init_runs": tuple(fields.get("init_runs", ()))})
+            return RunRequest(**{**fields, "init_runs": tuple(fields.get("init_runs", ()))})
         except TypeError:
             raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
 

@@ -14,7 +14,7 @@ from vast.supervisor.state import Phase, burn, spent
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """`phase` is broken for a journal that cannot be read. `dollars` count on while a machine may bill."""
 
     run: str
@@ -43,18 +43,18 @@ class Status:
         return asdict(self)
 
 
-def status(folder: Folder, clock: Clock) -> Status:
+def status(folder: Folder, clock: Clock) -> RunStatus:
     """Raises nothing for a journal that is not one: such a run may have a machine, and has to be seen."""
     try:
         last = folder.last()
     except UserError as error:
-        return Status(folder.run_id, "broken", None, folder.is_supervised(), note=str(error))
+        return RunStatus(folder.run_id, "broken", None, folder.is_supervised(), note=str(error))
     if last is None:
-        return Status(folder.run_id, "not begun", None, folder.is_supervised())
+        return RunStatus(folder.run_id, "not begun", None, folder.is_supervised())
     return of(last, folder.is_supervised(), clock)
 
 
-def of(last: Last, supervised: bool, clock: Clock) -> Status:
+def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
     state, machine = last.state, last.state.machine
     closed = state.phase is Phase.CLOSED
     t = last.stamp.t if closed else RunClock(clock, last.stamp).t()
@@ -62,7 +62,7 @@ def of(last: Last, supervised: bool, clock: Clock) -> Status:
     note = ""
     if not closed and not supervised:
         note = f"nobody looks after it: python -m vast attach {state.run_id}"
-    return Status(
+    return RunStatus(
         run=state.run_id,
         phase=state.phase.value,
         result=state.result,
@@ -119,7 +119,7 @@ TERMINAL = (
 )
 
 
-def row(one: Status) -> list[str]:
+def row(one: RunStatus) -> list[str]:
     phase = one.phase if one.result is None else f"{one.phase}: {one.result}"
     instance = "unclear" if one.unclear else "-" if one.instance is None else str(one.instance)
     if one.being_destroyed:
@@ -131,11 +131,11 @@ def row(one: Status) -> list[str]:
     ]  # fmt: skip
 
 
-def rows(found: Sequence[Status]) -> list[list[str]]:
+def rows(found: Sequence[RunStatus]) -> list[list[str]]:
     return [row(one) for one in found]
 
 
-def terminal_rows(found: Sequence[Status]) -> list[list[str]]:
+def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
     """The cells of TERMINAL."""
     at = COLUMNS.index("$ / cap")
     return [[*cells[:at], *cells[at].split("/"), *cells[at + 1 : -1]] for cells in rows(found)]

@@ -24,7 +24,7 @@ LONGEST = 400  # characters of a path
 MOST = 100_000  # files
 
 
-class Refused(ValueError):
+class ListingRefused(ValueError):
     """A listing that is not followed; the message says why."""
 
 
@@ -51,24 +51,24 @@ class Listing:
 def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
     """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory.
 
-    Raises Refused.
+    Raises ListingRefused.
     """
     if answer is None:
-        raise Refused("the listing of files is malformed")
+        raise ListingRefused("the listing of files is malformed")
     run = run_name(answer.get("run"))
     if run is None and answer.get("run") is not None:
-        raise Refused(f"the run {answer['run']!r:.100} has an odd name")
+        raise ListingRefused(f"the run {answer['run']!r:.100} has an odd name")
     entries = answer.get("files")
     if not isinstance(entries, list) or len(entries) > MOST:
-        raise Refused("the listing names no files, or too many")
+        raise ListingRefused("the listing names no files, or too many")
     files = [_listed(entry, run, own) for entry in entries]
     files = [one for one in files if PurePosixPath(one.path).name not in NOT_PULLED]
     for names in ([one.path for one in files], [one.source for one in files]):
         if len(set(names)) != len(names):
-            raise Refused("the listing names a file twice")
+            raise ListingRefused("the listing names a file twice")
     checkpoint = checkpoint_name(answer.get("checkpoint"), run)
     if checkpoint is None and answer.get("checkpoint") is not None:
-        raise Refused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
+        raise ListingRefused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
     if checkpoint is not None and not _names_whole(checkpoint, files):
         checkpoint = None
     complete = answer.get("complete") is True and run is not None
@@ -78,20 +78,20 @@ def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
 
 def _listed(entry: object, run: str | None, own: str) -> Listed:
     if not isinstance(entry, dict):
-        raise Refused("an entry of the listing is no object")
+        raise ListingRefused("an entry of the listing is no object")
     path, size, sha256 = entry.get("path"), entry.get("size"), entry.get("sha256")
     source = entry.get("from") or path
     if not isinstance(path, str) or not is_safe(path) or not isinstance(source, str) or not is_safe(source):
-        raise Refused(f"the path {path!r:.100} (from {source!r:.100}) is not one of a run")
+        raise ListingRefused(f"the path {path!r:.100} (from {source!r:.100}) is not one of a run")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Refused(f"{path}: its size is no number of bytes")
+        raise ListingRefused(f"{path}: its size is no number of bytes")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
-        raise Refused(f"{path}: its sha256 is none")
+        raise ListingRefused(f"{path}: its sha256 is none")
     if path.startswith(f"{HOST}/"):
         path = f"{own}/{path}"
     allowed = [f"{own}/{HOST}/", *([] if run is None else [f"{run}/"])]
     if not path.startswith(tuple(allowed)):
-        raise Refused(f"the path {path!r:.100} is not one of the run {run}")
+        raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN
-from vast.ports import Host, Job, Watchdog
+from vast.ports import Host, JobReport, Watchdog
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
@@ -61,7 +61,7 @@ def watchdog(value: object) -> Watchdog | None:
     return None if age is None or uptime is None else Watchdog(value["armed"], age, uptime)
 
 
-def job(value: object) -> Job | None:
+def job(value: object) -> JobReport | None:
     """What decides over an end has to be right: the phase, the attempt, the exit code. The rest may be missing."""
     if not isinstance(value, dict) or value.get("phase") not in PHASES:
         return None
@@ -71,7 +71,7 @@ def job(value: object) -> Job | None:
     run = run_name(value.get("run"))
     fixes = value.get("fixes")
     texts = [word(fix) for fix in fixes] if isinstance(fixes, list) else []
-    return Job(
+    return JobReport(
         value["phase"],
         attempt,
         code,

@@ -16,7 +16,7 @@ from jobs.errors import UserError
 from vast.ports import Address, Clock, Host, Pulled, Seconds
 from vast.secrets import Secret
 from vast.shell import file_list, host_reports, push
-from vast.shell.file_list import Refused
+from vast.shell.file_list import ListingRefused
 from vast.shell.local_copy import Home
 from vast.shell.pull import pull
 from vast.shell.push import Input
@@ -221,7 +221,7 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         try:
             listed = file_list.parse(host_reports.parse(reply.out), self._own)
-        except Refused as error:
+        except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
 

@@ -12,7 +12,7 @@ from vast.ports import Contract, Instance, Status, label_text
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
-from vast.simulate.run import AFTERWARDS, Outcome, outcome, plan_of
+from vast.simulate.run import AFTERWARDS, SeedOutcome, outcome, plan_of
 from vast.simulate.world import World
 
 ATTEMPTS = 3
@@ -96,7 +96,7 @@ class OldWatcher:
             world.lost.append(("", world.reachable(box)))
 
 
-def run(made: Schedule, policy: Policy) -> Outcome:
+def run(made: Schedule, policy: Policy) -> SeedOutcome:
     world = World(made, watchdog=False, silent=policy.watchdog.silent)
     watcher = OldWatcher(world)
     try:
@@ -112,5 +112,5 @@ def run(made: Schedule, policy: Policy) -> Outcome:
     return outcome(world, made, result, None)
 
 
-def run_seed(seed: int, policy: Policy) -> Outcome:
+def run_seed(seed: int, policy: Policy) -> SeedOutcome:
     return run(schedule(seed), policy)

@@ -12,11 +12,11 @@ from typing import Any
 
 from vast.policy import Policy
 from vast.simulate.faults import schedule
-from vast.simulate.run import Outcome, run
+from vast.simulate.run import SeedOutcome, run
 from vast.supervisor.reasons import SUCCESS
 
 
-def run_seed(seed: int, policy: Policy) -> Outcome:
+def run_seed(seed: int, policy: Policy) -> SeedOutcome:
     return run(schedule(seed), policy)
 
 
@@ -49,7 +49,7 @@ class Summary:
     broken: Counter[str] = field(default_factory=Counter)
     failing: list[tuple[int, str, str]] = field(default_factory=list)
 
-    def add(self, one: Outcome) -> None:
+    def add(self, one: SeedOutcome) -> None:
         self.seeds += 1
         self.rentals += one.rentals
         self.succeeded += one.result == SUCCESS
@@ -77,7 +77,7 @@ class Summary:
 
 def campaign(
     seeds: Iterable[int],
-    one: Callable[[int], Outcome],
+    one: Callable[[int], SeedOutcome],
     processes: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Summary:
@@ -95,7 +95,7 @@ def campaign(
     return total
 
 
-def _light(one: Callable[[int], Outcome], seed: int) -> Outcome:
+def _light(one: Callable[[int], SeedOutcome], seed: int) -> SeedOutcome:
     """Without what is not summed, which would have to travel between processes."""
     result = one(seed)
     result.state, result.lines = None, []

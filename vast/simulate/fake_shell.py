@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vast.ports import Address, Contact, Host, Job, Pulled, Watchdog
+from vast.ports import Address, Contact, Host, JobReport, Pulled, Watchdog
 from vast.simulate.machines import INF, Box
 from vast.simulate.world import GRACE, World
 
@@ -43,7 +43,9 @@ class FakeShell:
         contact, box = self._reach(addresses, 2.0)
         if contact == "stranger":
             # all that a wrong machine can say, and more than an adapter would pass on
-            return Host("stranger", "b9", Watchdog(True, 0, 0), Job("ended", 9, 0, "done", run="x", complete=True), 0.0)
+            return Host(
+                "stranger", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
+            )
         if contact != "ok" or box is None:
             return Host(contact)
         watchdog = Watchdog(box.armed, world.now - box.lease, world.now - box.ssh_at)
@@ -52,13 +54,13 @@ class FakeShell:
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{box.boot}", watchdog, self._job(box), gpu, 50.0, 100.0, box.gpu_fault)
 
-    def _job(self, box: Box) -> Job:
+    def _job(self, box: Box) -> JobReport:
         job, world = box.job, self.world
         if job is None:
-            return Job("absent")
+            return JobReport("absent")
         saved = world.checkpoint(box)
         phase = "running" if job.ended is None else "lost" if job.exit is None else "ended"
-        return Job(
+        return JobReport(
             phase,
             job.attempt,
             end_reason=job.exit,

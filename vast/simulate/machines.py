@@ -10,7 +10,7 @@ INF = float("inf")
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class SimulatedJob:
     """One attempt at the job, in the runner on a machine."""
 
     attempt: int
@@ -42,7 +42,7 @@ class Box:
     boot: int = 1
     armed: bool = False
     lease: float = INF
-    job: Job | None = None
+    job: SimulatedJob | None = None
     saved: int = 0  # the newest checkpoint on its disk
     complete: bool = False
     gpu_fault: str | None = None

@@ -97,7 +97,7 @@ class Watched(Supervisor):
 
 
 @dataclass(slots=True)
-class Outcome:
+class SeedOutcome:
     """What became of one seed."""
 
     seed: int
@@ -126,7 +126,7 @@ def plan_of(made: Schedule) -> Plan:
     )
 
 
-def run(made: Schedule, policy: Policy, trace: bool = False) -> Outcome:
+def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     """One run, with the crashes of its schedule."""
     world = World(made, watchdog=True, silent=policy.watchdog.silent, trace=trace)
     cloud, shell, clock = FakeCloud(world), FakeShell(world), FakeClock(world)
@@ -161,12 +161,12 @@ def run(made: Schedule, policy: Policy, trace: bool = False) -> Outcome:
     return outcome(world, made, state.result, state, journal.writes)
 
 
-def outcome(world: World, made: Schedule, result: str | None, state: RunState | None, writes: int = 0) -> Outcome:
+def outcome(world: World, made: Schedule, result: str | None, state: RunState | None, writes: int = 0) -> SeedOutcome:
     bill = world.bill(world.now)
     for box in world.ours:
         world.end_job(box, None)
     named = sum(1 for _ in world.lost) if state is not None and state.lost_artifacts is not None else 0
-    return Outcome(
+    return SeedOutcome(
         seed=made.seed,
         result=result,
         rentals=len(world.ours),

@@ -12,7 +12,7 @@ from random import Random
 
 from vast.ports import Status
 from vast.simulate.faults import Fault, Schedule
-from vast.simulate.machines import INF, Box, Job
+from vast.simulate.machines import INF, Box, SimulatedJob
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
@@ -267,14 +267,14 @@ class World:
 
     def start_job(self, box: Box, home: int) -> None:
         old = box.job
-        job = box.job = Job(1 if old is None else old.attempt + 1, self.now, box.saved)
+        job = box.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now, box.saved)
         self.say(f"machine {box.id}: job attempt {job.attempt} from step {job.first_step}")
         end = self.now + (self.schedule.steps - job.first_step) / self.schedule.steps_per_s + 1
         self.at(end, lambda: self._complete(box, job))
         for fault in box.faults:
             self._plan(box, job, fault, home)
 
-    def _plan(self, box: Box, job: Job, fault: Fault, home: int) -> None:
+    def _plan(self, box: Box, job: SimulatedJob, fault: Fault, home: int) -> None:
         """What goes wrong in this attempt."""
         again, mode = fault.variant < 0.4, fault.mode
         if mode == "hang" and (job.attempt == 1 or again):
@@ -290,18 +290,18 @@ class World:
         elif mode == "gpu-fault" and job.attempt == 1:
             self.at(self.now + fault.at, lambda: self._fail(box, job, mode, "bug", "Xid 79"))
 
-    def _hang(self, box: Box, job: Job) -> None:
+    def _hang(self, box: Box, job: SimulatedJob) -> None:
         if box.job is job and job.ended is None and box.dead_at is None:
             self.hit(box, "hang")
             job.hung_at = self.now
 
-    def _fail(self, box: Box, job: Job, mode: str, exit_reason: str, fingerprint: str | None = None) -> None:
+    def _fail(self, box: Box, job: SimulatedJob, mode: str, exit_reason: str, fingerprint: str | None = None) -> None:
         if box.job is job and job.ended is None and box.dead_at is None and self.now < job.hung_at:
             self.hit(box, mode)
             box.gpu_fault = fingerprint if mode == "gpu-fault" else None
             self.end_job(box, exit_reason, fingerprint)
 
-    def _complete(self, box: Box, job: Job) -> None:
+    def _complete(self, box: Box, job: SimulatedJob) -> None:
         if box.job is not job or job.ended is not None or box.dead_at is not None or job.hung_at < INF:
             return
         fault = next((one for one in box.faults if one.mode == "no-manifest"), None)

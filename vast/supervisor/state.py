@@ -22,7 +22,7 @@ from vast.ports import (
     Gone,
     Host,
     Instance,
-    Job,
+    JobReport,
     Offer,
     OfferQuery,
     Pulled,
@@ -122,7 +122,7 @@ class Machine:
     started_boot: str = ""
     judged: int = 0  # attempts of the job, as the runner counts them, whose end was judged
     stop_at: Seconds | None = None  # when the job was asked to end
-    job: Job | None = None  # as last seen
+    job: JobReport | None = None  # as last seen
     gpu_fault: str | None = None
     stalled: int = 0
     pace: float | None = None  # steps per second between the last two looks; None: not known, as where a new part began
