@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from vast import policy, reasons
+from tests.vast.states import (
+    ADDRESS,
+    OFFER,
+    POLICY,
+    START,
+    after,
+    host,
+    instance,
+    job,
+    look,
+    provisioning,
+    running,
+)
+from vast import reasons
 from vast.advance import AFTER, advance, judged
 from vast.cadence import alerts, interval, pause_before
 from vast.decide import RULES, decide
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    CreateResult,
-    Host,
-    Instance,
-    Job,
-    Offer,
-    OfferQuery,
-    Pulled,
-    Status,
-    Watchdog,
-)
-from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, label_text, spent
-
-POLICY = policy.load()
-PLAN = Plan("run", "image", ("prefill", "stage"), OfferQuery(), 20.0, 36000.0)
-OFFER = Offer(11, 1, "A100", 1, 80.0, 1.0, None, 0.99, 900.0, 900.0, 500.0, 8)
-ADDRESS = (Address("direct", 1), Address("proxy", 2))
-RICH = Account(100.0)
-START = begin(PLAN, 1000.0)
-LABEL = label_text("run", START.deadline)
-
-
-def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
-    return Instance(
-        ident, label, 1, status, "running", more.pop("message", ""), 1.0, None, more.pop("end", None), ADDRESS
-    )
-
-
-def job(phase: str = "running", attempt: int = 1, **more: Any) -> Job:
-    return Job(phase, attempt, **more)
-
-
-def host(one: Job | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
-    return Host(contact, "b1", Watchdog(armed, 1.0, 1.0), one, more.pop("gpu", 90.0), **more)
-
-
-def running(**more: Any) -> RunState:
-    machine = Machine(5, 1, 1.0, 0.0, status=Status.RUNNING, addresses=ADDRESS, ran_at=100.0, reached_at=200.0, boot="b1",
-                      armed=True, starts=1, started_boot="b1", job=job())  # fmt: skip
-    machine = replace(machine, **more)
-    return replace(
-        START, phase=Phase.RUNNING, attempt=1, machine=machine, created_at=0.0, lease_at=1e9, pulled_at=900.0
-    )
-
-
-def look(state: RunState, t: float, **seen: Any) -> tuple[RunState, Observation]:
-    seen = {"account": RICH, "instances": (instance(),), "host": host(job()), **seen}
-    obs = Observation(t, True, **seen)
-    return advance(state, Action(Do.LOOK, t), obs, POLICY), obs
-
-
-def after(state: RunState, t: float, **seen: Any) -> Action:
-    state, obs = look(state, t, **seen)
-    return decide(obs, state, POLICY)
-
+from vast.ports import GONE, Account, Address, CreateResult, Host, Job, Pulled, Status
+from vast.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, RunState, spent
 
 # ---- what could not be seen -------------------------------------------------------------------------------------------
 
@@ -148,10 +104,6 @@ def test_low_credit_and_the_end_of_a_contract_fetch_early_and_then_end() -> None
 
 
 # ---- renting ------------------------------------------------------------------------------------------------------------
-
-
-def provisioning(**more: Any) -> RunState:
-    return replace(START, phase=Phase.PROVISIONING, attempt=1, offers=(OFFER,), offers_at=0.0, **more)
 
 
 def create(state: RunState, result: CreateResult | None) -> RunState:
