@@ -18,6 +18,7 @@ ADDRESS = (Address("direct", 1), Address("proxy", 2))
 RICH = Account(100.0)
 START = begin(PLAN, 1000.0)
 LABEL = label_text("run", START.deadline)
+UNREACHABLE = Host("unreachable")
 
 
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
@@ -56,3 +57,24 @@ def after(state: RunState, t: float, **seen: Any) -> Action:
 
 def provisioning(**more: Any) -> RunState:
     return replace(START, phase=Phase.PROVISIONING, attempt=1, offers=(OFFER,), offers_at=0.0, **more)
+
+
+def fresh(**more: Any) -> RunState:
+    """A machine that has just been rented, at t = 0."""
+    blank: dict[str, Any] = dict(starts=0, armed=False, reached_at=None, boot="", ran_at=None, job=None)
+    return replace(running(**{**blank, **more}), phase=Phase.PROVISIONING)
+
+
+def ended(state: RunState, t: float, **seen: Any) -> str:
+    """The verdict after a look, or "" while there is none."""
+    action = after(state, t, **seen)
+    return action.why if action.do is Do.VERDICT else ""
+
+
+def then(state: RunState, do: Do, t: float, result: Any, **action: Any) -> RunState:
+    return advance(state, Action(do, t, **action), result, POLICY)
+
+
+def machine(state: RunState) -> Machine:
+    assert state.machine is not None
+    return state.machine
