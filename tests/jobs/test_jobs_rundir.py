@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import os
+import socket
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -253,6 +255,13 @@ def test_asking_for_the_state_does_not_keep_others_from_the_lock(
     monkeypatch.setattr(lock, "_try", attempt_and_end_the_question)
     lock.hold(path).close()
     assert refused == [fcntl.LOCK_EX]
+
+
+def test_the_lock_names_its_last_holder_and_nothing_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("process 4194304 on a-machine-with-a-long-name that is gone\n")
+    with lock.hold(path):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
 def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
