@@ -158,13 +158,13 @@ def test_the_dearer_of_offer_and_row_counts() -> None:
         assert state.machine is not None and state.machine.price == price
 
 
-def test_an_adopted_machine_costs_what_its_row_says_since_the_create() -> None:
-    state = created(CreateResult("unclear"))
-    row = replace(instance(), dollars_per_hour=2.0)
-    state, _ = look(state, 90.0, instances=(row,), host=None)
+@pytest.mark.parametrize(("row", "price"), [(2.0, 2.0), (1.0, 1.5), (0.0, 1.5)])
+def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(row: float, price: float) -> None:
+    found = replace(instance(), dollars_per_hour=row)
+    state, _ = look(created(CreateResult("unclear")), 90.0, instances=(found,), host=None)
     assert state.machine is not None and state.intent is None
-    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (2.0, 10.0, row.machine_id)
-    assert spent(state, 10.0 + 3600) == 2.0
+    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (price, 10.0, found.machine_id)
+    assert spent(state, 10.0 + 3600) == price
 
 
 def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
