@@ -45,8 +45,7 @@ from concurrent.futures import ProcessPoolExecutor
 RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers transformers.modeling_gguf_pytorch_utils
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
 transformers.models.ministral3.modeling_ministral3 transformers.trainer transformers.integrations.sdpa_attention
-accelerate peft datasets gguf sentencepiece click jinja2 matplotlib.figure matplotlib.backends.backend_svg pydantic yaml
-rich.console rich.table tqdm
+accelerate peft datasets gguf sentencepiece click jinja2 pydantic yaml rich.console rich.text tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)

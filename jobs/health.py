@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import lock
 from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
+from jobs.runs.atomic import finite
 
 if TYPE_CHECKING:
     from jobs.clock import Clock
@@ -122,24 +123,14 @@ def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
     phase, at = beat.get("phase"), _times(beat, "")
     if not isinstance(phase, str) or at is None:
         return None
-    step, total = _number(beat.get("step")), _number(beat.get("total"))
+    step, total = finite(beat.get("step")), finite(beat.get("total"))
     progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase
     return _Beat(phase, progress, at, _times(beat, "progress_") or at)
 
 
 def _times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
-    wall, monotonic = _number(beat.get(f"{of}unix_time")), _number(beat.get(f"{of}monotonic"))
+    wall, monotonic = finite(beat.get(f"{of}unix_time")), finite(beat.get(f"{of}monotonic"))
     return None if wall is None or monotonic is None else (wall, monotonic)
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 # ---- the runs that are being written here ----------------------------------------------------------------------------

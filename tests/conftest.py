@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from app.embedded.cache import EmbeddedPaths
+    from tests.embedded_default import EmbeddedPaths
 
 # Whoever starts us in the background of a script has us ignore these, and so would every process that a test starts.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
@@ -21,7 +21,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 @pytest.fixture(scope="session")
 def embedded() -> EmbeddedPaths:
     """The embedded model and data, from $PREFILL_CACHE or fetched into it. Slow and on the network the first time."""
-    from app.embedded.cache import fetch
+    from tests.embedded_default import fetch
 
     return fetch()
 

@@ -34,8 +34,6 @@ class Offer:
     up_mbit: float
     hours_left: float  # until its owner takes it back
     direct_ports: int
-    dollars_per_gb_down: Dollars = 0.0
-    dollars_per_gb_up: Dollars = 0.0
     place: str = ""
 
 
@@ -144,7 +142,6 @@ class Cloud(Protocol):
 
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
-    def set_label(self, instance_id: int, label: str) -> bool: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
     def logs(self, instance_id: int) -> str | None: ...
     def account(self) -> Account | None:

@@ -157,33 +157,31 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
     for name in masks:
         rule: Pattern = PATTERNS[name]
         one = Document(PREFIX, LENGTH)
+
+        def same(law: str, left: Tensor, right: Tensor, name: Mask = name) -> None:
+            findings.append(_close(model, law, name, left, right))
+
         alone = _run(model, ids, layout([[one]], rule)).logits
         both = torch.cat([ids, other], dim=1)
         packed = _run(model, both, layout([[one, short]], rule)).logits
-        findings.append(_close(model, "packed equals separate", name, packed[:, :LENGTH], alone))
+        same("packed equals separate", packed[:, :LENGTH], alone)
         for side in ("right", "left"):
             pad = torch.zeros(1, 5, dtype=ids.dtype)
             row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
             real = slice(0, LENGTH) if side == "right" else slice(5, None)
             got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]
-            findings.append(_close(model, f"{side}-padded equals unpadded", name, got, alone))
+            same(f"{side}-padded equals unpadded", got, alone)
         if rule.leaks:
             continue
         tail = ids[:, PREFIX:]
         tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX))]], rule)
         branched = _run(model, torch.cat([ids[:, :PREFIX], tail.flip(1), tail], dim=1), tree).logits
-        findings.append(
-            _close(
-                model, "a shared prompt's branches equal one at a time", name, branched[:, LENGTH:], alone[:, PREFIX:]
-            )
-        )
-        findings.append(
-            _close(model, "prefill, then cached decoding, equals one pass", name, _decode(model, ids, rule), alone)
-        )
+        same("a shared prompt's branches equal one at a time", branched[:, LENGTH:], alone[:, PREFIX:])
+        same("prefill, then cached decoding, equals one pass", _decode(model, ids, rule), alone)
         if name == "prefix":
             causal = _run(model, ids, layout([[one]], "causal")).logits
             single = _run(model, ids, layout([[Document(1, LENGTH)]], rule)).logits
-            findings.append(_close(model, "a prefix of one token is causal", name, single, causal))
+            same("a prefix of one token is causal", single, causal)
     return findings
 
 

@@ -142,6 +142,5 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
         click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.mask:14} {finding.law}"
                    + (f" ({finding.detail})" if finding.detail else ""))  # fmt: skip
     if broken := sum(not finding.holds for finding in findings):
-        raise ConfigError(
-            loaded.origin, f"{broken} of {len(findings)} laws do not hold", "its scores under a mask mean nothing"
-        )
+        fact = f"{broken} of {len(findings)} laws do not hold"
+        raise ConfigError(loaded.origin, fact, "its scores under a mask mean nothing")

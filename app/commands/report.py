@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 @runs_option
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
 @click.option("--compare", nargs=2, metavar="RUN RUN",
-              help="Set two runs beside each other in place of all stages. Each is a run such as stage1/20261122-234501, its "
+              help="Compare two runs instead of all stages. Each is a run such as stage1/20261122-234501, its "
               "directory, or a stage, meaning its newest complete run on the items of the other.")  # fmt: skip
-@click.option("--serve", metavar="[HOST:]PORT", help="Instead show it to a browser on this machine, made anew as runs "
-              "complete. There is no password: name another HOST with care.")  # fmt: skip
+@click.option("--serve", metavar="[HOST:]PORT", help="Serve the report to a browser on this machine instead, updated as runs "
+              "complete. It has no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
     """Print the results; write report.md and report.html into the runs directory."""
-    if serve is None:  # which waits for the first run
+    if serve is None:  # a server waits for the first run
         _require_directory(runs_dir)
     from rich.console import Console
 
@@ -45,7 +45,7 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
 
 
 def _require_directory(runs_dir: Path) -> None:
-    """A mistyped directory is not one without runs."""
+    """Refuse a missing directory: a mistyped path must not look like a directory without runs."""
     if not runs_dir.exists():
         begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
         raise RunStateError(runs_dir, "no such directory, so no run", begin)
@@ -62,7 +62,7 @@ def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
 @click.command()
 @runs_option
 def runs(runs_dir: Path) -> None:
-    """List runs, newest first, with their state and headline number."""
+    """List runs, newest first, with their state and result."""
     _require_directory(runs_dir)
     from rich.console import Console
 

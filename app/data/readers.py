@@ -125,9 +125,8 @@ def _field(row: Any, field: str, where: str, optional: bool = False) -> str:
     if not isinstance(value, str):
         raise DataError(where, f"field {field}: expected text, found {_kind(value)}", "write it as text")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(
-            where, f"field {field}: half of a surrogate pair, which no encoding can write", "correct the text"
-        )
+        fact = f"field {field}: half of a surrogate pair, which no encoding can write"
+        raise DataError(where, fact, "correct the text")
     return value
 
 

@@ -139,11 +139,11 @@ def _fields(record: Question | Instruction) -> tuple[str, str, str, str]:
 
 def _chat(turns: tuple[tuple[str, str], ...], tokenizer: Any, origin: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "data.train.template",
+        fact, remedy = (
             "the model's tokenizer has no chat template",
             "use template plain or alpaca, or an instruction-tuned model",
         )
+        raise DataError("data.train.template", fact, remedy)
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         prompt: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

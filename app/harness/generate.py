@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
@@ -12,6 +13,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from app.model.load import Loaded
 from app.scoring.encode import start_token
 from app.scoring.generate import generate
+from app.scoring.rows import padded
 from jobs.config.schema import Mask
 from jobs.errors import ConfigError
 
@@ -56,19 +58,10 @@ class Answers:
             room = self.loaded.max_length - new
             counts["contexts_truncated"] += len(ids) > room
             work.append(_Work(index, ids[-room:], until, new))
-        for batch in self._batches(work):
-            yield from self._answer(batch)
-
-    def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
-        batch: list[_Work] = []
-        for one in sorted(work, key=lambda w: (w.new, w.until, -len(w.ids))):
-            alike = batch and (one.new, one.until) == (batch[0].new, batch[0].until)
-            if batch and not (alike and (len(batch) + 1) * (len(batch[0].ids) + one.new) <= self.batch_tokens):
-                yield batch
-                batch = []
-            batch.append(one)
-        if batch:
-            yield batch
+        work.sort(key=lambda one: (one.new, one.until, -len(one.ids)))
+        for _, alike in groupby(work, key=lambda one: (one.new, one.until)):
+            for batch in padded(list(alike), self.batch_tokens, width=lambda one: len(one.ids) + one.new):
+                yield from self._answer(batch)
 
     def _answer(self, batch: Sequence[_Work]) -> Iterator[tuple[int, str]]:
         tokenizer, until = self.loaded.tokenizer, list(batch[0].until)

@@ -44,7 +44,7 @@ try:
 
     from app.harness.generate import Answers
 except ModuleNotFoundError as error:
-    raise ConfigError("app.harness", f"lm-evaluation-harness is not whole: no module {error.name}",
+    raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -72,9 +72,8 @@ class PrefillLM(TemplateLM):
                  batch_size: object = None, max_batch_size: object = None, **unknown: object) -> None:  # fmt: skip
         super().__init__()
         if mask not in MASKS:
-            raise ConfigError(
-                "model_args: mask", f"expected one of {', '.join(MASKS)}, found {mask!r}", "add mask=prefix"
-            )
+            fact = f"expected one of {', '.join(MASKS)}, found {mask!r}"
+            raise ConfigError("model_args: mask", fact, "add mask=prefix")
         if unknown:
             names = "mask, profile, model, runs_dir, dtype, device, batch_tokens, max_gen_toks"
             raise ConfigError("model_args", f"unknown key {min(unknown)}", f"the keys are {names}")

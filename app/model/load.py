@@ -26,6 +26,7 @@ from jobs.runs.rundir import latest_complete
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_RANDOM_OTHERWISE = {"missing_keys": "are missing", "mismatched_keys": "have another shape than its config.json says"}
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,8 @@ def pick_device(wanted: str) -> torch.device:
 def pick_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it, else float32: on a CPU the reference numbers are fp32."""
     if wanted == "auto":
-        return (
-            torch.bfloat16
-            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if half else torch.float32
     return DTYPES[wanted]
 
 
@@ -130,10 +128,7 @@ def _from_pretrained(
     model: PreTrainedModel
     model, info = _auto_class(config, where).from_pretrained(name, **options)
     # What is missing or does not fit, transformers would make up at random and go on.
-    for fact, key in (
-        ("are missing", "missing_keys"),
-        ("have another shape than its config.json says", "mismatched_keys"),
-    ):
+    for key, fact in _RANDOM_OTHERWISE.items():
         if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
             raise CheckpointError(where, f"{len(wrong)} weights of a {config.model_type} {fact}, such as {wrong[0]}",
                                   "its config.json and its weights do not belong together: copy it again")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which evaluations are set against which, on the same items only, and the paired statistics of each such comparison.
+"""Which evaluations are compared, on the same items only, and the paired statistics of each comparison.
 
 The one rule: two evaluations are compared only where every task has the same items, by id and content, in the same
 format. Anything else is refused (`refuse_different_items`); a subset in common is never silently used instead.
@@ -16,9 +16,9 @@ from jobs.errors import DataError
 RESAMPLES = 10_000
 SEED = 0  # of the report's own bootstrap: the same runs give the same report, byte for byte
 SIGNIFICANT = 0.05
-WIDE = 0.02  # an accuracy known to no better than ± this is one that more items would say something about
+WIDE = 0.02  # of half an interval: above it, the items are too few for a verdict of no difference
 
-# Used only where the training run itself is not at hand to say which mask it trained under.
+# The mask of each training stage, where its run is not among the runs of the report.
 _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix", "stage5b": "prefix"}
 
 
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def too_few_items(self) -> bool:
-        """Whether within noise says more of the items than of the models: the interval holds 0, and much else."""
+        """Whether the items are too few for a verdict: the interval holds 0 and is wider than ± WIDE."""
         difference = self.paired.difference
         return self.verdict == "within noise" and (difference.hi - difference.lo) / 2 > WIDE
 
     def task_verdict(self, task: str) -> str:
-        """The same for one task, by the Holm-adjusted exact test."""
+        """`lower`, `higher` or `within noise` for one task, by the Holm-adjusted exact test."""
         if self.tests[task].p_holm >= SIGNIFICANT:
             return "within noise"
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
@@ -96,20 +96,20 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
 
 
 def share_items(a: Run, b: Run) -> bool:
-    """Whether every evaluation of both was scored in one format on the same items; a run that scored none agrees."""
+    """Whether every evaluation of both was scored in one format on the same items; a run without any agrees."""
     both = [*a.evaluations, *b.evaluations]
     return all(e.format == both[0].format and e.keys == both[0].keys for e in both)
 
 
 def what_differs(first: Evaluation, other: Evaluation) -> str:
-    """In words, why `share_items` does not hold of their runs."""
+    """Why the runs of both do not share their items, in words."""
     if first.format != other.format:
         return f"scored in another format, {other.format} in place of {first.format}"
     return f"scored on different items: {'; '.join(_item_differences(first, other))}"
 
 
 def _item_differences(first: Evaluation, other: Evaluation) -> list[str]:
-    """What differs, each fact once with the tasks it holds for."""
+    """Each difference once, with its tasks."""
     tasks: dict[str, list[str]] = {}
     for task in sorted(set(first.keys) | set(other.keys)):
         fact = _item_difference(first, other, task)
@@ -135,7 +135,7 @@ def _item_difference(first: Evaluation, other: Evaluation, task: str) -> str:
 
 
 def find_baseline(runs: Iterable[Run]) -> Evaluation | None:
-    """What retention is measured against: the base model under its causal mask, from stage1 where it has one."""
+    """The baseline of retention: the base model under its causal mask, from stage1 if that scored it."""
     candidates = [e for run in runs for e in run.evaluations if e.model == "base" and e.mask == "causal"]
     return min(candidates, key=lambda e: e.stage != "stage1", default=None)
 
@@ -166,13 +166,12 @@ def paired(first: Evaluation, second: Evaluation) -> Paired:
 
 
 def trained_under(runs: Iterable[Run]) -> dict[str, str]:
-    """{stage: mask it was trained under}, by the training runs at hand, else by the stages' definition."""
+    """{stage: mask of its training}, from the training runs given, else from the stages' definition."""
     return _TRAINED_UNDER | {run.stage: str(run.train["mask"]) for run in runs if run.train}
 
 
 def planned_comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """The experiment's questions, each as far as its two evaluations are at hand, in the order in which they are
-    asked."""
+    """The comparisons that answer the experiment's questions, in reading order, without those that lack an evaluation."""
     at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
     baseline = find_baseline(runs)
     if baseline is None:

@@ -72,7 +72,7 @@ def count(value: Any) -> str:
 
 
 def short(value: float | None) -> str:
-    """A number of whatever kind, such as a macro accuracy or a number of steps."""
+    """A number of any kind: a macro accuracy, or a number of steps."""
     return number(value) if value is None or abs(value) < 100 else f"{value:,.0f}"
 
 

@@ -1,49 +1,48 @@
-"""The report's plots as inline SVG: matplotlib draws them, the page's own colours and fonts are put in afterwards.
+"""The report's plots as inline SVG in the colours and the font of the page.
 
-Colours are drawn as placeholders and replaced by CSS variables, so that one SVG serves the light and the dark page;
-text stays text. Nothing in the result refers to anything outside the page, and the same numbers give the same bytes.
+Every colour is a CSS variable of report.html.j2, so that one drawing serves the light and the dark page. Nothing refers to
+anything outside the page, and the same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, log10
 
 from markupsafe import escape
 
 from app.report.comparisons import Comparison
-from app.report.format import TASK_TITLES, number, points
+from app.report.format import number, points, task_order, task_title
 from app.report.runs import Evaluation
 from app.report.study import Study
 
-# Placeholder -> CSS variable of report.html.j2. Any colours do, as long as matplotlib does not use them by itself.
-_VARIABLES = {
-    "#010201": "--ink",
-    "#020302": "--muted",
-    "#030403": "--line",
-    "#040504": "--causal",
-    "#050605": "--prefix",
-    "#060706": "--leaks",
-    "#070807": "--third",
-    "#080908": "--surface",
+# The colour is the mask, the shape the model; a hollow mark is the untrained model, or a mask that leaks the answer.
+_MASKS = {"causal": "causal", "prefix": "prefix", "bidirectional": "leaks"}
+_MODELS = {"base": "circle", "stage3a": "square", "stage3b": "diamond", "stage5a": "up", "stage5b": "down"}
+_SHAPES = {
+    "causal": "circle",
+    "prefix": "diamond",
+    "bidirectional": "square",
+}  # where a line is a model: the mask again
+_LINES = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "third", "stage5b": "ink"}
+_PATHS = {  # around 0, 0
+    "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "square": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "diamond": "M0-5L5 0L0 5L-5 0z",
+    "up": "M0-4.6L4.4 3.6H-4.4z",
+    "down": "M0 4.6L4.4-3.6H-4.4z",
+    "plus": "M-1.4-4.2h2.8v2.8h2.8v2.8h-2.8v2.8h-2.8v-2.8h-2.8v-2.8h2.8z",
 }
-_COLOUR = {name: placeholder for placeholder, name in _VARIABLES.items()}
-_INK, _MUTED, _LINE, _SURFACE = (_COLOUR[name] for name in ("--ink", "--muted", "--line", "--surface"))
-# Colour is the mask, the mark's shape the model; a hollow mark is the untrained model, or one that sees the answer.
-_MASKS = {"causal": _COLOUR["--causal"], "prefix": _COLOUR["--prefix"], "bidirectional": _COLOUR["--leaks"]}
-_MODELS = {"base": "o", "stage3a": "s", "stage3b": "D", "stage5a": "^", "stage5b": "v"}
-_SHAPES = {"causal": "o", "prefix": "D", "bidirectional": "s"}  # where a line is a model, the shape repeats the mask
-_LINES = {"stage3a": "--causal", "stage3b": "--prefix", "stage5a": "--third", "stage5b": "--ink"}
-_WIDTH = 5.6  # inches; 403 points of viewBox, shown at 390 to 560 CSS pixels
-_FONT = 12.0  # points: as large as small print, where a phone scales the plot to 388 pixels
+_WIDTH = 400  # of the viewBox, shown at 388 CSS pixels on a phone and at 522 elsewhere
+_FONT = 12  # pixels of the viewBox
+_LETTER = 6.8  # of them for a letter: an estimate on the large side, since the reader's font is not known
+_LINE = 15  # of them for a line of text
 
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element with its caption; `description` says in words what the picture shows."""
+    """An SVG element with its caption; `description` has the numbers of the picture in words."""
 
     key: str
     title: str
@@ -51,194 +50,213 @@ class Plot:
     svg: str
 
 
+@dataclass
+class _Chart:
+    """A drawing with two axes: `x` and `y` are the values at its left and right, at its top and bottom."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: float  # of the area between the axes, as the margins in pixels of the viewBox
+    left: float
+    right: float = 10
+    top: float = 8
+    parts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.x[0] == self.x[1]:
+            self.x = self.x[0] - 0.5, self.x[1] + 0.5
+        if self.y[0] == self.y[1]:
+            self.y = self.y[0] + 0.5, self.y[1] - 0.5
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The position of a pair of values."""
+        across, down = (x - self.x[0]) / (self.x[1] - self.x[0]), (y - self.y[0]) / (self.y[1] - self.y[0])
+        return self.left + across * (_WIDTH - self.left - self.right), self.top + down * self.height
+
+    def line(self, values: Sequence[tuple[float, float]], colour: str, width: float = 1, style: str = "") -> None:
+        path = "L".join("{:.1f} {:.1f}".format(*self.at(*value)) for value in values)
+        style = f"stroke: var(--{colour}); stroke-width: {width}; {style}"
+        self.parts.append(f'<path d="M{path}" fill="none" stroke-linecap="round" style="{style.strip()}" />')
+
+    def mark(self, x: float, y: float, shape: str, colour: str, *, hollow: bool = False) -> None:
+        self._mark(*self.at(x, y), shape, colour, hollow)
+
+    def _mark(self, left: float, top: float, shape: str, colour: str, hollow: bool) -> None:
+        style = f"fill: var(--{'surface' if hollow else colour}); stroke: var(--{colour}); stroke-width: 1.2"
+        where = f"translate({left:.1f} {top:.1f})"
+        self.parts.append(f'<path d="{_PATHS[shape]}" transform="{where}" style="{style}" />')
+
+    def text(self, left: float, top: float, text: str, colour: str = "ink", anchor: str = "start") -> None:
+        """`top`: of the middle of its letters."""
+        where = f'x="{left:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}"'
+        self.parts.append(f'<text {where} style="fill: var(--{colour})">{escape(text)}</text>')
+
+    def x_axis(self, name: str, ticks: int = 5, *, grid: bool = True) -> None:
+        bottom = self.top + self.height
+        for value, text in _ticks(*self.x, ticks):
+            if grid:
+                self.line([(value, self.y[0]), (value, self.y[1])], "line", 0.6)
+            self.text(self.at(value, 0)[0], bottom + 12, text, anchor="middle")
+        self.line([(self.x[0], self.y[1]), (self.x[1], self.y[1])], "line")
+        self.text((self.left + _WIDTH - self.right) / 2, bottom + 12 + _LINE, name, "muted", "middle")
+
+    def interval(self, e: Evaluation, value: float, lo: float, hi: float, y: float) -> None:
+        self.line([(lo, y), (hi, y)], _colour(e), 2, "opacity: 0.55")
+        self.mark(value, y, _MODELS.get(e.model, "plus"), _colour(e), hollow=_hollow(e))
+
+    def legend(self, entries: Sequence[tuple[str, str, str, bool]]) -> None:
+        """(name, shape, colour, hollow) in lines from the top on, each as far as it has room."""
+        for (name, shape, colour, hollow), (left, top) in zip(entries, _flow([e[0] for e in entries]), strict=True):
+            self._mark(left + 6, top, shape, colour, hollow)
+            self.text(left + 16, top, name)
+
+    def plot(self, key: str, title: str, description: str) -> Plot:
+        height = self.top + self.height + 12 + 2 * _LINE
+        head = (
+            f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-labelledby="{key}-title {key}-desc" '
+            f'style="font-size: {_FONT}px"><title id="{key}-title">{escape(title)}</title>'
+            f'<desc id="{key}-desc">{escape(description)}</desc>'
+        )
+        return Plot(key, title, description, "\n".join([head, *self.parts, "</svg>"]))
+
+
 def macro_plot(study: Study) -> Plot:
     """Macro accuracy with its interval, one line an evaluation, and the chance line."""
-    evaluations, baseline = study.evaluations, study.baseline
-    fig, ax = _axes(1.0 + 0.46 * len(evaluations))
-    chance = evaluations[0].chance
-    ax.axvline(chance, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1)
-    ax.annotate(
-        "chance",
-        (chance, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="center",
-        color=_MUTED,
-        fontsize=_FONT,
-    )
-    if baseline is not None:
-        ax.axvline(baseline.macro.value, color=_COLOUR["--causal"], linewidth=0.8, alpha=0.5)
-    for y, e in enumerate(evaluations):
-        _dot(ax, e.macro.value, e.macro.lo, e.macro.hi, y, e)
-        ax.annotate(
-            number(e.macro.value),
-            (1, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=_MUTED if e.leaks else _INK,
-            fontsize=_FONT,
-        )
+    evaluations, chance = study.evaluations, study.evaluations[0].chance
     least, most = min(chance, *(e.macro.lo for e in evaluations)), max(chance, *(e.macro.hi for e in evaluations))
-    ax.set_xlim(least - 0.06 * (most - least), most + 0.03 * (most - least))
-    _rows(ax, [study.row_name(e) for e in evaluations], ticks=4)
-    ax.set_xlabel("macro accuracy, 95 % interval")
+    x = least - 0.06 * (most - least), most + 0.03 * (most - least)
+    chart = _rows([study.row_name(e) for e in evaluations], x, 34, right=46, top=_LINE + 5)
+    chart.x_axis("macro accuracy, 95 % interval", ticks=4)
+    chart.line([(chance, chart.y[0]), (chance, chart.y[1])], "muted", 1, "stroke-dasharray: 4 3")
+    chart.text(chart.at(chance, 0)[0], _LINE / 2, "chance", "muted", "middle")
+    if study.baseline is not None:
+        value = study.baseline.macro.value
+        chart.line([(value, chart.y[0]), (value, chart.y[1])], "causal", 0.8, "opacity: 0.5")
+    for y, e in enumerate(evaluations):
+        chart.interval(e, e.macro.value, e.macro.lo, e.macro.hi, y)
+        chart.text(_WIDTH - 40, chart.at(0, y)[1], number(e.macro.value), "muted" if e.leaks else "ink")
     text = "; ".join(
         f"{study.row_name(e)} {number(e.macro.value)} ({number(e.macro.lo)} to {number(e.macro.hi)})"
         for e in evaluations
     )
-    return _finish(fig, "macro", "Macro accuracy by stage", f"Chance is {number(chance, 2)}. {text}.")
+    return chart.plot("macro", "Macro accuracy by stage", f"Chance is {number(chance, 2)}. {text}.")
 
 
 def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
-    """Per task differences against one baseline, up to four series, each with its interval."""
+    """Differences per task against one baseline, up to four series, each with its interval."""
     shown = comparisons[:4]
-    tasks = [t for t in TASK_TITLES if t in shown[0].tests] + sorted(set(shown[0].tests) - set(TASK_TITLES))
-    fig, ax = _axes(0.75 + 0.18 * len(shown) + (0.11 * len(shown) + 0.14) * (len(tasks) + 1))
-    ax.axvline(0, color=_MUTED, linewidth=1)
-    for k, c in enumerate(shown):
-        offset = (k - (len(shown) - 1) / 2) * 0.72 / max(1, len(shown))
-        for y, i in enumerate([*(c.paired.difference_by_task[t] for t in tasks), c.paired.difference]):
-            _dot(ax, 100 * i.value, 100 * i.lo, 100 * i.hi, y + offset, c.first)
-        ax.plot([], [], label=_minus(c), linestyle="", **_mark(c.first))
-    ax.axhline(len(tasks) - 0.5, color=_LINE, linewidth=1)
-    _rows(ax, [*(TASK_TITLES.get(t, t) for t in tasks), "Macro"])
-    ax.set_xlabel("difference in accuracy, points, 95 % interval")
-    _legend(ax, columns=1)
-    text = "; ".join(f"{' minus '.join(c.names)}: macro {points(c.paired.difference)}" for c in shown)
-    return _finish(fig, "deltas", "Difference per task, on the same items", f"{text}.")
+    tasks = sorted(shown[0].tests, key=task_order)
+    series = [[*(c.paired.difference_by_task[t] for t in tasks), c.paired.difference] for c in shown]
+    bounds = [100 * bound for intervals in series for i in intervals for bound in (i.lo, i.hi, i.value)]
+    names = [" minus ".join(c.names) for c in shown]
+    x, top = (min(bounds) - 1, max(bounds) + 1), _below(names)
+    chart = _rows([*map(task_title, tasks), "Macro"], x, 14 + 9 * len(shown), right=10, top=top)
+    chart.legend([(name, _MODELS.get(c.first.model, "plus"), _colour(c.first), _hollow(c.first))
+                  for name, c in zip(names, shown, strict=True)])  # fmt: skip
+    chart.x_axis("difference in accuracy, points, 95 % interval")
+    chart.line([(0, chart.y[0]), (0, chart.y[1])], "muted")
+    chart.line([(chart.x[0], len(tasks) - 0.5), (chart.x[1], len(tasks) - 0.5)], "line")
+    for k, (c, intervals) in enumerate(zip(shown, series, strict=True)):
+        offset = (k - (len(shown) - 1) / 2) * 0.72 / len(shown)
+        for y, i in enumerate(intervals):
+            chart.interval(c.first, 100 * i.value, 100 * i.lo, 100 * i.hi, y + offset)
+    text = "; ".join(f"{name}: macro {points(c.paired.difference)}" for name, c in zip(names, shown, strict=True))
+    return chart.plot("deltas", "Difference per task, on the same items", f"{text}.")
 
 
 def loss_plot(study: Study) -> Plot:
     """Train loss (thin) and eval loss (marked) by optimiser step."""
-    fig, ax = _axes(3.1)
-    described, drawn = [], []
-    for run in study.runs:
-        train = [(r["step"], r["loss"]) for r in run.train_log if r.get("loss") is not None]
-        evals = [(r["step"], r["eval_loss"]) for r in run.eval_log if r.get("eval_loss") is not None]
-        colour, line = _COLOUR[_LINES.get(run.stage, "--muted")], "--" if run.stage in drawn else "-"
-        drawn.append(run.stage)
-        if train:
-            ax.plot(*zip(*train, strict=True), color=colour, linewidth=0.9, alpha=0.4)
-        if evals:
-            name, marker = f"{study.place(run)} ({(run.train or {}).get('mask', '')})", _MODELS.get(run.stage, "P")
-            ax.plot(
-                *zip(*evals, strict=True), line, color=colour, marker=marker, markersize=4, linewidth=1.6, label=name
-            )
-            (first, at_first), (last, at_last) = evals[0], evals[-1]
-            described.append(f"{name} eval loss {number(at_first)} at step {first}, {number(at_last)} at step {last}")
-    ax.grid(axis="y", color=_LINE, linewidth=0.6)
-    ax.set_xlabel("optimiser step")
-    ax.set_ylabel("loss, nats per response token")
-    if described:
-        _legend(ax, columns=1 if study.compared else 2)
+    train = [[(r["step"], r["loss"]) for r in run.train_log if r.get("loss") is not None] for run in study.runs]
+    evals = [
+        [(r["step"], r["eval_loss"]) for r in run.eval_log if r.get("eval_loss") is not None] for run in study.runs
+    ]
+    pairs = [pair for log in (*train, *evals) for pair in log]
+    steps, losses = zip(*(pairs or [(0, 0.0)]), strict=True)
+    names = [f"{study.place(run)} ({(run.train or {}).get('mask', '')})" for run in study.runs]
+    looks = [(_MODELS.get(run.stage, "plus"), _LINES.get(run.stage, "muted")) for run in study.runs]
+    named = [(name, *look, False) for name, look, log in zip(names, looks, evals, strict=True) if log]
+    top = _below([entry[0] for entry in named]) + _LINE
+    chart = _Chart((min(steps), max(steps)), (max(losses), min(losses)), 170, 44, right=16, top=top)
+    chart.legend(named)
+    chart.text(0, top - _LINE, "loss, nats per response token", "muted")
+    chart.x_axis("optimiser step", grid=False)
+    for value, text in _ticks(chart.y[1], chart.y[0], 5):
+        chart.line([(chart.x[0], value), (chart.x[1], value)], "line", 0.6)
+        chart.text(chart.left - 8, chart.at(0, value)[1], text, anchor="end")
+    described, drawn = [], set()
+    for run, name, (shape, colour), thin, marked in zip(study.runs, names, looks, train, evals, strict=True):
+        if thin:
+            chart.line(thin, colour, 0.9, "opacity: 0.4")
+        if marked:
+            chart.line(marked, colour, 1.6, "stroke-dasharray: 6 4" if run.stage in drawn else "")
+            for step, loss in marked:
+                chart.mark(step, loss, shape, colour)
+            (first, before), (last, after) = marked[0], marked[-1]
+            described.append(f"{name} eval loss {number(before)} at step {first}, {number(after)} at step {last}")
+        drawn.add(run.stage)
     text = "Thin lines: train loss; marked lines: eval loss, each under the stage's own mask."
-    return _finish(fig, "loss", "Loss while finetuning", f"{text} {'; '.join(described)}.")
+    return chart.plot("loss", "Loss while finetuning", f"{text} {'; '.join(described)}.")
 
 
 def nll_plot(evaluations: Sequence[Evaluation]) -> Plot:
     """Gold NLL per token (mean over tasks), one line a model, one mark a mask."""
-    models = list(dict.fromkeys(e.model for e in evaluations))
-    fig, ax = _axes(1.3 + 0.42 * len(models))
-    described, seen = [], set()
+    scored = [(e, e.gold_nll) for e in evaluations if e.gold_nll is not None]
+    models = list(dict.fromkeys(e.model for e, _ in scored))
+    values = [value for _, value in scored]
+    room = 0.04 * (max(values) - min(values))
+    masks = {e.label.split("/", 1)[1]: e for e, _ in scored}
+    chart = _rows(models, (min(values) - room, max(values) + room), 30, right=12, top=_below(list(masks)))
+    chart.legend([(name, _SHAPES.get(e.mask, "circle"), _colour(e), e.leaks) for name, e in masks.items()])
+    chart.x_axis("NLL of the right answer, nats per token (mean over tasks)")
     for y, model in enumerate(models):
-        at = [(e, e.gold_nll) for e in evaluations if e.model == model and e.gold_nll is not None]
-        values = [v for _, v in at]
-        if values:
-            ax.plot([min(values), max(values)], [y, y], color=_LINE, linewidth=3, solid_capstyle="round", zorder=1)
-        for e, value in at:
-            label = e.label.split("/", 1)[1]
-            mark = {**_mark(e), "marker": _SHAPES.get(e.mask, "o"), "markersize": 6.5}
-            mark["markerfacecolor"] = _SURFACE if e.leaks else mark["color"]
-            ax.plot([value], [y], zorder=3, linestyle="", label=None if label in seen else label, **mark)
-            seen.add(label)
-            described.append(f"{e.label} {number(value, 2)}")
-    _rows(ax, models)
-    ax.set_xlabel("NLL of the right answer, nats per token (mean over tasks)")
-    _legend(ax, columns=3)
-    return _finish(fig, "nll", "How surprising the right answer is", f"{'; '.join(dict.fromkeys(described))}.")
+        of_model = [value for e, value in scored if e.model == model]
+        chart.line([(min(of_model), y), (max(of_model), y)], "line", 3)
+    for e, value in scored:
+        chart.mark(value, models.index(e.model), _SHAPES.get(e.mask, "circle"), _colour(e), hollow=e.leaks)
+    described = dict.fromkeys(f"{e.label} {number(value, 2)}" for e, value in scored)
+    return chart.plot("nll", "How surprising the right answer is", f"{'; '.join(described)}.")
 
 
-def _minus(c: Comparison) -> str:
-    name = " minus ".join(c.names)
-    return name if len(name) < 55 else "\nminus ".join(c.names)
+def _rows(names: Sequence[str], x: tuple[float, float], height: float, *, right: float, top: float) -> _Chart:
+    """A chart with a row of `height` pixels for each name; a long name takes two lines, split after its colon."""
+    lines = [name.replace(": ", ":\n").split("\n") if len(name) >= 20 else [name] for name in names]
+    left = 14 + _LETTER * max(len(line) for of_row in lines for line in of_row)
+    chart = _Chart(x, (-0.5, len(names) - 0.5), height * len(names), left, right, top)
+    for y, of_row in enumerate(lines):
+        for n, line in enumerate(of_row):
+            chart.text(left - 8, chart.at(0, y)[1] + (n - (len(of_row) - 1) / 2) * _LINE, line, anchor="end")
+    return chart
 
 
-def _axes(height: float) -> tuple[Any, Any]:
-    # Figure, not pyplot: no global state, no display. Imported here so that the list of runs need not load matplotlib.
-    from matplotlib.figure import Figure
-
-    fig = Figure(figsize=(_WIDTH, height), layout="constrained")
-    fig.patch.set_visible(False)
-    ax = fig.add_subplot()
-    ax.patch.set_visible(False)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_LINE)
-    ax.tick_params(colors=_MUTED, labelcolor=_INK, labelsize=_FONT, length=3)
-    ax.xaxis.label.set(color=_MUTED, size=_FONT)
-    ax.yaxis.label.set(color=_MUTED, size=_FONT)
-    return fig, ax
+def _flow(names: Sequence[str]) -> list[tuple[float, float]]:
+    """Where the entries of a legend stand, line by line."""
+    found, left, top = [], 0.0, _LINE / 2
+    for name in names:
+        width = 30 + _LETTER * len(name)
+        if left and left + width > _WIDTH:
+            left, top = 0.0, top + _LINE
+        found.append((left, top))
+        left += width
+    return found
 
 
-def _mark(e: Evaluation) -> dict[str, Any]:
-    colour = _MASKS.get(e.mask, _INK)
-    hollow = e.leaks or e.model == "base"
-    return {
-        "marker": _MODELS.get(e.model, "P"),
-        "color": colour,
-        "markersize": 5.5,
-        "markerfacecolor": _SURFACE if hollow else colour,
-    }
+def _below(names: Sequence[str]) -> float:
+    """The top of the chart below a legend of these names."""
+    return (_flow(names)[-1][1] if names else 0) + _LINE
 
 
-def _dot(ax: Any, value: float, lo: float, hi: float, y: float, e: Evaluation) -> None:
-    ax.plot([lo, hi], [y, y], color=_MASKS.get(e.mask, _INK), linewidth=2, alpha=0.55, solid_capstyle="round", zorder=2)
-    ax.plot([value], [y], zorder=3, **_mark(e))
+def _ticks(lo: float, hi: float, about: int) -> list[tuple[float, str]]:
+    """Round numbers from `lo` to `hi`, `about` of them at most, with their texts."""
+    least = (hi - lo) / about
+    power = 10.0 ** floor(log10(least))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= least * 0.999)
+    digits = max(0, -floor(log10(step * 1.001)))
+    return [(k * step, number(k * step, digits)) for k in range(ceil(lo / step), floor(hi / step) + 1)]
 
 
-def _rows(ax: Any, labels: Sequence[str], ticks: int = 5) -> None:
-    ax.set_yticks(range(len(labels)), [name if len(name) < 20 else name.replace(": ", ":\n") for name in labels])
-    for text in ax.get_yticklabels():
-        text.set_linespacing(1.0)
-    ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
-    ax.locator_params(axis="x", nbins=ticks)  # few enough for a phone
-    ax.grid(axis="x", color=_LINE, linewidth=0.6)
-    ax.set_axisbelow(True)
+def _colour(e: Evaluation) -> str:
+    return _MASKS.get(e.mask, "ink")
 
 
-def _legend(ax: Any, columns: int) -> None:
-    ax.figure.legend(
-        loc="outside upper left", ncols=columns, frameon=False, fontsize=_FONT, labelcolor=_INK, handletextpad=0.4
-    )
-
-
-def _finish(fig: Any, key: str, title: str, description: str) -> Plot:
-    """The figure as an <svg> element for inline use: named, described, themed and free of outside references."""
-    import matplotlib
-
-    out = io.StringIO()
-    metadata: Mapping[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
-        fig.savefig(out, format="svg", metadata=metadata)
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    box = re.search(r'viewBox="([^"]+)"', svg)
-    assert box is not None, "matplotlib always writes a viewBox"
-    body = svg[svg.index(">") + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href")
-    # Several SVGs share the page: make every id this plot's own.
-    body = re.sub(r'\bid="', f'id="{key}-', body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{key}-", body)
-    body = re.sub(r"font: [^;\"]*?(\d+(?:\.\d+)?)px [^;\"]*", r"font-size: \1px", body)
-    for placeholder, variable in _VARIABLES.items():
-        body = body.replace(placeholder, f"var({variable})")
-    head = (
-        f'<svg viewBox="{box[1]}" role="img" aria-labelledby="{key}-title {key}-desc">'
-        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-desc">{escape(description)}</desc>'
-    )
-    return Plot(key, title, description, head + body)
+def _hollow(e: Evaluation) -> bool:
+    return e.leaks or e.model == "base"

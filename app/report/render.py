@@ -4,7 +4,7 @@
     print_results(report, console)
     write_report(report, runs_dir)              # report.md and report.html, each written whole or not at all
 
-A report is made of the runs alone: no clock, no randomness, so the same runs give the same bytes.
+A report depends on the runs alone, not on clock or chance: the same runs give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from app.report import tables
+from app.report.format import DASH, number
 from app.report.plots import Plot
 from app.report.run_list import RunRow, list_rows, print_runs
 from app.report.sections import Section, plots, sections
 from app.report.sentences import KeyNumber, cautions, details, headline, key_numbers
 from app.report.study import Study, study_of_profile, study_of_two
 from app.report.tables import Table
+from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
 from jobs.runs.rundir import write_text_atomically
 
@@ -33,6 +33,14 @@ __all__ = [
     "Report", "RunRow", "build_report", "list_rows", "print_results", "print_runs", "write_report",
 ]  # fmt: skip
 
+_COLUMNS = (  # of the terminal's table
+    Column("Stage"),
+    Column("Model/mask"),
+    Column("Macro", right=True),
+    Column("95 %\ninterval", right=True, drop=1),
+    Column("Retention", right=True, drop=2),
+    Column("Above\nchance", right=True, drop=3),
+)
 _TEMPLATES = Path(__file__).parent
 
 
@@ -106,7 +114,7 @@ def print_results(report: Report, console: Console, runs_dir: Path | None = None
         console.print(text, markup=False, highlight=False)
     if report.study.evaluations:
         console.print()
-        console.print(_rich(report.study, wide=console.width >= 92))
+        _print_results_table(report.study, console)
     if report.study.missing:
         console.print()
     for m in report.study.missing:
@@ -121,7 +129,7 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
         DiskFull: no space left; files of an earlier report are untouched.
     """
     markdown, html = runs_dir / "report.md", runs_dir / "report.html"
-    rendered = report.to_markdown(), report.to_html()  # both before either is written
+    rendered = report.to_markdown(), report.to_html()  # render both before writing either
     for path, text in zip((markdown, html), rendered, strict=True):
         write_text_atomically(path, text)
     return markdown, html
@@ -135,24 +143,21 @@ def _markdown_rows(table: Table) -> list[str]:
     return [line(table.names), line(rule), *(line(row.cells) for row in table.rows)]
 
 
-def _rich(study: Study, *, wide: bool) -> RichTable:
-    """The results, in 80 columns unless `wide`; intervals of the retentions are left to the written report."""
+def _print_results_table(study: Study, console: Console) -> None:
+    """The results with the interval of the macro accuracy; those of the retentions stand in the written report."""
     full = tables.results(study)
-    styles = {"leaks": "dim", "base": "bold"}
-    out = RichTable(title=full.title, caption=full.note.replace("`", ""), box=SIMPLE_HEAD, show_edge=False)
-    out.title_justify = out.caption_justify = "left"
-    out.padding = (0, 1) if wide else 0
-    for name in ("Stage", "Model/mask"):
-        out.add_column(name, no_wrap=True)
-    for name in ("Macro [95 %]", "Retention", "Above\nchance"):
-        out.add_column(name, justify="right")
+    cells = []
     for e, row in zip(study.evaluations, full.rows, strict=True):
-        stage, _, _, macro, _, retention, above = row.cells
-        cells = (stage, e.label, macro, _first(retention), _first(above))
-        out.add_row(
-            *(Text(cell) for cell in cells), style=styles.get(row.kind, "")
-        )  # Text: brackets are no markup here
-    return out
+        place, _, _, _, _, retention, above = row.cells
+        interval = f"{number(e.macro.lo)}\N{EN DASH}{number(e.macro.hi)}" if e.macro.defined else DASH
+        cells.append((place, e.label, number(e.macro.value), interval, _first(retention), _first(above)))
+    console.print(full.title, style="bold", highlight=False)
+    styles = {"leaks": "dim", "base": "bold"}
+    lines = table_lines(_COLUMNS, cells, console.width)
+    kinds = ["", *[""] * (len(lines) - len(cells) - 1), *(row.kind for row in full.rows)]
+    for line, kind in zip(lines, kinds, strict=True):
+        console.print(Text(line, style=styles.get(kind, "")), soft_wrap=True)
+    console.print(full.note.replace("`", ""), markup=False, highlight=False, style="dim")
 
 
 def _first(cell: str) -> str:

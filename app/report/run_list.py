@@ -8,27 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from app.report.format import DASH, moment, number
+from jobs.columns import Column, table_lines
 from jobs.config.schema import LEAKING
 from jobs.errors import make_command
 from jobs.runs.rundir import RunDir, list_runs
 
+_COLUMNS = (
+    Column("Run"),
+    Column("Profile", drop=2),
+    Column("State"),
+    Column("Result", right=True),
+    Column("Headline", drop=1, least=12),
+    Column("When (UTC)", drop=3),
+)
+_STYLES = {"complete": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run; `headline` is its macro accuracies, its best eval loss, or why it ended."""
+    """One run. `result` is its first macro accuracy or its eval loss; `headline` names it, or says why the run ended."""
 
     id: str
     stage: str
     profile: str
     state: str  # complete, running, failed or interrupted
+    result: str
     headline: str
-    when: str  # of its end, or of its start while it is not complete
+    when: str  # of its end, or of its last heartbeat while it is not complete
 
 
 def list_rows(runs_dir: Path) -> list[RunRow]:
@@ -37,20 +47,19 @@ def list_rows(runs_dir: Path) -> list[RunRow]:
 
 
 def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = None) -> None:
-    """The rows as a table; says so when there are none."""
+    """The rows as a table, or the command that makes a first run."""
     if not rows:
         begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
         text = "no run yet; run: {}, or one stage: {}".format(*begin)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
-    styles = {"complete": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("Run", "Profile", "State", "Headline", "When (UTC)"):
-        table.add_column(name, overflow="fold", no_wrap=name != "Headline")
-    for row in rows:
-        state = Text(row.state, style=styles.get(row.state, ""))
-        table.add_row(Text(row.id), row.profile, state, Text(row.headline), row.when)
-    console.print(table)
+    cells = [(row.id, row.profile, row.state, row.result, row.headline, row.when) for row in rows]
+    lines = [Text(line) for line in table_lines(_COLUMNS, cells, console.width)]
+    for row, line in zip(rows, lines[-len(rows) :], strict=True):
+        start = line.plain.index(row.state, len(row.id))
+        line.stylize(_STYLES[row.state], start, start + len(row.state))
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _row(run: RunDir) -> RunRow:
@@ -59,28 +68,29 @@ def _row(run: RunDir) -> RunRow:
         _read(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
     )
     profile = summary.get("profile") or _read(run.path / "stage.yaml").get("profile", {}).get("name") or DASH
+    result, when = DASH, beat.get("wall_time")
     if state == "complete":
-        headline, when = _headline(summary, metrics), summary.get("finished")
+        (result, headline), when = _result(summary, metrics), summary.get("finished")
     elif state != "running" and failed:
-        headline, when = str(failed.get("message", "")), beat.get("wall_time")
+        headline = str(failed.get("message", ""))
     else:
-        done = str(beat.get("phase") or "")
-        if beat.get("total"):  # 0 while it is not known: "check 0 of 0" tells nobody anything
-            done += f" {beat['step']} of {beat['total']}"
-        headline, when = done.strip(), beat.get("wall_time")
-    return RunRow(run.id, run.stage, str(profile), state, headline or DASH, moment(str(when or "")))
+        headline = str(beat.get("phase") or "")
+        if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
+            headline += f" {beat['step']} of {beat['total']}"
+    return RunRow(run.id, run.stage, str(profile), state, result, headline or DASH, moment(str(when or "")))
 
 
-def _headline(summary: dict[str, Any], metrics: dict[str, Any]) -> str:
-    scores = summary.get("headline") or {}
-    if scores:
-        leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
-        return ", ".join(
-            f"{label}{' (leaks)' if label in leaks or label.endswith(LEAKING) else ''} {number(value)}"
-            for label, value in scores.items()
-        )
-    train = metrics.get("train") or {}
-    return f"eval loss {number(train['eval_loss_best'])}" if train.get("eval_loss_best") is not None else ""
+def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
+    """The first number and its name; the other names follow, each with its number."""
+    leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
+    scores = [
+        (name + " (leaks)" * (name in leaks or name.endswith(LEAKING)), number(value))
+        for name, value in (summary.get("headline") or {}).items()
+    ]
+    if not scores:
+        return DASH, ""
+    (name, first), *others = scores
+    return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
 
 
 def _read(path: Path) -> dict[str, Any]:

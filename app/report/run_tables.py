@@ -14,64 +14,52 @@ _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these u
 
 
 def training(study: Study) -> Table:
-    """Training runs side by side: one column a stage, one row a property."""
+    """Training runs side by side: one column for each stage, one row for each property."""
     runs = [(run, run.train) for run in study.runs if run.train]
-    rows: list[tuple[str, list[str]]] = [
-        ("Mask", [mask_name(str(t.get("mask"))) for _, t in runs]),
-        ("Steps", [f"{count(t.get('steps'))} of {count(t.get('max_steps'))}" for _, t in runs]),
-        ("Stopped by", [str(t.get("stopped_by", DASH)) for _, t in runs]),
-        ("Train examples", [count(t.get("train_examples")) for _, t in runs]),
-        ("Eval examples", [count(t.get("eval_examples")) for _, t in runs]),
-        ("Dropped: overlap with test items", [count(t.get("dropped_overlap")) for _, t in runs]),
-        ("Dropped: too long", [count(t.get("dropped_length")) for _, t in runs]),
-        ("Train loss, last", [number(t.get("train_loss")) for _, t in runs]),
-        ("Eval loss, first", [number(t.get("eval_loss_first")) for _, t in runs]),
-        (
-            "Eval loss, best (step)",
-            [f"{number(t.get('eval_loss_best'))} ({count(t.get('best_step'))})" for _, t in runs],
-        ),
-        ("Eval loss, last", [number(t.get("eval_loss_last")) for _, t in runs]),
-        ("Objective", [_objective(t.get("objective")) for _, t in runs]),
-        ("Precision", [str(t.get("precision", DASH)) for _, t in runs]),
-        (
-            "Parameters trained",
-            [f"{count(t.get('params_trained'))} of {count(t.get('params_total'))}" for _, t in runs],
-        ),
-        ("Response tokens", [count(t.get("response_tokens")) for _, t in runs]),
-        ("Seed", [str(run.seed) for run, _ in runs]),
-    ]
+
+    def counts(key: str) -> list[str]:
+        return [count(t.get(key)) for _, t in runs]
+
+    def losses(key: str) -> list[str]:
+        return [number(t.get(key)) for _, t in runs]
+
+    def two(first: str, second: str) -> list[str]:
+        return [f"{a} of {b}" for a, b in zip(counts(first), counts(second), strict=True)]
+
+    best = [f"{loss} ({step})" for loss, step in zip(losses("eval_loss_best"), counts("best_step"), strict=True)]
+    rows = {
+        "Mask": [mask_name(str(t.get("mask"))) for _, t in runs],
+        "Steps": two("steps", "max_steps"),
+        "Stopped by": [str(t.get("stopped_by", DASH)) for _, t in runs],
+        "Train examples": counts("train_examples"),
+        "Eval examples": counts("eval_examples"),
+        "Dropped: overlap with test items": counts("dropped_overlap"),
+        "Dropped: too long": counts("dropped_length"),
+        "Train loss, last": losses("train_loss"),
+        "Eval loss, first": losses("eval_loss_first"),
+        "Eval loss, best (step)": best,
+        "Eval loss, last": losses("eval_loss_last"),
+        "Objective": [_objective(t.get("objective")) for _, t in runs],
+        "Precision": [str(t.get("precision", DASH)) for _, t in runs],
+        "Parameters trained": two("params_trained", "params_total"),
+        "Response tokens": counts("response_tokens"),
+        "Seed": [str(run.seed) for run, _ in runs],
+    }
     columns = ("Property", *(f">{study.place(run)}" for run, _ in runs))
-    return Table("Training runs", columns, tuple(TableRow((name, *cells)) for name, cells in rows))
+    return Table("Training runs", columns, tuple(TableRow((name, *cells)) for name, cells in rows.items()))
 
 
 def speed(study: Study) -> Table:
     rows = [
-        TableRow(
-            (
-                study.row_name(e),
-                count(e.items),
-                duration(e.seconds),
-                number(e.items_per_s, 1),
-                count(e.tokens_per_s),
-            )
-        )
+        (study.row_name(e), count(e.items), duration(e.seconds), number(e.items_per_s, 1), count(e.tokens_per_s))
         for e in study.evaluations
     ]
     for run in study.runs:
         if run.train:
-            t = run.train
-            rows.append(
-                TableRow(
-                    (
-                        f"{study.place(run)}: training",
-                        DASH,
-                        duration(t.get("seconds")),
-                        DASH,
-                        count(t.get("tokens_per_s")),
-                    )
-                )
-            )
-    return Table("Time and speed", ("Work", ">Items", ">Time", ">Items/s", ">Tokens/s"), tuple(rows))
+            seconds, tokens_per_s = duration(run.train.get("seconds")), count(run.train.get("tokens_per_s"))
+            rows.append((f"{study.place(run)}: training", DASH, seconds, DASH, tokens_per_s))
+    columns = ("Work", ">Items", ">Time", ">Items/s", ">Tokens/s")
+    return Table("Time and speed", columns, tuple(map(TableRow, rows)))
 
 
 def runs(study: Study) -> Table:
@@ -91,15 +79,9 @@ def missing(study: Study) -> Table:
 def reference(study: Study) -> Table:
     with_numbers = [run for run in study.runs if run.reference]
     keys = list(dict.fromkeys(key for run in with_numbers for key in run.reference))
-    rows = tuple(
-        TableRow(
-            (
-                f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}",
-                *(short(run.reference.get(key)) for key in keys),
-            )
-        )
-        for run in with_numbers
-    )
+    names = [f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}" for run in with_numbers]
+    numbers = [[short(run.reference.get(key)) for key in keys] for run in with_numbers]
+    rows = tuple(TableRow((name, *cells)) for name, cells in zip(names, numbers, strict=True))
     return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), rows)
 
 

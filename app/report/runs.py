@@ -1,4 +1,4 @@
-"""What the report reads of a run: typed records from summary, metrics, samples and loss logs. Nothing is computed here.
+"""Runs as typed records, from their summary, metrics, samples and loss logs. Nothing is computed here.
 
 A run directory is read as it was written (see jobs/runs/rundir.py); only completed runs are loaded. Per item outcomes come
 from samples.jsonl and are checked against metrics.json: a run whose two files disagree is refused, not averaged.
@@ -30,7 +30,7 @@ class TaskScore:
 
     items: int
     headline: float
-    stderr: float | None  # None of a single item
+    stderr: float | None  # None for a single item
     gold_nll: float | None  # nats per token of the right answer
     chance: float
     prefix_violations: int
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def label(self) -> str:
-        """`model/mask`, and for a leaking mask always the word: `base/bidirectional (leaks)`."""
+        """`model/mask`, with the warning of a leaking mask: `base/bidirectional (leaks)`."""
         return f"{self.model}/{mask_name(self.mask, self.leaks)}"
 
     @property
@@ -95,17 +95,17 @@ class Run:
     estimate: Mapping[str, float]
     actual: Mapping[str, float]
     reference: Mapping[str, float]
-    limit: int | None = None  # items a task, where the run was told how many
+    limit: int | None = None  # items per task, if the run was limited
     random_weights: bool = False
 
 
 def mask_name(mask: str, leaks: bool = False) -> str:
-    """The mask's name as every table shows it; a leaking one never appears without saying so."""
+    """The mask's name in every table; a leaking mask always carries the warning."""
     return f"{mask} (leaks)" if leaks or mask in LEAKING else mask
 
 
 def headline_metric(task: str, metric: str) -> str:
-    """A task's accuracy where only the evaluation names one; winogrande's choices share their text: no acc_norm."""
+    """The metric of a task, given that of its evaluation: winogrande's choices share their text, so it has no acc_norm."""
     return "acc" if task == "winogrande" and metric == "acc_norm" else metric
 
 
@@ -248,6 +248,6 @@ def _model(job: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _base_model(job: Mapping[str, Any]) -> str:
     model = _model(job)
-    if model.get("source") == "random":  # its name is that of the tokenizer's model
+    if model.get("source") == "random":  # `name` is the model whose tokenizer it uses
         return f"a random {(model.get('config') or {}).get('model_type', 'model')}"
     return str(model.get("name") or model.get("path") or f"a {model.get('source', '')} model".replace("  ", " "))

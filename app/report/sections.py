@@ -72,7 +72,7 @@ def plots(study: Study) -> dict[str, Plot]:
 
 
 def _delta_series(study: Study) -> list[Comparison]:
-    """What the plot of differences shows: everything fair that is set against the baseline itself."""
+    """The series of the plot of differences: comparisons with the baseline that do not leak, else all that do not leak."""
     fair = [c for c in study.comparisons if not c.leaks]
     return [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
 
@@ -97,7 +97,7 @@ def _training(study: Study) -> Section:
 
 
 def _unequal_training(trained: Sequence[Run]) -> list[str]:
-    """The control means something only on the same data for as long."""
+    """A warning unless both trained on the same data for the same number of steps, which the control needs."""
     at = {run.stage: run.train or {} for run in trained}
     a, b = at.get("stage3a"), at.get("stage3b")
     if a is None or b is None:

@@ -23,6 +23,48 @@ class KeyNumber:
     note: str
 
 
+# The phrase for each verdict of a comparison; "too few" where its interval holds 0 and much else.
+_ABLATION = {
+    "lower": "Letting the prompt of {model} see itself in both directions costs {change} of macro accuracy",
+    "higher": "Letting the prompt of {model} see itself in both directions raises macro accuracy by {change}",
+    "within noise": "Letting the prompt of {model} see itself in both directions moves macro accuracy by no more than the noise",
+    "too few": "These items cannot tell what letting the prompt of {model} see itself in both directions does to macro accuracy "
+    "({points})",
+}  # fmt: skip
+_FINETUNING = {
+    "lower": "; finetuning under that mask ({model}) makes it worse",
+    "higher": "; finetuning under that mask ({model}) ",
+    "within noise": "; finetuning under that mask ({model}) changes that by no more than the noise",
+    "too few": "; these items cannot tell what finetuning under that mask ({model}) changes ({points})",
+}
+_AFTER = {
+    "lower": "brings it part of the way back to the untouched model",
+    "higher": "brings it above the untouched model",
+    "within noise": "brings it to within noise of the untouched model",
+    "too few": "wins {change}, to where these items cannot tell it from the untouched model ({points})",
+}
+_CONTROL = {
+    "lower": ". It ends below the causally finetuned control.",
+    "higher": ". It ends above the causally finetuned control.",
+    "within noise": ". It ends within noise of the causally finetuned control.",
+    "too few": ". These items cannot tell it from the causally finetuned control ({points}).",
+}
+_OF_TWO = {
+    "lower": "is below",
+    "higher": "is above",
+    "within noise": "is within noise of",
+    "too few": "cannot be told by these items from",
+}
+
+
+def _reading(c: Comparison) -> str:
+    return "too few" if c.too_few_items else c.verdict
+
+
+def _change(c: Comparison) -> str:
+    return f"{number(abs(100 * c.paired.difference.value), 1)} points"
+
+
 def headline(study: Study) -> str:
     """The finding in one sentence, as far as these runs carry it; its numbers are in `details`."""
     if study.compared is not None:
@@ -32,73 +74,39 @@ def headline(study: Study) -> str:
     ablation = study.find(("base", "prefix"), ("base", "causal"))
     if ablation is None:
         return f"{study.base_model} is scored with its causal mask only; the ablated prefill has not been scored yet."
-    cost = f"{number(abs(100 * ablation.paired.difference.value), 1)} points"
-    if ablation.too_few_items:
-        found = (
-            f"These items cannot tell what letting the prompt of {study.base_model} see itself in both directions does to "
-            f"macro accuracy ({points(ablation.paired.difference)})"
-        )
-    else:
-        found = (
-            f"Letting the prompt of {study.base_model} see itself in both directions "
-            + {
-                "lower": f"costs {cost} of macro accuracy",
-                "higher": f"raises macro accuracy by {cost}",
-                "within noise": "moves macro accuracy by no more than the noise",
-            }[ablation.verdict]
-        )
+    text = _ABLATION[_reading(ablation)].format(
+        model=study.base_model, change=_change(ablation), points=points(ablation.paired.difference)
+    )
     won, after, control = _finetuned(study)
     if won is None or after is None:
-        return f"{found}; what finetuning under that mask changes has not been scored yet."
-    if won.too_few_items:
-        found += f"; nor what finetuning under that mask ({won.first.model}) changes" if ablation.too_few_items else (
-            f"; these items cannot tell what finetuning under that mask ({won.first.model}) changes")  # fmt: skip
-        found += f" ({points(won.paired.difference)})"
-    elif won.verdict == "higher":
-        found += f"; finetuning under that mask ({won.first.model}) "
-        if after.too_few_items:
-            raised = f"{number(100 * won.paired.difference.value, 1)} points"
-            found += f"wins {raised}, to where these items cannot tell it from the untouched model"
-            found += f" ({points(after.paired.difference)})"
-        else:
-            found += {
-                "lower": "brings it part of the way back to the untouched model",
-                "within noise": "brings it to within noise of the untouched model",
-                "higher": "brings it above the untouched model",
-            }[after.verdict]
+        return f"{text}; what finetuning under that mask changes has not been scored yet."
+    if won.too_few_items and ablation.too_few_items:
+        finetuning = "; nor what finetuning under that mask ({model}) changes ({points})"
     else:
-        change = {"lower": "makes it worse", "within noise": "changes that by no more than the noise"}[won.verdict]
-        found += f"; finetuning under that mask ({won.first.model}) {change}"
+        finetuning = _FINETUNING[_reading(won)]
+    text += finetuning.format(model=won.first.model, points=points(won.paired.difference))
+    if won.verdict == "higher":
+        text += _AFTER[_reading(after)].format(change=_change(won), points=points(after.paired.difference))
     if control is None:
-        return f"{found}. The causally finetuned control has not been scored."
-    if control.too_few_items:
-        told = points(control.paired.difference)
-        return f"{found}. These items cannot tell it from the causally finetuned control ({told})."
-    relation = {"lower": "below", "higher": "above", "within noise": "within noise of"}[control.verdict]
-    return f"{found}. It ends {relation} the causally finetuned control."
+        return f"{text}. The causally finetuned control has not been scored."
+    return text + _CONTROL[_reading(control)].format(points=points(control.paired.difference))
 
 
 def details(study: Study) -> list[str]:
     """The numbers behind the headline: each change with its interval."""
     if study.compared is not None or study.baseline is None:
         return []
-    found = []
-    ablation = study.find(("base", "prefix"), ("base", "causal"))
-    won, after, control = _finetuned(study)
-    for c, name in ((ablation, "Ablated prefill"), (won, "Finetuning under it"), (after, "What is left")):
-        if c is not None:
-            found.append(_detail(name, c))
-    if control is not None:
-        found.append(_detail("Against the control", control))
-    return found
-
-
-def _detail(name: str, c: Comparison) -> str:
-    reading = "" if c.verdict != "within noise" else ": within noise"
-    return (
-        f"{name}: {c.names[0]} {number(c.first.macro.value)} against "
-        f"{c.names[1]} {number(c.second.macro.value)}, {points(c.paired.difference)}{reading}."
+    named = zip(
+        ("Ablated prefill", "Finetuning under it", "What is left", "Against the control"),
+        (study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)),
+        strict=True,
     )
+    return [
+        f"{name}: {c.names[0]} {number(c.first.macro.value)} against {c.names[1]} {number(c.second.macro.value)}, "
+        f"{points(c.paired.difference)}{': within noise' if c.verdict == 'within noise' else ''}."
+        for name, c in named
+        if c is not None
+    ]
 
 
 def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comparison | None]:
@@ -122,15 +130,11 @@ def _headline_of_two(study: Study) -> str:
     fair = [c for c in study.comparisons if not c.leaks] or list(study.comparisons)
     if not fair:
         return f"{ids}: at least one of the two runs scored nothing, so only their training is shown."
-    sentences = []
-    for c in fair:
-        relation = {"lower": "is below", "higher": "is above", "within noise": "is within noise of"}[c.verdict]
-        if c.too_few_items:
-            relation = "cannot be told by these items from"
-        sentences.append(
-            f"{c.first.label} ({number(c.first.macro.value)}) {relation} {c.second.label} "
-            f"({number(c.second.macro.value)}): {points(c.paired.difference)}"
-        )
+    sentences = [
+        f"{c.first.label} ({number(c.first.macro.value)}) {_OF_TWO[_reading(c)]} {c.second.label} "
+        f"({number(c.second.macro.value)}): {points(c.paired.difference)}"
+        for c in fair
+    ]
     return f"{ids}: {'; '.join(sentences)}."
 
 
@@ -140,15 +144,14 @@ def key_numbers(study: Study) -> list[KeyNumber]:
         return []
     base, m = study.baseline, study.prefix_model
     found = [KeyNumber("Base model, causal mask", number(base.macro.value), f"chance is {number(base.chance, 2)}")]
-    ablation = study.find(("base", "prefix"), ("base", "causal"))
-    if ablation:
-        found.append(KeyNumber("Prefix mask, untrained", number(ablation.first.macro.value), _verdict(ablation)))
-    after = study.find((m, "prefix"), ("base", "causal")) if m else None
-    if after:
-        found.append(KeyNumber(f"Prefix mask, after {m}", number(after.first.macro.value), _verdict(after)))
-    side = study.find((m, "causal"), ("base", "causal")) if m else None
-    if side:
-        found.append(KeyNumber(f"Causal mask, after {m}", number(side.first.macro.value), _verdict(side)))
+    for name, model, mask in (
+        ("Prefix mask, untrained", "base", "prefix"),
+        (f"Prefix mask, after {m}", m, "prefix"),
+        (f"Causal mask, after {m}", m, "causal"),
+    ):
+        c = study.find((model, mask), ("base", "causal")) if model else None
+        if c is not None:
+            found.append(KeyNumber(name, number(c.first.macro.value), _verdict(c)))
     return found
 
 
@@ -206,8 +209,7 @@ def cautions(study: Study) -> list[str]:
 
 
 def _stale_checkpoints(study: Study) -> list[str]:
-    """Evaluations of a checkpoint that is not the one whose training this report shows, or not the same as
-    elsewhere."""
+    """A caution for each evaluation of a checkpoint from another training run than the one shown."""
     shown = {run.stage: run.id for run in study.runs if run.train}
     return [
         f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {shown[e.model]}; "

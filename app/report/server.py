@@ -1,10 +1,9 @@
-"""The report over HTTP, `python -m app report --serve 8000`: made anew whenever a run has begun or ended, then kept.
+"""The report over HTTP, `python -m app report --serve 8000`: built anew whenever a run has begun or ended, then kept.
 
     GET /, /report.html     the page
-    GET /report.md          the same as Markdown
+    GET /report.md          the report as Markdown
 
-Nothing else is served, no other file of the runs directory either, and nothing is written. There is no password: by
-default only this machine is answered.
+The server serves no other file and writes nothing. It has no password; by default it listens on this machine's own address.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import FrameType
 
 from app.report.render import Report
 from jobs.errors import ConfigError, RunStateError, UserError
@@ -28,7 +26,7 @@ from jobs.runs.rundir import RunDir, list_runs
 DEFAULT_HOST = "127.0.0.1"
 _EVERY_ADDRESS = ("0.0.0.0", "::")
 
-# In place of the report while there is none, with the style of the reader's browser.
+# The page while there is no report, in the style of the reader's browser.
 _APOLOGY = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8" /><meta name="color-scheme" content="light dark" /><title>No report yet</title></head>
@@ -51,7 +49,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Pages:
-    """The report as it is now, or why there is none."""
+    """The report of this moment, or why there is none."""
 
     status: HTTPStatus
     html: str
@@ -59,22 +57,22 @@ class Pages:
 
 
 class ReportPages:
-    """Makes the pages when the runs have changed since, and gives those of last time when they have not."""
+    """Builds the pages anew when a run has begun, ended or changed, and else returns those of last time."""
 
     def __init__(self, runs_dir: Path, build: Callable[[], Report]) -> None:
         self._runs_dir, self._build = runs_dir, build
-        self._lock = threading.Lock()  # several readers wait for one report, instead of making one each
-        self._made: tuple[object, Pages] | None = None
+        self._lock = threading.Lock()  # several readers wait for one report, instead of building one each
+        self._built: tuple[object, Pages] | None = None
 
     def current(self) -> Pages:
         with self._lock:
             try:
-                # Before the report is made: what ends meanwhile is for next time.
-                seen = [_version(run) for run in _readable_runs(self._runs_dir)]
-                if self._made is None or self._made[0] != seen:
+                # Before the report is built: what ends meanwhile is for next time.
+                versions = [_version(run) for run in _readable_runs(self._runs_dir)]
+                if self._built is None or self._built[0] != versions:
                     report = self._build()
-                    self._made = seen, Pages(HTTPStatus.OK, report.to_html(), report.to_markdown())
-                return self._made[1]
+                    self._built = versions, Pages(HTTPStatus.OK, report.to_html(), report.to_markdown())
+                return self._built[1]
             except (UserError, OSError) as error:  # not kept: the user corrects it and reloads
                 html = _APOLOGY.format(escape(str(error)))
                 return Pages(HTTPStatus.SERVICE_UNAVAILABLE, html, f"no report yet: {error}\n")
@@ -82,7 +80,7 @@ class ReportPages:
 
 def _readable_runs(runs_dir: Path) -> list[RunDir]:
     try:
-        next(runs_dir.iterdir(), None)  # a search by pattern passes over a directory that may not be read
+        next(runs_dir.iterdir(), None)  # `list_runs` finds nothing in a directory without read permission
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -92,7 +90,7 @@ def _readable_runs(runs_dir: Path) -> list[RunDir]:
 
 
 def _version(run: RunDir) -> tuple[str, str, int]:
-    """What changes of a run if the report should; unfinished ones are among what the report says is missing."""
+    """Changes when the report does; unfinished runs count, since the report lists them as missing."""
     summary = run.path / "summary.json"
     return run.id, run.state(), summary.stat().st_mtime_ns if summary.exists() else 0
 
@@ -101,10 +99,10 @@ def _version(run: RunDir) -> tuple[str, str, int]:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Listens from its construction on; `url` is where."""
+    """Listens at `url` from its construction on."""
 
     def __init__(self, pages: ReportPages, host: str, port: int) -> None:
-        """Port 0 takes a free one. Raises ConfigError if the address cannot be had."""
+        """Port 0 takes a free one. Raises ConfigError if it cannot listen at the address."""
         self.pages = pages
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -132,36 +130,29 @@ class _Handler(BaseHTTPRequestHandler):
         pages = self.server.pages.current()
         kind, text = ("markdown", pages.markdown) if path == "/report.md" else ("html", pages.html)
         body = text.encode()
+        headers = {
+            "Content-Type": f"text/{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",  # a reload costs little here
+            "X-Content-Type-Options": "nosniff",
+        }
         with suppress(ConnectionError):  # the reader did not wait
             self.send_response(pages.status)
-            self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")  # a reload asks here, where it costs little
-            self.send_header("X-Content-Type-Options", "nosniff")
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
 
     do_HEAD = do_GET
 
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Answers are no news."""
-
-    def log_error(self, format: str, *args: object) -> None:
-        """Nor are readers that ask for something else or are too slow."""
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not logged."""
 
 
 def serve(server: ReportServer) -> None:
-    """Answer until SIGINT or SIGTERM, then return."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # From another thread, since this one is in the loop that is to end. A signal before the loop ends it at once.
-        threading.Thread(target=server.shutdown, daemon=True).start()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with server:
-            server.serve_forever(poll_interval=0.2)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    """Serve until SIGINT or SIGTERM, then return."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored, as in a background job
+    with server, suppress(KeyboardInterrupt):
+        server.serve_forever()

@@ -1,4 +1,4 @@
-"""Which runs a report is about: the newest completed run of each stage of one profile, or two runs named by hand."""
+"""The runs of a report: the newest completed run of each stage of one profile, or two runs named by the user."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from jobs.errors import DataError, RunStateError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import ID_PATTERN
 
-# The experiment in the order in which it is read. A stage of one's own follows after these.
+# The experiment in reading order; the user's own stages follow.
 STAGES = ("stage1", "stage2", "stage3a", "stage3b", "stage4", "nonprefill", "stage5a", "stage5b")
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A stage of the experiment without a completed run: what there is instead, and the command that makes one.
+    """A stage of the experiment without a completed run: its state, and the command that runs it.
 
-    The command does not name the runs directory: the page lies in it, and says the same wherever it is moved.
+    The command does not name the runs directory: the page lies in it and stays true when the directory moves.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A completed run that is not shown although it is the newest of its stage, which one is in its place, and why."""
+    """The newest completed run of a stage, where the report leaves it out: the run shown instead, and the reason."""
 
     run_id: str
     stage: str
@@ -71,7 +71,7 @@ class Study:
         return [e for run in self.runs for e in run.evaluations]
 
     def place(self, of: Evaluation | Run) -> str:
-        """Where a number stands: the stage, or the run when two runs were named, which may be of one stage."""
+        """The origin of a number: its stage, or its run when two runs were named, since both may be of one stage."""
         run_id = of.run_id if isinstance(of, Evaluation) else of.id
         return run_id if self.compared else of.stage
 
@@ -84,13 +84,13 @@ class Study:
 
     @property
     def prefix_model(self) -> str | None:
-        """The model whose result counts: the longest prefix finetuning that was scored under the prefix mask."""
+        """The model of the headline: the last stage finetuned under the prefix mask that was also scored under it."""
         masks = trained_under(self.runs)
         scored = {e.model for e in self.evaluations if e.mask == "prefix"}
         return next((s for s in reversed(stage_order(masks)) if masks[s] == "prefix" and s in scored), None)
 
     def find(self, first: tuple[str, str], second: tuple[str, str]) -> Comparison | None:
-        """The comparison of two (model, mask) pairs, if both are at hand."""
+        """The comparison of two (model, mask) pairs; None if the report has none."""
         for c in self.comparisons:
             if ((c.first.model, c.first.mask), (c.second.model, c.second.mask)) == (first, second):
                 return c
@@ -105,11 +105,11 @@ def stage_order(stages: Sequence[str] | dict[str, str]) -> list[str]:
 def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
     """The newest completed run of each stage; `profile` defaults to the one of the newest completed run.
 
-    Runs on different items are not compared, and do not take the report away either: shown is the set of runs on the
-    same items that holds most stages, the newest of several such sets.
+    Runs on different items are never compared. The report shows the set of runs on the same items with the most
+    stages, and of several such sets the newest.
 
     Raises:
-        RunStateError: no completed run (of that profile); says which there are.
+        RunStateError: no completed run (of that profile); names the unfinished runs, or the other profiles.
         DataError: a damaged run.
     """
     found = list_runs(runs_dir)
@@ -157,9 +157,9 @@ def _complete(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:
 
 
 def _on_the_same_items(candidates: Sequence[RunDir]) -> tuple[dict[str, Run], list[LeftOut]]:
-    """{stage: run} of what can be shown together, and the newest run of each stage that cannot.
+    """{stage: run} of the runs shown together, and the newest run of each stage that does not fit them.
 
-    candidates: completed runs of one profile, oldest first. Older ones are read only where the newest do not agree.
+    candidates: completed runs of one profile, oldest first. Older runs are read only where the newest differ.
     """
     newest = {stage: load_run(run) for stage, run in {run.stage: run for run in candidates}.items()}
     scored = [run for run in newest.values() if run.evaluations]
@@ -170,7 +170,7 @@ def _on_the_same_items(candidates: Sequence[RunDir]) -> tuple[dict[str, Run], li
         latest = newest[directory.stage]
         try:
             run = latest if latest.path == directory.path else load_run(directory)
-        except DataError:  # a damaged one that is not the newest of its stage takes nothing away
+        except DataError:  # a damaged older run is passed over
             continue
         if not run.evaluations:
             continue
@@ -179,7 +179,7 @@ def _on_the_same_items(candidates: Sequence[RunDir]) -> tuple[dict[str, Run], li
             sets.append({run.stage: run})
         else:
             home.setdefault(run.stage, run)
-    best = max(sets, key=len)  # of equals the first: they stand newest first
+    best = max(sets, key=len)  # the first of equals is the newest
     trained = {stage: run for stage, run in newest.items() if not run.evaluations}
     seen = next(iter(best.values()))
     left_out = [
@@ -192,7 +192,7 @@ def _on_the_same_items(candidates: Sequence[RunDir]) -> tuple[dict[str, Run], li
 
 
 def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = None) -> Study:
-    """Two runs, the second set against the first. Each is `STAGE/YYYYmmdd-HHMMSS` under `runs_dir`, a path, or a stage:
+    """Two runs, the second compared with the first. Each is `STAGE/YYYYmmdd-HHMMSS` under `runs_dir`, a path, or a stage:
     its newest completed run that was scored on the items of the other one, of `profile` where that is given.
 
     Raises:
@@ -247,7 +247,7 @@ def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
 
 
 def _of_one_profile(firsts: list[RunDir], seconds: list[RunDir]) -> tuple[list[RunDir], list[RunDir]]:
-    """Where a name leaves a choice: the runs of the other one's profile, or of the newest run's, if there are any."""
+    """If a name allows several runs: those of the other name's profile, or of the newest run's, if there are any."""
     newest = max((runs[0] for runs in (firsts, seconds) if len(runs) == 1), key=lambda run: run.age_key, default=None)
     newest = newest or max(firsts[0], seconds[0], key=lambda run: run.age_key)
     profile = newest.read_summary()["profile"]
@@ -256,12 +256,12 @@ def _of_one_profile(firsts: list[RunDir], seconds: list[RunDir]) -> tuple[list[R
 
 
 def _how_to_agree(runs_dir: Path, first: Run, second: Run) -> str:
-    """A remedy that works: a run of the first one's stage on the second one's items, else how to make one."""
+    """The remedy: an existing run of the first one's stage on the second one's items, else the command that makes one."""
     for run, profile in reversed(_complete(list_runs(runs_dir))):
         if (run.stage, profile) == (first.stage, first.profile) and share_items(load_run(run), second):
-            return f"{run.id} has the same: python -m app report --compare {run.id} {second.id}"
+            return f"{run.id} has the same items: python -m app report --compare {run.id} {second.id}"
     again = make_command(first.stage, profile=first.profile, limit=second.limit, runs_dir=runs_dir)
-    return f"score the first one on the other's items: {again}; then: --compare {first.stage} {second.id}"
+    return f"score {first.stage} on the items of {second.id}: {again}; then: --compare {first.stage} {second.id}"
 
 
 def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], command: str) -> Missing:

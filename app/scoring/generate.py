@@ -13,6 +13,7 @@ from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.model import onednn
 from app.model.load import Loaded
+from app.scoring.rows import padded
 from jobs.config.schema import Mask
 from jobs.errors import DataError, ModelError
 
@@ -111,18 +112,8 @@ def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max
     """
     require_fits(loaded, prompts, max_new_tokens)
     found: dict[int, list[int]] = {}
-    batch: list[int] = []
-    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        if batch and (len(batch) + 1) * (len(prompts[batch[0]]) + max_new_tokens) > batch_tokens:
-            found |= _answered(loaded, prompts, batch, mask, max_new_tokens, cache)
-            batch = []
-        batch.append(index)
-    if batch:
-        found |= _answered(loaded, prompts, batch, mask, max_new_tokens, cache)
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    for batch in padded(longest_first, batch_tokens, width=lambda i: len(prompts[i]) + max_new_tokens):
+        some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=max_new_tokens, cache=cache)
+        found.update(zip(batch, some, strict=True))
     return [found[index] for index in range(len(prompts))]
-
-
-def _answered(loaded: Loaded, prompts: Sequence[Sequence[int]], batch: list[int], mask: Mask, new: int, cache: Cache
-              ) -> dict[int, list[int]]:  # fmt: skip
-    some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=new, cache=cache)
-    return dict(zip(batch, some, strict=True))

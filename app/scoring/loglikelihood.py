@@ -89,9 +89,8 @@ class _Running:
             )  # fmt: skip
         self._ready: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._found = torch.empty_like(self._found, device="cpu", pin_memory=True).copy_(
-                self._found, non_blocking=True
-            )
+            pinned = torch.empty_like(self._found, device="cpu", pin_memory=True)
+            self._found = pinned.copy_(self._found, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record()
 

@@ -14,9 +14,10 @@ its own and all its tokens are fed, as the published ablation did.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 from app.attention.mask import Document, Layout, layout
 from app.scoring.encode import Request
 from jobs.config.schema import Mask
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,15 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
     return sorted(rows, key=len, reverse=True)
 
 
-def padded(rows: Sequence[ScoringRow], budget: int) -> list[list[ScoringRow]]:
+def padded(rows: Sequence[T], budget: int, width: Callable[[T], int] = len) -> list[list[T]]:  # type: ignore[assignment]
     """Batches of rows, a line each, of `budget` tokens with their padding at most (a long row stands alone).
 
     Args:
-        rows: longest first.
+        rows: longest first. width: tokens of one.
     """
-    batches: list[list[ScoringRow]] = []
+    batches: list[list[T]] = []
     for row in rows:
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0]) <= budget:
+        if batches and (len(batches[-1]) + 1) * width(batches[-1][0]) <= budget:
             batches[-1].append(row)
         else:
             batches.append([row])

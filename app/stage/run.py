@@ -76,15 +76,7 @@ def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: 
     log.warning(f"{job.stage.name}: {fact}; going on beside it")
 
 
-def run_stage(
-    job: Job,
-    runs_dir: Path,
-    *,
-    force: bool,
-    resume: bool,
-    now: Now,
-    go_on: bool = False,
-) -> Outcome:
+def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, go_on: bool = False) -> Outcome:
     """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 
     Args:

@@ -193,7 +193,6 @@ def save_final(
     (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))
     for path in temporary.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush(path)
     shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed before it wrote its numbers
     os.replace(temporary, final)

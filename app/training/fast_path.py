@@ -12,8 +12,8 @@ from app.attention.block_mask import TILE
 from app.model.load import row_multiple
 from jobs.estimate.memory import DENSE, PACKED
 
-# Tokens of a row on a CPU, unless the stage says: see train.pack_tokens in jobs/reference.yaml. A row under a dense mask costs
-# its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with 1024 (docs/log.md).
+# A row under a dense mask costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with
+# DENSE (docs/log.md).
 DENSE_CPU = 512
 
 

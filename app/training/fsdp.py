@@ -27,13 +27,11 @@ def settings() -> dict[str, Any]:
 def require_shardable(train: Train) -> None:
     """Raises ConfigError for what FSDP cannot be used with here."""
     if train.lora is not None:
-        raise ConfigError(
-            "sharding", "fsdp is for training all weights, and this stage trains adapters", "set sharding: ddp"
-        )
+        fact = "fsdp is for training all weights, and this stage trains adapters"
+        raise ConfigError("sharding", fact, "set sharding: ddp")
     if train.objective.kl > 0:
-        raise ConfigError(
-            "sharding", "fsdp has no frozen copy of the model to learn from (objective.kl)", "set sharding: ddp"
-        )
+        fact = "fsdp has no frozen copy of the model to learn from (objective.kl)"
+        raise ConfigError("sharding", fact, "set sharding: ddp")
 
 
 def is_spread(checkpoint: Path) -> bool:
@@ -48,9 +46,8 @@ def require_resumable(checkpoint: Path, sharding: str) -> None:
         raise CheckpointError(checkpoint, "its optimiser's state was spread over GPUs", "resume it with gpus: 2 or more and "
                               "sharding: fsdp")  # fmt: skip
     if not spread and sharding == "fsdp":
-        raise CheckpointError(
-            checkpoint, "its optimiser's state was not spread over GPUs", "resume it with sharding: ddp"
-        )
+        fact = "its optimiser's state was not spread over GPUs"
+        raise CheckpointError(checkpoint, fact, "resume it with sharding: ddp")
 
 
 def reduce_in_float32(accelerator: Any) -> None:

@@ -66,10 +66,8 @@ def _words(node: dict[str, Any], model: type[BaseModel]) -> str:
     if "const" in node:
         return str(node["const"])
     match node.get("type"):
-        case "integer":
-            return _bounded("integer", node)
-        case "number":
-            return _bounded("number", node)
+        case "integer" | "number" as noun:
+            return _bounded(noun, node)
         case "boolean":
             return "true or false"
         case "null":
@@ -108,9 +106,6 @@ def remedy_for(found: object, choices: list[dict[str, Any]]) -> str:
     if not {"integer", "number"} & {choice.get("type") for choice in choices}:
         return ""
     text = found.strip()
-    if scientific := re.fullmatch(r"([-+]?\d+)(\.\d*)?[eE]([-+]?)(\d+)", text):
-        whole, fraction, sign, exponent = scientific.groups()
-        return f"write {whole}{fraction or '.0'}e{sign or '+'}{exponent} (YAML reads {text} as text)"
     if thousands := re.fullmatch(r"(\d+)([kKmM])", text):
         return f"write {int(thousands[1]) * (1000 if thousands[2] in 'kK' else 1_000_000)}"
-    return "remove the quotes" if re.fullmatch(r"[-+]?\d+(\.\d*)?", text) else ""
+    return "remove the quotes" if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", text) else ""

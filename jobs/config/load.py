@@ -98,11 +98,6 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_job(path: Path) -> Job:
-    """The job that a run's stage.yaml records."""
-    return Job.from_dict(strict_yaml.read(path, str(path)), where=str(path))
-
-
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
     """Every stage: jobs/*.yaml but reference.yaml; those called stage* first."""
     names = (path.stem for path in jobs_dir.glob("*.yaml") if path.name != "reference.yaml")
@@ -165,9 +160,8 @@ def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     elif profile.endswith((".yaml", ".yml")) or "/" in profile:
         path, where = Path(profile), profile
         if not path.is_file():
-            raise ConfigError(
-                where, "no such profile file", f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
-            )
+            remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
+            raise ConfigError(where, "no such profile file", remedy)
     else:
         remedy = f"{nearest(profile, profile_names(jobs_dir))}, or the path of a YAML file"
         raise ConfigError("jobs/profiles", f'unknown profile "{profile}"', remedy)
@@ -218,12 +212,12 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
     known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
     if steps[0] in known:
         return
-    sections: list[tuple[type[BaseModel], tuple[str, ...]]] = [
-        (Stage, ("train",)),
-        (Stage, ("score",)),
-        (Profile, ("model",)),
+    sections: dict[str, type[BaseModel]] = {"train": Stage, "score": Stage, "model": Profile}
+    meant = [
+        f'"{section}.{".".join(steps)}"'
+        for section, model in sections.items()
+        if steps[0] in keys_at(model, (section,))
     ]
-    meant = [f'"{".".join((*path, *steps))}"' for model, path in sections if steps[0] in keys_at(model, path)]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
     raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
 
@@ -249,9 +243,8 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
             trained = [other for other in stage_names(jobs_dir) if other != stage.name and _trains(other, jobs_dir)]
             raise ConfigError(at, f'expected base or another stage, found "{name}"', nearest(name, ["base", *trained]))
         if not _trains(name, jobs_dir):
-            raise ConfigError(
-                at, f"{name} does not train, so it leaves no checkpoint", "name a stage with a section train"
-            )
+            fact = f"{name} does not train, so it leaves no checkpoint"
+            raise ConfigError(at, fact, "name a stage with a section train")
 
 
 def _trains(stage: str, jobs_dir: Path) -> bool:

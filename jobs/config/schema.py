@@ -48,6 +48,9 @@ def _no_flash_attention(value: object) -> object:
     return value
 
 
+Attention = Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -179,9 +182,7 @@ class ModelSource(Strict):
     name: Text | None = None
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
-    attention: Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)] = (
-        "auto"
-    )
+    attention: Attention = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_length: Positive | None = None
     config: dict[str, JsonValue] | None = None

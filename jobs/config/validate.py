@@ -7,8 +7,9 @@ touched it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -29,29 +30,21 @@ class Layer:
     prefix: str = ""
 
 
-def merge(layers: Iterable[Layer]) -> dict[str, Any]:
-    """The layers' sum: mappings merge key by key, anything else is replaced by the later layer."""
-    total: dict[str, Any] = {}
-    for layer in layers:
-        _lay_over(total, layer.values)
-    return total
-
-
-def _lay_over(total: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            below = total.get(key)
-            total[key] = dict(below) if isinstance(below, dict) else {}
-            _lay_over(total[key], value)
-        else:
-            total[key] = value
+def merge(below: object, above: object) -> Any:
+    """Mappings merge key by key; anything else is replaced by what lies above it."""
+    if not isinstance(above, Mapping):
+        return above
+    kept = below if isinstance(below, Mapping) else {}
+    return {**kept, **{key: merge(kept.get(key), value) for key, value in above.items()}}
 
 
 def validate(model: type[M], layers: Sequence[Layer]) -> M:
     """The merged layers as `model`. Raises ConfigError for the first mistake, naming the layer it came from."""
     for layer in layers:
         check_part(model, layer)
-    merged = merge(layers)
+    merged: Any = {}
+    for layer in layers:
+        merged = merge(merged, layer.values)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -94,12 +87,6 @@ def _existing(loc: Path_, values: Any) -> Path_:
     return loc
 
 
-def _at(path: Path_, values: Any) -> Any:
-    for step in path:
-        values = values[step]
-    return values
-
-
 def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:
     """The last layer that says something at one of the paths; failing that, the first."""
     for layer in reversed(layers):
@@ -108,23 +95,21 @@ def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:
     return layers[0]
 
 
-def _explained(model: type[BaseModel], details: Mapping[str, Any], values: object, layer: Layer) -> ConfigError:
-    kind, loc = details["type"], details["loc"]
-    path = _existing(loc, values)
+def _explained(model: type[BaseModel], details: Mapping[str, Any], values: Any, layer: Layer) -> ConfigError:
+    kind, path = details["type"], _existing(details["loc"], values)
     if kind in _UNKNOWN_KEY:
-        return ConfigError(_address(layer, path), "unknown key", nearest(path[-1], keys_at(model, path[:-1])))
-    if kind == "missing":
-        path = (*path, loc[-1])
-        return ConfigError(_address(layer, path), f"missing, expected {phrase(model, path)}")
-    if kind == "combination":
-        return ConfigError(
-            _address(layer, (*path, details["ctx"]["key"])), details["ctx"]["fact"], details["ctx"]["remedy"]
-        )
-    if kind == "refused":
-        return ConfigError(_address(layer, path), details["ctx"]["fact"], details["ctx"]["remedy"])
-    found = _at(path, values)
-    fact = f"expected {phrase(model, path)}, found {show(found)}"
-    return ConfigError(_address(layer, path), fact, remedy_for(found, variants(schema_at(model, path), model)))
+        fact, remedy = "unknown key", nearest(path[-1], keys_at(model, path[:-1]))
+    elif kind == "missing":
+        path = (*path, details["loc"][-1])
+        fact, remedy = f"missing, expected {phrase(model, path)}", ""
+    elif kind in ("combination", "refused"):
+        path = (*path, details["ctx"]["key"]) if kind == "combination" else path
+        fact, remedy = details["ctx"]["fact"], details["ctx"]["remedy"]
+    else:
+        found = reduce(lambda inside, step: inside[step], path, values)
+        fact = f"expected {phrase(model, path)}, found {show(found)}"
+        remedy = remedy_for(found, variants(schema_at(model, path), model))
+    return ConfigError(_address(layer, path), fact, remedy)
 
 
 def _address(layer: Layer, path: Path_) -> str:

@@ -20,8 +20,9 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-PACKED, DENSE = 4096, 1024  # tokens of a packed row on a GPU, where the stage does not say: FlexAttention, dense masks
-LEAST_HEAD = 16  # of FlexAttention's kernels
+# Tokens of a packed row on a GPU where the stage does not set train.pack_tokens: with FlexAttention, and under a dense mask.
+PACKED, DENSE = 4096, 1024
+LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator

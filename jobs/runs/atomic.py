@@ -23,15 +23,15 @@ _serial = itertools.count()  # two threads that write the same file must not sha
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
     """JSON. NaN and infinity are no JSON: an error in results, null in logs (`null_for_nan`), where they are news."""
-    return json.dumps(_finite(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
+    return json.dumps(_nulled(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def _finite(value: Any) -> Any:
+def _nulled(value: Any) -> Any:
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _nulled(item) for key, item in value.items()}
+    return [_nulled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
@@ -114,6 +114,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def finite(value: object) -> float | None:
+    """A number out of JSON as a float; None for anything else, NaN and infinity, and an integer beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 def remove_temporaries(directory: Path) -> None:
     """Remove what a killed writer left in `directory`."""
     for leftover in directory.glob(".*.tmp"):
@@ -193,7 +203,7 @@ def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
         if path.is_file() and name not in left_out:
-            files[name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     return {"files": files}
 
 
@@ -210,11 +220,12 @@ def differences(directory: Path) -> list[str]:
             problems.append(f"{name}: missing")
         elif (size := path.stat().st_size) != expected["size"]:
             problems.append(f"{name}: expected {expected['size']} bytes, found {size}")
-        elif _sha256(path) != expected["sha256"]:
+        elif sha256_of(path) != expected["sha256"]:
             problems.append(f"{name}: its content has changed (sha256)")
     return problems
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

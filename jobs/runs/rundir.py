@@ -28,7 +28,7 @@ from jobs.config.load import DEFAULT_PROFILE, Job
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
 from jobs.runs.atomic import write_text_atomically
-from jobs.runs.runfiles import ID_PATTERN, RunFiles
+from jobs.runs.runfiles import ID_PATTERN, RunFiles, State
 
 __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
 __all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
@@ -252,16 +252,17 @@ def latest_complete(
 
 def latest_resumable(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
     """The newest failed or interrupted run of a stage with this fingerprint. Open it with `RunDir.reopen`."""
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage == stage and run.state() in ("failed", "interrupted") and run.fingerprint() == fingerprint:
-            return run
-    return None
+    return _newest(runs_dir, stage, fingerprint, ("failed", "interrupted"))
 
 
 def latest_running(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
     """The newest run of a stage with this fingerprint that a process holds now."""
+    return _newest(runs_dir, stage, fingerprint, ("running",))
+
+
+def _newest(runs_dir: Path, stage: str, fingerprint: str, states: tuple[State, ...]) -> RunDir | None:
     for run in reversed(list_runs(runs_dir)):
-        if run.stage == stage and run.state() == "running" and run.fingerprint() == fingerprint:
+        if run.stage == stage and run.state() in states and run.fingerprint() == fingerprint:
             return run
     return None
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from app.__main__ import main
 from app.attention.backends import NAMES
 from app.embedded.cache import EmbeddedPaths
-from app.embedded.wheels import sha256
+from jobs.runs.atomic import sha256_of
 from tests.app import small_cache
 from tests.app.command_line import Command, caller
 from tests.app.fake_work import Start, starter
@@ -72,10 +72,10 @@ def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         status = path.stat()
         key = (str(path), status.st_mtime_ns, status.st_size)
         if key not in _HASHES:
-            _HASHES[key] = sha256(path)
+            _HASHES[key] = sha256_of(path)
         return _HASHES[key]
 
-    monkeypatch.setattr("app.embedded.cache.sha256", remembered)
+    monkeypatch.setattr("app.embedded.cache.sha256_of", remembered)
 
 
 _HASHES: dict[tuple[str, int, int], str] = {}

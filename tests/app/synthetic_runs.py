@@ -81,7 +81,8 @@ def write_run(
                     "started": now.isoformat(),
                     "finished": (now + timedelta(seconds=50)).isoformat(),
                     "seconds": 50.0,
-                    "headline": {e["label"]: e["macro"]["value"] for e in evaluations},
+                    "headline": {e["label"]: e["macro"]["value"] for e in evaluations}
+                    | ({} if train is None else {"eval_loss": train["eval_loss_last"]}),
                 }
             )
     return RunDir.open(run.path)

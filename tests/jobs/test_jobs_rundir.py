@@ -14,6 +14,7 @@ import pytest
 from jobs import lock
 from jobs.config.load import Job
 from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
+from jobs.runs import atomic as artifacts
 from jobs.runs.rundir import RunDir, list_runs, write_text_atomically
 from jobs.runs.runfiles import RunFiles
 
@@ -152,7 +153,7 @@ def test_a_run_without_manifest_does_not_verify(run: RunDir) -> None:
 
 def test_the_heartbeat_carries_progress_and_both_clocks(run: RunDir) -> None:
     run.heartbeat(3, 20, float("nan"), None, "train", clock=FakeClock())
-    assert run.read_heartbeat() == {
+    assert artifacts.read_json(run.path / "heartbeat.json") == {
         "step": 3,
         "total": 20,
         "loss": None,  # NaN is no JSON
@@ -165,7 +166,7 @@ def test_the_heartbeat_carries_progress_and_both_clocks(run: RunDir) -> None:
         "progress_monotonic": 12.25,
     }
     run.heartbeat(3, 20, 1.0, None, "train", clock=FakeClock(), since_progress=10.0)
-    again = run.read_heartbeat()
+    again = artifacts.read_json(run.path / "heartbeat.json")
     assert (again["monotonic"], again["progress_monotonic"]) == (12.25, 2.25)
     assert (again["unix_time"], again["progress_unix_time"]) == (1_795_390_000.5, 1_795_389_990.5)
 
@@ -181,9 +182,9 @@ def test_the_heartbeat_does_not_wait_for_a_disk_that_is_busy_with_a_checkpoint(r
 
 def test_the_heartbeat_takes_the_machines_clocks_by_default(run: RunDir) -> None:
     run.heartbeat(1, 2, None, None, "score")
-    first = run.read_heartbeat()["monotonic"]
+    first = artifacts.read_json(run.path / "heartbeat.json")["monotonic"]
     run.heartbeat(2, 2, None, None, "score")
-    assert run.read_heartbeat()["monotonic"] >= first > 0
+    assert artifacts.read_json(run.path / "heartbeat.json")["monotonic"] >= first > 0
 
 
 def test_samples_appear_only_when_all_are_written(run: RunDir) -> None:

@@ -27,7 +27,7 @@ from jobs.errors import ConfigError
         ("a: 010\n", "f.yaml:1: a: YAML reads 010 as 8; write a plain decimal number"),
         ("a: 0x1F\n", "f.yaml:1: a: YAML reads 0x1F as 31"),
         ("a: 1:30\n", "f.yaml:1: a: YAML reads 1:30 as 90"),
-        ("a: 1\n---\na: 2\n", "f.yaml: expected one YAML document, found 2"),
+        ("a: 1\n---\na: 2\n", "f.yaml:2: expected one YAML document, found another; remove the line ---"),
         ("- 1\n", "f.yaml: expected a mapping of keys, found [1]"),
         ("", "f.yaml: expected a mapping of keys, found nothing"),
     ],
@@ -51,6 +51,19 @@ def test_ordinary_numbers_and_shared_anchors_are_read() -> None:
         "g": [1],
         "h": [1],
     }
+
+
+@pytest.mark.parametrize("text", ["2e-5", "2E-05", "2.e-5", ".2e-4", "+0.2e-4", "2.0e-5"])
+def test_a_float_is_one_as_in_yaml_1_2(text: str) -> None:
+    assert strict_yaml.parse(f"a: {text}\n", "f") == {"a": 2e-5}
+    assert (
+        strict_yaml.parse(f"a: '{text}'\n", "f") == {"a": text} == strict_yaml.parse(strict_yaml.dump({"a": text}), "f")
+    )
+
+
+@pytest.mark.parametrize("text", ["e5", "2e", "2e-5x", "v2e5", "1.2.3e4"])
+def test_what_only_looks_like_a_float_is_text(text: str) -> None:
+    assert strict_yaml.parse(f"a: {text}\n", "f") == {"a": text}
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:

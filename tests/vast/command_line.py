@@ -9,6 +9,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
+from jobs.estimate.estimate import Estimate
 from tests.vast.fake_market import KEY, ManualClock
 from tests.vast.fake_vast import FakeVast
 from tests.vast.scripted_shell import ScriptedShell, ended, running
@@ -59,12 +60,12 @@ class World:
         )  # fmt: skip
         return self.change(made)
 
-    def estimate(self, gpu: str) -> Hours | None:
+    def estimate(self, gpu: str) -> Estimate:
         """Of every GPU the same; `memory`: GB that the job needs, of which an RTX 4090 has 24."""
         if self.memory is None:
-            return None if self.hours is None else Hours(self.hours)
+            return estimate_of(self.hours)
         have = {"RTX 4090": 24.0, "A100 SXM4": 80.0}[gpu]
-        return Hours(self.hours, self.memory, self.memory <= 0.94 * have, "set train.micro_batch_size=1")
+        return estimate_of(self.hours, self.memory, self.memory <= 0.94 * have, "set train.micro_batch_size=1")
 
     def vast(self, *words: str, **more: Any) -> Result:
         """The exit code and what was printed; a mistake of a user as `main` prints it."""
@@ -79,14 +80,10 @@ class World:
         return folders(self.runs)[-1]
 
 
-@dataclass(frozen=True)
-class Hours:
-    """An estimate."""
-
-    hours: float | None = None
-    peak_gb: float | None = None
-    fits: bool | None = None
-    remedy: str = ""
+def estimate_of(
+    hours: float | None = None, peak_gb: float | None = None, fits: bool | None = None, remedy: str = ""
+) -> Estimate:
+    return Estimate("TEST", 1, 80.0, "none", hours=hours, peak_gb=peak_gb, fits=fits, remedy=remedy)
 
 
 class _Main:

@@ -23,12 +23,11 @@ CALLS: dict[str, Callable[[Cloud, int], object]] = {
     "list": lambda cloud, _: cloud.instances(),
     "show": lambda cloud, number: cloud.instance(number),
     "destroy": lambda cloud, number: cloud.destroy(number),
-    "label": lambda cloud, number: cloud.set_label(number, "new"),
     "ssh": lambda cloud, number: cloud.attach_key(number, PUBLIC_KEY),
     "logs": lambda cloud, number: cloud.logs(number),
     "account": lambda cloud, _: cloud.account(),
 }
-NOTHING = {"create": "unclear", "destroy": "unclear", "label": False, "ssh": False}  # the others: None
+NOTHING = {"create": "unclear", "destroy": "unclear", "ssh": False}  # the others: None
 FAULTS = [*BODIES, "drop-before", "drop-after", "500-after", "truncated"]
 
 

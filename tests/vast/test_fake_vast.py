@@ -42,9 +42,9 @@ def test_a_test_may_start_real_hosts_at_create_and_destroy(cloud: VastAI, fake: 
 
 def test_the_fake_refuses_what_comes_too_early(fake: FakeVast, rented: Rental) -> None:
     hasty = VastAI(Secret(KEY), ManualClock(), fake.url)  # whose clock is not the service's
-    assert hasty.set_label(rented.id, "a") is True
-    assert hasty.set_label(rented.id, "b") is False
-    assert rented.label == "a"
+    assert hasty.attach_key(rented.id, "ssh-ed25519 a") is True
+    assert hasty.attach_key(rented.id, "ssh-ed25519 b") is False
+    assert rented.ssh_keys == ["ssh-ed25519 a"]
 
 
 def test_a_market_without_credit_or_offer_says_so() -> None:

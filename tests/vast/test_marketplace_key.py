@@ -16,9 +16,10 @@ from tests.vast.fake_faults import BODIES
 from tests.vast.fake_market import KEY, ManualClock, Rental
 from tests.vast.fake_vast import FakeVast
 from tests.vast.marketplace_calls import CALLS, FAULTS, PASSWORD
+from vast.commands.wiring import connect
 from vast.marketplace.account_key import AccountKeyError, find_key
 from vast.marketplace.http import Client, UrlError
-from vast.marketplace.vast_ai import VastAI, connect
+from vast.marketplace.vast_ai import VastAI
 from vast.ports import Account, Contract
 from vast.secrets import Redactor, Secret
 
@@ -106,15 +107,14 @@ def test_nothing_that_leaves_the_adapter_holds_a_secret(fake: FakeVast, clock: M
         assert secret not in everything
 
 
-@pytest.mark.parametrize("argument, variable, config, home, found", [
-    ("a-key", "v-key", "c-key", "h-key", "a-key"),
-    (None, "v-key", "c-key", "h-key", "v-key"),
-    (None, None, "c-key\n", "h-key", "c-key"),
-    (None, "", None, " h-key \n", "h-key"),
-    (None, None, "\n", "h-key", "h-key"),
+@pytest.mark.parametrize("variable, config, home, found", [
+    ("v-key", "c-key", "h-key", "v-key"),
+    (None, "c-key\n", "h-key", "c-key"),
+    ("", None, " h-key \n", "h-key"),
+    (None, "\n", "h-key", "h-key"),
 ])  # fmt: skip
 @pytest.mark.parametrize("xdg", [True, False])
-def test_where_the_key_comes_from(tmp_path: Path, argument: str | None, variable: str | None, config: str | None, home: str | None, found: str, xdg: bool) -> None:  # fmt: skip
+def test_where_the_key_comes_from(tmp_path: Path, variable: str | None, config: str | None, home: str | None, found: str, xdg: bool) -> None:  # fmt: skip
     directory = tmp_path / ("elsewhere" if xdg else ".config") / "vastai"
     directory.mkdir(parents=True)
     for path, text in ((directory / "vast_api_key", config), (tmp_path / ".vast_api_key", home)):
@@ -123,24 +123,24 @@ def test_where_the_key_comes_from(tmp_path: Path, argument: str | None, variable
     environ = {"XDG_CONFIG_HOME": str(directory.parent)} if xdg else {}
     if variable is not None:
         environ["VAST_API_KEY"] = variable
-    assert find_key(argument, environ, tmp_path).reveal() == found
+    assert find_key(environ, tmp_path).reveal() == found
 
 
 @pytest.mark.parametrize("value", ["  ", f"{KEY}\nX-Other: 1", f"{KEY} {KEY}", f"{KEY}é", f"{KEY}\x00"])
 def test_what_cannot_be_a_key_is_named_without_being_shown(tmp_path: Path, value: str) -> None:
     with pytest.raises(AccountKeyError, match="VAST_API_KEY: holds blanks") as raised:
-        find_key(None, {"VAST_API_KEY": value}, tmp_path)
+        find_key({"VAST_API_KEY": value}, tmp_path)
     assert KEY not in "".join(traceback.format_exception(raised.value))
 
 
-def test_no_key_at_all_says_where_it_was_looked_for(tmp_path: Path, clock: ManualClock) -> None:
+def test_no_key_at_all_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(
         AccountKeyError, match=r"no key of the account in .*VAST_API_KEY.*vast_api_key; set VAST_API_KEY"
     ):
-        connect(clock, {}, tmp_path)
+        find_key({}, tmp_path)
     (tmp_path / ".vast_api_key").mkdir()
     with pytest.raises(AccountKeyError, match="cannot be read: Is a directory"):
-        connect(clock, {}, tmp_path)
+        find_key({}, tmp_path)
 
 
 @pytest.mark.parametrize("url", [
@@ -152,5 +152,7 @@ def test_a_base_url_that_would_expose_the_key_is_refused(clock: ManualClock, url
 
 
 def test_the_base_url_comes_from_the_environment(clock: ManualClock, tmp_path: Path, fake: FakeVast) -> None:
-    assert connect(clock, {"VAST_API_KEY": KEY, "VAST_URL": fake.url}, tmp_path).account() == Account(25.0)
-    assert connect(clock, {"VAST_API_KEY": KEY}, tmp_path)._client._base.geturl() == "https://console.vast.ai"
+    cloud, key = connect({"VAST_API_KEY": KEY, "VAST_URL": fake.url}, tmp_path, clock)
+    assert cloud.account() == Account(25.0) and key.reveal() == KEY
+    usual, _ = connect({"VAST_API_KEY": KEY}, tmp_path, clock)
+    assert isinstance(usual, VastAI) and usual._client._base.geturl() == "https://console.vast.ai"

@@ -16,7 +16,7 @@ from vast.ports import Instance, OfferQuery
 
 
 @pytest.mark.parametrize(
-    "call, kind", [("create", "create"), ("destroy", "destroy"), ("show", "show"), ("label", "manage")]
+    "call, kind", [("create", "create"), ("destroy", "destroy"), ("show", "show"), ("ssh", "manage")]
 )
 def test_calls_of_a_kind_keep_their_interval(
     cloud: VastAI, fake: FakeVast, rented: Rental, call: str, kind: http.Kind

@@ -14,7 +14,7 @@ from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 from jobs.estimate.memory import USABLE
-from tests.vast.command_line import Hours
+from tests.vast.command_line import estimate_of
 from vast import policy as policies
 from vast.host import watchdog
 from vast.ports import Offer, label_text
@@ -101,9 +101,9 @@ def test_a_gpu_that_is_in_no_table_has_no_estimate() -> None:
 
 
 def test_memory_that_a_job_needs_is_asked_for_as_the_market_counts_it() -> None:
-    assert least_vram(Hours(1.0, peak_gb=22.56, fits=False)) == pytest.approx(22.56 / USABLE * 1.024, abs=0.05)
-    assert least_vram(Hours(1.0, peak_gb=22.56, fits=True)) == 0.0
-    assert least_vram(Hours(1.0)) == least_vram(None) == 0.0
+    assert least_vram(estimate_of(1.0, peak_gb=22.56, fits=False)) == pytest.approx(22.56 / USABLE * 1.024, abs=0.05)
+    assert least_vram(estimate_of(1.0, peak_gb=22.56, fits=True)) == 0.0
+    assert least_vram(estimate_of(1.0)) == least_vram(None) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_policy_of_a_run_reads_back_the_same(tmp_path: Path) -> None:
 def test_the_watchdog_takes_the_arguments_that_onstart_gives() -> None:
     parsed = watchdog._arguments(list(arguments(SWITCH)))
     assert (parsed.run_id, parsed.nonce, parsed.url) == (SWITCH.run_id, SWITCH.nonce, SWITCH.url)
-    assert (parsed.t_hard, parsed.t_silent, parsed.grace) == (SWITCH.hard, SWITCH.silent, SWITCH.grace)
+    assert (parsed.hard, parsed.silent, parsed.grace) == (SWITCH.hard, SWITCH.silent, SWITCH.grace)
     assert (parsed.max_dollars, parsed.dollars_per_hour) == (SWITCH.max_dollars, SWITCH.dollars_per_hour)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from jobs.errors import RunStateError
+from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
@@ -31,7 +32,7 @@ def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> Non
 
     Without RUN: the one that is open. Ctrl-C while following only ends the following.
     """
-    _ends_with(_attached(wiring, find(runs_dir.absolute(), run), detach))
+    raise click.exceptions.Exit(_attached(wiring, find(runs_dir.absolute(), run), detach))
 
 
 @click.command()
@@ -56,8 +57,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
     code = _attached(wiring, folder, False, lenient=True)
-    state = _state(folder)
-    _ends_with(0 if state.phase is Phase.CLOSED else code)
+    raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
 
 
 @click.command()
@@ -83,7 +83,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     machine = None if last is None else last.state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
-    secrets = start.held(start.policy_of(folder), wiring, lenient=True).named
+    secrets = start.held(policies.load(folder.policy), wiring, lenient=True).named
     shell = start.shell_for(folder, wiring, secrets, lambda: machine.id)
     held = FileJournal(folder.path)  # one process at a time writes what is fetched
     try:
@@ -92,11 +92,10 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
         held.close()
         shell.close()
     if got is None:
-        raise RunStateError(
-            folder.path, "the host does not answer", f"try again, or: python -m vast attach {folder.run_id}"
-        )
+        remedy = f"try again, or: python -m vast attach {folder.run_id}"
+        raise RunStateError(folder.path, "the host does not answer", remedy)
     click.echo(said(got.verified, got.message, got.bytes), err=True)
-    _ends_with(0 if got.verified else 1)
+    raise click.exceptions.Exit(0 if got.verified else 1)
 
 
 # ---- following and taking over ----------------------------------------------------------------------------------------------
@@ -114,23 +113,11 @@ def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = Fals
             start.say_end(folder, state)
             return exit_code(state)
         try:
-            return _taken_over(wiring, folder, detach, lenient)
+            click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
+            return start.look_after(folder, wiring, None, detach, lenient)
         except RunStateError:
             if not folder.is_supervised():
                 raise  # else another process was faster, and is followed
-
-
-def _taken_over(wiring: Wiring, folder: Folder, detach: bool, lenient: bool) -> int:
-    click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
-
-    def work(begun: Callable[[], None] = lambda: None) -> int:
-        return start.in_foreground(start.session(folder, wiring, lenient=lenient), None, begun)
-
-    if not detach:
-        return work()
-    pid = start.in_background(folder, work)
-    click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
-    return 0
 
 
 def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
@@ -156,8 +143,3 @@ def _state(folder: Folder) -> RunState:
     if last is None:
         raise RunStateError(folder.path, "was never begun", "start a new one: python -m vast up")
     return last.state
-
-
-def _ends_with(code: int) -> None:
-    if code:
-        raise click.exceptions.Exit(code)

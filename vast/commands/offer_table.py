@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from shutil import get_terminal_size
 
 import click
 
+from jobs.columns import Column, table_lines
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.rental.plan import overhead_hours
 
 COLUMNS = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
+_DROP = {"machine": 9, "mbit/s": 8, "days": 7, "reliability": 6, "gb": 5, "bid": 4, "place": 3, "hours": 2}
+TERMINAL = tuple(Column(name, right=name not in ("gpu", "place"), drop=_DROP.get(name, 0)) for name in COLUMNS)
 
 
 def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, interruptible: bool) -> list[list[str]]:
@@ -31,16 +35,9 @@ def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, 
 
 def show_offers(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, interruptible: bool) -> None:
     table = rows(found, hours, policy, interruptible)
-    if not sys.stdout.isatty():
-        for row in (COLUMNS, *table):
-            click.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table()
-    for name in COLUMNS:
-        shown.add_column(name, justify="left" if name in ("gpu", "place") else "right", no_wrap=True)
-    for row in table:
-        shown.add_row(*row)
-    Console().print(shown)
+    if sys.stdout.isatty():
+        lines = table_lines(TERMINAL, table, get_terminal_size().columns)
+    else:
+        lines = ["\t".join(row) for row in (COLUMNS, *table)]
+    for line in lines:
+        click.echo(line)

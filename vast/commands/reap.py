@@ -36,7 +36,7 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     preflight.account(cloud, wiring.environ, wiring.home)
     instances = cloud.instances()
     if instances is None:
-        trouble = str(getattr(cloud, "trouble", "")) or "no answer"
+        trouble = preflight.trouble_of(cloud)
         click.echo(f"error: Vast.ai: the machines cannot be listed: {trouble}; try again", err=True)
         raise click.exceptions.Exit(EXIT_BUG)
     now = wiring.clock.now()
@@ -48,10 +48,8 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         fields = f"{one.instance} run={one.run} status={one.status} deadline={until} price={one.dollars_per_hour:.3f}"
         click.echo(redact(f"{word} {fields}: {one.why}"))
     doomed = [one.instance for one in found if one.destroy]
-    if dry_run or not doomed:
-        if doomed:
-            raise click.exceptions.Exit(EXIT_BUG)
-        return
+    if dry_run:
+        raise click.exceptions.Exit(EXIT_BUG if doomed else 0)
     reaper = reaping.Reaper(
         cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text))
     )

@@ -74,10 +74,6 @@ def shell_for(
     return wiring.shell(Needs(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
 
 
-def policy_of(folder: Folder) -> Policy:
-    return policies.load(folder.policy)
-
-
 def show_lines(folder: Folder, view: View, shown: int) -> int:
     """Whole lines of lines.txt from byte `shown` on. Returns the bytes shown."""
     try:
@@ -96,7 +92,7 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
 
 def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session:
     """Raises UserError: no key, a secret that is not set, a directory that is not one of a run."""
-    policy = policy_of(folder)
+    policy = policies.load(folder.policy)
     wiring = wired(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     own = held(policy, wiring, folder.run_id, lenient)
@@ -154,6 +150,19 @@ def in_foreground(made: Session, plan: Plan | None, begun: Callable[[], None] = 
 
 def say_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
+
+
+def look_after(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, lenient: bool = False) -> int:
+    """The supervisor, here or in the background. Returns the exit code of the run, or 0 once it is in the background."""
+
+    def work(begun: Callable[[], None] = lambda: None) -> int:
+        return in_foreground(session(folder, wiring, lenient=lenient), plan, begun)
+
+    if not detach:
+        return work()
+    pid = in_background(folder, work)
+    click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
+    return 0
 
 
 # ---- in the background ------------------------------------------------------------------------------------------------------

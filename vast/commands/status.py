@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from shutil import get_terminal_size
 
 import click
 
+from jobs.columns import table_lines
 from jobs.errors import RunStateError
 from vast.commands import start
 from vast.commands.options import runs_option
@@ -40,26 +42,20 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
         return
     _print(found)
     for one in found:
-        for text in (one.note, f"lost: {one.lost}" if one.lost else ""):
+        alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
+        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else ""):
             if text:
                 click.echo(f"{one.run}: {text}", err=True)
 
 
 def _print(found: list[statuses.RunStatus]) -> None:
-    rows = statuses.rows(found)
-    if not sys.stdout.isatty():
-        for row in (statuses.COLUMNS, *rows):
-            click.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for name in statuses.COLUMNS:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    if sys.stdout.isatty():
+        width = get_terminal_size().columns
+        lines = table_lines(statuses.TERMINAL, statuses.terminal_rows(found), width)
+    else:
+        lines = ["\t".join(row) for row in (statuses.COLUMNS, *statuses.rows(found))]
+    for line in lines:
+        click.echo(line)
 
 
 @click.command()
@@ -88,9 +84,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
             break
         wiring.clock.sleep(FOLLOW)
     if not answered:
-        raise RunStateError(
-            folder.path, "no log: the host does not answer, and none was fetched", f"see {folder.lines}"
-        )
+        fact = "no log: the host does not answer, and none was fetched"
+        raise RunStateError(folder.path, fact, f"see {folder.lines}")
 
 
 def _where(folder: Folder) -> tuple[Machine | None, bool]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from jobs.config.load import DEFAULT_PROFILE, Job, profile_names, resolve
 from jobs.errors import ConfigError
+from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import resolve_init
 from vast import policy as policies
 from vast.commands import start
@@ -25,7 +25,7 @@ from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import Begun
-from vast.rental.plan import Estimated, Wanted
+from vast.rental.plan import Wanted
 from vast.shell.sshkey import public_key
 from vast.supervisor.state import Plan
 
@@ -189,22 +189,7 @@ def up(wiring: Wiring, /, **options: Any) -> None:
         earlier_runs.hand_over(begun, folder)
     plan = replace(plan, public_key=public or wiring.make_key(folder.path))
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    go(wiring, folder, plan, asked.detach)
-
-
-def go(wiring: Wiring, folder: Folder, plan: Plan | None, detach: bool) -> None:
-    """The supervisor, here or in the background; ends the process with the exit code of the run."""
-
-    def work(begun: Callable[[], None] = lambda: None) -> int:
-        return start.in_foreground(start.session(folder, wiring), plan, begun)
-
-    if detach:
-        pid = start.in_background(folder, work)
-        click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
-        return
-    code = work()
-    if code:
-        raise click.exceptions.Exit(code)
+    raise click.exceptions.Exit(start.look_after(folder, wiring, plan, asked.detach))
 
 
 def _ask(wiring: Wiring) -> None:
@@ -233,7 +218,7 @@ def _destroy_on(text: str | None) -> dict[str, dict[str, Any]]:
 
 
 def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
-               need: Estimated | None, begun: Begun | None) -> None:  # fmt: skip
+               need: Estimate | None, begun: Begun | None) -> None:  # fmt: skip
     """What is going to be done and what it may cost, in words, on stderr: standard output is for the lines of looks."""
     caps, price = policy.caps, plans.price_of(best, plan)
     estimate = "not known for this GPU"

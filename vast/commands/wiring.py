@@ -64,7 +64,7 @@ def api_address(environ: Mapping[str, str]) -> tuple[str, int]:
 
 def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
     """The market, and the account's key for a redactor. Raises AccountKeyError, UrlError."""
-    key = find_key(None, environ, home)
+    key = find_key(environ, home)
     return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL), key
 
 

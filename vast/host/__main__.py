@@ -27,7 +27,7 @@ from vast.host import files as hostfiles
 from vast.host import jobstate, lease, secretfiles
 from vast.host import probe as hostlook
 from vast.host import start as hoststart
-from vast.host.runner import COMMAND, GRACE, Parser, seconds
+from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
 from vast.host.runs import RUNNER, WATCHDOG
 
 ROOT = Path("/runs")
@@ -41,11 +41,8 @@ def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str,
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
-            given = follow_from is not None and follow_from <= end
-            offset = (
-                follow_from if given and follow_from is not None else 0 if follow_from is not None else end - LARGEST
-            )
-            offset = max(0, offset)
+            begin = end - LARGEST if follow_from is None else follow_from if follow_from <= end else 0
+            offset = max(0, begin)
             file.seek(offset)
             data = file.read(LARGEST)
     except FileNotFoundError:
@@ -121,11 +118,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
 
 
 def main(argv: Sequence[str]) -> int:
-    own = list(argv)
-    job_arguments: list[str] = []
-    if "--" in own:
-        at = own.index("--")
-        own, job_arguments = own[:at], own[at + 1 :]
+    own, job_arguments = split(argv)
     options = _arguments(own)
     try:
         answer = _act(options, job_arguments)

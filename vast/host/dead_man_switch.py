@@ -51,10 +51,7 @@ def tick(
     """
     renewed = token != memory.token
     memory = replace(
-        memory,
-        uptime=memory.uptime + elapsed,
-        silent=0.0 if renewed else memory.silent + elapsed,
-        token=token,
+        memory, uptime=memory.uptime + elapsed, silent=0.0 if renewed else memory.silent + elapsed, token=token
     )
     if not memory.deleting:
         why = asked or reason_to_end(memory, limits)
@@ -68,10 +65,7 @@ def tick(
     if memory.uptime < memory.next_delete:
         return memory, Act.WATCH
     pause = min(FIRST_PAUSE * 2 ** min(memory.deletes, 10), LONGEST_PAUSE)
-    return (
-        replace(memory, deleting=True, deletes=memory.deletes + 1, next_delete=memory.uptime + pause),
-        Act.DESTROY,
-    )
+    return (replace(memory, deleting=True, deletes=memory.deletes + 1, next_delete=memory.uptime + pause), Act.DESTROY)
 
 
 def reason_to_end(memory: Memory, limits: Limits) -> str | None:

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jobs import errors
 from jobs.errors import DiskFull, RunStateError
+from vast.host import jsonfiles
 from vast.host.processes import Process, group_members, lives
 
 SCHEMA = 1
@@ -144,31 +144,13 @@ def io_errors_reported(path: Path) -> Iterator[None]:
 
 
 def write(directory: Path, state: State) -> None:
-    """Replace state.json at once: readers see the old one or the new. Raises DiskFull, RunStateError.
-
-    Not jobs/runs/atomic.py, so that the runner on a rented machine needs no more of `jobs` than errors and lock.
-    """
-    temporary = directory / f".{STATE}.tmp"  # one name is enough for one writer
+    """Replace state.json at once: readers see the old one or the new. Raises DiskFull, RunStateError."""
     with io_errors_reported(directory / STATE):
-        try:
-            with temporary.open("w", encoding="ascii") as file:
-                file.write(text(state))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(directory / STATE)
-            descriptor = os.open(directory, os.O_RDONLY)  # make the rename survive a power cut
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        jsonfiles.write(directory / STATE, state, indent=2)
 
 
 def text(state: State) -> str:
-    return json.dumps(state, indent=2) + "\n"
+    return jsonfiles.text(state, indent=2)
 
 
 def read(directory: Path) -> State | None:

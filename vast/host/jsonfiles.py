@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import Any
 
 
-def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Raises OSError, and then the old one is still there."""
+def write(path: Path, value: Mapping[str, Any], indent: int | None = None) -> None:
+    """Raises OSError, and then the old one is still there.
+
+    Not jobs/runs/atomic.py, so that a rented machine needs no more of `jobs` than errors and lock.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file)
+            file.write(text(value, indent))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)  # make the rename survive a power cut
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def text(value: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent) + "\n"
 
 
 def overwrite(path: Path, value: Mapping[str, Any], room: int = 2048) -> None:

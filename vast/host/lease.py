@@ -29,9 +29,8 @@ def nonce(directory: Path) -> str | None:
 def renew(directory: Path, until: float) -> None:
     """until: seconds to the run's deadline, for those who look. Raises RunStateError where no watchdog ever was."""
     if nonce(directory) is None:
-        raise RunStateError(
-            directory, "no dead-man's switch was started here", "start it: python3 -m vast.host.watchdog run"
-        )
+        remedy = "start it: python3 -m vast.host.watchdog run"
+        raise RunStateError(directory, "no dead-man's switch was started here", remedy)
     with io_errors_reported(directory / LEASE):
         # In place: a full disk must not end a machine that its supervisor is just looking after. Torn, it counts as renewed.
         jsonfiles.overwrite(directory / LEASE, {"token": secrets.token_hex(8), "until": until})

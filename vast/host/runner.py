@@ -164,6 +164,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {self.prog}: {message}; see {self.prog} --help\n")
 
 
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before the first -- and those after it."""
+    at = [*argv, "--"].index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
 def seconds(text: str) -> float:
     value = float(text)
     if math.isnan(value) or value < 0:
@@ -220,11 +226,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Exit codes: those of jobs/errors.py; `wait` that of the job, or 124."""
-    own = list(argv)
-    job_arguments: list[str] = []
-    if "--" in own:
-        at = own.index("--")
-        own, job_arguments = own[:at], own[at + 1 :]
+    own, job_arguments = split(argv)
     options = _arguments(own)
     try:
         return _act(options, job_arguments)

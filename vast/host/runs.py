@@ -39,7 +39,7 @@ def stage_of(command: Sequence[str]) -> str | None:
 
 def runs_of(root: Path, stage: str) -> list[Path]:
     """The stage's runs, oldest first."""
-    found = [(match, path) for path in _entries(root / stage) if (match := _ID.fullmatch(path.name)) and path.is_dir()]
+    found = [(match, path) for path in entries(root / stage) if (match := _ID.fullmatch(path.name)) and path.is_dir()]
     return [path for _, path in sorted(found, key=lambda one: (one[0][1], int(one[0][2] or 1)))]
 
 
@@ -54,7 +54,7 @@ def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:
         return None
     runs = list(reversed(runs_of(root, stage)))
     pid = state["job"]["pid"] if state["job"] is not None else None
-    found = [run for run in runs if pid is not None and _holder(run) == pid]
+    found = [run for run in runs if pid is not None and holder(run) == pid]
     if not found:
         done = state["phase"] == "ended" and state["exit_code"] == 0
         found = [run for run in runs if is_complete(run) == done]
@@ -77,7 +77,7 @@ def name_of(root: Path, path: Path) -> str:
 def checkpoints(root: Path, run: Path) -> list[Checkpoint]:
     """The complete ones, oldest first: every file that complete.json names is there with its size."""
     found = []
-    for path in _entries(run / "checkpoints"):
+    for path in entries(run / "checkpoints"):
         match, files = _CHECKPOINT.fullmatch(path.name), sizes(path)
         if match and files is not None:
             found.append(Checkpoint(path, name_of(root, path), int(match[1]), files))
@@ -102,7 +102,7 @@ def sizes(checkpoint: Path) -> dict[str, int] | None:
     return dict(files) if whole else None
 
 
-def _holder(run: Path) -> int | None:
+def holder(run: Path) -> int | None:
     """The process that wrote itself into the run's lock last; the words stay when it is gone."""
     try:
         match = _HOLDER.match((run / "lock").read_text(encoding="utf-8"))
@@ -111,7 +111,8 @@ def _holder(run: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _entries(directory: Path) -> list[Path]:
+def entries(directory: Path) -> list[Path]:
+    """What is in it; nothing where it cannot be read."""
     try:
         return list(directory.iterdir())
     except OSError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,8 @@ def release_older(root: Path, run: Path) -> None:
 
 def release(root: Path, run: Path, keep: Path | None = None) -> int:
     """Let go of everything held of the run but `keep`; how many that were."""
-    paths = [path for path in _entries(root / HOLD / hostruns.name_of(root, run) / "checkpoints") if path != keep]
+    held_here = root / HOLD / hostruns.name_of(root, run) / "checkpoints"
+    paths = [path for path in hostruns.entries(held_here) if path != keep]
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
     return len(paths)
@@ -116,10 +116,3 @@ class Hashes:
         with suppress(OSError):  # it is only remembered
             self._path.parent.mkdir(exist_ok=True)
             jsonfiles.write(self._path, entries)
-
-
-def _entries(directory: Path) -> Iterable[Path]:
-    try:
-        return list(directory.iterdir())
-    except OSError:
-        return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from vast.host.runs import RUNNER, WATCHDOG
 
 CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
-_HOLDER = re.compile(r"process (\d+) on ")
 
 
 class NotNow(RunStateError):
@@ -66,8 +64,8 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 
 def stop(root: Path, grace: float) -> None:
     """Ask for a checkpoint and an end, and see to it without being waited for."""
-    words = ("stop", "--dir", str((root / RUNNER).resolve()), "--grace", f"{grace:g}")
-    argv = [sys.executable, "-m", "vast.host.runner", *words]
+    directory = str((root / RUNNER).resolve())
+    argv = [sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"]
     nothing = subprocess.DEVNULL
     subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
 
@@ -126,10 +124,7 @@ def _is_of(checkpoint: str, root: Path, run: Path) -> bool:
 
 
 def _directories(directory: Path) -> list[Path]:
-    try:
-        return sorted(path for path in directory.iterdir() if path.is_dir() and not path.is_symlink())
-    except OSError:
-        return []
+    return sorted(path for path in hostruns.entries(directory) if path.is_dir() and not path.is_symlink())
 
 
 # ---- stale locks --------------------------------------------------------------------------------------------------------
@@ -141,9 +136,8 @@ def unlock(root: Path, hf_home: Path) -> list[Path]:
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
-    candidates += [
-        path for run in _unfinished_runs(root) if (path := run / "lock").exists() and not _holder_lives(path)
-    ]
+    runs = [run for run in _unfinished_runs(root) if (run / "lock").exists() and not _holder_lives(run)]
+    candidates += [run / "lock" for run in runs]
     removed = []
     for path in candidates:
         with suppress(OSError), path.open("a") as file:
@@ -153,10 +147,7 @@ def unlock(root: Path, hf_home: Path) -> list[Path]:
     return removed
 
 
-def _holder_lives(path: Path) -> bool:
-    try:
-        match = _HOLDER.match(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    found = processes.stat(int(match[1])) if match else None
+def _holder_lives(run: Path) -> bool:
+    pid = hostruns.holder(run)
+    found = None if pid is None else processes.stat(pid)
     return found is not None and not found.dead

@@ -124,9 +124,8 @@ def run(
         with jobstate.io_errors_reported(directory / lease.CONFIG):
             jsonfiles.write(directory / lease.CONFIG, config)
         machine.keep(memory)
-        machine.say(
-            f"armed after {memory.uptime:.0f} s of uptime" if instance or local else "error: not armed: no own key"
-        )
+        armed = f"armed after {memory.uptime:.0f} s of uptime"
+        machine.say(armed if instance or local else "error: not armed: no own key")
         watch(machine, limits, memory, pause)
     return EXIT_OK
 
@@ -145,8 +144,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     one.add_argument("--dir", type=Path, required=True, help="where its state, lease and log are kept")
     one.add_argument("--run-id", required=True, metavar="ID")
     one.add_argument("--nonce", required=True, help="what proves this machine to the supervisor")
-    one.add_argument("--t-hard", type=seconds, required=True, metavar="SECONDS", help="its longest life")
-    one.add_argument("--t-silent", type=seconds, required=True, metavar="SECONDS", help="without a renewed lease")
+    one.add_argument("--t-hard", dest="hard", type=seconds, required=True, metavar="SECONDS", help="its longest life")
+    one.add_argument(
+        "--t-silent", dest="silent", type=seconds, required=True, metavar="SECONDS", help="without a renewed lease"
+    )
     one.add_argument("--grace", type=seconds, required=True, metavar="SECONDS", help="for the job's checkpoint")
     one.add_argument("--max-dollars", type=seconds, required=True, metavar="DOLLARS")
     one.add_argument("--dollars-per-hour", type=seconds, required=True, metavar="DOLLARS")
@@ -164,17 +165,7 @@ def main(
     try:
         if not options.local and not url.startswith(("https://", "http://")):
             raise UserError("--url", f'expected an address, found "{url}"', "give that of the API")
-        config = {
-            "run_id": options.run_id,
-            "nonce": options.nonce,
-            "hard": options.t_hard,
-            "silent": options.t_silent,
-            "grace": options.grace,
-            "max_dollars": options.max_dollars,
-            "dollars_per_hour": options.dollars_per_hour,
-            "url": url,
-            "local": options.local,
-        }
+        config = {name: value for name, value in vars(options).items() if name not in ("action", "dir")} | {"url": url}
         limits = Limits(**{one.name: config[one.name] for one in fields(Limits)})
         return run(options.dir, config, limits, take_instance(os.environ, url), options.local, clock, sleep)
     except UserError as error:

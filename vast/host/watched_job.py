@@ -61,9 +61,8 @@ class WatchedMachine:
         self._asked: str | None = None
         self._told: processes.Process | None = None  # the job that was asked to end
         self._self = processes.identify(os.getpid())
-        self._message = (
-            "" if instance or local else "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
-        )
+        missing = "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
+        self._message = "" if instance or local else missing
 
     def elapsed(self) -> float:
         now = self._clock()

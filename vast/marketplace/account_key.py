@@ -1,7 +1,7 @@
 """The account's key: where it comes from, and how it stays out of all that is written.
 
-The order is that of the official client: an argument, $VAST_API_KEY, $XDG_CONFIG_HOME/vastai/vast_api_key,
-~/.vast_api_key. There is no option of the command line for it: arguments can be seen in `ps`.
+The order is that of the official client: $VAST_API_KEY, $XDG_CONFIG_HOME/vastai/vast_api_key, ~/.vast_api_key. There is no
+option of the command line for it: arguments can be seen in `ps`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ def places(environ: Mapping[str, str], home: Path) -> tuple[Path, Path]:
     return Path(config) / "vastai" / "vast_api_key", home / ".vast_api_key"
 
 
-def find_key(argument: str | None, environ: Mapping[str, str], home: Path) -> Secret:
+def find_key(environ: Mapping[str, str], home: Path) -> Secret:
     """The key, from the first place that has one. Raises AccountKeyError."""
-    if argument:
-        return _checked("key", Secret(argument))
     if environ.get("VAST_API_KEY"):
         return _checked("VAST_API_KEY", Secret(environ["VAST_API_KEY"]))
     files = places(environ, home)

@@ -6,10 +6,10 @@ that is odd is dropped: there are others.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 
+from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
 from vast.secrets import printable
@@ -34,13 +34,8 @@ def number(row: Mapping[str, object], name: str, default: float | None = None) -
     value = row.get(name)
     if value is None and default is not None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise OddRow(name)
-    try:
-        found = float(value)
-    except OverflowError:
-        raise OddRow(name) from None
-    if not (math.isfinite(found) and found >= 0):
+    found = finite(value)
+    if found is None or found < 0:
         raise OddRow(name)
     return found
 
@@ -77,8 +72,6 @@ def offer(row: object) -> Offer:
         up_mbit=number(row, "inet_up", 0.0),
         hours_left=number(row, "duration", 0.0) / HOUR,
         direct_ports=int(number(row, "direct_port_count", 0.0)),
-        dollars_per_gb_down=number(row, "inet_down_cost", 0.0),
-        dollars_per_gb_up=number(row, "inet_up_cost", 0.0),
         place=text(row, "geolocation"),
     )
 

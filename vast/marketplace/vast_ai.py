@@ -6,12 +6,7 @@ Not covered: reserved contracts, volumes, templates, and more than one thread.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-
 from vast.marketplace import rows
-from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
 from vast.ports import (
     GONE,
@@ -33,12 +28,6 @@ PAGES = 400  # a token that never ends is a fault
 LOG_PAUSE: Seconds = 0.5
 LOG_TRIES = 20
 LOG_BYTES = 2**20  # the end of a longer log
-
-
-def connect(clock: Clock, environ: Mapping[str, str] = os.environ, home: Path | None = None) -> VastAI:
-    """From the environment: VAST_URL, and the key as in vast.marketplace.account_key. Raises UrlError and AccountKeyError."""
-    key = find_key(None, environ, home or Path.home())
-    return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL)
 
 
 class VastAI:
@@ -108,11 +97,7 @@ class VastAI:
         token: object = None
         seen: set[str] = set()
         for _ in range(PAGES):
-            query: dict[str, object] = {
-                "select_filters": {},
-                "order_by": [{"col": "id", "dir": "asc"}],
-                "limit": PAGE,
-            }
+            query: dict[str, object] = {"select_filters": {}, "order_by": [{"col": "id", "dir": "asc"}], "limit": PAGE}
             if token is not None:
                 query["after_token"] = token
             answer = self._client.call("show", "GET", "/api/v1/instances/", query=query)
@@ -172,19 +157,16 @@ class VastAI:
         self._explain("destroy", answer)
         return "unclear"
 
-    def set_label(self, instance_id: int, label: str) -> bool:
-        if len(label.encode()) > rows.SIZES["label"] or self._client.redact.holds(label):
-            self._client.note(f"label: longer than {rows.SIZES['label']} bytes, or it holds a secret; not sent")
-            return False
-        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
-        return self._done("label", answer)
-
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         if "PRIVATE KEY" in public_key or self._client.redact.holds(public_key):
             self._client.note("ssh key: not a public one; not sent")
             return False
         path = f"/api/v0/instances/{instance_id}/ssh/"
-        return self._done("ssh key", self._client.call("manage", "POST", path, {"ssh_key": public_key.strip()}))
+        answer = self._client.call("manage", "POST", path, {"ssh_key": public_key.strip()})
+        done = answer is not None and answer.ok and answer.body.get("success") is True
+        if not done:
+            self._explain("ssh key", answer)
+        return done
 
     def logs(self, instance_id: int) -> str | None:
         """The container's log, polled for about 10 s: the service asks the host for it."""
@@ -229,12 +211,6 @@ class VastAI:
                     f"{name}: holds the account's key or the registry's login, which must not reach the host; remove it"
                 )
         return None
-
-    def _done(self, what: str, answer: Answer | None) -> bool:
-        done = answer is not None and answer.ok and answer.body.get("success") is True
-        if not done:
-            self._explain(what, answer)
-        return done
 
     def _explain(self, what: str, answer: Answer | None) -> None:
         """A word on why there is nothing to say; where there was no answer, the client has given it."""

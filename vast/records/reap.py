@@ -45,9 +45,8 @@ def judge(
         if label is None:
             continue
         destroy, why = _fate(now, label.deadline, here.get(label.run_id), all_mine)
-        found.append(
-            ReapVerdict(one.id, label.run_id, label.deadline, one.dollars_per_hour, one.status.value, destroy, why)
-        )
+        price, status = one.dollars_per_hour, one.status.value
+        found.append(ReapVerdict(one.id, label.run_id, label.deadline, price, status, destroy, why))
     return tuple(found)
 
 
@@ -92,10 +91,8 @@ class Reaper:
             now = self._clock.monotonic()
             if now < trial.next_at:
                 continue
-            gone = (
-                listed is not None and one not in {found.id for found in listed} and self._cloud.instance(one) is GONE
-            )
-            if gone:
+            unlisted = listed is not None and one not in {found.id for found in listed}
+            if unlisted and self._cloud.instance(one) is GONE:
                 trial.proofs += 1
                 trial.next_at = now + self._spacing
                 if trial.proofs >= 2:

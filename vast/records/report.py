@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -34,7 +34,7 @@ class Attempt:
     price: float  # dollars per hour
     hours: float  # from the contract to the end that is known
     starts: int  # of the job on it
-    end: str
+    end: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,13 @@ def _attempts(records: Sequence[Last]) -> tuple[Attempt, ...]:
         state, t = one.state, one.stamp.t
         if state.machine is not None:
             machine = state.machine
+            hours = (t - machine.since) / 3600
             found[machine.id] = Attempt(
-                state.attempt,
-                machine.id,
-                machine.machine_id,
-                machine.price,
-                (t - machine.since) / 3600,
-                machine.starts,
-                "",
+                state.attempt, machine.id, machine.machine_id, machine.price, hours, machine.starts
             )
         for doomed in state.doomed:
-            known = found.get(doomed.id) or Attempt(state.attempt, doomed.id, 0, doomed.price, 0.0, 0, "")
-            hours = (t - doomed.since) / 3600
-            found[doomed.id] = Attempt(
-                known.number, known.instance, known.machine, known.price, hours, known.starts, doomed.reason
-            )
+            known = found.get(doomed.id) or Attempt(state.attempt, doomed.id, 0, doomed.price, 0.0, 0)
+            found[doomed.id] = replace(known, hours=(t - doomed.since) / 3600, end=doomed.reason)
     return tuple(found.values())
 
 

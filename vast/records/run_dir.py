@@ -18,6 +18,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -148,9 +149,8 @@ def find(runs_dir: Path, run_id: str | None) -> Folder:
         return there[names.index(run_id)]
     open_ = [one for one in there if is_open(one)]
     if len(open_) != 1:
-        fact = (
-            "no run is open" if not open_ else f"{len(open_)} runs are open: {', '.join(one.run_id for one in open_)}"
-        )
+        names = [one.run_id for one in open_]
+        fact = f"{len(open_)} runs are open: {', '.join(names)}" if open_ else "no run is open"
         raise RunStateError(runs_dir / VAST, fact, "name one; " + see)
     return open_[0]
 
@@ -174,9 +174,8 @@ def cared_for(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Car
 def _care(folder: Folder, now: Seconds, lately: Seconds) -> Care:
     if folder.is_supervised():
         return "alive"
-    try:
+    with suppress(UserError):
         last = folder.last()
-    except UserError:
-        return "nobody"
-    is_open = last is not None and last.state.phase != "closed"
-    return "lately" if last is not None and is_open and 0 <= now - last.stamp.wall < lately else "nobody"
+        if last is not None and last.state.phase != "closed" and 0 <= now - last.stamp.wall < lately:
+            return "lately"
+    return "nobody"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from jobs.columns import Column
 from jobs.errors import UserError
 from vast.ports import Clock
 from vast.records.run_dir import Folder
@@ -101,13 +102,26 @@ COLUMNS = (
     "alerts",
 )
 
+# On a terminal: dollars and cap apart, each to the right; alerts stand below the table, where they have room.
+TERMINAL = (
+    Column("run"),
+    Column("phase"),
+    Column("supervisor", drop=9),
+    Column("attempt", right=True, drop=10),
+    Column("step", right=True, drop=2),
+    Column("loss", right=True, drop=3),
+    Column("instance", right=True, drop=6, least=8),
+    Column("$", right=True),
+    Column("cap", right=True, drop=5),
+    Column("$/h", right=True, drop=7),
+    Column("h left", right=True, drop=4),
+    Column("at home", drop=8, least=15),
+)
+
 
 def row(one: RunStatus) -> list[str]:
     phase = one.phase if one.result is None else f"{one.phase}: {one.result}"
-    if one.unclear:
-        instance = "unclear"
-    else:
-        instance = "-" if one.instance is None else str(one.instance)
+    instance = "unclear" if one.unclear else "-" if one.instance is None else str(one.instance)
     if one.being_destroyed:
         instance = f"{instance} destroying {','.join(map(str, one.being_destroyed))}"
     return [
@@ -119,3 +133,9 @@ def row(one: RunStatus) -> list[str]:
 
 def rows(found: Sequence[RunStatus]) -> list[list[str]]:
     return [row(one) for one in found]
+
+
+def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
+    """The cells of TERMINAL."""
+    at = COLUMNS.index("$ / cap")
+    return [[*cells[:at], *cells[at].split("/"), *cells[at + 1 : -1]] for cells in rows(found)]

@@ -33,15 +33,10 @@ class Switch:
 def arguments(switch: Switch) -> tuple[str, ...]:
     """Of `python3 -m vast.host.watchdog`."""
     options = {
-        "run-id": switch.run_id,
-        "nonce": switch.nonce,
-        "t-hard": f"{switch.hard:.0f}",
-        "t-silent": f"{switch.silent:.0f}",
-        "grace": f"{switch.grace:.0f}",
-        "max-dollars": f"{switch.max_dollars:.4f}",
-        "dollars-per-hour": f"{switch.dollars_per_hour:.6f}",
-        "url": switch.url,
-    }
+        "run-id": switch.run_id, "nonce": switch.nonce, "t-hard": f"{switch.hard:.0f}", "t-silent": f"{switch.silent:.0f}",
+        "grace": f"{switch.grace:.0f}", "max-dollars": f"{switch.max_dollars:.4f}",
+        "dollars-per-hour": f"{switch.dollars_per_hour:.6f}", "url": switch.url,
+    }  # fmt: skip
     return ("run", "--dir", DIRECTORY, *(word for name, value in options.items() for word in (f"--{name}", value)))
 
 

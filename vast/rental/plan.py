@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError
+from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name
 from vast.policy import Policy
@@ -43,9 +43,8 @@ def host_image(image: str) -> str:
             f"expected a registry's host before the first slash, found {head!r}")  # fmt: skip
         raise ConfigError(where, fact, "push it: make push IMAGE=docker.io/you/prefill:1; then name that")
     if head.startswith(("localhost:", "127.")):
-        raise ConfigError(
-            where, "is in a registry of this machine, which a rented one cannot reach", "push it elsewhere"
-        )
+        fact = "is in a registry of this machine, which a rented one cannot reach"
+        raise ConfigError(where, fact, "push it elsewhere")
     path = last.removeprefix(f"{head}/") if slash else last
     bad_name = not rest or not all(NAME.fullmatch(part) for part in path.split("/"))
     if bad_name or (tag and not TAG.fullmatch(tag)) or (name.endswith(":")):
@@ -55,32 +54,18 @@ def host_image(image: str) -> str:
             raise ConfigError(where, "its digest is none", "expected @sha256: and 64 hexadecimal digits")
         return image
     if not tag:
-        raise ConfigError(
-            where, "has no tag", "name one, so that each machine of the run gets the same: registry/name:tag"
-        )
+        remedy = "name one, so that each machine of the run gets the same: registry/name:tag"
+        raise ConfigError(where, "has no tag", remedy)
     return name if tag.endswith(HOST_TAG) else name + HOST_TAG
 
 
 # ---- the estimate ---------------------------------------------------------------------------------------------------------
 
 
-class Estimated(Protocol):
-    """What is used of jobs.estimate.estimate.Estimate. GB are 2**30 bytes; None: not known."""
-
-    @property
-    def hours(self) -> float | None: ...
-    @property
-    def peak_gb(self) -> float | None: ...
-    @property
-    def fits(self) -> bool | None: ...
-    @property
-    def remedy(self) -> str: ...
+Estimator = Callable[[Job, str, int], Estimate]
 
 
-Estimator = Callable[[Job, str, int], Estimated | None]
-
-
-def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimated | None:
+def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimate | None:
     """What the job will need on that machine; None for a GPU that is in no table, which must not end a command."""
     try:
         return estimator(job, offer.gpu, offer.gpus)
@@ -88,11 +73,11 @@ def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimated | None:
         return None
 
 
-def hours_of(found: Estimated | None) -> float | None:
+def hours_of(found: Estimate | None) -> float | None:
     return None if found is None else found.hours
 
 
-def least_vram(found: Estimated | None) -> float:
+def least_vram(found: Estimate | None) -> float:
     """GB of memory, as the market counts them, that the job needs on a GPU; 0 where the estimate does not say."""
     if found is None or found.fits is not False or found.peak_gb is None:
         return 0.0

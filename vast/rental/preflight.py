@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
+from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
-from vast.rental.plan import Estimated
 from vast.secrets import Redactor, Secret
 
 TOOLS = ("ssh", "rsync", "ssh-keygen")
@@ -35,9 +36,8 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
     for run in found:
         if not (runs_dir / run / "final").is_dir():
             stage = run.partition("/")[0]
-            raise RunStateError(
-                runs_dir / run / "final", "is gone, and the stage starts from it", f"run: make {stage} FORCE=1"
-            )
+            fact = "is gone, and the stage starts from it"
+            raise RunStateError(runs_dir / run / "final", fact, f"run: make {stage} FORCE=1")
     return tuple(found)
 
 
@@ -63,9 +63,8 @@ def secrets(names: list[str], environ: Mapping[str, str], where: str = "policy: 
     found = {}
     for name in names:
         if not environ.get(name):
-            raise ConfigError(
-                where, f"${name} is not set in this environment", f"set it, or take {name} out of the policy"
-            )
+            remedy = f"set it, or take {name} out of the policy"
+            raise ConfigError(where, f"${name} is not set in this environment", remedy)
         if not environ[name].isprintable():
             raise ConfigError(where, f"${name} is more than one line of text", "correct it")
         found[name] = Secret(environ[name])
@@ -86,9 +85,8 @@ def image(found: image_registry.Found, name: str, has_login: bool) -> None:
     """Raises ConfigError if the registry says that a rented machine cannot pull it. What nobody could say is no reason."""
     where = f"--image {name}"
     if found == "absent":
-        raise ConfigError(
-            where, "its registry has no such image", "push it: make push IMAGE=...; it pushes the -host tag too"
-        )
+        remedy = "push it: make push IMAGE=...; it pushes the -host tag too"
+        raise ConfigError(where, "its registry has no such image", remedy)
     if found == "denied" and has_login:
         raise ConfigError(where, "its registry refuses the login", "correct the variable that registry_login names")
     if found == "denied":
@@ -116,11 +114,16 @@ def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
     found = cloud.account()
     if found is not None:
         return found
-    trouble = str(getattr(cloud, "trouble", "")) or "no answer"
+    trouble = trouble_of(cloud)
     url = environ.get("VAST_URL") or DEFAULT_URL
     if "the key is refused" in trouble:
         raise MarketError(key_source(environ, home), f"the key is refused by {url}", REMEDY)
     raise MarketError(url, f"the account cannot be seen: {trouble}", "check the network and VAST_URL, and try again")
+
+
+def trouble_of(cloud: Cloud) -> str:
+    """Why the last call came to nothing."""
+    return str(getattr(cloud, "trouble", "")) or "no answer"
 
 
 def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
@@ -134,14 +137,13 @@ def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
     """What could be rented now, cheapest first. Raises MarketError if there is nothing, with the bounds that were asked for."""
     found = cloud.search(query)
     if found is None:
-        trouble = str(getattr(cloud, "trouble", "")) or "no answer"
-        raise MarketError("Vast.ai", f"the market cannot be searched: {trouble}", "try again")
+        raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
         raise MarketError("Vast.ai", f"no offer for {bounds(query)}", _what_is_in_the_way(cloud, query))
     return found
 
 
-def require_memory(estimate: Estimated | None, offer: Offer) -> None:
+def require_memory(estimate: Estimate | None, offer: Offer) -> None:
     """Raises ConfigError if the job does not fit into the machine's GPUs."""
     if estimate is not None and estimate.fits is False:
         fact = (
@@ -162,8 +164,6 @@ def bounds(query: OfferQuery) -> str:
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
     """One more search without the price: whether it is that."""
-    from dataclasses import replace
-
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]

@@ -32,20 +32,12 @@ class WakingClock:
 
     def __init__(self, clock: Clock, wake: Callable[[], bool], each: Callable[[], None] = lambda: None) -> None:
         self._clock, self._wake, self._each = clock, wake, each
+        self.now, self.monotonic, self.boot = clock.now, clock.monotonic, clock.boot
         self._woken = wake()
 
-    def now(self) -> Seconds:
-        return self._clock.now()
-
-    def monotonic(self) -> Seconds:
-        return self._clock.monotonic()
-
-    def boot(self) -> str:
-        return self._clock.boot()
-
     def sleep(self, seconds: Seconds) -> None:
-        until = self._clock.monotonic() + seconds
-        while (left := until - self._clock.monotonic()) > 0:
+        until = self.monotonic() + seconds
+        while (left := until - self.monotonic()) > 0:
             if not self._woken and self._wake():
                 self._woken = True
                 return

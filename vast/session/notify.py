@@ -13,19 +13,12 @@ from typing import Any
 from vast.policy import Event, Hooks
 from vast.ports import Seconds
 from vast.secrets import Redactor
-from vast.supervisor.reasons import SUCCESS
 from vast.supervisor.state import RunState, spent
 
 log = logging.getLogger(__name__)
 
 Run = Callable[[list[str], bytes, Mapping[str, str], Seconds], None]
 Post = Callable[[str, bytes, Seconds], None]
-
-
-def event_of(state: RunState, closed: bool) -> Event:
-    if not closed:
-        return "alert"
-    return "done" if state.result == SUCCESS else "fail"
 
 
 def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, Any]:
@@ -48,14 +41,8 @@ def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, An
 class Teller:
     """Calls the hooks of a policy. `environ` is what commands see, without any secret."""
 
-    def __init__(
-        self,
-        hooks: Hooks,
-        redact: Redactor,
-        environ: Mapping[str, str],
-        run: Run | None = None,
-        post: Post | None = None,
-    ) -> None:
+    def __init__(self, hooks: Hooks, redact: Redactor, environ: Mapping[str, str], run: Run | None = None,
+                 post: Post | None = None) -> None:  # fmt: skip
         self._hooks, self._redact, self._environ = hooks, redact, environ
         self._run, self._post = run or run_command, post or post_json
 
@@ -76,15 +63,8 @@ class Teller:
 
 def run_command(argv: list[str], data: bytes, environ: Mapping[str, str], seconds: Seconds) -> None:
     """The JSON on standard input. Raises CalledProcessError, TimeoutExpired, OSError."""
-    subprocess.run(
-        argv,
-        input=data,
-        env=dict(environ),
-        timeout=seconds,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    subprocess.run(argv, input=data, env=dict(environ), timeout=seconds, check=True, stdout=subprocess.DEVNULL,
+                   start_new_session=True)  # fmt: skip
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

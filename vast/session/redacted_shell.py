@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vast.ports import Address, Host, Pulled, Seconds, Shell
+from vast.ports import Address, Host, Shell
 from vast.secrets import Redactor
 
 
 class Hushed:
-    """vast.ports.Shell over another one."""
+    """vast.ports.Shell over another one, whose calls are its own but for `look`."""
 
     def __init__(self, shell: Shell, redact: Redactor) -> None:
         self._shell, self._redact = shell, redact
+        self.start, self.push, self.stop, self.pull = shell.start, shell.push, shell.stop, shell.pull
+        self.renew_lease, self.home, self.network_is_up = shell.renew_lease, shell.home, shell.network_is_up
 
     def look(self, addresses: tuple[Address, ...]) -> Host:
         found = self._shell.look(addresses)
@@ -21,24 +23,3 @@ class Hushed:
             job = replace(job, fixes=tuple(map(self._redact, job.fixes)))
         fault = None if found.gpu_fault is None else self._redact(found.gpu_fault)
         return replace(found, job=job, gpu_fault=fault, message=self._redact(found.message))
-
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
-        return self._shell.start(addresses, command, home)
-
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        return self._shell.push(addresses)
-
-    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
-        return self._shell.stop(addresses)
-
-    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
-        return self._shell.renew_lease(addresses, until_deadline)
-
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        return self._shell.pull(addresses, everything)
-
-    def home(self) -> Pulled | None:
-        return self._shell.home()
-
-    def network_is_up(self) -> bool:
-        return self._shell.network_is_up()

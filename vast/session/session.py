@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from jobs import errors
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
-from vast.policy import Policy
+from vast.policy import Event, Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
 from vast.records import report
 from vast.records.run_dir import Folder
@@ -83,14 +83,13 @@ class Session:
                 self._finish(state)
             return state
         except Superseded as error:
-            raise RunStateError(
-                self.folder.path, "another supervisor took this run over", "see: vast attach"
-            ) from error
+            fact = "another supervisor took this run over"
+            raise RunStateError(self.folder.path, fact, "see: vast attach") from error
         except UserError:
             raise
         except Exception as error:  # a bug: whoever is away must hear that a machine may run on
             if self.supervisor is not None:
-                self._tell_failed(type(error).__name__)
+                self._call_hook("alert", f"supervisor: {type(error).__name__}", self.supervisor.state)
             raise
         finally:
             journal.close()
@@ -140,15 +139,16 @@ class Session:
     def _tell(self, what: str, state: RunState) -> None:
         if what == CLOSED:
             return  # after the report is written: see _finish
-        assert self.supervisor is not None
         verdict = f"verdict: {what}: "  # what the host itself said of it
-        words = next(
-            (note.removeprefix(verdict) for _, note in reversed(state.history) if note.startswith(verdict)), ""
-        )
+        notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
+        words = next(notes, "").removeprefix(verdict)
         meaning = MEANING.get(what, "see docs/vast.md")
         self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
-        t = self.supervisor.run_clock.t()
-        self.teller("alert", notify.message("alert", what, state, t))
+        self._call_hook("alert", what, state)
+
+    def _call_hook(self, event: Event, why: str, state: RunState) -> None:
+        assert self.supervisor is not None
+        self.teller(event, notify.message(event, why, state, self.supervisor.run_clock.t()))
 
     def say(self, text: str) -> None:
         when = datetime.fromtimestamp(self.clock.now(), UTC)
@@ -172,16 +172,13 @@ class Session:
             return
         supervisor.journal.check()
         got = self.shell.pull(machine.addresses, everything=False)
-        self.say(
-            "pull: the host does not answer" if got is None else f"pull: {said(got.verified, got.message, got.bytes)}"
-        )
+        outcome = "the host does not answer" if got is None else said(got.verified, got.message, got.bytes)
+        self.say(f"pull: {outcome}")
 
     def _finish(self, state: RunState) -> None:
         """The report and the hook, both at least once: report.json is written last."""
-        assert self.supervisor is not None
         told = report.tell(list(records(self.folder.path)), self.folder.request())
-        event = notify.event_of(state, closed=True)
-        self.teller(event, notify.message(event, str(state.result), state, self.supervisor.run_clock.t()))
+        self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
         write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
 

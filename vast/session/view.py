@@ -12,16 +12,29 @@ from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from jobs.columns import Column, table_lines
 from vast.secrets import printable
 from vast.supervisor.state import Observation, RunState, spent
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
+    from rich.text import Text
 
 UNKNOWN = "-"
 ROWS = 20  # of the live table
+TERMINAL = (
+    Column("time"),
+    Column("phase"),
+    Column("attempt", right=True, drop=7),
+    Column("step", right=True),
+    Column("loss", right=True),
+    Column("tokens/s", right=True, drop=3),
+    Column("GPU %", right=True, drop=4),
+    Column("memory %", right=True, drop=6),
+    Column("$ / cap", right=True, drop=1),
+    Column("last fix", drop=2, least=8),
+)
 
 
 @dataclass(frozen=True)
@@ -126,27 +139,12 @@ class Board:
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
-    def _table(self) -> Table:
-        from rich.table import Table
+    def _table(self) -> Text:
+        from rich.text import Text
 
-        table = Table(title=self._title, title_justify="left")
-        for name in (
-            "time",
-            "phase",
-            "attempt",
-            "step",
-            "loss",
-            "tokens/s",
-            "GPU %",
-            "memory %",
-            "$ / cap",
-            "last fix",
-        ):
-            numeric = name not in ("time", "phase", "last fix")
-            table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-        for line in self._rows:
-            table.add_row(*astuple(line))
-        return table
+        rows = [[*astuple(line)[:-1], line.fix.replace("_", " ")] for line in self._rows]
+        lines = [self._title, *table_lines(TERMINAL, rows, self._console.width)]
+        return Text("\n".join(lines), no_wrap=True, overflow="ignore")
 
 
 View = Lines | Board

@@ -108,11 +108,6 @@ def is_in_checkpoints(path: str) -> bool:
     return len(parts) > 4 and parts[2] == "checkpoints"
 
 
-def checkpoint_of(path: str) -> str:
-    """The checkpoint to which such a path belongs: its first four parts."""
-    return "/".join(path.split("/")[:4])
-
-
 def _names_whole(checkpoint: str, files: list[Listed]) -> bool:
     """A checkpoint counts only with a sha256 for each of its files, the mark among them."""
     of_it = [one for one in files if one.path.startswith(f"{checkpoint}/")]

@@ -7,11 +7,11 @@ terminal can see it.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN
 from vast.ports import Host, JobReport, Watchdog
 
@@ -46,9 +46,9 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
         boot,
         watchdog(answer.get("watchdog")),
         job(answer.get("job")),
-        number(answer.get("gpu_percent")),
-        number(answer.get("gpu_memory_percent")),
-        number(answer.get("disk_free_gb")),
+        finite(answer.get("gpu_percent")),
+        finite(answer.get("gpu_memory_percent")),
+        finite(answer.get("disk_free_gb")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
     )
@@ -57,7 +57,7 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
 def watchdog(value: object) -> Watchdog | None:
     if not isinstance(value, dict) or not isinstance(value.get("armed"), bool):
         return None
-    age, uptime = number(value.get("lease_age")), number(value.get("uptime"))
+    age, uptime = finite(value.get("lease_age")), finite(value.get("uptime"))
     return None if age is None or uptime is None else Watchdog(value["armed"], age, uptime)
 
 
@@ -81,9 +81,9 @@ def job(value: object) -> JobReport | None:
         run,
         _count(value.get("step")) or 0,
         _count(value.get("total")) or 0,
-        number(value.get("loss")),
-        number(value.get("tokens_per_s")),
-        number(value.get("beat_age")),
+        finite(value.get("loss")),
+        finite(value.get("tokens_per_s")),
+        finite(value.get("beat_age")),
         checkpoint_name(value.get("checkpoint"), run),
         value.get("complete") is True,
     )
@@ -103,15 +103,6 @@ def checkpoint_name(value: object, run: str | None) -> str | None:
 def step_of(checkpoint: str) -> int:
     """Of a name that `checkpoint_name` let pass."""
     return int(checkpoint.rpartition("-")[2])
-
-
-def number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer beyond all floats
-        return None
 
 
 def word(value: object) -> str | None:

@@ -118,12 +118,10 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
-        done = self._send_inputs(address)
-        if done is not True:
-            return done
-        done = self._send_secrets(address)
-        if done is not True:
-            return done
+        for send in (self._send_inputs, self._send_secrets):
+            done = send(address)
+            if done is not True:
+                return done
         known = () if home is None else ("--home", home)
         return self._command(address, "start", *known, "--", *command)
 
@@ -132,10 +130,8 @@ class HostShell:
         return None if address is None else self._command(address, "stop", *self.grace)
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
-        address = self._reach(addresses)
-        return (
-            None if address is None else self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
-        )
+        address, seconds = self._reach(addresses), f"{max(0.0, until_deadline):.0f}"
+        return None if address is None else self._command(address, "lease", "--until", seconds)
 
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
@@ -157,9 +153,8 @@ class HostShell:
     def _run(self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND) -> Reply:
         reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout)
         if not reply.good:
-            log.warning(
-                "%s: %s", words[0], "failed" if stdin else reply.reason
-            )  # what it was given may be in its words
+            # What it was given may be in its words.
+            log.warning("%s: %s", words[0], "failed" if stdin else reply.reason)
         if reply.kind != "ok":
             self._proven = None
         return reply

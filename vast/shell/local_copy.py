@@ -7,7 +7,6 @@ runs/STAGE/ID/              the run itself, as on the host; a checkpoint's direc
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Any
 
 from jobs.errors import DataError
 from jobs.runs import atomic
-from jobs.runs.atomic import sync_directory, write_text_atomically
+from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
@@ -192,8 +191,3 @@ class Home:
             return Receipt(value["run"], list(value["runs"]), files)
         except (DataError, KeyError, TypeError, AttributeError):
             return Receipt()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

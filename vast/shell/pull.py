@@ -16,10 +16,10 @@ from pathlib import Path
 
 from jobs.errors import DiskFull, UserError
 from jobs.runs import atomic
-from jobs.runs.atomic import sync_directory
+from jobs.runs.atomic import sha256_of, sync_directory
 from vast.ports import Pulled
 from vast.shell.file_list import MANIFEST, SUMMARY, Listed, Listing
-from vast.shell.local_copy import Home, Known, sha256_of
+from vast.shell.local_copy import Home, Known
 from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError
+from jobs.runs.atomic import sha256_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
-from vast.shell.local_copy import Home, sha256_of
+from vast.shell.local_copy import Home
 from vast.shell.transport import Reply, Transport
 
 SLOWEST = 1e6  # bytes a second that a transfer may take its time by
@@ -42,9 +43,8 @@ class Input:
         for path in self.paths:
             at = self.source / path
             if not at.exists():
-                raise RunStateError(
-                    at, "is gone, and the stage starts from it", "bring it back, or end the run: vast down"
-                )
+                remedy = "bring it back, or end the run: vast down"
+                raise RunStateError(at, "is gone, and the stage starts from it", remedy)
             found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
         names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]
         if odd := [name for name in names if not file_list.is_safe(name)]:

@@ -37,15 +37,8 @@ def fetch_argv(ssh: Sequence[str], address: Address, root: str, into: Path) -> l
 
 
 def send_argv(ssh: Sequence[str], address: Address, source: Path, root: str) -> list[str]:
-    return [
-        "rsync",
-        *OPTIONS,
-        f"--partial-dir={HALF}",
-        "--rsh",
-        shlex.join(ssh),
-        f"{source}/",
-        f"{_remote(address)}:{root}/",
-    ]
+    half = f"--partial-dir={HALF}"
+    return ["rsync", *OPTIONS, half, "--rsh", shlex.join(ssh), f"{source}/", f"{_remote(address)}:{root}/"]
 
 
 def _remote(address: Address) -> str:

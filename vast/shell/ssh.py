@@ -87,18 +87,18 @@ class SshTransport:
         if not HOST.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no address")
         command = [*self.argv(address), "--", f"root@{address.host}", shlex.join(argv)]
-        return self._judge(address, subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
+        return self._dropping(
+            address, outcome(subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
+        )
 
     def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
-        return self._rsync(
-            address, rsync.fetch_argv(self._rsh(address), address, root, into.absolute()), paths, timeout
-        )
+        argv = rsync.fetch_argv(self._rsh(address), address, root, into.absolute())
+        return self._rsync(address, argv, paths, timeout)
 
     def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
-        return self._rsync(
-            address, rsync.send_argv(self._rsh(address), address, source.absolute(), root), paths, timeout
-        )
+        argv = rsync.send_argv(self._rsh(address), address, source.absolute(), root)
+        return self._rsync(address, argv, paths, timeout)
 
     def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds) -> Reply:
         if not HOST.fullmatch(address.host):
@@ -118,9 +118,8 @@ class SshTransport:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
     def _forget(self, address: Address) -> None:
-        with suppress(
-            UserError, OSError
-        ):  # no room: it stays a candidate, and a changed key is refused until there is some
+        # Without room it stays a candidate, and a changed key is refused until there is some.
+        with suppress(UserError, OSError):
             pins.forget(self._candidates, pins.alias(self._pin(), address))
 
     def close(self) -> None:
@@ -173,9 +172,6 @@ class SshTransport:
         return path
 
     # ---- what came of it
-
-    def _judge(self, address: Address, ended: Ended) -> Reply:
-        return self._dropping(address, outcome(ended))
 
     def _dropping(self, address: Address, reply: Reply) -> Reply:
         """A connection over which nothing came may hang for minutes: the next call makes a new one. A host key that was

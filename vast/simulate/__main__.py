@@ -7,7 +7,6 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -41,15 +40,9 @@ def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, with_ba
     old = None
     if with_baseline:
         old = campaign.campaign(range(seeds), partial(baseline.run_seed, policy=policy), processes)
-    click.echo(json.dumps(as_dict(ours, old), sort_keys=True) if as_json else as_text(ours, old))
+    content = ours.to_dict() | ({} if old is None else {"baseline": old.to_dict()})
+    click.echo(json.dumps(content, sort_keys=True) if as_json else as_text(ours, old))
     sys.exit(EXIT_BUG if ours.violations else 0)
-
-
-def as_dict(ours: Summary, old: Summary | None) -> dict[str, Any]:
-    content = ours.to_dict()
-    if old is not None:
-        content["baseline"] = old.to_dict()
-    return content
 
 
 ROWS = (
@@ -62,14 +55,10 @@ def as_text(ours: Summary, old: Summary | None) -> str:
     lines = [f"{ours.seeds} seeds, {ours.violations} violations"]
     for row in ROWS:
         values = [getattr(summary, row) for summary in (ours, old) if summary is not None]
-        lines.append(
-            f"  {row:<16}"
-            + "".join(f"{value:>14.4g}" if isinstance(value, float) else f"{value:>14}" for value in values)
-        )
-    lines.append(
-        "failure modes met, in how many seeds: "
-        + ", ".join(f"{MODES[mode]} {mode} {ours.modes[mode]}" for mode in MODES)
-    )
+        cells = (f"{value:>14.4g}" if isinstance(value, float) else f"{value:>14}" for value in values)
+        lines.append(f"  {row:<16}{''.join(cells)}")
+    met = ", ".join(f"{number} {mode} {ours.modes[mode]}" for mode, number in MODES.items())
+    lines.append(f"failure modes met, in how many seeds: {met}")
     lines += [
         f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
         for seed, name, what in ours.failing[:20]

@@ -71,10 +71,8 @@ class Summary:
         self.failing.extend((one.seed, name, what) for name, what in one.violations[:3])
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {
-            key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain.items()
-        }
+        plain = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain}
 
 
 def campaign(
@@ -86,8 +84,8 @@ def campaign(
     began = clock()
     total = Summary()
     if processes == 1:
-        for seed in seeds:
-            total.add(one(seed))
+        for result in map(one, seeds):
+            total.add(result)
     else:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
             for result in pool.imap_unordered(partial(_light, one), seeds, chunksize=50):

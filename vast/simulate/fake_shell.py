@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from vast.ports import (
-    Address,
-    Contact,
-    Host,
-    JobReport,
-    Pulled,
-    Watchdog,
-)
+from vast.ports import Address, Contact, Host, JobReport, Pulled, Watchdog
 from vast.simulate.machines import INF, Box
 from vast.simulate.world import GRACE, World
-
-MARKET = 12  # machines for rent
 
 
 class FakeShell:
@@ -37,6 +28,15 @@ class FakeShell:
         if now < box.denied_until:
             return "denied", None
         return "ok", box
+
+    def _reached(self, addresses: tuple[Address, ...], seconds: float, what: str | None = None) -> Box | None:
+        """The machine, for `what` may be done by one supervisor alone; None without contact."""
+        contact, box = self._reach(addresses, seconds)
+        if contact != "ok":
+            return None
+        if what is not None:
+            self.world.act(what)
+        return box
 
     def look(self, addresses: tuple[Address, ...]) -> Host:
         world = self.world
@@ -74,33 +74,27 @@ class FakeShell:
         )
 
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
-        contact, box = self._reach(addresses, 3.0)
-        if contact != "ok" or box is None:
+        box = self._reached(addresses, 3.0, "start")
+        if box is None:
             return None
-        self._act("start")
         if not box.armed:
             self.world.violate("armed", f"job started on {box.id} while its dead-man's switch was not armed")
         if box.job is None or box.job.ended is not None:
             self.world.start_job(box, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
 
-    def _act(self, what: str) -> None:
-        if self.world.actor != self.world.token:
-            self.world.violate("fencing", f"{what} by a supervisor that was superseded")
-
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        contact, box = self._reach(addresses, 60.0)
-        if contact != "ok" or box is None:
+        box = self._reached(addresses, 60.0)
+        if box is None:
             return None
         box.saved = max(box.saved, self.world.home_step)
         return True
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """A job that listens ends after its checkpoint, one that hangs is killed after the grace."""
-        contact, box = self._reach(addresses, 2.0)
-        if contact != "ok" or box is None:
+        box = self._reached(addresses, 2.0, "stop")
+        if box is None:
             return None
-        self._act("stop")
         job, world = box.job, self.world
         if job is not None and job.ended is None and not job.stopped:
             job.stopped = True
@@ -114,25 +108,24 @@ class FakeShell:
         return True
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: float) -> bool | None:
-        contact, box = self._reach(addresses, 1.0)
-        if contact != "ok" or box is None:
+        box = self._reached(addresses, 1.0)
+        if box is None:
             return None
         box.lease = self.world.now
         return True
 
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
         world = self.world
-        contact, box = self._reach(addresses, 20.0)
-        if contact != "ok" or box is None:
+        box = self._reached(addresses, 20.0, "pull")
+        if box is None:
             return None
-        self._act("pull")
         if world.on("local-disk-full"):
             return Pulled(False, local_disk_full=True, message="no space left on this disk")
         step, complete = world.checkpoint(box), box.complete
         world.advance_to(world.now + 60.0)
         if any(begin <= world.now < end for begin, end in box.partial):
             if "partial-pull" not in box.truth:
-                world._hit(box, "partial-pull")
+                world.hit(box, "partial-pull")
             world.happened["partial-pull"] += 1
             return Pulled(False, "stage/1", message="sha256 differs")
         world.home_step = max(world.home_step, step)
@@ -142,9 +135,12 @@ class FakeShell:
 
     def home(self) -> Pulled | None:
         world = self.world
-        if not world.home_step:
-            return Pulled(True, "stage/1")
-        return Pulled(True, "stage/1", f"checkpoint-{world.home_step}", world.home_complete, 10**9)
+        step = world.home_step
+        return (
+            Pulled(True, "stage/1", f"checkpoint-{step}", world.home_complete, 10**9)
+            if step
+            else Pulled(True, "stage/1")
+        )
 
     def network_is_up(self) -> bool:
         return "own-network-down" not in self.world.active

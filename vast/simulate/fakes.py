@@ -54,14 +54,16 @@ class FakeCloud:
         world.calls["api"] += 1
         world.calls[name] += 1
         world.advance_to(world.now + seconds)
-        if "own-network-down" in world.active:
-            world.on("own-network-down")
-            return False
-        return True
+        return not world.on("own-network-down")
 
-    def _act(self, what: str) -> None:
-        if self.world.actor != self.world.token:
-            self.world.violate("fencing", f"{what} by a supervisor that was superseded")
+    def _ours(self, what: str, instance_id: int) -> Box | None:
+        """The machine that is acted on; None for one that is not ours, which is never touched."""
+        self.world.act(what)
+        box = self.world.boxes.get(instance_id)
+        if box is not None and box not in self.world.foreign:
+            return box
+        self.world.violate("foreign", f"{what} {instance_id}, which is not ours")
+        return None
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
         world = self.world
@@ -76,8 +78,8 @@ class FakeCloud:
         )
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
-        self._act("create")
         world = self.world
+        world.act("create")
         if not self._call("create", 4.0):
             return CreateResult("unclear")
         world.creates += 1
@@ -86,11 +88,9 @@ class FakeCloud:
         fault = world.schedule.creates.get(world.creates)
         if fault is not None and fault.mode == "crash-after-create":
             world.crash_next = True
-        if "key-refused" in world.active:
-            world.on("key-refused")
+        if world.on("key-refused"):
             return CreateResult("refused")
-        if "delete-refused" in world.active:  # the API answers 5xx
-            world.on("delete-refused")
+        if world.on("delete-refused"):  # the API answers 5xx
             if world.rng.random() < 0.5:
                 world.rent(machine, contract.label)
             return CreateResult("unclear")
@@ -114,9 +114,7 @@ class FakeCloud:
 
     def account(self) -> Account | None:
         world = self.world
-        if not self._call("account"):
-            return None
-        if world.on("key-refused"):
+        if not self._call("account") or world.on("key-refused"):
             return None
         hours_left = (world.credit_ends - world.now) / 3600
         return Account(min(200.0, max(0.0, world.schedule.price * hours_left)))
@@ -125,27 +123,23 @@ class FakeCloud:
         world = self.world
         if not self._call("list") or "key-refused" in world.active:
             return None
-        if "bad-listing" in world.active:
-            world.on("bad-listing")
-            if world.active["bad-listing"].variant >= 0.7:
-                return None
-            return self._answered(())
+        if world.on("bad-listing"):
+            return None if world.active["bad-listing"].variant >= 0.7 else self._answered(())
         if "delete-refused" in world.active and world.active["delete-refused"].variant < 0.4:
             return None
         now = world.now
         found = [self._instance(box) for box in world.foreign]
         for box in world.ours:
-            if (box.dead_at is None and now >= box.visible_at) or (
-                box.dead_at is not None and now < box.dead_at + box.lingers
-            ):
+            lingers = box.dead_at is not None and now < box.dead_at + box.lingers
+            if lingers or (box.dead_at is None and now >= box.visible_at):
                 found.append(self._instance(box))
-            if box.dead_at is not None and now < box.dead_at + box.lingers:
+            if lingers:
                 self._lingered(box)
         return self._answered(tuple(found))
 
     def _lingered(self, box: Box) -> None:
         if "delete-lingers" not in box.truth:
-            self.world._hit(box, "delete-lingers")
+            self.world.hit(box, "delete-lingers")
 
     def _answered(self, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
         """What the proof of absence may stand on."""
@@ -164,11 +158,8 @@ class FakeCloud:
         if "key-refused" in world.active:
             return GONE  # 404 with auth_error, and a client that does not look: the account still says what it is
         box = world.boxes.get(instance_id)
-        if box is None:
-            return GONE
-        if box.dead_at is None or world.now < box.dead_at + box.lingers:
-            return self._instance(box)
-        return GONE
+        there = box is not None and (box.dead_at is None or world.now < box.dead_at + box.lingers)
+        return self._instance(box) if box is not None and there else GONE
 
     def _instance(self, box: Box) -> Instance:
         now = self.world.now
@@ -181,11 +172,9 @@ class FakeCloud:
         )
 
     def destroy(self, instance_id: int) -> Destroyed:
-        self._act("destroy")
         world = self.world
-        box = world.boxes.get(instance_id)
-        if box is None or box in world.foreign:
-            world.violate("foreign", f"DELETE {instance_id}, which is not ours")
+        box = self._ours("destroy", instance_id)
+        if box is None:
             return "accepted"
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
@@ -197,15 +186,10 @@ class FakeCloud:
         world.kill(box, "the supervisor")
         return "accepted"
 
-    def set_label(self, instance_id: int, label: str) -> bool:
-        return self._call("label")
-
     def attach_key(self, instance_id: int, public_key: str) -> bool:
-        self._act("attach-key")
         world = self.world
-        box = world.boxes.get(instance_id)
-        if box is None or box in world.foreign:
-            world.violate("foreign", f"key attached to {instance_id}, which is not ours")
+        box = self._ours("attach-key", instance_id)
+        if box is None:
             return True
         if not self._call("attach") or "key-refused" in world.active or "delete-refused" in world.active:
             return False

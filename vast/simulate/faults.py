@@ -42,11 +42,8 @@ MODES: dict[str, int] = {
     "killed": 30,
 }
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create")
-BY_MACHINE = ("stuck-loading", "bad-image", "no-ssh", "key-denied", "stranger", "offline", "outbid", "container-restart",
-              "hang", "nan", "cuda-oom", "host-disk-full", "same-crash", "gpu-fault", "no-manifest", "partial-pull",
-              "delete-lingers", "ends-soon")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
-           "two-supervisors", "killed")  # fmt: skip
+           "two-supervisors", "killed")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)

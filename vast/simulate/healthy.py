@@ -14,7 +14,6 @@ class Day(NamedTuple):
     steps: int
     api_calls: int
     ssh_connections: int
-    journal_writes: int
     idle_dollars: float  # the machine billed and no step was made: loading, the last look, the last pull, teardown
     dollars: float
     violations: int
@@ -23,6 +22,4 @@ class Day(NamedTuple):
 def day(policy: Policy | None = None, hours: float = 24.0) -> Day:
     made = quiet(hours=hours)
     one = run.run(made, policies.load() if policy is None else policy)
-    return Day(
-        made.steps, one.calls["api"], one.calls["ssh"], one.writes, one.idle_dollars, one.dollars, len(one.violations)
-    )
+    return Day(made.steps, one.calls["api"], one.calls["ssh"], one.idle_dollars, one.dollars, len(one.violations))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +76,6 @@ class Watched(Supervisor):
 
     world: World
     looked_at = -1e9
-    acted: Callable[[Action, RunState], None] = lambda action, state: None
 
     def _advance(self, action: Action, result: Result) -> None:
         before, world = self.state, self.world

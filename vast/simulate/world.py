@@ -17,6 +17,7 @@ from vast.simulate.machines import INF, Box, SimulatedJob
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
+STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart")  # once it is up
 
 
 class World:
@@ -76,13 +77,16 @@ class World:
         self.violations.append((invariant, f"t={self.now:.0f}: {what}"))
         self.say(f"VIOLATION {invariant}: {what}")
 
+    def act(self, what: str) -> None:
+        """Every act of a supervisor, which must be the one that holds the run."""
+        if self.actor != self.token:
+            self.violate("fencing", f"{what} by a supervisor that was superseded")
+
     def on(self, mode: str) -> bool:
         """Whether a fault with a time is going on; to be hit by it is what counts."""
-        fault = self.active.get(mode)
-        if fault is None:
-            return False
-        self.happened[mode] += 1
-        return True
+        if mode in self.active:
+            self.happened[mode] += 1
+        return mode in self.active
 
     def _begin(self, fault: Fault) -> None:
         mode = fault.mode
@@ -108,7 +112,7 @@ class World:
 
     def _box(self, machine_id: int, label: str, born: float) -> Box:
         number = len(self.ours) + 1
-        box = Box(number, 100 + len(self.boxes), machine_id, label, self.schedule.price, born)
+        box = Box(number, 100 + len(self.boxes), machine_id, label, self.schedule.price, born, visible_at=born)
         self.boxes[box.id] = box
         return box
 
@@ -125,20 +129,20 @@ class World:
             box.truth.add("created-stopped")
             return box
         if "bad-image" in modes:
-            self._hit(box, "bad-image")
+            self.hit(box, "bad-image")
             fault = next(one for one in box.faults if one.mode == "bad-image")
             box.message = "manifest unknown" if fault.variant < 0.5 else "nvidia-container-cli: driver error"
             box.truth.add("image" if fault.variant < 0.5 else "host-fault")
             return box
         if "stuck-loading" in modes:
-            self._hit(box, "stuck-loading")
+            self.hit(box, "stuck-loading")
             return box
         box.running_at = self.now + self.schedule.loading * self.rng.uniform(0.7, 1.2)
         box.ssh_at = box.running_at + self.rng.uniform(5, 60)
         self.at(box.ssh_at, lambda: self._up(box))
         return box
 
-    def _hit(self, box: Box, mode: str) -> None:
+    def hit(self, box: Box, mode: str) -> None:
         self.happened[mode] += 1
         box.truth.add(mode)
         self.say(f"machine {box.id}: {mode}")
@@ -147,20 +151,12 @@ class World:
         """onstart: the dead-man's switch first."""
         if box.dead_at is not None:
             return
-        box.armed = box.armed_ever = self.watchdog
+        box.armed = self.watchdog
         box.lease = self.now
         if self.watchdog:
             self.at(self.now + self.silent, lambda: self._watchdog(box))
         for fault in box.faults:
-            if fault.mode in (
-                "no-ssh",
-                "key-denied",
-                "stranger",
-                "offline",
-                "ends-soon",
-                "outbid",
-                "container-restart",
-            ):
+            if fault.mode in STRIKES:
                 self.at(self.now + fault.at, lambda fault=fault: self._strike(box, fault))  # type: ignore[misc]
             elif fault.mode == "partial-pull":
                 box.partial.append((self.now + fault.at, self.now + fault.at + fault.lasts))
@@ -190,7 +186,7 @@ class World:
         if box.dead_at is not None or box.stopped:
             return
         mode, until = fault.mode, self.now + fault.lasts
-        self._hit(box, mode)
+        self.hit(box, mode)
         if mode == "no-ssh" and 0.3 <= fault.variant < 0.6:
             box.direct_dead = True  # for ever, and no reason to give the machine up: the other address works
             box.truth.discard(mode)
@@ -216,10 +212,7 @@ class World:
             box.boot += 1
             box.armed = False
             box.ssh_at = self.now + 40
-            self.at(self.now + 90, lambda: self._armed_again(box))
-
-    def _armed_again(self, box: Box) -> None:
-        box.armed = box.dead_at is None and self.watchdog
+            self.at(self.now + 90, lambda: setattr(box, "armed", box.dead_at is None and self.watchdog))
 
     def _owner_takes_back(self, box: Box) -> None:
         if box.dead_at is None:
@@ -299,12 +292,12 @@ class World:
 
     def _hang(self, box: Box, job: SimulatedJob) -> None:
         if box.job is job and job.ended is None and box.dead_at is None:
-            self._hit(box, "hang")
+            self.hit(box, "hang")
             job.hung_at = self.now
 
     def _fail(self, box: Box, job: SimulatedJob, mode: str, exit_reason: str, fingerprint: str | None = None) -> None:
         if box.job is job and job.ended is None and box.dead_at is None and self.now < job.hung_at:
-            self._hit(box, mode)
+            self.hit(box, mode)
             box.gpu_fault = fingerprint if mode == "gpu-fault" else None
             self.end_job(box, exit_reason, fingerprint)
 
@@ -313,7 +306,7 @@ class World:
             return
         fault = next((one for one in box.faults if one.mode == "no-manifest"), None)
         if fault is not None and (job.attempt == 1 or fault.variant < 0.4):
-            self._hit(box, "no-manifest")
+            self.hit(box, "no-manifest")
         else:
             box.complete = True
         self.end_job(box, "done")

@@ -207,11 +207,6 @@ def to_json(state: RunState) -> str:
     return _codec(RunState).dump_json(state).decode()
 
 
-def from_json(text: str) -> RunState:
-    state: RunState = _codec(RunState).validate_json(text)
-    return state
-
-
 def _plain(state: RunState) -> Any:
     return _codec(RunState).dump_python(state, mode="json")
 
