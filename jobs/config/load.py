@@ -98,11 +98,6 @@ class Job:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_job(path: Path) -> Job:
-    """The job that a run's stage.yaml records."""
-    return Job.from_dict(strict_yaml.read(path, str(path)), where=str(path))
-
-
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
     """Every stage: jobs/*.yaml but reference.yaml; those called stage* first."""
     names = (path.stem for path in jobs_dir.glob("*.yaml") if path.name != "reference.yaml")

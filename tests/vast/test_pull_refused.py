@@ -16,7 +16,6 @@ import pytest
 from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import BOTH, CHECKPOINT, Ours
 from vast.shell import file_list, pull
-from vast.shell import file_list as listing
 from vast.shell.transport import Reply
 from vast.supervisor import journal
 
