@@ -15,7 +15,7 @@ from rich.console import Console
 from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
-from tests.app.synthetic_runs import START, write_experiment, write_run
+from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
 from vast.ports import Offer

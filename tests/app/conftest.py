@@ -14,9 +14,9 @@ from app.__main__ import main
 from app.attention.backends import NAMES
 from app.embedded.cache import EmbeddedPaths
 from jobs.runs.atomic import sha256_of
-from tests.app import small_cache
-from tests.app.command_line import Command, caller
-from tests.app.fake_work import Start, starter
+from tests.app.fakes import small_cache
+from tests.app.fakes.command_line import Command, caller
+from tests.app.fakes.fake_work import Start, starter
 
 VOCAB = 97
 _COMMON = dict(
@@ -96,7 +96,7 @@ def _small_cache(embedded: EmbeddedPaths, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def few_rows(_small_cache: Path) -> Iterator[None]:
-    """The embedded sets have 128 rows each, and the embedded model has no weights: see tests/app/small_cache.py."""
+    """The embedded sets have 128 rows each, and the embedded model has no weights: see tests/app/fakes/small_cache.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFILL_CACHE", str(_small_cache))
         yield

@@ -9,7 +9,7 @@ from app.training.checkpoint import MARK, mark_complete, newest
 from jobs import health
 from jobs.runs.rundir import RunDir
 from jobs.runs.runfiles import ID_PATTERN
-from tests.vast.rented import make_checkpoint
+from tests.vast.fakes.rented import make_checkpoint
 from vast.host import runs as hostruns
 from vast.host.probe import SILENCE, WORKING
 

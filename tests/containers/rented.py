@@ -18,8 +18,8 @@ from itertools import count
 from pathlib import Path
 
 from tests.containers.engine import CACHE, LABEL, docker, remove, wait_for
-from tests.vast.fake_market import Rental
-from tests.vast.fake_vast import FakeVast
+from tests.vast.fakes.fake_market import Rental
+from tests.vast.fakes.fake_vast import FakeVast
 
 # As root, before anything of ours runs; also when the container is started again. An address has two ports: what is
 # direct on a real host, and the proxy's. Its shell is pid 1 and reaps what is left behind.

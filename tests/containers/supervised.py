@@ -17,8 +17,8 @@ import yaml
 from jobs.runs.rundir import RunDir
 from tests.containers.engine import IMAGE, container, docker, only_run, wait_for
 from tests.containers.rented import DIRECT, PULLED_FROM, Hosts, Network, market
-from tests.vast.fake_market import KEY
-from tests.vast.fake_vast import FakeVast
+from tests.vast.fakes.fake_market import KEY
+from tests.vast.fakes.fake_vast import FakeVast
 
 STAGE = "stage3b"
 PATIENCE = 500.0  # seconds: a bound for what takes 40 on an idle machine, and took 300 beside five others

@@ -7,7 +7,7 @@ import json
 from tests.containers.played import scene
 from tests.containers.rented import CLOSED
 from tests.containers.supervised import STAGE, Stage
-from tests.vast.fake_market import KEY
+from tests.vast.fakes.fake_market import KEY
 
 TOKEN = "hf_0123456789abcdefTOKENfedcba9876543210"
 # Prints the names of files that hold a secret. Its two halves come apart, so that this very search does not find itself.

@@ -13,7 +13,7 @@ import pytest
 
 from tests.containers.engine import HOST_IMAGE, IMAGE, ROOT, container, docker, wait_for
 from tests.containers.test_host import BOOTSTRAP
-from tests.vast.directory_host import NONCE, RUN
+from tests.vast.fakes.directory_host import NONCE, RUN
 
 NETWORK = "prefill-test-ssh-shell"
 PYTHON = "/opt/venv/bin/python"
@@ -93,10 +93,10 @@ class Pair:
         return list(json.loads(docker("exec", *settings, self.ours, PYTHON, "-c", DRIVER, *statements)))
 
     def on_host(self, *statements: str) -> None:
-        """Python over `host`, a tests.vast.directory_host.DirectoryHost."""
+        """Python over `host`, a tests.vast.fakes.directory_host.DirectoryHost."""
         begin = [
             "from pathlib import Path",
-            "from tests.vast.directory_host import *",
+            "from tests.vast.fakes.directory_host import *",
             "host = DirectoryHost(Path('/runs'))",
         ]
         docker("exec", *PATHS, "--workdir", "/tmp", self.host, PYTHON, "-c", "\n".join([*begin, *statements]))

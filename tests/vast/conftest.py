@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.vast.command_line import World
-from tests.vast.fake_market import KEY, ManualClock, Rental
-from tests.vast.fake_vast import FakeVast
-from tests.vast.host import Host
-from tests.vast.rented import Rented
+from tests.vast.fakes.command_line import World
+from tests.vast.fakes.fake_market import KEY, ManualClock, Rental
+from tests.vast.fakes.fake_vast import FakeVast
+from tests.vast.fakes.host import Host
+from tests.vast.fakes.rented import Rented
 from vast.marketplace.http import Timeouts
 from vast.marketplace.vast_ai import VastAI
 from vast.secrets import Secret

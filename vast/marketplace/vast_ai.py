@@ -1,5 +1,5 @@
 """The port Cloud over the HTTP API of Vast.ai. What it is held to is the official client, `vastai` 1.9.1
-(tests/vast/test_fake_against_official.py); the live service has not been asked.
+(tests/vast/marketplace/test_fake_against_official.py); the live service has not been asked.
 
 Not covered: reserved contracts, volumes, templates, and more than one thread.
 """

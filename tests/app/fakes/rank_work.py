@@ -1,0 +1,152 @@
+"""What test_ranks.py runs in each of two processes: it writes what it saw to `<out>/<rank>.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from app.attention.backends import NAMES
+from app.model.compiled import speed_up
+from app.runtime.ending import TrainingEnded
+from app.runtime.heartbeat import Heart
+from app.runtime.ranks import Ranks, join
+from app.runtime.signals import StopFlag
+from app.training.callbacks import Recorder
+from app.training.trainer import PrefillTrainer
+
+WORLD = 2
+
+
+def look(rank: int, port: int, out: Path) -> None:
+    os.environ |= _environment(rank, port)
+    ranks = join("cpu")
+    seen = {
+        "rank": [ranks.rank, ranks.world, ranks.main],
+        "share": ranks.share({"from": rank}),
+        "gather": ranks.gather(f"rank {rank}"),
+        "sum": ranks.sum(rank + 1, True),
+        "together": ranks.together(lambda: rank * 10, TrainingEnded),
+        "one raises": _raised(ranks, at=1),
+        "not finite": _ended(_trainer(ranks, out / "nan"), broken=rank == 1),
+        "signal": _stopped_at(_trainer(ranks, out / "signal", steps=5), ranks, out, signalled=rank == 1),
+        "evaluation": _trainer(ranks, out / "eval").evaluate()["eval_loss"],
+        "graphs": _graphs_of_a_layer(),
+        "in training mode": _in_training_mode(_trainer(ranks, out / "mode")),
+    }
+    (out / f"{rank}.json").write_text(json.dumps(seen))
+    ranks.leave()
+
+
+def end_alone(rank: int, port: int, out: Path) -> None:
+    """A stage whose rank 0 finds the disk full while the other waits for it; the launcher's store is the test's."""
+    from app.stage.run import run_stage
+    from jobs.config.load import resolve
+    from jobs.errors import DiskFull
+
+    os.environ |= _environment(rank, port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def work(*_: Any, ranks: Ranks, **__: Any) -> dict[str, float]:
+        ranks.wait()
+        if ranks.main:
+            raise DiskFull(out, "no space left on the disk")
+        ranks.wait()
+        raise AssertionError("rank 0 is gone")
+
+    with mock.patch("app.stage.work.work", work), mock.patch("app.runtime.ranks.SHORT_WAIT", timedelta(seconds=0.5)):
+        try:
+            run_stage(resolve("stage1", "ci"), out / "runs", force=False, resume=False, now=lambda: datetime.now(UTC))
+        except Exception as error:
+            said = [type(error).__name__, getattr(error, "exit_code", None)]
+            (out / f"{rank}.json").write_text(json.dumps(said))
+
+
+def _environment(rank: int, port: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
+
+
+def _raised(ranks: Ranks, at: int) -> str:
+    def work() -> None:
+        if ranks.rank == at:
+            raise TrainingEnded(f"rank {at} was told to stop", 75, "go on with --resume")
+
+    try:
+        ranks.together(work, TrainingEnded)
+    except TrainingEnded as error:
+        return f"{error.exit_code} {error}"
+    return "nothing raised"
+
+
+def _trainer(ranks: Ranks, directory: Path, steps: int = 2) -> PrefillTrainer:
+    from tests.app.conftest import make_model
+    from tests.app.training.test_trainer import trainer_of
+
+    trainer = trainer_of(make_model("llama"), directory, max_steps=steps,
+                         ddp_find_unused_parameters=False)  # fmt: skip
+    trainer.ranks = ranks
+    steps_of: Any = trainer.data_collator
+    trainer.data_collator = replace(steps_of, rank=ranks.rank, world=ranks.world)
+    return trainer
+
+
+def _ended(trainer: PrefillTrainer, broken: bool) -> str:
+    """How training ends when the loss of one rank's micro-batches is not finite."""
+    plain = trainer.batch_loss
+
+    def batch_loss(*arguments: Any, **named: Any) -> Any:
+        loss = plain(*arguments, **named)
+        return replace(loss, total=loss.total * float("nan")) if broken else loss
+
+    trainer.batch_loss = batch_loss  # type: ignore[method-assign]
+    try:
+        trainer.train()
+    except TrainingEnded as error:
+        return error.reason
+    return f"went on to step {trainer.state.global_step}"
+
+
+def _stopped_at(trainer: PrefillTrainer, ranks: Ranks, out: Path, signalled: bool) -> int:
+    """The step at which training stops when only one rank got a signal."""
+    stop = StopFlag()
+    if signalled:
+        stop.name = "SIGTERM"
+    run: Any = SimpleNamespace(heartbeat=lambda *_: None, append_jsonl=lambda *_: None)
+    recorder = Recorder(run, stop, Heart(run), ranks)
+    recorder.trainer = trainer
+    trainer.add_callback(recorder)
+    trainer.train()
+    return trainer.state.global_step if recorder.stopped else -1
+
+
+def _graphs_of_a_layer() -> int:
+    """What the compiler makes of the only layer of a model under DDP, whose buckets hold a part of it."""
+    from tests.app.conftest import make_model
+
+    graphs = []
+
+    def count(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = make_model("llama", num_hidden_layers=1, hidden_size=512, intermediate_size=1024)
+    speed_up(model, backend=count)
+    model.config._attn_implementation = NAMES["sdpa"]  # FlexAttention has no backward pass on a CPU
+    ids = torch.arange(3, 19)[None]
+    DistributedDataParallel(model, bucket_cap_mb=2)(input_ids=ids, use_cache=False).logits.sum().backward()
+    return len(graphs)
+
+
+def _in_training_mode(trainer: PrefillTrainer) -> bool:
+    """Whether all of a model that came in evaluation mode is trained in the other: DDP's own flag says nothing of it."""
+    trainer.model.eval()
+    trainer.train()
+    return all(module.training for module in trainer.model.modules())

@@ -1,0 +1,78 @@
+"""What the report refuses to compare, and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.report.render import build_report
+from jobs.errors import DataError, RunStateError
+from tests.app.fakes.synthetic_runs import write_run
+
+
+def refusal(tmp_path: Path, **second: object) -> str:
+    a = write_run(tmp_path, "stage1")
+    b = write_run(tmp_path, "stage2", minute=1, **second)  # type: ignore[arg-type]
+    with pytest.raises(DataError) as refused:
+        build_report(tmp_path, compare=(a.id, b.id))
+    assert refused.value.exit_code == 2
+    assert f"{a.id} against {b.id}" in str(refused.value)
+    assert build_report(tmp_path).study.left_out[0].run_id == a.id  # without names there is a report
+    return refused.value.fact
+
+
+def test_refuses_another_number_of_items(tmp_path: Path) -> None:
+    fact = refusal(tmp_path, items=30)
+    assert "piqa, winogrande: 40 items against 30, 10 only in stage1/20260102-030405 (base" in fact
+
+
+def test_refuses_other_items_of_the_same_number(tmp_path: Path) -> None:
+    fact = refusal(tmp_path, first=1)
+    assert "40 items against 40, 1 only in stage1/20260102-030405, 1 only in stage2/20260102-030505" in fact
+
+
+def test_refuses_items_whose_content_changed(tmp_path: Path) -> None:
+    fact = refusal(tmp_path, changed=frozenset({"piqa/7", "piqa/9"}))
+    assert fact.startswith(
+        "scored on different items: piqa: 40 items against 40, 2 with the same id but other content, piqa/7 first"
+    )
+
+
+def test_refuses_other_tasks(tmp_path: Path) -> None:
+    assert "arc_challenge, arc_easy, winogrande: only in stage1/20260102-030405" in refusal(
+        tmp_path, tasks=("hellaswag", "piqa")
+    )
+
+
+def test_refuses_another_format(tmp_path: Path) -> None:
+    assert "different formats, harness and reference" in refusal(tmp_path, format="reference")
+
+
+def test_names_that_are_no_completed_run_are_refused(tmp_path: Path) -> None:
+    a = write_run(tmp_path, "stage1")
+    b = write_run(tmp_path, "stage2", minute=1, complete=False)
+    with pytest.raises(RunStateError, match=f"no such run or stage .*; completed runs: {a.id}"):
+        build_report(tmp_path, compare=(a.id, "stage2/19990101-000000"))
+    with pytest.raises(RunStateError, match="the run is interrupted, not complete; run: make stage2 RUNS="):
+        build_report(tmp_path, compare=(a.id, b.id))
+
+
+def test_samples_that_disagree_with_metrics_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "stage1")
+    lines = (run.path / "samples.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "samples.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(DataError, match="base/causal winogrande: 39 items .*metrics.json says 40 items"):
+        build_report(tmp_path)
+    (run.path / "samples.jsonl").write_text("".join([*lines[:3], "{torn\n", *lines[3:]]))
+    with pytest.raises(DataError, match=r"samples.jsonl:4: malformed JSON"):
+        build_report(tmp_path)
+    (run.path / "samples.jsonl").unlink()
+    with pytest.raises(DataError, match="the per item scores are missing; score the stage again"):
+        build_report(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1", extra={"schema": 2})
+    with pytest.raises(DataError, match="expected schema 1, found 2"):
+        build_report(tmp_path)

@@ -1,0 +1,241 @@
+"""A run says which phase it enters before it enters it: a phase that hangs is judged by what that phase may take."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import defaultdict
+from itertools import groupby
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
+from jobs.errors import DiskFull
+from jobs.health import SILENCE
+from jobs.runs.rundir import RunDir
+from tests.app.fakes.command_line import Command
+
+# What takes long in a run, and the phase that must have been announced by then.
+LONG = {
+    "app.stage.work.load": "load",
+    "app.stage.work.selfcheck.require": "check",
+    "app.stage.work.load_items": "data",
+    "app.training.train.load_examples": "data",
+    "app.training.train.drop_overlap": "data",
+    "app.training.forward.from_hidden": "evaluate or train",
+    "app.training.trainer.mark_complete": "save",
+    "app.training.train.checkpoint.save_final": "save",
+    "app.stage.work.evaluate": "score",
+}
+
+
+class Beat(NamedTuple):
+    phase: str
+    step: int
+    total: int
+
+
+class Watched:
+    """The beats of the runs of this process, and in which phases each long call began."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.beats: list[Beat] = []
+        self.began: dict[str, set[str]] = defaultdict(set)
+        self.files_at_first: list[str] = []
+        self.stop_in: str | None = None
+        self.in_background: dict[str, Event] = defaultdict(Event)
+        heartbeat = RunDir.heartbeat
+
+        def beat(run: RunDir, step: int, total: int, loss: Any, rate: Any, phase: str, **more: Any) -> None:
+            heartbeat(run, step, total, loss, rate, phase, **more)
+            if "since_progress" in more:  # out of the thread, as often as this machine is slow
+                self.in_background[phase].set()
+                return
+            self.files_at_first = self.files_at_first or sorted(path.name for path in run.path.iterdir())
+            self.beats.append(Beat(phase, step, total))
+            if phase == self.stop_in:
+                self.stop_in = None
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(RunDir, "heartbeat", beat)
+        for name in LONG:
+            self._note(monkeypatch, name)
+
+    def _note(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        module, _, attribute = name.rpartition(".")
+        parts = module.split(".")
+        owner = __import__(".".join(parts[:2]), fromlist=["_"])
+        for part in parts[2:]:
+            owner = getattr(owner, part)
+        real = getattr(owner, attribute)
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.began[name].add(self.beats[-1].phase.partition(" ")[0])
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, attribute, noted)
+
+    def phases(self) -> list[str]:
+        """Without repetitions."""
+        return [phase for phase, _ in groupby(beat.phase for beat in self.beats)]
+
+
+@pytest.fixture
+def watched(few_rows: None, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    return Watched(monkeypatch)
+
+
+def test_training_announces_each_phase_before_it_begins(watched: Watched, command: Command, tmp_path: Path) -> None:
+    command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()  # 6 steps; evaluates and saves each 3
+    assert watched.phases() == [
+        "start", "load", "check", "data", "evaluate", "train", "evaluate", "save", "train", "evaluate", "save", "train",
+        "save",
+    ]  # fmt: skip
+    assert [beat.phase for beat in watched.beats].count("data") == 2  # evaluation items; then the examples
+    assert watched.files_at_first == ["heartbeat.json", "lock", "log.txt", "stage.yaml"]
+    wanted = {name: set(phase.split(" or ")) for name, phase in LONG.items() if name != "app.stage.work.evaluate"}
+    assert watched.began == wanted
+    assert {phase.partition(" ")[0] for phase in watched.phases()} <= set(SILENCE)
+
+
+def test_a_phase_without_steps_keeps_those_last_known(watched: Watched, command: Command, tmp_path: Path) -> None:
+    command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
+    known = {phase: [(beat.step, beat.total) for beat in watched.beats if beat.phase == phase] for phase in SILENCE}
+    assert known["start"] + known["load"] + known["check"] == [(0, 0)] * 3
+    assert known["save"] == [(3, 6), (6, 6), (6, 6)]
+
+
+def test_scoring_announces_each_phase_before_it_begins(watched: Watched, command: Command, tmp_path: Path) -> None:
+    command("run", "stage2", "--profile", "ci", "--limit", 1, "--runs-dir", tmp_path).fine()
+    scores = ["score base/prefix", "score base/bidirectional"]
+    assert watched.phases() == ["start", "data", "load", "check", *scores, "save"]
+    wanted = [
+        "app.stage.work.evaluate",
+        "app.stage.work.load",
+        "app.stage.work.load_items",
+        "app.stage.work.selfcheck.require",
+    ]
+    assert watched.began == {name: {LONG[name]} for name in wanted}
+    first = [next(beat for beat in watched.beats if beat.phase == phase) for phase in scores]
+    assert [(beat.step, beat.total) for beat in first] == [(0, 0)] * 2  # not the tokens of the mask before it
+    assert {phase.partition(" ")[0] for phase in watched.phases()} <= set(SILENCE)
+
+
+def test_a_resumed_run_loads_its_checkpoint_in_a_phase_of_its_own(watched: Watched, command: Command, tmp_path: Path) -> None:  # fmt: skip
+    words = ["run", "stage3b", "--profile", "ci", "--runs-dir", str(tmp_path)]
+    watched.stop_in = "save"  # stops after the step that follows
+    assert command(*words).code == 75
+    watched.beats.clear()
+    command(*words, "--resume").fine()
+    assert watched.phases()[:6] == ["start", "load", "check", "data", "load", "train"]
+
+
+def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
+    assert HEARTBEAT_SECONDS <= 10
+    heard: list[str] = []
+    third = Event()
+
+    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str) -> None:
+        heard.append(phase)
+        if len(heard) == 3:
+            third.set()
+
+    run: Any = SimpleNamespace(heartbeat=heartbeat)
+    heart = Heart(run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
+        with heart.beating("compile"):
+            assert third.wait(60)
+        assert set(heard) == {"compile"}
+        said = len(heard)
+        with heart.beating("compile", limit=0.0):
+            pass  # over before it began: one beat, and silence, which jobs/health.py judges
+        assert len(heard) == said + 1
+    assert "compile" in SILENCE
+
+
+# ---- what calls nobody -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
+)
+def test_a_save_and_a_pass_that_take_long_are_beaten_through(
+    where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
+    module, _, name = where.rpartition(".")
+    owner = __import__(module, fromlist=["_"])
+    real = getattr(owner, name)
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        if watched.beats[-1].phase == phase:
+            assert watched.in_background[phase].wait(60), "nothing was heard meanwhile"
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, slow)
+    command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
+
+
+class Now:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def heard() -> list[tuple[int, str, float]]:
+    """(step, phase, seconds since progress) of each beat."""
+    return []
+
+
+@pytest.fixture
+def heart(heard: list[tuple[int, str, float]]) -> Heart:
+    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float = 0.0) -> None:
+        heard.append((step, phase, since_progress))
+
+    run: Any = SimpleNamespace(heartbeat=heartbeat)
+    return Heart(run, Now())
+
+
+def test_a_beat_in_the_background_says_how_long_ago_the_run_got_on(heart: Heart, heard: list[Any]) -> None:
+    now: Any = heart.monotonic
+    heart.beat_again()
+    assert not heard  # there is nothing to repeat
+    heart.beat(3, 9, "train")
+    now.seconds += 4
+    heart.beat(4, 9, "train")  # too soon to be written, and progress nevertheless
+    now.seconds += 60
+    heart.beat_again()
+    heart.beat(5, 9, "train")
+    assert heard == [(3, "train", 0.0), (4, "train", 60.0), (5, "train", 0.0)]
+
+
+def test_a_trainer_that_hangs_is_not_beaten_for_for_ever(heart: Heart, heard: list[Any]) -> None:
+    now: Any = heart.monotonic
+    heart.beat(3, 9, "train")
+    now.seconds += max(SILENCE.values())
+    heart.beat_again()
+    now.seconds += 1
+    heart.beat_again()
+    assert heard == [(3, "train", 0.0), (3, "train", max(SILENCE.values()))]
+
+
+def test_a_full_disk_does_not_end_the_thread(heart: Heart) -> None:
+    heart.beat(3, 9, "train")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise DiskFull("here", "no space left on the disk")
+
+    heart.run.heartbeat = full  # type: ignore[method-assign]
+    heart.beat_again()
+    with pytest.raises(DiskFull):
+        heart.beat(4, 9, "evaluate")

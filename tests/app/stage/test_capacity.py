@@ -1,0 +1,280 @@
+"""What a run needs, said before it starts: the command, the refusal, and the numbers that the report sets side by side."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from app.runtime.ranks import ALONE
+from app.runtime.signals import StopFlag
+from app.stage.capacity import compared, require_means, require_room, resolved
+from app.stage.work import _Stage
+from app.training import fast_path
+from app.training.checkpoint import mark_complete
+from app.training.train import _arguments, mixed_precision
+from jobs.config.load import Job, resolve
+from jobs.errors import ConfigError
+from jobs.estimate.estimate import Estimate, estimate_on
+from jobs.estimate.gpus import Gpu
+from jobs.runs.rundir import RunDir, list_runs
+from tests.app.fakes.command_line import Command
+
+JOB = resolve("stage5b", "ministral-3b")
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+
+
+def on_a_card_of(memory_gb: float) -> Estimate:
+    return estimate_on(JOB, Gpu("TEST", 989, 67, memory_gb, 4800))
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_names_peak_speed_hours_tokens_and_the_remedy(command: Command) -> None:
+    out = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB").out
+    assert out.startswith("stage5b with profile ministral-3b on 1 x A100_SXM4 of 40 GB\n")
+    for word in ("does NOT fit; set train.", "steps/s", "million tokens", "scoring", "in all"):
+        assert word in out, out
+
+
+def test_the_example_in_the_docs_is_what_the_command_prints(command: Command) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    line, *shown = text[text.index("    $ python -m app estimate") :].split("\n\n")[0].splitlines()
+    out = command(*line.split()[4:]).out.splitlines()
+    assert len(shown) > 3 and [text.strip() for text in shown[:-1]] == [text.strip() for text in out[: len(shown) - 1]]
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_what_does_not_fit_is_printed_and_then_ends_as_a_mistake_with_the_remedy(
+    command: Command, more: tuple[str, ...]
+) -> None:
+    said = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB", *more)
+    line = said.refused("stage5b with profile ministral-3b: needs about 65.5 GB", "A100_SXM4 has 40, 38.8", alone=False)
+    assert line.endswith("; set train.optimizer: adafactor") and said.err == line + "\n"
+    assert json.loads(said.out)["fits"] is False if more else "in all" in said.out
+
+
+def test_the_estimate_as_json_holds_the_same(command: Command) -> None:
+    words = ["estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "H200", "--gpus", "2", "--json"]
+    found = json.loads(command(*words).fine())
+    assert (found["gpu"], found["gpus"], found["fits"], found["sharding"]) == ("H200", 2, True, "ddp")
+    assert found["peak_gb"] == pytest.approx(sum(found["parts_gb"].values()), abs=0.1)
+
+
+def test_the_number_of_gpus_is_the_profiles_where_none_is_given(command: Command) -> None:
+    words = ["estimate", "stage5b", "--gpu", "H200", "--set", "gpus=4", "--json"]
+    assert json.loads(command(*words).fine())["gpus"] == 4
+
+
+def test_an_unknown_gpu_is_a_mistake_with_the_nearest_name(command: Command) -> None:
+    command("estimate", "stage1", "--gpu", "RTX_4091").refused("RTX_4091", "RTX_4090")
+
+
+def test_a_model_of_unknown_size_gives_no_number_and_the_reason(command: Command) -> None:
+    out = command("estimate", "stage1", "--profile", "ministral-3b", "--gpu", "H200", "--set", "model.name=a/b").fine()
+    assert "a/b says no size" in out and "GB on each GPU" not in out
+
+
+def test_the_estimate_needs_no_torch() -> None:
+    code = "import sys; from app.commands import estimate; import jobs.estimate.estimate; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---- the refusal -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
+        require_room(JOB, on_a_card_of(40))
+    assert caught.value.remedy == "set train.optimizer: adafactor"
+
+
+def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="app"):
+        require_room(JOB, on_a_card_of(141))
+        assert not caplog.records
+        require_room(JOB, on_a_card_of(64))
+    assert "if it runs out of memory, set train." in caplog.text
+
+
+def test_a_stage_on_a_gpu_that_is_too_small_ends_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
+    monkeypatch.setattr("app.stage.capacity.estimate_here", lambda job, *_: on_a_card_of(24))
+    monkeypatch.setattr("app.stage.work.load", lambda *_, **__: pytest.fail("loaded"))
+    said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
+    said.refused("stage3b with profile ci", "GB on each GPU, and TEST has 24", "set ", alone=False)
+    (run,) = list_runs(tmp_path)
+    assert run.state() == "failed" and json.loads((run.path / "estimate.json").read_text())["gpu"] == "TEST"
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
+    about = SimpleNamespace(name="Brand New 9000", total_memory=round(memory_gb * 2**30))
+    monkeypatch.setattr("app.stage.capacity.pick_device", torch.device)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
+
+
+def make_room(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
+    with RunDir.create(runs_dir, job.stage.name, NOW) as run:
+        if resume:
+            run.final.mkdir()
+            run.write_metrics({"train": {}})
+        stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE)
+        stage.make_room(resume)
+        assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again
+
+
+def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_a_gpu(monkeypatch, 28)
+    job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
+    with pytest.raises(ConfigError, match="needs about"):
+        make_room(job, tmp_path / "new")
+    make_room(job, tmp_path / "trained", resume=True)
+    (run,) = list_runs(tmp_path / "trained")
+    found = json.loads((run.path / "estimate.json").read_text())
+    assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
+
+
+def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = resolve("stage5b", "ministral-3b",
+                  sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
+    on_a_gpu(monkeypatch, 66)
+    with pytest.raises(ConfigError, match="needs about"):
+        make_room(job, tmp_path / "whole")
+    make_room(replace(job, halvings=3), tmp_path / "halved")
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "state", "sharding", "follows"),
+    [
+        (141, "optimizer.bin", "auto", "fsdp"),  # begun on smaller cards, and the estimate says ddp
+        (66, "optimizer.pt", "auto", "ddp"),  # begun on one GPU, and the estimate finds it a little too large
+        (40, "optimizer.pt", "auto", "fsdp"),  # where it cannot be: refused later, by what is wrong
+        (141, "optimizer.bin", "ddp", "ddp"),  # said is said
+        (141, None, "auto", "ddp"),
+    ],
+)
+def test_a_resumed_run_is_laid_out_as_its_checkpoint(
+    memory_gb: float, state: str | None, sharding: str, follows: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on_a_gpu(monkeypatch, memory_gb)
+    monkeypatch.setattr("app.stage.work._require_gpus_for_fsdp", lambda: None)
+    ranks: Any = SimpleNamespace(world=2, main=True, share=lambda value: value)
+    job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda", f"sharding={sharding}"])
+    with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+        if state is not None:
+            at = run.checkpoints / "checkpoint-10"
+            at.mkdir(parents=True)
+            (at / state).touch()
+            mark_complete(at)
+        stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
+        stage.make_room(resume=True)
+        assert stage.job.profile.sharding == follows
+        assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
+        new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
+        new.make_room(resume=False)
+        fits = "ddp" if memory_gb == 141 else "fsdp"
+        assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
+
+
+def test_what_training_lacks_is_said_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
+    job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
+    with pytest.raises(ConfigError, match="neither is installed"):
+        make_room(job, tmp_path / "new")
+    make_room(job, tmp_path / "trained", resume=True)
+    spread = resolve("stage3b", "ci", sets=["sharding=fsdp", "train.objective.kl=0.5"])
+    with pytest.raises(ConfigError, match="fsdp has no frozen copy"):
+        require_means(spread, 2)
+    require_means(spread, 1)
+
+
+def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu(tmp_path: Path) -> None:
+    auto = resolve("stage3b", "ci", sets=["train.gradient_checkpointing=auto"])
+    plain = resolve("stage3b", "ci")
+    found = estimate_on(plain, Gpu("TEST", 989, 67, 80, 4800))
+    unknown = replace(found, checkpointing=None)
+
+    def taken(job: Job) -> bool:
+        with RunDir.create(tmp_path, job.stage.name, NOW) as run:
+            return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
+
+    cases = [None, found, replace(found, checkpointing=True), unknown]
+    assert [taken(resolved(auto, case, 1)) for case in cases] == [False, False, True, True]
+    assert resolved(plain, replace(found, checkpointing=True), 1).stage == plain.stage
+    assert resolved(auto, None, 1).stage == plain.stage  # the rest is as it was
+    assert not taken(auto)
+
+
+@pytest.mark.parametrize(
+    ("asked", "world", "estimated", "expected"),
+    [
+        ("auto", 1, "none", "ddp"),
+        ("fsdp", 1, "none", "ddp"),  # nothing to spread over
+        ("auto", 2, None, "ddp"),  # on a CPU
+        ("auto", 2, "fsdp", "fsdp"),
+        ("ddp", 2, "fsdp", "ddp"),
+        ("fsdp", 2, "ddp", "fsdp"),
+    ],
+)
+def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimated: Any, expected: str) -> None:
+    job = resolve("stage3b", "ci", sets=[f"sharding={asked}"])
+    found = None if estimated is None else Estimate("TEST", world, 80, estimated)
+    assert resolved(job, found, world).profile.sharding == expected
+    assert resolved(job, found, world).fingerprint({}) == job.fingerprint({})
+
+
+def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
+    rows = [
+        fast_path.row_tokens(None, quick, torch.device(kind))
+        for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
+    ]
+    assert rows == [4096, 1024, 512]
+    assert fast_path.row_tokens(77, True, torch.device("cuda")) == 77
+
+
+def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a T4, of which the estimate says fp32. The argument is in every torch that the project allows."""
+    assert "including_emulation" in inspect.signature(torch.cuda.is_bf16_supported).parameters
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not mixed_precision("auto", torch.device("cuda"))
+
+
+# ---- estimate against actual -----------------------------------------------------------------------------------------
+
+
+def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
+    found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
+    monkeypatch.setattr("app.stage.capacity.estimate_here", found)
+    monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: 1.5)
+    sets = ["--set", "score.tasks=[piqa]", "--set", "train.gradient_checkpointing=auto"]
+    command("run", "stage5b", "--profile", "ci", "--limit", "2", *sets, "--runs-dir", tmp_path).fine()
+    (run,) = list_runs(tmp_path)
+    metrics = run.read_metrics()
+    assert metrics["estimate"].keys() == {*metrics["actual"], "hours"}
+    assert metrics["train"]["gradient_checkpointing"] is True  # as the estimate found
+    assert metrics["actual"]["tokens"] == metrics["train"]["tokens"] and metrics["actual"]["peak_gb"] == 1.5
+    assert run.read_summary()["hours"] > 0
+    command("report", "--runs-dir", tmp_path).fine()
+    report = (tmp_path / "report.md").read_text()
+    table = report[report.index("Estimate against actual") :]
+    assert all(key in table for key in ("peak_gb", "steps_per_s", "train_hours", "score_hours", "tokens", "hours"))
+
+
+def test_without_a_gpu_nothing_is_estimated_and_nothing_compared() -> None:
+    assert compared(JOB, None, None, [], None) == {}

@@ -1,0 +1,147 @@
+"""What training leaves behind: a model that loads anywhere and says what it was trained for."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from app.runtime.ending import TrainingEnded
+from app.stage.run import run_stage
+from app.training import checkpoint
+from jobs.config.load import resolve
+from jobs.errors import ConfigError
+from jobs.runs.rundir import RunDir
+
+pytestmark = pytest.mark.usefixtures("few_rows")
+LORA = ["train.lora={r: 4, alpha: 64.0}", "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}"]
+
+
+def train(runs_dir: Path, stage: str, *sets: str) -> RunDir:
+    job = resolve(stage, "ci", sets=["train.max_steps=3", *sets])
+    return run_stage(job, runs_dir, force=False, resume=False, now=lambda: datetime.now(UTC)).run
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def finished(request: pytest.FixtureRequest, few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(tmp_path_factory.mktemp(request.param), "stage3b", *(LORA if request.param == "lora" else []))
+
+
+def test_final_reloads_with_plain_from_pretrained(finished: RunDir) -> None:
+    model, loading = AutoModelForCausalLM.from_pretrained(finished.final, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert model.config._attn_implementation == "sdpa" and model.config.use_cache
+    tokenizer = AutoTokenizer.from_pretrained(finished.final)
+    with torch.no_grad():
+        assert model(**tokenizer("Hello there", return_tensors="pt")).logits.isfinite().all()
+
+
+def test_the_weights_are_those_that_were_trained(finished: RunDir) -> None:
+    untrained = resolve("stage1", "ci").profile.model
+    from app.model.load import load
+
+    start = load(untrained).model.state_dict()
+    final = AutoModelForCausalLM.from_pretrained(finished.final).state_dict()
+    moved = [name for name in start if not torch.equal(start[name], final[name])]
+    assert any("q_proj" in name for name in moved)
+    if finished.read_job()["stage"]["train"]["lora"]:  # the adapter is merged, and touches nothing else
+        assert all("_proj" in name for name in moved)
+        assert (finished.final / "adapter" / "adapter_config.json").is_file()
+
+
+def test_final_says_which_mask_it_was_trained_for(finished: RunDir) -> None:
+    config = json.loads((finished.final / "config.json").read_text())
+    assert config["prefill"]["mask"] == "prefix" and config["prefill"]["run"] == finished.id
+    card = (finished.final / "README.md").read_text()
+    assert "attention mask `prefix`" in card and "reads the prompt CAUSALLY" in card
+
+
+def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
+    section = finished.read_metrics()["train"]
+    assert section["steps"] == 3 and section["stopped_by"] == "max_steps"
+    assert section["data"]["overlap"]["dropped"] == section["dropped_overlap"]
+    assert section["tokens"] > section["response_tokens"] > 0
+    assert section["params_total"] >= section["params_trained"] > 0
+    assert len(finished.read_jsonl("train_log.jsonl")) == 3
+    assert not finished.checkpoints.exists()  # nothing is left to resume
+    assert finished.verify() == []
+
+
+def test_examples_that_overlap_with_evaluation_items_never_reach_training(tmp_path: Path) -> None:
+    from app.data.tasks import load_items
+
+    leaked = load_items("piqa", limit=20)
+    rows = [{"instruction": i.question, "input": "", "output": i.answers[i.gold]} for i in leaked]
+    rows += [
+        {"instruction": f"Count to {n}.", "input": "", "output": " ".join(map(str, range(n)))} for n in range(2, 42)
+    ]
+    data = tmp_path / "leaky.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    profile = tmp_path / "leaky.yaml"
+    text = (Path(__file__).parents[3] / "jobs/profiles/ci.yaml").read_text().replace("name: ci", "name: leaky", 1)
+    source = f"train: {{source: path, path: {data}, format: alpaca, template: plain}}"
+    profile.write_text(text.replace("train: {source: embedded, format: qa, template: plain, limit: 200}", source))
+    job = resolve("stage3b", str(profile), sets=["train.max_steps=2", "train.eval_fraction=0.2"])
+    run = run_stage(job, tmp_path / "runs", force=False, resume=False, now=lambda: datetime.now(UTC)).run
+    section = run.read_metrics()["train"]
+    assert section["dropped_overlap"] == 20
+    assert section["data"]["kept"] == 60 and section["train_examples"] <= 40
+
+
+def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    real = checkpoint.save_final
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_final", killed)
+    with pytest.raises(TrainingEnded, match="interrupted"):
+        train(tmp_path, "stage3b", "train.save_every=1")
+    monkeypatch.setattr(checkpoint, "save_final", real)
+    job = resolve("stage3b", "ci", sets=["train.max_steps=3", "train.save_every=1"])
+    run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
+    assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2, 3]
+    assert run.read_metrics()["train"]["resumed_from_step"] == 3 and run.state() == "complete"
+
+
+def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    sets = ["train.max_steps=5", "train.save_every=1", "train.eval_every=1",
+            "train.auto_stop={patience: 2, min_delta: 100.0, min_steps: 0}"]  # fmt: skip
+    job = resolve("stage3b", "ci", sets=sets)
+    seen: list[torch.Tensor] = []
+
+    def killed(model: Any, *_: Any, **__: Any) -> None:
+        seen.append(model.lm_head.weight.detach().clone())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_final", killed)
+    for resume in (False, True):
+        with pytest.raises(TrainingEnded, match="interrupted"):
+            run_stage(job, tmp_path, force=False, resume=resume, now=lambda: datetime.now(UTC))
+    monkeypatch.undo()
+    run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
+    section = run.read_metrics()["train"]
+    assert section["steps"] == 2 and section["stopped_by"] == "auto_stop"
+    assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2]
+    final = AutoModelForCausalLM.from_pretrained(run.final).lm_head.weight
+    assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], final)
+
+
+def test_examples_longer_than_the_model_s_context_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train.max_length: 4096 tokens are more than the 2048"):
+        train(tmp_path, "stage3b", "train.max_length=4096")
+
+
+def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(tmp_path: Path) -> None:
+    run = train(tmp_path, "stage3b", "model.dtype=bfloat16", LORA[0])
+    assert json.loads((run.final / "config.json").read_text())["dtype"] == "bfloat16"
+    with safe_open(str(run.final / "model.safetensors"), "pt") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118  # not a dict
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118

@@ -1,0 +1,215 @@
+"""How much memory a job is expected to need: what was measured, and what a run does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.config.load import Job, resolve
+from jobs.estimate.estimate import Estimate, estimate, estimate_on
+from jobs.estimate.gpus import gpu_at_hand, gpu_named
+from tests.jobs.estimate.measured import gpus_3b
+
+
+def job(stage: str = "stage5b", profile: str = "ministral-3b", *sets: str) -> Job:
+    return resolve(stage, profile, sets=sets)
+
+
+def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None:
+    assert estimate(job(), "A100-80GB").fits
+    small = estimate(job(), "A100-40GB")
+    assert small.fits is False
+    assert small.remedy == "set train.optimizer: adafactor"
+    assert estimate(job("stage5b", "ministral-3b", "train.optimizer=adafactor"), "A100-40GB").fits
+
+
+def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
+    assert estimate(job(), "H200", 2).sharding == "ddp"
+    spread = estimate(job(), "A100-40GB", 4)
+    assert spread.sharding == "fsdp" and spread.fits
+    alone = estimate(job(), "A100-40GB")
+    assert spread.peak_gb is not None and alone.peak_gb is not None and spread.peak_gb < alone.peak_gb / 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["train.gradient_checkpointing=true", "train.batch_size=8", "train.optimizer=adafactor", "train.lora={r: 8}"],
+)
+def test_every_named_remedy_lowers_the_peak(change: str) -> None:
+    plain = ("train.gradient_checkpointing=false",)
+    before = estimate(job("stage5b", "ministral-3b", *plain), "H200").peak_gb
+    after = estimate(job("stage5b", "ministral-3b", *plain, change), "H200").peak_gb
+    assert before is not None and after is not None and after < before - 0.4
+
+
+def peak(found: Estimate) -> float:
+    assert found.peak_gb is not None
+    return found.peak_gb
+
+
+@pytest.mark.parametrize("sets", [("train.batch_size=64",), (), ("train.packing=false", "train.micro_batch_size=8")])
+def test_every_halving_of_memory_lowers_the_peak(sets: tuple[str, ...]) -> None:
+    whole, gpu = job("stage5b", "ministral-3b", *sets), gpu_named("H200")
+    peaks = [peak(estimate_on(replace(whole, halvings=k), gpu)) for k in range(4)]
+    assert peaks == sorted(set(peaks), reverse=True), peaks
+
+
+def test_a_row_no_longer_than_the_longest_example_to_expect_is_not_made_shorter_by_halving() -> None:
+    far, farther = (estimate_on(replace(job(), halvings=k), gpu_named("H200")) for k in (6, 7))
+    assert peak(far) == peak(farther)
+
+
+def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
+    def parts(*sets: str) -> float:
+        found = estimate(job("stage5b", "ministral-3b", "train.batch_size=64", *sets), "H200")
+        assert found.parts_gb is not None
+        return found.parts_gb["activations"]
+
+    long = parts("model.attention=auto")
+    assert parts("model.attention=flex_attention") == long
+    for dense in ("sdpa", "eager"):
+        assert parts(f"model.attention={dense}") == pytest.approx(long / 4, rel=0.05)
+        assert parts(f"model.attention={dense}", "train.pack_tokens=4096") == long  # as the stage says, if it says
+
+
+@pytest.mark.parametrize("model", ["mistralai/Ministral-3-3B-Instruct-2512", "some/Model-13B"])
+@pytest.mark.parametrize("wanted", ["ddp", "fsdp"])
+def test_sharding_that_the_profile_asks_for_is_what_is_estimated(model: str, wanted: str) -> None:
+    assert (
+        estimate(job("stage5b", "ministral-3b", f"model.name={model}", f"sharding={wanted}"), "H200", 2).sharding
+        == wanted
+    )
+
+
+def test_spread_over_many_gpus_each_still_loads_every_weight_once() -> None:
+    found = estimate(job("stage5b", "ministral-3b", "model.name=some/Model-13B"), "A100-40GB", 64)
+    assert found.sharding == "fsdp" and found.parameters is not None
+    assert peak(found) > 4 * found.parameters / 2**30 and found.fits is False
+
+
+def test_without_bf16_training_is_estimated_in_fp32() -> None:
+    found, asked = (estimate(job("stage3b", "embedded", *sets), "T4") for sets in ((), ("train.precision=bf16",)))
+    assert found.parts_gb is not None and asked.parts_gb is not None
+    assert found.parts_gb["bf16 copy"] == 0 < asked.parts_gb["bf16 copy"]
+    assert any("no bf16" in line for line in found.assumptions)
+    unknown = estimate_on(job("stage3b", "embedded"), gpu_at_hand("Brand New 9000", 20 * 2**30))
+    assert unknown.parts_gb is not None and unknown.parts_gb["bf16 copy"] > 0
+
+
+def test_the_parts_add_up_to_the_peak() -> None:
+    found = estimate(job(), "H200")
+    assert found.parts_gb is not None and found.peak_gb == pytest.approx(sum(found.parts_gb.values()), abs=0.05)
+
+
+# ---- several GPUs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_memory_is_as_measured_on_one_gpu_and_on_two(gpus: int) -> None:
+    estimated, measured = gpus_3b(gpus)
+    assert estimated.sharding == ("ddp" if gpus == 2 else "none")
+    assert peak(estimated) == pytest.approx(measured["peak_gb"], rel=0.02)
+
+
+def test_gradients_stand_beside_ddps_buckets_where_a_gpu_has_several_passes_a_step() -> None:
+    """52 examples are mostly a row of 4,096 tokens on each of two GPUs, but large steps are two."""
+
+    def buckets(batch: int, *sets: str) -> float | None:
+        found = estimate(job("stage5b", "ministral-3b", f"train.batch_size={batch}", *sets), "H200", 2)
+        assert found.parts_gb is not None and found.sharding == "ddp"
+        return found.parts_gb.get("buckets")
+
+    gradients = 4 * 3.429e9 / 2**30
+    assert buckets(16) is None
+    assert buckets(52) == pytest.approx(gradients, rel=1e-2)
+    assert buckets(8, "train.packing=false", "train.micro_batch_size=4") is None
+    assert buckets(16, "train.packing=false", "train.micro_batch_size=4") == pytest.approx(gradients, rel=1e-2)
+
+
+def test_what_only_the_buckets_make_too_large_is_spread() -> None:
+    """77.5 GB without them, which would be said to fit."""
+    sets = ("train.batch_size=256", "train.gradient_checkpointing=false")
+    found = estimate(job("stage5b", "ministral-3b", *sets), "H100", 2)
+    assert found.sharding == "fsdp" and found.fits
+    whole = estimate(job("stage5b", "ministral-3b", *sets, "sharding=ddp"), "H100", 2)
+    assert whole.fits is False and peak(whole) > 90
+
+
+def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_whole() -> None:
+    def parts(gpus: int) -> dict[str, float]:
+        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false")
+        found = estimate(job("stage5b", "ministral-3b", *sets), "H200", gpus)
+        assert found.parts_gb is not None
+        return found.parts_gb
+
+    two, eight = parts(2), parts(8)
+    for part in ("weights", "gradients", "optimizer"):
+        assert eight[part] == pytest.approx(two[part] / 4, rel=1e-2)
+    embedding, layer = 131072 * 3072, 2 * 3072 * 128 * 40 + 3 * 3072 * 9216
+    assert (
+        two["whole"] == eight["whole"] == pytest.approx((2 * (embedding + 2 * layer) + 6 * embedding) / 2**30, rel=1e-2)
+    )
+    assert "buckets" not in two
+
+
+# ---- scoring -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
+    """16,384 tokens: logits of half of them at a time, 131,072 each. Its weights alone are half of float32's."""
+
+    def parts(dtype: str) -> dict[str, float]:
+        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}")
+        found = estimate(job("stage1", "ministral-3b", *sets), "H200").parts_gb
+        assert found is not None
+        return found
+
+    half, full = parts("bfloat16"), parts("float32")
+    assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
+    assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
+    assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
+
+
+# ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------
+
+AUTO = ("train.gradient_checkpointing=auto",)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gpus", "taken"),
+    [("H200", 1, False), ("H100_NVL", 1, False), ("A40", 1, True),
+     ("A100-80GB", 1, True), ("H100", 1, True),  # 76.9 of 77.6 GB: that is not enough to spare
+     ("A100-80GB", 2, False),  # half the tokens on each
+     ("RTX_4090", 8, False)],  # spread either way
+)  # fmt: skip
+def test_gradients_are_checkpointed_by_themselves_only_where_memory_needs_it(gpu: str, gpus: int, taken: bool) -> None:
+    found, same = (
+        estimate(job("stage5b", "ministral-3b", f"train.gradient_checkpointing={value}"), gpu, gpus)
+        for value in ("auto", str(taken).lower())
+    )
+    assert (found.checkpointing, found.peak_gb, found.steps_per_s) == (taken, same.peak_gb, same.steps_per_s)
+    words = "with gradient checkpointing" if taken else "without gradient checkpointing"
+    assert any(line.startswith(words) for line in found.assumptions)
+    assert not any("gradient checkpointing" in line for line in same.assumptions)
+
+
+def test_nothing_is_spread_over_gpus_to_spare_the_checkpointing() -> None:
+    sets, gpu = ("train.batch_size=64", *AUTO), replace(gpu_named("H100"), memory_gb=85)
+    found = estimate_on(job("stage5b", "ministral-3b", *sets), gpu, 2)
+    assert (found.sharding, found.checkpointing) == ("ddp", True)
+    without = estimate_on(job("stage5b", "ministral-3b", *sets, "train.gradient_checkpointing=false"), gpu, 2)
+    assert without.sharding == "fsdp" and peak(without) < 60
+
+
+def test_a_job_that_ran_out_of_memory_does_not_go_without_checkpointing_again() -> None:
+    whole, gpu = job("stage5b", "ministral-3b", *AUTO), gpu_named("H200")
+    found = [estimate_on(replace(whole, halvings=k), gpu) for k in range(3)]
+    assert [one.checkpointing for one in found] == [False, True, True]
+    assert peak(found[0]) > peak(found[1]) > peak(found[2])
+
+
+def test_the_3b_profile_leaves_checkpointing_to_the_estimate() -> None:
+    train = job().stage.train
+    assert train is not None and train.gradient_checkpointing == "auto"
+    assert estimate(job("stage1"), "H200").checkpointing is None  # which does not train

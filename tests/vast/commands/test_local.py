@@ -1,0 +1,120 @@
+"""`vast local` before its container: the policy of this machine, the image, the engine of a run that is taken up again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ConfigError, RunStateError, UserError
+from tests.vast.fakes.fake_engine import FakeEngine
+from vast import policy as policies
+from vast.commands import local, local_wiring
+from vast.commands.start import wired
+from vast.commands.wiring import Needs, Wiring
+from vast.host.watchdog import _arguments
+from vast.local import container_spec
+from vast.local.container_spec import Asked, Given
+from vast.local.local_cloud import LocalCloud
+from vast.local.transport import LocalTransport
+from vast.records.run_dir import Folder, RunRequest
+from vast.rental.onstart import Switch
+from vast.shell.hostshell import HostShell
+
+GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
+SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    engine = FakeEngine(tmp_path / "s")
+    monkeypatch.setattr(local_wiring, "connect", lambda environ: engine.client())
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    made = Folder(tmp_path / "runs", "stage1-20261123-101500")
+    made.make(RunRequest("stage1", "ci", "prefill:test"), policies.text(policies.load()))
+    return made
+
+
+# ---- the policy -----------------------------------------------------------------------------------------------------------
+
+
+def test_looks_are_seconds_apart_on_this_machine() -> None:
+    ours, theirs = local.load_policy(None, {}), policies.load()
+    assert max([*ours.cadence.early_minutes, ours.cadence.stable_minutes]) <= 0.25
+    assert ours.attempts == theirs.attempts  # what it does not name stays
+
+
+def test_layers_lie_over_each_other_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("caps: {hours: 5.0}\nabsence_spacing: 1.0\n")
+    policy = local.load_policy(path, {"--max-hours 2": {"caps": {"hours": 2.0}}})
+    assert (policy.caps.hours, policy.absence_spacing, policy.reconcile.spacing) == (2.0, 1.0, 2.0)
+    path.write_text("cadense: {}\n")
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        local.load_policy(path, {})
+
+
+def test_every_section_of_the_local_policy_says_why() -> None:
+    lines = local.POLICY.read_text(encoding="utf-8").splitlines()
+    names = {line.split(":")[0] for line in lines if re.match(r"\w+:", line)}
+    assert names <= set(policies.Policy.model_fields) and sum("#" in line for line in lines) >= len(names) // 2
+
+
+# ---- before anything is made ------------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
+    made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
+    assert (made.given.image_id, made.given.engine) == (fake.images["prefill:test"], "engine-1")
+
+
+def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:
+    with pytest.raises(UserError, match=r"--image prefill:none: no such image here, .* make image"):
+        local.decide(fake.client(), Asked(gpu="none"), "prefill:none", {})
+
+
+# ---- pid 1 --------------------------------------------------------------------------------------------------------------------
+
+
+def test_pid_one_is_what_the_watchdog_understands() -> None:
+    words = shlex.split(local_wiring.first_process(SWITCH))
+    assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
+    options = _arguments(words[3:])
+    assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.t_hard == 3600.0
+
+
+# ---- taken up again -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_containers_is_taken_up_with_the_engine_and_needs_no_key(fake: FakeEngine, folder: Folder) -> None:
+    container_spec.write(folder.local, GIVEN)
+    wiring = wired(folder, Wiring(environ={}, home=folder.path))
+    cloud, _ = wiring.connect({}, folder.path, wiring.clock)
+    assert isinstance(cloud, LocalCloud) and wiring.first_process is local_wiring.first_process
+    shell = wiring.shell(Needs(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
+    assert isinstance(shell, HostShell) and isinstance(shell.transport, LocalTransport)
+    assert shell.network_is_up()
+    fake.identity = "engine-2"
+    assert not shell.network_is_up()  # another engine is no way to the run's container
+    shell.close()
+    assert wired(folder, wiring) is wiring
+
+
+def test_a_rented_run_asks_for_no_engine(folder: Folder) -> None:
+    wiring = Wiring(environ={}, home=folder.path)
+    assert wired(folder, wiring) is wiring
+
+
+def test_another_engine_does_not_take_a_run_up(fake: FakeEngine, folder: Folder) -> None:
+    container_spec.write(folder.local, GIVEN)
+    fake.identity = "engine-2"
+    with pytest.raises(RunStateError, match=r"is on the engine engine-1, and engine-2 answers; set DOCKER_HOST"):
+        wired(folder, Wiring(environ={}, home=folder.path))

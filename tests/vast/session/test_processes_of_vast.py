@@ -1,0 +1,90 @@
+"""The command line as real processes: kill -9, the background, a terminal that nobody reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vast.fakes.command_line import IMAGE
+from tests.vast.fakes.command_process import START
+from tests.vast.fakes.fake_market import KEY
+from tests.vast.fakes.fake_vast import FakeVast
+from tests.vast.fakes.host import ROOT, until
+from vast.records.run_dir import Folder, folders
+
+UP = ("up", "stage3b", "--profile", "ci", "--image", IMAGE, "--yes")
+
+
+@pytest.fixture
+def api() -> Iterator[FakeVast]:
+    """Machines are ready at once: the clock of the processes is not this one's."""
+    with FakeVast(lambda: START) as fake:
+        fake.market.add_offer(11)
+        fake.market.life = ((0, "running"),)
+        yield fake
+
+
+def call(
+    api: FakeVast, runs: Path, kill_at: int, *words: str, seconds: float = 0.0, **more: object
+) -> subprocess.CompletedProcess[str]:
+    environ = {"PATH": os.environ["PATH"], "VAST_URL": api.url, "VAST_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "tests.vast.fakes.command_process", str(runs), str(kill_at), str(seconds), *words]
+    return subprocess.run(
+        argv, cwd=ROOT, env=environ, text=True, timeout=60, check=False, capture_output="stdout" not in more, **more  # type: ignore[call-overload,no-any-return]
+    )  # fmt: skip
+
+
+def only(runs: Path) -> Folder:
+    (folder,) = folders(runs)
+    return folder
+
+
+def test_a_supervisor_killed_with_sigkill_is_taken_over_from_its_journal(api: FakeVast, tmp_path: Path) -> None:
+    killed = call(api, tmp_path, 2, *UP)
+    assert killed.returncode == -9, killed.stderr
+    folder = only(tmp_path)
+    assert not folder.is_supervised()
+    assert len(api.market.living()) == 1
+    done = call(api, tmp_path, 0, "attach", folder.run_id, seconds=3600.0)
+    assert done.returncode == 0, done.stderr
+    assert api.market.living() == [] and len(api.market.rentals) == 1
+    assert json.loads(folder.report.read_text())["result"] == "done"
+
+
+def test_detach_goes_on_in_the_background_and_writes_its_log(api: FakeVast, tmp_path: Path) -> None:
+    done = call(api, tmp_path, 0, *UP, "--detach")
+    assert done.returncode == 0, done.stderr
+    folder = only(tmp_path)
+    assert f"follow: python -m vast attach {folder.run_id}" in done.stderr
+    until(lambda: folder.report.exists() and not folder.is_supervised(), "the end of the run")
+    assert api.market.living() == []
+    assert "phase=running" in folder.log.read_text()
+    assert KEY not in folder.log.read_text()
+
+
+def test_a_mistake_of_detach_is_told_to_who_asked(api: FakeVast, tmp_path: Path) -> None:
+    killed = call(api, tmp_path, 2, *UP)
+    assert killed.returncode == -9
+    folder = only(tmp_path)
+    (folder.path / "nonce").unlink()
+    (folder.path / "request.json").write_text("{}")
+    done = call(api, tmp_path, 0, "attach", folder.run_id, "--detach", seconds=3600.0)
+    assert (done.returncode, "request.json: has other keys" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_reader_that_goes_away_ends_no_run(api: FakeVast, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = call(api, tmp_path, 0, *UP, stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert json.loads(only(tmp_path).report.read_text())["result"] == "done", done.stderr
+    assert api.market.living() == []
+    assert (done.returncode, "Broken" in done.stderr) == (0, False)

@@ -1,0 +1,189 @@
+"""Pulls that are not made: no room here, and a host that is confused or hostile."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
+from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
+from vast.shell import file_list, pull
+from vast.shell.transport import Reply
+from vast.supervisor import journal
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> DirectoryHost:
+    return DirectoryHost(tmp_path / "host")
+
+
+@pytest.fixture
+def way(host: DirectoryHost) -> DirectoryTransport:
+    return DirectoryTransport(host)
+
+
+@pytest.fixture
+def ours(tmp_path: Path, way: DirectoryTransport) -> Ours:
+    return Ours(tmp_path / "runs", way)
+
+
+# ---- no room ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_here_is_told_and_staging_gives_its_room_back(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours
+) -> None:
+    host.train(100)
+    ours.pull()
+    host.save(200)
+    way.breaks_after, way.half = 1, True
+    ours.pull()
+    way.no_room = True
+    pulled = ours.pull()
+    assert (pulled.verified, pulled.local_disk_full, pulled.checkpoint) == (False, True, f"{CHECKPOINT}100")
+    assert not (ours.own / "staging").exists(), "the journal needs the room"
+
+
+def test_nothing_is_fetched_that_would_fill_the_disk(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.train(100)
+    monkeypatch.setattr(pull.shutil, "disk_usage", lambda path: SimpleNamespace(free=pull.RESERVE + 20_000))
+    pulled = ours.pull()
+    assert pulled.local_disk_full and not way.fetched
+
+
+@pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
+def test_a_pull_leaves_room_for_the_journal(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, spare: int, full: bool
+) -> None:
+    """The supervisor's journal is on the same disk, and keeps 2 MB back itself: a pull stops long before that."""
+    host.train(100)
+    shell = ours.shell()
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
+    listed = file_list.parse(said, "vast/stage3b-20261123-101400")
+    coming = sum(one.size for one in listed.files)
+    assert 64 * journal.ROOM <= pull.RESERVE <= 2**30
+
+    def fetch(paths: Sequence[str], size: int) -> Reply:
+        assert size == coming
+        return way.fetch(DIRECT, paths, "/runs", shell.here.staging, timeout=9)
+
+    pulled = pull.pull(shell.here, listed, fetch, lambda path: coming + pull.RESERVE + spare)
+    assert (pulled.local_disk_full, pulled.verified) == (full, not full)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_disk_that_refuses_while_files_are_moved_raises_nothing(
+    host: DirectoryHost, ours: Ours, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    host.train(100)
+
+    def refuse(path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(pull, "sync_file", refuse)
+    pulled = ours.pull()
+    assert (pulled.verified, pulled.local_disk_full) == (False, number != errno.EACCES)
+
+
+# ---- a host that is confused or hostile --------------------------------------------------------------------------------
+
+EVIL = ["/etc/passwd", "../outside", f"{RUN}/../../outside", f"{RUN}/./x", f"{RUN}//x", f"{RUN}/x/", "stage3b/20261123-101501/x",
+        "vast/stage3b-20261123-101400/journal.jsonl", "vast/stage3b-20261123-101400/host/../key", "", "-e", f"{RUN}/a\nb",
+        f"{RUN}/a\0b", f"{RUN}/a\\b", "#comment", ";x", "host/../../x", f"{RUN}/" + "x" * 500, 7, None]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not file_list.is_safe(path)],
+)
+def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
+    way: DirectoryTransport, ours: Ours, key: str, path: object
+) -> None:
+    entry = {"path": f"{RUN}/metrics.json", "from": f"{RUN}/metrics.json", "size": 1, "sha256": None} | {key: path}
+    said = {"run": RUN, "complete": False, "checkpoint": None, "files": [entry]}
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    before = ours.files()
+    pulled = ours.pull()
+    assert not pulled.verified and pulled.message
+    assert not way.fetched and ours.files() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "../x/20261123-101500"},
+        {"run": 5},
+        {"checkpoint": "stage1/20261123-101500/checkpoints/checkpoint-1"},
+        {"files": None},
+        {"files": ["x"]},
+        {"files": [{"path": f"{RUN}/x", "size": -1, "sha256": None}]},
+        {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": "abc"}]},
+        {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": None}] * 2},
+    ],
+)
+def test_an_odd_listing_is_not_followed(way: DirectoryTransport, ours: Ours, change: dict[str, Any]) -> None:
+    said = {"run": RUN, "complete": False, "checkpoint": None, "files": []} | change
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    assert not ours.pull().verified and not way.fetched
+
+
+def test_a_checkpoint_without_a_hash_for_each_file_does_not_count(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours
+) -> None:
+    host.train(100)
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
+    for entry in said["files"]:
+        if entry["path"].endswith("state.pth"):
+            entry["sha256"] = None
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    assert ours.pull().checkpoint is None
+
+
+def test_links_that_come_with_the_files_are_not_followed(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, tmp_path: Path
+) -> None:
+    host.train(100)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "model.safetensors").write_bytes(bytes([100]) * 30_000)
+
+    def plant(into: Path) -> None:
+        (checkpoint,) = into.rglob("checkpoint-100")
+        (checkpoint / "model.safetensors").unlink()
+        (checkpoint / "model.safetensors").symlink_to(secret / "model.safetensors")
+
+    way.on_fetch = plant
+    pulled = ours.pull()
+    assert not pulled.verified and "it is no regular file" in pulled.message
+    assert not list(ours.run.rglob("model.safetensors"))
+
+
+def test_nothing_is_written_through_a_link_in_the_runs_directory(
+    host: DirectoryHost, ours: Ours, tmp_path: Path
+) -> None:
+    host.train(100)
+    ours.pull()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(ours.run / "host")
+    (ours.run / "host").symlink_to(outside)
+    assert not ours.pull().verified
+    assert list(outside.iterdir()) == []
+
+
+def test_no_answer_is_no_pull(host: DirectoryHost, way: DirectoryTransport, ours: Ours) -> None:
+    host.train(100)
+    way.replies["files"] = Reply("timeout")
+    assert ours.shell().pull(BOTH, False) is None
+    way.replies["files"] = Reply("ok", 2, err="error: state.json: malformed")
+    assert ours.pull().message == "exit code 2: error: state.json: malformed"
