@@ -81,7 +81,7 @@ build() { # build TARGET TAG...
 build_local() {
   local weight='1.0 GB'
   require_engine # before anybody is told to wait for minutes
-  [ "$VARIANT" = cpu ] || weight='5.7 GB, of which 2.9 are downloaded'
+  [ "$VARIANT" = cpu ] || weight='5.5 GB, of which 2.9 are downloaded'
   docker image inspect "$IMAGE" >/dev/null 2>&1 || echo "building $IMAGE, variant $VARIANT, $weight: minutes, this once" >&2
   build image "$IMAGE"
 }

@@ -71,6 +71,7 @@ class Deadlines(Strict):
     search: PositiveFloat
     loading: PositiveFloat
     ssh: PositiveFloat
+    stop: PositiveFloat
     collecting: PositiveFloat
     away: PositiveFloat
 
@@ -102,6 +103,7 @@ class Market(Strict):
     max_dollars_per_hour: PositiveFloat
     min_reliability: Fraction
     min_down_mbit: Annotated[float, Field(ge=0)]
+    offers_fresh: PositiveFloat
     banned_machines: list[int]
 
 
@@ -163,6 +165,7 @@ class Policy(Strict):
     stall: Stall
     attempts: Positive
     offers: Positive
+    starts: Positive
     pause: Pause
     retries: Retries
     caps: Caps

@@ -45,7 +45,8 @@ def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int 
     data = resolve("stage1", profile).profile.data.eval
     if out is not None:
         require_writable(out)
-    from app.harness.model import LEAKS, PrefillLM  # isort: skip  # first: without lm_eval it names the remedy
+    from app.harness.model import LEAKS
+    from app.harness.model import PrefillLM  # isort: skip  # first: without lm_eval it names the remedy
     from app.harness import tasks as harness_tasks
 
     manager = harness_tasks.manager(data.source == "embedded", include_path)

@@ -125,7 +125,7 @@ def test_wrong_model_args_are_refused(options: dict[str, Any], message: str) -> 
 
 def test_a_task_that_there_is_not_is_one_line_of_the_harness_s_own_command_too(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # fmt: skip
     words = ["run", "--model", "prefill", "--model_args", "profile=ci,mask=prefix", "--tasks", "nosuch"]
-    monkeypatch.setattr("sys.argv", ["app.harness", *words])
+    monkeypatch.setattr("sys.argv", ["app.harness.model", *words])
     assert main() == 2
     assert (
         capsys.readouterr().err.splitlines()[-1]

@@ -80,6 +80,16 @@ def test_learning_is_judged_by_the_best_and_once() -> None:
     assert math.isfinite(off.best)
 
 
+def test_a_gain_of_exactly_the_least_improvement_is_learning() -> None:
+    NoLearning(after_steps=100, min_improvement=0.5).update(0, 2.0)
+    enough = NoLearning(after_steps=100, min_improvement=0.5)
+    enough.update(0, 2.0)
+    enough.update(100, 1.5)
+    plateau = Plateau(AutoStop(patience=1, min_delta=0.5, min_steps=0))
+    plateau.update(0, 2.0)
+    assert plateau.update(100, 1.5).stop  # min_delta has to be beaten
+
+
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint() -> None:
     error = not_finite("the loss", 7, "runs/x/checkpoints/checkpoint-5")
     assert error.exit_code == EXIT_NAN and "step 7" in str(error) and "checkpoint-5" in str(error)

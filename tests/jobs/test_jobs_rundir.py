@@ -264,6 +264,13 @@ def test_asking_for_the_state_does_not_keep_others_from_the_lock(
     assert refused == [fcntl.LOCK_EX]
 
 
+def test_the_lock_names_its_last_holder_and_nothing_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("process 4194304 on a-machine-with-a-long-name that is gone\n")
+    with lock.hold(path):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
 def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     for path in (tmp_path / "notes", tmp_path / "20261122-234501"):

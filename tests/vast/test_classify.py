@@ -93,6 +93,11 @@ def test_another_line_of_code_is_another_cause() -> None:
     assert end(failures.BUG, other)[1] != end(failures.BUG)[1]
 
 
+def test_another_exit_code_is_another_cause() -> None:
+    """A process that was killed and one that failed leave the same last words: two such ends are no repeated failure."""
+    assert classify(1, failures.BUG.log, "bug").fingerprint != classify(139, failures.BUG.log, "bug").fingerprint
+
+
 def test_what_is_printed_after_a_traceback_does_not_change_its_fingerprint() -> None:
     after = failures.BUG.log + "wandb: 3 files synced\nException ignored in atexit callback\n"
     assert end(failures.BUG, after) == end(failures.BUG)
@@ -107,3 +112,18 @@ def test_any_log_is_judged(log: str, code: int) -> None:
 def test_a_log_that_ends_in_a_traceback_without_its_exception_is_taken() -> None:
     assert last_failure('Traceback (most recent call last):\n  File "a.py", line 1, in b')[0].startswith("Traceback")
     assert classify(137, "Traceback (most recent call last):", "killed").reason == "killed"
+
+
+def test_a_traceback_counts_until_too_many_lines_follow_it() -> None:
+    """Of what follows, 20 lines may belong to it. With more than 60, the traceback was a handled one."""
+    trace = 'Traceback (most recent call last):\n  File "a.py", line 1, in b\nRuntimeError: CUDA out of memory\n'
+    steps = [f"step {n}\n" for n in range(61)]
+    near = last_failure(trace + "".join(steps[:59]))
+    assert near[0].startswith("Traceback") and near[3:] == [line.strip() for line in steps[:19]]
+    assert last_failure(trace + "".join(steps[:60])) == ["step 59"]
+
+
+def test_without_a_traceback_the_last_twenty_lines_are_read() -> None:
+    log = "error: the disk is gone\n" + "step\n" * 19
+    assert last_failure(log) == ["error: the disk is gone"]
+    assert last_failure(log + "step\n") == ["step"]

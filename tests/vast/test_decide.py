@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -71,6 +70,21 @@ def after(state: RunState, t: float, **seen: Any) -> Action:
     state, obs = look(state, t, **seen)
     return decide(obs, state, POLICY)
 
+
+from tests.vast.states import (
+    ADDRESS,
+    OFFER,
+    POLICY,
+    START,
+    after,
+    host,
+    instance,
+    job,
+    look,
+    provisioning,
+    running,
+)
+from vast.ports import Account, Address, Status
 
 # ---- what could not be seen -------------------------------------------------------------------------------------------
 
@@ -150,10 +164,6 @@ def test_low_credit_and_the_end_of_a_contract_fetch_early_and_then_end() -> None
 
 
 # ---- renting ------------------------------------------------------------------------------------------------------------
-
-
-def provisioning(**more: Any) -> RunState:
-    return replace(START, phase=Phase.PROVISIONING, attempt=1, offers=(OFFER,), offers_at=0.0, **more)
 
 
 def create(state: RunState, result: CreateResult | None) -> RunState:

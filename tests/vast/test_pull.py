@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from jobs.runs.rundir import RunDir
-from tests.vast.directory_host import RUN, DirectoryHost, DirectoryTransport
+from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import CHECKPOINT, Ours
 from vast.ports import Pulled
 from vast.shell import local_copy
+from vast.shell.transport import Reply
 
 
 @pytest.fixture
@@ -113,6 +114,24 @@ def test_a_host_whose_hashes_are_those_of_other_content_gives_no_complete_run(ho
     weights = host.run / "final/model.safetensors"
     weights.write_bytes(b"X" + weights.read_bytes()[1:])
     assert not ours.pull(everything=True).complete
+    assert not (ours.run / "summary.json").exists()
+
+
+@pytest.mark.parametrize("left_out", ["metrics.json", "final/model.safetensors"])
+def test_a_listing_that_lacks_what_the_manifest_names_makes_no_complete_run(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, left_out: str
+) -> None:
+    """Each file that comes is as listed, so only the comparison with the manifest finds the one that is missing."""
+    host.train()
+    host.end(0)
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs", "--everything"), timeout=9).out)
+    assert said["complete"]
+    whole = len(said["files"])
+    said["files"] = [one for one in said["files"] if one["path"] != f"{RUN}/{left_out}"]
+    assert len(said["files"]) == whole - 1
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    pulled = ours.pull(everything=True)
+    assert not pulled.complete and left_out in pulled.message
     assert not (ours.run / "summary.json").exists()
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import BOTH, CHECKPOINT, Ours
 from vast.shell import file_list, pull
+from vast.shell import file_list as listing
 from vast.shell.transport import Reply
+from vast.supervisor import journal
 
 
 @pytest.fixture
@@ -57,6 +60,26 @@ def test_nothing_is_fetched_that_would_fill_the_disk(
     monkeypatch.setattr(pull.shutil, "disk_usage", lambda path: SimpleNamespace(free=pull.RESERVE + 20_000))
     pulled = ours.pull()
     assert pulled.local_disk_full and not way.fetched
+
+
+@pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
+def test_a_pull_leaves_room_for_the_journal(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, spare: int, full: bool
+) -> None:
+    """The supervisor's journal is on the same disk, and keeps 2 MB back itself: a pull stops long before that."""
+    host.train(100)
+    shell = ours.shell()
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
+    listed = listing.parse(said, "vast/stage3b-20261123-101400")
+    coming = sum(one.size for one in listed.files)
+    assert 64 * journal.ROOM <= pull.RESERVE <= 2**30
+
+    def fetch(paths: Sequence[str], size: int) -> Reply:
+        assert size == coming
+        return way.fetch(DIRECT, paths, "/runs", shell.here.staging, timeout=9)
+
+    pulled = pull.pull(shell.here, listed, fetch, lambda path: coming + pull.RESERVE + spare)
+    assert (pulled.local_disk_full, pulled.verified) == (full, not full)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])

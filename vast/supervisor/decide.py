@@ -19,10 +19,6 @@ from vast.supervisor.state import Action, Do, Doomed, Observation, Phase, RunSta
 
 Rule = Callable[[Observation, RunState, Policy], Action | None]
 
-OFFERS_FRESH = 300.0  # seconds for which the result of a search is believed
-KILL_PATIENCE = 600.0  # seconds that a job may take to end after it was asked to
-STARTS = 5  # starts without effect on one machine
-
 
 def decide(obs: Observation, state: RunState, policy: Policy) -> Action:
     for rule in RULES[state.phase]:
@@ -63,7 +59,7 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         return None
     if obs.t < state.pause_until or state.refused_since is not None:
         return None
-    fresh = state.offers_at is not None and obs.t - state.offers_at < OFFERS_FRESH
+    fresh = state.offers_at is not None and obs.t - state.offers_at < policy.market.offers_fresh
     if state.asked_offers >= policy.offers:
         return verdict(obs, "no-offers")
     if fresh and state.offers:
@@ -84,7 +80,7 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
     machine = state.machine
     if machine is None or not in_touch(obs, machine) or not machine.armed:
         return None
-    if machine.starts >= STARTS:
+    if machine.starts >= policy.starts:
         return verdict(obs, "ssh")
     if not machine.pushed and state.home is not None:
         return Action(Do.PUSH, obs.t, state.home)
@@ -121,13 +117,13 @@ def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | N
     machine = state.machine
     if machine is None or state.restart is None or not in_touch(obs, machine) or not machine.armed:
         return None
-    if machine.starts - machine.judged >= STARTS:
+    if machine.starts - machine.judged >= policy.starts:
         return verdict(obs, "lost")
     running = machine.job is not None and machine.job.phase in ("starting", "running")
     if state.restart == "hang" and running:
         if machine.stop_at is None:
             return Action(Do.STOP, obs.t, "hang")
-        return verdict(obs, "hang") if obs.t - machine.stop_at >= KILL_PATIENCE else None
+        return verdict(obs, "hang") if obs.t - machine.stop_at >= policy.deadlines.stop else None
     if state.restart == "disk-full" and not state.fetched and state.pull_failures < 3 and not state.no_room_here:
         return Action(Do.PULL, obs.t) if obs.t >= state.pull_next else None
     return Action(Do.START, obs.t, state.restart)

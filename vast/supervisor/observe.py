@@ -134,7 +134,8 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
-    return Machine(found.id, found.machine_id, found.dollars_per_hour, intent.since)
+    """At the price that was agreed; a dearer row counts as soon as `_instance` sees it, and one without a price never."""
+    return Machine(found.id, found.machine_id, intent.price, intent.since)
 
 
 def _instance(machine: Machine, found: Instance, t: float) -> Machine:

@@ -1,0 +1,169 @@
+"""Pulls, the lease, the key and DELETE: when they come, when they come again, and when a pull is given up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.vast.states import (
+    POLICY,
+    START,
+    UNREACHABLE,
+    after,
+    host,
+    instance,
+    job,
+    look,
+    machine,
+    running,
+    then,
+)
+from vast.ports import GONE, Host, Pulled, Status
+from vast.supervisor.decide import RULES, decide, destroy_due
+from vast.supervisor.machine_rules import KEY_PAUSE
+from vast.supervisor.state import Action, Do, Doomed, Observation, Phase
+
+LIMITS = POLICY.deadlines
+
+
+# ---- fetching ----------------------------------------------------------------------------------------------------------
+
+
+def test_fetching_is_given_up_at_its_deadline() -> None:
+    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+    assert after(state, 999 + LIMITS.collecting).do is Do.PULL
+    late = after(state, 1000 + LIMITS.collecting)
+    assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
+
+
+def test_a_machine_that_is_stopped_and_still_answers_is_fetched_from() -> None:
+    state = replace(running(stop_at=0.0, stopped=5), phase=Phase.COLLECTING, verdict="outbid", waits_from=1000.0)
+    stopped = (instance(status=Status.STOPPED),)
+    assert after(state, 1010.0, instances=stopped).do is Do.PULL
+    once = replace(state, machine=replace(machine(state), stopped=0, failed=5, failed_since=900.0))
+    assert after(once, 1010.0, instances=stopped, host=UNREACHABLE).do is not Do.PROCEED
+    silent = replace(state, machine=replace(machine(state), failed=0))
+    assert after(silent, 1010.0, instances=stopped, host=UNREACHABLE).do is not Do.PROCEED
+    silent = replace(state, machine=replace(machine(state), failed=1, failed_since=1000.0))
+    given_up = after(silent, 1010.0, instances=stopped, host=UNREACHABLE)
+    assert (given_up.do, given_up.why) == (Do.PROCEED, "the machine is stopped and does not answer")
+
+
+def test_a_machine_that_vanished_is_not_waited_for() -> None:
+    state = replace(running(absent=1, absent_at=1000.0), phase=Phase.COLLECTING, verdict="nan", waits_from=1000.0)
+    gone: dict[str, Any] = {"instances": (), "single": ((5, GONE),), "host": None}
+    early = 999 + POLICY.absence_spacing
+    assert after(state, early, **gone).do is not Do.PROCEED
+    assert after(state, early + 1, **gone).why == "the machine vanished"
+    assert after(state, early + 1, **{**gone, "network": False}).do is not Do.PROCEED
+
+
+def test_other_machines_are_destroyed_while_one_is_fetched_from() -> None:
+    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+    state = replace(state, doomed=(Doomed(9, 1.0, 0.0, "extra"),))
+    assert after(state, 1010.0) == Action(Do.DESTROY, 1010.0, "extra", 9)
+    for phase in (Phase.PROVISIONING, Phase.RUNNING, Phase.COLLECTING, Phase.TERMINATING):
+        assert destroy_due in RULES[phase]
+
+
+def test_what_runs_is_fetched_from_at_its_pace_and_only_for_news() -> None:
+    pause = 60 * POLICY.pull_minutes
+    news = host(job(checkpoint="checkpoint-9"))
+    state = replace(running(), home="checkpoint-5", pulled_at=1000.0)
+    assert after(state, 999 + pause, host=news).do is not Do.PULL
+    assert after(state, 1000 + pause, host=news) == Action(Do.PULL, 1000 + pause)
+    assert after(replace(state, home="checkpoint-9"), 1000 + pause, host=news).do is not Do.PULL
+    assert after(replace(state, pull_next=1001 + pause), 1000 + pause, host=news).do is not Do.PULL
+
+
+@pytest.mark.parametrize(
+    ("phase", "pulled", "pause"),
+    [
+        (Phase.RUNNING, Pulled(False), 60 * POLICY.cadence.alert_minutes),
+        (Phase.RUNNING, None, 60 * POLICY.cadence.alert_minutes),
+        (Phase.COLLECTING, Pulled(False), POLICY.cadence.urgent),
+        (Phase.COLLECTING, Pulled(False, local_disk_full=True), 60 * POLICY.cadence.alert_minutes),
+    ],
+)
+def test_a_failed_pull_is_counted_and_repeated(phase: Phase, pulled: Pulled | None, pause: float) -> None:
+    before = replace(running(), phase=phase, verdict="nan", home="checkpoint-5", pull_failures=1)
+    state = then(before, Do.PULL, 1000.0, pulled)
+    assert (state.pull_failures, state.pull_next, state.home) == (2, 1000 + pause, "checkpoint-5")
+    assert state.no_room_here == bool(pulled and pulled.local_disk_full) and not state.fetched
+    assert state.pulled_at == 900.0
+
+
+def test_a_pull_counts_for_a_done_run_only_if_the_run_is_complete_here() -> None:
+    done = replace(running(), phase=Phase.COLLECTING, verdict="done", pull_failures=1, no_room_here=True)
+    half = then(done, Do.PULL, 1000.0, Pulled(True, checkpoint="c"))
+    assert (half.fetched, half.complete, half.pull_failures, half.home) == (False, False, 2, "c")
+    whole = then(half, Do.PULL, 1100.0, Pulled(True, complete=True))
+    assert (whole.fetched, whole.complete, whole.pull_failures, whole.home) == (True, True, 0, "c")
+    assert (whole.pulled_at, whole.pull_next, whole.no_room_here) == (1100.0, 1100 + POLICY.cadence.urgent, False)
+    beside = then(running(), Do.PULL, 1000.0, Pulled(True, checkpoint="c"))
+    assert not beside.fetched and beside.home == "c"  # the job runs on: the last pull is still to come
+
+
+# ---- the lease, the key, DELETE ----------------------------------------------------------------------------------------
+
+
+def test_the_lease_is_renewed_at_its_pace_and_soon_again_after_a_failure() -> None:
+    renew = POLICY.watchdog.renew
+    assert then(running(), Do.RENEW, 1000.0, True).lease_at == 1000 + renew
+    for lost in (None, False):
+        assert then(running(), Do.RENEW, 1000.0, lost).lease_at == 1000 + renew / 4
+    due = replace(running(), lease_at=1000.0)
+    assert after(due, 1000.0) == Action(Do.RENEW, 1000.0, until=35000.0)
+    assert after(due, 999.0).do is not Do.RENEW
+    assert after(replace(due, machine=replace(machine(due), armed=False)), 1000.0, host=None).do is not Do.RENEW
+
+
+def test_a_key_is_attached_again_after_a_pause() -> None:
+    denied = {"host": Host("denied")}
+    assert KEY_PAUSE == 60.0
+    assert after(running(key_at=1000.0), 1059.0, **denied).do is not Do.ATTACH_KEY
+    assert after(running(key_at=1000.0), 1060.0, **denied).do is Do.ATTACH_KEY
+    silent = running(key_at=1000.0, failed=5, failed_since=900.0)
+    assert after(silent, 999 + LIMITS.away, host=UNREACHABLE).do is not Do.ATTACH_KEY
+    assert after(silent, 1000 + LIMITS.away, host=UNREACHABLE).do is Do.ATTACH_KEY
+    attached = then(running(), Do.ATTACH_KEY, 1000.0, None)
+    assert machine(attached).key_at == 1000.0 and attached.look_at == 1000 + POLICY.cadence.urgent
+
+
+def test_an_accepted_delete_is_given_time_to_become_true() -> None:
+    state = replace(START, phase=Phase.TERMINATING, doomed=(Doomed(5, 1.0, 0.0, "done"), Doomed(6, 1.0, 0.0, "away")))
+    state = replace(state, look_at=9e9)
+    accepted = then(state, Do.DESTROY, 1000.0, "accepted", instance_id=5)
+    first, other = accepted.doomed
+    assert (first.tries, first.accepted, first.next_try) == (1, True, 1000 + POLICY.absence_spacing)
+    assert other == state.doomed[1] and accepted.look_at == 1000 + POLICY.cadence.urgent
+    again = then(accepted, Do.DESTROY, 1100.0, "unclear", instance_id=5)
+    assert (again.doomed[0].tries, again.doomed[0].accepted) == (2, True)
+    assert then(replace(state, look_at=1001.0), Do.DESTROY, 1000.0, None, instance_id=5).look_at == 1001.0
+
+
+def test_delete_waits_for_its_pause_and_stops_at_a_proof() -> None:
+    one = Doomed(5, 1.0, 0.0, "done", tries=1, next_try=1000.0)
+    state = replace(START, phase=Phase.TERMINATING, over=True, created_at=0.0, look_at=9e9)
+    assert decide(Observation(999.0), replace(state, doomed=(one,)), POLICY).do is Do.WAIT
+    assert decide(Observation(1000.0), replace(state, doomed=(one,)), POLICY).do is Do.DESTROY
+    assert decide(Observation(1000.0), replace(state, doomed=(replace(one, absent=1),)), POLICY).do is Do.WAIT
+
+
+def test_a_run_is_closed_only_when_what_was_created_has_had_the_time_to_show_up() -> None:
+    shown = POLICY.reconcile.visible_after
+    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=1000.0)
+    early, _ = look(state, 999 + shown, instances=(), host=None)
+    assert early.absences == 0
+    once, obs = look(early, 1000 + shown, instances=(), host=None)
+    assert once.absences == 1 and decide(obs, once, POLICY).do is Do.WAIT
+    same, _ = look(once, 999 + shown + POLICY.absence_spacing, instances=(), host=None)
+    assert same.absences == 1
+    twice, obs = look(same, 1000 + shown + POLICY.absence_spacing, instances=(), host=None)
+    assert decide(obs, twice, POLICY).do is Do.CLOSE
+    unseen, _ = look(once, 9000.0, instances=None, host=None)
+    assert unseen.absences == 1  # a listing that failed is none
+    never = replace(state, created_at=None)
+    assert decide(Observation(10.0), never, POLICY).do is Do.CLOSE  # nothing was ever created

@@ -1,0 +1,254 @@
+"""Each judgement about money at its edge: one cent, or one second, less decides otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.vast.states import OFFER, POLICY, START, host, instance, job, look, provisioning, running
+from vast.policy import Policy
+from vast.ports import GONE, CreateResult, Offer, Pulled
+from vast.supervisor.advance import advance, judged
+from vast.supervisor.decide import decide
+from vast.supervisor.reasons import REASONS
+from vast.supervisor.schedule import alerts
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, RunState, burn, spent
+
+
+def decided(state: RunState, t: float, policy: Policy = POLICY, **seen: Any) -> Action:
+    return decide(Observation(t, **seen), state, policy)
+
+
+def market(**update: Any) -> Policy:
+    return POLICY.model_copy(update={"market": POLICY.market.model_copy(update=update)})
+
+
+def searched(*offers: Offer, policy: Policy = POLICY, **state: Any) -> list[int]:
+    """The ids of those that are kept."""
+    before = provisioning(**state)
+    return [one.id for one in advance(before, Action(Do.SEARCH, 50.0), offers, policy).offers]
+
+
+# ---- before a machine is rented ---------------------------------------------------------------------------------------
+
+
+def test_an_offer_is_rented_only_while_its_search_is_believed() -> None:
+    fresh = POLICY.market.offers_fresh
+    assert decided(provisioning(), fresh - 1).do is Do.CREATE
+    assert decided(provisioning(), fresh).do is Do.SEARCH
+    assert decided(provisioning(), 60, market(offers_fresh=60.0)).do is Do.SEARCH
+    later = replace(provisioning(), offers_at=1000.0, waits_from=1000.0)
+    assert decided(later, 999 + fresh).do is Do.CREATE
+    assert decided(later, 1000 + fresh) == Action(Do.SEARCH, 1000 + fresh)
+
+
+def test_the_market_is_searched_at_the_urgent_pace_until_the_deadline() -> None:
+    nothing = replace(provisioning(), offers=())
+    urgent, deadline = POLICY.cadence.urgent, POLICY.deadlines.search
+    assert decided(replace(nothing, offers_at=None), 1.0).do is Do.SEARCH
+    assert decided(nothing, urgent - 1).do is Do.WAIT
+    assert decided(nothing, urgent).do is Do.SEARCH
+    assert decided(nothing, deadline - 1).do is Do.SEARCH
+    assert decided(nothing, deadline).why == "no-offers"
+    later = replace(nothing, waits_from=70.0, pause_until=100.0)  # the pause between two machines is not searched in
+    assert decided(later, 99.0).do is Do.WAIT
+    assert decided(later, deadline + 99).do is Do.SEARCH
+    assert decided(later, deadline + 100).why == "no-offers"
+
+
+def test_a_search_without_an_answer_moves_the_deadline_and_an_empty_one_does_not() -> None:
+    search = Action(Do.SEARCH, 50.0)
+    assert advance(provisioning(), search, None, POLICY).waits_from == 50.0
+    assert advance(provisioning(), search, (), POLICY).waits_from == 0.0
+
+
+def test_one_attempt_asks_for_a_bounded_number_of_offers() -> None:
+    assert decided(provisioning(asked_offers=POLICY.offers - 1), 10.0).do is Do.CREATE
+    assert decided(provisioning(asked_offers=POLICY.offers), 10.0).why == "no-offers"
+
+
+def test_nothing_is_rented_that_the_budget_does_not_carry_through_two_reserves() -> None:
+    """$20 and $1.00/h: half an hour, twice the reserve, must be left. Machines that are not gone yet bill on."""
+    assert decided(provisioning(settled=19.5), 10.0).do is Do.CREATE
+    assert decided(provisioning(settled=19.51), 10.0).why == "budget"
+    old = (Doomed(4, 1.0, 10.0, "away", tries=1, next_try=9e9),)
+    assert decided(provisioning(settled=19.0, doomed=old), 10.0).do is Do.CREATE
+    assert decided(provisioning(settled=19.01, doomed=old), 10.0).why == "budget"
+
+
+def test_one_run_rents_a_bounded_number_of_machines() -> None:
+    for attempt, over in ((POLICY.attempts - 1, False), (POLICY.attempts, True)):
+        assert judged(replace(running(), attempt=attempt), 1000.0, "outbid", POLICY).over is over
+    lost = judged(replace(running(), attempt=1, retries=(("lost", POLICY.retries.lost),)), 1000.0, "lost", POLICY)
+    assert (lost.over, lost.verdict, lost.phase) == (False, "lost", Phase.COLLECTING)
+
+
+def test_a_start_on_the_same_machine_is_counted_by_reason() -> None:
+    state = running()
+    for count in range(1, POLICY.retries.killed + 1):
+        state = judged(state, 1000.0, "killed", POLICY)
+        assert (state.restart, dict(state.retries)) == ("killed", {"killed": count})
+    state = judged(state, 1000.0, "bug", POLICY)
+    assert state.restart == "bug" and not state.over
+    state = judged(state, 1000.0, "killed", POLICY)
+    assert (state.restart, state.over, state.verdict) == (None, True, "killed")
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"dollars_per_hour": POLICY.market.max_dollars_per_hour}, True),
+        ({"dollars_per_hour": POLICY.market.max_dollars_per_hour + 0.01}, False),
+        ({"reliability": POLICY.market.min_reliability}, True),
+        ({"reliability": POLICY.market.min_reliability - 0.001}, False),
+        ({"down_mbit": POLICY.market.min_down_mbit}, True),
+        ({"down_mbit": POLICY.market.min_down_mbit - 1}, False),
+        ({"machine_id": 66}, False),
+        ({"machine_id": 77}, False),
+    ],
+)
+def test_offers_outside_the_policy_are_never_rented_whatever_the_market_returns(
+    change: dict[str, Any], kept: bool
+) -> None:
+    offer = replace(OFFER, **change)
+    assert searched(offer, OFFER, policy=market(banned_machines=[77]), banned=(66,)) == [OFFER.id] * (1 + kept)
+
+
+def test_of_a_search_only_what_one_attempt_may_ask_for_is_kept() -> None:
+    assert searched(*[replace(OFFER, id=n) for n in range(20)]) == list(range(POLICY.offers))
+
+
+# ---- what a machine costs ---------------------------------------------------------------------------------------------
+
+
+def created(result: CreateResult, **more: Any) -> RunState:
+    offers = (replace(OFFER, dollars_per_hour=1.5), replace(OFFER, id=12))
+    state = replace(provisioning(**more), offers=offers, absences=1, absent_at=4.0)
+    return advance(state, Action(Do.CREATE, 10.0, offer=offers[0]), result, POLICY)
+
+
+def test_a_machine_costs_what_its_offer_said_from_the_moment_it_was_asked_for() -> None:
+    state = created(CreateResult("created", 5))
+    assert state.machine == Machine(5, OFFER.machine_id, 1.5, 10.0)
+    assert [one.id for one in state.offers] == [12] and state.asked_offers == 1
+    assert (state.created_at, state.look_at) == (10.0, 10.0)
+    assert spent(state, 10.0 + 7200) == 3.0 and burn(state) == 1.5
+
+
+@pytest.mark.parametrize("outcome", ["unclear", "created"])
+def test_a_create_without_an_id_costs_what_its_offer_said_until_it_is_known_to_have_made_nothing(outcome: Any) -> None:
+    state = created(CreateResult(outcome))
+    assert state.intent == Intent(OFFER.id, OFFER.machine_id, 1.5, 10.0, 10.0) and state.machine is None
+    assert spent(state, 10.0 + 3600) == 1.5 and burn(state) == 1.5
+
+
+def test_a_refused_create_is_followed_by_the_next_offer_and_no_credit_ends_the_run() -> None:
+    gone = created(CreateResult("offer-gone"))
+    assert (gone.machine, gone.intent, gone.doomed, gone.banned) == (None, None, (), ())
+    assert decided(gone, 11.0).offer == gone.offers[0]
+    refused = created(CreateResult("refused", 77))
+    assert refused.doomed == (Doomed(77, 1.5, 10.0, "not-started"),) and refused.banned == (OFFER.machine_id,)
+    broke = created(CreateResult("no-credit"))
+    assert (broke.phase, broke.verdict, broke.over) == (Phase.TERMINATING, "no-credit", True)
+
+
+def test_the_dearer_of_offer_and_row_counts() -> None:
+    state = running()
+    for t, row, price in ((1000.0, 2.5, 2.5), (1100.0, 0.0, 2.5), (1200.0, 1.0, 2.5)):
+        state, _ = look(state, t, instances=(replace(instance(), dollars_per_hour=row),))
+        assert state.machine is not None and state.machine.price == price
+
+
+@pytest.mark.parametrize(("row", "price"), [(2.0, 2.0), (1.0, 1.5), (0.0, 1.5)])
+def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(row: float, price: float) -> None:
+    found = replace(instance(), dollars_per_hour=row)
+    state, _ = look(created(CreateResult("unclear")), 90.0, instances=(found,), host=None)
+    assert state.machine is not None and state.intent is None
+    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (price, 10.0, found.machine_id)
+    assert spent(state, 10.0 + 3600) == price
+
+
+def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
+    """The intent was for that machine: kept, it would bill a second one for ever and hold the run open."""
+    intent = Intent(OFFER.id, 1, 1.5, 10.0, 10.0)
+    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=10.0, intent=intent)
+    state, obs = look(state, 90.0, instances=(replace(instance(6), dollars_per_hour=1.5),), host=None)
+    assert state.intent is None and state.machine is None
+    assert state.doomed == (Doomed(6, 1.5, 10.0, "extra"),)
+    assert burn(state) == 1.5 and spent(state, 3610.0) == 1.5
+    assert decide(obs, state, POLICY) == Action(Do.DESTROY, 90.0, "extra", 6)
+
+
+def test_a_stranger_without_a_create_bills_from_the_look_that_saw_it() -> None:
+    state, _ = look(replace(START, phase=Phase.PROVISIONING), 90.0, instances=(instance(6),), host=None)
+    assert state.doomed == (Doomed(6, 1.0, 90.0, "extra"),)
+
+
+@pytest.mark.parametrize(
+    ("since", "dollars"),
+    [
+        (1000.0 - 719, 0.0),  # the listings came in time: nobody was away, so nothing was there
+        (1000.0 - 720, 2 * 1.5 * 720 / 3600),
+        (1000.0 - 4800, 2 * 1.5 * 4800 / 3600),
+        (1000.0 - 9999, 2 * 1.5 * 4800 / 3600),  # the dead-man's switch of both has ended them
+    ],
+)
+def test_what_an_unseen_create_may_have_cost_while_nobody_looked_is_counted(since: float, dollars: float) -> None:
+    silent, loading = POLICY.watchdog.silent, POLICY.deadlines.loading
+    assert silent + loading == 4800 and 3 * POLICY.reconcile.visible_after + 180 == 720
+    intent = Intent(OFFER.id, 1, 1.5, since, 0.0, listings=POLICY.reconcile.listings - 1, listed_at=0.0)
+    state = replace(provisioning(), intent=intent, settled=3.0)
+    state, _ = look(state, 1000.0, instances=(), host=None)
+    assert state.intent is None and state.settled == pytest.approx(3.0 + dollars)
+
+
+def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more() -> None:
+    one = Doomed(5, 2.0, 100.0, "away", tries=1, next_try=9e9, absent=1, absent_at=1000.0)
+    other = replace(one, id=6, absent=0, absent_at=None)
+    state = replace(START, phase=Phase.TERMINATING, doomed=(one, other), settled=1.0, created_at=0.0)
+    state, _ = look(state, 1900.0, instances=(instance(6),), single=((5, GONE),), host=None)
+    assert [left.id for left in state.doomed] == [6]
+    assert state.settled == pytest.approx(1.0 + 2.0 * 1800 / 3600)
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> None:
+    """A machine at fault is not rented again by the run; from one that still answers, work is fetched first."""
+    banned = {"gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
+    out_of_reach = {"no-credit", "no-offers", "image", "vanished", *banned} - {"gpu-fault"}
+    quiet = {"done", "asked", "cuda-oom", "disk-full", "hub-timeout", "stale-lock", "stopped", "lost", "restarted"}
+    over = {"done", "user", "nan", "no-learning", "deterministic", "asked", "budget", "time-cap", "low-credit",
+            "no-credit", "no-offers", "image"}  # fmt: skip
+    moving = {"stopped", "lost", "restarted"}  # what follows when the machine had its chances
+    assert {name for name, one in REASONS.items() if one.ban} == banned
+    assert {name for name, one in REASONS.items() if not one.fetch} == out_of_reach
+    assert {name for name, one in REASONS.items() if not one.alert} == quiet
+    assert {name for name, one in REASONS.items() if one.again == "stop"} == over
+    assert {name for name, one in REASONS.items() if one.then == "elsewhere"} == moving
+
+
+@pytest.mark.parametrize(("reason", "banned"), [("gpu-fault", (1,)), ("host-lost", (1,)), ("outbid", ())])
+def test_a_machine_at_fault_is_not_rented_again_by_the_run(reason: str, banned: tuple[int, ...]) -> None:
+    state = judged(running(), 1000.0, reason, POLICY)
+    if state.phase is Phase.COLLECTING:
+        state = advance(state, Action(Do.PROCEED, 1010.0), None, POLICY)
+    assert (state.phase, state.banned, state.machine) == (Phase.TERMINATING, banned, None)
+    assert state.doomed == (Doomed(5, 1.0, 0.0, reason, lost=reason == "host-lost"),)
+
+
+def test_a_third_failed_pull_is_told_and_a_full_disk_is_not_waited_for_any_longer() -> None:
+    state, obs = look(replace(running(job=job("ended", end_reason="disk-full")), restart="disk-full"), 1000.0)
+    obs = replace(obs, host=host(job("ended", end_reason="disk-full")))
+    state = replace(state, machine=replace(state.machine, job=obs.host.job))  # type: ignore[type-var, union-attr]
+    for failures, do in ((0, Do.PULL), (2, Do.PULL), (3, Do.START)):
+        assert decide(obs, replace(state, pull_failures=failures), POLICY).do is do
+        assert ("pull" in alerts(replace(state, pull_failures=failures), 1000.0, POLICY)) is (failures == 3)
+    assert decide(obs, replace(state, no_room_here=True), POLICY).do is Do.START
+    assert decide(obs, replace(state, fetched=True), POLICY).do is Do.START
+    assert decide(obs, replace(state, pull_next=1001.0), POLICY).do is Do.WAIT
+    pulled = advance(state, Action(Do.PULL, 1000.0), Pulled(True, checkpoint="c"), POLICY)
+    assert pulled.fetched and pulled.home == "c"
