@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vast import policy
-from vast.ports import Account, Address, Host, Instance, Job, Offer, OfferQuery, Status, Watchdog, label_text
+from vast.ports import Account, Address, Host, Instance, JobReport, Offer, OfferQuery, Status, Watchdog, label_text
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Machine, Observation, Phase, Plan, RunState, begin
@@ -27,11 +27,11 @@ def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL
     )
 
 
-def job(phase: str = "running", attempt: int = 1, **more: Any) -> Job:
-    return Job(phase, attempt, **more)
+def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
+    return JobReport(phase, attempt, **more)
 
 
-def host(one: Job | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
+def host(one: JobReport | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
     return Host(contact, "b1", Watchdog(armed, 1.0, 1.0), one, more.pop("gpu", 90.0), **more)
 
 

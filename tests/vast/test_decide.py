@@ -6,71 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from vast import policy
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    CreateResult,
-    Host,
-    Instance,
-    JobReport,
-    Offer,
-    OfferQuery,
-    Pulled,
-    Status,
-    Watchdog,
-    label_text,
-)
-from vast.supervisor import reasons
-from vast.supervisor.advance import AFTER, advance, judged
-from vast.supervisor.decide import RULES, decide
-from vast.supervisor.schedule import alerts, interval, pause_before
-from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Plan, RunState, begin, spent
-
-POLICY = policy.load()
-PLAN = Plan("run", "image", ("prefill", "stage"), OfferQuery(), 20.0, 36000.0)
-OFFER = Offer(11, 1, "A100", 1, 80.0, 1.0, None, 0.99, 900.0, 900.0, 500.0, 8)
-ADDRESS = (Address("direct", 1), Address("proxy", 2))
-RICH = Account(100.0)
-START = begin(PLAN, 1000.0)
-LABEL = label_text("run", START.deadline)
-
-
-def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
-    return Instance(
-        ident, label, 1, status, "running", more.pop("message", ""), 1.0, None, more.pop("end", None), ADDRESS
-    )
-
-
-def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
-    return JobReport(phase, attempt, **more)
-
-
-def host(one: JobReport | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
-    return Host(contact, "b1", Watchdog(armed, 1.0, 1.0), one, more.pop("gpu", 90.0), **more)
-
-
-def running(**more: Any) -> RunState:
-    machine = Machine(5, 1, 1.0, 0.0, status=Status.RUNNING, addresses=ADDRESS, ran_at=100.0, reached_at=200.0, boot="b1",
-                      armed=True, starts=1, started_boot="b1", job=job())  # fmt: skip
-    machine = replace(machine, **more)
-    return replace(
-        START, phase=Phase.RUNNING, attempt=1, machine=machine, created_at=0.0, lease_at=1e9, pulled_at=900.0
-    )
-
-
-def look(state: RunState, t: float, **seen: Any) -> tuple[RunState, Observation]:
-    seen = {"account": RICH, "instances": (instance(),), "host": host(job()), **seen}
-    obs = Observation(t, True, **seen)
-    return advance(state, Action(Do.LOOK, t), obs, POLICY), obs
-
-
-def after(state: RunState, t: float, **seen: Any) -> Action:
-    state, obs = look(state, t, **seen)
-    return decide(obs, state, POLICY)
-
-
 from tests.vast.states import (
     ADDRESS,
     OFFER,
@@ -84,7 +19,12 @@ from tests.vast.states import (
     provisioning,
     running,
 )
-from vast.ports import Account, Address, Status
+from vast.ports import GONE, Account, Address, CreateResult, Host, JobReport, Pulled, Status
+from vast.supervisor import reasons
+from vast.supervisor.advance import AFTER, advance, judged
+from vast.supervisor.decide import RULES, decide
+from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, RunState, spent
 
 # ---- what could not be seen -------------------------------------------------------------------------------------------
 

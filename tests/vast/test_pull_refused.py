@@ -16,7 +16,6 @@ import pytest
 from tests.vast.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.our_side import BOTH, CHECKPOINT, Ours
 from vast.shell import file_list, pull
-from vast.shell import file_list as listing
 from vast.shell.transport import Reply
 from vast.supervisor import journal
 
@@ -70,7 +69,7 @@ def test_a_pull_leaves_room_for_the_journal(
     host.train(100)
     shell = ours.shell()
     said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
-    listed = listing.parse(said, "vast/stage3b-20261123-101400")
+    listed = file_list.parse(said, "vast/stage3b-20261123-101400")
     coming = sum(one.size for one in listed.files)
     assert 64 * journal.ROOM <= pull.RESERVE <= 2**30
 
