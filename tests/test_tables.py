@@ -19,7 +19,7 @@ from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
 from vast.ports import Offer
-from vast.records.status import TERMINAL, Status, terminal_rows
+from vast.records.status import TERMINAL, terminal_rows
 from vast.session.view import Board, Line
 
 WIDTHS = (60, 80, 120)
@@ -104,15 +104,15 @@ def test_results(runs_dir: Path, width: int, compare: tuple[str, str] | None) ->
     assert len(shown[0]) >= 3 and (len(shown[0]) == 6 or width < 120)
 
 
-LONG = Status(
+LONG = RunStatus(
     "nonprefill-20261123-101500-ab12", "running", None, False, 12, 120, 6000, 1.83124, 12345678, (7, 12345679), False, 12.3, 150,
     0.412, 23.5, "nonprefill/20261123-101500/checkpoints/checkpoint-90", alerts=("local-disk-full", "unreachable", "ends-soon"),
 )  # fmt: skip
 STATUSES = [
     LONG,
-    Status("stage1-20261123-101500-ab12", "closed", "deterministic", False, dollars=0.07, cap_dollars=5),
-    Status("stage2-20261123-101500-ab12", "broken", None, False),
-    Status("stage3b-20261123-101500-ab12", "provisioning", None, True, unclear=True, cap_dollars=99.5, hours_left=3),
+    RunStatus("stage1-20261123-101500-ab12", "closed", "deterministic", False, dollars=0.07, cap_dollars=5),
+    RunStatus("stage2-20261123-101500-ab12", "broken", None, False),
+    RunStatus("stage3b-20261123-101500-ab12", "provisioning", None, True, unclear=True, cap_dollars=99.5, hours_left=3),
 ]
 
 

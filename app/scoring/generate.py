@@ -117,9 +117,3 @@ def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max
         some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=max_new_tokens, cache=cache)
         found.update(zip(batch, some, strict=True))
     return [found[index] for index in range(len(prompts))]
-
-
-def _answered(loaded: Loaded, prompts: Sequence[Sequence[int]], batch: list[int], mask: Mask, new: int, cache: Cache
-              ) -> dict[int, list[int]]:  # fmt: skip
-    some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=new, cache=cache)
-    return dict(zip(batch, some, strict=True))

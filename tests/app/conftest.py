@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
-from app.embedded.cache import EmbeddedPaths
 from jobs.runs.atomic import sha256_of
 from tests.app.fakes import small_cache
 from tests.app.fakes.command_line import Command, caller
 from tests.app.fakes.fake_work import Start, starter
+from tests.embedded_default import EmbeddedPaths
 
 VOCAB = 97
 _COMMON = dict(

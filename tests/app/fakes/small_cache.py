@@ -12,7 +12,8 @@ import datasets
 
 from app.data.qa import SETS
 from app.data.tasks import TASKS
-from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, EmbeddedPaths, _write_manifest
+from app.embedded.cache import DATA_WHEEL, MANIFEST, MODEL_WHEEL, _write_manifest
+from tests.embedded_default import EmbeddedPaths
 
 ROWS = 128
 
