@@ -19,7 +19,7 @@ from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
 from vast.ports import Offer
-from vast.records.status import TERMINAL, terminal_rows
+from vast.records.status import TERMINAL, RunStatus, terminal_rows
 from vast.session.view import Board, Line
 
 WIDTHS = (60, 80, 120)
