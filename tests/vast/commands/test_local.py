@@ -88,7 +88,7 @@ def test_pid_one_is_what_the_watchdog_understands() -> None:
     words = shlex.split(local_wiring.first_process(SWITCH))
     assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
     options = _arguments(words[3:])
-    assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.t_hard == 3600.0
+    assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.hard == 3600.0
 
 
 # ---- taken up again -----------------------------------------------------------------------------------------------------------
