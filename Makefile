@@ -103,7 +103,7 @@ endef
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: ## The experiment in small, stage1 to nonprefill, and its report: about 6 minutes on two cores
+demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
 	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'

@@ -59,7 +59,7 @@ class _Beat(NamedTuple):
     phase: str
     progress: str  # such as train 340/1200
     at: tuple[float, float]  # wall clock, monotonic clock
-    got_on: tuple[float, float]
+    last_progress: tuple[float, float]
 
 
 # ---- the judgement: no clock, no files -------------------------------------------------------------------------------
@@ -97,13 +97,13 @@ def judge(
         if silent <= allowed:
             return HealthVerdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
         return HealthVerdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
-    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.got_on))
+    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.last_progress))
     allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
     if silent > allowed:
         return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
     if stuck > allowed:
         return HealthVerdict(
-            False, f"{last.progress}: it beats and has not got on for {stuck:.0f} s, {_remedy(allowed)}"
+            False, f"{last.progress}: it beats, but made no progress for {stuck:.0f} s, {_remedy(allowed)}"
         )
     return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
 
