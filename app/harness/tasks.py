@@ -145,7 +145,7 @@ def build(tasks: Any, names: Sequence[str], mask: Mask) -> list[Any]:
 
 def evaluate(lm: Any, tasks: Any, built: Sequence[Any], *, limit: int | None = None, num_fewshot: int | None = None,
              chat: bool = False, samples: bool = False) -> dict[str, Any]:  # fmt: skip
-    """The harness's results; task names of a mask that leaks say so."""
+    """The harness's results; task names of a mask that leaks are marked."""
     results: dict[str, Any] = simple_evaluate(
         model=lm, tasks=list(built), task_manager=tasks, limit=limit, num_fewshot=num_fewshot, apply_chat_template=chat,
         log_samples=samples, bootstrap_iters=1000,
