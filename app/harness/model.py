@@ -42,6 +42,7 @@ try:
     from lm_eval.models.utils import has_bos_prefix
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+    from app.harness.fewshot import leave_scored_item_out
     from app.harness.generate import Answers
 except ModuleNotFoundError as error:
     raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
@@ -49,6 +50,7 @@ except ModuleNotFoundError as error:
 
 log = logging.getLogger(__name__)
 LEAKS = "mask bidirectional LEAKS: each answer token sees itself, so these numbers mean little"
+leave_scored_item_out()
 
 
 @register_model("prefill")

@@ -1,8 +1,8 @@
 """lm-evaluation-harness's own tasks, over the embedded data where it has them, and an evaluation of them.
 
 Everything about a task is the harness's: prompts, choices, metrics. Only where its rows come from is replaced, and with it
-the split: the embedded data holds validation splits (and MMLU's three), so few-shot examples come out of those as well;
-the harness leaves the item itself out of its own examples.
+the split: the embedded data holds validation splits (and MMLU's three), so few-shot examples come out of those as well, without
+the scored item (app/harness/fewshot.py).
 """
 
 from __future__ import annotations
