@@ -104,7 +104,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
+    """The one value GONE: an authenticated answer that explicitly has no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -150,12 +150,12 @@ class Cloud(Protocol):
 
 # ---- the host -------------------------------------------------------------------------------------------------------------
 
-Contact = Literal["ok", "unreachable", "denied", "stranger"]  # stranger: the nonce of the run does not match
+Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: the nonce of the run does not match
 
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, as it tells of itself."""
+    """The dead-man's switch on the host, as the host reports it."""
 
     armed: bool
     lease_age: Seconds
@@ -164,7 +164,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class JobReport:
-    """What the runner on the host says, and the heartbeat of the run that it looks after."""
+    """The report of the runner on the host, with the heartbeat of its run."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
@@ -184,7 +184,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Host:
-    """One look at a host over ssh."""
+    """One probe of a host over ssh."""
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
@@ -199,7 +199,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
+    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
@@ -213,23 +213,23 @@ class Pulled:
 class Shell(Protocol):
     """Our way to the host of a run: ssh and rsync. Each call has a time limit of its own and never raises for the network."""
 
-    def look(self, addresses: tuple[Address, ...]) -> Host: ...
+    def probe(self, addresses: tuple[Address, ...]) -> Host: ...
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Start the job; True also if it runs already. `home`: the checkpoint that is here, verified, so that the host
         may prune what is older when its disk is full."""
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
+        """Send the local copy of the run, with its newest checkpoint, to a new host, which continues it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Ask the job for a checkpoint and an end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+        """Pull new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
 
-    def home(self) -> Pulled | None:
-        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
+    def local_copy(self) -> Pulled | None:
+        """The verified local copy, without asking the host: after a restart, in place of a lost answer."""
 
     def network_is_up(self) -> bool:
         """Whether our own network works: a probe that has nothing to do with the host."""
