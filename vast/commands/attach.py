@@ -1,4 +1,4 @@
-"""`attach`, `down` and `pull`: a run that was begun, taken up, ended, and fetched from."""
+"""`attach`, `down` and `pull`: continue an existing run, end it, fetch from it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
 from vast.ports import Clock, Seconds
 from vast.records.run_dir import Folder, find
-from vast.session.session import exit_code, said
+from vast.session.session import exit_code, pull_outcome
 from vast.supervisor.journal import FileJournal
 from vast.supervisor.state import Phase, RunState
 
 POLL: Seconds = 0.5
-PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull takes its time
+PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull may take minutes
 
 
 @click.command()
@@ -83,9 +83,9 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     machine = None if last is None else last.state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
-    secrets = start.held(policies.load(folder.policy), wiring, lenient=True).named
+    secrets = start.run_secrets(policies.load(folder.policy), wiring, lenient=True).named
     shell = start.shell_for(folder, wiring, secrets, lambda: machine.id)
-    held = FileJournal(folder.path)  # one process at a time writes what is fetched
+    held = FileJournal(folder.path)  # one process at a time writes the local copy
     try:
         got = shell.pull(machine.addresses, everything=False)
     finally:
@@ -94,7 +94,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     if got is None:
         remedy = f"try again, or: python -m vast attach {folder.run_id}"
         raise RunStateError(folder.path, "the host does not answer", remedy)
-    click.echo(said(got.verified, got.message, got.bytes), err=True)
+    click.echo(pull_outcome(got.verified, got.message, got.bytes), err=True)
     raise click.exceptions.Exit(0 if got.verified else 1)
 
 
@@ -102,7 +102,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
 
 
 def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = False) -> int:
-    """Follow while somebody looks after the run, else look after it. Returns the exit code of the run."""
+    """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
     shown = folder.lines.stat().st_size if lenient and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
@@ -110,22 +110,22 @@ def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = Fals
             shown = follow(folder, wiring.clock, shown)
         state = _state(folder)
         if state.phase is Phase.CLOSED and folder.report.exists():
-            start.say_end(folder, state)
+            start.print_end(folder, state)
             return exit_code(state)
         try:
             click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
-            return start.look_after(folder, wiring, None, detach, lenient)
+            return start.supervise(folder, wiring, None, detach, lenient)
         except RunStateError:
             if not folder.is_supervised():
-                raise  # else another process was faster, and is followed
+                raise  # else another process was faster: follow it
 
 
 def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
-    """Print what looks show, from byte `shown` on, until nobody looks after the run. Returns the bytes shown."""
+    """Print the lines from byte `shown` on until no supervisor is alive. Returns the bytes shown."""
     view = start.view_for(folder.run_id)
     with view:
         while True:
-            alive = folder.is_supervised()  # asked first: what was written before the end is shown
+            alive = folder.is_supervised()  # before reading, so that the last lines are shown
             shown = start.show_lines(folder, view, shown)
             if not alive:
                 return shown

@@ -1,6 +1,6 @@
-"""One supervisor at work on one run: journal, loop, view, hooks, signals and requests of a person put together.
+"""One supervisor of one run: connects journal, loop, view, hooks, signals and requests of a person.
 
-The process may be killed anywhere in here: `look_after` then begins at the end of the journal.
+The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
-from vast.session.notify import Teller
-from vast.session.redacted_shell import Hushed
+from vast.session.notify import Notifier
+from vast.session.redacted_shell import RedactedShell
 from vast.session.view import View, line_of
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
@@ -44,7 +44,7 @@ EXITS = {
 
 @dataclass
 class Session:
-    """What one supervisor needs. `login` and the instance keys never leave it."""
+    """Everything one supervisor uses. `login` and the instance keys are never logged or stored."""
 
     folder: Folder
     policy: Policy
@@ -53,17 +53,17 @@ class Session:
     clock: Clock
     view: View
     redact: Redactor
-    teller: Teller
+    notifier: Notifier
     url: str  # of the marketplace's API, for the dead-man's switch
     login: Secret | None = None
     first_process: Callable[[Switch], str] = onstart  # starts the dead-man's switch; vast/local has its own
     asked: Callable[[], bool] = lambda: False  # a signal
     supervisor: Supervisor | None = field(default=None, init=False)
 
-    def look_after(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
-        """The run to its end. `plan`: of a new one; `begun` is called once the journal is held and has begun.
+    def supervise(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
+        """Supervise the run to its end. `plan`: for a new run; `begun` is called once the journal is locked and started.
 
-        Raises RunStateError if another supervisor holds the run or nothing was begun, Superseded if one took it over.
+        Raises RunStateError if another supervisor holds the run or took it over, or if there is no run to continue.
         """
         journal = FileJournal(self.folder.path)
         try:
@@ -72,12 +72,12 @@ class Session:
             if chosen is None:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
             self.supervisor = Supervisor(
-                chosen, self.policy, self.cloud, Hushed(self.shell, self.redact),
+                chosen, self.policy, self.cloud, RedactedShell(self.shell, self.redact),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
-                last=last, contract=self._contract, asked=self._asked, tell=self._tell, on_look=self._on_look,
+                last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
             begun()
-            with Spoken(self.say).installed():
+            with LogRelay(self.say).installed():
                 with self.view:
                     state = self.supervisor.run()
                 self._finish(state)
@@ -87,22 +87,17 @@ class Session:
             raise RunStateError(self.folder.path, fact, "see: vast attach") from error
         except UserError:
             raise
-        except Exception as error:  # a bug: whoever is away must hear that a machine may run on
+        except Exception as error:  # a bug: notify, since a machine may still run
             if self.supervisor is not None:
                 self._call_hook("alert", f"supervisor: {type(error).__name__}", self.supervisor.state)
             raise
         finally:
             journal.close()
 
-    def _tell_failed(self, what: str) -> None:
-        assert self.supervisor is not None
-        content = notify.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
-        self.teller("alert", content)
-
-    # ---- what the supervisor asks
+    # ---- callbacks of the supervisor
 
     def _asked(self) -> bool:
-        """A signal's request is written down, so that it outlives this process."""
+        """A request by signal is stored on disk, so that it survives this process."""
         if self.folder.asked_down():
             return True
         if self.asked():
@@ -127,7 +122,7 @@ class Session:
         login = None if self.login is None else self.login.reveal()
         return Contract(label, plan.image, plan.query.disk_gb, self.first_process(switch), plan.env, plan.bid, login)
 
-    # ---- what it tells
+    # ---- output
 
     def _on_look(self, seen: Observation, state: RunState) -> None:
         assert self.supervisor is not None
@@ -136,30 +131,30 @@ class Session:
             file.write(f"{line}\n")
         self._show(lambda: self.view.look(line))
 
-    def _tell(self, what: str, state: RunState) -> None:
+    def _notify(self, what: str, state: RunState) -> None:
         if what == CLOSED:
-            return  # after the report is written: see _finish
-        verdict = f"verdict: {what}: "  # what the host itself said of it
+            return  # _finish notifies, after the report is written
+        verdict = f"verdict: {what}: "  # with the host's own message
         notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
-        words = next(notes, "").removeprefix(verdict)
+        message = next(notes, "").removeprefix(verdict)
         meaning = MEANING.get(what, "see docs/vast.md")
-        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
+        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
     def _call_hook(self, event: Event, why: str, state: RunState) -> None:
         assert self.supervisor is not None
-        self.teller(event, notify.message(event, why, state, self.supervisor.run_clock.t()))
+        self.notifier(event, notify.message(event, why, state, self.supervisor.run_clock.t()))
 
     def say(self, text: str) -> None:
         when = datetime.fromtimestamp(self.clock.now(), UTC)
         self._show(lambda: self.view.say(f"[{when:%Y-%m-%dT%H:%M:%SZ}] {self.redact(text)}"))
 
     def _show(self, show: Callable[[], None]) -> None:
-        with suppress(OSError):  # nobody reads any more: the terminal was closed
+        with suppress(OSError):  # the terminal was closed
             show()
 
     def _serve_pull(self) -> None:
-        """`vast pull` for a run that is looked after: fetched here, since only one process may write what is fetched."""
+        """`vast pull` while a supervisor runs: it fetches, since only one process may write the local copy."""
         if not self.folder.pull.exists():
             return
         supervisor = self.supervisor
@@ -172,19 +167,19 @@ class Session:
             return
         supervisor.journal.check()
         got = self.shell.pull(machine.addresses, everything=False)
-        outcome = "the host does not answer" if got is None else said(got.verified, got.message, got.bytes)
+        outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
         self.say(f"pull: {outcome}")
 
     def _finish(self, state: RunState) -> None:
-        """The report and the hook, both at least once: report.json is written last."""
-        told = report.tell(list(records(self.folder.path)), self.folder.request())
+        """Write the report and call the hook, both at least once: report.json is written last and marks the end."""
+        run_report = report.build(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
-        write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
-        write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
+        write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
+        write_text_atomically(self.folder.report, self.redact(report.json_text(run_report)))
 
 
-class Spoken(logging.Handler):
-    """What modules log while a run goes on, such as why a call to the market failed, is said like everything else."""
+class LogRelay(logging.Handler):
+    """Shows warnings of other modules, such as why a call to the market failed, like every other message."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -208,7 +203,7 @@ class Spoken(logging.Handler):
             logger.propagate = before[1]
 
 
-def said(verified: bool, message: str, size: int) -> str:
+def pull_outcome(verified: bool, message: str, size: int) -> str:
     return f"{size / 1e6:.1f} MB fetched and verified" if verified else f"not whole: {message or 'try again'}"
 
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal mean to a supervisor."""
+"""How a supervisor handles Ctrl-C, SIGTERM and a closed terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
 
 class Left(BaseException):
-    """A second Ctrl-C: the process ends at once, and the journal says where to go on."""
+    """A second Ctrl-C: the process ends at once; the journal has everything to continue from."""
 
 
 class Signals:
@@ -52,6 +52,6 @@ class Signals:
 
 
 def write_now(text: str) -> None:
-    """From a signal handler: no buffer and no lock that the interrupted code may hold."""
+    """For signal handlers: uses no buffer and no lock, since the interrupted code may hold one."""
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

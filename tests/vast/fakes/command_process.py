@@ -35,6 +35,6 @@ if __name__ == "__main__":
     shell.on_look = look
     wiring = replace(
         Wiring(estimate=lambda job, gpu, gpus: None), home=Path(runs), clock=ManualClock(START + float(seconds)), which=lambda name: name,
-        shell=lambda needs: shell, make_key=make_key,
+        shell=lambda context: shell, make_key=make_key,
     )  # fmt: skip
     sys.exit(_flushed(main([*words, "--runs-dir", runs], wiring)))
