@@ -187,7 +187,7 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     folder.make(request, policies.text(policy))
     if begun is not None:
         earlier_runs.copy_receipt(begun, folder)
-    plan = replace(plan, public_key=public or wiring.make_key(folder.path))
+    plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
     click.echo(f"run {run_id}: {folder.path}", err=True)
     raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach))
 

@@ -21,6 +21,7 @@ from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
+from vast.session.account_guard import AccountGuard, require_account
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
 from vast.session.notify import Notifier
@@ -71,8 +72,12 @@ class Session:
             chosen = plan if last is None else last.plan
             if chosen is None:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
+            cloud = self.cloud
+            if chosen.account is not None:
+                require_account(cloud, chosen.account, self.folder)
+                cloud = AccountGuard(cloud, chosen.account)
             self.supervisor = Supervisor(
-                chosen, self.policy, self.cloud, RedactedShell(self.shell, self.redact),
+                chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
                 last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
