@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import RunStateError
+from jobs.errors import DiskFull, RunStateError
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import runs_option
@@ -52,11 +52,15 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     if last.state.phase is Phase.CLOSED:
         click.echo(f"{folder.run_id}: closed already: {last.state.result}", err=True)
         return
-    folder.ask(folder.down, "vast down")
+    try:
+        folder.ask(folder.down, "vast down")
+    except DiskFull:
+        if folder.is_supervised():
+            raise  # only a file reaches another process
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
-    code = _attached(wiring, folder, False, lenient=True)
+    code = _attached(wiring, folder, False, ending=True)
     raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
 
 
@@ -101,9 +105,9 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
 # ---- following and taking over ----------------------------------------------------------------------------------------------
 
 
-def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = False) -> int:
+def _attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
     """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
-    shown = folder.lines.stat().st_size if lenient and folder.lines.exists() else 0
+    shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
             click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
@@ -114,7 +118,7 @@ def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = Fals
             return exit_code(state)
         try:
             click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
-            return start.supervise(folder, wiring, None, detach, lenient)
+            return start.supervise(folder, wiring, None, detach, ending)
         except RunStateError:
             if not folder.is_supervised():
                 raise  # else another process was faster: follow it

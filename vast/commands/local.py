@@ -88,7 +88,7 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     folder.make(request, policies.text(policy))
     container_spec.write(folder.local, made.given)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.in_foreground(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
+    code = start.run_to_its_end(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
     if code:
         raise click.exceptions.Exit(code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -92,12 +93,12 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
     return shown + len(whole)
 
 
-def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session:
+def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
     """Raises UserError: no key, a secret that is not set, a damaged run directory."""
     policy = policies.load(folder.policy)
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    own = run_secrets(policy, wiring, folder.run_id, lenient)
+    own = run_secrets(policy, wiring, folder.run_id, lenient=ending)
     redact = preflight.redactor(key, own.named, own.login)
     hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
     environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
@@ -119,14 +120,16 @@ def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session
         login=own.login,
         url=wiring.environ.get("VAST_URL") or DEFAULT_URL,
         first_process=wiring.first_process,
+        ending=ending,
     )
     return made
 
 
-def in_foreground(made: Session, plan: Plan | None, begun: Callable[[], None] = lambda: None) -> int:
+def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] = lambda: None, *,
+                   background: bool = False) -> int:  # fmt: skip
     """Run the supervisor in this process to the end of the run. Returns the exit code; raises UserError."""
     run_id = made.folder.run_id
-    signals = Signals(run_id, write_now)
+    signals = Signals(run_id, write_now, background)
     made.asked = lambda: signals.asked
     try:
         with signals.installed():
@@ -154,11 +157,11 @@ def print_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
 
 
-def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, lenient: bool = False) -> int:
+def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False) -> int:
     """Run the supervisor here or in the background. Returns the run's exit code, or 0 once it is in the background."""
 
     def work(begun: Callable[[], None] = lambda: None) -> int:
-        return in_foreground(session(folder, wiring, lenient=lenient), plan, begun)
+        return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=detach)
 
     if not detach:
         return work()
@@ -182,8 +185,15 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     if pid == 0:
         _child(folder, work, tell)
     os.close(tell)
-    with open(answer, "rb") as pipe:
-        data = pipe.read()
+    try:
+        with open(answer, "rb") as pipe:
+            data = pipe.read()
+    except KeyboardInterrupt:  # which a process with a session of its own does not get
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        text = f"interrupted: process {pid} was asked to end the run; follow: python -m vast attach {folder.run_id}"
+        click.echo(text, err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     if not data:
         os.waitpid(pid, 0)
         raise RunStateError(folder.path, "the supervisor ended before it had begun", f"see {folder.log}")

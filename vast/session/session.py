@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from jobs import errors
-from jobs.errors import RunStateError, UserError
+from jobs.errors import DiskFull, RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
 from vast.policy import Event, Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
@@ -24,6 +24,7 @@ from vast.session import notify
 from vast.session.account_guard import AccountGuard, require_account
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
+from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
 from vast.session.redacted_shell import RedactedShell
 from vast.session.view import View, line_of
@@ -59,6 +60,7 @@ class Session:
     login: Secret | None = None
     first_process: Callable[[Switch], str] = onstart  # starts the dead-man's switch; vast/local has its own
     asked: Callable[[], bool] = lambda: False  # a signal
+    ending: bool = False  # `vast down`: the end is asked for from the start, and a full disk does not prevent it
     supervisor: Supervisor | None = field(default=None, init=False)
 
     def supervise(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
@@ -66,7 +68,7 @@ class Session:
 
         Raises RunStateError if another supervisor holds the run or took it over, or if there is no run to continue.
         """
-        journal = FileJournal(self.folder.path)
+        journal = self._journal()
         try:
             last = self.folder.last()
             chosen = plan if last is None else last.plan
@@ -84,8 +86,13 @@ class Session:
             begun()
             with LogRelay(self.say).installed():
                 with self.view:
-                    state = self.supervisor.run()
-                self._finish(state)
+                    state, error = self._run(self.supervisor)
+                self._finish(state, keep=error is None)
+            if error is not None:
+                fact = f"no record can be written ({error}), so the run was ended and its machine destroyed"
+                raise DiskFull(
+                    self.folder.path, fact, f"make room; then close it: python -m vast down {self.folder.run_id}"
+                )
             return state
         except Superseded as error:
             fact = "another supervisor took this run over"
@@ -99,16 +106,39 @@ class Session:
         finally:
             journal.close()
 
+    def _journal(self) -> FileJournal | MemoryJournal:
+        """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
+        try:
+            return FileJournal(self.folder.path)
+        except (DiskFull, OSError) as error:
+            if self.ending:
+                return MemoryJournal(self.folder.path)
+            remedy = f"make room; or end the run, which needs none: python -m vast down {self.folder.run_id}"
+            raise DiskFull(self.folder.path, f"its journal cannot be written ({_reason(error)})", remedy) from None
+
+    def _run(self, supervisor: Supervisor) -> tuple[RunState, str | None]:
+        """The run to its end. If no record can be written any more, the run is ended from memory: then also the reason."""
+        try:
+            return supervisor.run(), None
+        except (DiskFull, OSError) as error:
+            reason = _reason(error)
+        self.ending = True
+        supervisor.journal = MemoryJournal(self.folder.path, held=True)
+        self.say(f"alert: local-disk-full: the journal cannot be written ({reason}); the run is ended from memory")
+        self._call_hook("alert", "local-disk-full", supervisor.state)
+        return supervisor.run(), reason
+
     # ---- callbacks of the supervisor
 
     def _asked(self) -> bool:
         """A request by signal is stored on disk, so that it survives this process."""
-        if self.folder.asked_down():
+        if self.ending or self.folder.asked_down():
             return True
         if self.asked():
-            self.folder.ask(self.folder.down, "a signal")
-            return True
-        return False
+            self.ending = True
+            with suppress(UserError, OSError):  # a full disk must not keep a machine alive
+                self.folder.ask(self.folder.down, "a signal")
+        return self.ending
 
     def _contract(self, label: str, offer: Offer) -> Contract:
         assert self.supervisor is not None
@@ -175,8 +205,13 @@ class Session:
         outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
         self.say(f"pull: {outcome}")
 
-    def _finish(self, state: RunState) -> None:
-        """Write the report and call the hook, both at least once: report.json is written last and marks the end."""
+    def _finish(self, state: RunState, keep: bool) -> None:
+        """Write the report and call the hook, both at least once: report.json is written last and marks the end.
+
+        keep: whether the journal on disk has the end, so that a report can be made from it.
+        """
+        if not keep:
+            return self._call_hook("fail", "local-disk-full", state)
         run_report = report.build(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
@@ -206,6 +241,10 @@ class LogRelay(logging.Handler):
             logger.removeHandler(self)
             logger.setLevel(before[0])
             logger.propagate = before[1]
+
+
+def _reason(error: Exception) -> str:
+    return error.fact if isinstance(error, UserError) else getattr(error, "strerror", None) or type(error).__name__
 
 
 def pull_outcome(verified: bool, message: str, size: int) -> str:
