@@ -130,6 +130,7 @@ Destroyed = Literal["accepted", "unclear"]  # neither proves absence
 @dataclass(frozen=True)
 class Account:
     credit: Dollars
+    id: int | None = field(default=None, compare=False)  # None: the market has no account numbers
 
 
 class Cloud(Protocol):
