@@ -6,13 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vast.states import (
-    POLICY,
-    START,
-    machine,
-    provisioning,
-    running,
-)
+from tests.vast.states import POLICY, START, host, job, look, machine, provisioning, running
 from vast.cadence import LEAD, alerts, interval, wake_at
 from vast.state import Doomed, Intent, Phase, RunState
 
@@ -88,3 +82,13 @@ def test_alerts_are_up_from_their_numbers_on() -> None:
     assert alerts(running(denied=True), 1000.0, POLICY) == ("key-denied",)
     assert alerts(running(stalled=1), 1000.0, POLICY) == ("stalled",)
     assert alerts(replace(START, no_room_here=True), 0.0, POLICY) == ("local-disk-full",)
+
+
+def test_a_second_answer_of_one_moment_changes_no_pace_and_another_attempt_no_count() -> None:
+    before = running(job=job(step=5, total=10), reached_at=1000.0, pace=0.5, stalled=1)
+    assert machine(look(before, 1000.0, host=host(job(step=7, total=10)))[0]).pace == 0.5
+    assert machine(look(before, 1001.0, host=host(job(step=7, total=10)))[0]).pace == 2.0
+    still = job(step=5, total=10, beat_age=9e9)
+    assert machine(look(before, 1001.0, host=host(still, gpu=0.0))[0]).stalled == 2
+    assert machine(look(before, 1001.0, host=host(replace(still, attempt=2), gpu=0.0))[0]).stalled == 0
+    assert machine(look(before, 1001.0, host=host(None, gpu=0.0))[0]).stalled == 1  # what is not known is no sign

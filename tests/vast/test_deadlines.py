@@ -24,7 +24,7 @@ from tests.vast.states import (
 )
 from vast.decide import decide
 from vast.ports import Status
-from vast.state import Action, Do, Intent, Phase
+from vast.state import Action, Do, Intent, Observation, Phase
 
 LIMITS = POLICY.deadlines
 DEAD = LIMITS.ssh + POLICY.unreachable.seconds
@@ -136,6 +136,23 @@ def test_a_lost_job_is_told_from_a_machine_that_was_started_again() -> None:
     assert ended(running(started_boot="b0"), 1000.0, host=host(job("lost"))) == "restarted"
 
 
+def test_a_broken_gpu_is_the_machines_fault_whatever_the_job_says_of_its_end() -> None:
+    assert ended(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
+    crashed = job("ended", end_reason="bug", fingerprint="f")
+    assert ended(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
+    done = job("ended", end_reason="done", complete=True)
+    assert ended(running(), 1000.0, host=host(done, gpu_fault="GPU is lost")) == "done"
+
+
+def test_an_end_that_was_judged_is_not_judged_again_and_a_job_that_is_not_there_is_lost() -> None:
+    over = job("ended", attempt=2, end_reason="killed")
+    assert ended(running(judged=1), 1000.0, host=host(over)) == "killed"
+    assert ended(running(judged=2), 1000.0, host=host(over)) == ""
+    assert ended(replace(running(judged=1), restart="killed"), 1000.0, host=host(over)) == ""
+    assert ended(running(judged=2), 1000.0, host=host(job("absent"))) == "lost"
+    assert machine(look(running(judged=2), 1000.0, host=host(job("absent")))[0]).judged == 0  # its count begins anew
+
+
 def test_a_job_is_asked_for_a_checkpoint_and_given_its_grace() -> None:
     grace = POLICY.watchdog.grace
     state = replace(running(), phase=Phase.COLLECTING, verdict="budget", over=True, waits_from=1000.0)
@@ -160,6 +177,22 @@ def test_a_host_is_lost_after_both_deadlines() -> None:
     assert ended(dead, late, host=UNREACHABLE) == "host-lost"
     few = running(failed=limits.looks - 2, failed_since=1000.0, key_at=1e9)
     assert ended(few, late, host=UNREACHABLE) == ""
+
+
+def test_a_host_is_unhealthy_after_enough_looks_and_enough_seconds() -> None:
+    limits = POLICY.unreachable
+    silent = running(failed=limits.looks - 1, failed_since=1000.0)
+    assert after(silent, 999 + limits.seconds, host=UNREACHABLE).do is Do.WAIT
+    assert after(silent, 1000 + limits.seconds, host=UNREACHABLE).do is Do.ATTACH_KEY  # it may be the key
+    one_look = fresh(ran_at=100.0, failed=0)
+    assert ended(one_look, 100 + DEAD, host=UNREACHABLE) == ""  # late, and a single look proves nothing
+
+
+def test_a_look_without_the_account_is_no_verdict_on_a_machine() -> None:
+    gone = running(absent=2, failed=9, failed_since=0.0)
+    assert ended(gone, 5000.0, account=None, instances=None, host=UNREACHABLE) == ""
+    assert decide(Observation(5000.0), gone, POLICY).do is not Do.VERDICT
+    assert ended(gone, 5000.0, instances=None, host=UNREACHABLE) == "vanished"
 
 
 def test_a_machine_that_is_away_is_given_its_time() -> None:

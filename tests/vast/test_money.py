@@ -39,6 +39,9 @@ def test_an_offer_is_rented_only_while_its_search_is_believed() -> None:
     assert decided(provisioning(), fresh - 1).do is Do.CREATE
     assert decided(provisioning(), fresh).do is Do.SEARCH
     assert decided(provisioning(), 60, market(offers_fresh=60.0)).do is Do.SEARCH
+    later = replace(provisioning(), offers_at=1000.0, waits_from=1000.0)
+    assert decided(later, 999 + fresh).do is Do.CREATE
+    assert decided(later, 1000 + fresh) == Action(Do.SEARCH, 1000 + fresh)
 
 
 def test_the_market_is_searched_at_the_urgent_pace_until_the_deadline() -> None:
