@@ -103,6 +103,7 @@ def test_a_start_whose_answer_was_lost_is_seen_to_have_worked(phase: str) -> Non
     old = replace(before, machine=replace(machine(before), judged=1))
     for other, seen in ((never, job(phase)), (old, job(phase)), (before, job("absent")), (before, job("lost"))):
         assert look(other, 200.0, host=host(seen))[0].phase is Phase.PROVISIONING
+    assert look(never, 200.0, host=host(job("absent")))[0].looks == 4  # looks are counted while a job runs
     later, _ = look(running(), 1000.0)
     assert later.phase_since == START.phase_since  # a run that goes on begins no phase
 

@@ -185,8 +185,14 @@ def test_what_is_done_to_a_host_names_its_time_and_its_reason() -> None:
         )
         collecting = replace(running(job=hung), phase=Phase.COLLECTING, verdict="budget", waits_from=900.0)
         assert after(collecting, 1000.0, host=host(hung)).do is Do.STOP
-    unarmed = replace(running(), restart="bug")
-    assert after(unarmed, 1000.0, host=host(job("ended"), armed=False)).do is not Do.START
+    again = replace(running(boot_at=900.0), restart="bug")
+    assert after(again, 1000.0, host=host(job("ended"))) == Action(Do.START, 1000.0, "bug")
+    assert after(again, 1000.0, host=host(job("ended"), armed=False)).do is Do.WAIT
+    full = replace(again, restart="disk-full", pull_next=1000.0)
+    assert after(full, 1000.0, host=host(job("ended"))) == Action(Do.PULL, 1000.0)
+    assert after(replace(full, pull_next=1001.0), 1000.0, host=host(job("ended"))).do is Do.WAIT
+    ready = replace(fresh(ran_at=100.0, boot="b1", armed=True), lease_at=1e9)
+    assert after(ready, 200.0, host=host(job("absent"))) == Action(Do.START, 200.0, "first")
 
 
 # ---- proofs -------------------------------------------------------------------------------------------------------------
