@@ -22,6 +22,7 @@ from tests.vast.states import (
     running,
     then,
 )
+from vast.advance import advance
 from vast.decide import decide
 from vast.ports import Status
 from vast.state import Action, Do, Intent, Observation, Phase
@@ -94,6 +95,8 @@ def test_a_start_begins_the_job_and_one_without_an_answer_is_looked_after_soon()
     assert (good.restart, good.fetched, good.look_at) == (None, False, 200 + 60 * POLICY.cadence.early_minutes[0])
     one = machine(good)
     assert (one.starts, one.started_boot, one.stop_at, one.stalled, one.job) == (1, "b1", None, 0, None)
+    slow = POLICY.model_copy(update={"cadence": POLICY.cadence.model_copy(update={"early_minutes": [3.0]})})
+    assert advance(state, Action(Do.START, 200.0), True, slow).look_at == 200 + 180
     for result in (None, False):
         bad = then(state, Do.START, 200.0, result)
         assert (bad.phase, bad.restart, machine(bad).starts) == (Phase.PROVISIONING, "bug", 1)

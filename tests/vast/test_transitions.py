@@ -76,7 +76,7 @@ def test_a_verdict_that_leaves_the_machine_fetches_first() -> None:
         over=False, restart=None, fetched=False, pull_failures=0, pull_next=0.0, waits_from=1000.0, look_at=1000.0,
         history=((1000.0, "verdict: outbid"),),
     )  # fmt: skip
-    assert machine(judged(before, 1000.0, "asked", POLICY)).judged == 1  # that is no end of the job
+    assert machine(judged(running(judged=0), 1000.0, "asked", POLICY)).judged == 0  # that is no end of the job
     assert machine(judged(running(job=None, judged=1), 1000.0, "outbid", POLICY)).judged == 1
 
 
