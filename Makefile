@@ -47,6 +47,7 @@ BASE := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
 endif
+MUTMUT := .venv/.mutmut/.done
 
 ifeq ($(filter auto docker native,$(RUNNER)),)
 $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
@@ -160,6 +161,11 @@ test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpre
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
+.PHONY: mutants
+mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list what no test sees: hours; ARGS="'vast.decide*'" for a part. See docs/mutants.md
+	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
+	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
+
 .PHONY: bench-score bench-train bench-gpus
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
@@ -183,7 +189,7 @@ setup: .venv/.dev ## Make .venv with what the runs, the tests and the checks nee
 lock: ## Resolve pyproject.toml anew and pin it in requirements/*.lock
 	@$(find_python); "$$python" requirements/lock.py
 clean: ## Remove .venv and caches; results in runs/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -215,6 +221,10 @@ endef
 .venv/.vastai/.done: requirements/vastai.lock .venv/.base
 	@rm -rf .venv/.vastai && .venv/bin/python -m venv .venv/.vastai
 	@.venv/.vastai/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@touch $@
+# The tool of `make mutants` runs in the interpreter of the tests, beside its packages, so it is not installed among them.
+.venv/.mutmut/.done: requirements/mutmut.lock $(BASE)
+	@rm -rf .venv/.mutmut && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.mutmut -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<

@@ -10,6 +10,8 @@ image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 
 vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
 cryptography, pycares) are at odds with dev.lock. Only tests run it.
+
+mutmut.lock, for .venv/.mutmut: the tool of `make mutants` and what it needs, in the versions of dev.lock where that has them.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ UV = "uv==0.13.9"
 IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
 IMAGE_EXTRAS = ["pip"]  # fetches the embedded model and data at run time
 VASTAI = ["vastai==1.9.1"]
+MUTMUT = ["mutmut==3.8.1"]
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
 
@@ -101,9 +104,10 @@ def main() -> None:
             pins["dev"] = install(python, wanted, arguments.constraint)
             for name, lines in pins.items():
                 write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
-            venv.create(Path(scratch) / "vastai", with_pip=True)
-            lines = install(Path(scratch) / "vastai" / "bin" / "python", VASTAI, arguments.constraint)
-            write("vastai", "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
+            for name, tool, pinned in (("vastai", VASTAI, []), ("mutmut", MUTMUT, [HERE / "dev.lock"])):
+                venv.create(Path(scratch) / name, with_pip=True)
+                lines = install(Path(scratch) / name / "bin" / "python", tool, [*arguments.constraint, *pinned])
+                write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
         base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
         others, torch = without_torch(base)
         subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)

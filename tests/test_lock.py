@@ -52,6 +52,18 @@ def test_both_locks_agree() -> None:
     assert pins("base").items() <= pins("dev").items()
 
 
+def test_the_mutation_tool_is_pinned_and_runs_beside_the_packages_of_the_tests() -> None:
+    mutmut, dev = pins("mutmut"), pins("dev")
+    assert "mutmut" in mutmut and "torch" not in mutmut
+    assert {name: mutmut[name] for name in mutmut.keys() & dev.keys()}.items() <= dev.items()
+
+
+def test_what_is_mutated_and_what_tests_it_is_there() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
+    named = [*settings["only_mutate"], *settings["pytest_add_cli_args_test_selection"], *settings["also_copy"]]
+    assert [path for path in named if not (ROOT / path.partition("::")[0]).exists()] == []
+
+
 # ---- the image's ----------------------------------------------------------------------------------------------------------
 
 
