@@ -16,8 +16,8 @@ packed = st.lists(st.lists(trunks, min_size=1, max_size=6), min_size=1, max_size
 windows = st.sampled_from([None, 1, 7, 200])
 ROWS = [[Document(40, 90), Document(7, 61), Document(300, 405)], [Document(512, 600)]]
 BRANCHED = [[Document(130, 130, (20, 40, 5)), Document(100, 100, (20, 200, 5))], [Document(9, 9, (300,))]]
-# Tiles of the trunk alone, and tiles of one branch alone.
-LONG = [[Document(300, 300, (300, 10))], [Document(128, 128, (128, 128))]]
+# Tiles of the trunk alone, and tiles of one branch alone: a whole tile of the first branch lies before the second one's positions.
+LONG = [[Document(300, 300, (300, 10))], [Document(128, 128, (128, 300))]]
 
 
 def in_tiles(where: Layout, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
