@@ -32,7 +32,6 @@ RUN     =## a rented run; without it the one that is open
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
-TRAINS := $(basename $(notdir $(shell grep -l '^train:' jobs/*.yaml)))
 
 # `make demo`: small enough for 12 minutes on two cores, installs included; a real model, real items. So few steps need a
 # higher learning rate than the stages', and on a CPU small batches are the faster ones.
@@ -83,29 +82,24 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
-# What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
-sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
          $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
-demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
+demo_sets = $(if $(filter embedded,$(PROFILE)),$(DEMO_TRAIN:%=--set train.%) $(DEMO_SCORE:%=--set score.%))
 stage_words = $(call common,$(1)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
 # Before an image is built for minutes, mistakes are told by a .venv that is there and as the lock says.
 docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock ] || .venv/bin/python -m app check $(1) >/dev/null
-define demo_stage
-	@$(call app,$(2)) run $(1) $(call common,$(2)) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
-
-endef
 
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
 demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
-	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
+	@$(call app,$(call runner,native)) run $(DEMO_STAGES) $(call common,$(call runner,native)) \
+	  $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(call sets,$(SET))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
 
 .PHONY: $(STAGES)
