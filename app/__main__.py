@@ -35,7 +35,7 @@ class _AboveBars(logging.Handler):
 
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except OSError:  # nobody reads any more: no reason to end a run
+        except OSError:  # a closed stderr is no reason to end a run
             self.handleError(record)
 
 
@@ -80,7 +80,7 @@ def main() -> int:
         else:
             click.echo(f"error: {_one_line(error)}", err=True)
         return error.exit_code
-    except click.exceptions.Abort:  # what click makes of KeyboardInterrupt
+    except click.exceptions.Abort:  # click's form of KeyboardInterrupt
         click.echo("error: interrupted", err=True)
         return EXIT_INTERRUPTED
     except RunEnded as error:  # all ranks ended together
@@ -92,7 +92,7 @@ def main() -> int:
     except UserError as error:
         click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)
         return error.exit_code
-    except ModuleNotFoundError as error:  # what only some commands import
+    except ModuleNotFoundError as error:  # a module that only some commands import
         wrong = wrong_python(error)
         click.echo(f"error: {wrong}", err=True)
         return wrong.exit_code

@@ -63,7 +63,7 @@ def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: b
     Raises:
         click.exceptions.Exit: with the exit code of these processes.
     """
-    # Mistakes are told once, and nothing is started for nothing.
+    # Before any process starts: a mistake is reported once, by one process.
     found = find(job, runs_dir, force=force, resume=resume, proceed=proceed)
     if found.done is not None:
         return Outcome(found.done, ran=False)

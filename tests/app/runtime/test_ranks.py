@@ -15,7 +15,7 @@ import torch
 
 from app.runtime.ending import RunEnded
 from app.runtime.ranks import ALONE, require_gpus
-from app.scoring.data_parallel import deal
+from app.scoring.data_parallel import shard
 from jobs.errors import ConfigError
 from tests.app.fakes import rank_work
 from tests.app.fakes.command_line import Command
@@ -111,14 +111,14 @@ def rank_work_that_ends() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_every_item_is_dealt_once_and_the_hands_weigh_about_the_same(world: int) -> None:
     sizes = [(i * 7919) % 200 + 1 for i in range(500)]
-    hands = deal(sizes, world)
-    assert sorted(i for hand in hands for i in hand) == list(range(500))
-    weights = [sum(sizes[i] for i in hand) for hand in hands]
+    parts = shard(sizes, world)
+    assert sorted(i for part in parts for i in part) == list(range(500))
+    weights = [sum(sizes[i] for i in part) for part in parts]
     assert max(weights) - min(weights) <= 200
 
 
 def test_fewer_items_than_processes_leave_some_without() -> None:
-    assert sorted(map(len, deal([5, 9], 4))) == [0, 0, 1, 1]
+    assert sorted(map(len, shard([5, 9], 4))) == [0, 0, 1, 1]
 
 
 def test_more_processes_than_gpus_are_refused() -> None:
