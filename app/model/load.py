@@ -66,7 +66,8 @@ class Loaded:
 
     def require_rows(self, texts: Iterable[Sequence[int]], names: Iterable[str]) -> None:
         """Raises DataError, with the text's name, for a token id beyond the embedding's last row."""
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        embedding: Any = self.model.get_input_embeddings()
+        rows = embedding.weight.shape[0]
         for ids, name in zip(texts, names, strict=True):
             if ids and max(ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))
@@ -198,7 +199,8 @@ def _random(source: ModelSource, dtype: torch.dtype, seed: int) -> tuple[PreTrai
     settings = dict(source.config or {})
     torch.manual_seed(seed)
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
-    model = from_config(config, source.attention, "model.config").to(dtype)
+    model: Any = from_config(config, source.attention, "model.config")
+    model = model.to(dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
     if len(tokenizer) > setting(config, "vocab_size"):
         raise ModelError("model.config", f"vocab_size {setting(config, 'vocab_size')} is less than the tokenizer's "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from app.model.load import Loaded
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.runtime.ranks import Ranks
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import Count, Scored, loglikelihood, tokens_of
@@ -35,7 +35,7 @@ def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Seq
         progress: called with this process's share, scaled to the whole.
 
     Raises:
-        TrainingEnded, UserError: in every process, if `progress` or the model's self-check raised it in one.
+        RunEnded, UserError: in every process, if `progress` or the model's self-check raised it in one.
     """
     if ranks.world == 1:
         return loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=progress, count=count)
@@ -53,7 +53,7 @@ def loglikelihood_shared(loaded: Loaded, requests: Sequence[Request], spans: Seq
         return loglikelihood(loaded, some, mask, batch_tokens=batch_tokens, progress=scaled, count=mine,
                              work=work_of_all), mine  # fmt: skip
 
-    answers = ranks.together(work, (TrainingEnded, UserError))
+    answers = ranks.together(work, (RunEnded, UserError))
     found: dict[int, Scored] = {}
     for part, (scored, theirs) in zip(parts, answers, strict=True):
         found.update(zip(part, scored, strict=True))

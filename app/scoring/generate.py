@@ -57,7 +57,7 @@ class AnswerStreamer(TextStreamer):
 def stops_of(loaded: Loaded) -> list[int]:
     """Tokens that end an answer: the generation config's and the tokenizer's end of sequence, and the end of a turn in the
     chat template."""
-    published = loaded.model.generation_config.eos_token_id  # type: ignore[union-attr]
+    published = loaded.model.generation_config.eos_token_id
     stops = {loaded.tokenizer.eos_token_id, turn_end(loaded.tokenizer)}
     stops |= set(published if isinstance(published, list) else [published])
     return sorted(stop for stop in stops if stop is not None)
