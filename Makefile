@@ -145,15 +145,17 @@ sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu golden
+.PHONY: test test-containers test-gpu test-zoo golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
+test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
@@ -172,7 +174,7 @@ bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evalu
 bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
 	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
-.PHONY: check docs
+.PHONY: check docs docs-models
 check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -181,6 +183,8 @@ check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m pytest -q tests/test_docs.py
 docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 	$(PYTHON) -m docs.generate_cli
+docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
+	$(PYTHON) -m docs.generate_models
 
 .PHONY: setup lock clean help
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
