@@ -44,7 +44,7 @@ def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs
         force: bool, resume: bool, go_on: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1.
 
-    A stage that is complete already, with the very same settings, is not repeated.
+    A stage that is complete already, with the very same settings, data and weights, is not repeated.
     """
     job = replace(resolve(stage, profile, limit=limit, sets=sets, seed=seed), halvings=halve_memory)
     if job.profile.gpus > 1 and not launched(os.environ):

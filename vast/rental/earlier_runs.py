@@ -21,9 +21,12 @@ class Begun:
     run: str  # such as stage5b/20261123-101500
 
 
-def refuse_complete(runs_dir: Path, stage: str, fingerprint: str) -> None:
-    """Raises RunStateError if this very job is complete here: nobody pays for it twice by mistake."""
-    done = latest_complete(runs_dir, stage, fingerprint=fingerprint)
+def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
+    """Raises RunStateError if this very job is complete here: nobody pays for it twice by mistake.
+
+    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before there is one.
+    """
+    done = latest_complete(runs_dir, stage, settings=settings)
     if done is not None:
         raise RunStateError(done.path, "is complete, with the very same settings", "repeat it with --force")
 
@@ -41,7 +44,7 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
             raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
 
 
-def begun(runs_dir: Path, stage: str, fingerprint: str) -> Begun | None:
+def begun(runs_dir: Path, stage: str, settings: str) -> Begun | None:
     """The newest closed rented run of this very job that has left an unfinished run here."""
     there = folders(runs_dir)
     in_use = {brought(folder) for folder in there if is_open(folder)}
@@ -51,7 +54,7 @@ def begun(runs_dir: Path, stage: str, fingerprint: str) -> Begun | None:
             continue
         try:
             found = RunDir.open(runs_dir / run)
-            if found.state() in ("failed", "interrupted") and found.fingerprint() == fingerprint:
+            if found.state() in ("failed", "interrupted") and found.settings() == settings:
                 return Begun(folder, run)
         except UserError:
             continue  # not whole enough to go on with
