@@ -146,14 +146,8 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         started = now()
         run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
             RunDir.reopen(found.unfinished.path))  # fmt: skip
-        tell(
-            {
-                "work": str(run.path),
-                "init_runs": found.init_runs,
-                "contents": dict(found.job.contents),
-                "resume": found.unfinished is not None,
-            }
-        )
+        tell({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
+              "resume": found.unfinished is not None})  # fmt: skip
     with run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
