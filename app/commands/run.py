@@ -46,8 +46,8 @@ def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[st
         force: bool, resume: bool, proceed: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1. Several run one after the other in this process.
 
-    A stage that is complete already, with the very same settings, is not repeated. Of several stages each takes what
-    --set overrides in a section that it has: train.* those that train, score.* those that score.
+    A stage that is complete already, with the very same settings, data and weights, is not repeated. Of several stages
+    each takes what --set overrides in a section that it has: train.* those that train, score.* those that score.
     """
     chosen = _sets_by_stage(stages, profile, sets)
     jobs = [replace(resolve(stage, profile, limit=limit, sets=chosen[stage], seed=seed), halvings=halve_memory)
