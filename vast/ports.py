@@ -104,7 +104,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer that explicitly has no such instance."""
+    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -121,7 +121,8 @@ class CreateResult:
 
     outcome: Created
     instance_id: int | None = None
-    message: str = ""
+    message: str = ""  # why, in the service's words; redacted
+    lasting: bool = False  # a refusal that no other offer changes: a scope or session of the key, a spending limit
 
 
 Destroyed = Literal["accepted", "unclear"]  # neither proves absence
@@ -143,7 +144,6 @@ class Cloud(Protocol):
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
-    def logs(self, instance_id: int) -> str | None: ...
     def account(self) -> Account | None:
         """None also for a key that is refused: then nothing else can be believed either."""
 
@@ -155,7 +155,7 @@ Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: th
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, as the host reports it."""
+    """The dead-man's switch on the host, as it tells of itself."""
 
     armed: bool
     lease_age: Seconds
@@ -164,7 +164,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class JobReport:
-    """The report of the runner on the host, with the heartbeat of its run."""
+    """What the runner on the host says, and the heartbeat of the run that it looks after."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
@@ -184,7 +184,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Host:
-    """One probe of a host over ssh."""
+    """One look at a host over ssh."""
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
@@ -199,7 +199,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
+    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
@@ -219,17 +219,17 @@ class Shell(Protocol):
         may prune what is older when its disk is full."""
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Send the local copy of the run, with its newest checkpoint, to a new host, which continues it."""
+        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Ask the job for a checkpoint and an end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Pull new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
 
     def local_copy(self) -> Pulled | None:
-        """The verified local copy, without asking the host: after a restart, in place of a lost answer."""
+        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
 
     def network_is_up(self) -> bool:
         """Whether our own network works: a probe that has nothing to do with the host."""

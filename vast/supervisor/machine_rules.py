@@ -97,7 +97,7 @@ def verdict(obs: Observation, reason: str) -> Action:
 
 
 def in_touch(obs: Observation, machine: Machine) -> bool:
-    """This very look reached the machine of the run; a reply from the wrong host is no contact."""
+    """This very look reached the machine of the run; a stranger's answer is no contact."""
     return obs.looked and obs.host is not None and obs.host.contact == "ok"
 
 

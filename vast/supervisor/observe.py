@@ -162,7 +162,7 @@ def _instance(machine: Machine, found: Instance, t: float) -> Machine:
 
 
 def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
-    """Ignores a reply from the wrong host; the next poll tries the other address first."""
+    """A stranger's answer counts as none; the next look begins with the other pair of address and port."""
     if host.contact != "ok":
         turned = machine.addresses[1:] + machine.addresses[:1]
         since = t if machine.failed_since is None else machine.failed_since

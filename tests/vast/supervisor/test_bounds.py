@@ -42,13 +42,12 @@ def within(least: float, value: float, most: float) -> None:
 def test_a_call_to_the_market_with_all_its_tries_does_not_outlast_a_renewal_of_the_lease() -> None:
     tries = 1 + len(http.PAUSES)
     within(3, CALL.connect, 10)
-    within(10, CALL.read, CALL.whole)
-    assert tries * (CALL.connect + CALL.read + CALL.whole) + sum(http.PAUSES) <= RENEW
+    within(10, CALL.whole, 60)
+    assert tries * CALL.whole + sum(http.PAUSES) <= RENEW
     within(max(http.INTERVALS.values()), http.LONGEST_WAIT, SILENT / 10)  # of a Retry-After, before a DELETE
-    assert all(0.5 <= seconds <= 5 for seconds in http.INTERVALS.values())
+    assert all(0.5 <= seconds <= 6 for seconds in http.INTERVALS.values())
     within(2**20, http.LARGEST, 2**26)  # an account of a thousand machines; and not our memory
     within(25 * 40, vast_ai.PAGE * vast_ai.PAGES, 100_000)
-    within(2, vast_ai.LOG_PAUSE * vast_ai.LOG_TRIES, 30)
     within(2, registry.TIMEOUT, 30)
 
 
