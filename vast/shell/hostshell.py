@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast.ports import Address, Clock, Host, Pulled, Seconds
+from vast.ports import Address, Clock, Contact, Host, Pulled, Seconds
 from vast.secrets import Secret
 from vast.shell import file_list, host_reports, push
 from vast.shell.file_list import ListingRefused
@@ -31,6 +31,11 @@ HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it has
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
 WORST = ("denied", "wrong-host", "unreachable")
+MEANINGS = {
+    "denied": "refuses the ssh key of this run",
+    "wrong-host": "shows another host key than at the first contact: another machine, or one that was made anew",
+    "timeout": "does not answer",
+}
 
 
 class HostShell:
@@ -66,6 +71,7 @@ class HostShell:
         self.root, self.program = root, tuple(program)
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
+        self._failure = ""  # of the last probe
         self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
         self._sent: str | None = None  # the boot of the machine that has the inputs
 
@@ -80,23 +86,26 @@ class HostShell:
         for address in self._in_order(addresses):
             found = self._probe_at(address)
             if found.contact == "ok":
-                self._worked = address
+                self._worked, self._failure = address, ""
                 self._proven = (address, self.clock.monotonic(), found.boot)
                 return address, found
             failures.setdefault(found.contact, found)
         self._proven = None
         known = (failures[contact] for contact in WORST if contact in failures)
-        return None, next(known, Host("unreachable", message="no address is known"))
+        worst = next(known, Host("unreachable", message="no address is known"))
+        if worst.message != self._failure:
+            log.warning("ssh: %s", worst.message)  # once, however often it is tried again
+        self._failure = worst.message
+        return None, worst
 
     def _probe_at(self, address: Address) -> Host:
         reply = self.transport.run(address, self._argv("look"), timeout=PROBE)
-        if reply.kind == "denied" or reply.kind == "wrong-host":
-            return Host(reply.kind, message=reply.reason)
         if reply.kind != "ok":
-            return Host("unreachable", message=reply.reason)
+            contact: Contact = reply.kind if reply.kind in ("denied", "wrong-host") else "unreachable"
+            return Host(contact, message=_cause(address, reply))
         found = host_reports.host(host_reports.parse(reply.out) if reply.code == 0 else None, self.nonce)
         if found.contact == "unreachable" and reply.code != 0:
-            found = Host("unreachable", message=reply.reason)
+            found = Host("unreachable", message=_cause(address, reply))
         self.transport.settle(address, found.contact == "ok")
         return found
 
@@ -242,3 +251,9 @@ class HostShell:
 
     def close(self) -> None:
         self.transport.close()
+
+
+def _cause(address: Address, reply: Reply) -> str:
+    """Why nothing came of a probe, on one printable line: the address, what it means, and the words of ssh."""
+    meaning = MEANINGS.get(reply.kind, "cannot be reached")
+    return host_reports.word(f"{address.host}:{address.port} {meaning} ({reply.reason})") or ""
