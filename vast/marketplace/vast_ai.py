@@ -175,10 +175,14 @@ class VastAI:
         if answer is None or not answer.ok or answer.body.get("success") is False:
             self._explain("account", answer)
             return None
+        try:
+            ident = rows.identifier(answer.body.get("id"))
+        except rows.OddRow:
+            ident = None
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value))  # may be negative: what is owed
+                return Account(float(value), ident)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 

@@ -1,4 +1,4 @@
-"""Tells somebody else: a command, or a webhook, on done, fail and alert. A hook that fails changes nothing but the log."""
+"""Notifications: a command or a webhook on done, fail and alert. A failed hook is logged and has no other effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Post = Callable[[str, bytes, Seconds], None]
 
 
 def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, Any]:
-    """What a hook gets. It names money and machines, and no secret."""
+    """The JSON for a hook: money and machines, no secret."""
     machine = state.machine
     return {
         "event": event,
@@ -39,8 +39,8 @@ def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, An
     }
 
 
-class Teller:
-    """Calls the hooks of a policy. `environ` is what commands see, without any secret."""
+class Notifier:
+    """Calls the hooks of a policy. `environ`: the environment of commands, without any secret."""
 
     def __init__(self, hooks: Hooks, redact: Redactor, environ: Mapping[str, str], run: Run | None = None,
                  post: Post | None = None) -> None:  # fmt: skip

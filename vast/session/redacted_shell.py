@@ -1,4 +1,4 @@
-"""A shell whose answers hold no secret: what a host says in its own words goes into the journal, into lines and reports."""
+"""A redacting shell: text from a host goes into the journal, lines and reports, so secrets are removed from it first."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from vast.ports import Address, Host, Shell
 from vast.secrets import Redactor
 
 
-class Hushed:
-    """vast.ports.Shell over another one, whose calls are its own but for `look`."""
+class RedactedShell:
+    """vast.ports.Shell around another one: only the answer of `look` is changed."""
 
     def __init__(self, shell: Shell, redact: Redactor) -> None:
         self._shell, self._redact = shell, redact
