@@ -211,6 +211,15 @@ class Pulled:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class BurnIn:
+    """What a machine showed before its job. A machine that is not `good` is left for the next."""
+
+    good: bool
+    problems: tuple[str, ...] = ()  # with their numbers, for people
+    numbers: tuple[tuple[str, float], ...] = ()  # such as ("gpu0_tflops", 640.0), by name
+
+
 class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
@@ -218,6 +227,9 @@ class Shell(Protocol):
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        """Try GPUs, disk and network for up to a minute, before the job. None: no answer, or a host without a burn-in."""
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
         """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""

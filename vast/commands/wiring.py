@@ -83,6 +83,7 @@ def over_ssh(context: ShellContext) -> RunShell:
         secrets=lambda: context.secrets,
         inputs=inputs_of(folder.runs_dir, request),
         grace=policies.load(folder.policy).watchdog.grace,
+        gpus=request.gpus,
     )
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast.ports import Address, Clock, Contact, Host, Pulled, Seconds
+from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds
 from vast.secrets import Secret
-from vast.shell import file_list, host_reports, push
+from vast.shell import burn_in, file_list, host_reports, push
 from vast.shell.file_list import ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 CODE, ROOT = "/opt/prefill", "/runs"  # on the host
 PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
+BURN_IN: Seconds = 75.0  # the host's own limit is a minute
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
@@ -46,6 +47,7 @@ class HostShell:
     network: whether our own network works; it must not ask the host.
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
+    gpus: of the contract, for the burn-in; None: not known.
     grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
     """
@@ -62,13 +64,14 @@ class HostShell:
         secrets: Callable[[], Mapping[str, Secret]] = dict,
         inputs: Sequence[Input] = (),
         grace: Seconds | None = None,
+        gpus: int | None = None,
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
         self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
-        self.root, self.program = root, tuple(program)
+        self.root, self.program, self.gpus = root, tuple(program), gpus
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
         self._failure = ""  # of the last probe
@@ -121,6 +124,14 @@ class HostShell:
         return self._find(addresses)[0]
 
     # ---- commands
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=BURN_IN)
+        found = host_reports.parse(reply.out) if reply.good else None
+        return burn_in.judged(found, self.gpus, self.clock.now())
 
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vast.ports import Address, Contact, Host, JobReport, Pulled, Watchdog
+from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
@@ -61,6 +61,9 @@ class FakeShell:
         moving = job is not None and job.ended is None and not hung
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, machine.gpu_fault)
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        return BurnIn(True) if self._reached(addresses, 45.0) is not None else None
 
     def _job(self, machine: SimulatedMachine) -> JobReport:
         job, world = machine.job, self.world

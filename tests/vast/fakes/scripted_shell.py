@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vast.ports import Address, Host, JobReport, Pulled, Watchdog
+from vast.ports import Address, BurnIn, Host, JobReport, Pulled, Watchdog
 
 RUN = "stage3b/20270115-080100"
 
@@ -40,6 +40,7 @@ class ScriptedShell:
     looks: int = 0
     checkpoint: str | None = None  # at home
     text: bytes = b"job: hello\n"
+    burned_in: BurnIn | None = None
     home_path: Path | None = None  # a pull of all writes the run there
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:
@@ -55,6 +56,10 @@ class ScriptedShell:
         self.calls.append("start " + " ".join(command))
         self.started = True
         return True
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        self.calls.append("burn-in")
+        return self.burned_in
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
         self.calls.append("push")
