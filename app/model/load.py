@@ -94,6 +94,11 @@ def _directory(path: Path, where: str) -> Path:
                               "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
+    # transformers would put the adapter on top of the weights without a message, and a merged one would be applied twice.
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if (path / "adapter_config.json").is_file() and weights:
+        raise CheckpointError(where, f"holds full weights ({weights[0].name}) and an adapter (adapter_config.json)",
+                              "move the one that you do not mean into a directory of its own")  # fmt: skip
     return path
 
 
@@ -105,7 +110,7 @@ def _weights(source: ModelSource) -> str:
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
 
-def _auto_class(config: Any, where: str) -> Any:
+def auto_class(config: Any, where: str) -> Any:
     """Some language models are published inside a vision-language wrapper (Ministral 3), of which we use the text path."""
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
@@ -126,7 +131,7 @@ def _from_pretrained(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
     model: PreTrainedModel
-    model, info = _auto_class(config, where).from_pretrained(name, **options)
+    model, info = auto_class(config, where).from_pretrained(name, **options)
     # transformers would initialise missing or mismatched weights at random and continue.
     for key, fact in _RANDOM_OTHERWISE.items():
         if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
@@ -142,7 +147,7 @@ def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) 
     settings = dict(source.config or {})
     torch.manual_seed(seed)
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
-    auto = _auto_class(config, "model.config")
+    auto = auto_class(config, "model.config")
     model = auto.from_config(config, attn_implementation=attention).to(dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
     if len(tokenizer) > text_config(config).vocab_size:
