@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds
+from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
 from vast.secrets import Secret
 from vast.shell import burn_in, file_list, host_reports, push
 from vast.shell.file_list import ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
-from vast.shell.transport import Reply, Transport
+from vast.shell.transport import Pace, Reply, Transport
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ CODE, ROOT = "/opt/prefill", "/runs"  # on the host
 PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
 BURN_IN: Seconds = 75.0  # the host's own limit is a minute
+RENEW: Seconds = 300.0  # between two renewals of the lease while a transfer runs
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
@@ -48,6 +49,7 @@ class HostShell:
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
     gpus: of the contract, for the burn-in; None: not known.
+    mbit: bandwidth limit of transfers, Mbit/s.
     grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
     """
@@ -65,16 +67,20 @@ class HostShell:
         inputs: Sequence[Input] = (),
         grace: Seconds | None = None,
         gpus: int | None = None,
+        mbit: float | None = None,
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
         self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
-        self.root, self.program, self.gpus = root, tuple(program), gpus
+        self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
         self._failure = ""  # of the last probe
+        self._lease: tuple[Seconds, Seconds] | None = (
+            None  # when it was renewed last, and what was left to the deadline
+        )
         self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
         self._sent: str | None = None  # the boot of the machine that has the inputs
 
@@ -150,8 +156,25 @@ class HostShell:
         return None if address is None else self._command(address, "stop", *self.grace)
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
-        address, seconds = self._reach(addresses), f"{max(0.0, until_deadline):.0f}"
-        return None if address is None else self._command(address, "lease", "--until", seconds)
+        address = self._reach(addresses)
+        return None if address is None else self._renew(address, until_deadline)
+
+    def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
+        self._lease = (self.clock.monotonic(), until_deadline)
+        return self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
+
+    def _pace(self, address: Address, proceed: Callable[[], bool]) -> Pace:
+        """Of a transfer, which may take hours: the lease of the machine is renewed meanwhile, as its supervisor would do."""
+
+        def going() -> bool:
+            if self._lease is not None:
+                at, until = self._lease
+                passed = self.clock.monotonic() - at
+                if passed >= RENEW:
+                    self._renew(address, until - passed)
+            return proceed()
+
+        return Pace(going, self.mbit)
 
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
@@ -196,7 +219,7 @@ class HostShell:
         try:
             for one in self.inputs:
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root)
+                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, always))
                 if done is not True:
                     return self._lost(done)
         except (UserError, OSError) as error:
@@ -205,7 +228,7 @@ class HostShell:
         self._sent = boot
         return True
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         """True also if there is nothing here to go on with: then the job begins anew."""
         address = self._reach(addresses)
         if address is None:
@@ -215,7 +238,8 @@ class HostShell:
             if paths is None:
                 log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
                 return True
-            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root))
+            pace = self._pace(address, proceed)
+            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root, pace))
         except OSError as error:
             log.error("push: %s", error)
             return False
@@ -227,7 +251,9 @@ class HostShell:
 
     # ---- from the host
 
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
         """None: no answer. The next pull continues an incomplete one."""
         address = self._reach(addresses)
         if address is None:
@@ -246,8 +272,8 @@ class HostShell:
             return Pulled(False, message=str(error))
 
         def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit = push.time_for(size)
-            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit)
+            limit, pace = push.time_for(size), self._pace(address, proceed)
+            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
         pulled = pull(self.copy, listed, fetch)
         if not pulled.verified:

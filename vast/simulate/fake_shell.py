@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog
+from collections.abc import Callable
+
+from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
@@ -94,7 +96,7 @@ class FakeShell:
             self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         machine = self._reached(addresses, 60.0)
         if machine is None:
             return None
@@ -125,7 +127,9 @@ class FakeShell:
         machine.lease = self.world.now
         return True
 
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
         world = self.world
         machine = self._reached(addresses, 20.0, "pull")
         if machine is None:
