@@ -60,8 +60,8 @@ class RunDir(RunFiles):
         stamp = now.strftime("%Y%m%d-%H%M%S")
         with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            for serial in itertools.count(serial):
-                path = parent / (stamp if serial == 1 else f"{stamp}-{serial}")
+            for number in itertools.count(serial):
+                path = parent / (stamp if number == 1 else f"{stamp}-{number}")
                 with suppress(FileExistsError):
                     path.mkdir()
                     break

@@ -21,7 +21,7 @@ from vast.commands.options import POSITIVE, cap_options, machine_options, policy
 from vast.commands.wiring import Wiring, inputs_of
 from vast.policy import Policy
 from vast.ports import Offer
-from vast.records.run_dir import Folder, RunRequest, require_writable
+from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import UnfinishedRun
@@ -151,15 +151,20 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     for one in inputs_of(runs_dir, request):
         one.files()  # raises now if a file cannot be sent
     fingerprint = job.fingerprint(resolve_init(runs_dir, job))
-    if not asked.force:
-        earlier_runs.refuse_complete(runs_dir, asked.stage, fingerprint)
-        earlier_runs.refuse_open(runs_dir, plan.command)
+
+    def refuse_twice() -> None:
+        if not asked.force:
+            earlier_runs.refuse_complete(runs_dir, asked.stage, fingerprint)
+            earlier_runs.refuse_open(runs_dir, plan.command)
+
+    refuse_twice()
     begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, fingerprint)
     public = None if ssh_key is None else public_key(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
+    preflight.require_listing(cloud)
     found, need = preflight.offers(cloud, plan.query), 0.0
     estimate = plans.estimated(wiring.estimate, job, found[0])
     if asked.gpu is None and (need := plans.least_vram(estimate)):
@@ -184,12 +189,14 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     if not asked.yes:
         _ask(wiring)
     folder = Folder(runs_dir, run_id)
-    folder.make(request, policies.text(policy))
-    if begun is not None:
-        earlier_runs.copy_receipt(begun, folder)
-    plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
-    click.echo(f"run {run_id}: {folder.path}", err=True)
-    raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach))
+    with renting(runs_dir, wiring.clock) as release:
+        refuse_twice()  # the question may have waited for hours
+        folder.make(request, policies.text(policy))
+        if begun is not None:
+            earlier_runs.copy_receipt(begun, folder)
+        plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
+        click.echo(f"run {run_id}: {folder.path}", err=True)
+        raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach, on_begin=release))
 
 
 def _ask(wiring: Wiring) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
@@ -18,6 +20,7 @@ from vast.rental import image_registry
 from vast.secrets import Redactor, Secret
 
 TOOLS = ("ssh", "rsync", "ssh-keygen")
+UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
 
 
 class MarketError(UserError):
@@ -119,6 +122,35 @@ def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
     if "the key is refused" in trouble:
         raise MarketError(key_source(environ, home), f"the key is refused by {url}", REMEDY)
     raise MarketError(url, f"the account cannot be seen: {trouble}", "check the network and VAST_URL, and try again")
+
+
+def host_url(environ: Mapping[str, str]) -> str:
+    """The API's address for the dead-man's switch: a rented machine does not reach a private VAST_URL.
+
+    VAST_HOST_URL is the address as machines see it. Without it a private VAST_URL counts as a way that only this machine
+    has, such as a proxy, and the switch takes the service's own address.
+    """
+    own, given = environ.get("VAST_HOST_URL"), environ.get("VAST_URL")
+    if own:
+        return own
+    return given if given and not _is_private(urlsplit(given).hostname or "") else DEFAULT_URL
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".localhost", ".internal", ".lan"))
+
+
+def require_listing(cloud: Cloud) -> None:
+    """Raises MarketError unless machines can be listed and shown: an unseen machine is not ended before a cap."""
+    listed = cloud.instances()
+    if listed is None:
+        raise MarketError("Vast.ai", f"the machines cannot be listed: {trouble_of(cloud)}", UNSEEN)
+    shown = cloud.instance(listed[0].id if listed else 1)
+    if shown is None and (listed or "HTTP 410" in trouble_of(cloud)):  # 1 is not ours: any other refusal is right
+        raise MarketError("Vast.ai", f"a machine cannot be shown: {trouble_of(cloud)}", UNSEEN)
 
 
 def trouble_of(cloud: Cloud) -> str:

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs import lock
 from jobs.config import strict_yaml
 from jobs.config.load import resolve
 from tests.vast.fakes.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
+from vast.commands import up as up_module
 from vast.ports import Address, Pulled
 from vast.records.run_dir import folders
-from vast.rental import earlier_runs
+from vast.rental import earlier_runs, preflight
 from vast.rental.image_registry import Found
 from vast.session import view
 
@@ -53,7 +55,9 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
     (rental,) = world.fake.market.rentals.values()
     request = rental.request
     assert (request["image"], request["disk"]) == (IMAGE + "-host", 77)
-    assert request["label"] == f"prefill/{world.folder.run_id}/{1_800_000_000 + 4 * 3600 + 2}"
+    assert (
+        request["label"] == f"prefill/{world.folder.run_id}/{1_800_000_000 + 4 * 3600 + 6}"
+    )  # after 3 calls that pause
     assert f"--nonce {world.folder.nonce()}" in request["onstart"]
     assert "--max-dollars 5.0000 --dollars-per-hour 0.316" in request["onstart"]  # the offer's own price
     assert f"--t-hard {4 * 3600 + 1800 - 12} " in request["onstart"] or "--t-hard 16" in request["onstart"]
@@ -259,6 +263,71 @@ def test_a_terminal_is_asked(world: World, answer: str, rented: int) -> None:
     done = world.vast("up", "stage3b", "--profile", "ci", input=answer)
     assert len(world.fake.market.rentals) == rented
     assert (done.exit_code == 0) == bool(rented)
+
+
+@pytest.mark.parametrize(("endpoint", "fault"), [("list", "410"), ("list", "500"), ("show", "410")])
+def test_a_market_in_which_no_machine_could_be_watched_is_not_rented_from(
+    world: World, endpoint: str, fault: str
+) -> None:
+    world.fake.fail(fault, on=endpoint)
+    done = world.vast(*UP)
+    assert done.exit_code == 2, done.output
+    assert "cannot be listed: " in done.stderr or "a machine cannot be shown: " in done.stderr
+    assert "nothing is rented, since it could not be watched" in done.stderr
+    assert world.fake.market.rentals == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "https://console.vast.ai"),  # VAST_URL is on this machine
+        ({"VAST_HOST_URL": "http://10.0.0.7:8080"}, "http://10.0.0.7:8080"),
+    ],
+)
+def test_the_switch_gets_an_address_that_its_machine_can_reach(world: World, environ: dict[str, str], url: str) -> None:
+    world.environ = environ
+    assert world.vast(*UP).exit_code == 0
+    (rental,) = world.fake.market.rentals.values()
+    assert f"--url {url} " in rental.request["onstart"]
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [("http://127.0.0.1:8", True), ("http://localhost", True), ("http://192.168.1.4", True), ("https://vast.lan", True),
+     ("https://proxy", True), ("https://eu.vast.ai", False), ("https://8.8.8.8", False)],
+)  # fmt: skip
+def test_which_addresses_only_this_machine_has(url: str, private: bool) -> None:
+    assert preflight.host_url({"VAST_URL": url}) == ("https://console.vast.ai" if private else url)
+
+
+def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(look: int) -> None:
+        raise Killed
+
+    def another_terminal(wiring: object) -> None:
+        monkeypatch.setattr(up_module, "_ask", lambda wiring: None)
+        world.shell.on_look = killed
+        assert world.vast(*UP).exit_code == KILLED
+
+    monkeypatch.setattr(up_module, "_ask", another_terminal)
+    done = world.vast(*UP[:-1])
+    assert done.exit_code == 2, done.output
+    assert "is a rented run of this very job, and open" in done.stderr
+    assert len(world.fake.market.rentals) == 1
+
+
+def test_two_terminals_that_answer_at_once_take_turns(world: World) -> None:
+    parent = world.runs / "vast"
+    parent.mkdir(parents=True)
+    held = lock.hold(parent / ".renting")
+    done = world.vast(*UP)
+    assert (done.exit_code, world.fake.market.rentals) == (2, {})
+    assert f"{parent}: is in use by process {os.getpid()} on" in done.stderr
+    held.close()
+    world.shell.on_look = lambda look: lock.hold(parent / ".renting").close()  # free while a job runs
+    assert world.vast(*UP).exit_code == 0
 
 
 # ---- a stage that is asked for again ---------------------------------------------------------------------------------------------
