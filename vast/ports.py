@@ -121,7 +121,8 @@ class CreateResult:
 
     outcome: Created
     instance_id: int | None = None
-    message: str = ""
+    message: str = ""  # why, in the service's words; redacted
+    lasting: bool = False  # a refusal that no other offer changes: a scope or session of the key, a spending limit
 
 
 Destroyed = Literal["accepted", "unclear"]  # neither proves absence
@@ -144,14 +145,13 @@ class Cloud(Protocol):
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
-    def logs(self, instance_id: int) -> str | None: ...
     def account(self) -> Account | None:
         """None also for a key that is refused: then nothing else can be believed either."""
 
 
 # ---- the host -------------------------------------------------------------------------------------------------------------
 
-Contact = Literal["ok", "unreachable", "denied", "stranger"]  # stranger: the nonce of the run does not match
+Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: the nonce of the run does not match
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Pulled:
 class Shell(Protocol):
     """Our way to the host of a run: ssh and rsync. Each call has a time limit of its own and never raises for the network."""
 
-    def look(self, addresses: tuple[Address, ...]) -> Host: ...
+    def probe(self, addresses: tuple[Address, ...]) -> Host: ...
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Start the job; True also if it runs already. `home`: the checkpoint that is here, verified, so that the host
         may prune what is older when its disk is full."""
@@ -229,7 +229,7 @@ class Shell(Protocol):
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
         """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
 
-    def home(self) -> Pulled | None:
+    def local_copy(self) -> Pulled | None:
         """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
 
     def network_is_up(self) -> bool:

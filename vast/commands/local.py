@@ -82,11 +82,11 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
     command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
     plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)
-    for name, value in words_of(plan, policy, made.given, request):
+    for name, value in words_of(plan, policy, made.spec, request):
         click.echo(f"{name:<12} {value}", err=True)
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
-    container_spec.write(folder.local, made.given)
+    container_spec.write(folder.local, made.spec)
     click.echo(f"run {run_id}: {folder.path}", err=True)
     code = start.run_to_its_end(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
     if code:
@@ -121,7 +121,9 @@ def has_gpu() -> bool:
     return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
 
 
-def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: RunRequest) -> list[tuple[str, str]]:
+def words_of(
+    plan: Plan, policy: Policy, decided: container_spec.ContainerSpec, request: RunRequest
+) -> list[tuple[str, str]]:
     """The plan as text."""
     rows = [
         ("stage", f"{request.stage}, profile {request.profile}"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.errors import RunStateError
 from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
 from vast.local import container_spec
-from vast.local.container_spec import Given
+from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine, connect
 from vast.local.engine_errors import EngineError
 from vast.local.local_cloud import LocalCloud
@@ -28,7 +28,7 @@ class Local:
     """The engine and the container spec of a local run."""
 
     engine: Engine
-    given: Given
+    spec: ContainerSpec
 
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
@@ -53,7 +53,7 @@ def wiring_for(folder: Folder, wiring: Wiring) -> Wiring:
 
 
 def wiring_of(wiring: Wiring, local: Local) -> Wiring:
-    cloud = LocalCloud(local.engine, local.given)
+    cloud = LocalCloud(local.engine, local.spec)
 
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         return cloud, Secret("")
@@ -67,7 +67,7 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
                 cloud.sweep(label_text(last.state.run_id, last.state.deadline))
 
         return HostShell(
-            LocalTransport(local.engine, local.given.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
+            LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
             context.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
             secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
         )  # fmt: skip

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from jobs.errors import RunStateError
 from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.bounded_http import ProxyError, exchange
 from vast.host.dead_man_switch import Memory
 from vast.host.runs import RUNNER
 
@@ -27,7 +27,7 @@ _ID = re.compile(r"(?:C\.)?(\d+)")
 
 @dataclass(frozen=True)
 class OwnInstance:
-    """This machine, as its market knows it."""
+    """The instance of the marketplace that this machine is."""
 
     id: int
     key: str = field(repr=False)
@@ -59,7 +59,7 @@ class WatchedMachine:
         self._clock, self._sleep = clock, sleep
         self._at = clock()
         self._asked: str | None = None
-        self._told: processes.Process | None = None  # the job that was asked to end
+        self._signalled: processes.Process | None = None  # the job that was asked to end
         self._self = processes.identify(os.getpid())
         missing = "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
         self._message = "" if instance or local else missing
@@ -90,11 +90,11 @@ class WatchedMachine:
     def signal_job(self, number: signal.Signals) -> None:
         state = self._job()
         job = None if state is None else jobstate.process(state, "job")
-        if job is None or (number is signal.SIGTERM and job == self._told):
+        if job is None or (number is signal.SIGTERM and job == self._signalled):
             return  # once is enough: a second one would kill a job that has saved its checkpoint and is just ending
         with suppress(RunStateError):
             if processes.signal_group(job, self._jobs / jobstate.LOG, number):
-                self._told = job
+                self._signalled = job
 
     def destroy(self) -> str | None:
         if self.local:
@@ -142,17 +142,15 @@ class WatchedMachine:
 
 
 def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
-    """One DELETE; what came of it, in words without the key."""
+    """Send one DELETE, `timeout` seconds for all of it; returns its outcome as text without the key."""
     request = urllib.request.Request(
         f"{instance.url}/api/v0/instances/{instance.id}/",
         method="DELETE",
         headers={"Authorization": f"Bearer {instance.key}", "Accept": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return f"{answer.status} {answer.read1(300).decode(errors='replace')!r}"
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"{error.code} {error.read1(300).decode(errors='replace')!r}"
+        answer = exchange(request, timeout)
+        return f"{answer.status} {answer.body[:300].decode(errors='replace')!r}"
     except Exception as error:  # whatever it is, it is tried again
-        return f"{type(error).__name__}: {getattr(error, 'reason', '') or 'no answer'}"
+        said = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
+        return f"{type(error).__name__}: {said or 'no answer'}"

@@ -14,10 +14,10 @@ class RedactedShell:
     def __init__(self, shell: Shell, redact: Redactor) -> None:
         self._shell, self._redact = shell, redact
         self.start, self.push, self.stop, self.pull = shell.start, shell.push, shell.stop, shell.pull
-        self.renew_lease, self.home, self.network_is_up = shell.renew_lease, shell.home, shell.network_is_up
+        self.renew_lease, self.local_copy, self.network_is_up = shell.renew_lease, shell.local_copy, shell.network_is_up
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
-        found = self._shell.look(addresses)
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
+        found = self._shell.probe(addresses)
         job = found.job
         if job is not None:
             job = replace(job, fixes=tuple(map(self._redact, job.fixes)))

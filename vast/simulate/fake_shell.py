@@ -24,7 +24,7 @@ class FakeShell:
         if now < box.no_ssh_until or (box.direct_dead and addresses[0].host.startswith("direct")):
             return "unreachable", None
         if now < box.stranger_until:
-            return "stranger", box
+            return "wrong-host", box
         if now < box.denied_until:
             return "denied", None
         return "ok", box
@@ -38,13 +38,13 @@ class FakeShell:
             self.world.act(what)
         return box
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
         world = self.world
         contact, box = self._reach(addresses, 2.0)
-        if contact == "stranger":
+        if contact == "wrong-host":
             # all that a wrong machine can say, and more than an adapter would pass on
             return Host(
-                "stranger", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
+                "wrong-host", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
             )
         if contact != "ok" or box is None:
             return Host(contact)
@@ -131,9 +131,9 @@ class FakeShell:
         world.home_step = max(world.home_step, step)
         world.home_complete |= complete
         world.say(f"pulled step {step}{', complete' if complete else ''}")
-        return self.home()
+        return self.local_copy()
 
-    def home(self) -> Pulled | None:
+    def local_copy(self) -> Pulled | None:
         world = self.world
         step = world.home_step
         return (

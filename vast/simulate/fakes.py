@@ -197,6 +197,3 @@ class FakeCloud:
         if box.no_ssh_key:
             box.no_ssh_until = -INF
         return True
-
-    def logs(self, instance_id: int) -> str | None:
-        return None

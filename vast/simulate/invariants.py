@@ -35,9 +35,9 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "stranger", "offline", "key-denied", "container-restart"}),
+    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart"}),
     "unguarded": frozenset({"container-restart"}),
-    "host-lost": frozenset({"no-ssh", "stranger", "offline", "outbid", "dead-man", "ends-soon"}),
+    "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
     "gpu-fault": frozenset({"gpu-fault"}),
     "image": frozenset({"image"}),

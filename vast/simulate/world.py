@@ -17,7 +17,7 @@ from vast.simulate.machines import INF, Box, SimulatedJob
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart")  # once it is up
+STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart")  # once it is up
 
 
 class World:
@@ -177,7 +177,7 @@ class World:
             box.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            if not blind and not box.truth & {"no-ssh", "stranger", "key-denied", "offline", "container-restart"}:
+            if not blind and not box.truth & {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart"}:
                 self.violate("lease", f"machine {box.id} ended itself, and could have been reached all the time")
             self.end_job(box, "stopped")
             self.kill(box, "its dead-man's switch")
@@ -194,7 +194,7 @@ class World:
             box.no_ssh_until, box.no_ssh_key = until, fault.variant < 0.3
         elif mode == "key-denied":
             box.denied_until = INF
-        elif mode == "stranger":
+        elif mode == "wrong-host":
             box.stranger_until = until
         elif mode == "offline":
             box.offline_until = until

@@ -54,7 +54,7 @@ class Supervisor:
         self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
-            here = shell.home()  # what an earlier run of this job has left
+            here = shell.local_copy()  # what an earlier run of this job has left
             self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
             journal.begin(plan, self.state, self.run_clock.stamp())
         else:
@@ -105,7 +105,7 @@ class Supervisor:
         state = last.state
         if last.pending is not None:
             # only for a pull there is somebody to ask: the disk of this machine
-            home = self.shell.home() if last.pending.do is Do.PULL else None
+            home = self.shell.local_copy() if last.pending.do is Do.PULL else None
             answer = home if home is not None and home.complete else None  # what is whole cannot have been less
             state = advance(state, last.pending, answer, self.policy)
         state = changed(state, look_at=0.0, waits_from=self.run_clock.t())
@@ -140,7 +140,7 @@ class Supervisor:
         if machine is not None and machine.ran_at is None and isinstance(found, Instance):
             addresses = found.addresses
         if addresses and machine is not None and (machine.ran_at is not None or running):
-            host = self.shell.look(addresses)
+            host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, network)

@@ -17,14 +17,14 @@ from vast.commands.start import wiring_of_run
 from vast.commands.wiring import ShellContext, Wiring
 from vast.host.watchdog import _arguments
 from vast.local import container_spec
-from vast.local.container_spec import Asked, Given
+from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell
 
-GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
+GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
 
 
@@ -73,7 +73,7 @@ def test_every_section_of_the_local_policy_says_why() -> None:
 
 def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
     made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
-    assert (made.given.image_id, made.given.engine) == (fake.images["prefill:test"], "engine-1")
+    assert (made.spec.image_id, made.spec.engine) == (fake.images["prefill:test"], "engine-1")
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:

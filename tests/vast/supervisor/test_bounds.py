@@ -42,21 +42,20 @@ def within(least: float, value: float, most: float) -> None:
 def test_a_call_to_the_market_with_all_its_tries_does_not_outlast_a_renewal_of_the_lease() -> None:
     tries = 1 + len(http.PAUSES)
     within(3, CALL.connect, 10)
-    within(10, CALL.read, CALL.whole)
-    assert tries * (CALL.connect + CALL.read + CALL.whole) + sum(http.PAUSES) <= RENEW
+    within(10, CALL.whole, 60)
+    assert tries * CALL.whole + sum(http.PAUSES) <= RENEW
     within(max(http.INTERVALS.values()), http.LONGEST_WAIT, SILENT / 10)  # of a Retry-After, before a DELETE
-    assert all(0.5 <= seconds <= 5 for seconds in http.INTERVALS.values())
+    assert all(0.5 <= seconds <= 6 for seconds in http.INTERVALS.values())
     within(2**20, http.LARGEST, 2**26)  # an account of a thousand machines; and not our memory
     within(25 * 40, vast_ai.PAGE * vast_ai.PAGES, 100_000)
-    within(2, vast_ai.LOG_PAUSE * vast_ai.LOG_TRIES, 30)
     within(2, registry.TIMEOUT, 30)
 
 
 def test_a_command_on_a_host_leaves_time_for_the_next_renewal() -> None:
-    within(10, hostshell.LOOK, hostshell.COMMAND)
+    within(10, hostshell.PROBE, hostshell.COMMAND)
     within(30, hostshell.COMMAND, RENEW / 4)  # a failed renewal is tried again after this
     within(ssh.CONNECT, hostshell.FRESH, 3 * URGENT + 1)  # what answered then may be another machine by now
-    within(5, ssh.CONNECT, hostshell.LOOK / 2)  # direct, then by the proxy
+    within(5, ssh.CONNECT, hostshell.PROBE / 2)  # direct, then by the proxy
     within(URGENT + 1, ssh.PERSIST, RENEW)  # one connection lasts over urgent looks, and not for ever
     within(1, ssh.CLOSE, 10)
     within(1, programs.KILL_PATIENCE, 10)
@@ -103,7 +102,7 @@ def test_the_runner_gives_a_job_what_the_policy_and_the_switch_count_on() -> Non
     within(2, attempt.LONGEST_PAUSE, attempt.RETRY_SECONDS / 4)
     assert runner.PATIENCE == attempt.RETRY_SECONDS + 30
     within(200 * (classify._FAR + classify._AFTER), attempt.TAIL_BYTES, 2**20)  # 200 bytes a line
-    within(1, look.SMI_SECONDS, hostshell.LOOK / 4)  # a driver that hangs must not hide the rest of a look
+    within(1, look.SMI_SECONDS, hostshell.PROBE / 4)  # a driver that hangs must not hide the rest of a look
     within(POLICY.stall.beat_age, look.SILENCE, 3600)
 
 
