@@ -19,6 +19,7 @@ from vast.ports import (
     Instance,
     Offer,
     OfferQuery,
+    Seconds,
 )
 from vast.secrets import Secret
 
@@ -35,6 +36,11 @@ class VastAI:
     @property
     def trouble(self) -> str:
         return self._client.trouble
+
+    @property
+    def skew(self) -> Seconds | None:
+        """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
+        return self._client.skew
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
         answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))

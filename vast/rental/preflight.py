@@ -153,6 +153,11 @@ def require_listing(cloud: Cloud) -> None:
         raise MarketError("Vast.ai", f"a machine cannot be shown: {trouble_of(cloud)}", UNSEEN)
 
 
+def skew_of(cloud: Cloud) -> float:
+    """Seconds by which the service's clock is ahead of this machine's; 0 where no answer had a date."""
+    return float(getattr(cloud, "skew", None) or 0.0)
+
+
 def trouble_of(cloud: Cloud) -> str:
     """Why the last call failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
