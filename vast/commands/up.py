@@ -26,7 +26,7 @@ from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.plan import Wanted
-from vast.shell.sshkey import public_key
+from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
 
@@ -159,7 +159,10 @@ def up(wiring: Wiring, /, **options: Any) -> None:
 
     refuse_twice()
     begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, fingerprint)
-    public = None if ssh_key is None else public_key(ssh_key, wiring.environ)
+    public = None
+    if ssh_key is not None:
+        public = public_key(ssh_key, wiring.environ)
+        require_usable(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)

@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
+from jobs.estimate.gpus import GPU_NAMES
 from jobs.runs.rundir import resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.rows import gpu_name
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
@@ -200,11 +202,20 @@ def bounds(query: OfferQuery) -> str:
 
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
-    """Searches once more without the price bound, to name it if it excludes every offer."""
+    """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
+    if query.gpu is not None:
+        known = set(map(gpu_name, GPU_NAMES))
+        others = cloud.search(replace(query, gpu=None, max_dollars_per_hour=None)) if query.gpu not in known else ()
+        known |= {gpu_name(one.gpu) for one in others or ()}
+        like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
+        if query.gpu not in known:
+            return f"the market has no GPU of that name; say --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]
         price = first.min_bid if query.interruptible and first.min_bid is not None else first.dollars_per_hour
         raised = "raise --max-price and market.max_dollars_per_hour"
+        if query.interruptible:
+            raised = f"raise --bid to {price:.2f} or more, within --max-price and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
     return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
