@@ -102,7 +102,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     import app.training.train
     from app.attention.backends import NAMES
     from app.model.load import Loaded
-    from app.runtime.heartbeat import Heart
+    from app.runtime.heartbeat import Heartbeat
     from app.runtime.signals import StopFlag
     from app.stage.capacity import peak_gb
     from app.training import checkpoint
@@ -130,7 +130,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
-    context = app.training.train.RunContext(run, Heart(run), StopFlag(), ranks)
+    context = app.training.train.RunContext(run, Heartbeat(run), StopFlag(), ranks)
     app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}

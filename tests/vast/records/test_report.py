@@ -10,7 +10,7 @@ from vast.ports import JobReport, OfferQuery
 from vast.records import report
 from vast.records.run_dir import RunRequest
 from vast.supervisor.journal import Last, Stamp
-from vast.supervisor.state import Doomed, Intent, Machine, Phase, Plan, RunState, begin, changed
+from vast.supervisor.state import Intent, Machine, PendingDestroy, Phase, Plan, RunState, begin, changed
 
 PLAN = Plan("stage1-1", "image-host", ("run",), OfferQuery(), 12.0, 36_000.0)
 REQUEST = RunRequest("stage1", "ci", "image", estimate_hours=2.0, estimate_dollars=2.5)
@@ -34,7 +34,7 @@ RECORDS = [
     at(2.0, phase=Phase.RUNNING, attempt=1, machine=machine(starts=1, job=RUNS, failed=3)),
     at(2.25, phase=Phase.RUNNING, attempt=1, machine=machine(starts=1, job=replace(RUNS, fixes=("cuda-oom: halved",)))),
     at(3.0, phase=Phase.COLLECTING, attempt=1, machine=machine(starts=1, job=RUNS), over=True, verdict="done"),
-    at(3.25, phase=Phase.TERMINATING, attempt=1, over=True, doomed=(Doomed(7, 1.0, 0.0, "done"),)),
+    at(3.25, phase=Phase.TERMINATING, attempt=1, over=True, doomed=(PendingDestroy(7, 1.0, 0.0, "done"),)),
     at(
         3.5,
         phase=Phase.CLOSED,

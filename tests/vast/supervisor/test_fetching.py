@@ -23,7 +23,7 @@ from tests.vast.fakes.states import (
 from vast.ports import GONE, Host, Pulled, Status
 from vast.supervisor.decide import RULES, decide, destroy_due
 from vast.supervisor.machine_rules import KEY_PAUSE
-from vast.supervisor.state import Action, Do, Doomed, Observation, Phase
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase
 
 LIMITS = POLICY.deadlines
 
@@ -62,7 +62,7 @@ def test_a_machine_that_vanished_is_not_waited_for() -> None:
 
 def test_other_machines_are_destroyed_while_one_is_fetched_from() -> None:
     state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
-    state = replace(state, doomed=(Doomed(9, 1.0, 0.0, "extra"),))
+    state = replace(state, doomed=(PendingDestroy(9, 1.0, 0.0, "extra"),))
     assert after(state, 1010.0) == Action(Do.DESTROY, 1010.0, "extra", 9)
     for phase in (Phase.PROVISIONING, Phase.RUNNING, Phase.COLLECTING, Phase.TERMINATING):
         assert destroy_due in RULES[phase]
@@ -133,7 +133,11 @@ def test_a_key_is_attached_again_after_a_pause() -> None:
 
 
 def test_an_accepted_delete_is_given_time_to_become_true() -> None:
-    state = replace(START, phase=Phase.TERMINATING, doomed=(Doomed(5, 1.0, 0.0, "done"), Doomed(6, 1.0, 0.0, "away")))
+    state = replace(
+        START,
+        phase=Phase.TERMINATING,
+        doomed=(PendingDestroy(5, 1.0, 0.0, "done"), PendingDestroy(6, 1.0, 0.0, "away")),
+    )
     state = replace(state, look_at=9e9)
     accepted = then(state, Do.DESTROY, 1000.0, "accepted", instance_id=5)
     first, other = accepted.doomed
@@ -145,7 +149,7 @@ def test_an_accepted_delete_is_given_time_to_become_true() -> None:
 
 
 def test_delete_waits_for_its_pause_and_stops_at_a_proof() -> None:
-    one = Doomed(5, 1.0, 0.0, "done", tries=1, next_try=1000.0)
+    one = PendingDestroy(5, 1.0, 0.0, "done", tries=1, next_try=1000.0)
     state = replace(START, phase=Phase.TERMINATING, over=True, created_at=0.0, look_at=9e9)
     assert decide(Observation(999.0), replace(state, doomed=(one,)), POLICY).do is Do.WAIT
     assert decide(Observation(1000.0), replace(state, doomed=(one,)), POLICY).do is Do.DESTROY
