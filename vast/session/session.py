@@ -169,7 +169,8 @@ class Session:
         with suppress(OSError), self.folder.lines.open("a", encoding="utf-8") as file:  # a full disk ends no run
             file.write(f"{line}\n")
         self._show(lambda: self.view.look(line))
-        self._show_contact(seen.host)
+        if state.machine is not None and (not state.machine.denied or "key-denied" in state.alerts):
+            self._show_contact(seen.host)
 
     def _show_contact(self, host: Host | None) -> None:
         """Why the host cannot be used, such as ssh's own message or another host key: once for each new reason."""
@@ -189,7 +190,8 @@ class Session:
         meaning = MEANING.get(what, "see docs/vast.md")
         if what in ABOUT_CONTACT and not message:
             message = self._contact
-        self.say(f"alert: {what}: {meaning}" + (f"; the host: {message}" if message else ""))
+        source = "the market" if what == "refused" else "the host"
+        self.say(f"alert: {what}: {meaning}" + (f"; {source}: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
     def _call_hook(self, event: Event, why: str, state: RunState) -> None:

@@ -164,6 +164,7 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    refusal: str = ""  # the market's message, if it refused the last create
     settled: Dollars = 0.0  # for machines that are gone
     absences: int = 0  # trusted listings, apart in time, without any machine of this run
     absent_at: Seconds | None = None

@@ -18,7 +18,7 @@ from tests.vast.fakes.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
 from vast.commands import up as up_module
-from vast.ports import Address, Pulled
+from vast.ports import Address, Host, Pulled
 from vast.records.run_dir import folders
 from vast.rental import earlier_runs, preflight
 from vast.rental.image_registry import Found
@@ -272,6 +272,46 @@ def test_a_terminal_is_asked(world: World, answer: str, rented: int) -> None:
     done = world.vast("up", "stage3b", "--profile", "ci", input=answer)
     assert len(world.fake.market.rentals) == rented
     assert (done.exit_code == 0) == bool(rented)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "offers"),
+    [("403-scope", "the key may lack a scope", 1), ("spending", "the spending limit of the account", 1),
+     ("404", "two-factor authentication has expired", 1), ("409", "offer is being rented", 8), ("429", "too frequent", 8)],
+)  # fmt: skip
+def test_a_market_that_refuses_every_create_is_named_and_not_called_empty(
+    world: World, fault: str, words: str, offers: int
+) -> None:
+    for number in range(20, 30):
+        world.fake.market.add_offer(number)
+    world.fake.fail(fault, on="create")
+    done = world.vast(*UP)
+    assert json.loads(world.folder.report.read_text())["result"] == "refused", done.output
+    assert f"{words}" in done.stderr and "alert: refused: " in done.stderr
+    alert = next(line for line in done.stderr.splitlines() if "alert: refused: " in line)
+    assert words in alert and "; the market: " in alert
+    assert world.fake.count("create") == offers
+
+
+def test_why_ssh_fails_is_shown_and_a_fresh_machine_raises_no_alert(world: World) -> None:
+    changed = "wrong-host", "REMOTE HOST IDENTIFICATION HAS CHANGED"
+    refused = "unreachable", "ssh: connect to host 198.51.100.7 port 22: Connection refused"
+    before = [Host("denied", message="Permission denied (publickey)"), Host(*changed[:1], message=changed[1])]
+    real = world.shell.probe
+    seen: list[int] = []
+
+    def probe(addresses: tuple[Address, ...]) -> Host:
+        seen.append(1)
+        if len(seen) <= len(before):
+            return before[len(seen) - 1]
+        found = real(addresses)
+        return Host(refused[0], message=refused[1]) if world.shell.looks == 1 else found  # type: ignore[arg-type]
+
+    world.shell.probe = probe  # type: ignore[method-assign]
+    done = world.vast(*UP)
+    assert done.exit_code == 0, done.output
+    assert f"host {changed[0]}: {changed[1]}" in done.stderr and f"host unreachable: {refused[1]}" in done.stderr
+    assert "key-denied" not in done.stderr and "Permission denied" not in done.stderr
 
 
 @pytest.mark.parametrize(("endpoint", "fault"), [("list", "410"), ("list", "500"), ("show", "410")])
