@@ -52,7 +52,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
         unlock(root, Path(os.environ.get("HF_HOME") or HF_HOME))
     os.environ.update(secrets)
     os.environ.update(plan.environment)
-    os.environ["PREFILL_RUN_SERIAL"] = str(SERIALS + randbelow(SERIALS))  # no other machine names a run so
+    os.environ.update(PREFILL_RUN_SERIAL=str(SERIALS + randbelow(SERIALS)))  # no other machine names a run so
     words = fixes.job_arguments(arguments, plan.halvings, again=previous is not None)
     command = fixes.installing(plan.tool, [program, *words])
     runs_dir = runner.runs_directory([program, *words], os.environ.get("PREFILL_RUNS"), Path.cwd())

@@ -51,14 +51,14 @@ class VastAI:
         found = []
         for row in listed:
             try:
-                found.append(rows.offer(row))
+                found.append(rows.offer(row, query.down_gb))
             except rows.OddRow as odd:
                 self._client.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
             return None
         fitting = {one.id: one for one in found if rows.fits(one, query)}
-        order = sorted(fitting.values(), key=lambda one: (rows.price(one, query.interruptible) or 0.0, one.id))
+        order = sorted(fitting.values(), key=lambda one: (rows.rank(one, query), one.id))
         return tuple(order[: query.limit])
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:

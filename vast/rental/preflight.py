@@ -15,12 +15,14 @@ from jobs.estimate.gpus import GPU_NAMES
 from jobs.runs.rundir import resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
-from vast.marketplace.rows import gpu_name
+from vast.marketplace.rows import checks, gpu_name
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
+from vast.rental.image_needs import Needs
 from vast.secrets import Redactor, Secret
 
+WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
 TOOLS = ("ssh", "rsync", "ssh-keygen")
 UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
 
@@ -178,8 +180,24 @@ def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
     if found is None:
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
-        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", _what_is_in_the_way(cloud, query))
+        remedy = _what_is_in_the_way(cloud, query)
+        left = filters_left(cloud, query)
+        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", remedy + (f"; offers: {left}" if left else ""))
     return found
+
+
+def filters_left(cloud: Cloud, query: OfferQuery) -> str:
+    """How many offers each filter leaves, one after the other, where it leaves fewer. Empty if the market did not answer."""
+    wide = OfferQuery(query.gpu, query.gpus, disk_gb=query.disk_gb, interruptible=query.interruptible, limit=WIDE)
+    left = cloud.search(wide)
+    if left is None:
+        return ""
+    parts = [f"{len(left)} with {query.gpus} x {query.gpu or 'any GPU'}"]
+    for name, holds in checks(query)[1:]:
+        before, left = len(left), tuple(filter(holds, left))
+        if len(left) < before:
+            parts.append(f"{len(left)} with {name}")
+    return ", ".join(parts)
 
 
 def require_memory(estimate: Estimate | None, offer: Offer) -> None:
@@ -197,6 +215,10 @@ def bounds(query: OfferQuery) -> str:
         parts.append(f"at least {query.min_vram_gb:g} GB of memory")
     if query.max_dollars_per_hour is not None:
         parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
+    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
+    parts += [str(needs)] if needs != Needs() else []
+    parts += ["in a data center"] if query.datacenter else []
+    parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
     parts.append(f"reliability {query.min_reliability:g}, {query.min_down_mbit:g} Mbit/s, for {query.min_hours:g} h")
     return ", ".join(parts) + (", interruptible" if query.interruptible else "")
 

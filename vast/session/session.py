@@ -21,7 +21,7 @@ from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
-from vast.session.account_guard import AccountGuard, require_account
+from vast.session.account_guard import guarded
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
 from vast.session.memory_journal import MemoryJournal
@@ -80,8 +80,7 @@ class Session:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
             cloud = self.cloud
             if chosen.account is not None:
-                require_account(cloud, chosen.account, self.folder)
-                cloud = AccountGuard(cloud, chosen.account)
+                cloud = guarded(cloud, chosen.account, self.folder)
             self.supervisor = Supervisor(
                 chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,

@@ -74,6 +74,8 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
         state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
         absences=0, absent_at=None,
     )  # fmt: skip
+    if not isinstance(result, CreateResult) or result.outcome in ("created", "unclear"):
+        state = changed(state, traffic=state.traffic + offer.traffic)
     if isinstance(result, CreateResult) and result.outcome != "offer-gone":
         state = changed(state, refusal="" if result.outcome == "created" else result.message)
     outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
