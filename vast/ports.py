@@ -36,6 +36,12 @@ class Offer:
     hours_left: float  # until its owner takes it back
     direct_ports: int
     place: str = ""
+    cuda: float | None = None  # the latest version that the driver runs
+    driver: int | None = None  # major version
+    compute_cap: int | None = None  # 890 for 8.9
+    cpu_arch: str = ""
+    datacenter: bool = False
+    traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,14 @@ class OfferQuery:
     interruptible: bool = False
     banned_machines: frozenset[int] = frozenset()
     limit: int = 64
+    min_cuda: float = 0.0
+    min_driver: int = 0
+    compute_caps: tuple[int, ...] = ()  # what the image is built for; a later minor version of one of them fits too
+    cpu_arch: str = ""
+    regions: tuple[str, ...] = ()  # countries, by two letters
+    datacenter: bool = False  # only hosts in a data center
+    work_hours: float = 0.0  # expected: offers are ranked by what they cost for these
+    down_gb: float = 0.0  # that every machine loads: the image
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vast.ports import (
     Instance,
     Offer,
     OfferQuery,
+    Seconds,
 )
 from vast.secrets import Secret
 
@@ -36,6 +37,11 @@ class VastAI:
     def trouble(self) -> str:
         return self._client.trouble
 
+    @property
+    def skew(self) -> Seconds | None:
+        """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
+        return self._client.skew
+
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
         answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
         listed = answer.body.get("offers") if answer is not None and answer.ok else None
@@ -45,14 +51,14 @@ class VastAI:
         found = []
         for row in listed:
             try:
-                found.append(rows.offer(row))
+                found.append(rows.offer(row, query.down_gb))
             except rows.OddRow as odd:
                 self._client.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
             return None
         fitting = {one.id: one for one in found if rows.fits(one, query)}
-        order = sorted(fitting.values(), key=lambda one: (rows.price(one, query.interruptible) or 0.0, one.id))
+        order = sorted(fitting.values(), key=lambda one: (rows.rank(one, query), one.id))
         return tuple(order[: query.limit])
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:

@@ -39,6 +39,7 @@ REASONS: dict[str, Reason] = {
     "low-credit": Reason("stop"),
     "no-credit": Reason("stop", fetch=False),
     "no-offers": Reason("stop", fetch=False),
+    "refused": Reason("stop", fetch=False),  # the market refuses every create
     "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
     # the job ended, and may continue on its machine
     "cuda-oom": Reason("here", alert=False),

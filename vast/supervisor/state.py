@@ -164,6 +164,8 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    traffic: Dollars = 0.0  # of the machines so far, for loading the image
+    refusal: str = ""  # the market's message, if it refused the last create
     settled: Dollars = 0.0  # for machines that are gone
     absences: int = 0  # trusted listings, apart in time, without any machine of this run
     absent_at: Seconds | None = None
@@ -203,7 +205,7 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
 
 def spent(state: RunState, t: Seconds) -> Dollars:
     """Cost of the run at `t`, if every machine bills until its absence is proven."""
-    total = state.settled
+    total = state.settled + state.traffic
     for part in (state.machine, state.intent, *state.doomed):
         if part is not None:
             total += part.price * (t - part.since) / 3600
