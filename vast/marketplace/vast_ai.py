@@ -168,6 +168,13 @@ class VastAI:
             self._explain("ssh key", answer)
         return done
 
+    def set_label(self, instance_id: int, label: str) -> bool:
+        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        done = answer is not None and answer.ok and answer.body.get("success") is True
+        if not done:
+            self._explain("label", answer)
+        return done
+
     def logs(self, instance_id: int) -> str | None:
         """The container's log, polled for about 10 s: the service asks the host for it."""
         path = f"/api/v0/instances/request_logs/{instance_id}/"
@@ -189,6 +196,8 @@ class VastAI:
         if answer is None or not answer.ok or answer.body.get("success") is False:
             self._explain("account", answer)
             return None
+        if "credit" in answer.body and answer.body["credit"] is None:
+            return Account(None)  # not stated; the balance is not it
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:

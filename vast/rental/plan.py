@@ -13,7 +13,7 @@ from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name
 from vast.policy import Policy
-from vast.ports import Dollars, Offer, OfferQuery, Seconds
+from vast.ports import Dollars, Offer, OfferQuery, Seconds, hourly
 from vast.supervisor.state import Plan
 
 HOUR: Seconds = 3600.0
@@ -157,8 +157,7 @@ def plan_of(
 
 
 def price_of(offer: Offer, plan: Plan) -> Dollars:
-    """Dollars per hour: the bid of an interruptible contract, which is what it may come to cost."""
-    return plan.bid if plan.bid is not None else offer.dollars_per_hour
+    return hourly(offer, plan.bid)
 
 
 def overhead_hours(policy: Policy) -> float:

@@ -207,5 +207,18 @@ class FakeCloud:
             machine.no_ssh_until = -INF
         return True
 
+    def set_label(self, instance_id: int, label: str) -> bool:
+        world = self.world
+        machine = self._ours("label", instance_id)
+        if (
+            machine is None
+            or not self._call("label")
+            or "key-refused" in world.active
+            or "delete-refused" in world.active
+        ):
+            return False
+        machine.label = label
+        return True
+
     def logs(self, instance_id: int) -> str | None:
         return None

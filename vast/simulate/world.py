@@ -17,7 +17,9 @@ from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart")  # once it is up
+STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart",
+           "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
+CONTRACT = 72 * 3600.0  # seconds of every contract
 
 
 class World:
@@ -94,12 +96,12 @@ class World:
             self.active[mode] = fault  # the campaign acts on it
             return
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
-        if mode == "wall-jump":
+        if mode in ("wall-jump", "clock-wrong"):
             self.wall_shift += (fault.variant - 0.5) * 4 * 86400
             self.happened[mode] += 1
             return
         self.active[mode] = fault
-        if mode in ("own-network-down", "delete-refused", "key-refused"):
+        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica"):
             self.down.append((self.now, self.now + fault.lasts))
         self.at(self.now + fault.lasts, lambda: self._end(fault))
 
@@ -118,14 +120,31 @@ class World:
         self.machines[machine.id] = machine
         return machine
 
-    def rent(self, machine_id: int, label: str, loads: bool = True) -> SimulatedMachine:
+    def rent(
+        self,
+        machine_id: int,
+        label: str,
+        loads: bool = True,
+        dearer: float = 1.0,
+        late: float = 0.0,
+        ports: bool = True,
+    ) -> SimulatedMachine:
         """A new machine; half of them show in the listing late."""
         machine = self._machine(machine_id, label, self.now)
+        machine.price *= dearer
+        machine.end = self.now + CONTRACT
         self.ours.append(machine)
-        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140))
+        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140)) + late
         machine.faults = self.schedule.machines.get(machine.number, [])
         self.say(f"machine {machine.id} exists")
         modes = {fault.mode for fault in machine.faults}
+        if "no-price" in modes:
+            self.hit(machine, "no-price")
+            machine.priced = False
+        if not ports:
+            machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
+            machine.truth.add("host-fault")
+            return machine
         if not loads:
             machine.stopped, machine.message = True, "OCI runtime create failed"
             machine.truth.add("created-stopped")
@@ -206,6 +225,14 @@ class World:
         elif mode == "ends-soon":
             machine.end = self.now + 600 + 9000 * fault.variant
             self.at(machine.end, lambda: self._owner_takes_back(machine))
+        elif mode == "commands-hang":
+            machine.hangs_until, machine.renews = until, fault.variant < 0.5
+        elif mode == "slow-pull":
+            machine.slow = 60 + 1500 * fault.variant
+        elif mode == "nvml-error":
+            machine.glitches = 1
+        elif mode == "renamed":
+            machine.label = "my machine"
         elif mode == "outbid":
             self.end_job(machine, None)
             machine.stopped = True
