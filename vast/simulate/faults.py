@@ -59,7 +59,8 @@ FIELD = tuple(MODES)[30:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
-           "two-supervisors", "killed", "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong")  # fmt: skip  # all others: by machine
+           "two-supervisors", "killed",
+           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)
@@ -143,7 +144,8 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
             fault.lasts = rng.uniform(30, 120)
             fault.at = rng.choice((fault.at, work + rng.uniform(300, 1500)))
         if mode in ("odd-account", "odd-row"):
-            fault.lasts = rng.uniform(5, 40)
+            fault.lasts = rng.uniform(20, 50)
+            fault.at = rng.choice((fault.at, rng.uniform(300, 1500)))
         if mode == "clock-wrong":
             fault.at = 0.0
         made.times.append(fault)

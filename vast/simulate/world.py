@@ -19,7 +19,7 @@ WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
 STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart",
            "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
-CONTRACT = 72 * 3600.0  # seconds of every contract
+CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
 
 class World:
@@ -29,6 +29,7 @@ class World:
         self.now = 0.0
         self.wall_shift = 0.0
         self.watchdog, self.silent = watchdog, silent
+        self.bound = INF  # dollars per hour, of the policy
         self.machines: dict[int, SimulatedMachine] = {}
         self.ours: list[SimulatedMachine] = []
         self.foreign: list[SimulatedMachine] = []
@@ -55,6 +56,9 @@ class World:
             machine.running_at = machine.ssh_at = -900.0
             self.foreign.append(machine)
         for fault in schedule.times:
+            if fault.mode == "clock-wrong":  # from the beginning
+                self._begin(fault)
+                continue
             self.at(fault.at, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
 
     # ---- time ----------------------------------------------------------------------------------------------------------
@@ -132,6 +136,8 @@ class World:
         """A new machine; half of them show in the listing late."""
         machine = self._machine(machine_id, label, self.now)
         machine.price *= dearer
+        if dearer > 1:
+            machine.truth.add("dearer")
         machine.end = self.now + CONTRACT
         self.ours.append(machine)
         machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140)) + late
@@ -140,7 +146,7 @@ class World:
         modes = {fault.mode for fault in machine.faults}
         if "no-price" in modes:
             self.hit(machine, "no-price")
-            machine.priced = False
+            machine.priced, machine.price = False, self.schedule.price
         if not ports:
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
@@ -198,7 +204,14 @@ class World:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            if not blind and not machine.truth & {"no-ssh", "stranger", "key-denied", "offline", "container-restart"}:
+            if not blind and not machine.truth & {
+                "no-ssh",
+                "stranger",
+                "key-denied",
+                "offline",
+                "container-restart",
+                "commands-hang",
+            }:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")
             self.kill(machine, "its dead-man's switch")
@@ -283,6 +296,14 @@ class World:
             machine.no_ssh_until, machine.stranger_until, machine.offline_until, machine.denied_until, machine.ssh_at
         )
         return self.now >= until and not machine.stopped and machine.dead_at is None
+
+    def fetchable(self, machine: SimulatedMachine) -> bool:
+        """Whether a pull would bring its work home now."""
+        corrupt = any(begin <= self.now < end for begin, end in machine.partial)
+        blocked = (
+            corrupt or self.now < machine.hangs_until or self.active.keys() & {"local-disk-full", "own-network-down"}
+        )
+        return self.reachable(machine) and not blocked
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

@@ -9,6 +9,7 @@ vast/supervisor/observe.py counts signs over several polls; here the counts are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from vast.policy import Policy
@@ -183,7 +184,7 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
         return "the budget is used up"
     if obs.t >= state.cap_seconds - LEAD:
         return "the time is up"
-    if obs.t - state.waits_from >= policy.deadlines.collecting and not _is_held(obs, state, policy):
+    if obs.t - state.waits_from >= _patience(obs, state, policy) and not _is_held(obs, state, policy):
         return FETCH_DEADLINE
     if machine is None or not obs.looked or obs.account is None or not obs.network:
         return None
@@ -192,6 +193,18 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
     if machine.stopped >= 2 and machine.failed >= 2:
         return STOPPED
     return None
+
+
+def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
+    """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
+    as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
+    machine = state.machine
+    answers = (
+        machine is not None and machine.reached_at is not None and obs.t - machine.reached_at < policy.deadlines.away
+    )
+    if not answers:
+        return policy.deadlines.collecting
+    return math.inf if state.no_room_here else max(policy.deadlines.collecting, state.phase_since - state.pulled_at)
 
 
 def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:

@@ -66,8 +66,7 @@ def _hidden_for(state: RunState, t: float) -> float:
 
 
 def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: Policy) -> Action | None:
-    crashed = machine.job is not None and machine.job.phase == "ended" and machine.job.attempt > machine.judged
-    if machine.gpu_fault is not None and (crashed or confirmed(state, "gpu-fault")):
+    if machine.gpu_fault is not None and confirmed(state, "gpu-fault"):
         return verdict(obs, "gpu-fault")
     if not obs.network or obs.host is None or machine.ran_at is None:
         return None

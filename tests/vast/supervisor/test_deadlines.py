@@ -140,7 +140,7 @@ def test_a_lost_job_is_told_from_a_machine_that_was_started_again() -> None:
 def test_a_broken_gpu_is_the_machines_fault_whatever_the_job_says_of_its_end() -> None:
     assert twice(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
     crashed = job("ended", end_reason="bug", fingerprint="f")
-    assert ended(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
+    assert twice(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
     done = job("ended", end_reason="done", complete=True)
     assert ended(running(), 1000.0, host=host(done, gpu_fault="GPU is lost")) == "done"
 
