@@ -16,7 +16,7 @@ try:
     from app.commands.harness import harness
     from app.commands.report import report, runs
     from app.commands.run import check, run
-    from app.runtime.ending import Followed, TrainingEnded
+    from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
@@ -35,7 +35,7 @@ class _AboveBars(logging.Handler):
 
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except OSError:  # nobody reads any more: no reason to end a run
+        except OSError:  # a closed stderr is no reason to end a run
             self.handleError(record)
 
 
@@ -80,19 +80,19 @@ def main() -> int:
         else:
             click.echo(f"error: {_one_line(error)}", err=True)
         return error.exit_code
-    except click.exceptions.Abort:  # what click makes of KeyboardInterrupt
+    except click.exceptions.Abort:  # click's form of KeyboardInterrupt
         click.echo("error: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except TrainingEnded as error:  # all ranks ended together
+    except RunEnded as error:  # all ranks ended together
         if rank == 0:
             click.echo(f"error: {error}", err=True)
         return error.exit_code
-    except Followed as error:
+    except FollowerEnded as error:
         return error.exit_code
     except UserError as error:
         click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)
         return error.exit_code
-    except ModuleNotFoundError as error:  # what only some commands import
+    except ModuleNotFoundError as error:  # a module that only some commands import
         wrong = wrong_python(error)
         click.echo(f"error: {wrong}", err=True)
         return wrong.exit_code

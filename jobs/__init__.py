@@ -1,1 +1,1 @@
-"""What goes into a run and what comes out of it: typed schema, stage and profile YAML, run directories. No torch."""
+"""The input and the output of a run: typed schema, stage and profile YAML, run directories. No torch."""

@@ -38,7 +38,7 @@ class UserError(ValueError):
 
 
 def wrong_python(error: ImportError) -> UserError:
-    """What another Python than ours stumbles over. Raises `error` itself where the mistake is not the user's."""
+    """A user's mistake for the import error of another Python than ours. Raises `error` itself where it is a bug of ours."""
     remedy = "use .venv/bin/python, which make setup makes, or install requirements/base.lock with this one"
     if sys.version_info < _LEAST_PYTHON:
         found, least = (".".join(map(str, version)) for version in (sys.version_info[:2], _LEAST_PYTHON))
@@ -59,7 +59,7 @@ def make_command(
 
 
 def runs_setting(runs_dir: Path | None) -> str:
-    """What a make command needs so that it works on `runs_dir`; nothing for the usual place."""
+    """The setting with which a make command works on `runs_dir`; empty for the usual place."""
     return "" if runs_dir in (None, Path("runs")) else f" RUNS={shlex.quote(str(runs_dir))}"
 
 
@@ -80,7 +80,7 @@ class RunStateError(UserError):
 
 
 class ModelError(UserError):
-    """A model cannot do what is asked of it, such as take a custom attention mask."""
+    """A model lacks an ability that the command needs, such as to take a custom attention mask."""
 
 
 class DiskFull(UserError):

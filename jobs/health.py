@@ -1,9 +1,9 @@
 """Does the run that is being written here still move? `python -m jobs.health [RUNS_DIR]`, the image's health check.
 
-A trainer that hangs or is stopped keeps its process and its lock; what it stops is to get on. So a run is judged by when it
-last did, against what its phase may take without. Its heartbeat says when; the beats alone come out of a thread and mean only
-that the process lives. A heartbeat that does not say it, of older code, is judged by its own age. Only runs whose lock is
-held and names this host count: a container, whose host name is its id, that shares its runs with others judges its own.
+A hung trainer keeps its process and its lock, so we measure the time since its last progress against the limit of its phase.
+The heartbeat records that time; the beats themselves come out of a thread and prove only that the process lives. A heartbeat of
+older code, without that time, is judged by its own age. Only runs whose lock is held and names this host count: a container,
+whose host name is its id, judges its own runs where it shares the directory with others.
 
 Exit code 0: healthy, or no run is being written here. 1: a run stands still. 2: a setting is wrong.
 It is started every half minute beside a run: standard library only.
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
 UNHEALTHY = 1
 SETTING = "PREFILL_HEALTH_SILENCE"
 
-# Phase -> seconds it may take without getting on. A phase is the first word of the heartbeat's: "score base/prefix" is "score".
+# Phase -> seconds it may take without progress. A phase is the first word of the heartbeat's: "score base/prefix" is "score".
 SILENCE: Mapping[str, float] = {
-    "start": 1800,  # also what a run may take before its first beat
+    "start": 1800,  # also the limit until a run's first beat
     "load": 1800,  # the download of a model of 3B parameters, or the optimiser's state of a resumed run
     "data": 900,  # reading, tokenising, and the search for evaluation items among the examples
     "check": 600,
     "save": 900,
-    "compile": 180,  # counts as getting on for ten minutes at most
-    "train": 180,  # these get on with each micro-batch
+    "compile": 180,  # counts as progress for ten minutes at most
+    "train": 180,  # each micro-batch is progress
     "evaluate": 180,
     "score": 180,
 }
-WORKING = ("train", "evaluate", "score")  # what $PREFILL_HEALTH_SILENCE changes
+WORKING = ("train", "evaluate", "score")  # the phases that $PREFILL_HEALTH_SILENCE changes
 _OTHERWISE = "train"  # a phase that is not in the table is held to the strictest limit
 
 
@@ -59,7 +59,7 @@ class _Beat(NamedTuple):
     phase: str
     progress: str  # such as train 340/1200
     at: tuple[float, float]  # wall clock, monotonic clock
-    got_on: tuple[float, float]
+    last_progress: tuple[float, float]
 
 
 # ---- the judgement: no clock, no files -------------------------------------------------------------------------------
@@ -82,10 +82,10 @@ def limits(silence: str | None) -> dict[str, float]:
 def judge(
     beat: Mapping[str, Any] | None, run_age: float, monotonic: float, wall: float, limits: Mapping[str, float]
 ) -> HealthVerdict:
-    """Healthy unless the run last got on longer ago than its phase allows.
+    """Healthy unless the last progress is longer ago than the phase allows.
 
     Args:
-        beat: the content of heartbeat.json; None, or what is no beat, counts as none since the run was started.
+        beat: the content of heartbeat.json; None, or a malformed beat, counts as no beat since the run was started.
         run_age: seconds since then.
         monotonic, wall: the time now. The monotonic clock decides, since nobody can set it; it begins anew when the
             machine does, so that a beat from its future is judged by the wall clock.
@@ -97,13 +97,13 @@ def judge(
         if silent <= allowed:
             return HealthVerdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
         return HealthVerdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
-    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.got_on))
+    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.last_progress))
     allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
     if silent > allowed:
         return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
     if stuck > allowed:
         return HealthVerdict(
-            False, f"{last.progress}: it beats and has not got on for {stuck:.0f} s, {_remedy(allowed)}"
+            False, f"{last.progress}: it beats, but made no progress for {stuck:.0f} s, {_remedy(allowed)}"
         )
     return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
 
@@ -137,7 +137,7 @@ def _times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
 
 
 def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) -> Iterator[tuple[str, HealthVerdict]]:
-    """The id of each run below `runs_dir` that a process of `host` writes, and what is to be said of it."""
+    """The id of each run below `runs_dir` that a process of `host` writes, with the verdict on it."""
     for path in sorted(runs_dir.glob("*/*/lock")):
         try:
             written_here = _holder_host(path.read_text(encoding="utf-8")) == host and lock.is_held(path)

@@ -109,7 +109,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer stated explicitly that there is no such instance."""
+    """The one value GONE: an authenticated answer that explicitly has no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -135,7 +135,8 @@ Destroyed = Literal["accepted", "unclear"]  # neither proves absence
 @dataclass(frozen=True)
 class Account:
     credit: Dollars | None  # None: the service did not state it
-    at: Seconds | None = None  # unix time of the answer, by the service's clock (the Date header)
+    id: int | None = field(default=None, compare=False)  # None: the market has no account numbers
+    at: Seconds | None = field(default=None, compare=False)  # unix time of the answer, by the service's clock
 
 
 class Cloud(Protocol):
@@ -157,14 +158,12 @@ class Cloud(Protocol):
 
 # ---- the host -------------------------------------------------------------------------------------------------------------
 
-Contact = Literal[
-    "ok", "unreachable", "denied", "stranger"
-]  # stranger: the wrong host, the nonce of the run does not match
+Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: the nonce of the run does not match
 
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, from its own report."""
+    """The dead-man's switch on the host, as the host reports it."""
 
     armed: bool
     lease_age: Seconds
@@ -208,7 +207,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """The result of a pull. `verified`: every file in the manifest is here with its sha256."""
+    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
@@ -222,23 +221,23 @@ class Pulled:
 class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
-    def look(self, addresses: tuple[Address, ...]) -> Host: ...
+    def probe(self, addresses: tuple[Address, ...]) -> Host: ...
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Send the local copy of the run, with its newest checkpoint, to a new host, which resumes from it."""
+        """Send the local copy of the run, with its newest checkpoint, to a new host, which continues it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Make the job write a checkpoint and end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Fetch new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+        """Pull new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
 
-    def home(self) -> Pulled | None:
-        """The verified local copy, without contact to the host: after a restart it replaces a lost answer."""
+    def local_copy(self) -> Pulled | None:
+        """The verified local copy, without asking the host: after a restart, in place of a lost answer."""
 
     def network_is_up(self) -> bool:
         """Whether our own network works: a probe independent of the host."""

@@ -1,4 +1,4 @@
-"""`estimate`: what a stage will need, before anything is started. No torch: it also prices a stage for a rented machine."""
+"""`estimate`: the memory and time of a stage, before it is started. No torch: it also prices a stage for a rented machine."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:
         click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
-        for what, text in _rows(found):
-            click.echo(f"  {what:<12} {text}")
+        for name, text in _rows(found):
+            click.echo(f"  {name:<12} {text}")
     if found.lack:
         raise ConfigError(f"{stage} with profile {job.profile.name}", found.lack, found.remedy)
 

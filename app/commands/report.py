@@ -1,4 +1,4 @@
-"""`report` and `runs`: what the run directories hold."""
+"""`report` and `runs`: the content of the run directories."""
 
 from __future__ import annotations
 

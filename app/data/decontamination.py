@@ -72,7 +72,7 @@ class OverlapReport:
 
 
 def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
-    """The examples that share no text with any of `items`, in their order, and what was dropped for which item.
+    """The examples that share no text with any of `items`, in their order, and how many were dropped for which item.
 
     Runs of words are compared by 64-bit hashes; 20,000 examples against 14,000 items take a few seconds.
     """

@@ -1,4 +1,4 @@
-"""Training examples: records of any source -> token ids of prompt and response, with a count of all that was dropped.
+"""Training examples: records of any source -> token ids of prompt and response, with a count of every example that was dropped.
 
 The response ends with the tokenizer's end-of-sequence token. Nothing is truncated: what is longer than `max_length` is
 dropped and counted. Where prompt and response meet in tokens: `app.data.tokenize`.
@@ -44,7 +44,7 @@ class TokenExample:
 
 @dataclass
 class DataReport:
-    """What was read, what was dropped and why, and what is left."""
+    """How many examples were read, dropped (by reason) and kept."""
 
     source: str
     format: str
@@ -163,7 +163,7 @@ def _distinct(records: Iterable[Record], report: DataReport) -> list[_Keyed]:
 def _sample(records: list[_Keyed], limit: int | None, report: DataReport) -> list[_Keyed]:
     if limit is None or limit >= len(records):
         return records
-    # the hash's last digits: its first decide the split, and a sample by those would be all evaluation
+    # Sort by the hash's tail: its head picks the split, so sorting by it would select only evaluation examples.
     chosen = {keyed.key for keyed in sorted(records, key=lambda keyed: keyed.key[-16:])[:limit]}
     report.dropped_limit = len(records) - limit
     return [keyed for keyed in records if keyed.key in chosen]

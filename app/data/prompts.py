@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Content:
-    """A row's fields, checked, before any format: what the choices are and where they stand."""
+    """A row's fields, checked, before any format: the choices and their place."""
 
     before: str  # hellaswag: ctx_a; piqa, arc: the question; winogrande: text before the blank
     choices: tuple[str, ...]
@@ -176,7 +176,7 @@ def harness_winogrande(row: Content) -> Rendered:
 
 
 def reference_winogrande(row: Content) -> Rendered:
-    context = re.sub(r"\s+", " ", row.before)  # the trailing space stays: that is what was measured
+    context = re.sub(r"\s+", " ", row.before)  # the trailing space stays, as in the measured runs
     continuations = tuple(_collapsed(f"{option}{row.after}") for option in row.choices)
     pairs = tuple(Pair(context, continuation) for continuation in continuations)
     return Rendered(pairs, tuple(map(len, continuations)), "", _sentences(row))

@@ -80,7 +80,7 @@ class Example:
 
 
 def content(record: Record) -> str:
-    """The record's words without any template: what duplicates, the split and the overlap check go by.
+    """The record's words without any template, for the overlap check.
 
     A template must not enter: some chat templates write today's date.
     """
@@ -131,7 +131,7 @@ def render(record: Question | Instruction | Conversation, template: Template, to
 
 
 def _fields(record: Question | Instruction) -> tuple[str, str, str, str]:
-    """What comes first, what second, the answer, and the lead of the second."""
+    """The first part, the second part, the answer, and the lead of the second."""
     if isinstance(record, Question):
         return record.passage.strip(), record.question.strip(), record.answer.strip(), "Question: "
     return record.instruction.strip(), record.input.strip(), record.output.strip(), ""

@@ -26,7 +26,7 @@ def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None)
             continue
         try:
             loaded = datasets.load_from_disk(str(path))
-        except IndexError:  # what datasets 5.2 raises for a saved dataset without rows
+        except IndexError:  # datasets 5.2, for a saved dataset without rows
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
             fact = f"not a readable saved dataset ({_first_line(error)})"
@@ -51,7 +51,7 @@ def hub_rows(name: str, config: str | None, split: str, limit: int | None = None
 
     try:
         loaded = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:  # what hub client and dataset builders raise
+    except (OSError, ValueError, RuntimeError) as error:  # of the hub client and of dataset builders
         where, fact = f"hub dataset {name}{f' ({config})' if config else ''}", f"split {split!r} cannot be loaded"
         remedy = "check the name and the network, or use data of source embedded or path"
         raise DataError(where, f"{fact} ({_first_line(error)})", remedy) from error

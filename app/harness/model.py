@@ -3,14 +3,14 @@
     python -m app harness --mask prefix --tasks sciq,nq_open
     python -m app.harness --model prefill --model_args profile=embedded,mask=prefix --tasks sciq    (lm_eval's own options)
 
-What is the prefix, that is read in both directions under `prefix`:
+The prefix, which is bidirectional under `prefix`, is
 
     loglikelihood          the context, few-shot examples and chat template included
     loglikelihood_rolling  the context of each window: one token, but for the last window of a text longer than the model's
-                           context, where it is what earlier windows have scored already (drawn in docs/harness.md)
-    generate_until         the prompt; what is generated is causal
+                           context, where it is tokens that earlier windows have scored (drawn in docs/harness.md)
+    generate_until         the prompt; generated tokens are causal
 
-A context too long is cut from the left, as the harness does, and what is left of it stays the prefix; cuts are counted.
+A context too long is cut from the left, as the harness does, and the rest of it stays the prefix; cuts are counted.
 Not covered: several processes, sampling, beams, images.
 """
 
@@ -42,13 +42,15 @@ try:
     from lm_eval.models.utils import has_bos_prefix
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+    from app.harness.fewshot import leave_scored_item_out
     from app.harness.generate import Answers
 except ModuleNotFoundError as error:
     raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
 
 log = logging.getLogger(__name__)
-LEAKS = "mask bidirectional LEAKS: each answer token sees itself, so these numbers say little"
+LEAKS = "mask bidirectional LEAKS: each answer token sees itself, so these numbers mean little"
+leave_scored_item_out()
 
 
 @register_model("prefill")
@@ -59,8 +61,8 @@ class PrefillLM(TemplateLM):
         mask: causal, prefix or bidirectional (leaks; loglikelihood only). Required.
         profile, model, runs_dir, dtype: as the options of `python -m app loglikelihood`.
         batch_tokens: padded tokens a batch; the harness's batch_size is not used.
-        max_gen_toks: tokens generated at most, for tasks that do not say.
-        device: cpu, or what the profile says. loaded: a model in memory, in place of the profile's.
+        max_gen_toks: tokens generated at most, for tasks that set no number.
+        device: cpu, or the profile's. loaded: a model in memory, in place of the profile's.
 
     Raises:
         UserError: an unknown argument, mask, profile or checkpoint, or a model on which the mask's laws do not hold.
@@ -91,7 +93,7 @@ class PrefillLM(TemplateLM):
         if self.leaks:
             log.warning(LEAKS)
 
-    # ---- what the harness asks of a model ----------------------------------------------------------------------------
+    # ---- the harness's interface of a model --------------------------------------------------------------------------
 
     @property
     def device(self) -> Any:
@@ -138,7 +140,7 @@ class PrefillLM(TemplateLM):
         return str(text)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into `config` of its results."""
+        """Facts that the harness writes into `config` of its results."""
         model = self.loaded
         return {"mask": self.mask, "leaks": self.leaks, "profile": self.profile, "origin": model.origin,
                 "model_num_parameters": model.model.num_parameters(), "model_dtype": model.dtype,
@@ -187,7 +189,7 @@ class PrefillLM(TemplateLM):
         return [(one.logprob, one.greedy) for one in scored]
 
     def _fit(self, request: Request) -> Request:
-        """The last tokens of the context, as many as fit. The last token of all predicts nothing and needs no room,
+        """Cut the context from the left to the model's length. The last token of all predicts nothing and needs no room,
         unless the mask leaks: then all are fed."""
         room = self.max_length + (not self.leaks) - len(request.continuation)
         if not request.continuation or room < 1:
@@ -231,7 +233,7 @@ class PrefillLM(TemplateLM):
 
 
 def _load(profile: str, model: str | None, runs_dir: str | None, dtype: str | None, device: str | None) -> Loaded:
-    # The harness asks for cuda:0 unless told otherwise, and takes the CPU where there is none: so does `device: auto`.
+    # The harness asks for cuda:0 by default, and takes the CPU where there is none: so does `device: auto`.
     if device not in (None, "cpu", "cuda", "cuda:0"):
         raise ConfigError("device", f"expected cpu or cuda, found {device}", "choose a GPU with CUDA_VISIBLE_DEVICES")
     chosen = resolve("stage1", profile, sets=["model.device=cpu"] if device == "cpu" else []).profile

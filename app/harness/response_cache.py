@@ -1,4 +1,4 @@
-"""Whose answers a response cache of lm-evaluation-harness (`--use_cache`) holds: it does not say so itself."""
+"""Whose answers a response cache of lm-evaluation-harness (`--use_cache`) holds; the file itself does not record it."""
 
 from __future__ import annotations
 

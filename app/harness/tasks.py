@@ -1,8 +1,8 @@
 """lm-evaluation-harness's own tasks, over the embedded data where it has them, and an evaluation of them.
 
 Everything about a task is the harness's: prompts, choices, metrics. Only where its rows come from is replaced, and with it
-the split: the embedded data holds validation splits (and MMLU's three), so few-shot examples come out of those as well;
-the harness leaves the item itself out of its own examples.
+the split: the embedded data holds validation splits (and MMLU's three), so few-shot examples come out of those as well, without
+the scored item (app/harness/fewshot.py).
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def build(tasks: Any, names: Sequence[str], mask: Mask) -> list[Any]:
 
 def evaluate(lm: Any, tasks: Any, built: Sequence[Any], *, limit: int | None = None, num_fewshot: int | None = None,
              chat: bool = False, samples: bool = False) -> dict[str, Any]:  # fmt: skip
-    """The harness's results; task names of a mask that leaks say so."""
+    """The harness's results; task names of a mask that leaks are marked."""
     results: dict[str, Any] = simple_evaluate(
         model=lm, tasks=list(built), task_manager=tasks, limit=limit, num_fewshot=num_fewshot, apply_chat_template=chat,
         log_samples=samples, bootstrap_iters=1000,

@@ -96,7 +96,7 @@ def _bounded(noun: str, node: dict[str, Any]) -> str:
 
 
 def remedy_for(found: object, choices: list[dict[str, Any]]) -> str:
-    """How to write what was probably meant."""
+    """How to write the value that was probably meant."""
     if not isinstance(found, str):
         return ""
     names = [name for choice in choices for name in choice.get("enum", [])]

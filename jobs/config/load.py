@@ -22,7 +22,7 @@ from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding")  # what --set may change of a profile, beside the keys of the stage
+_OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
 _NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
 
 
@@ -86,7 +86,7 @@ class Job:
         """sha256 of all that affects the results: equal fingerprints mean the same experiment.
 
         Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
-        may go on with others; and the profile's sections for training and scoring: what applies of them is in the stage already.
+        may go on with others; and the profile's sections for training and scoring: their values are in the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         job = self.to_dict()

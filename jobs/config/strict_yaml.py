@@ -82,7 +82,7 @@ def show(value: object) -> str:
 
 
 def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...]) -> None:
-    """Refuse what PyYAML lets pass: a key given twice (the last would win), an anchor inside itself, 010 and 1:30."""
+    """Refuse input that PyYAML accepts: a key given twice (the last would win), an anchor inside itself, 010 and 1:30."""
     line = node.start_mark.line + 1
     if id(node) in parents:
         raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")

@@ -1,4 +1,4 @@
-"""From pydantic's complaints to ours: file, key path, what is expected, what was found, and the nearest valid name.
+"""From pydantic's complaints to ours: file, key path, expected value, value found, and the nearest valid name.
 
 A stage is laid together from layers: its YAML, the profile, the command line. Each layer is checked alone, so that a
 bad value is reported in the file it came from, and then their sum, where a mistake is blamed on the last layer that
@@ -31,7 +31,7 @@ class Layer:
 
 
 def merge(below: object, above: object) -> Any:
-    """Mappings merge key by key; anything else is replaced by what lies above it."""
+    """Mappings merge key by key; anything else is replaced by the value above it."""
     if not isinstance(above, Mapping):
         return above
     kept = below if isinstance(below, Mapping) else {}
@@ -56,7 +56,7 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
 
 
 def check_part(model: type[BaseModel], layer: Layer) -> None:
-    """Check one layer alone: what it says must be right; what it leaves to other layers is not asked for."""
+    """Check one layer alone: its values must be right; keys that other layers give may be missing."""
     try:
         model.model_validate(layer.values)
     except ValidationError as error:
@@ -88,7 +88,7 @@ def _existing(loc: Path_, values: Any) -> Path_:
 
 
 def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:
-    """The last layer that says something at one of the paths; failing that, the first."""
+    """The last layer with a value at one of the paths; failing that, the first."""
     for layer in reversed(layers):
         if any(_existing(path, layer.values) == path for path in paths):
             return layer

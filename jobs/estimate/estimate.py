@@ -1,7 +1,7 @@
 """What a job will need: memory, hours, tokens. Pure arithmetic from the job and a table of GPUs; nothing is loaded.
 
 It is made before a run, to refuse one that cannot fit and to price one on a rented machine; the run keeps it, and the
-report sets the actual numbers beside it. The constants are measured (docs/log.md), and each says on what.
+report sets the actual numbers beside it. The constants are measured (docs/log.md), each with its hardware.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Estimate:
     """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
 
     hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
-    within the memory. checkpointing: of gradients, also where the stage says auto. remedy: what makes it fit, if it does
+    within the memory. checkpointing: of gradients, also under auto. remedy: what makes it fit, if it does
     not. unknown: why something is None.
     """
 
@@ -176,8 +176,8 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
 def _step_seconds(
     train: Train, shape: Shape, gpu: Gpu, gpus: int, sharding: Sharding, mean: float, peak: float
 ) -> float:
-    """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and what of the
-    traffic between GPUs is waited for."""
+    """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and the part
+    of the traffic between GPUs that is not hidden behind them."""
     share = TRAIN_FRACTION
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0

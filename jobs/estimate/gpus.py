@@ -1,7 +1,7 @@
 """GPUs by the names that Vast.ai and NVIDIA's driver give them: how fast, how much memory. From the data sheets.
 
 A name is read whatever its case, spaces and hyphens: `RTX 4090`, `RTX_4090` and `NVIDIA GeForce RTX 4090` are one. Where a
-GPU is sold with several memories, `-80GB` says which; without it the smallest is assumed.
+GPU is sold with several memories, `-80GB` names one; without it the smallest is assumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from jobs.config.expected import nearest
 from jobs.errors import ConfigError
 
-# Assumed, not measured: about two thirds of what a data sheet says one way, three quarters for the H100 and H200. Cards that may
+# Assumed: two thirds of a data sheet's number for one direction, three quarters for the H100 and H200. Cards that may
 # have an NVLink bridge are taken to have none.
 PCIE = 20.0
 _NVLINK = {"B200": 600.0, "H200": 330.0, "H100_SXM": 330.0, "GH200": 330.0, "A100_SXM4": 200.0}
@@ -23,7 +23,7 @@ class Gpu:
     """One GPU. Dense arithmetic in TFLOP/s with fp32 accumulation, memory in GB of 2**30 bytes, bandwidth in GB/s.
 
     bf16: 0 where the GPU has none, so that training falls back to fp32. link: GB/s that an all-reduce between GPUs of one
-    host achieves on each GPU's way out, which is what NCCL's tests call bus bandwidth.
+    host achieves on each GPU's way out: the bus bandwidth of NCCL's tests.
     """
 
     name: str

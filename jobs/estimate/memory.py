@@ -28,7 +28,7 @@ _LOGIT_BYTES = 12
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
-SPARE = 0.95  # of that, what a job may take that goes without gradient checkpointing by itself
+SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
 
 
 def with_sizes(job: Job, shape: Shape) -> Job:
@@ -96,7 +96,7 @@ def _most_tokens(train: Train, mean: float, gpus: int) -> float:
     longest = min(train.max_length, 5 * mean)  # example
     if not train.packing:
         return train.micro_batch_size * longest
-    row = max(train.pack_tokens or PACKED, longest)  # what is longer than a row is one by itself
+    row = max(train.pack_tokens or PACKED, longest)  # a longer example is a row by itself
     several = _most_passes(train, mean, gpus) > 1
     return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
 
@@ -138,12 +138,12 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
     }
     if sharding == "ddp" and _most_passes(train, mean, gpus) > 1:
-        # DDP keeps its buckets for good. The passes before the last, which exchange nothing, add up in gradients of their
-        # own; where a step is one pass, gradients are made in the buckets.
+        # DDP keeps its buckets. With accumulation, local gradients exist beside them; otherwise gradients live in the
+        # buckets.
         parts["buckets"] = 4.0 * trained / GB
     if spread:
-        # What is gathered whole, in the precision of the arithmetic: the embedding from start to end, a layer and the one
-        # fetched ahead of it; and one of these with its gradient, once so and once in the float32 that is sent.
+        # Gathered whole, in the precision of the arithmetic: the embedding throughout, a layer and the prefetched next one;
+        # and one of these with its gradient, once in that precision and once in float32 for the exchange.
         width = 2.0 if half else 4.0
         layer, embedding = shape.layer_parameters, shape.embedding_parameters
         parts["whole"] = (width * (embedding + 2 * layer) + (width + 4.0) * max(layer, embedding)) / GB

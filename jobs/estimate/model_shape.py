@@ -74,7 +74,7 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
     if found := _SIZE.search(name):
         size = float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6)
         return _of_size(int(size)), f"a typical model of the size in its name, {found[0]}"
-    return None, f"the name {name} says no size, and only the hub knows its config"
+    return None, f"the name {name} holds no size, and only the hub knows its config"
 
 
 def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, str]:

@@ -1,4 +1,4 @@
-"""What makes a job fit that does not. Everything said here was tried on the same estimate: applied, it fits."""
+"""Changes that make a job fit. Each was tried on the same estimate: applied, the job fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.estimate.model_shape import Shape
 
 ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
 EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
-_HALVINGS = 7  # of score.batch_tokens at most; what is left then is the weights
+_HALVINGS = 7  # of score.batch_tokens at most; the weights alone remain then
 _MANY = (2, 4, 8)  # GPUs of a machine
 
 

@@ -48,7 +48,7 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 
 @contextmanager
 def io_errors_reported(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses inside the block into DiskFull or RunStateError."""
+    """Turn the operating system's errors inside the block into DiskFull or RunStateError."""
     with disk_full_reported(path):
         try:
             yield
@@ -60,7 +60,7 @@ def io_errors_reported(path: Path) -> Iterator[None]:
 
 
 def _owner(path: Path, error: OSError) -> str:
-    """Of whom a directory is that this process may not write to: in a container, that explains it."""
+    """Names the owner of a directory that this process cannot write: in a container, that is the reason."""
     if error.errno not in (errno.EACCES, errno.EPERM):
         return ""
     for there in (path, *path.parents):
@@ -125,7 +125,7 @@ def finite(value: object) -> float | None:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove what a killed writer left in `directory`."""
+    """Remove the temporary files that a killed writer left in `directory`."""
     for leftover in directory.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -150,7 +150,7 @@ class SampleWriter:
 
 
 class JsonlLog:
-    """A file of JSON lines that grows while a run goes on; a line is with the kernel before `append` returns."""
+    """A file of JSON lines that grows during a run; a line is with the kernel before `append` returns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A run as the processes see it that do not write it: they may read, and what they would write is left to rank 0."""
+"""A run for the processes other than rank 0: they may read it, and only rank 0 writes."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
     stage.yaml        the job as resolved, its fingerprint, the runs it started from
     environment.json  estimate.json  heartbeat.json  metrics.json  samples.jsonl  train_log.jsonl  eval_log.jsonl  log.txt
     checkpoints/  final/
-    failed.json       why the last attempt ended, if it could still say so; attempts.jsonl: earlier ones
+    failed.json       why the last attempt ended, if it could still be written; attempts.jsonl: earlier ones
     manifest.json     size and sha256 of every file
     summary.json      written last, by rename: its presence is what "complete" means
 """
@@ -79,7 +79,7 @@ class RunDir(RunFiles):
 
     @classmethod
     def reopen(cls, path: Path) -> RunDir:
-        """A failed or interrupted run, to go on with. Raises RunStateError if it is complete or in use."""
+        """A failed or interrupted run, to be resumed. Raises RunStateError if it is complete or in use."""
         run = cls.open(path)
         with atomic.io_errors_reported(path):
             run._lock = lock.hold(path / "lock")
@@ -121,7 +121,7 @@ class RunDir(RunFiles):
         self._write_json("environment.json", environment)
 
     def write_estimate(self, estimate: Mapping[str, Any]) -> None:
-        """estimate.json: what the run was expected to need, from `Estimate.to_dict()`."""
+        """estimate.json: the memory and time that the run was expected to need, from `Estimate.to_dict()`."""
         self._write_json("estimate.json", estimate)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ class RunDir(RunFiles):
         clock: Clock = time,
         since_progress: float = 0.0,
     ) -> None:
-        """Say that the run is alive, how far it is, and when it last got on: `since_progress` seconds ago.
+        """Record that the run is alive, how far it is, and when its last progress was: `since_progress` seconds ago.
 
         The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
         busy with a checkpoint of 41 GB, it would come minutes late.
@@ -183,7 +183,7 @@ class RunDir(RunFiles):
     def fail(self, exit_code: int, message: str) -> None:
         """Write why this attempt ended; a complete run stays complete.
 
-        On a full disk it cannot be said: the run then counts as interrupted.
+        On a full disk it cannot be written: the run then counts as interrupted.
         """
         if self.state() == "complete":
             return

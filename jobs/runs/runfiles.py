@@ -1,11 +1,11 @@
-"""What a run's directory says: the names of its files, its state, their content. Reading only; `jobs.runs.rundir` writes.
+"""A run's directory as read: the names of its files, its state, their content. Only `jobs.runs.rundir` writes.
 
 state        summary.json   lock held   failed.json
 complete     yes            any         any
 running      no             yes         any
 failed       no             no          yes
 interrupted  no             no          yes        stopped by a signal, after a checkpoint
-interrupted  no             no          no         killed: it had no time to say anything
+interrupted  no             no          no         killed: it had no time to write a reason
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class RunFiles:
             return not (self.path / "failed.json").exists()
 
     def read_job(self) -> dict[str, Any]:
-        """stage.yaml: what `Job.from_dict` takes, with the keys fingerprint and init_runs."""
+        """stage.yaml: the record that `Job.from_dict` takes, with the keys fingerprint and init_runs."""
         path = self.path / "stage.yaml"
         return strict_yaml.read(path, str(path))
 

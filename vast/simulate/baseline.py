@@ -80,7 +80,7 @@ class OldWatcher:
             self._sleep(POLL)
             if world.now > world.schedule.cap_seconds or world.bill(world.now) > world.schedule.cap_dollars:
                 return "cap"
-            host = shell.look(addresses)
+            host = shell.probe(addresses)
             if host.contact != "ok" or host.job is None:
                 return "lost"
             if host.job.phase == "ended":

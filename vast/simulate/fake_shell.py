@@ -30,7 +30,7 @@ class FakeShell:
         if now < machine.no_ssh_until or (machine.direct_dead and addresses[0].host.startswith("direct")):
             return "unreachable", None
         if now < machine.stranger_until:
-            return "stranger", machine
+            return "wrong-host", machine
         if now < machine.denied_until:
             return "denied", None
         return "ok", machine
@@ -52,13 +52,13 @@ class FakeShell:
             return None
         return machine
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
         world = self.world
         contact, machine = self._reach(addresses, 2.0)
-        if contact == "stranger":
+        if contact == "wrong-host":
             # more than an adapter would pass on from a wrong host
             return Host(
-                "stranger", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
+                "wrong-host", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
             )
         if contact != "ok" or machine is None:
             return Host(contact)
@@ -153,9 +153,9 @@ class FakeShell:
         world.home_step = max(world.home_step, step)
         world.home_complete |= complete
         world.say(f"pulled step {step}{', complete' if complete else ''}")
-        return self.home()
+        return self.local_copy()
 
-    def home(self) -> Pulled | None:
+    def local_copy(self) -> Pulled | None:
         world = self.world
         step = world.home_step
         return (

@@ -18,7 +18,7 @@ MODES: dict[str, int] = {
     "bad-image": 6,
     "no-ssh": 7,
     "key-denied": 8,
-    "stranger": 9,
+    "wrong-host": 9,
     "own-network-down": 10,
     "offline": 11,
     "outbid": 12,
@@ -150,7 +150,7 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
             fault.at = 0.0
         made.times.append(fault)
         return
-    if mode in ("offline", "no-ssh", "stranger") and rng.random() < 0.3:
+    if mode in ("offline", "no-ssh", "wrong-host") and rng.random() < 0.3:
         fault.lasts = float("inf")
     if mode in ("no-ssh", "key-denied") and rng.random() < 0.3:
         fault.at = 0.0

@@ -38,9 +38,9 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "stranger", "offline", "key-denied", "container-restart", "commands-hang"}),
+    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
     "unguarded": frozenset({"container-restart"}),
-    "host-lost": frozenset({"no-ssh", "stranger", "offline", "outbid", "dead-man", "ends-soon"}),
+    "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
     "gpu-fault": frozenset({"gpu-fault"}),
     "image": frozenset({"image"}),
@@ -69,7 +69,7 @@ def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> N
         if not world.happened["market-hidden"] + world.happened["bad-listing"]:
             world.violate("unknown", "market, and it has hidden nothing")
     elif reason == "budget":
-        rate = sum(one.price for one in world.alive()) or 2 * world.schedule.price  # one to rent, one not proven gone
+        rate = sum(one.price for one in world.alive()) + 2 * world.schedule.price  # one to rent, one not proven gone
         if world.bill(world.now) + rate * 0.5 < world.schedule.cap_dollars * 0.9 and not _price_unknown(world):
             world.violate("unknown", f"budget, but the bill is ${world.bill(world.now):.2f}")
     elif reason == "low-credit" and world.credit_ends == INF:
@@ -99,7 +99,14 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
 
 def _price_unknown(world: World) -> bool:
     """Whether machines of unknown number or price must be counted beside the bill."""
-    unknown = {"create-ambiguous", "crash-after-create", "late-create", "delete-refused"}
+    unknown = {
+        "create-ambiguous",
+        "crash-after-create",
+        "late-create",
+        "delete-refused",
+        "own-network-down",
+        "key-refused",
+    }
     return bool(unknown & world.happened.keys() or world.supervisor_down)
 
 

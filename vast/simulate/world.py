@@ -17,7 +17,7 @@ from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "stranger", "offline", "ends-soon", "outbid", "container-restart",
+STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
            "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
@@ -204,14 +204,8 @@ class World:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            if not blind and not machine.truth & {
-                "no-ssh",
-                "stranger",
-                "key-denied",
-                "offline",
-                "container-restart",
-                "commands-hang",
-            }:
+            lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
+            if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")
             self.kill(machine, "its dead-man's switch")
@@ -228,7 +222,7 @@ class World:
             machine.no_ssh_until, machine.no_ssh_key = until, fault.variant < 0.3
         elif mode == "key-denied":
             machine.denied_until = INF
-        elif mode == "stranger":
+        elif mode == "wrong-host":
             machine.stranger_until = until
         elif mode == "offline":
             machine.offline_until = until
@@ -245,7 +239,7 @@ class World:
         elif mode == "nvml-error":
             machine.glitches = 1
         elif mode == "renamed":
-            machine.label = "my machine"
+            machine.label = "my machine" if machine.job is not None else machine.label  # by a person who saw it at work
         elif mode == "outbid":
             self.end_job(machine, None)
             machine.stopped = True

@@ -202,7 +202,7 @@ def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
     answers = (
         machine is not None and machine.reached_at is not None and obs.t - machine.reached_at < policy.deadlines.away
     )
-    if not answers:
+    if not answers or obs.asked or state.verdict == "asked":
         return policy.deadlines.collecting
     return math.inf if state.no_room_here else max(policy.deadlines.collecting, state.phase_since - state.pulled_at)
 

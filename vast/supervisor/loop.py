@@ -67,7 +67,7 @@ class Supervisor:
         self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
-            here = shell.home()  # an earlier run of this job may have left a checkpoint
+            here = shell.local_copy()  # an earlier run of this job may have left a checkpoint
             self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
             journal.begin(plan, self.state, self.run_clock.stamp())
         else:
@@ -117,17 +117,14 @@ class Supervisor:
         """An act without a result in the journal lost its answer. The next thing is a poll."""
         state = last.state
         if last.pending is not None:
-            # only a pull can be checked: on the disk of this machine
-            home = self.shell.home() if last.pending.do is Do.PULL else None
-            answer = (
-                home if home is not None and home.complete else None
-            )  # a complete copy here proves that the pull succeeded
+            # Only a pull can be checked, on the disk of this machine: a complete copy proves that it succeeded.
+            here = self.shell.local_copy() if last.pending.do is Do.PULL else None
+            answer = here if here is not None and here.complete else None
             state = advance(state, last.pending, answer, self.policy)
-        state = changed(state, look_at=0.0, waits_from=self.run_clock.t())
+        state = changed(state, look_at=0.0, waits_from=self.run_clock.t(), unlisted_since=None, unsearched_since=None)
         if state.machine is not None and not state.machine.starts:
-            state = replace(
-                state, machine=changed(state.machine, ran_at=None)
-            )  # nothing was polled meanwhile: its deadline restarts
+            # nothing was polled meanwhile: its deadline restarts
+            state = changed(state, machine=changed(state.machine, ran_at=None))
         self.journal.state(state, self.run_clock.stamp())
         return state
 
@@ -155,7 +152,7 @@ class Supervisor:
         if machine is not None and machine.ran_at is None and isinstance(found, Instance):
             addresses = found.addresses
         if addresses and machine is not None and (machine.ran_at is not None or running):
-            host = self.shell.look(addresses)
+            host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
         answered = tuple(
             one.id for one in state.doomed if one.accepted and (one.id, GONE) in single and self._answers(one)
@@ -165,7 +162,7 @@ class Supervisor:
 
     def _answers(self, one: PendingDestroy) -> bool:
         """Whether a machine that the market shows as gone answers over ssh."""
-        return bool(one.addresses) and self.shell.look(one.addresses).contact == "ok"
+        return bool(one.addresses) and self.shell.probe(one.addresses).contact == "ok"
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 

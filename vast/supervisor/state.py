@@ -48,6 +48,7 @@ class Plan:
     env: tuple[tuple[str, str], ...] = ()
     bid: Dollars | None = None  # dollars per hour: interruptible
     public_key: str = ""
+    account: int | None = None  # that rents; see vast/session/account_guard.py
 
 
 T = TypeVar("T")

@@ -18,22 +18,6 @@ from tests.app.fakes.command_line import Command
 from tests.app.fakes.harness_models import CONTEXT, ours, theirs
 
 
-@pytest.fixture(autouse=True)
-def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness reads all of its 14,000 task files for every index, which takes six seconds; these are the ones named here."""
-    from lm_eval.tasks import __file__ as home
-    from lm_eval.tasks._index import TaskIndex
-
-    folders = "hellaswag piqa arc winogrande super_glue glue sciq openbookqa commonsense_qa siqa triviaqa nq_open mmlu/default"
-    mine = {Path(home).parent / folder for folder in folders.split()}
-    every = TaskIndex._iter_yaml_files
-
-    def some(root: Path) -> Any:
-        return (path for folder in (mine if root == Path(home).parent else {root}) for path in every(folder))
-
-    monkeypatch.setattr(TaskIndex, "_iter_yaml_files", staticmethod(some))
-
-
 @pytest.fixture(scope="module")
 def tokenizer(embedded: Any) -> Any:
     return AutoTokenizer.from_pretrained(embedded.model)

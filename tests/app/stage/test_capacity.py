@@ -83,7 +83,7 @@ def test_an_unknown_gpu_is_a_mistake_with_the_nearest_name(command: Command) -> 
 
 def test_a_model_of_unknown_size_gives_no_number_and_the_reason(command: Command) -> None:
     out = command("estimate", "stage1", "--profile", "ministral-3b", "--gpu", "H200", "--set", "model.name=a/b").fine()
-    assert "a/b says no size" in out and "GB on each GPU" not in out
+    assert "a/b holds no size" in out and "GB on each GPU" not in out
 
 
 def test_the_estimate_needs_no_torch() -> None:

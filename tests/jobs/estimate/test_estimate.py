@@ -94,7 +94,7 @@ def test_without_a_size_nothing_is_guessed_and_the_reason_is_said() -> None:
     named = job("stage1", "ministral-3b", "model.name=someone/a-model")
     found = estimate(named, "H200")
     assert (found.fits, found.hours, found.peak_gb) == (None, None, None)
-    assert "someone/a-model says no size" in found.unknown
+    assert "someone/a-model holds no size" in found.unknown
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------

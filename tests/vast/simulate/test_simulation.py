@@ -305,7 +305,7 @@ def _seen(state: RunState, t: float) -> RunState:
 
 def test_mutation_a_stranger_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     def change(state: RunState, obs: Observation) -> Observation:
-        if obs.host is None or obs.host.contact != "stranger":
+        if obs.host is None or obs.host.contact != "wrong-host":
             return obs
         return replace(obs, host=replace(obs.host, contact="ok"))
 

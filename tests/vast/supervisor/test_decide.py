@@ -65,7 +65,7 @@ def test_a_host_is_replaced_only_after_enough_failed_looks_and_enough_time() -> 
 
 
 def test_a_stranger_is_an_address_that_does_not_answer() -> None:
-    wrong = host(job("ended", 9, end_reason="done", complete=True), contact="stranger")
+    wrong = host(job("ended", 9, end_reason="done", complete=True), contact="wrong-host")
     state, obs = look(running(), 1000.0, host=wrong)
     assert decide(obs, state, POLICY).do is Do.WAIT
     assert state.machine is not None and state.machine.job == job() and state.machine.failed == 1
