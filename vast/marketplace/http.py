@@ -14,6 +14,7 @@ import math
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -81,6 +82,7 @@ class Client:
         self._not_before: dict[Kind, Seconds] = {}
         self.redact = Redactor(key)
         self.trouble = ""
+        self.skew: Seconds | None = None  # the service's clock minus this machine's, by the last header Date
 
     def call(
         self, kind: Kind, method: str, path: str, body: object = None, query: Mapping[str, object] | None = None,
@@ -162,6 +164,8 @@ class Client:
                 connection.putheader("Content-Length", str(len(data)))
             connection.endheaders(data)
             response = connection.getresponse()
+            with suppress(ValueError, TypeError):
+                self.skew = parsedate_to_datetime(response.getheader("Date") or "").timestamp() - self._clock.now()
             return _Raw(response.status, response.getheader("Retry-After"), self._body(response))
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The words of an exception may quote what was sent; its type does not.

@@ -200,12 +200,13 @@ class VastAI:
             ident = rows.identifier(answer.body.get("id"))
         except rows.OddRow:
             ident = None
+        at = None if self._client.skew is None else self._clock.now() + self._client.skew
         if "credit" in answer.body and answer.body["credit"] is None:
-            return Account(None, ident)  # not stated; the balance is not it
+            return Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value), ident)  # may be negative: what is owed
+                return Account(float(value), ident, at)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 
