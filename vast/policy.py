@@ -86,6 +86,7 @@ class Reconcile(Strict):
     listings: Annotated[int, Field(ge=2)]
     spacing: PositiveFloat
     visible_after: PositiveFloat
+    late: PositiveFloat
 
 
 class Destroy(Strict):
@@ -174,6 +175,7 @@ class Policy(Strict):
     deadlines: Deadlines
     unreachable: Unreachable
     reconcile: Reconcile
+    confirm_after: PositiveFloat
     absence_spacing: PositiveFloat
     destroy: Destroy
     destroy_on: DestroyOn

@@ -44,6 +44,11 @@ class Offer:
     traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
 
 
+def hourly(offer: Offer, bid: Dollars | None) -> Dollars:
+    """Dollars per hour of a contract for `offer`: the price on demand, or with a bid the bid, which it may come to cost."""
+    return offer.dollars_per_hour if bid is None else max(bid, offer.min_bid or 0.0)
+
+
 @dataclass(frozen=True)
 class OfferQuery:
     """What `search` may return, cheapest first. Every bound is inclusive."""
@@ -145,8 +150,9 @@ Destroyed = Literal["accepted", "unclear"]  # neither proves absence
 
 @dataclass(frozen=True)
 class Account:
-    credit: Dollars
+    credit: Dollars | None  # None: the service did not state it
     id: int | None = field(default=None, compare=False)  # None: the market has no account numbers
+    at: Seconds | None = field(default=None, compare=False)  # unix time of the answer, by the service's clock
 
 
 class Cloud(Protocol):
@@ -160,6 +166,8 @@ class Cloud(Protocol):
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
+
+    def set_label(self, instance_id: int, label: str) -> bool: ...
     def account(self) -> Account | None:
         """None also for a refused key: then no other answer is trusted."""
 

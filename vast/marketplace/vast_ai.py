@@ -32,6 +32,7 @@ class VastAI:
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._client = Client(key, clock, url, timeouts)
+        self._clock = clock
 
     @property
     def trouble(self) -> str:
@@ -176,6 +177,13 @@ class VastAI:
             self._explain("ssh key", answer)
         return done
 
+    def set_label(self, instance_id: int, label: str) -> bool:
+        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        done = answer is not None and answer.ok and answer.body.get("success") is True
+        if not done:
+            self._explain("label", answer)
+        return done
+
     def account(self) -> Account | None:
         answer = self._client.call("show", "GET", "/api/v0/users/current")
         if answer is None or not answer.ok or answer.body.get("success") is False:
@@ -185,10 +193,13 @@ class VastAI:
             ident = rows.identifier(answer.body.get("id"))
         except rows.OddRow:
             ident = None
+        at = None if self._client.skew is None else self._clock.now() + self._client.skew
+        if "credit" in answer.body and answer.body["credit"] is None:
+            return Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value), ident)  # may be negative: what is owed
+                return Account(float(value), ident, at)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 

@@ -13,7 +13,7 @@ from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name, loading_hours
 from vast.policy import Policy, only_datacenters
-from vast.ports import Dollars, Offer, OfferQuery, Seconds
+from vast.ports import Dollars, Offer, OfferQuery, Seconds, hourly
 from vast.rental.image_needs import Needs
 from vast.supervisor.state import Plan
 
@@ -170,7 +170,7 @@ def plan_of(
 
 def price_of(offer: Offer, plan: Plan) -> Dollars:
     """Dollars per hour; for an interruptible contract the bid, its highest price."""
-    return plan.bid if plan.bid is not None else offer.dollars_per_hour
+    return hourly(offer, plan.bid)
 
 
 def overhead_hours(policy: Policy, offer: Offer | None = None, image_gb: float = 0.0) -> float:

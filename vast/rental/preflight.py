@@ -169,7 +169,7 @@ def trouble_of(cloud: Cloud) -> str:
 
 def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
     least = price * 2 * policy.caps.reserve_minutes / 60
-    if found.credit < least:
+    if found.credit is not None and found.credit < least:
         fact = f"${found.credit:.2f} of credit, and the cheapest machine that fits costs ${price:.2f} per hour"
         raise MarketError("Vast.ai", fact, "add credit")
 

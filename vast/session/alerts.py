@@ -9,6 +9,7 @@ MEANING = {
     # alerts
     "account": "the account cannot be seen: a refused key or no answer; nothing is judged meanwhile",
     "network": "this machine's own network is down; nothing is judged meanwhile",
+    "market": "the account answers, but list or search hide what the run needs to see; nothing is rented meanwhile",
     "destroy": "a machine is not destroyed yet; DELETE is repeated without end, and it bills until then",
     "local-disk-full": "this machine's disk is full, so nothing can be fetched; make room",
     "pull": "three pulls in a row failed",
@@ -39,6 +40,8 @@ MEANING = {
     "ssh": "no contact or no armed dead-man's switch in time; another machine is taken",
     "unguarded": "the machine's dead-man's switch is gone; results are fetched, and another machine is taken",
     "not-started": "the contract came with an error; another machine is taken",
+    "price": "the machine costs more than was agreed; another machine is rented",
+    "not-fetched": "the job was done, and its machine died in the last pull; another machine resumes",
     "host-lost": "the host did not answer for too long; another machine is taken",
     "away": "the machine was offline for too long; another machine is taken",
     "vanished": "two authenticated listings lack the machine; another one is taken",
