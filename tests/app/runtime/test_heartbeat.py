@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import signal
 from collections import defaultdict
 from itertools import groupby
@@ -67,10 +68,7 @@ class Watched:
 
     def _note(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         module, _, attribute = name.rpartition(".")
-        parts = module.split(".")
-        owner = __import__(".".join(parts[:2]), fromlist=["_"])
-        for part in parts[2:]:
-            owner = getattr(owner, part)
+        owner = pkgutil.resolve_name(module)  # of a module that is not yet imported too
         real = getattr(owner, attribute)
 
         def noted(*args: Any, **kwargs: Any) -> Any:
