@@ -32,7 +32,6 @@ RUN     =## a rented run; without it the open one
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
-TRAINS := $(basename $(notdir $(shell grep -l '^train:' jobs/*.yaml)))
 
 # `make demo`: small enough for 12 minutes on two cores, installs included; a real model, real items. So few steps need a
 # higher learning rate than the stages', and on a CPU small batches are the faster ones.
@@ -83,29 +82,24 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
-# The keys of SET that apply to a stage: training keys only if it trains, scoring keys only if it does not.
-sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
          $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
-demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
+demo_sets = $(if $(filter embedded,$(PROFILE)),$(DEMO_TRAIN:%=--set train.%) $(DEMO_SCORE:%=--set score.%))
 stage_words = $(call common,$(1)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
 # Before minutes of building an image, an existing and current .venv checks the arguments.
 docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock ] || .venv/bin/python -m app check $(1) >/dev/null
-define demo_stage
-	@$(call app,$(2)) run $(1) $(call common,$(2)) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
-
-endef
 
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
 demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
-	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
+	@$(call app,$(call runner,native)) run $(DEMO_STAGES) $(call common,$(call runner,native)) \
+	  $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(call sets,$(SET))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
 
 .PHONY: $(STAGES)
@@ -127,7 +121,7 @@ runs: ## List runs with their state and result
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
@@ -138,6 +132,8 @@ vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down 
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
+	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
@@ -151,15 +147,17 @@ sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu golden
+.PHONY: test test-containers test-gpu test-zoo golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
+test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
@@ -178,7 +176,7 @@ bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evalu
 bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
 	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
-.PHONY: check docs
+.PHONY: check docs docs-models
 check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
@@ -187,6 +185,8 @@ check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m pytest -q tests/test_docs.py
 docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 	$(PYTHON) -m docs.generate_cli
+docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
+	$(PYTHON) -m docs.generate_models
 
 .PHONY: setup lock clean help
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks

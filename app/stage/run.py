@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,20 @@ from typing import Any
 
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
+from app.stage.contents import contents_of
 from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
+from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, list_runs, resolve_init
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
+
+
+def _serial() -> int:
+    """The suffix of a new run's name: 1 (none), or what vast/host/start.py chose for this machine."""
+    text = os.environ.get("PREFILL_RUN_SERIAL", "")
+    return int(text) if text.isdecimal() and int(text) else 1
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Found:
-    """Earlier runs of a job: a complete one to return, or an unfinished one to resume, or neither."""
+    """What there is of a job: a complete run that will do, or an unfinished one to go on with, or neither.
 
+    job: with the contents of all that it reads, which are part of `record` and its fingerprint.
+    """
+
+    job: Job
     record: dict[str, Any]
     init_runs: dict[str, str]
     done: RunDir | None
@@ -49,18 +61,45 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     """Find earlier runs of the job before anything starts. Arguments as for `run_stage`; raises UserError."""
     require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
+    require_paths(job)
+    job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
-        return Found(record, init_runs, done, None)
+        return Found(job, record, init_runs, done, None)
     _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or proceed)
+    if (resume or proceed) and unfinished is None:
+        _refuse_other_contents(job, runs_dir, init_runs, insisting=resume)
     if resume and unfinished is None:
         raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this job",
                             "run without --resume (make: RESUME=1), or with --continue; see python -m app runs")  # fmt: skip
-    require_paths(job)
     _require_models(job, runs_dir, init_runs)
-    return Found(record, init_runs, None, unfinished)
+    return Found(job, record, init_runs, None, unfinished)
+
+
+def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
+    """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage != job.stage.name or run.state() not in ("failed", "interrupted"):
+            continue
+        if run.settings() != job.settings(init_runs):
+            continue
+        before = Job.from_dict(run.read_job(), str(run.path)).contents
+        key = next(key for key in sorted({*before, *job.contents}) if before.get(key) != job.contents.get(key))
+        fact = f"{run.path} was started with other content of {key} ({_source(job, key)})"
+        if insisting:
+            raise RunStateError(job.stage.name, fact, "restore it, or start anew, without --resume (make: RESUME=1)")
+        log.warning(f"{job.stage.name}: {fact}; starting anew")
+        return
+
+
+def _source(job: Job, key: str) -> str:
+    """The path or hub name of a key of `Job.contents`."""
+    if key == "model":
+        return str(job.profile.model.name)
+    data = job.profile.data
+    return str(data.train.path or data.train.name) if key == "data.train" else data.eval.path or key.split()[-1]
 
 
 def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
@@ -114,14 +153,15 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         from app.stage.work import work
 
         started = now()
-        run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
+        run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
             RunDir.reopen(found.unfinished.path))  # fmt: skip
-        announce({"work": str(run.path), "init_runs": found.init_runs, "resume": found.unfinished is not None})
+        announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
+              "resume": found.unfinished is not None})  # fmt: skip
     with run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
-            headline = work(job, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
+            headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
                             ranks=ranks)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
@@ -143,10 +183,11 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     from app.stage.work import work
 
     run = FollowedRun(Path(sent["work"]))
+    job = replace(job, contents=sent["contents"])
     with StopFlag().listening() as stop:
         try:
-            work(job, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
-        except RuntimeError as error:  # a collective broke because rank 0 ended and recorded why, such as a full disk
+            work(job.pinned, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
+        except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
             if (code := ranks.ended_with()) is None:
                 raise
             raise FollowerEnded(code) from error
