@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pkgutil
 import signal
 from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
+from pkgutil import resolve_name
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ LONG = {
     "app.training.train.load_examples": "data",
     "app.training.train.drop_overlap": "data",
     "app.training.forward.from_hidden": "evaluate or train",
-    "app.training.trainer.mark_complete": "save",
+    "app.training.snapshot.host_copy": "evaluate or save",  # the disk is written to in a thread, meanwhile
     "app.training.train.checkpoint.save_final": "save",
     "app.stage.work.evaluate": "score",
 }
@@ -68,7 +68,7 @@ class Watched:
 
     def _note(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         module, _, attribute = name.rpartition(".")
-        owner = pkgutil.resolve_name(module)  # of a module that is not yet imported too
+        owner = resolve_name(module)
         real = getattr(owner, attribute)
 
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -160,7 +160,7 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.snapshot.host_copy", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
