@@ -5,14 +5,14 @@
 #   WHEELS_IMAGE  an image that holds wheels that the package index lacks, such as torch for the CPU; without it, none
 #   VARIANT       cuda: torch with the CUDA libraries of its own wheels, and a compiler for Triton. cpu: neither
 #
-# What hadolint finds and why it stays:
-# DL3006: the tag of an image that an argument names stands in that argument
-# DL3008: Debian's archive keeps only the newest version of a package, so that a pinned one is soon not to be had
+# hadolint's findings and why they stay:
+# DL3006: the tag of an image that an argument names is part of that argument
+# DL3008: Debian's archive keeps only the newest version of a package, so a pinned version soon disappears
 # DL3009: the stage with the compiler's tools is not part of the image
 ARG BASE_IMAGE=debian:bookworm-slim
 ARG WHEELS_IMAGE=scratch
 ARG VARIANT=cuda
-# What torch of the cuda variant needs of a machine, for its labels; held to the lock by a test, and to torch by the build.
+# The needs of the cuda variant's torch, for the labels; a test compares them with the lock, the build with torch.
 ARG CUDA=13.0
 ARG DRIVER=580
 ARG CAPABILITIES="7.5 8.0 8.6 9.0 10.0 12.0"
@@ -25,7 +25,7 @@ FROM ${WHEELS_IMAGE} AS wheels
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system-cpu
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# Logs, caches with dates in them and the ssh host keys that the package makes go: a host makes its own at its start.
+# Logs, caches with dates and the package's ssh host keys are removed: a host makes its own keys at its start.
 # The date is fixed, so that two builds have equal contents.
 # hadolint ignore=DL3008
 RUN export SOURCE_DATE_EPOCH=0 DEBIAN_FRONTEND=noninteractive; \
@@ -54,8 +54,8 @@ ARG VARIANT
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update -qq; apt-get install -yqq --no-install-recommends binutils
 COPY requirements/image-${VARIANT}.lock /tmp/image.lock
-# The pip that installs is not the one that is installed: that one is in the lock, like everything else. A secret named
-# pip.conf says where else to look; it leaves no trace in the image.
+# The installing pip is not the installed one, which is in the lock like everything else. A secret named pip.conf gives further
+# places for wheels; it leaves no trace in the image.
 RUN --mount=type=bind,from=wheels,target=/opt/wheels \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     export PIP_FIND_LINKS=/opt/wheels; \
@@ -72,7 +72,7 @@ RUN [ "${VARIANT}" = cpu ] || /opt/venv/bin/python -B -c 'import sys, torch; \
     found = " ".join([torch.version.cuda, *kernels]); \
     found == sys.argv[1] or sys.exit(f"CUDA and CAPABILITIES: torch has {found}; correct them")' "${CUDA} ${CAPABILITIES}"
 
-# Beside the packages, not among them: what `make sbom` and `make audit` look at them with. Not part of the image.
+# The tools of `make sbom` and `make audit`, apart from the packages that they inspect. Not part of the image.
 FROM packages AS tools
 COPY requirements/image-tools.lock /tmp/tools.lock
 RUN python3 -m venv /opt/tools; \
@@ -87,7 +87,7 @@ FROM packages AS code
 COPY app /opt/prefill/app
 COPY jobs /opt/prefill/jobs
 COPY vast /opt/prefill/vast
-# The modes are those of a checkout, which may be its owner's alone.
+# The modes come from a checkout, which may be private to its owner.
 RUN chmod -R u=rwX,go=rX /opt/prefill; \
     SOURCE_DATE_EPOCH=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/prefill
 
@@ -123,7 +123,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill \
     PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
-# Asks whether the stage that runs here still moves; a container that runs none is well.
+# Whether the stage in this container makes progress; a container without a stage is healthy.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD ["/usr/bin/python3", "-m", "jobs.health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "prefill"]
@@ -131,12 +131,12 @@ CMD ["--help"]
 
 # ---- for a rented machine ---------------------------------------------------------------------------------------------
 
-# A host of the ssh kind puts an ssh server in place of the entrypoint, which must be root's there. The same layers.
-# DL3002: so here the last user is root; nothing but such a host is given this one.
+# A host of the ssh kind replaces the entrypoint by an ssh server, which must run as root. The layers are the same.
+# DL3002: so the last user here is root; only such a host gets this image.
 FROM image AS host
 # hadolint ignore=DL3002
 USER 0:0
 
-# What is built when nobody says which.
+# The default target.
 FROM image AS default
 USER 1000:1000

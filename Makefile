@@ -162,7 +162,7 @@ golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
 .PHONY: mutants
-mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the changes that no test notices: hours; ARGS="'vast.decide*'" for a part. See docs/mutants.md
+mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the changes that no test notices: hours; ARGS="'vast.supervisor.decide*'" for a part. See docs/mutants.md
 	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
 	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
 

@@ -4,8 +4,8 @@ Shapes: an outcome array is ``(items,)``, bool or float, one entry an item in a 
 on arrays in the SAME order (paired). "By task" mappings hold one such array a task; the macro average is the unweighted
 mean of the task means, and every bootstrap here resamples items within each task (stratified), never across tasks.
 
-numpy and the standard library only; tests hold the numbers to those of scipy and statsmodels.
-Not covered: variation between training seeds. An interval here says how far the same model could move on other items.
+numpy and the standard library only; tests compare the numbers with those of scipy and statsmodels.
+Not covered: variation between training seeds. An interval here covers the choice of items for one and the same model.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def paired_bootstrap(
         samples: number of resamples (>= 1).
         seed: of the random generator.
 
-    Retention is undefined (NaN) where the baseline is 0, and the above-chance retention where the baseline cannot be
-    told from chance (the lower bound of its own interval is at or below it): the ratio's denominator would cross zero.
+    Retention is undefined (NaN) where the baseline is 0, and the above-chance retention where the baseline is not
+    distinguishable from chance (the lower bound of its own interval is at or below it): the ratio's denominator would cross zero.
 
     Raises:
         ValueError: different tasks, or a task with different numbers of items.
@@ -136,8 +136,8 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     """Exact two-sided McNemar test of paired right/wrong outcomes, each (items,) of 0/1 in the same order.
 
     Only items on which the two differ count: under the null either side is right with probability one half
-    (binomial test on the discordant pairs). No discordant pair: p = 1. Equal to scipy's `binomtest` (a test holds it to
-    that), which would bring 108 MB into the image for this sum.
+    (binomial test on the discordant pairs). No discordant pair: p = 1. Equal to scipy's `binomtest` (tested), which would
+    add 108 MB to the image for this sum.
 
     Raises:
         ValueError: different numbers of items, or outcomes other than 0 and 1.
@@ -155,7 +155,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given; controls the family-wise error over the tasks.
 
     The k-th smallest of m is multiplied by m - k (k from 0), and none is smaller than the one before it. Equal to
-    statsmodels' `multipletests(method="holm")` (a test holds it to that), which would load pandas for these lines.
+    statsmodels' `multipletests(method="holm")` (tested), which would load pandas for these lines.
     """
     adjusted, largest = [0.0] * len(p_values), 0.0
     for k, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):

@@ -5,7 +5,7 @@ The heartbeat records that time; the beats themselves come out of a thread and p
 older code, without that time, is judged by its own age. Only runs whose lock is held and names this host count: a container,
 whose host name is its id, judges its own runs where it shares the directory with others.
 
-Exit code 0: healthy, or no run is being written here. 1: a run stands still. 2: a setting is wrong.
+Exit code 0: healthy, or no run is being written here. 1: a run makes no progress. 2: a setting is wrong.
 It is started every half minute beside a run: standard library only.
 """
 

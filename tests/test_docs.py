@@ -248,6 +248,13 @@ def test_hidden_state_is_listed() -> None:
     )
 
 
+def test_every_name_on_the_page_of_the_design_is_in_a_file_that_it_links() -> None:
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / target.partition("#")[0]).resolve() for target in LINK.findall(page)} | {Path(__file__)}
+    words = {word for path in linked for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    assert sorted(set(re.findall(r"`(\w+)`", page)) - words - set(PACKAGES)) == []
+
+
 def test_hidden_state_would_be_found() -> None:
     assert hidden_state("a = ContextVar('a')\nlayer.forward = f\n@cache\nsignal.signal(2, f)\n")
     assert hidden_state("forward = f\nGenerator().manual_seed(0)\nos.environ.get('A')\n") == []

@@ -1,7 +1,7 @@
 """Which evaluations are compared, on the same items only, and the paired statistics of each comparison.
 
 The one rule: two evaluations are compared only where every task has the same items, by id and content, in the same
-format. Anything else is refused (`refuse_different_items`); a subset in common is never silently used instead.
+format. Anything else is refused (`refuse_different_items`); a common subset is never used silently.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from app.stats import McNemar, Paired, holm, mcnemar_exact, paired_bootstrap
 from jobs.errors import DataError
 
 RESAMPLES = 10_000
-SEED = 0  # of the report's own bootstrap: the same runs give the same report, byte for byte
+SEED = 0  # of the report's own bootstrap: equal runs give equal reports, byte for byte
 SIGNIFICANT = 0.05
 WIDE = 0.02  # of half an interval: above it, the items are too few for a verdict of no difference
 
-# The mask of each training stage, where its run is not among the runs of the report.
+# The mask of each training stage whose run is not in the report.
 _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix", "stage5b": "prefix"}
 
 
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Both evaluations' labels, with their runs where the labels alone are the same."""
+        """Both evaluations' labels, with their runs where the labels are equal."""
         a, b = self.first, self.second
         return (a.label, b.label) if a.label != b.label else (f"{a.label} of {a.run_id}", f"{b.label} of {b.run_id}")
 
@@ -102,7 +102,7 @@ def share_items(a: Run, b: Run) -> bool:
 
 
 def what_differs(first: Evaluation, other: Evaluation) -> str:
-    """Why the runs of both do not share their items, in words."""
+    """The difference between the items of two evaluations, in words."""
     if first.format != other.format:
         return f"scored in another format, {other.format} in place of {first.format}"
     return f"scored on different items: {'; '.join(_item_differences(first, other))}"
@@ -171,7 +171,7 @@ def trained_under(runs: Iterable[Run]) -> dict[str, str]:
 
 
 def planned_comparisons(runs: Sequence[Run]) -> list[Comparison]:
-    """The comparisons that answer the experiment's questions, in reading order, without those that lack an evaluation."""
+    """The comparisons that answer the experiment's questions, in reading order; those without an evaluation are left out."""
     at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
     baseline = find_baseline(runs)
     if baseline is None:

@@ -24,7 +24,7 @@ _SHAPES = {
     "causal": "circle",
     "prefix": "diamond",
     "bidirectional": "square",
-}  # where a line is a model: the mask again
+}  # of lines that are models: again by mask
 _LINES = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "third", "stage5b": "ink"}
 _PATHS = {  # around 0, 0
     "circle": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
@@ -36,13 +36,13 @@ _PATHS = {  # around 0, 0
 }
 _WIDTH = 400  # of the viewBox, shown at 388 CSS pixels on a phone and at 522 elsewhere
 _FONT = 12  # pixels of the viewBox
-_LETTER = 6.8  # of them for a letter: an estimate on the large side, since the reader's font is not known
-_LINE = 15  # of them for a line of text
+_LETTER = 6.8  # pixels a letter: an estimate on the large side, since the reader's font is unknown
+_LINE = 15  # pixels a line of text
 
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element with its caption; `description` has the numbers of the picture in words."""
+    """An SVG element with its caption; `description` states its numbers in words."""
 
     key: str
     title: str

@@ -2,9 +2,9 @@
 
     report = build_report(runs_dir)  # or compare=("stage1/...", "stage4"); two runs on different items are refused
     print_results(report, console)
-    write_report(report, runs_dir)              # report.md and report.html, each written whole or not at all
+    write_report(report, runs_dir)              # report.md and report.html, each written atomically
 
-A report depends on the runs alone, not on clock or chance: the same runs give the same bytes.
+A report depends only on the runs, not on clock or chance: equal runs give equal bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is shown, ready to be rendered."""
+    """The content of a report, ready to be rendered."""
 
     study: Study
     title: str
@@ -74,7 +74,7 @@ class Report:
         return "\n".join(lines).rstrip() + "\n"
 
     def to_html(self) -> str:
-        """One page with style and plots inside; it refers to nothing outside itself."""
+        """One page with style and plots inside, without references to other files."""
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_TEMPLATES),
             autoescape=True,
@@ -144,7 +144,7 @@ def _markdown_rows(table: Table) -> list[str]:
 
 
 def _print_results_table(study: Study, console: Console) -> None:
-    """The results with the interval of the macro accuracy; those of the retentions stand in the written report."""
+    """The results with the interval of the macro accuracy; the written report has the intervals of retention too."""
     full = tables.results(study)
     cells = []
     for e, row in zip(study.evaluations, full.rows, strict=True):

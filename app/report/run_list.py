@@ -30,7 +30,7 @@ _STYLES = {"complete": "green", "running": "cyan", "failed": "red", "interrupted
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run. `result` is its first macro accuracy or its eval loss; `headline` names it, or says why the run ended."""
+    """One run. `result` is its first macro accuracy or its eval loss; `headline` names it, or is the reason why the run ended."""
 
     id: str
     stage: str

@@ -1,7 +1,7 @@
 """Runs as typed records, from their summary, metrics, samples and loss logs. Nothing is computed here.
 
-A run directory is read as it was written (see jobs/runs/rundir.py); only completed runs are loaded. Per item outcomes come
-from samples.jsonl and are checked against metrics.json: a run whose two files disagree is refused, not averaged.
+Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per item come from samples.jsonl and are checked
+against metrics.json: a run whose two files disagree is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task of one evaluation, as metrics.json states it."""
+    """One task of one evaluation, from metrics.json."""
 
     items: int
     headline: float

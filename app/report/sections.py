@@ -28,7 +28,7 @@ class Section:
 
 
 def sections(study: Study) -> list[Section]:
-    """All sections that these runs fill; what is missing has a section of its own."""
+    """All sections that these runs fill; missing stages have a section of their own."""
     scored = bool(study.evaluations)
     found = []
     if scored:
@@ -72,7 +72,7 @@ def plots(study: Study) -> dict[str, Plot]:
 
 
 def _delta_series(study: Study) -> list[Comparison]:
-    """The series of the plot of differences: comparisons with the baseline that do not leak, else all that do not leak."""
+    """The series of the plot of differences: comparisons with the baseline that do not leak, else all comparisons that do not."""
     fair = [c for c in study.comparisons if not c.leaks]
     return [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
 
@@ -152,4 +152,4 @@ def _nll_readings(evaluations: Sequence[Evaluation]) -> list[str]:
                 f"base: {change}: below causal without training, which is not expected of an honest mask; check it "
                 "with `python -m app probe`."
             )
-    return list(dict.fromkeys(found))  # the same evaluation may stand in two stages
+    return list(dict.fromkeys(found))  # two stages may contain the same evaluation

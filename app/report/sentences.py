@@ -1,8 +1,8 @@
 """The sentences of a report: its headline, its key numbers and its cautions, each generated from the numbers.
 
 A difference whose 95 % interval holds zero is called within noise, never a gain or a loss; and within noise is never
-called equal. Where that interval is wide, the headline says that these items cannot tell. Leaking evaluations never enter
-the headline.
+called equal. If that interval is wide, the headline states that the items are too few. Leaking evaluations never enter the
+headline.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _change(c: Comparison) -> str:
 
 
 def headline(study: Study) -> str:
-    """The finding in one sentence, as far as these runs carry it; its numbers are in `details`."""
+    """The finding in one sentence, as far as these runs support it; its numbers are in `details`."""
     if study.compared is not None:
         return _headline_of_two(study)
     if study.baseline is None:
@@ -161,7 +161,7 @@ def _verdict(c: Comparison) -> str:
 
 
 def cautions(study: Study) -> list[str]:
-    """What a reader must know before relying on the numbers; each is stated only where it applies."""
+    """Warnings about the numbers, each only where it applies."""
     found = []
     evaluations = study.evaluations
     if any(run.random_weights for run in study.runs):

@@ -1,4 +1,4 @@
-"""The report over HTTP, `python -m app report --serve 8000`: built anew whenever a run has begun or ended, then kept.
+"""The report over HTTP, `python -m app report --serve 8000`: rebuilt when a run has begun or ended, else cached.
 
     GET /, /report.html     the page
     GET /report.md          the report as Markdown
@@ -49,7 +49,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Pages:
-    """The report of this moment, or why there is none."""
+    """The current report, or why there is none."""
 
     status: HTTPStatus
     html: str
@@ -57,23 +57,23 @@ class Pages:
 
 
 class ReportPages:
-    """Builds the pages anew when a run has begun, ended or changed, and else returns those of last time."""
+    """Rebuilds the pages when a run has begun, ended or changed, else returns the cached ones."""
 
     def __init__(self, runs_dir: Path, build: Callable[[], Report]) -> None:
         self._runs_dir, self._build = runs_dir, build
-        self._lock = threading.Lock()  # several readers wait for one report, instead of building one each
+        self._lock = threading.Lock()  # several readers wait for one build
         self._built: tuple[object, Pages] | None = None
 
     def current(self) -> Pages:
         with self._lock:
             try:
-                # Before the report is built: what ends meanwhile is for next time.
+                # Taken before the build: a run that ends meanwhile shows at the next request.
                 versions = [_version(run) for run in _readable_runs(self._runs_dir)]
                 if self._built is None or self._built[0] != versions:
                     report = self._build()
                     self._built = versions, Pages(HTTPStatus.OK, report.to_html(), report.to_markdown())
                 return self._built[1]
-            except (UserError, OSError) as error:  # not kept: the user corrects it and reloads
+            except (UserError, OSError) as error:  # not cached: the user corrects it and reloads
                 html = _APOLOGY.format(escape(str(error)))
                 return Pages(HTTPStatus.SERVICE_UNAVAILABLE, html, f"no report yet: {error}\n")
 
@@ -120,7 +120,7 @@ class ReportServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
-    timeout = 30  # seconds that a silent client may keep a thread
+    timeout = 30  # seconds before a silent client loses its thread
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Cache-Control": "no-store",  # a reload costs little here
             "X-Content-Type-Options": "nosniff",
         }
-        with suppress(ConnectionError):  # the reader did not wait
+        with suppress(ConnectionError):  # the reader has closed the connection
             self.send_response(pages.status)
             for name, value in headers.items():
                 self.send_header(name, value)

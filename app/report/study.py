@@ -31,7 +31,7 @@ STAGES = ("stage1", "stage2", "stage3a", "stage3b", "stage4", "nonprefill", "sta
 class Missing:
     """A stage of the experiment without a completed run: its state, and the command that runs it.
 
-    The command does not name the runs directory: the page lies in it and stays true when the directory moves.
+    The command does not name the runs directory: the page lies in it and stays valid when the directory moves.
     """
 
     stage: str
@@ -41,7 +41,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The newest completed run of a stage, where the report leaves it out: the run shown instead, and the reason."""
+    """A stage's newest completed run that the report leaves out: the run shown instead, and the reason."""
 
     run_id: str
     stage: str
@@ -71,7 +71,7 @@ class Study:
         return [e for run in self.runs for e in run.evaluations]
 
     def place(self, of: Evaluation | Run) -> str:
-        """The origin of a number: its stage, or its run when two runs were named, since both may be of one stage."""
+        """The origin of a number: its stage; its run when two runs are compared, since both may be of one stage."""
         run_id = of.run_id if isinstance(of, Evaluation) else of.id
         return run_id if self.compared else of.stage
 
@@ -170,7 +170,7 @@ def _on_the_same_items(candidates: Sequence[RunDir]) -> tuple[dict[str, Run], li
         latest = newest[directory.stage]
         try:
             run = latest if latest.path == directory.path else load_run(directory)
-        except DataError:  # a damaged older run is passed over
+        except DataError:  # a damaged older run is skipped
             continue
         if not run.evaluations:
             continue

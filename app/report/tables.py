@@ -1,4 +1,4 @@
-"""The tables of a report as plain cells, rendered by `app.report.render` to a terminal, Markdown and HTML alike."""
+"""The tables of a report as plain cells, rendered by `app.report.render` to terminal, Markdown and HTML."""
 
 from __future__ import annotations
 

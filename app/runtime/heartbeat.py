@@ -36,6 +36,7 @@ class Heartbeat:
 
     def beat(self, step: int, total: int, phase: str, *, loss: float | None = None, rate: float | None = None,
              force: bool = False) -> None:  # fmt: skip
+        """Records progress, and writes it if the phase is new, the last beat is HEARTBEAT_SECONDS old, or `force`."""
         with self._one_at_a_time:
             self.step, self.total, self.loss, self.rate, self.last_progress = step, total, loss, rate, self.monotonic()
             if force or phase != self.current or self.last_progress - self.last >= HEARTBEAT_SECONDS:

@@ -22,7 +22,7 @@ from jobs.errors import EXIT_BUG
 
 # SIGHUP would kill the workers; on SIGTERM they write a checkpoint.
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
-_LOOK_EVERY = 0.2  # seconds
+_FORWARD_EVERY = 0.2  # seconds
 
 
 def arguments(words: Sequence[str], processes: int, threads: int, module: str = "app") -> list[str]:
@@ -85,7 +85,7 @@ def _signals_forwarded() -> Iterator[None]:
     def deliver() -> None:
         waiting: dict[int, None] = {}  # in the order of arrival
         while True:
-            last = over.wait(_LOOK_EVERY)
+            last = over.wait(_FORWARD_EVERY)
             ready = list(waiting)
             waiting |= dict.fromkeys(_FORWARDED[signal.Signals(noted.popleft())] for _ in range(len(noted)))
             for number in list(waiting) if last else ready:

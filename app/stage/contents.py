@@ -1,4 +1,4 @@
-"""The content of all that a job reads from outside, since a path or a hub's name may hold something else tomorrow.
+"""Digests of a job's inputs, since a path or a hub's name may have another content tomorrow.
 
 Local files count by sha256, a directory by that of its manifest, a hub's branch or tag by the commit that it stands for.
 Embedded data and models are checked against the digests in app/embedded/cache.py and need no entry.
@@ -19,7 +19,7 @@ from jobs.errors import DataError
 from jobs.runs.atomic import sha256_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT = 10  # seconds that a question to the hub may take
+_TIMEOUT = 10  # seconds for a request to the hub
 _MARKS = (
     "state.json",
     "dataset_dict.json",
@@ -64,7 +64,7 @@ def contents_of(job: Job) -> dict[str, str]:
 
 
 def _candidates(places: Iterable[tuple[str, str, str]], split: str) -> list[Path]:
-    """Where the rows of each (root, directory of the data wheel, name) may lie; see `app.data.sources.saved_rows`."""
+    """Possible places of the rows of each (root, directory of the data wheel, name); see `app.data.sources.saved_rows`."""
     return [
         Path(root) / part
         for root, directory, name in places
@@ -94,14 +94,14 @@ def digest_of(paths: Iterable[Path]) -> str:
 
 
 def hub_commit(name: str, revision: str | None, kind: Literal["model", "dataset"]) -> str | None:
-    """The commit that a branch, a tag or None (the newest) stands for; without the hub, by its cache on this machine."""
+    """The commit of a branch, a tag or None (the newest); without the hub, from its cache on this machine."""
     if revision is not None and _COMMIT.fullmatch(revision):
         return f"commit {revision}"
     from huggingface_hub import HfApi, constants
 
     try:
         return f"commit {HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_TIMEOUT).sha}"
-    except Exception:  # whatever hub and network raise: loading reports it
+    except Exception:  # any error of hub or network: loading reports it
         pass
     cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
     try:

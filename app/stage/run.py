@@ -29,7 +29,7 @@ Now = Callable[[], datetime]
 
 
 def _serial() -> int:
-    """The suffix of a new run's name: 1 (none), or what vast/host/start.py chose for this machine."""
+    """The suffix of a new run's name: 1 (none), or the number that vast/host/start.py chose for this machine."""
     text = os.environ.get("PREFILL_RUN_SERIAL", "")
     return int(text) if text.isdecimal() and int(text) else 1
 
@@ -45,9 +45,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a job: a complete run that will do, or an unfinished one to go on with, or neither.
+    """Earlier runs of a job: a complete one to return, or an unfinished one to resume, or neither.
 
-    job: with the contents of all that it reads, which are part of `record` and its fingerprint.
+    job: with the contents of its inputs, which are part of `record` and its fingerprint.
     """
 
     job: Job
@@ -187,7 +187,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     with StopFlag().listening() as stop:
         try:
             work(job.pinned, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
-        except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
+        except RuntimeError as error:  # a collective broke because rank 0 ended and recorded why, such as a full disk
             if (code := ranks.ended_with()) is None:
                 raise
             raise FollowerEnded(code) from error

@@ -77,7 +77,7 @@ def test_a_signal_before_there_are_workers_reaches_them(monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr("app.runtime.launch._workers", workers)
-    monkeypatch.setattr("app.runtime.launch._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("app.runtime.launch._FORWARD_EVERY", 0.01)
     with _signals_forwarded():
         os.kill(os.getpid(), signal.SIGTERM)
         assert looked.wait(30)
