@@ -117,6 +117,11 @@ def _directory(path: Path, where: str) -> Path:
                               "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
+    # transformers would put the adapter on top of the weights without a message, and a merged one would be applied twice.
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if (path / "adapter_config.json").is_file() and weights:
+        raise CheckpointError(where, f"holds full weights ({weights[0].name}) and an adapter (adapter_config.json)",
+                              "move the one that you do not mean into a directory of its own")  # fmt: skip
     return path
 
 
@@ -128,7 +133,7 @@ def _weights(source: ModelSource) -> str:
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
 
-def _auto_class(config: Any, where: str) -> Any:
+def auto_class(config: Any, where: str) -> Any:
     """Some language models are published inside a vision-language wrapper (Ministral 3), of which we use the text path."""
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
@@ -151,7 +156,7 @@ def _from_pretrained(
     model: PreTrainedModel
     with torch.device("meta"):  # refused before gigabytes of weights are read
         chosen = text_config(from_config(config, attention, where))._attn_implementation
-    model, info = _auto_class(config, where).from_pretrained(name, attn_implementation=chosen, **options)
+    model, info = auto_class(config, where).from_pretrained(name, attn_implementation=chosen, **options)
     # transformers would initialise missing or mismatched weights at random and continue.
     for key, fact in _RANDOM_OTHERWISE.items():
         if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
@@ -171,7 +176,7 @@ def from_config(config: Any, attention: str, where: str) -> PreTrainedModel:
     Raises:
         ModelError: the model cannot run under a custom mask.
     """
-    auto = _auto_class(config, where)
+    auto = auto_class(config, where)
     names = [NAMES["sdpa"], NAMES["eager"]] if attention == "auto" else [NAMES[attention]]
     for name in names:
         try:
