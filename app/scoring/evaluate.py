@@ -6,6 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import ENCODERS, Request, require_clean, require_fits, unclean
+from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
 from app.stats import macro_interval, stderr
 from jobs.config.schema import Mask, Score
@@ -34,6 +36,11 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 def items_sha256(items: Sequence[Item]) -> str:
     """One hash of all items: two results can be compared only if it is equal."""
     return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
+
+
+def _spans(sizes: Sequence[int]) -> list[range]:
+    """Indices of each item's requests, by the number of its choices."""
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request]) -> Sample:
@@ -65,12 +72,13 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
 
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+             ranks: Ranks = ALONE, float32: Loaded | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
         ranks: the processes to spread the items over; every one of them returns the whole result.
+        float32: the same model in float32, to score again where its choice may be another (app/scoring/exact.py).
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
@@ -85,20 +93,29 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     if found := unclean(requests, names):
         log.warning(found)
     count, started = Count(), time.monotonic()
-    spans = [range(at - len(item.choices), at)
-             for item, at in zip(items, accumulate(len(item.choices) for item in items), strict=True)]  # fmt: skip
-    scored = loglikelihood_shared(loaded, requests, spans, mask, ranks, batch_tokens=settings.batch_tokens,
-                                  progress=progress, count=count)  # fmt: skip
+    spans = _spans([len(item.choices) for item in items])
+
+    def score(model: Loaded, chosen: Sequence[int]) -> list[Scored]:
+        some = [requests[i] for item in chosen for i in spans[item]]
+        return loglikelihood_shared(model, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
+                                    batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
+
+    scored = score(loaded, range(len(items)))
+    exact: Exact | None = None
+    if float32 is not None:
+        exact = exact_choices(spans, [item.n_chars for item in items], scored, _WEIGHTS, partial(score, float32))
+        scored = exact.scored
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []
     violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
-    at = 0
-    for item in items:
-        span = slice(at, at + len(item.choices))
-        samples.append(_sample(label, item, scored[span], requests[span]))
+    for number, item in enumerate(items):
+        span = slice(spans[number].start, spans[number].stop)
+        sample = _sample(label, item, scored[span], requests[span])
+        samples.append(sample)
+        if exact is not None:
+            sample["arithmetic"] = "float32" if number in exact.rescored else loaded.dtype
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
-        at += len(item.choices)
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result(task, rows, settings.format, violations[task]) for task, rows in by_task.items()}
     correct: dict[str, Any] = {
@@ -117,4 +134,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
+    if exact is not None:
+        entry["exact"] = {"rescored": len(exact.rescored), "bounds": exact.bounds}
     return entry, samples

@@ -178,9 +178,10 @@ class _Stage:
             loaded = self._load(name)
             self._write_environment(loaded)
             self._check(loaded, masks)
+            float32 = self._load(name, dtype="float32") if settings.exact and loaded.dtype == "bfloat16" else None
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
-                    entry, rows = self._evaluate(loaded, items, name, mask, settings, show)
+                    entry, rows = self._evaluate(loaded, float32, items, name, mask, settings, show)
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
@@ -190,7 +191,8 @@ class _Stage:
                 writer.write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, items: list[Item], name: str, mask: Mask, settings: Score, show: Any) -> Any:
+    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], name: str, mask: Mask, settings: Score,
+                  show: Any) -> Any:  # fmt: skip
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)
@@ -205,11 +207,13 @@ class _Stage:
         entry, rows = evaluate(
             loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
             model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks,
+            ranks=self.ranks, float32=float32,
         )  # fmt: skip
         leaks = ", LEAKS the answer" if entry["leaks"] else ""
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
                  f"in {time.monotonic() - started:.1f} s")  # fmt: skip
+        if "exact" in entry:
+            log.info(f"{entry['exact']['rescored']} of {entry['items']} items were scored again in float32")
         return entry, rows
 
     def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:

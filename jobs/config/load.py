@@ -119,6 +119,8 @@ class Job:
         job = self.to_dict()
         if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
             del job["profile"]["data"]["train"]["revision"]
+        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
+            del job["stage"]["score"]["exact"]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()

@@ -155,7 +155,7 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """By parts, GB. A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py)."""
-    width = 4.0 if job.profile.model.dtype == "float32" else 2.0
+    width = 4.0 if job.profile.model.dtype == "float32" else 6.0 if score.exact else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
         "weights": width * shape.parameters / GB,
