@@ -24,6 +24,7 @@ MOUNTS  ?=## directories outside the repository that a profile names, for contai
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## what a benchmark runs on: cpu or cuda; without it a GPU where there is one
 STAGE   =## what vast-up runs
 GPU_NAME ?=## of a rented machine, such as A100_SXM4; without it whatever fits
@@ -44,7 +45,7 @@ DEMO_SCORE  := batch_tokens=1024
 
 # With PYTHON given there is nothing to set up.
 ifeq ($(PYTHON),.venv/bin/python)
-BASE := .venv/.base
+VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
 endif
@@ -63,15 +64,15 @@ RUNS := $(call setting,RUNS)
 # With PYTHON given, auto is native. A runner has a command that stands before `run STAGE`, and something that must be there
 # first. The engine is asked once, and only when a stage is to run.
 answering = $(eval answering := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(answering)
-engine = $(if $(BASE),$(answering),native)
+engine = $(if $(VENV),$(answering),native)
 runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
 export COMPRESSION GPU IMAGE MOUNTS VARIANT
 docker_app = RUNS='$(or $(RUNS),$(PREFILL_RUNS),runs)' container/run.sh
 native_app = $(PYTHON) -m app
 docker_ready = container/image.sh ready
-native_ready = $(if $(BASE),$(MAKE) --silent $(BASE))
+native_ready = $(if $(VENV),$(MAKE) --silent $(VENV))
 docker_says = running in a container; RUNNER=native runs in .venv
-native_says = $(if $(BASE),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker insists
+native_says = $(if $(VENV),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker insists
 # $(call app,RUNNER), $(call ready,RUNNER)
 app = $($(1)_app)
 ready = $($(1)_ready)
@@ -102,7 +103,7 @@ endef
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: ## The experiment in small, stage1 to nonprefill, and its report: about 6 minutes on two cores
+demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
 	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
@@ -127,15 +128,15 @@ vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
 .PHONY: vast-up vast-status vast-down vast-reap
-vast-up: $(BASE) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
+vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
-vast-status: $(BASE) ## What is known here of rented runs
+vast-status: $(VENV) ## What is known here of rented runs
 	@$(call vast,status) $(ARGS)
-vast-down: $(BASE) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
+vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
 	@$(call vast,down) $(RUN) $(ARGS)
-vast-reap: $(BASE) ## Destroy machines of ours that nobody looks after; for cron
+vast-reap: $(VENV) ## Destroy machines of ours that nobody looks after; for cron
 	@$(call vast,reap) $(ARGS)
 
 .PHONY: image push image-size sbom audit
@@ -167,7 +168,9 @@ mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list what no t
 	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
 	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
 
-.PHONY: bench-score bench-train bench-gpus
+.PHONY: bench-stages bench-score bench-train bench-gpus
+bench-stages: $(DEV) ## The real stages of PROFILE at their own settings, by phase; against a commit: make bench-stages BASE=HEAD~1
+	$(PYTHON) -m benchmarks.stages --profile '$(PROFILE)' $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET)) $(if $(BASE),--base '$(BASE)') $(ARGS)
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json
@@ -224,7 +227,7 @@ endef
 	@.venv/.vastai/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
 # The tool of `make mutants` runs in the interpreter of the tests, beside its packages, so it is not installed among them.
-.venv/.mutmut/.done: requirements/mutmut.lock $(BASE)
+.venv/.mutmut/.done: requirements/mutmut.lock $(VENV)
 	@rm -rf .venv/.mutmut && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.mutmut -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base

@@ -16,7 +16,7 @@ try:
     from app.commands.harness import harness
     from app.commands.report import report, runs
     from app.commands.run import check, run
-    from app.runtime.ending import Followed, TrainingEnded
+    from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
@@ -83,11 +83,11 @@ def main() -> int:
     except click.exceptions.Abort:  # click's form of KeyboardInterrupt
         click.echo("error: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except TrainingEnded as error:  # all ranks ended together
+    except RunEnded as error:  # all ranks ended together
         if rank == 0:
             click.echo(f"error: {error}", err=True)
         return error.exit_code
-    except Followed as error:
+    except FollowerEnded as error:
         return error.exit_code
     except UserError as error:
         click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)

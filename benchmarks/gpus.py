@@ -102,7 +102,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     import app.training.train
     from app.attention.backends import NAMES
     from app.model.load import Loaded
-    from app.runtime.heartbeat import Heart
+    from app.runtime.heartbeat import Heartbeat
     from app.runtime.signals import StopFlag
     from app.stage.capacity import peak_gb
     from app.training import checkpoint
@@ -126,11 +126,11 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
     app.training.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
-    checkpoint.save_final = lambda *_, **__: None
+    checkpoint.save_final = lambda *_, **__: {}
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
-    context = app.training.train.RunContext(run, Heart(run), StopFlag(), ranks)
+    context = app.training.train.RunContext(run, Heartbeat(run), StopFlag(), ranks)
     app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}

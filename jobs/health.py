@@ -103,7 +103,7 @@ def judge(
         return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
     if stuck > allowed:
         return HealthVerdict(
-            False, f"{last.progress}: it beats and has made no progress for {stuck:.0f} s, {_remedy(allowed)}"
+            False, f"{last.progress}: it beats, but made no progress for {stuck:.0f} s, {_remedy(allowed)}"
         )
     return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
 

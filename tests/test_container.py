@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from vast.local import container_spec
-from vast.local.container_spec import Asked, Given
+from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.engine import Engine
 from vast.local.local_cloud import LocalCloud
 from vast.ports import Contract
@@ -206,7 +206,7 @@ class Api(docker.APIClient):
         pass
 
 
-def created(made: Given) -> dict[str, Any]:
+def created(made: ContainerSpec) -> dict[str, Any]:
     api = Api(base_url="unix:///nowhere", version="1.45")
     contract = Contract("prefill/stage1-20261123-101500/1795000000", "prefill:test", 40.0, "true")
     assert LocalCloud(Engine(api), made).create(1, contract).outcome == "created"

@@ -1,4 +1,4 @@
-"""The documents say what is there: links, commands, make targets, the captioned tree, and the help of the commands."""
+"""The documents match the code: links, commands, make targets, the captioned tree, hidden state, the help of the commands."""
 
 from __future__ import annotations
 
@@ -212,6 +212,45 @@ def test_every_source_file_is_in_the_tree() -> None:
     }
     sources = [path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") if path.stem != "__init__"]
     assert [name_of(path) for path in sources if covered.isdisjoint({path, *path.parents})] == []
+
+
+# ---- the page of the design -------------------------------------------------------------------------------------------
+
+# What a reader of a function's arguments does not see: state of the process, or of a library's objects.
+HIDDEN_STATE = re.compile(
+    r"ContextVar\(|\.__class__ = |\.forward = |_compiled_call_impl = |_attn_implementation = |Interface\.register\("
+    r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_dynamo\.config\.\w+ = |use_duck_shape = |backends\.\w+\.enable_"
+    r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache"
+    r"|signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",
+    re.MULTILINE,
+)
+
+
+def hidden_state(source: str) -> list[str]:
+    return HIDDEN_STATE.findall(source)
+
+
+def test_hidden_state_is_listed() -> None:
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    section = page.partition("## Hidden state")[2].partition("\n## ")[0]
+    listed = {(ROOT / "docs" / target).resolve() for target in LINK.findall(section)}
+    holders = {
+        path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py") if hidden_state(path.read_text("utf-8"))
+    }
+    assert sorted(map(name_of, holders - listed)) == [], "list them in docs/design.md, Hidden state"
+    assert sorted(map(name_of, listed - holders)) == [], (
+        "they have none left, or of a kind that HIDDEN_STATE does not know"
+    )
+
+
+def test_hidden_state_would_be_found() -> None:
+    assert hidden_state("a = ContextVar('a')\nlayer.forward = f\n@cache\nsignal.signal(2, f)\n")
+    assert hidden_state("forward = f\nGenerator().manual_seed(0)\nos.environ.get('A')\n") == []
+
+
+def test_the_glossary_stays_short() -> None:
+    words = re.findall(r"^\| (?!word)", (ROOT / "docs/glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert 20 <= len(words) <= 40
 
 
 # ---- what must not be in the repository -------------------------------------------------------------------------------

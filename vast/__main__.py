@@ -35,7 +35,7 @@ def cli(context: click.Context) -> None:
     The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
     """
     context.obj = context.obj or Wiring()
-    # What a check before the run cannot see stands in its error; vast/session/session.py shows the rest while a run goes on.
+    # Preflight errors already name why a call failed; vast/session/session.py shows warnings while a run is supervised.
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
@@ -45,7 +45,7 @@ cli.add_command(simulate, "simulate")
 
 
 def _one_line(error: click.ClickException) -> str:
-    """click's message in the form of ours: where, fact, remedy."""
+    """click's message in our form: path, fact, remedy."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else PROGRAM
     return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> in
 
 
 def _flushed(code: int) -> int:
-    """What was printed is out, or nobody reads it: no reason for a message of the interpreter."""
+    """Flush; a closed pipe must not make the interpreter print a message."""
     try:
         sys.stdout.flush()
     except OSError:

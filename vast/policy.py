@@ -56,7 +56,7 @@ class Retries(Strict):
     incomplete: NotNegative
 
     def of(self, reason: str) -> int:
-        """How often `reason` may be answered with a new start; 0 for reasons that never are."""
+        """How often the job may be started again after `reason`; 0 for reasons without retries."""
         limit: int = getattr(self, reason.replace("-", "_"), 0)
         return limit
 
@@ -108,9 +108,9 @@ class Market(Strict):
 
 
 class Bounds(Strict):
-    """Of the dead-man's switch on the host."""
+    """Limits of the dead-man's switch on the host."""
 
-    renew: Annotated[float, Field(ge=5)]  # as often as every call over ssh, there would be no time for anything else
+    renew: Annotated[float, Field(ge=5)]  # more often, renewals would leave no time for other calls over ssh
     silent: PositiveFloat
     grace: PositiveFloat
     slack_minutes: PositiveFloat
@@ -138,7 +138,7 @@ def _hook(value: list[str] | str | None) -> list[str] | str | None:
         raise refused("expected a program and its arguments, or https://..., found an empty list")
     near = isinstance(value, str) and re.match(r"http://(localhost|127\.0\.0\.1)([:/]|$)", value)
     if isinstance(value, str) and not value.startswith("https://") and not near:
-        raise refused("expected https://..., or a command as a list of words", "what is told names machines and money")
+        raise refused("expected https://..., or a command as a list of words", "notifications name machines and money")
     return value
 
 
@@ -148,7 +148,7 @@ Event = Literal["done", "fail", "alert"]
 
 
 class Hooks(Strict):
-    """A command as a list of words, or the address of a webhook; both get the same JSON."""
+    """A command as a list of words, or the address of a webhook; both receive the same JSON."""
 
     done: Hook
     fail: Hook
@@ -197,10 +197,10 @@ def load(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     over: Mapping[str, Path] | None = None,
 ) -> Policy:
-    """The policy in `path`, laid over the defaults of vast/policy.yaml: a file of a few keys is enough.
+    """The policy in `path` over the defaults of vast/policy.yaml: a file of a few keys is enough.
 
     over: more defaults over those, by their names in messages.
-    options: what the command line says, by the option's text, such as {"--max-cost 3": {"caps": {"dollars": 3.0}}}.
+    options: values from the command line, by the option's text, such as {"--max-cost 3": {"caps": {"dollars": 3.0}}}.
     Raises ConfigError.
     """
     files = {"vast/policy.yaml": DEFAULT, **(over or {}), **({} if path is None else {str(path): path})}
@@ -210,5 +210,5 @@ def load(
 
 
 def text(policy: Policy) -> str:
-    """YAML that `load` gives back, with everything decided: it stays beside a run, so that it is resumed under the same."""
+    """YAML of the whole policy, which `load` reads back: kept beside a run, so that it resumes under the same policy."""
     return strict_yaml.dump(policy.model_dump(mode="json", by_alias=True))

@@ -1,7 +1,7 @@
-"""What the supervisor sees of the world: four small protocols, and the values that pass through them.
+"""The supervisor's ports: four small protocols, and the values that pass through them.
 
-The rule for all of them: not to know is an answer of its own. Where an adapter could not see, it returns None, and None
-never means "none", "gone" or "failed". What went wrong on the way stands in the adapter's own log, never a key.
+One rule for all: "unknown" is an answer of its own. An adapter that got no answer returns None, and None never means
+"none", "gone" or "failed". The adapter logs the cause, never a key.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class OfferQuery:
 
 @dataclass(frozen=True)
 class Contract:
-    """What `create` asks for. No secret is in it but the registry's login, which has a field of its own in the API."""
+    """The arguments of `create`. Its only secret is the registry's login, a field of its own in the API."""
 
-    label: str  # see vast.supervisor.state: run id and deadline
+    label: str  # run id and deadline, see `label_text`
     image: str
     disk_gb: float
     onstart: str
@@ -68,7 +68,7 @@ class Contract:
 
 
 class Status(StrEnum):
-    """The machine's own `actual_status`. UNKNOWN stands for null and for words that we do not know."""
+    """The machine's own `actual_status`. UNKNOWN stands for null and unknown words."""
 
     CREATED = "created"
     LOADING = "loading"
@@ -83,7 +83,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Address:
-    """One way in. The pairs of an instance are tried one after the other and never mixed."""
+    """One pair of host and port. An instance's pairs are tried in turn and never mixed."""
 
     host: str
     port: int
@@ -96,7 +96,7 @@ class Instance:
     machine_id: int
     status: Status
     intended: str  # "running" or "stopped"
-    message: str  # the host's words, such as why an image cannot be pulled
+    message: str  # the host's text, such as why an image cannot be pulled
     dollars_per_hour: Dollars
     started: Seconds | None  # unix time; None before it runs
     end: Seconds | None  # unix time at which the contract ends; None if it has no end
@@ -104,7 +104,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
+    """The one value GONE: an authenticated answer that explicitly has no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -130,10 +130,11 @@ Destroyed = Literal["accepted", "unclear"]  # neither proves absence
 @dataclass(frozen=True)
 class Account:
     credit: Dollars
+    id: int | None = field(default=None, compare=False)  # None: the market has no account numbers
 
 
 class Cloud(Protocol):
-    """A market of machines. No method raises for what the network or the service does; a bug may raise."""
+    """A market of machines. Failures of the network or the service raise nothing; a bug may raise."""
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None: ...
     def create(self, offer_id: int, contract: Contract) -> CreateResult: ...
@@ -145,17 +146,17 @@ class Cloud(Protocol):
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
     def logs(self, instance_id: int) -> str | None: ...
     def account(self) -> Account | None:
-        """None also for a key that is refused: then nothing else can be believed either."""
+        """None also for a refused key: then no other answer is trusted."""
 
 
 # ---- the host -------------------------------------------------------------------------------------------------------------
 
-Contact = Literal["ok", "unreachable", "denied", "stranger"]  # stranger: the nonce of the run does not match
+Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: the nonce of the run does not match
 
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, as it tells of itself."""
+    """The dead-man's switch on the host, as the host reports it."""
 
     armed: bool
     lease_age: Seconds
@@ -164,13 +165,13 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class JobReport:
-    """What the runner on the host says, and the heartbeat of the run that it looks after."""
+    """The report of the runner on the host, with the heartbeat of its run."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
     exit_code: int | None = None
     end_reason: str | None = None
-    fingerprint: str | None = None  # of the failure; the same twice is no accident
+    fingerprint: str | None = None  # of the failure; the same one twice is deterministic
     fixes: tuple[str, ...] = ()
     run: str | None = None  # such as stage5b/20261123-101500
     step: int = 0
@@ -184,7 +185,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Host:
-    """One look at a host over ssh."""
+    """One probe of a host over ssh."""
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
@@ -199,40 +200,40 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
+    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
     checkpoint: str | None = None  # the newest checkpoint that is here, whole
     complete: bool = False  # the run itself is complete, and here
     bytes: int = 0
-    local_disk_full: bool = False  # no room here: trying again brings nothing before a person has made some
+    local_disk_full: bool = False  # no room on our disk: a retry helps only after a person makes room
     message: str = ""
 
 
 class Shell(Protocol):
-    """Our way to the host of a run: ssh and rsync. Each call has a time limit of its own and never raises for the network."""
+    """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
-    def look(self, addresses: tuple[Address, ...]) -> Host: ...
+    def probe(self, addresses: tuple[Address, ...]) -> Host: ...
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
-        """Start the job; True also if it runs already. `home`: the checkpoint that is here, verified, so that the host
-        may prune what is older when its disk is full."""
+        """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
+        when its disk is full."""
 
     def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
+        """Send the local copy of the run, with its newest checkpoint, to a new host, which continues it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Ask the job for a checkpoint and an end."""
+        """Make the job write a checkpoint and end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+        """Pull new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
 
-    def home(self) -> Pulled | None:
-        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
+    def local_copy(self) -> Pulled | None:
+        """The verified local copy, without asking the host: after a restart, in place of a lost answer."""
 
     def network_is_up(self) -> bool:
-        """Whether our own network works: a probe that has nothing to do with the host."""
+        """Whether our own network works: a probe independent of the host."""
 
 
 class Clock(Protocol):
@@ -243,7 +244,7 @@ class Clock(Protocol):
         """For deadlines; counts on while the machine sleeps."""
 
     def boot(self) -> str:
-        """Changes when this machine is started again, and `monotonic` with it begins anew."""
+        """Changes when this machine reboots, which restarts `monotonic`."""
 
     def sleep(self, seconds: Seconds) -> None: ...
 
@@ -257,7 +258,7 @@ class Label(NamedTuple):
 
 
 def label_text(run_id: str, deadline: float) -> str:
-    """What stands on every machine of a run."""
+    """The label of every machine of a run. Raises ValueError for an odd run id."""
     text = f"prefill/{run_id}/{int(deadline)}"
     if _LABEL.fullmatch(text) is None or len(text) > 256:
         raise ValueError(f"run id: expected a-z, 0-9, dots, dashes and underscores, found {run_id!r}")

@@ -12,7 +12,7 @@ HIDDEN = "***"
 
 
 class Secret:
-    """A string that shows itself only to `reveal`: not to print, format, json, pickle, copy or a debugger's repr."""
+    """A string that only `reveal` returns: print, format, json, pickle, copy and repr hide it."""
 
     __slots__ = ("__value",)
 
@@ -20,7 +20,7 @@ class Secret:
         self.__value = value
 
     def reveal(self) -> str:
-        """Call it inside the expression that needs the value: a local variable can end up in a traceback."""
+        """Call it inside the expression that uses the value: a local variable can appear in a traceback."""
         return self.__value
 
     def __repr__(self) -> str:
@@ -39,11 +39,11 @@ class Secret:
         return self
 
     def __deepcopy__(self, memo: object) -> Secret:
-        return self  # so that dataclasses.asdict and replace work on what holds one
+        return self  # so that dataclasses.asdict and replace work
 
 
 class Redactor:
-    """Takes secrets out of text. It learns more of them on the way: an instance's key, a registry's password."""
+    """Removes secrets from text. More can be added later: an instance's key, a registry's password."""
 
     def __init__(self, *secrets: Secret) -> None:
         self._forms: list[Secret] = []
@@ -51,14 +51,14 @@ class Redactor:
             self.learn(secret)
 
     def learn(self, secret: Secret) -> None:
-        """From now on; also as it stands in a URL and in JSON. Less than 4 characters would blot out ordinary words."""
+        """Add a secret, also in its URL and JSON forms. Forms below 4 characters are skipped: they occur in ordinary words."""
         known = {form.reveal() for form in self._forms}
         forms = {secret.reveal(), quote(secret.reveal(), safe="", errors="replace"), json.dumps(secret.reveal())[1:-1]}
         self._forms += [Secret(form) for form in forms if len(form) >= 4 and form not in known]
-        self._forms.sort(key=lambda form: -len(form.reveal()))  # the whole before a part of it
+        self._forms.sort(key=lambda form: -len(form.reveal()))  # longest first: one may contain another
 
     def learn_login(self, login: Secret) -> None:
-        """A registry's login as `docker login` takes it: "-u NAME -p PASSWORD HOST"; the password also by itself."""
+        """Add a registry's login, "-u NAME -p PASSWORD HOST", and its password alone."""
         self.learn(login)
         try:
             words = shlex.split(login.reveal())
@@ -72,7 +72,7 @@ class Redactor:
                 self.learn(Secret(word.partition("=")[2]))
 
     def holds(self, text: str) -> bool:
-        """Whether `text` holds a secret that is known."""
+        """Whether `text` contains a known secret."""
         return any(form.reveal() in text for form in self._forms)
 
     def __call__(self, text: str) -> str:
@@ -82,5 +82,5 @@ class Redactor:
 
 
 def printable(words: str) -> str:
-    """On one line: JSON can carry line breaks, escape sequences of terminals, and lone surrogates that no file takes."""
+    """One printable line: JSON can hold line breaks, terminal escapes and lone surrogates, which files reject."""
     return "".join(character if character.isprintable() else " " for character in words)

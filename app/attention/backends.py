@@ -1,10 +1,10 @@
 """Puts the masks of app/attention/mask.py into any transformers model, without touching its code.
 
-transformers asks two registries for a name: one for the function that makes the mask (called once per layer type, with
-the window of that type), one for the attention itself. We register `prefill_sdpa`, `prefill_eager` and `prefill_flex`
-in both. While `attend(layout)` is open our function answers from the layout and from nothing else, so whatever the
-model would have combined (causal skip, padding, detected packing) cannot leak in or out. Outside it the model is
-causal, as trained. Sources: transformers/masking_utils.py and modeling_utils.py (5.17 and 5.23).
+transformers looks a name up in two registries: for the function that makes the mask (called once per layer type, with
+the window of that type), and for the attention itself. We register `prefill_sdpa`, `prefill_eager` and `prefill_flex`
+in both. Inside `attend(layout)` our function builds the mask from the layout alone: nothing that the model would have
+combined (causal skip, padding, detected packing) can leak in or out. Outside it the model is causal, as trained.
+Sources: transformers/masking_utils.py and modeling_utils.py (5.17 and 5.23).
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ _HEADS_OF_64 = dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, bwd_BLOCK_M1=64, bwd_B
 
 
 def _kernel_options(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
-    # Under autocast queries come in float32, since positions are turned in it, and the kernel gets them in bfloat16.
+    # Under autocast queries arrive in float32, because rotary positions are applied in it; the kernel gets bfloat16.
     half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
     options: dict[str, Any] = dict(_HEADS_OF_64) if half and query.shape[-1] == 64 else {}
     if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
-        # Where lengths are left open torch does not know it, and the kernels ask of every token whether it is one.
+        # With dynamic lengths torch cannot infer this, and the kernels would check the bounds of every token.
         options["IS_DIVISIBLE"] = True
     return options
 
@@ -110,10 +110,10 @@ def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, att
                   scaling: float | None = None, softcap: float | None = None, s_aux: Any = None, position_bias: Any = None,
                   dropout: float = 0.0, **kwargs: Any) -> Any:  # fmt: skip
     plain = isinstance(attention_mask, BlockMask) and softcap is None and s_aux is None and position_bias is None
-    if not query.is_cuda or query.shape[-2] < TILE or not plain or dropout:  # few queries have kernels of their own
+    if not query.is_cuda or query.shape[-2] < TILE or not plain or dropout:  # short queries have their own kernels
         return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap, s_aux=s_aux,
                                       position_bias=position_bias, dropout=dropout, **kwargs)  # fmt: skip
-    # transformers copies keys and values for every query head where these are, say, nine, and asks for sums nobody reads.
+    # transformers repeats keys and values where the number of query heads is no power of two, and computes unused sums.
     found: Any = compile_friendly_flex_attention(
         query, key, value, training=module.training, block_mask=attention_mask, scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key),
@@ -122,12 +122,12 @@ def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, att
 
 
 def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    # Each architecture keeps an eager function of its own (soft caps, sinks): use the one beside the module.
+    # Each architecture has its own eager function (soft caps, sinks): use the one in the module's file.
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
 def register() -> None:
-    """Make the three names known to transformers. Idempotent."""
+    """Register the three names with transformers. Idempotent."""
     for impl, make, upstream, forward, beyond in (
         ("sdpa", _dense, sdpa_mask, sdpa_attention_forward, SHORT),
         ("eager", _additive, eager_mask, _eager_forward, SHORT),
@@ -158,7 +158,7 @@ def layer_types(model_or_config: Any) -> list[str]:
 
 
 def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
-    """Refuse what would silently ignore a mask.
+    """Refuse a model that would silently ignore a mask.
 
     Raises:
         ModelError: with the reason, for encoder-decoders, chunked, linear or state-space layers, models that do not

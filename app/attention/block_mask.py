@@ -1,13 +1,13 @@
 """BlockMasks of the predicate in app/attention/mask.py: the tiles that FlexAttention computes, and the mask inside them.
 
-`create_block_mask` evaluates the predicate for every pair of tokens, which at 16,384 tokens is a quarter of a billion of
-them, every batch. Here tiles of 128 tokens are judged by the bounds of what is in them: a pair of tiles is left out where
-the bounds rule every pair of tokens out, and taken whole where they let every pair in. In between the kernel asks token
-by token, so a tile too many costs time and is never wrong.
+`create_block_mask` evaluates the predicate for every pair of tokens: at 16,384 tokens a quarter of a billion pairs a batch.
+Here tiles of 128 tokens are classified by the bounds of their attributes: a pair of tiles is skipped where the bounds
+exclude every pair of tokens, and computed without a mask where they allow every pair. In between the kernel evaluates the
+predicate token by token, so a superfluous tile costs time and is never wrong.
 
 In rows of trunks, which is what training packs, a query sees one unbroken span of columns: from where its document begins
-to itself, or to where its block ends. Two integers a query then say all that `may_attend` reads eight for, and the kernel
-spends less time on the mask (docs/log.md). Tests hold both ways to `Layout.dense`, which stays the definition.
+to itself, or to where its block ends. Two integers a query then replace the eight that `may_attend` reads, and the kernel
+spends less time on the mask (docs/log.md). Tests compare both ways with `Layout.dense`, which stays the definition.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def block_mask(layout: Layout, queries: tuple[int, int] | None = None, keys: tup
 
 
 def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many tiles each query tile has, and which, these first: (batch, 1, query) and (batch, 1, query, key) int32."""
+    """Number of key tiles of each query tile (batch, 1, query), and their indices first (batch, 1, query, key): int32."""
     order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]
 
 
 def _filled(values: Tensor) -> Tensor:
-    """(batch, tiles, TILE); what is missing of the last tile repeats the last token, which changes no bound."""
+    """(batch, tiles, TILE); the last tile is filled up with its last token, which changes no bound."""
     batch, length = values.shape
     count = -(-length // TILE)
     return torch.cat([values, values[:, -1:].expand(batch, count * TILE - length)], 1).view(batch, count, TILE)
@@ -111,7 +111,7 @@ class _Range(NamedTuple):
         return (self.low <= other.high) & (other.low <= self.high)
 
     def is_one_with(self, other: _Range) -> Tensor:
-        """Both hold one value, the same."""
+        """Both hold one and the same value."""
         return (self.low == other.high) & (self.high == other.low)
 
 

@@ -1,14 +1,14 @@
 """The one definition of the masks: which token attends to which.
 
-Every token of a row carries four integers, and one predicate over two tokens says whether the first may attend to the
-second. Trainer, scorer and generator all go through it; nothing else in the repository decides who sees whom.
+Every token of a row carries four integers, and one predicate over two tokens decides whether the first may attend to the
+second. Trainer, scorer and generator all use it; nothing else in the repository decides which token attends to which.
 
     doc     which document of the row the token belongs to (packing); PAD for padding, which only sees padding
     branch  0 for the trunk (prompt, or prompt and response), n > 0 for the n-th continuation of one shared prompt
     pos     position in the document: continuations all start where the prompt ends
     block   0: sees what came before; n > 0: also sees every token of block n, later ones included
 
-A mask has a name (jobs.config.schema.Mask) and a Pattern, which is nothing but a rule for `block`:
+A mask has a name (jobs.config.schema.Mask) and a Pattern, which is a rule for `block`:
 
     causal         0 everywhere
     prefix         1 on the first `prefix_len` tokens, 0 on the response
@@ -102,9 +102,9 @@ def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who is who in a batch: four integer tensors of shape (batch, length), on one device.
+    """The attributes of every token of a batch: four integer tensors of shape (batch, length), on one device.
 
-    `trunks_only`: it is known, without asking the device, that no document has branches.
+    `trunks_only`: no document has branches, known without a copy from the device.
     """
 
     doc: Tensor
@@ -126,7 +126,7 @@ class Layout:
         return self._each(lambda field: field.to(device, non_blocking=True))
 
     def repeat_rows(self, times: int) -> Layout:
-        """Each row `times` times, adjacent: what beam search and sampling of several answers do to a batch."""
+        """Each row `times` times, adjacent, as beam search and sampling of several answers expand a batch."""
         return self._each(lambda field: field.repeat_interleave(times, 0))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
@@ -135,8 +135,8 @@ class Layout:
     def columns(self, start: int, stop: int) -> Tokens:
         """Attributes of columns [start, stop), each (batch, stop - start).
 
-        Columns past the layout are tokens decoded after it: they continue each row's last document causally. A static
-        cache's empty slots come out as such later tokens too, which no query that exists may see.
+        Columns past the layout are tokens decoded after it: they continue each row's last document causally. The
+        empty slots of a static cache are such later tokens too, and no existing query may attend to them.
         """
         length = self.doc.shape[1]
         own = slice(min(start, length), min(stop, length))
@@ -165,8 +165,8 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
     Tokens of a document stand in the order trunk, branch 1, branch 2, ...; documents of a row stand one after another.
 
     Raises:
-        ValueError: a mask that cannot share a prompt is asked to, a prefix longer than its trunk, or a row longer
-            than `length`. These are our own invariants: users' input is checked before.
+        ValueError: branches under a mask that cannot share a prompt, a prefix longer than its trunk, or a row longer
+            than `length`. These are our own invariants: users' input is checked earlier.
     """
     rule = mask if isinstance(mask, Pattern) else PATTERNS[mask]
     width = max((sum(d.total for d in row) for row in rows), default=0)

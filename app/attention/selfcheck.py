@@ -1,7 +1,7 @@
 """Does a loaded model really obey a mask? Perturb a token, see which logits move, compare with the predicate.
 
 Run on every model at the start of every run (a few dozen short rows), because a mask that is silently ignored looks
-exactly like a result. The checks speak about the model as loaded: its attention implementation, its windows, its cache.
+exactly like a result. The checks test the model as loaded: its attention implementation, its windows, its cache.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def _run(model: PreTrainedModel, ids: Tensor, where: Layout, **kwargs: Any) -> A
 
 
 def tolerance(logits: Tensor) -> float:
-    """What counts as "the same", of rows of one shape: a share of the logits' spread, by the precision they are given in.
+    """Largest difference that counts as equal, for rows of one shape: a share of the logits' spread, by their dtype.
 
-    That products may have been rounded to bfloat16 does not matter here: both rows meet the same roundings.
+    Matmuls rounded to bfloat16 do not matter here: both rows are rounded alike.
     """
     share = 1e-4 if logits.dtype == torch.float32 else 5e-2
     return share * max(float(logits.float().std()), 1e-6)
@@ -53,9 +53,9 @@ def _window(model: PreTrainedModel, kind: str) -> int | None:
 
 
 def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, Tensor]:
-    """Which logits may, and which must, depend on which tokens: two bool (query, key) for the one row of `where`.
+    """Allowed and required dependencies of logits on tokens: two bool (query, key) for the one row of `where`.
 
-    May: a path exists through the layers' masks, whose windows differ. Must: some layer's mask allows it directly.
+    Allowed: a path exists through the layers' masks, whose windows differ. Required: one layer's mask has it directly.
     """
     size = where.shape[1]
     may, must = torch.eye(size, dtype=torch.bool), torch.eye(size, dtype=torch.bool)
@@ -79,7 +79,7 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
 
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
-    """Per layer type: is the mask that reached the attention modules the predicate's own?"""
+    """Per layer type: whether the mask that reached the attention modules equals the predicate."""
     kinds = layer_types(model)
     good: dict[str, list[bool]] = {kind: [] for kind in kinds}
     handles = []
@@ -109,7 +109,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
 
 
 def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
-    """Laws 1 and 2 under each mask: nothing moves that may not, everything moves that must."""
+    """Laws 1 and 2 under each mask: no forbidden dependency, no missing one."""
     findings = []
     ids = torch.randint(3, text_config(model).vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     for name in masks:
@@ -132,11 +132,11 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
 
 
 def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Tensor) -> Finding:
-    """Whether the logits of two layouts are the same, as far as the precision of the weights can tell.
+    """Whether the logits of two layouts are equal, within the precision of the weights.
 
-    In float32, each of them. In bfloat16 layouts round differently, whatever the logits are given in, and thirty layers
-    make up to 0.3 of the logits' spread of it in the worst of a million: there the root mean square counts. It was 0.06 at
-    most on SmolLM2-135M on a CPU, and 1.07 at least between the logits of two different masks.
+    In float32 each logit is compared. bfloat16 weights round differently in each layout, whatever the dtype of the logits:
+    after thirty layers the worst of a million logits differs by up to 0.3 of their spread. There the root mean square is
+    compared: at most 0.06 on SmolLM2-135M on a CPU, and at least 1.07 between the logits of two different masks.
     """
     gap = left.float() - right.float()
     if model.dtype == torch.float32:
@@ -148,7 +148,7 @@ def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Te
 
 
 def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
-    """Laws 3 and 4: the same numbers however the work is laid out."""
+    """Laws 3 and 4: the same logits in every layout of the work."""
     findings = []
     vocab = text_config(model).vocab_size
     ids = torch.randint(3, vocab, (1, LENGTH), generator=torch.Generator().manual_seed(1))

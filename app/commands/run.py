@@ -35,36 +35,36 @@ seed_option = click.option(
 @seed_option
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
 @click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
-@click.option("--continue", "go_on", is_flag=True,
+@click.option("--continue", "proceed", is_flag=True,
               help="Like --resume where there is an unfinished run of this very job, and else start.")  # fmt: skip
 @click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
               help="Halve the tokens of a packed row (without packing train.micro_batch_size) and score.batch_tokens K times. "
               "The batch stays, and so does what makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
 def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
-        force: bool, resume: bool, go_on: bool, halve_memory: int) -> None:  # fmt: skip
+        force: bool, resume: bool, proceed: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1.
 
     A stage that is complete already, with the very same settings, data and weights, is not repeated.
     """
     job = replace(resolve(stage, profile, limit=limit, sets=sets, seed=seed), halvings=halve_memory)
     if job.profile.gpus > 1 and not launched(os.environ):
-        outcome = _launched(job, runs_dir, force=force, resume=resume, go_on=go_on)
+        outcome = _launched(job, runs_dir, force=force, resume=resume, proceed=proceed)
     else:
-        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), go_on=go_on)
+        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), proceed=proceed)
     if not outcome.main:
         return
     state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"
     click.echo(f"{stage}: {state}: {outcome.run.path}")
 
 
-def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool) -> Outcome:
+def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool) -> Outcome:
     """The run that is complete already; else this very command again, in one process a GPU.
 
     Raises:
         click.exceptions.Exit: with the exit code of these processes.
     """
     # Before any process starts: a mistake is reported once, by one process.
-    found = find(job, runs_dir, force=force, resume=resume, go_on=go_on)
+    found = find(job, runs_dir, force=force, resume=resume, proceed=proceed)
     if found.done is not None:
         return Outcome(found.done, ran=False)
 
@@ -84,11 +84,11 @@ def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: boo
 @seed_option
 @click.option("--force", is_flag=True, help="As for run.")
 @click.option("--resume", is_flag=True, help="As for run.")
-@click.option("--continue", "go_on", is_flag=True, help="As for run.")
+@click.option("--continue", "proceed", is_flag=True, help="As for run.")
 def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ...], limit: int | None, seed: int | None,
-          force: bool, resume: bool, go_on: bool) -> None:  # fmt: skip
+          force: bool, resume: bool, proceed: bool) -> None:  # fmt: skip
     """Validate a STAGE, or --all, with a profile and what else run takes, without running anything. Exit 2 on a mistake."""
-    require_one_way(force, resume, go_on)
+    require_one_way(force, resume, proceed)
     if (stage is None) == (not everything):
         raise ConfigError("check", "expected a stage or --all", f"stages: {', '.join(stage_names())}")
     for name in stage_names() if everything else [str(stage)]:

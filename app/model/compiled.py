@@ -1,8 +1,8 @@
 """The fast path of long scoring on a GPU: compiled decoder layers with FlexAttention, over packed lines of one length.
 
 One layer is compiled and serves all layers of its kind: that takes seconds, where the whole model would take a minute.
-The compiled layer is in place only inside `layers`: what else runs on the model (the self-check, generation, short work)
-comes in ever new shapes, each of which would be compiled anew.
+The compiled layers are used only inside `layers`: the self-check, generation and short work have many different shapes, and
+each would be compiled anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jobs.errors import ModelError
 from jobs.estimate.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
-SIZE, PREFIX = 10, 5  # of a document of the self-check: one for each of its tokens, and two more, fit into a tile
+SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
 _checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
@@ -61,9 +61,9 @@ def layers(model: Any, backend: str = "inductor") -> Iterator[None]:
 
 
 def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
-    """`require_dependence` on the layers that score lines of `width`, once a model and mask.
+    """`require_dependence` on the compiled layers for lines of `width`, once a model and mask.
 
-    The self-check at the start of a run knows nothing of them: it runs on the attention that the model was loaded with.
+    The self-check at the start of a run does not cover them: it runs on the attention that the model was loaded with.
     """
     done = _checked.setdefault(loaded.model, set())
     if (mask, width) not in done:
@@ -75,12 +75,12 @@ def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
 
 def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int, *, branches: bool = False,
                        mode: Callable[[], AbstractContextManager[Any]] = torch.no_grad) -> None:  # fmt: skip
-    """Laws 1 and 2, and that documents of one line are blind to each other, in two passes of one line a mask.
+    """Laws 1 and 2, and that documents of one line do not see each other, in two passes of one line a mask.
 
-    The line, the kind of its documents and `mode` are those of the work to come, so that nothing is compiled for this alone.
+    Line, kind of documents and `mode` are those of the later work, so that nothing is compiled for this check alone.
 
     Raises:
-        ModelError: a token depends on one that it may not see, or does not depend on one that it must.
+        ModelError: a forbidden dependency between two tokens, or a missing one.
     """
     training = model.training
     model.eval()
@@ -98,12 +98,12 @@ def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int
 
 def _wrong(model: Any, mask: Mask, width: int, branches: bool,
            mode: Callable[[], AbstractContextManager[Any]]) -> tuple[int, int]:  # fmt: skip
-    """Dependencies too many and missing. Of the second pass, token j of document j is another than of the first.
+    """Counts forbidden and missing dependencies. The second pass changes token j in document j.
 
-    One document before all of them and one behind stay as they are: where everything may depend on everything within a
-    document, only they show that nothing does on another document.
-    States are compared at the same places of the same line: what may not depend is the same to the last bit, in bfloat16
-    too, so that whatever moves at all counts as a dependence that had to be there.
+    The first and the last document are unchanged: under a mask that allows every dependency within a document, only they
+    show a dependency on another document.
+    States are compared at the same places of the same line. Positions that must not depend on each other are bit-identical,
+    in bfloat16 too, so any change is a dependency.
     """
     document = Document(PREFIX, PREFIX, (SIZE - PREFIX,)) if branches else Document(PREFIX, SIZE)
     vocab = text_config(model).vocab_size
@@ -121,7 +121,7 @@ def _wrong(model: Any, mask: Mask, width: int, branches: bool,
 
 def _states(model: Any, tokens: Tensor, document: Document, mask: Mask, width: int,
             mode: Callable[[], AbstractContextManager[Any]]) -> Tensor:  # fmt: skip
-    """What the output layer is given at the documents' tokens, (tokens, hidden): logits of a whole line are many."""
+    """Input of the output layer at the documents' tokens, (tokens, hidden): logits of a whole line would be too large."""
     spare = width - tokens.numel()  # filled with short documents: FlexAttention would compute padding against padding
     fillers = [Document(0, min(TILE, spare - i)) for i in range(0, spare, TILE)]
     where = layout([[document] * len(tokens) + fillers], mask, length=width, device=model.device)
@@ -134,28 +134,28 @@ def _states(model: Any, tokens: Tensor, document: Document, mask: Mask, width: i
 
 
 def suits(loaded: Loaded) -> bool:
-    """Whether to train with FlexAttention and compiled layers: on a GPU, asked for or left to us."""
+    """Whether to train with FlexAttention and compiled layers: on a GPU, if asked for or with `attention: auto`."""
     wanted = loaded.attention == NAMES["flex_attention"]
     if loaded.device.type != "cuda" or not (wanted or loaded.any_attention):
         return False
     config = text_config(loaded.model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     drops = getattr(config, "attention_dropout", 0.0) or 0.0
-    # Its kernels know no dropout.
+    # Its kernels have no dropout.
     return wanted or (head_dim >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
 def speed_up(model: Any, backend: str = "inductor") -> None:
-    """Have the model use FlexAttention and compiled layers from now on. Its parameters and their names stay.
+    """Switch the model to FlexAttention and compiled layers for good. Parameters and their names stay.
 
-    A deep copy of the model made afterwards would run this one's layers: copy before.
+    A deep copy made afterwards would run the original's layers: copy first.
     """
     text_config(model)._attn_implementation = NAMES["flex_attention"]
-    # Two lengths that happen to be equal in the first row (its tiles, a head) are not taken for one: every row that
-    # broke such an equality would be compiled anew.
+    # Without this, torch treats two sizes that are equal in the first row as one size for ever, and a row in which they
+    # differ is compiled anew.
     torch.fx.experimental._config.use_duck_shape = False
-    # Under DDP the compiler would cut each layer into one graph a matrix, for an overlap that layer by layer is there anyway.
+    # Under DDP the compiler would cut each layer into one graph a matrix, to overlap communication, which happens anyway.
     torch._dynamo.config.optimize_ddp = False
     for layer in decoder_layers(model):
-        # Its forward pass, not the call around it: hooks there (FSDP's gather and free weights) are not the compiler's.
+        # Compile forward, not __call__: hooks (FSDP gathers and frees weights in them) stay outside the compiled region.
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)

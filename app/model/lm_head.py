@@ -1,4 +1,4 @@
-"""What the output layer does with the states, and a way to have it compute something else than logits."""
+"""The output layer (lm_head): is it a plain matmul, and how to compute something else in its place."""
 
 from __future__ import annotations
 
@@ -13,46 +13,47 @@ from app.attention.backends import attend
 from app.model.mixed_precision import is_linear
 
 
-def plain_head(model: Any) -> nn.Linear | None:
+def plain_lm_head(model: Any) -> nn.Linear | None:
     """The output layer, if the model's logits are its weight times the states and nothing else; None if they are not.
 
-    Some models scale or cap their logits behind it, an adapter may sit on it, it may have a bias. Their source is not
-    read: the layer is made to say random numbers, and only a model that passes these on unchanged is plain.
+    Some models scale or cap their logits after it, or it has an adapter or a bias. We replace its output by random logits:
+    it is plain if the model returns them unchanged.
     """
-    head = model.get_output_embeddings()
-    if not is_linear(head) or head.bias is not None or head._forward_hooks or head._forward_pre_hooks:
+    lm_head = model.get_output_embeddings()
+    if not is_linear(lm_head) or lm_head.bias is not None or lm_head._forward_hooks or lm_head._forward_pre_hooks:
         return None
-    device = head.weight.device
+    device = lm_head.weight.device
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-    # In float32 whatever the weights are: a model that rounds its logits is not plain.
-    said = torch.randn(1, 2, head.out_features, generator=torch.Generator().manual_seed(0)).to(device)
+    # float32 whatever the dtype of the weights: a model that rounds its logits is not plain.
+    fake_logits = torch.randn(1, 2, lm_head.out_features, generator=torch.Generator().manual_seed(0)).to(device)
     training = model.training
     model.eval()
-    with torch.no_grad(), attend(None), instead_of_logits(head, lambda hidden: said):
-        heard = model(input_ids=ids, use_cache=False).logits
+    with torch.no_grad(), attend(None), instead_of_logits(lm_head, lambda hidden: fake_logits):
+        output = model(input_ids=ids, use_cache=False).logits
     model.train(training)
-    return head if heard.shape == said.shape and torch.equal(heard.float(), said.float()) else None
+    same = output.shape == fake_logits.shape and torch.equal(output.float(), fake_logits.float())
+    return lm_head if same else None
 
 
 @contextmanager
-def instead_of_logits(head: nn.Linear, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the model's `logits` are what `compute` makes of the states, (batch, length, hidden), before `head`.
+def instead_of_logits(lm_head: nn.Linear, compute: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the model's `logits` are `compute(states)`, states (batch, length, hidden) being the input of `lm_head`.
 
-    It runs within the model's forward pass, where wrappers of the model (DDP, FSDP) have its weights at hand.
+    It runs within the model's forward pass, where wrappers of the model (DDP, FSDP) hold its weights.
     """
-    head.forward = compute  # type: ignore[method-assign, assignment]
+    lm_head.forward = compute  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        del head.forward
+        del lm_head.forward
 
 
 @contextmanager
 def only_at(model: Any, flat: Tensor) -> Iterator[None]:
     """Logits only at the flat (batch * length) indices `flat`: the output layer sees (1, len(flat), hidden).
 
-    Works on any model whose forward calls its output embedding, and keeps whatever it does to the logits afterwards
-    (soft caps, scales).
+    Works on any model whose forward calls its output embedding, and keeps its later steps on the logits (soft
+    caps, scales).
     """
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -94,6 +94,11 @@ def _directory(path: Path, where: str) -> Path:
                               "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
+    # transformers would put the adapter on top of the weights without a message, and a merged one would be applied twice.
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if (path / "adapter_config.json").is_file() and weights:
+        raise CheckpointError(where, f"holds full weights ({weights[0].name}) and an adapter (adapter_config.json)",
+                              "move the one that you do not mean into a directory of its own")  # fmt: skip
     return path
 
 
@@ -105,8 +110,8 @@ def _weights(source: ModelSource) -> str:
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
 
-def _auto_class(config: Any, where: str) -> Any:
-    """Some language models are published inside a vision-language wrapper (Ministral 3): its text path is what we use."""
+def auto_class(config: Any, where: str) -> Any:
+    """Some language models are published inside a vision-language wrapper (Ministral 3), of which we use the text path."""
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -126,8 +131,8 @@ def _from_pretrained(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
     model: PreTrainedModel
-    model, info = _auto_class(config, where).from_pretrained(name, **options)
-    # What is missing or does not fit, transformers would make up at random and go on.
+    model, info = auto_class(config, where).from_pretrained(name, **options)
+    # transformers would initialise missing or mismatched weights at random and continue.
     for key, fact in _RANDOM_OTHERWISE.items():
         if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
             raise CheckpointError(where, f"{len(wrong)} weights of a {config.model_type} {fact}, such as {wrong[0]}",
@@ -142,7 +147,7 @@ def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) 
     settings = dict(source.config or {})
     torch.manual_seed(seed)
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
-    auto = _auto_class(config, "model.config")
+    auto = auto_class(config, "model.config")
     model = auto.from_config(config, attn_implementation=attention).to(dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
     if len(tokenizer) > text_config(config).vocab_size:
@@ -153,9 +158,9 @@ def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) 
 
 @contextmanager
 def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
-    """transformers, safetensors, pickle and hub clients raise whatever they like for files that are not whole."""
+    """transformers, safetensors, pickle and hub clients raise many kinds of exceptions for damaged files."""
     verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
+    hf_logging.set_verbosity_error()  # its report of missing weights is a table; ours is one line
     hf_logging.disable_progress_bar()
     try:
         yield
@@ -175,8 +180,8 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     """Load the profile's model, or `checkpoint` (a directory) in its place, on its device and in evaluation mode.
 
     Args:
-        checkpoint: weights and tokenizer of a finished run; the profile still says device, dtype and attention.
-        dtype: overrides the profile's; training asks for float32 master weights.
+        checkpoint: weights and tokenizer of a finished run; device, dtype and attention still come from the profile.
+        dtype: overrides the profile's; training needs float32 master weights.
         seed: of the weights, for source `random`.
 
     Raises:
@@ -186,7 +191,7 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     device = pick_device(source.device)
     torch_dtype = pick_dtype(dtype or source.dtype, device)
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
-    # all of a training step (docs/log.md). The memory-efficient kernels take any shape.
+    # all of a training step (docs/log.md). The memory-efficient kernels accept any shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     attention = NAMES["sdpa" if source.attention == "auto" else source.attention]
     model: Any
@@ -211,13 +216,13 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
         log.warning(f"{where}: computed in plain bfloat16: some of its matrices are no linear layers")
     longest = getattr(text_config(model), "max_position_embeddings", None) or source.max_length
     if longest is None:
-        raise ModelError(where, "its configuration says no max_position_embeddings", "set model.max_length")
+        raise ModelError(where, "its configuration has no max_position_embeddings", "set model.max_length")
     return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest),
-                  any_attention=source.attention == "auto" and _triton_knows(device))  # fmt: skip
+                  any_attention=source.attention == "auto" and _triton_supports(device))  # fmt: skip
 
 
-def _triton_knows(device: torch.device) -> bool:
-    """Whether FlexAttention's kernels are made for it: not for GPUs before Ampere (T4, V100)."""
+def _triton_supports(device: torch.device) -> bool:
+    """Whether FlexAttention's kernels support the device: GPUs before Ampere (T4, V100) are too old."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 

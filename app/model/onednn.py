@@ -1,9 +1,9 @@
 """float32 linear layers of a CPU by oneDNN, where torch would ask MKL.
 
-torch leaves float32 products to MKL and bfloat16 ones to oneDNN, and is built with both. On two cores of an AMD EPYC with
-AVX-512 MKL does 200 GFLOP/s, which is what half as wide registers would give, and oneDNN 450 (docs/log.md). Both are float32
-throughout and differ by the order of their sums. The operator is the one that torch.compile puts into models for CPUs; it
-knows no gradients, so these are three products of the same kind here.
+torch uses MKL for float32 matmuls and oneDNN for bfloat16 ones. On two cores of an AMD EPYC with AVX-512 MKL reaches 200
+GFLOP/s, as if it used 256-bit registers; oneDNN 450 (docs/log.md). Both are float32 throughout and differ by the order of
+their sums. The operator is the one that torch.compile emits for CPUs; it has no gradient, so the gradient here is two more
+matmuls of the same kind.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-FEWEST_ROWS = 16  # below it both wait for the weights, and oneDNN has a plan to make for every new shape
+FEWEST_ROWS = 16  # below, both are bound by reading the weights, and oneDNN plans every new shape
 
 
 @cache
 def available() -> bool:
-    """Whether this torch has oneDNN's operator, and the processor AVX-512. On Intel's, which MKL uses in full, the two were
-    not compared."""
+    """Whether this torch has oneDNN's operator and the processor AVX-512. The two were not compared on Intel's
+    processors, where MKL uses AVX-512."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -52,7 +52,7 @@ def _suits(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and (bias is None or bias.dtype == torch.float32)
         and weight.ndim == 2
         and rows.device.type == weight.device.type == "cpu"
-        and type(weight) in (Tensor, torch.nn.Parameter)  # not weights that are spread over processes
+        and type(weight) in (Tensor, torch.nn.Parameter)  # not weights sharded over processes
         and rows.ndim >= 2
         and rows.numel() >= FEWEST_ROWS * rows.shape[-1] > 0
         and not torch.is_autocast_enabled("cpu")
@@ -64,11 +64,11 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weight, bias)):
         found: Tensor = _WithGradients.apply(rows, weight, bias)
         return found
-    return _product(rows, weight, bias)
+    return _matmul(rows, weight, bias)
 
 
-def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    bias = None if bias is None else bias.contiguous()  # it does not look at a bias's strides
+def _matmul(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # the operator ignores the strides of a bias
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return found
 
@@ -78,7 +78,7 @@ class _WithGradients(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         by_rows, by_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(rows if by_weight else None, weight if by_rows else None)
-        return _product(rows, weight, bias)
+        return _matmul(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -87,7 +87,7 @@ class _WithGradients(torch.autograd.Function):
         by_rows, by_weight, by_bias = ctx.needs_input_grad
         flat = above.flatten(0, -2)
         return (
-            _product(above, weight.T) if by_rows else None,
-            _product(flat.T, rows.flatten(0, -2).T) if by_weight else None,
+            _matmul(above, weight.T) if by_rows else None,
+            _matmul(flat.T, rows.flatten(0, -2).T) if by_weight else None,
             flat.sum(0) if by_bias else None,
         )

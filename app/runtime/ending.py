@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from jobs.errors import EXIT_NAN, EXIT_STOPPED
 
-GO_ON = "go on with --resume (make: RESUME=1)"
+CONTINUE = "continue with --resume (make: RESUME=1)"
 
 
-class TrainingEnded(Exception):
+class RunEnded(Exception):
     """Training cannot or should not go on. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
 
     def __init__(self, reason: str, exit_code: int, remedy: str) -> None:
@@ -18,7 +18,7 @@ class TrainingEnded(Exception):
         return f"{self.reason}; {self.remedy}"
 
 
-class Followed(Exception):
+class FollowerEnded(Exception):
     """The process that writes the run could not begin or go on, and has said why; the others end with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
@@ -26,11 +26,11 @@ class Followed(Exception):
         super().__init__(exit_code)
 
 
-def not_finite(what: str, step: int, checkpoint: str) -> TrainingEnded:
-    return TrainingEnded(f"{what} is not finite at step {step}", EXIT_NAN,
+def not_finite(what: str, step: int, checkpoint: str) -> RunEnded:
+    return RunEnded(f"{what} is not finite at step {step}", EXIT_NAN,
                          f"the last good checkpoint is {checkpoint}; lower train.learning_rate")  # fmt: skip
 
 
-def interrupted(step: int) -> TrainingEnded:
-    return TrainingEnded(f"stopped by a signal at step {step}", EXIT_STOPPED,
-                         f"the checkpoint is saved; {GO_ON}")  # fmt: skip
+def interrupted(step: int) -> RunEnded:
+    return RunEnded(f"stopped by a signal at step {step}", EXIT_STOPPED,
+                         f"the checkpoint is saved; {CONTINUE}")  # fmt: skip

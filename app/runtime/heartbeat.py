@@ -15,7 +15,7 @@ from jobs.runs.rundir import RunDir
 HEARTBEAT_SECONDS = 5.0
 
 
-class Heart:
+class Heartbeat:
     """The heartbeat of a run: at once when a phase begins, then every few seconds, and with it when the run last got on.
 
     How long each phase may take without getting on stands in jobs/health.py: a new phase needs a line there.
@@ -27,7 +27,7 @@ class Heart:
         self.loss: float | None = None
         self.rate: float | None = None
         self.current: str | None = None
-        self.last = self.got_on = -math.inf
+        self.last = self.last_progress = -math.inf
         self._one_at_a_time = threading.Lock()  # a beat in the background must not put an older step over a newer one
 
     def phase(self, name: str) -> None:
@@ -37,25 +37,25 @@ class Heart:
     def beat(self, step: int, total: int, phase: str, *, loss: float | None = None, rate: float | None = None,
              force: bool = False) -> None:  # fmt: skip
         with self._one_at_a_time:
-            self.step, self.total, self.loss, self.rate, self.got_on = step, total, loss, rate, self.monotonic()
-            if force or phase != self.current or self.got_on - self.last >= HEARTBEAT_SECONDS:
-                self.last, self.current = self.got_on, phase
+            self.step, self.total, self.loss, self.rate, self.last_progress = step, total, loss, rate, self.monotonic()
+            if force or phase != self.current or self.last_progress - self.last >= HEARTBEAT_SECONDS:
+                self.last, self.current = self.last_progress, phase
                 self.run.heartbeat(step, total, loss, rate, phase)
 
-    def beat_again(self) -> None:
+    def repeat(self) -> None:
         """What was said last, and how long ago: the process lives, and this is no sign of more.
 
         Past what any phase may take it falls silent, so that a reader that looks at nothing but the beat notices too.
         """
         with self._one_at_a_time, suppress(UserError, OSError):  # a full disk is said by the next beat that means more
-            since = self.monotonic() - self.got_on
+            since = self.monotonic() - self.last_progress
             if self.current is not None and since <= max(SILENCE.values()):
                 self.run.heartbeat(self.step, self.total, self.loss, self.rate, self.current, since_progress=since)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
         """Beats in the background through what calls nobody: a long pass, an optimiser step, 41 GB of a checkpoint."""
-        with self._in_background(self.beat_again):
+        with self._in_background(self.repeat):
             yield
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Where a prompt ends and its continuation begins, in tokens. Two boundary rules, each named by the format using it."""
+"""Where a prompt ends and its continuation begins, in tokens: two boundary rules, each named by the format that uses it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def _ids(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[lis
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.truncation or backend.padding:
         encoded = tokenizer(distinct, add_special_tokens=special)["input_ids"]
-    else:  # the same tokens without their offsets in the text, which cost more than half of the time
+    else:  # the same ids without character offsets, which take more than half of the time
         encoded = [one.ids for one in backend.encode_batch_fast(distinct, add_special_tokens=special)]
     ids = dict(zip(distinct, encoded, strict=True))
     return [ids[text] for text in texts]
 
 
 def start_token(tokenizer: Any) -> Any:
-    """The token that stands for an empty context: beginning of sequence, or where there is none its end."""
+    """The token in place of an empty context: beginning of sequence, or end of sequence if the tokenizer has no other."""
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
 def _ids_started_once(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """With special tokens, but for texts that begin with the first of them in writing, as a chat template's do."""
+    """Ids with special tokens, but without them for a text that begins with a written BOS, as chat templates produce."""
     ids = _ids(tokenizer, texts)
     written = "" if start_token(tokenizer) is None else tokenizer.decode([start_token(tokenizer)])
     started = [index for index, text in enumerate(texts) if written and text.startswith(written)]
@@ -73,7 +73,7 @@ def encode_harness(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Req
 
 
 def encode_reference(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Request]:
-    """The earlier experiment's rule, kept so that its numbers can be compared.
+    """The earlier experiment's rule, kept for comparison with its numbers.
 
     Prompt and whole are encoded separately, without special tokens; the whole is split at the prompt's token COUNT.
     Where a trailing space of the prompt merges with the answer, the answer's first token falls into the prompt.
@@ -90,7 +90,7 @@ ENCODERS = {"harness": encode_harness, "reference": encode_reference}
 
 
 def require_fits(requests: Sequence[Request], names: Sequence[str], max_length: int) -> None:
-    """Refuse what cannot be scored as it stands, rather than cut it.
+    """Refuse a request that cannot be scored as it stands, rather than cut it.
 
     Raises:
         DataError: an empty continuation, or a request longer than the model's context.

@@ -30,7 +30,7 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 
 
 def items_sha256(items: Sequence[Item]) -> str:
-    """One hash for "the same items": what two results must share to be compared."""
+    """One hash of all items: two results can be compared only if it is equal."""
     return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
 
 
@@ -67,7 +67,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
-        ranks: the processes to spread the items over; every one of them gets the whole answer.
+        ranks: the processes to spread the items over; every one of them returns the whole result.
 
     Raises:
         DataError: an item longer than the model's context.

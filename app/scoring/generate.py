@@ -45,7 +45,7 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> lis
 def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raises DataError for the first prompt that leaves no room for its answer, by its number among `prompts`.
 
-    To be asked of all of them before any is answered: batches have an order and numbers of their own.
+    Call it with all prompts before any is answered: batches have their own order and numbers.
     """
     for number, prompt in enumerate(prompts, start=1):
         if len(prompt) + max_new_tokens > loaded.max_length:
@@ -55,7 +55,7 @@ def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_token
 
 @contextmanager
 def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) -> Iterator[None]:
-    """Nothing but the most likely token: a published generation config may ask for beams or penalise repetition."""
+    """Greedy decoding only: a published generation config may set beams or a repetition penalty."""
     published = model.generation_config
     model.generation_config = GenerationConfig(
         eos_token_id=stop, pad_token_id=pad, do_sample=False, disable_compile=True, cache_implementation=cache
@@ -71,19 +71,19 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, ma
     """The new tokens of each prompt, up to its end-of-sequence token (left out).
 
     Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
-    `stopping`: transformers stopping criteria, to end before the end-of-sequence token; what follows a stop is kept.
+    `stopping`: transformers stopping criteria, to end before the end-of-sequence token; text after a stop is kept.
     `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token. A
     bfloat16 model on a GPU attends to more than 1,024 cached tokens in bfloat16 (app/attention/backends.py), so the two
     may differ on a long answer.
 
     Raises:
         DataError: prompt and answer together exceed the model's context.
-        ModelError: the model's generation settings ask for chunked prefill, which would cut the prompt block.
+        ModelError: the model's generation config sets chunked prefill, which would cut the prompt block.
     """
     require_fits(loaded, prompts, max_new_tokens)
     width = max(len(p) for p in prompts)
     if getattr(loaded.model.generation_config, "prefill_chunk_size", None):
-        raise ModelError(loaded.origin, "its generation config asks for chunked prefill: the chunks of a prompt could "
+        raise ModelError(loaded.origin, "its generation config sets chunked prefill: the chunks of a prompt could "
                          "not see one another in both directions", "remove prefill_chunk_size")  # fmt: skip
     pad = loaded.tokenizer.pad_token_id
     pad = pad if pad is not None else loaded.tokenizer.eos_token_id

@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations under a mask: batched, each prompt encoded once, logits only where they count.
+"""Log-likelihoods of continuations under a mask: batched, each prompt run once, logits only where they are needed.
 
-app/scoring/rows.py decides which rows go together. Much work on a GPU is packed and compiled (app/model/compiled.py);
-the rest, and all work on a CPU, is padded rows of like length, with the attention that the model was loaded with.
-The numbers of a request do not depend on the other requests, but for rounding, so processes can divide the work by item.
+app/scoring/rows.py forms the batches. Large work on a GPU is packed and compiled (app/model/compiled.py); the rest, and all
+work on a CPU, is padded rows of similar length, with the attention that the model was loaded with. Apart from rounding, a
+request's numbers do not depend on the other requests, so processes can divide the work by item.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.attention.backends import NAMES, SHORT, attend, text_config
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Layout
 from app.model import compiled, onednn
-from app.model.lm_head import instead_of_logits, only_at, plain_head
+from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
@@ -28,7 +28,7 @@ from jobs.config.schema import Mask
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
-_AHEAD = 2  # batches a GPU is given before the first one's results are waited for
+_AHEAD = 2  # batches queued on a GPU before we wait for the first result
 BATCH_TOKENS = 16384
 # Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/model/mixed_precision.py.
 ARITHMETIC = 3
@@ -41,7 +41,7 @@ _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want mas
 
 @dataclass(frozen=True)
 class Scored:
-    """Sum of log-probabilities (nats), tokens scored, and whether greedy decoding would have said the same."""
+    """Sum of log-probabilities (nats), tokens scored, and whether greedy decoding would have produced them."""
 
     logprob: float
     n_tokens: int
@@ -50,7 +50,7 @@ class Scored:
 
 @dataclass
 class Count:
-    """What a call cost: tokens run through the model, padding included or not, and the attention that they met."""
+    """What a call ran: tokens with and without padding, and the attention implementations."""
 
     tokens: int = 0
     padded: int = 0
@@ -63,29 +63,29 @@ class Count:
 
 
 class _Running:
-    """A batch handed to the device: `finish` waits for it and gives its results.
+    """A batch queued on the device; `finish` waits for it and returns its results.
 
-    head: the output layer, to have the logits made a few rows at a time; None where the model has to make them itself.
+    lm_head: the output layer, to compute logits a few rows at a time; None where the model must compute them itself.
     """
 
-    def __init__(self, loaded: Loaded, batch: Batch, head: nn.Linear | None = None) -> None:
+    def __init__(self, loaded: Loaded, batch: Batch, lm_head: nn.Linear | None = None) -> None:
         device = loaded.device
         self.batch = batch
         ids, sources, targets = (_sent(t, device) for t in (batch.ids, batch.sources, batch.targets))
         own = batch.where
         doc, branch, pos, block = _sent(torch.stack([own.doc, own.branch, own.pos, own.block]), device)
         where = Layout(doc, branch, pos, block, own.trunks_only)
-        # Our mask comes out of the layout. Without any attention mask transformers would look for packed documents in the
-        # positions, and wait for the GPU to see whether there are some.
+        # Our mask comes from the layout. Without any attention mask transformers would search the positions for packed
+        # documents, which waits for the GPU.
         every = torch.ones_like(ids, dtype=torch.bool)
-        makes = only_at(loaded.model, sources) if head is None else _judging(head, sources, targets)
+        makes = only_at(loaded.model, sources) if lm_head is None else _evaluating(lm_head, sources, targets)
         with torch.inference_mode(), attend(where), makes:
-            said = loaded.model(
+            logits = loaded.model(
                 input_ids=ids, attention_mask=every, position_ids=where.pos.long(), use_cache=False
             ).logits[0]
             # (2, n): log-probabilities, and 1 where another token is likelier
-            self._found = said if head is not None else torch.cat(
-                [_judged(*part) for part in zip(said.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)], dim=1
+            self._found = logits if lm_head is not None else torch.cat(
+                [_evaluated(*part) for part in zip(logits.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)], dim=1
             )  # fmt: skip
         self._ready: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -99,9 +99,9 @@ class _Running:
         if self._ready is not None:
             self._ready.synchronize()
         sizes = np.array(self.batch.sizes)
-        some = sizes > 0  # reduceat takes an empty sum for the number that stands there
+        some = sizes > 0  # `reduceat` returns the next element for an empty slice
         sums = np.zeros((2, len(sizes)))
-        # Each request is summed by itself: in differences of one running sum, one that is not finite would spoil the rest.
+        # Each request is summed by itself: with differences of one running sum, a value that is not finite would spread.
         sums[:, some] = np.add.reduceat(self._found.double().numpy(), (sizes.cumsum() - sizes)[some], axis=1)
         logprobs, misses = sums.tolist()
         for i, n, logprob, missed in zip(self.batch.requests, self.batch.sizes, logprobs, misses, strict=True):
@@ -109,26 +109,26 @@ class _Running:
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    # Out of pinned memory, so that the host does not wait for what the GPU has yet to do.
+    # From pinned memory, so that the host does not wait for work that is queued on the GPU.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _judging(head: nn.Linear, sources: Tensor, targets: Tensor) -> AbstractContextManager[None]:
-    """Inside, the model says `_judged` of the states at `sources`, (1, 2, n), and never holds all their logits."""
+def _evaluating(lm_head: nn.Linear, sources: Tensor, targets: Tensor) -> AbstractContextManager[None]:
+    """Inside, the model returns `_evaluated` of the states at `sources`, (1, 2, n), and never holds all their logits."""
 
     def compute(states: Tensor) -> Tensor:
         rows = states.flatten(0, 1).index_select(0, sources)
-        size = max(1, _CPU_LOGITS // head.out_features)
+        size = max(1, _CPU_LOGITS // lm_head.out_features)
         parts = zip(rows.split(size), targets.split(size), strict=True)
-        return torch.cat([_judged(type(head).forward(head, some), want) for some, want in parts], dim=1)[None]
+        return torch.cat([_evaluated(type(lm_head).forward(lm_head, some), want) for some, want in parts], dim=1)[None]
 
-    return instead_of_logits(head, compute)
+    return instead_of_logits(lm_head, compute)
 
 
-def _judged(logits: Tensor, targets: Tensor) -> Tensor:
+def _evaluated(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each target, and 1 where it is not the likeliest token: (2, n) float32.
 
-    log_softmax in float32, as the harness does, to agree with it to the last digit. On CPUs torch's is about 1e-5 nats a
+    log_softmax in float32, as in the harness, to agree with it to the last digit. On CPUs torch's is about 1e-5 nats a
     token too high at this vocabulary (docs/log.md); its logsumexp is not.
     """
     logits = logits.float()
@@ -154,7 +154,7 @@ def _plan(
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
-    # Rows of one arithmetic together: in which one attends must not depend on its neighbours (app/attention/backends.py).
+    # Rows of one arithmetic together: the dtype of a row's attention must not depend on its neighbours (backends.py).
     long, short = ([row for row in rest if (len(row) > SHORT) is longer] for longer in (True, False))
     for batch in [*padded(long, budget), *padded(short, budget)]:
         yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
@@ -172,8 +172,8 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
         progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.
-        work: `tokens_of` everything, where this is one process's share: how it is run must not depend on how many
-            processes there are.
+        work: `tokens_of` all requests, where these are one process's share: the way they are run must not depend on the
+            number of processes.
 
     Raises:
         ModelError: the compiled attention does not obey the mask.
@@ -183,7 +183,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     results: list[Scored | None] = [None] * len(requests)
     rows = rows_of(requests, PATTERNS[mask].shares_prompt, budget)
     done, total = 0, sum(len(row) for row in rows)
-    head = plain_head(loaded.model) if loaded.device.type == "cpu" else None
+    lm_head = plain_lm_head(loaded.model) if loaded.device.type == "cpu" else None
     running: deque[_Running] = deque()
 
     def finish_first() -> None:
@@ -203,7 +203,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         if is_packed:
             compiled.require_scored(loaded, mask, width)
         with compiled.layers(loaded.model) if is_packed else onednn.on_cpu(loaded.device):
-            running.append(_Running(loaded, batch, head))
+            running.append(_Running(loaded, batch, lm_head))
         if len(running) > (_AHEAD if loaded.device.type == "cuda" else 0):
             finish_first()
     while running:
@@ -218,18 +218,18 @@ def line_width(budget: int) -> int:
 
 
 def compiling_pays(loaded: Loaded, tokens: int) -> bool:
-    """Whether to pack and compile for so many tokens of rows.
+    """Whether to pack and compile rows of `tokens` in all.
 
-    Always where the profile asks for FlexAttention on a GPU, which would compile each padded shape otherwise. Where the
-    choice is ours, when it saves more than it takes; in float32 it saves nothing. It depends on nothing but the work, so
-    that a repeated run gets the same numbers to the last digit.
+    Always if the profile asks for FlexAttention on a GPU, which would otherwise compile each padded shape. With
+    `attention: auto`, if it saves more time than it takes; in float32 it saves none. The decision depends on the work alone,
+    so that a repeated run gives the same numbers to the last digit.
     """
     model = loaded.model
     config = text_config(model)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if (
         loaded.device.type != "cuda" or head_dim < 16 or not compiled.decoder_layers(model)
-    ):  # the kernels want heads of 16
+    ):  # the kernels need heads of 16
         return False
     if not loaded.any_attention or model.dtype == torch.float32:
         return loaded.attention == NAMES["flex_attention"]

@@ -1,4 +1,4 @@
-"""Rows of scoring work: one prompt with its continuations each, and batches of them, padded or packed.
+"""Rows of scoring work, each one prompt with its continuations, and batches of rows, padded or packed.
 
                  trunk (prompt)        branch 1      branch 2
     tokens       p0 p1 p2 p3           a0 a1         b0
@@ -8,8 +8,8 @@ Several continuations of one prompt are branches of one row: they see the prompt
 same position. Under a mask that leaks, the prompt's states depend on the answer, so every continuation gets a row of
 its own and all its tokens are fed, as the published ablation did.
 
-    padded   one such row a line, lines of like length together: little padding, no tokens of other documents to mask out
-    packed   line after line of ONE length filled with rows, each blind to the others: one shape, so it can be compiled
+    padded   one row a line, lines of similar length together: little padding, no tokens of other documents to mask out
+    packed   lines of ONE length filled with rows that do not see each other: one shape, so it can be compiled
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Batch:
 def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[ScoringRow]:
     """Rows of the work to do, longest first; requests with one context share a row, up to `budget` tokens of it.
 
-    Longest first: if memory does not suffice, it shows at once, and the time left is over- rather than underestimated.
+    Longest first: a lack of memory shows at once, and the remaining time is over- rather than underestimated.
     """
     rows = []
     if not shares_prompt:

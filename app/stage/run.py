@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.runtime.ending import GO_ON, Followed, TrainingEnded
+from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
 from app.stage.contents import contents_of
 from jobs.config.load import Job
@@ -49,19 +50,19 @@ class Found:
     unfinished: RunDir | None
 
 
-def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, go_on: bool = False) -> Found:
+def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool = False) -> Found:
     """Look before anything is started. See `run_stage`; raises UserError."""
-    require_one_way(force, resume, go_on)
+    require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
     require_paths(job)
     job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or go_on else None
+    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(job, record, init_runs, done, None)
-    _mind_the_running(job, runs_dir, record["fingerprint"], insisting=force or go_on)
-    if (resume or go_on) and unfinished is None:
+    _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or proceed)
+    if (resume or proceed) and unfinished is None:
         _refuse_other_contents(job, runs_dir, init_runs, insisting=resume)
     if resume and unfinished is None:
         raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
@@ -94,7 +95,7 @@ def _source(job: Job, key: str) -> str:
     return str(data.train.path or data.train.name) if key == "data.train" else data.eval.path or key.split()[-1]
 
 
-def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
+def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
     """The very same work a second time is hours for nothing: refused, or said where it is insisted on.
 
     --continue insists: it is what begins again after a crash, of which a child may still hold the lock.
@@ -108,24 +109,25 @@ def _mind_the_running(job: Job, runs_dir: Path, fingerprint: str, *, insisting: 
     log.warning(f"{job.stage.name}: {fact}; going on beside it")
 
 
-def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, go_on: bool = False) -> Outcome:
+def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, proceed: bool = False) -> Outcome:
     """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
 
     Args:
         force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
-        go_on: the same if there is one, and else start: what may be called again and again until the stage is complete.
+        proceed: the same if there is one, and else start: what may be called again and again until the stage is complete.
         now: the wall clock, in UTC.
 
     Raises:
-        UserError: with its exit code; TrainingEnded: likewise, the run marked as failed. Followed: in the other
+        UserError: with its exit code; RunEnded: likewise, the run marked as failed. FollowerEnded: in the other
             processes, where the one that writes could not begin, or ended alone.
     """
     ranks = join(job.profile.model.device)
+    look = partial(find, job, runs_dir, force=force, resume=resume, proceed=proceed)
     ended: int | None = None
     try:
         if not ranks.main:
             return _follow(job, runs_dir, ranks)
-        return _lead(job, runs_dir, ranks, lambda: find(job, runs_dir, force=force, resume=resume, go_on=go_on), now)
+        return _lead(job, runs_dir, ranks, look, now)
     except BaseException as error:
         ended = getattr(error, "exit_code", EXIT_BUG)
         raise
@@ -166,7 +168,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     """The same work in a process that writes nothing."""
     told: dict[str, Any] = ranks.share({})
     if "refused" in told:
-        raise Followed(told["refused"])
+        raise FollowerEnded(told["refused"])
     if "done" in told:
         return Outcome(RunDir.open(Path(told["done"])), ran=False, main=False)
 
@@ -181,7 +183,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
         except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
             if (code := ranks.ended_with()) is None:
                 raise
-            raise Followed(code) from error
+            raise FollowerEnded(code) from error
     return Outcome(run, ran=True, main=False)
 
 
@@ -206,9 +208,9 @@ def _telling(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
 # ---- what can be known before there is a run -------------------------------------------------------------------------
 
 
-def require_one_way(force: bool, resume: bool, go_on: bool) -> None:
+def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
     """Raises ConfigError where a run shall both start anew and go on."""
-    if force and (resume or go_on):
+    if force and (resume or proceed):
         option = "--resume" if resume else "--continue"
         raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
 
@@ -245,11 +247,11 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
     except UserError as error:
         run.fail(error.exit_code, str(error))
         raise
-    except TrainingEnded as error:
+    except RunEnded as error:
         run.fail(error.exit_code, str(error))
-        raise TrainingEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
+        raise RunEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
     except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for a file that says so
-        raise TrainingEnded(f"{run.path}: interrupted", EXIT_STOPPED, GO_ON) from None
+        raise RunEnded(f"{run.path}: interrupted", EXIT_STOPPED, CONTINUE) from None
     except Exception as error:
         if _is_disk_full(error):
             full = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "
@@ -263,7 +265,7 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     if _is_disk_full(error):
         return f"no space left on the disk ({error})"
-    known = isinstance(error, UserError | TrainingEnded)
+    known = isinstance(error, UserError | RunEnded)
     return str(error) if known else ": ".join(filter(None, (type(error).__name__, str(error))))
 
 

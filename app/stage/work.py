@@ -16,8 +16,8 @@ import torch
 from app.attention import selfcheck
 from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
-from app.runtime.ending import GO_ON, TrainingEnded
-from app.runtime.heartbeat import Heart
+from app.runtime.ending import CONTINUE, RunEnded
+from app.runtime.heartbeat import Heartbeat
 from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
@@ -48,11 +48,11 @@ def work(
     """The stage's two halves; returns what the summary calls its headline.
 
     Raises:
-        UserError: unusable input. TrainingEnded: not finite, nothing learnt, or a signal.
+        UserError: unusable input. RunEnded: not finite, nothing learnt, or a signal.
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
-    stage.heart.phase("start")
-    with stage.heart.alive():
+    stage.heartbeat.phase("start")
+    with stage.heartbeat.alive():
         stage.make_room(resume)
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
         if job.halvings:
@@ -99,7 +99,7 @@ class _Stage:
                  ranks: Ranks) -> None:  # fmt: skip
         self.ranks = ranks
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
-        self.heart = Heart(run)
+        self.heartbeat = Heartbeat(run)
         self.estimate: Estimate | None = None
         self.trained = False
 
@@ -121,13 +121,13 @@ class _Stage:
 
     def _load(self, name: str, dtype: str | None = None) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
-        self.heart.phase("load")
+        self.heartbeat.phase("load")
         path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
         return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
                     seed=self.job.stage.seed)  # fmt: skip
 
     def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
-        self.heart.phase("data")
+        self.heartbeat.phase("data")
         data = self.job.profile.data.eval
         return [item for task in tasks
                 for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
@@ -137,7 +137,7 @@ class _Stage:
         self.run.write_environment({**found, "halve_memory": self.job.halvings})
 
     def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
-        self.heart.phase("check")
+        self.heartbeat.phase("check")
         findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
@@ -155,7 +155,7 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        context = RunContext(self.run, self.heart, self.stop, self.ranks)
+        context = RunContext(self.run, self.heartbeat, self.stop, self.ranks)
         section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
         self._write(section, [])
         self._drop_checkpoints()
@@ -184,7 +184,7 @@ class _Stage:
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
-        self.heart.phase("save")  # and app.stage.run hashes every file of the run after that
+        self.heartbeat.phase("save")  # and app.stage.run hashes every file of the run after that
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
@@ -194,12 +194,12 @@ class _Stage:
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)
-            self.heart.beat(done, total, phase, rate=rate, force=done >= total)
+            self.heartbeat.beat(done, total, phase, rate=rate, force=done >= total)
             if self.stop:
-                raise TrainingEnded("stopped by a signal while scoring", EXIT_STOPPED, GO_ON)
+                raise RunEnded("stopped by a signal while scoring", EXIT_STOPPED, CONTINUE)
 
         phase = f"score {name}/{mask}"
-        self.heart.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known
+        self.heartbeat.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(

@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from app.runtime.heartbeat import Heart
+from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.training.trainer import PrefillTrainer
@@ -20,8 +20,8 @@ class Recorder(TrainerCallback):
     Every rank has one. After each step they add up their tokens, and all of them stop if one got a signal.
     """
 
-    def __init__(self, run: RunDir, stop: StopFlag, heart: Heart, ranks: Ranks = ALONE) -> None:
-        self.run, self.stop, self.heart, self.monotonic = run, stop, heart, heart.monotonic
+    def __init__(self, run: RunDir, stop: StopFlag, heartbeat: Heartbeat, ranks: Ranks = ALONE) -> None:
+        self.run, self.stop, self.heartbeat, self.monotonic = run, stop, heartbeat, heartbeat.monotonic
         self.ranks = ranks
         self.stopped = False  # by a signal, on some rank
         self.tokens = self.response_tokens = 0  # of all ranks and all attempts
@@ -46,7 +46,7 @@ class Recorder(TrainerCallback):
         self.stopped = self.stopped or stops > 0
 
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
-        self.heart.beat(step, total, phase, loss=self.loss, rate=self._rate(), force=force)
+        self.heartbeat.beat(step, total, phase, loss=self.loss, rate=self._rate(), force=force)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = self.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NO_LEARNING
 
@@ -60,7 +60,7 @@ class NoLearning:
     judged: bool = field(default=False)
 
     def update(self, step: int, loss: float) -> None:
-        """Raises TrainingEnded at the first evaluation from `after_steps` on, if nothing was learnt."""
+        """Raises RunEnded at the first evaluation from `after_steps` on, if nothing was learnt."""
         if self.first is None:
             self.first = loss
         self.best = min(self.best, loss)
@@ -69,7 +69,7 @@ class NoLearning:
         self.judged = True
         gain = self.first - self.best
         if gain < self.min_improvement:
-            raise TrainingEnded(
+            raise RunEnded(
                 f"no learning: after {step} steps the evaluation loss improved by {gain:.5f}, "
                 f"expected {self.min_improvement} or more",
                 EXIT_NO_LEARNING, "change train.learning_rate or the data, or set train.kill_after_steps: null",

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -20,9 +19,9 @@ from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
-from app.model.mixed_precision import freeze_unused, unused_modules
+from app.model.mixed_precision import freeze_unused
 from app.runtime.ending import interrupted
-from app.runtime.heartbeat import Heart
+from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.training import checkpoint
@@ -31,6 +30,7 @@ from app.training.batch import Collator, Schedule, Steps
 from app.training.callbacks import Recorder
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
+from app.training.lora import with_adapter
 from app.training.optimizers import trainer_name
 from app.training.trainer import PrefillTrainer
 from jobs.config.load import Job
@@ -46,7 +46,7 @@ class RunContext:
     """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
 
     run: RunDir
-    heart: Heart
+    heartbeat: Heartbeat
     stop: StopFlag
     ranks: Ranks = ALONE
 
@@ -79,14 +79,7 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     freeze_unused(model)
     if train.lora is None:
         return model
-    lora = train.lora
-    targets: Any = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    # Of a wrapper's tower too, which has layers of the names of the decoder's; None: nothing to leave out.
-    unused = unused_modules(model) or None
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,  # type: ignore[arg-type]
-                        exclude_modules=unused, task_type="CAUSAL_LM")  # fmt: skip
-    model.enable_input_require_grads()  # gradient checkpointing would otherwise see no input that needs a gradient
-    return get_peft_model(model, config)
+    return with_adapter(model, train.lora)
 
 
 def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
@@ -158,12 +151,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         resume: go on from the newest complete checkpoint of the run, if it has one.
 
     Raises:
-        TrainingEnded: not finite, nothing learnt, or a signal.
+        RunEnded: not finite, nothing learnt, or a signal.
         DataError: unusable data.
         ConfigError: examples may be longer than the model's context.
         ModelError: the compiled attention does not obey the mask.
     """
-    run, heart, ranks = context.run, context.heart, context.ranks
+    run, heartbeat, ranks = context.run, context.heartbeat, context.ranks
     section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
     if section.max_length > loaded.max_length:
@@ -171,7 +164,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
     if spread:
         sharded.require_shardable(section)
-    heart.phase("data")
+    heartbeat.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
@@ -186,7 +179,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         ranks.rank, ranks.world,
     )  # fmt: skip
     if resume:
-        heart.phase("load")
+        heartbeat.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
     if resume and at is None:
         log.info("no checkpoint to go on from: training begins from its start")
@@ -197,20 +190,20 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         run.rewind_jsonl(name, step if step is not None else -1)
     ranks.wait()  # all of them read the logs next
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, context.stop, heart, ranks)
+    recorder = Recorder(run, context.stop, heartbeat, ranks)
 
     trainer = PrefillTrainer(
         model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
         train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
         eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
-        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heart.phase,
-        ranks=ranks, at_first=lambda: heart.beating("compile") if fast else nullcontext(), callbacks=[recorder],
+        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heartbeat.phase,
+        ranks=ranks, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(), callbacks=[recorder],
     )  # fmt: skip
     for one in (model, trainer.teacher) if fast else ():
         if one is not None:
             speed_up(one)
             # The self-check of the start ran on another attention. Autocast as in training: what runs is what is checked.
-            with heart.beating("compile"), trainer.accelerator.autocast():
+            with heartbeat.beating("compile"), trainer.accelerator.autocast():
                 require_dependence(one, sorted({section.mask, "causal"}), loaded.origin, 4 * TILE)
     before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
     recorder.tokens = int(before.get("tokens") or 0)
@@ -223,7 +216,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
         log.info(f"resuming from {at}")
-        heart.phase("load")
+        heartbeat.phase("load")
     if at is not None and evaluations.stop:
         trainer.restore(at)  # what ended this training had been seen before it was interrupted
     else:
@@ -237,11 +230,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id, "steps": steps,
              "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
-    heart.phase("save")
+    heartbeat.phase("save")
     finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
         sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
+    saved = None
     if ranks.main:
-        checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
+        saved = checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
     ranks.wait()
     losses = [loss for _, loss in evaluations.losses]
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
@@ -252,6 +246,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
         "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": losses[0], "eval_loss_best": min(losses),
         "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
+        "saved": saved,  # how far final/, read back, is from what was trained
         "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
         "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from app.data.examples import TokenExample
-from app.model.lm_head import plain_head
+from app.model.lm_head import plain_lm_head
 from app.runtime.ending import not_finite
 from app.runtime.ranks import ALONE, Ranks
 from app.training.batch import IGNORE, Schedule, Steps
@@ -66,7 +66,7 @@ class PrefillTrainer(ResponseLoss, Trainer):
         self.padded_tokens_seen = 0
         self.response_tokens_seen = 0
         self.params = sum(p.numel() for p in model.parameters())
-        self.head = plain_head(model)  # None: the loss needs whole logits
+        self.head = plain_lm_head(model)  # None: the loss needs whole logits
         self.teacher: PreTrainedModel | None = None
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
             assert not any("forward" in vars(module) for module in model.modules()), (

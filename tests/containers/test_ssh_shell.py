@@ -129,14 +129,14 @@ def pair(image: str) -> Iterator[Pair]:
                     docker("cp", ROOT / "tests/vast" / name, f"{host}:/tmp/tests/tests/vast/{name}")
                 made = Pair(host, ours)
                 made.on_host("host.train(100)")
-                wait_for("the ssh server", lambda: made.drive("shell.look(AT)")[0]["contact"] == "ok", 30)
+                wait_for("the ssh server", lambda: made.drive("shell.probe(AT)")[0]["contact"] == "ok", 30)
                 yield made
     finally:
         docker("network", "rm", NETWORK, code=None)
 
 
 def contact(pair: Pair, nonce: str = NONCE) -> str:
-    return str(pair.drive("shell.look(AT)", nonce=nonce)[0]["contact"])
+    return str(pair.drive("shell.probe(AT)", nonce=nonce)[0]["contact"])
 
 
 def test_the_first_contact_pins_the_host_key_and_a_changed_one_is_a_stranger(pair: Pair) -> None:
@@ -150,7 +150,7 @@ def test_the_first_contact_pins_the_host_key_and_a_changed_one_is_a_stranger(pai
         "cp -a /etc/ssh /tmp/kept && rm /etc/ssh/ssh_host_* && ssh-keygen -qA && kill -HUP 1",
     )
     try:
-        wait_for("the new keys", lambda: contact(pair) == "stranger", 20)
+        wait_for("the new keys", lambda: contact(pair) == "wrong-host", 20)
     finally:
         docker("exec", pair.host, "sh", "-c", "cp -a /tmp/kept/. /etc/ssh/ && kill -HUP 1")
     wait_for("the old keys", lambda: contact(pair) == "ok", 20)
@@ -160,9 +160,9 @@ def test_the_first_contact_pins_the_host_key_and_a_changed_one_is_a_stranger(pai
 def test_a_machine_with_another_nonce_is_a_stranger_and_is_given_no_secret(pair: Pair) -> None:
     docker("exec", pair.host, "rm", "-rf", "/dev/shm/prefill")
     found, started, pulled = pair.drive(
-        "shell.look(AT)", "shell.start(AT, ('run', 'stage3b'))", "shell.pull(AT, True)", nonce="ffff"
+        "shell.probe(AT)", "shell.start(AT, ('run', 'stage3b'))", "shell.pull(AT, True)", nonce="ffff"
     )
-    assert (found["contact"], found["job"], started, pulled) == ("stranger", None, None, None)
+    assert (found["contact"], found["job"], started, pulled) == ("wrong-host", None, None, None)
     docker("exec", pair.host, "test", "!", "-e", "/dev/shm/prefill")
     refused = pair.drive("shell.start(AT, ('run', 'stage3b'))")[0]
     assert refused is False, "no dead-man's switch is armed there"
@@ -179,14 +179,14 @@ def test_a_key_that_is_not_authorized_is_denied(pair: Pair) -> None:
 
 
 def test_the_second_address_is_used_when_nobody_answers_at_the_first(pair: Pair) -> None:
-    assert pair.drive("shell.look(WITH_A_DEAD_ONE)")[0]["contact"] == "ok"
+    assert pair.drive("shell.probe(WITH_A_DEAD_ONE)")[0]["contact"] == "ok"
 
 
 def test_a_machine_that_hangs_is_unreachable_in_time_and_nothing_of_ours_is_left(pair: Pair) -> None:
     """The second look goes over the connection of the first, the third over none."""
     pair.in_ours("rm", "-f", "/tmp/go", "/tmp/go.there")
     argv = ["docker", "exec", "--env", f"NONCE={NONCE}", pair.ours, PYTHON, "-c", DRIVER]
-    argv += ["shell.look(AT)", "wait('/tmp/go')", "shell.look(AT)", "shell.look(AT)"]
+    argv += ["shell.probe(AT)", "wait('/tmp/go')", "shell.probe(AT)", "shell.probe(AT)"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as driver:
         wait_for("the first look", lambda: docker("exec", pair.ours, "ls", "/tmp/go.there", code=None), 30)
         docker("pause", pair.host)
@@ -213,7 +213,7 @@ def test_pulls_over_real_rsync(pair: Pair) -> None:
     size, some = 48 * 2**20, 12 * 2**20  # bytes
     pair.on_host("host.state = jobstate.read(host.root / '.runner')", f"host.save(200, os.urandom({size}))")
     slow = "setattr(rsync, 'OPTIONS', (*rsync.OPTIONS, '--bwlimit=8m'))"  # so that the kill comes in the middle
-    killed = pair.drive(slow, f"kill_rsync_at({some})", "shell.pull(AT, False)", "shell.home()")
+    killed = pair.drive(slow, f"kill_rsync_at({some})", "shell.pull(AT, False)", "shell.local_copy()")
     assert (killed[2]["verified"], killed[3]["checkpoint"]) == (False, f"{CHECKPOINT}100")
     staged = int(pair.in_ours("sh", "-c", "stat -c %s /tmp/runs/vast/stage3b-1/staging/.hold/*/*/*/*/*.safetensors"))
     assert staged > some
@@ -230,12 +230,12 @@ def test_pulls_over_real_rsync(pair: Pair) -> None:
 
     pair.on_host("host.state = jobstate.read(host.root / '.runner')", "host.end(0)", "p = host.run / 'final/model.safetensors'",
                  "b = p.read_bytes(); p.write_bytes(b'X' + b[1:]); (host.root / 'kept').write_bytes(b)")  # fmt: skip
-    tampered = pair.drive("shell.pull(AT, True)", "shell.home()")
+    tampered = pair.drive("shell.pull(AT, True)", "shell.local_copy()")
     assert (tampered[0]["verified"], tampered[0]["complete"]) == (False, False)
     assert "its content is not what the host says (sha256)" in tampered[0]["message"]
     assert (tampered[1]["checkpoint"], tampered[1]["complete"]) == (f"{CHECKPOINT}200", False)
     docker("exec", pair.host, "mv", "/runs/kept", f"/runs/{RUN}/final/model.safetensors")
-    whole = pair.drive("shell.pull(AT, True)", "shell.home()")
+    whole = pair.drive("shell.pull(AT, True)", "shell.local_copy()")
     assert whole[0]["complete"] and whole[1]["complete"]
 
 
@@ -246,7 +246,7 @@ def test_a_push_over_real_rsync_arrives_whole(pair: Pair, tmp_path: Path) -> Non
     assert pair.drive("shell.pull(AT, False)")[0]["checkpoint"] == f"{CHECKPOINT}300"
     docker("exec", pair.host, "rm", "-rf", f"/runs/{RUN}")
     assert pair.drive("shell.push(AT)") == [True]
-    assert pair.drive("shell.look(AT)")[0]["job"]["checkpoint"] == f"{CHECKPOINT}300"
+    assert pair.drive("shell.probe(AT)")[0]["job"]["checkpoint"] == f"{CHECKPOINT}300"
     assert docker("exec", pair.host, "sh", "-c", f"ls -A /runs/{RUN}").split() == [
         "checkpoints", "environment.json", "stage.yaml", "train_log.jsonl",
     ]  # fmt: skip

@@ -94,19 +94,20 @@ def test_what_is_no_heartbeat_counts_as_none_since_the_start(torn: dict[str, Any
     assert not judged(torn, run_age=1801).healthy
 
 
-def got_on(ago: float) -> dict[str, float]:
+def last_progress(ago: float) -> dict[str, float]:
     return {"progress_unix_time": NOW - ago, "progress_monotonic": UPTIME - ago}
 
 
 def test_a_beat_without_progress_is_no_sign_of_more_than_life() -> None:
-    assert judged(beat(**got_on(180))) == (True, "train 340/1200, last beat 3 s ago")
-    late = "train 340/1200: it beats and has made no progress for 240 s, allowed 180 s; see log.txt of the run"
-    assert judged(beat(**got_on(240))) == (False, late)
-    assert judged(beat("save", **got_on(900))).healthy and not judged(beat("save", **got_on(901))).healthy
-    assert "no heartbeat for 240 s" in judged(beat(ago=240, **got_on(300))).sentence  # nor does it beat
+    assert judged(beat(**last_progress(180))) == (True, "train 340/1200, last beat 3 s ago")
+    late = "train 340/1200: it beats, but made no progress for 240 s, allowed 180 s; see log.txt of the run"
+    assert judged(beat(**last_progress(240))) == (False, late)
+    assert judged(beat("save", **last_progress(900))).healthy and not judged(beat("save", **last_progress(901))).healthy
+    assert "no heartbeat for 240 s" in judged(beat(ago=240, **last_progress(300))).sentence  # nor does it beat
     torn = {"progress_unix_time": NOW - 240, "progress_monotonic": None}
     assert judged(beat(**torn)).healthy  # as one of before there was such a field
-    assert not judged(beat(**{**got_on(240), "progress_monotonic": UPTIME + 9000})).healthy  # the machine was restarted
+    restarted = {**last_progress(240), "progress_monotonic": UPTIME + 9000}
+    assert not judged(beat(**restarted)).healthy
 
 
 def test_steps_that_are_no_numbers_do_not_hide_the_beat() -> None:

@@ -1,4 +1,4 @@
-"""`attach`, `down` and `pull`: a run that was begun, taken up, ended, and fetched from."""
+"""`attach`, `down` and `pull`: continue an existing run, end it, fetch from it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import RunStateError
+from jobs.errors import DiskFull, RunStateError
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
 from vast.ports import Clock, Seconds
 from vast.records.run_dir import Folder, find
-from vast.session.session import exit_code, said
+from vast.session.session import exit_code, pull_outcome
 from vast.supervisor.journal import FileJournal
 from vast.supervisor.state import Phase, RunState
 
 POLL: Seconds = 0.5
-PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull takes its time
+PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull may take minutes
 
 
 @click.command()
@@ -52,11 +52,15 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     if last.state.phase is Phase.CLOSED:
         click.echo(f"{folder.run_id}: closed already: {last.state.result}", err=True)
         return
-    folder.ask(folder.down, "vast down")
+    try:
+        folder.ask(folder.down, "vast down")
+    except DiskFull:
+        if folder.is_supervised():
+            raise  # only a file reaches another process
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
-    code = _attached(wiring, folder, False, lenient=True)
+    code = _attached(wiring, folder, False, ending=True)
     raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
 
 
@@ -83,9 +87,9 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     machine = None if last is None else last.state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
-    secrets = start.held(policies.load(folder.policy), wiring, lenient=True).named
+    secrets = start.run_secrets(policies.load(folder.policy), wiring, lenient=True).named
     shell = start.shell_for(folder, wiring, secrets, lambda: machine.id)
-    held = FileJournal(folder.path)  # one process at a time writes what is fetched
+    held = FileJournal(folder.path)  # one process at a time writes the local copy
     try:
         got = shell.pull(machine.addresses, everything=False)
     finally:
@@ -94,38 +98,38 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     if got is None:
         remedy = f"try again, or: python -m vast attach {folder.run_id}"
         raise RunStateError(folder.path, "the host does not answer", remedy)
-    click.echo(said(got.verified, got.message, got.bytes), err=True)
+    click.echo(pull_outcome(got.verified, got.message, got.bytes), err=True)
     raise click.exceptions.Exit(0 if got.verified else 1)
 
 
 # ---- following and taking over ----------------------------------------------------------------------------------------------
 
 
-def _attached(wiring: Wiring, folder: Folder, detach: bool, lenient: bool = False) -> int:
-    """Follow while somebody looks after the run, else look after it. Returns the exit code of the run."""
-    shown = folder.lines.stat().st_size if lenient and folder.lines.exists() else 0
+def _attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
+    """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
+    shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
             click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
             shown = follow(folder, wiring.clock, shown)
         state = _state(folder)
         if state.phase is Phase.CLOSED and folder.report.exists():
-            start.say_end(folder, state)
+            start.print_end(folder, state)
             return exit_code(state)
         try:
             click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
-            return start.look_after(folder, wiring, None, detach, lenient)
+            return start.supervise(folder, wiring, None, detach, ending)
         except RunStateError:
             if not folder.is_supervised():
-                raise  # else another process was faster, and is followed
+                raise  # else another process was faster: follow it
 
 
 def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
-    """Print what looks show, from byte `shown` on, until nobody looks after the run. Returns the bytes shown."""
+    """Print the lines from byte `shown` on until no supervisor is alive. Returns the bytes shown."""
     view = start.view_for(folder.run_id)
     with view:
         while True:
-            alive = folder.is_supervised()  # asked first: what was written before the end is shown
+            alive = folder.is_supervised()  # before reading, so that the last lines are shown
             shown = start.show_lines(folder, view, shown)
             if not alive:
                 return shown

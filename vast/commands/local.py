@@ -1,4 +1,4 @@
-"""`python -m vast local STAGE`: the same supervisor, over a container of this machine."""
+"""`python -m vast local STAGE`: the same supervisor with a container of this machine."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
         stage, job.profile.name, image, gpu, profile_file=None if profile_file is None else str(profile_file),
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
-    start.held(policy, wiring)
+    start.run_secrets(policy, wiring)
     engine = reach(wiring.environ)
     made = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
@@ -82,24 +82,24 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
     command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
     plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)
-    for name, value in words_of(plan, policy, made.given, request):
+    for name, value in words_of(plan, policy, made.spec, request):
         click.echo(f"{name:<12} {value}", err=True)
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
-    container_spec.write(folder.local, made.given)
+    container_spec.write(folder.local, made.spec)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.in_foreground(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
+    code = start.run_to_its_end(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
     if code:
         raise click.exceptions.Exit(code)
 
 
 def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
-    """Ours for this machine over that for rented ones, and what was given over both. Raises ConfigError."""
+    """vast/policy.yaml, then vast/local/policy.yaml, then the user's file and options, later ones first. Raises ConfigError."""
     return policies.load(path, options, over={POLICY_NAME: POLICY})
 
 
 def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> Local:
-    """The image, pulled if it is not here, and what a container is given. Raises UserError before anything is made."""
+    """The engine, the image (pulled if absent) and the container spec. Raises UserError before anything is made."""
     where = f"--image {image}"
     try:
         info, identity = engine.info(), engine.identity()
@@ -121,8 +121,10 @@ def has_gpu() -> bool:
     return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
 
 
-def words_of(plan: Plan, policy: Policy, decided: container_spec.Given, request: RunRequest) -> list[tuple[str, str]]:
-    """The plan, for a person."""
+def words_of(
+    plan: Plan, policy: Policy, decided: container_spec.ContainerSpec, request: RunRequest
+) -> list[tuple[str, str]]:
+    """The plan as text."""
     rows = [
         ("stage", f"{request.stage}, profile {request.profile}"),
         ("starts from", ", ".join(request.init_runs) or "the base model"),

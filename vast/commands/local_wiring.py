@@ -1,4 +1,4 @@
-"""A local run put together: in place of the market, ssh and an account's key it has the engine of this machine."""
+"""Wiring of a local run: the container engine of this machine in place of market, ssh and key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import RunStateError
-from vast.commands.wiring import Needs, RunShell, Wiring, inputs_of
+from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
 from vast.local import container_spec
-from vast.local.container_spec import Given
+from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine, connect
 from vast.local.engine_errors import EngineError
 from vast.local.local_cloud import LocalCloud
@@ -25,14 +25,14 @@ from vast.shell.hostshell import HostShell
 
 @dataclass(frozen=True)
 class Local:
-    """What a local run stands on."""
+    """The engine and the container spec of a local run."""
 
     engine: Engine
-    given: Given
+    spec: ContainerSpec
 
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
-    """A run that was begun. Raises UserError: no engine answers, or another one than that of the run."""
+    """For an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
     engine = connect(environ)
     try:
@@ -46,36 +46,36 @@ def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
 
 
 def wiring_for(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring` with the engine in place of the market and of ssh; no key of an account is looked for. Raises UserError."""
+    """`wiring` with the engine in place of market and ssh, without an account's key. Raises UserError."""
     if wiring.first_process is first_process:
         return wiring
     return wiring_of(wiring, reopen(folder, wiring.environ))
 
 
 def wiring_of(wiring: Wiring, local: Local) -> Wiring:
-    cloud = LocalCloud(local.engine, local.given)
+    cloud = LocalCloud(local.engine, local.spec)
 
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         return cloud, Secret("")
 
-    def shell(needs: Needs) -> RunShell:
-        folder = needs.folder
+    def shell(context: ShellContext) -> RunShell:
+        folder = context.folder
 
         def sweep() -> None:
-            """Volumes of the run's containers that somebody removed by hand."""
+            """Remove volumes of containers that a person deleted by hand."""
             if (last := folder.last()) is not None:
                 cloud.sweep(label_text(last.state.run_id, last.state.deadline))
 
         return HostShell(
-            LocalTransport(local.engine, local.given.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
-            needs.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
-            secrets=lambda: needs.secrets, inputs=inputs_of(folder.runs_dir, needs.request),
+            LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
+            context.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
+            secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
         )  # fmt: skip
 
     return replace(wiring, connect=market, shell=shell, first_process=first_process)
 
 
 def first_process(switch: Switch) -> str:
-    """What the container's init runs, as words for shlex.split: its end is the container's."""
+    """The command of the container's init, for shlex.split: when it ends, the container ends."""
     words = (onstart.PYTHON, "-m", "vast.host.watchdog", *onstart.arguments(replace(switch, url="")), "--local")
     return shlex.join(words)

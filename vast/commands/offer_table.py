@@ -1,4 +1,4 @@
-"""Offers as a table on a terminal, and as lines of fields between tabs in a pipe."""
+"""Offers as a table on a terminal, and as tab-separated lines in a pipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TERMINAL = tuple(Column(name, right=name not in ("gpu", "place"), drop=_DROP.get
 
 
 def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, interruptible: bool) -> list[list[str]]:
-    """hours: of the stage on each; - where that is not known. The total has loading and the end in it."""
+    """hours: of the stage on each offer, None if unknown. The total includes loading and the end."""
     made = []
     for one, needed in zip(found, hours, strict=True):
         price = one.min_bid if interruptible and one.min_bid is not None else one.dollars_per_hour

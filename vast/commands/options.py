@@ -28,7 +28,7 @@ profile_option = click.option(
 
 
 def machine_options(command: F) -> F:
-    """What of a machine is asked for."""
+    """Requirements for a machine."""
     for option in reversed([
         click.option("--gpu", metavar="NAME", help="Such as A100_SXM4. Default: whatever fits."),
         click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N"),

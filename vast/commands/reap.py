@@ -1,4 +1,4 @@
-"""`reap`: ends machines of ours that nobody looks after. Needs only the account's key, and works from cron."""
+"""`reap`: destroys our machines without a supervisor. ShellContext only the account's key, and works from cron."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vast import policy as policies
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.records import reap as reaping
-from vast.records.run_dir import cared_for
+from vast.records.run_dir import supervision
 from vast.rental import preflight
 
 PATIENCE = 900.0  # seconds for each machine
@@ -40,20 +40,20 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         click.echo(f"error: Vast.ai: the machines cannot be listed: {trouble}; try again", err=True)
         raise click.exceptions.Exit(EXIT_BUG)
     now = wiring.clock.now()
-    here = cared_for(runs_dir.absolute(), now, policy.watchdog.silent)
+    here = supervision(runs_dir.absolute(), now, policy.watchdog.silent)
     found = reaping.judge(instances, now, here, all_mine)
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
         until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
         fields = f"{one.instance} run={one.run} status={one.status} deadline={until} price={one.dollars_per_hour:.3f}"
         click.echo(redact(f"{word} {fields}: {one.why}"))
-    doomed = [one.instance for one in found if one.destroy]
+    to_destroy = [one.instance for one in found if one.destroy]
     if dry_run:
-        raise click.exceptions.Exit(EXIT_BUG if doomed else 0)
+        raise click.exceptions.Exit(EXIT_BUG if to_destroy else 0)
     reaper = reaping.Reaper(
         cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text))
     )
-    left = reaper.reap(doomed)
+    left = reaper.reap(to_destroy)
     if left:
         names = ", ".join(map(str, left))
         click.echo(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,14 +16,14 @@ import click
 
 from jobs.errors import RunStateError, UserError
 from vast import policy as policies
-from vast.commands.wiring import Needs, RunShell, Wiring
+from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy
 from vast.records.run_dir import Folder
 from vast.rental import preflight
 from vast.secrets import Secret
-from vast.session.notify import Teller
+from vast.session.notify import Notifier
 from vast.session.session import Session, exit_code
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
 from vast.session.view import Board, Lines, View, parse
@@ -30,28 +31,30 @@ from vast.supervisor.state import Plan, RunState
 
 
 @dataclass(frozen=True)
-class Held:
-    """What a run may hold of secrets, all from the environment of the caller."""
+class RunSecrets:
+    """The secrets of a run, all from the caller's environment."""
 
     named: dict[str, Secret]
     login: Secret | None
 
 
-def held(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> Held:
-    """Raises ConfigError for one that is missing; `lenient`: the end of a run needs none of them."""
+def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> RunSecrets:
+    """Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
     try:
-        return Held(preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ))
+        return RunSecrets(
+            preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ)
+        )
     except UserError as error:
         if lenient:
-            return Held({}, None)
+            return RunSecrets({}, None)
         if run_id is None:
             raise
         remedy = f"set it; or end the run: python -m vast down {run_id}"
         raise type(error)(error.where, error.fact, remedy) from None
 
 
-def wired(folder: Folder, wiring: Wiring) -> Wiring:
-    """For a run of this machine's own containers (`vast local`) the same with its engine in place of the market."""
+def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring`; for a run of `vast local` with the container engine in place of the market."""
     if not folder.local.exists():
         return wiring
     from vast.commands import local_wiring  # which needs the docker SDK
@@ -70,12 +73,12 @@ def view_for(run_id: str) -> View:
 def shell_for(
     folder: Folder, wiring: Wiring, secrets: dict[str, Secret], instance: Callable[[], int | None]
 ) -> RunShell:
-    wiring = wired(folder, wiring)
-    return wiring.shell(Needs(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
+    wiring = wiring_of_run(folder, wiring)
+    return wiring.shell(ShellContext(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
 
 
 def show_lines(folder: Folder, view: View, shown: int) -> int:
-    """Whole lines of lines.txt from byte `shown` on. Returns the bytes shown."""
+    """Show the complete lines of lines.txt from byte `shown` on. Returns the bytes shown."""
     try:
         with folder.lines.open("rb") as file:
             file.seek(shown)
@@ -90,12 +93,12 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
     return shown + len(whole)
 
 
-def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session:
-    """Raises UserError: no key, a secret that is not set, a directory that is not one of a run."""
+def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
+    """Raises UserError: no key, a secret that is not set, a damaged run directory."""
     policy = policies.load(folder.policy)
-    wiring = wired(folder, wiring)
+    wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    own = held(policy, wiring, folder.run_id, lenient)
+    own = run_secrets(policy, wiring, folder.run_id, lenient=ending)
     redact = preflight.redactor(key, own.named, own.login)
     hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
     environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
@@ -113,22 +116,24 @@ def session(folder: Folder, wiring: Wiring, *, lenient: bool = False) -> Session
         clock=wiring.clock,
         view=view_for(folder.run_id),
         redact=redact,
-        teller=Teller(policy.hooks, redact, environ),
+        notifier=Notifier(policy.hooks, redact, environ),
         login=own.login,
         url=wiring.environ.get("VAST_URL") or DEFAULT_URL,
         first_process=wiring.first_process,
+        ending=ending,
     )
     return made
 
 
-def in_foreground(made: Session, plan: Plan | None, begun: Callable[[], None] = lambda: None) -> int:
-    """The supervisor in this process, to the end of the run. Returns the exit code; raises UserError."""
+def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] = lambda: None, *,
+                   background: bool = False) -> int:  # fmt: skip
+    """Run the supervisor in this process to the end of the run. Returns the exit code; raises UserError."""
     run_id = made.folder.run_id
-    signals = Signals(run_id, write_now)
+    signals = Signals(run_id, write_now, background)
     made.asked = lambda: signals.asked
     try:
         with signals.installed():
-            state = made.look_after(plan, begun)
+            state = made.supervise(plan, begun)
     except Left:
         return EXIT_INTERRUPTED
     except UserError:
@@ -144,19 +149,19 @@ def in_foreground(made: Session, plan: Plan | None, begun: Callable[[], None] = 
         close = getattr(made.shell, "close", None)
         if close is not None:
             close()
-    say_end(made.folder, state)
+    print_end(made.folder, state)
     return exit_code(state)
 
 
-def say_end(folder: Folder, state: RunState) -> None:
+def print_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
 
 
-def look_after(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, lenient: bool = False) -> int:
-    """The supervisor, here or in the background. Returns the exit code of the run, or 0 once it is in the background."""
+def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False) -> int:
+    """Run the supervisor here or in the background. Returns the run's exit code, or 0 once it is in the background."""
 
     def work(begun: Callable[[], None] = lambda: None) -> int:
-        return in_foreground(session(folder, wiring, lenient=lenient), plan, begun)
+        return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=detach)
 
     if not detach:
         return work()
@@ -169,9 +174,9 @@ def look_after(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, 
 
 
 def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> int:
-    """`work` in a child with a session of its own, its output in log.txt; returns its pid once `work` has called back.
+    """Run `work` in a child with its own session, output in log.txt. Returns its pid once `work` has called back.
 
-    Raises what kept it from that, as UserError.
+    Raises the child's UserError if it failed before that.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -180,12 +185,19 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     if pid == 0:
         _child(folder, work, tell)
     os.close(tell)
-    with open(answer, "rb") as pipe:
-        data = pipe.read()
+    try:
+        with open(answer, "rb") as pipe:
+            data = pipe.read()
+    except KeyboardInterrupt:  # which a process with a session of its own does not get
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        text = f"interrupted: process {pid} was asked to end the run; follow: python -m vast attach {folder.run_id}"
+        click.echo(text, err=True)
+        raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
     if not data:
         os.waitpid(pid, 0)
         raise RunStateError(folder.path, "the supervisor ended before it had begun", f"see {folder.log}")
-    error = pickle.loads(data)  # from our own child, which says None if all is well
+    error = pickle.loads(data)  # from our own child; None: it has begun
     if error is not None:
         os.waitpid(pid, 0)
         raise error
@@ -196,7 +208,7 @@ def _child(folder: Folder, work: Callable[[Callable[[], None]], int], tell: int)
     code = 1
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # reported already, or whoever asked is gone
+        with suppress(OSError):  # reported already, or the parent is gone
             os.write(tell, pickle.dumps(error))
             os.close(tell)
 

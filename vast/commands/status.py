@@ -1,4 +1,4 @@
-"""`status` and `logs`: what is known of runs, and what their jobs print. Neither needs the account's key."""
+"""`status` and `logs`: the state of runs, and the output of their jobs. Neither needs the account's key."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from vast.records.run_dir import Folder, find, folders
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
 
-FOLLOW: Seconds = 5.0  # between two questions to the host
-JOB_LOG = Path("host") / "job.log"  # of a run that was fetched
+FOLLOW: Seconds = 5.0  # between two calls to the host
+JOB_LOG = Path("host") / "job.log"  # in a fetched run
 
 
 @click.command()
@@ -72,7 +72,7 @@ def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
         machine, closed = _where(folder)
         part = _from_host(folder, wiring, machine, shown) if machine is not None else None
         if part is None and (closed or not follow):
-            part = _at_home(folder, shown)
+            part = _local_copy(folder, shown)
         if part is not None:
             text, following = part
             answered = True
@@ -89,7 +89,7 @@ def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
 
 
 def _where(folder: Folder) -> tuple[Machine | None, bool]:
-    """The machine with a job on it, and whether the run is closed."""
+    """The machine with a job, and whether the run is closed."""
     last = folder.last()
     if last is None:
         raise RunStateError(folder.path, "was never begun", "see: python -m vast status")
@@ -107,8 +107,8 @@ def _from_host(folder: Folder, wiring: Wiring, machine: Machine, offset: int) ->
     return None if answer is None else (str(answer["text"]), int(answer["next"]))
 
 
-def _at_home(folder: Folder, offset: int) -> tuple[str, int] | None:
-    """What was fetched of the newest job of the run."""
+def _local_copy(folder: Folder, offset: int) -> tuple[str, int] | None:
+    """The fetched log of the run's newest job."""
     names = [one.state.machine.job.run for one in records(folder.path) if one.state.machine and one.state.machine.job]
     for name in reversed([name for name in names if name is not None]):
         path = folder.runs_dir / name / JOB_LOG

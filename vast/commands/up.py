@@ -1,4 +1,4 @@
-"""`offers` and `up`: what could be rented, and a stage run on it."""
+"""`offers` and `up`: list offers, and run a stage on a rented machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vast.ports import Offer
 from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
-from vast.rental.earlier_runs import Begun
+from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.plan import Wanted
 from vast.shell.sshkey import public_key
 from vast.supervisor.state import Plan
@@ -54,7 +54,7 @@ def offers(wiring: Wiring, stage: str | None, profile: str, gpu: str | None, gpu
 
 @dataclass(frozen=True)
 class UpOptions:
-    """What `up` was asked for: its argument and its options, each under its own name."""
+    """The argument and options of `up`, each under its own name."""
 
     stage: str
     profile: str
@@ -149,14 +149,14 @@ def up(wiring: Wiring, /, **options: Any) -> None:
         ssh_key=None if ssh_key is None else str(ssh_key),
     )  # fmt: skip
     for one in inputs_of(runs_dir, request):
-        one.files()  # what cannot be sent is known now
+        one.files()  # raises now if a file cannot be sent
     settings = job.settings(resolve_init(runs_dir, job))
     if not asked.force:
         earlier_runs.refuse_complete(runs_dir, asked.stage, settings)
         earlier_runs.refuse_open(runs_dir, plan.command)
-    begun = None if asked.force else earlier_runs.begun(runs_dir, asked.stage, settings)
+    begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, settings)
     public = None if ssh_key is None else public_key(ssh_key, wiring.environ)
-    login = start.held(policy, wiring).login
+    login = start.run_secrets(policy, wiring).login
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
@@ -186,10 +186,10 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
     if begun is not None:
-        earlier_runs.hand_over(begun, folder)
-    plan = replace(plan, public_key=public or wiring.make_key(folder.path))
+        earlier_runs.copy_receipt(begun, folder)
+    plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    raise click.exceptions.Exit(start.look_after(folder, wiring, plan, asked.detach))
+    raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach))
 
 
 def _ask(wiring: Wiring) -> None:
@@ -218,8 +218,8 @@ def _destroy_on(text: str | None) -> dict[str, dict[str, Any]]:
 
 
 def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
-               need: Estimate | None, begun: Begun | None) -> None:  # fmt: skip
-    """What is going to be done and what it may cost, in words, on stderr: standard output is for the lines of looks."""
+               need: Estimate | None, begun: UnfinishedRun | None) -> None:  # fmt: skip
+    """Print the plan and its cost on stderr: standard output is for the lines of polls."""
     caps, price = policy.caps, plans.price_of(best, plan)
     estimate = "not known for this GPU"
     if request.estimate_hours is not None and request.estimate_dollars is not None:

@@ -1,4 +1,4 @@
-"""Where the ports of a command come from: the one place in which the real ones are made, and the seam for tests.
+"""The ports of a command: the only place that makes the real ones, and the seam for tests.
 
 A command gets a `Wiring` as click's `obj`; a test passes its own, with a fake shell and a clock that it moves.
 """
@@ -34,7 +34,7 @@ from vast.shell.sshkey import make_key
 
 
 class RunShell(Shell, Protocol):
-    """The shell of one run: the port, and what the commands beside the supervisor need."""
+    """The shell of one run: the port, and methods for commands other than the supervisor."""
 
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
@@ -46,15 +46,15 @@ class RunShell(Shell, Protocol):
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What a shell is made from."""
+class ShellContext:
+    """Inputs for making a shell."""
 
     folder: Folder
     request: RunRequest
     secrets: Mapping[str, Secret]
     clock: Clock
     environ: Mapping[str, str]
-    instance: Callable[[], int | None]  # that is used now: host keys are pinned for each
+    instance: Callable[[], int | None]  # the current one: host keys are pinned per instance
 
 
 def api_address(environ: Mapping[str, str]) -> tuple[str, int]:
@@ -68,26 +68,26 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
     return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL), key
 
 
-def over_ssh(needs: Needs) -> RunShell:
+def over_ssh(context: ShellContext) -> RunShell:
     """Raises UserError if ssh or rsync is missing."""
-    folder, request = needs.folder, needs.request
+    folder, request = context.folder, context.request
     key = None if request.ssh_key is None else Path(request.ssh_key)
-    probe = api_address(needs.environ)
+    probe = api_address(context.environ)
     return HostShell(
-        SshTransport(folder.path, key, pin=lambda: str(needs.instance() or ""), environ=needs.environ),
+        SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), environ=context.environ),
         folder.runs_dir,
         folder.path,
         folder.nonce(),
-        needs.clock,
+        context.clock,
         lambda: network.is_up((probe,)),
-        secrets=lambda: needs.secrets,
+        secrets=lambda: context.secrets,
         inputs=inputs_of(folder.runs_dir, request),
         grace=policies.load(folder.policy).watchdog.grace,
     )
 
 
 def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
-    """What the stage needs on its machine: the runs that it starts from, a profile that is a file of one's own."""
+    """Files the stage needs on its machine: the runs that it starts from, and a user's own profile file."""
     found = [Input(runs_dir, request.init_runs)] if request.init_runs else []
     if request.profile_file is not None:
         profile = Path(request.profile_file)
@@ -101,10 +101,10 @@ class Wiring:
     home: Path = field(default_factory=Path.home)
     clock: Clock = field(default_factory=SystemClock)
     which: Callable[[str], str | None] = shutil.which
-    is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # whether somebody can be asked
+    is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # whether a question can be answered
     connect: Callable[[Mapping[str, str], Path, Clock], tuple[Cloud, Secret]] = connect
-    shell: Callable[[Needs], RunShell] = over_ssh
-    make_key: Callable[[Path], str] = make_key  # for the run of that directory; returns the public one
+    shell: Callable[[ShellContext], RunShell] = over_ssh
+    make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
-    first_process: Callable[[Switch], str] = onstart  # what starts a machine's dead-man's switch
+    first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch

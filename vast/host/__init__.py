@@ -1,1 +1,1 @@
-"""What runs on a rented machine: standard library only."""
+"""The code that runs on a rented machine: standard library only."""

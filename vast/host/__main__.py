@@ -1,4 +1,4 @@
-"""Everything that the supervisor asks of a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
+"""Every command that the supervisor runs on a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
     look                       the dead-man's switch, the job, the GPU, the disk: vast/host/probe.py
     start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
@@ -24,8 +24,7 @@ from typing import Any
 
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import files as hostfiles
-from vast.host import jobstate, lease, secretfiles
-from vast.host import probe as hostlook
+from vast.host import jobstate, lease, probe, secretfiles
 from vast.host import start as hoststart
 from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
 from vast.host.runs import RUNNER, WATCHDOG
@@ -35,8 +34,8 @@ LARGEST = 256 * 1024  # bytes of the log in one answer
 
 
 def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str, Any]:
-    """{"offset", "next", "text"}: bytes `offset` to `next` of job.log. Who follows asks again from `next`; a log that is
-    shorter than `follow_from` is another one, and begins anew."""
+    """{"offset", "next", "text"}: bytes `offset` to `next` of job.log. A follower asks again from `next`; a log that is
+    shorter than `follow_from` is a new one and is read from its start."""
     path = root / RUNNER / jobstate.LOG
     try:
         with path.open("rb") as file:
@@ -88,7 +87,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made["files"].add_argument("--everything", action="store_true", help="also the results")
     made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
     made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
-    made["log"].add_argument("--follow-from", type=_count, metavar="BYTES", help="what came after so many bytes")
+    made["log"].add_argument(
+        "--follow-from", type=_count, metavar="BYTES", help="what was written after this number of bytes"
+    )
     return parser.parse_args(argv)
 
 
@@ -96,7 +97,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
     root: Path = options.root
     match options.action:
         case "look":
-            return hostlook.look(root)
+            return probe.probe(root)
         case "start":
             names = secretfiles.environment(options.secrets_dir)
             started = hoststart.start(root, options.command, job_arguments, options.home, names)

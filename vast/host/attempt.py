@@ -1,6 +1,6 @@
 """One attempt at a job, in the runner's process: start it, wait for it, and record how it ended.
 
-What an end means is read from the exit code and the log (vast/host/classify.py); what tries again belongs around `run`.
+The reason of an end is read from the exit code and the log (vast/host/classify.py). Retries belong to the caller of `run`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def run(
     """
     state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now(), fixes)
     log = directory / jobstate.LOG
-    begun_at = log.stat().st_size if log.exists() else 0  # what earlier attempts said explains nothing about this one
+    begun_at = (
+        log.stat().st_size if log.exists() else 0
+    )  # the output of earlier attempts explains nothing about this one
     _reserve_space(directory, state)
     jobstate.write(directory, state)
     job = JobProcess(command)
@@ -62,7 +64,7 @@ def run(
     left_behind, returned = job.wait(log)
     if left_behind:
         say(f"killed what the job left behind: {len(left_behind)} process(es)", now)
-    state = _judged(state, returned, log, begun_at, now())
+    state = _classified(state, returned, log, begun_at, now())
     say(f"attempt {state['attempt']}: ended, exit code {state['exit_code']}: {state['end_reason']}", now)
     with suppress(OSError):
         (directory / jobstate.RESERVE).unlink()
@@ -72,13 +74,13 @@ def run(
     return state
 
 
-def _judged(state: jobstate.State, returned: int, log: Path, begun_at: int, now: datetime) -> jobstate.State:
-    """The end, with its reason. A bug that an earlier attempt ended with, in the very same words, is deterministic."""
+def _classified(state: jobstate.State, returned: int, log: Path, begun_at: int, now: datetime) -> jobstate.State:
+    """The end, with its reason. A bug with the fingerprint of an earlier attempt is deterministic."""
     exit_code = jobstate.exit_code_of(returned)
     try:
         end = classify.classify(exit_code, tail(log, begun_at), jobstate.END_REASONS.get(exit_code, "bug"))
     except Exception:  # a log that nobody foresaw must not keep the end from being written
-        say(f"error: the log could not be judged\n{traceback.format_exc()}")
+        say(f"error: the log could not be classified\n{traceback.format_exc()}")
         return jobstate.ended(state, returned, now)
     bugs = {row["fingerprint"] for row in state["history"] if row["end_reason"] in ("bug", "deterministic")}
     again = end.reason == "bug" and end.fingerprint in bugs
@@ -86,7 +88,7 @@ def _judged(state: jobstate.State, returned: int, log: Path, begun_at: int, now:
 
 
 def tail(log: Path, begun_at: int) -> str:
-    """The last words of the attempt whose output begins at `begun_at`."""
+    """The end of the output of the attempt that begins at byte `begun_at`."""
     try:
         with log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -97,7 +99,7 @@ def tail(log: Path, begun_at: int) -> str:
 
 
 def say(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-    """A line of the runner's own in job.log, which is its stderr; a full disk must not end it."""
+    """Write a line of the runner to job.log, which is its stderr. A full disk must not end the runner."""
     with suppress(OSError):
         os.write(2, f"[runner {now().isoformat(timespec='seconds')}] {text}\n".encode(errors="replace"))
 
@@ -109,7 +111,7 @@ def write_end(
     sleep: Callable[[float], None],
     bound: float = RETRY_SECONDS,
 ) -> bool:
-    """Write the state that everybody waits for; a full disk may get some room within `bound` seconds."""
+    """Write the final state, which the supervisor waits for; a full disk is tried again for `bound` seconds."""
     deadline = clock() + bound
     pause = FIRST_PAUSE
     for tries in count():
@@ -142,7 +144,7 @@ class JobProcess:
         self._refusal, refusal = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.close(self._gate)  # or it would never see the runner's end of it closed
+            os.close(self._gate)  # or the child would never see the end of file when the runner dies
             _exec_when_released(command, gate, refusal)
         os.setpgid(pid, pid)  # the child does the same: whoever comes first
         os.close(gate)
@@ -152,12 +154,12 @@ class JobProcess:
             signal.signal(number, self._pass_on)
 
     def release(self) -> UserError | None:
-        """Let the child run its command. Returns what is wrong with the command, if the system refuses it."""
-        with suppress(BrokenPipeError):  # it was killed at the gate: `wait` will tell
+        """Let the child run its command. Returns the error if the system refuses the command."""
+        with suppress(BrokenPipeError):  # it was killed at the gate: `wait` returns its signal
             os.write(self._gate, b"x")
         os.close(self._gate)
         with open(self._refusal, encoding="utf-8") as pipe:
-            reason = pipe.read()  # the end of file, without a word, is the start of the command
+            reason = pipe.read()  # an empty pipe at its end: the command has started
         if not reason:
             return None
         return UserError(self._command[0], f"cannot be started: {reason}", "name an executable with --command")
@@ -177,7 +179,7 @@ class JobProcess:
         return left_behind, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Who asks the runner to end means the job: it makes a checkpoint, and the runner records that."""
+        """A signal to the runner is meant for the job, which makes a checkpoint; the runner records its end."""
         with suppress(ProcessLookupError):
             os.killpg(self.identity.pid, signal.SIGTERM)
 

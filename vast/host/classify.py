@@ -1,8 +1,8 @@
-"""Why a job ended: from its exit code and the end of its log to a reason of vast/supervisor/reasons.py and a fingerprint.
+"""Why a job ended: maps its exit code and the end of its log to a reason of vast/supervisor/reasons.py and a fingerprint.
 
-The exit code decides where this project chose it (jobs/errors.py). Where it says no more than "something failed", the log
-decides: what libraries, driver and system write in such a case. Only the failure itself is read, the last traceback and what
-follows it, or else the last lines: a warning an hour before is no reason.
+The exit code decides where this project chose it (jobs/errors.py). Where the code only means "something failed", the log
+decides, by messages of libraries, driver and system. Only the last traceback and the lines after it are read, or else the
+last lines: a warning of an hour before is no reason.
 
 The fingerprint is a hash of that failure without numbers, addresses, paths and times. The same cause has the same one on
 another day and on another machine, and a cause that is new has another one.
@@ -92,13 +92,13 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         r"httpx?\.(?:ConnectError|RemoteProtocolError)", r"requests\.exceptions\.ConnectionError", r"ConnectionResetError",
         r"[Cc]annot reach the hub|Network is unreachable",
     )),
-    ("stopped", _any(r"stopped by a signal")),  # it had said so, and met a second SIGTERM on its way out
+    ("stopped", _any(r"stopped by a signal")),  # it logged its stop, and a second SIGTERM killed it while it ended
     ("user", _any(r"GatedRepoError", r"RepositoryNotFoundError", r"RevisionNotFoundError")),
     ("killed", _any(r"DataLoader worker \(pid.*\) is killed by signal: Killed", r"SIGKILL")),
 )  # fmt: skip
 
-# What else it may have been. A program that knows its user's mistakes may call one what the machine or the network did; a
-# signal from outside leaves no words of its own, so those before it are about something else.
+# The other reasons that an exit code allows. A program may report a fault of the machine or the network as a mistake of its
+# user. After a signal from outside the last lines of the log are about something else.
 ONLY = {
     errors.EXIT_USER: {"gpu-fault", "disk-full", "stale-lock", "hub-timeout"},
     128 + signal.SIGKILL: {"gpu-fault"},
@@ -130,7 +130,7 @@ def last_failure(log: str) -> list[str]:
 
 
 def _body_end(lines: list[str], start: int) -> int:
-    """The number of the line that names the exception: the first after the frames that is not indented."""
+    """The index of the line with the exception: the first line after the frames that is not indented."""
     for number in range(start + 1, len(lines)):
         if not lines[number].startswith(" "):
             return number

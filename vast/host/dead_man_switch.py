@@ -1,8 +1,8 @@
-"""The judgement of the dead-man's switch: what to do now, from what has elapsed. Pure; vast/host/watchdog.py is the rest.
+"""The decisions of the dead-man's switch, from elapsed time. Pure; vast/host/watchdog.py does the I/O.
 
-Ends are: the longest life, the dollars, a lease that nobody renews. Then the job is asked for a checkpoint, is given a bounded
-grace, and the machine is destroyed. Grace is part of life and dollars, so that it exceeds neither. Time is uptime: it counts
-while the watchdog runs, over restarts of the container, on no clock that anybody can set.
+The machine ends after its longest life, at its dollar cap, or when its lease expires. Then the job is asked for a checkpoint,
+is given a bounded grace, and the machine is destroyed. Grace is part of life and dollars, so that it exceeds neither. Time is
+uptime: it counts while the watchdog runs, over restarts of the container, on no clock that anybody can set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Memory:
-    """What is kept over restarts."""
+    """The state that survives restarts of the container."""
 
     uptime: float = 0.0  # seconds
     silent: float = 0.0  # seconds since the last renewal, or since the first start
@@ -47,7 +47,7 @@ def tick(
 ) -> tuple[Memory, Act]:
     """
     elapsed: seconds since the last tick. token: of the lease as it is now.
-    asked: why somebody wants the end now, if anybody does: a local container that is told to stop.
+    asked: the reason of a requested end, such as SIGTERM to a local container; None without one.
     """
     renewed = token != memory.token
     memory = replace(
@@ -80,8 +80,8 @@ def reason_to_end(memory: Memory, limits: Limits) -> str | None:
 
 
 def started_again(memory: Memory, tick_seconds: float) -> Memory:
-    """What a restart makes of it. It costs a tick, so that a container that dies within one still ages. The pause before the
-    next DELETE is over."""
+    """The state after a restart. One tick is added, so that a container that restarts within each tick still ages. The next
+    DELETE is sent at once."""
     return replace(
         memory, uptime=memory.uptime + tick_seconds, silent=memory.silent + tick_seconds, deletes=0, next_delete=0.0
     )

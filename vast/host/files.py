@@ -1,7 +1,7 @@
-"""What can be pulled from a rented machine now: names, sizes, hashes, and where to read each file.
+"""Lists the files that can be pulled from a rented machine now: names, sizes, hashes, and where to read each file.
 
-A log that grows has no hash. Files that are replaced whole are read through a hard link of this moment, so that their hash
-holds; so is the newest complete checkpoint (vast/host/snapshot.py). A complete run is what its manifest lists, with
+A growing log has no hash. Files that are replaced whole are read through a hard link made now, so that their hash stays
+right; so is the newest complete checkpoint (vast/host/snapshot.py). A complete run is what its manifest lists, with
 summary.json last.
 """
 
@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease
+from vast.host import jobstate, jsonfiles, lease, snapshot
 from vast.host import runs as hostruns
-from vast.host import snapshot as hold
-from vast.host.runs import HOLD, RUNNER, WATCHDOG
+from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
 GROWING = (".jsonl", ".txt")
 NEVER = {"lock"}  # of the run's writer
 HOST = "host"  # the folder of the run at home for what the machine itself wrote
-MOMENT = "moment"  # the folder of a run's hold for files that are replaced whole
+MOMENT = "moment"  # the folder of a run's snapshot for files that are replaced whole
 
 Entry = dict[str, Any]
 
@@ -31,7 +30,7 @@ Entry = dict[str, Any]
 def files(root: Path, everything: bool = False, have: str | None = None) -> dict[str, Any]:
     """The JSON object that vast/host/__main__.py prints; see there. Raises RunStateError for a state.json that cannot be read.
 
-    have: see `hold.newest`.
+    have: see `snapshot.newest`.
     """
     directory = root / RUNNER
     state = jobstate.observe(directory) if jobstate.read(directory) is not None else None
@@ -58,15 +57,15 @@ def files(root: Path, everything: bool = False, have: str | None = None) -> dict
 class _Listing:
     def __init__(self, root: Path, run: Path | None) -> None:
         self.root, self.run = root, run
-        self.hashes = hold.Hashes(root)
+        self.hashes = snapshot.Hashes(root)
         self.entries: list[Entry] = []
 
     # ---- a run
 
     def complete(self) -> None:
-        """The manifest's own hashes: it was made from these very files, and who pulls them compares."""
+        """With the hashes of the manifest, which was made from these files; the pull compares them."""
         assert self.run is not None
-        hold.release(self.root, self.run)
+        snapshot.release(self.root, self.run)
         manifest = (jsonfiles.read(self.run / "manifest.json") or {}).get("files")
         if not isinstance(manifest, dict):
             raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
@@ -94,8 +93,8 @@ class _Listing:
                 if path.is_dir() and path.name not in ("checkpoints", "final", HOST) and not path.name.endswith(".tmp"):
                     self._tree(path)
         if over:
-            hold.release_older(self.root, self.run)  # nothing is pruned any more: the newest of all is wanted
-        found, source = hold.newest(self.root, self.run, have)
+            snapshot.release_older(self.root, self.run)  # nothing is pruned any more: the newest of all is wanted
+        found, source = snapshot.newest(self.root, self.run, have)
         if found is None:
             return None
         for name in [*sorted(found.files), hostruns.MARK]:
@@ -115,9 +114,9 @@ class _Listing:
                 self._add(path, None if source == path else self.hashes.of(source), source=source)
 
     def _of_this_moment(self, path: Path) -> Path:
-        """A link to what the name means now. The name itself where there are no links: its content may change."""
+        """A hard link to the current content of `path`. Without hard links: `path` itself, whose content may change."""
         assert self.run is not None
-        link = self.root / HOLD / hostruns.name_of(self.root, self.run) / MOMENT / path.name
+        link = self.root / SNAPSHOTS / hostruns.name_of(self.root, self.run) / MOMENT / path.name
         temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +133,7 @@ class _Listing:
             with suppress(OSError):
                 self._add(path, self.hashes.of(path))
 
-    # ---- the machine's own words
+    # ---- files of the machine itself
 
     def host(self, over: bool) -> None:
         """state.json and the logs of runner and watchdog, into the folder `host` of the run at home."""
@@ -173,5 +172,5 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def forget(root: Path) -> None:
-    """Remove everything held: only room is lost by it."""
-    shutil.rmtree(root / HOLD, ignore_errors=True)
+    """Remove all snapshots."""
+    shutil.rmtree(root / SNAPSHOTS, ignore_errors=True)

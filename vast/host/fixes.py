@@ -1,8 +1,8 @@
-"""What may be changed on the machine so that a failure does not come again; each bounded, each recorded. Pure.
+"""Changes on the machine that prevent a failure from repeating; each bounded, each recorded. Pure.
 
-A fix is a line of state.json's `fixes`, "reason: what was done", which later attempts inherit: so the lines are also the count,
-and what has to stand (a halved batch, longer time-outs) is read from them at every start. How often a reason is answered with a
-new start at all is the policy's to say; the bounds here hold whatever a policy says.
+A fix is a line of `fixes` in state.json, "reason: what was done". Later attempts inherit the lines, so they are also the count,
+and lasting changes (a halved batch, longer time-outs) are read from them at every start. The policy decides how often a reason
+is answered with a new start; the bounds here hold under any policy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INHERITED = "on another machine"
 
 # A program that an image of the user's own may bring, called with what is missing; ours has no use for one and brings none.
 INSTALLER = "prefill-install-tool"
-# Whatever comes of it, the job is tried: its own error says best what is missing. One process group, so that it is stopped too.
+# The job is started even if this fails: its own error names what is missing best. One process group, so that a stop reaches both.
 INSTALL = f"""
 echo "[fix] {INSTALLER} $0"
 timeout --foreground 600 {INSTALLER} "$0" </dev/null || echo "[fix] exit code $?"
@@ -35,7 +35,7 @@ _MISSING = (
 
 @dataclass(frozen=True)
 class Start:
-    """What the next start needs."""
+    """The changes for the next start."""
 
     new: tuple[str, ...] = ()  # lines to record
     halvings: int = 0
@@ -87,7 +87,7 @@ def missing_tool(failure: str) -> str | None:
 
 
 def job_arguments(arguments: Sequence[str], halvings: int, again: bool) -> list[str]:
-    """Those of `run STAGE ...`, so that it goes on with what there is. Other commands are left as they are.
+    """The arguments of `run STAGE ...`, so that it continues an unfinished run. Other commands are left as they are.
 
     again: it is not the first attempt: --force would throw away what the first one did.
     """

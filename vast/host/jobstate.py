@@ -4,7 +4,7 @@ phase          starting -> running -> ended; `observe` adds: lost (the runner ha
 attempt        1, 2, ...; what the earlier ones came to is under `history`
 job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/host/processes.py
 exit_code      the job's; 128 + n if signal n killed it, and then `signal` has its name
-end_reason     what the exit code says (`END_REASONS`), or what the log says more precisely: vast/host/classify.py
+end_reason     from the exit code (`END_REASONS`), or from the log, which is more precise: vast/host/classify.py
 fingerprint    of a failure: the same cause has the same one on another day; null if nothing failed
 fixes          what was changed so that a failure may not come again, one line each, over all attempts: vast/host/fixes.py
 runs_dir       where the job keeps its runs; null if the command decides that by itself
@@ -36,7 +36,7 @@ KEYS = {"schema", "phase", *COLUMNS, "job", "runner", "boot_id", "runs_dir", "fi
 
 State = dict[str, Any]
 
-# What an exit code says of how a job ended. A code that is not here is a bug as well.
+# The reason of each exit code. A code that is not here is a bug.
 END_REASONS = {
     errors.EXIT_OK: "done",
     errors.EXIT_BUG: "bug",
@@ -61,7 +61,7 @@ def first(
     now: datetime,
     fixes: Sequence[str] = (),
 ) -> State:
-    """The state that an attempt begins with; `fixes` are those that are new with it."""
+    """The initial state of an attempt; `fixes` are the new ones."""
     history = [] if previous is None else [*previous["history"], _row(previous)]
     return {
         "schema": SCHEMA,
@@ -133,7 +133,7 @@ def _signal_name(number: int) -> str:
 
 @contextmanager
 def io_errors_reported(path: Path) -> Iterator[None]:
-    """Turn what the operating system refuses inside the block into DiskFull or RunStateError."""
+    """Turn an OSError inside the block into DiskFull or RunStateError."""
     try:
         yield
     except OSError as error:
@@ -154,7 +154,7 @@ def text(state: State) -> str:
 
 
 def read(directory: Path) -> State | None:
-    """What the last writer wrote; None if no job was ever started here. Raises RunStateError."""
+    """The last written state; None if no job was ever started here. Raises RunStateError."""
     path = directory / STATE
     remedy = "move it away, or choose another --dir"
     try:
@@ -193,7 +193,7 @@ def job_members(directory: Path, state: State) -> list[int]:
 
 
 def over(observed: State) -> bool:
-    """Nothing of the job runs, and nobody is left who could change the state."""
+    """No process of the job runs, and the runner, which alone writes the state, has ended."""
     return not observed["job_alive"] and not observed["runner_alive"]
 
 

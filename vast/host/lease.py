@@ -1,9 +1,9 @@
-"""The files between the dead-man's switch (vast/host/watchdog.py) and those who look at it or renew its lease.
+"""The files by which the dead-man's switch (vast/host/watchdog.py), its readers and the renewals of its lease communicate.
 
-DIR/config.json  what it is bound by, written by the watchdog at its start
+DIR/config.json  its limits, written by the watchdog at its start
 DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
-DIR/lease.json   a word that is another one with each renewal, written by who renews; no clock of theirs counts
-DIR/log.txt      what it did
+DIR/lease.json   a random token, replaced at each renewal; the clock of whoever renews it is not used
+DIR/log.txt      its log
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "lo
 
 
 def nonce(directory: Path) -> str | None:
-    """What proves that this is the machine of the run."""
+    """The nonce that proves that this is the machine of the run."""
     found = (jsonfiles.read(directory / CONFIG) or {}).get("nonce")
     return found if isinstance(found, str) else None
 
 
 def renew(directory: Path, until: float) -> None:
-    """until: seconds to the run's deadline, for those who look. Raises RunStateError where no watchdog ever was."""
+    """until: seconds to the run's deadline, shown by probes. Raises RunStateError where no watchdog ever was."""
     if nonce(directory) is None:
         remedy = "start it: python3 -m vast.host.watchdog run"
         raise RunStateError(directory, "no dead-man's switch was started here", remedy)
     with io_errors_reported(directory / LEASE):
-        # In place: a full disk must not end a machine that its supervisor is just looking after. Torn, it counts as renewed.
+        # In place: a full disk must not end a machine whose supervisor lives. A torn file counts as renewed.
         jsonfiles.overwrite(directory / LEASE, {"token": secrets.token_hex(8), "until": until})
 
 
@@ -62,7 +62,7 @@ def view(directory: Path) -> dict[str, Any] | None:
 
 
 def message(directory: Path) -> str:
-    """Why it is not armed, or what it is about to do; empty if there is nothing to say."""
+    """Why it is not armed, or why it ends the machine; else empty."""
     found = (jsonfiles.read(directory / STATE) or {}).get("message")
     return found if isinstance(found, str) else ""
 

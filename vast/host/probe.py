@@ -1,4 +1,4 @@
-"""One look at a rented machine from inside: the dead-man's switch, the job, the GPU, the disk. Always within seconds.
+"""One probe of a rented machine, run on it: the dead-man's switch, the job, the GPU, the disk. Always within seconds.
 
 What cannot be known is null; nothing here changes anything.
 """
@@ -21,8 +21,8 @@ from vast.host import runs as hostruns
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 SMI_SECONDS = 3.0
-# Phases that get on with every step. The others, a download or a save, may take as long as this without being hung:
-# the longest of jobs/health.py, which a test compares.
+# Phases that make progress with every step. Others, such as a download or a save, may last this long without being hung:
+# the longest limit of jobs/health.py, which a test compares.
 WORKING = ("train", "evaluate", "score")
 SILENCE = 1800.0
 
@@ -46,7 +46,7 @@ class Clocks(NamedTuple):
     monotonic: Callable[[], float]
 
 
-def look(
+def probe(
     root: Path, clocks: Clocks | None = None, smi: Callable[[], tuple[int, str] | None] | None = None
 ) -> dict[str, Any]:
     """The JSON object that vast/host/__main__.py prints; see there."""
@@ -73,7 +73,7 @@ def look(
 
 
 def boot() -> str:
-    """Another one after each start of the container, and of the machine below it."""
+    """Changes with each start of the container or of its machine."""
     first = processes.stat(1)
     return f"{processes.boot_id()}/{first.ticks if first else 0}"
 
@@ -106,7 +106,7 @@ def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
         "fixes": state["fixes"],
         "run": None if run is None else hostruns.name_of(root, run),
         **progress(beat, clocks),
-        **({"beat_age": age} if beat is None and (age := speechless(state, clocks)) is not None else {}),
+        **({"beat_age": age} if beat is None and (age := age_without_beat(state, clocks)) is not None else {}),
         "checkpoint": found[-1].name if found else None,
         "complete": run is not None and hostruns.is_complete(run),
     }
@@ -125,8 +125,8 @@ def progress(beat: Mapping[str, Any] | None, clocks: Clocks) -> dict[str, Any]:
     }
 
 
-def speechless(state: Mapping[str, Any], clocks: Clocks) -> float | None:
-    """Seconds since the start of a job that runs and has said nothing at all, once that is too long for its imports."""
+def age_without_beat(state: Mapping[str, Any], clocks: Clocks) -> float | None:
+    """Seconds since the start of a job that runs and has written no heartbeat, once that is too long for its imports."""
     with suppress(TypeError, ValueError):
         age = clocks.time() - datetime.fromisoformat(state["started"]).timestamp()
         return age if state["phase"] == "running" and age > SILENCE else None
@@ -134,9 +134,9 @@ def speechless(state: Mapping[str, Any], clocks: Clocks) -> float | None:
 
 
 def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
-    """Seconds since the run last got on; None while a phase goes on that makes no steps, since its silence says nothing.
+    """Seconds since the last progress of the run; None during a phase without steps, which may be long without being hung.
 
-    A trainer that hangs beats on in the background: what counts is the last beat that came with progress.
+    A hung trainer still writes heartbeats in the background, so the last heartbeat with progress is used.
     """
     for of in ("progress_", ""):  # heartbeats of before there was the first have the second
         wall, monotonic = (jsonfiles.number(beat.get(of + clock)) for clock in ("unix_time", "monotonic"))
@@ -155,7 +155,7 @@ def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
 
 
 def ask_nvidia_smi() -> tuple[int, str] | None:
-    """Its exit code and words; None where there is no such program. One that hangs is a sign of a broken driver."""
+    """Its exit code and output; None without such a program; -1 if it hangs, as with a broken driver."""
     try:
         done = subprocess.run(
             NVIDIA_SMI, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMI_SECONDS, check=False
@@ -168,7 +168,7 @@ def ask_nvidia_smi() -> tuple[int, str] | None:
 
 
 def gpu(answer: tuple[int, str] | None) -> GpuReading:
-    """Of several GPUs the busiest, since they work on one job; a fault of any."""
+    """The busiest of several GPUs, since they work on one job; a fault of any of them."""
     if answer is None:
         return GpuReading(None, None, None)
     code, text = answer

@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Process:
-    """A pid means this process only while `ticks` and `boot_id` agree with what the kernel says of it."""
+    """A pid identifies this process only while `ticks` and `boot_id` agree with the kernel."""
 
     pid: int
     ticks: int  # when it started, in clock ticks since boot
@@ -27,7 +27,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Stat:
-    """What /proc/PID/stat says now."""
+    """The current fields of /proc/PID/stat."""
 
     pid: int
     dead: bool  # a zombie: it has ended, and its parent has not asked how
@@ -36,7 +36,7 @@ class Stat:
 
 
 def boot_id() -> str:
-    """Another one after each boot of the machine; containers share that of their host."""
+    """Changes with each boot of the machine; containers share the id of their host."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -82,7 +82,7 @@ def group_members(leader: Process, log: Path) -> list[int]:
 
 
 def signal_group(leader: Process, log: Path, number: signal.Signals) -> list[int]:
-    """Send a signal to every process of the group, if it is still that group, and return whom it went to."""
+    """Send a signal to every process of the group, if it is still that group; returns their pids."""
     members = group_members(leader, log)
     if members:
         try:

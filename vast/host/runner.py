@@ -58,7 +58,7 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
         message = pipe.read()
     if not message:
         raise RunStateError(directory, "the runner ended before its job began", f"see {directory / jobstate.LOG}")
-    error = pickle.loads(message)  # from our own child, which says None if all is well
+    error = pickle.loads(message)  # from our own child, which sends None for success
     if error is not None:
         raise error
 
@@ -66,10 +66,10 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
 def _run_in_background(
     directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], tell: int
 ) -> NoReturn:
-    """The runner: a child that outlives its parent, the ssh session, and whatever ends its job."""
+    """The runner: a child that outlives its parent, the ssh session and its job."""
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # whoever asked is gone
+        with suppress(OSError):  # the caller is gone
             os.write(tell, pickle.dumps(error))
             os.close(tell)
 
@@ -89,7 +89,7 @@ def _run_in_background(
 
 
 def _hold(directory: Path) -> IO[str]:
-    """The lock. A runner that has written its end lets go of it any moment, so such a one is waited for."""
+    """The lock. A runner that has written its end releases it soon, so this waits for it."""
     for _ in range(20):
         try:
             return lock.hold(directory / jobstate.LOCK)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vast.host import jsonfiles
 
-RUNNER, WATCHDOG, HOLD = ".runner", ".watchdog", ".hold"
+RUNNER, WATCHDOG, SNAPSHOTS = ".runner", ".watchdog", ".hold"
 MARK = "complete.json"
 _ID = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -46,8 +46,8 @@ def runs_of(root: Path, stage: str) -> list[Path]:
 def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:
     """The run that the job of `state` (vast/host/jobstate.py) writes: its lock names the job's process.
 
-    Before it has one: the newest unfinished run of the stage, which is what it will go on with. A job that found its run
-    complete already took no lock: the newest complete one.
+    Before the job has a lock: the newest unfinished run of the stage, which it will continue. A job that found its run complete
+    took no lock: the newest complete run.
     """
     stage = None if state is None else stage_of(state["command"])
     if state is None or stage is None:
@@ -103,7 +103,7 @@ def sizes(checkpoint: Path) -> dict[str, int] | None:
 
 
 def holder(run: Path) -> int | None:
-    """The process that wrote itself into the run's lock last; the words stay when it is gone."""
+    """The pid in the run's lock file, which stays there after that process has ended."""
     try:
         match = _HOLDER.match((run / "lock").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,7 +112,7 @@ def holder(run: Path) -> int | None:
 
 
 def entries(directory: Path) -> list[Path]:
-    """What is in it; nothing where it cannot be read."""
+    """Its entries; none if it cannot be read."""
     try:
         return list(directory.iterdir())
     except OSError:

@@ -1,7 +1,7 @@
 """Secrets of a job on a rented machine: files in memory, for the user of the job only.
 
-HF_TOKEN is named to the job as HF_TOKEN_PATH, which huggingface_hub reads; any other NAME as NAME_FILE, for programs that know
-that custom. No value is ever in the environment, on a command line, on a disk or in a message.
+The job finds HF_TOKEN by HF_TOKEN_PATH, which huggingface_hub reads, and any other NAME by NAME_FILE, a common convention. No
+value is ever in the environment, on a command line, on a disk or in a message.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def store(secrets: dict[str, str], directory: Path = DIRECTORY) -> list[str]:
 
 
 def environment(directory: Path = DIRECTORY) -> dict[str, str]:
-    """What names the files to the job."""
+    """The environment variables by which the job finds the files."""
     with suppress(OSError):
         return {
             _PATH_NAMES.get(path.name, f"{path.name}_FILE"): str(path)

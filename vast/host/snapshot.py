@@ -1,7 +1,7 @@
-"""Keeps a checkpoint still while it is pulled: hard links under ROOT/.hold, which pruning in the run does not reach.
+"""Snapshots of a checkpoint that is being pulled: hard links under ROOT/.hold, which the run's pruning does not reach.
 
-Links cost no room until the run prunes what they point to, so only one checkpoint of a run is held at a time. A file system
-without hard links has none: then a checkpoint that is pruned during a pull makes that pull fail, and the next one begins anew.
+Links take no room until the run prunes their files, so a run has one snapshot at a time. A file system without hard links has
+none: a checkpoint that is pruned during a pull then makes that pull fail, and the next pull begins anew.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ from typing import Any
 
 from vast.host import jsonfiles
 from vast.host import runs as hostruns
-from vast.host.runs import HOLD, Checkpoint
+from vast.host.runs import SNAPSHOTS, Checkpoint
 
 HASHES = "sha256.json"
 TRIES = 3  # the run may prune what is just being linked
 
 
-def held(root: Path, run: Path) -> list[Checkpoint]:
-    """What is held of the run; names are those of the checkpoints themselves."""
-    inside = root / HOLD
+def taken(root: Path, run: Path) -> list[Checkpoint]:
+    """The snapshots of the run, under the names of their checkpoints."""
+    inside = root / SNAPSHOTS
     return hostruns.checkpoints(inside, inside / hostruns.name_of(root, run))
 
 
 def newest(root: Path, run: Path, have: str | None) -> tuple[Checkpoint | None, Path]:
     """The checkpoint to pull, and the directory to read its files from.
 
-    have: the newest checkpoint that is home already. One that is held and not yet home is kept, so that a slow pull comes to
-        its end while the run makes newer ones.
+    have: the newest checkpoint that is in the local copy. A snapshot that is not there yet is kept, so that a slow pull
+        ends while the run makes newer checkpoints.
     """
-    holds = held(root, run)
+    snapshots = taken(root, run)
     at_home = -1 if have is None else hostruns.step_of(have)
-    if holds and holds[-1].step > at_home:
-        return holds[-1], root / HOLD / holds[-1].name
+    if snapshots and snapshots[-1].step > at_home:
+        return snapshots[-1], root / SNAPSHOTS / snapshots[-1].name
     for _ in range(TRIES):
         found = hostruns.checkpoints(root, run)
         if not found:
             return None, root
         with suppress(FileNotFoundError):
-            return found[-1], _hold(root, found[-1])
+            return found[-1], _take(root, found[-1])
     return None, root
 
 
 def release_older(root: Path, run: Path) -> None:
-    """Let go of what is held where the run itself has a newer checkpoint."""
+    """Remove snapshots that are older than the newest checkpoint of the run."""
     found = hostruns.checkpoints(root, run)
     if found:
-        release(root, run, keep=root / HOLD / found[-1].name)
+        release(root, run, keep=root / SNAPSHOTS / found[-1].name)
 
 
 def release(root: Path, run: Path, keep: Path | None = None) -> int:
-    """Let go of everything held of the run but `keep`; how many that were."""
-    held_here = root / HOLD / hostruns.name_of(root, run) / "checkpoints"
-    paths = [path for path in hostruns.entries(held_here) if path != keep]
+    """Remove all snapshots of the run but `keep`; returns their number."""
+    here = root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"
+    paths = [path for path in hostruns.entries(here) if path != keep]
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)
     return len(paths)
 
 
-def _hold(root: Path, checkpoint: Checkpoint) -> Path:
+def _take(root: Path, checkpoint: Checkpoint) -> Path:
     """Raises FileNotFoundError if the run removed it meanwhile."""
-    target = root / HOLD / checkpoint.name
+    target = root / SNAPSHOTS / checkpoint.name
     if hostruns.sizes(target) != checkpoint.files:
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +88,7 @@ class Hashes:
     """sha256 of files, remembered by size and time of change in ROOT/.hold/sha256.json."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._path = root, root / HOLD / HASHES
+        self._root, self._path = root, root / SNAPSHOTS / HASHES
         known = jsonfiles.read(self._path) or {}
         self._known: dict[str, Any] = known
         self._used: dict[str, Any] = {}
@@ -103,16 +103,16 @@ class Hashes:
                 entry = [*mark, hashlib.file_digest(file, "sha256").hexdigest()]
             self._known[key] = entry
             if stat.st_size > 1 << 24:
-                self._write(self._known)  # a call that is cut short by its time limit has not worked for nothing
+                self._write(self._known)  # so that a call that hits its time limit keeps its work
         self._used[key] = entry
         return str(entry[2])
 
     def save(self) -> None:
-        """Forget what was not asked for."""
+        """Write the cache without the entries that were not used."""
         if self._used.items() != (jsonfiles.read(self._path) or {}).items():
             self._write(self._used)
 
     def _write(self, entries: dict[str, Any]) -> None:
-        with suppress(OSError):  # it is only remembered
+        with suppress(OSError):  # a cache
             self._path.parent.mkdir(exist_ok=True)
             jsonfiles.write(self._path, entries)

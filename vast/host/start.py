@@ -1,4 +1,4 @@
-"""Starts the job on a rented machine: only under an armed dead-man's switch, and after what mends the last failure."""
+"""Starts the job on a rented machine: only under an armed dead-man's switch, with the fixes for the last failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HF_HOME = "/cache/huggingface"  # what container/prefill sets
 
 
 class NotNow(RunStateError):
-    """It may be asked again in a while."""
+    """Temporary: the caller may try again."""
 
     exit_code: ClassVar[int] = EXIT_STOPPED
 
@@ -56,14 +56,14 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
     try:
         runner.start(directory, command, runs_dir, plan.new)
     except RunStateError:
-        if _runs(jobstate.observe(directory)):  # somebody else was quicker
+        if _runs(jobstate.observe(directory)):  # another start came first
             return False
         raise
     return True
 
 
 def stop(root: Path, grace: float) -> None:
-    """Ask for a checkpoint and an end, and see to it without being waited for."""
+    """Ask for a checkpoint and an end, in a process that nobody waits for."""
     directory = str((root / RUNNER).resolve())
     argv = [sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"]
     nothing = subprocess.DEVNULL
@@ -97,7 +97,7 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
 
 def prune(root: Path, home: str | None) -> list[str]:
     """Make room in the unfinished runs, and return what was removed: checkpoints that are at home or older than that, torn
-    ones, half a final model, what is held for a pull. Never the newest complete checkpoint of a run."""
+    ones, half a final model, snapshots. Never the newest complete checkpoint of a run."""
     removed = []
     for run in _unfinished_runs(root):
         found = hostruns.checkpoints(root, run)
@@ -108,7 +108,7 @@ def prune(root: Path, home: str | None) -> list[str]:
         for path in doomed:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(hostruns.name_of(root, path))
-        if found:  # else what is held is all that there is
+        if found:  # else the snapshot is the only checkpoint
             snapshot.release(root, run)
     return removed
 

@@ -37,10 +37,10 @@ TICK = 5.0  # seconds; less where the limits are that short
 
 
 class WatchdogPorts(Protocol):
-    """What the loop acts on."""
+    """The machine that the loop watches."""
 
     def elapsed(self) -> float:
-        """Seconds since it was asked last."""
+        """Seconds since the last call."""
 
     def sleep(self, seconds: float) -> None: ...
     def token(self) -> str | None: ...
@@ -48,14 +48,14 @@ class WatchdogPorts(Protocol):
     def job_lives(self) -> bool: ...
     def signal_job(self, number: signal.Signals) -> None: ...
     def destroy(self) -> str | None:
-        """What came of it; None if this was the end."""
+        """The outcome; None if the machine has ended."""
 
     def keep(self, memory: Memory) -> None: ...
     def say(self, text: str) -> None: ...
 
 
 def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) -> None:
-    """Until the machine is gone, and this process with it. Nothing that goes wrong ends it."""
+    """Watch until the machine and this process are gone. No error ends the loop."""
     said: str | None = memory.ending
     while True:
         try:
@@ -63,7 +63,7 @@ def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) ->
             if memory.ending != said:
                 said = memory.ending
                 world.say(f"ending: {said}" if said else "the lease is renewed: watching again")
-            world.keep(memory)  # before the act: what follows a DELETE is not to be forgotten
+            world.keep(memory)  # before the act: a DELETE must be remembered after a crash
             if act is Act.ASK:
                 world.signal_job(signal.SIGTERM)
             elif act is Act.DESTROY:
@@ -82,7 +82,7 @@ def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) ->
 
 
 def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memory:
-    """What this run's watchdog knew at its last tick; another run's does not count."""
+    """The state of this run's watchdog at its last tick; that of another run is ignored."""
     state = jsonfiles.read(directory / lease.STATE)
     if state is None or any(state.get(name) != config[name] for name in ("run_id", "nonce")):
         return Memory(token=lease.token(directory))
@@ -114,7 +114,7 @@ def run(
         raise
     pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
     machine = WatchedMachine(directory, config, instance, local, clock, sleep)
-    _hear(machine.ask if local else None)
+    _set_signals(machine.ask if local else None)
     with suppress(OSError):
         os.setsid()
     with suppress(OSError):  # when memory runs out, others go first; not every container may ask for that
@@ -130,7 +130,7 @@ def run(
     return EXIT_OK
 
 
-def _hear(on_term: Callable[[int, FrameType | None], None] | None) -> None:
+def _set_signals(on_term: Callable[[int, FrameType | None], None] | None) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if on_term is not None:
@@ -159,7 +159,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(
     argv: Sequence[str], clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """clock: seconds, that nobody can set."""
+    """clock: monotonic seconds."""
     options = _arguments(argv)
     url = options.url.rstrip("/")
     try:

@@ -27,7 +27,7 @@ _ID = re.compile(r"(?:C\.)?(\d+)")
 
 @dataclass(frozen=True)
 class OwnInstance:
-    """This machine, as its market knows it."""
+    """The instance of the marketplace that this machine is."""
 
     id: int
     key: str = field(repr=False)
@@ -59,7 +59,7 @@ class WatchedMachine:
         self._clock, self._sleep = clock, sleep
         self._at = clock()
         self._asked: str | None = None
-        self._told: processes.Process | None = None  # the job that was asked to end
+        self._signalled: processes.Process | None = None  # the job that was asked to end
         self._self = processes.identify(os.getpid())
         missing = "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
         self._message = "" if instance or local else missing
@@ -90,11 +90,11 @@ class WatchedMachine:
     def signal_job(self, number: signal.Signals) -> None:
         state = self._job()
         job = None if state is None else jobstate.process(state, "job")
-        if job is None or (number is signal.SIGTERM and job == self._told):
+        if job is None or (number is signal.SIGTERM and job == self._signalled):
             return  # once is enough: a second one would kill a job that has saved its checkpoint and is just ending
         with suppress(RunStateError):
             if processes.signal_group(job, self._jobs / jobstate.LOG, number):
-                self._told = job
+                self._signalled = job
 
     def destroy(self) -> str | None:
         if self.local:
@@ -142,7 +142,7 @@ class WatchedMachine:
 
 
 def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
-    """One DELETE; what came of it, in words without the key."""
+    """Send one DELETE; returns its outcome as text without the key."""
     request = urllib.request.Request(
         f"{instance.url}/api/v0/instances/{instance.id}/",
         method="DELETE",

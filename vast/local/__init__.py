@@ -1,4 +1,4 @@
-"""The engine of this machine in place of the market: a container as a machine for the same supervisor.
+"""The container engine of this machine in place of the marketplace: the same supervisor, a container as its machine.
 
 Front door: local_cloud.py. The only room that imports the docker SDK, which is an optional extra.
 """

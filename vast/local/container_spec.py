@@ -1,4 +1,4 @@
-"""What a container of a local run is given: what vast/local/container.yaml says, which container/run.sh gives a stage too.
+"""The specification of a local run's container, from vast/local/container.yaml, which container/run.sh uses too.
 
 Decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container just like the first.
 Nothing of it is secret.
@@ -25,8 +25,8 @@ MOUNTS, CACHE, ENVIRONMENT = CONTAINER["mounts"], CONTAINER["cache"], CONTAINER[
 GPUS = re.compile(r"auto|none|all|\d+(,\d+)*")
 
 
-class Given(Strict):
-    """engine: which one, see Engine.identity. image_id: what the image's name meant when the run began."""
+class ContainerSpec(Strict):
+    """engine: see Engine.identity. image_id: the id of the image when the run began."""
 
     engine: str
     image_id: str
@@ -46,7 +46,7 @@ class Given(Strict):
 
 @dataclass(frozen=True)
 class Asked:
-    """What a person asked for."""
+    """The options of the command line."""
 
     gpu: str = "auto"
     cache: str = CACHE["name"]
@@ -62,13 +62,13 @@ def decide(
     environ: Mapping[str, str],
     caller: tuple[int, int],
     has_gpu: Callable[[], bool],
-) -> Given:
-    """info: what the engine says of itself. has_gpu: whether nvidia-smi lists one here. Raises ConfigError."""
+) -> ContainerSpec:
+    """info: of Engine.info. has_gpu: whether nvidia-smi lists one here. Raises ConfigError."""
     security = " ".join(map(str, info.get("SecurityOptions") or []))
     wheels = environ.get("PREFILL_WHEELS") or None
     if wheels is not None and not Path(wheels).is_dir():
         raise ConfigError(f"PREFILL_WHEELS={wheels}", "no such directory", "correct or unset it")
-    return Given(
+    return ContainerSpec(
         engine=identity,
         image_id=image_id,
         user=CONTAINER["user"]["rootless"] if "name=rootless" in security else f"{caller[0]}:{caller[1]}",
@@ -127,15 +127,15 @@ def _label(text: str) -> tuple[str, str]:
 # ---- kept beside the run ------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, given: Given) -> None:
-    write_text_atomically(path, given.model_dump_json(indent=2) + "\n")
+def write(path: Path, spec: ContainerSpec) -> None:
+    write_text_atomically(path, spec.model_dump_json(indent=2) + "\n")
 
 
-def read(path: Path) -> Given:
+def read(path: Path) -> ContainerSpec:
     """Raises DataError if it is no JSON, RunStateError if it is not what `write` wrote."""
     found = read_json(path)
     try:
-        return Given.model_validate(found, strict=False)  # JSON has no tuples
+        return ContainerSpec.model_validate(found, strict=False)  # JSON has no tuples
     except ValidationError:
         fact = "is not what this version writes"
         raise RunStateError(path, fact, "end the run's container: docker ps --filter label=prefill.run") from None
@@ -144,32 +144,32 @@ def read(path: Path) -> Given:
 # ---- as the engine wants it ---------------------------------------------------------------------------------------------
 
 
-def host_config(given: Given, run_label: Mapping[str, str]) -> dict[str, Any]:
-    """What APIClient.create_host_config takes."""
+def host_config(spec: ContainerSpec, run_label: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of APIClient.create_host_config."""
     from docker.types import DeviceRequest, Mount
 
-    mode = ",z" if given.relabel else ""
+    mode = ",z" if spec.relabel else ""
     # The disk of this "machine": a volume without a name, which goes with its container.
     mounts = [Mount(MOUNTS["runs"], None, type="volume", labels=dict(run_label))]
-    binds = [f"{path}:{path}:ro{mode}" for path in given.readable]
-    if "/" in given.cache:
-        binds.append(f"{given.cache}:{MOUNTS['cache']}:rw{mode}")
+    binds = [f"{path}:{path}:ro{mode}" for path in spec.readable]
+    if "/" in spec.cache:
+        binds.append(f"{spec.cache}:{MOUNTS['cache']}:rw{mode}")
     else:
-        mounts.append(Mount(MOUNTS["cache"], given.cache, type="volume", labels=CACHE["labels"]))
-    if given.wheels is not None:
-        binds.append(f"{given.wheels}:{MOUNTS['wheels']}:ro{mode}")
+        mounts.append(Mount(MOUNTS["cache"], spec.cache, type="volume", labels=CACHE["labels"]))
+    if spec.wheels is not None:
+        binds.append(f"{spec.wheels}:{MOUNTS['wheels']}:ro{mode}")
     config = {**CONTAINER["locks"], "mounts": mounts, "binds": binds}
-    if given.gpus != "none":
-        which = {"count": -1} if given.gpus == "all" else {"device_ids": given.gpus.split(",")}
+    if spec.gpus != "none":
+        which = {"count": -1} if spec.gpus == "all" else {"device_ids": spec.gpus.split(",")}
         config["device_requests"] = [DeviceRequest(capabilities=[["gpu"]], **which)]
     return config
 
 
-def environment(given: Given) -> dict[str, str]:
-    env = {**dict(given.env), "PREFILL_RUNS": MOUNTS["runs"], "PREFILL_IMAGE": given.image_id}
-    if given.wheels is not None:
+def environment(spec: ContainerSpec) -> dict[str, str]:
+    env = {**dict(spec.env), "PREFILL_RUNS": MOUNTS["runs"], "PREFILL_IMAGE": spec.image_id}
+    if spec.wheels is not None:
         env["PREFILL_WHEELS"] = MOUNTS["wheels"]
-    return env | (ENVIRONMENT["without_gpu"] if given.gpus == "none" else {})
+    return env | (ENVIRONMENT["without_gpu"] if spec.gpus == "none" else {})
 
 
 def caller() -> tuple[int, int]:

@@ -1,9 +1,8 @@
-"""The container engine of this machine through the docker SDK: every call has a time limit, and what goes wrong is told
-apart by vast/local/engine_errors.py.
+"""The container engine of this machine through the docker SDK: every call has a time limit, and
+vast/local/engine_errors.py classifies its errors.
 
-What streams out (output of a command, files) does not go through the SDK's own methods: they wait for ever, and what came in
-one packet with the head of an answer is lost to them. It goes through the same session of `requests`, which the SDK's
-client is.
+Streams (output of a command, files) do not use the SDK's own methods, which wait for ever and lose bytes that came in one
+packet with the head of an answer. They use the same session of `requests`, which the SDK's client is.
 """
 
 from __future__ import annotations
@@ -84,18 +83,18 @@ class Engine:
         return self._object(self.api.info)
 
     def identity(self) -> str:
-        """The same for as long as the engine keeps its containers. Podman's ID is another one in every answer."""
+        """Constant for as long as the engine keeps its containers. Podman's ID changes with every answer."""
         one, other = self.info(), self.info()
         if one.get("ID") and one.get("ID") == other.get("ID"):
             return str(one["ID"])
         return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
 
     def image(self, name: str) -> str:
-        """What its name means now."""
+        """The id of an image."""
         return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:
-        """No time limit as a whole: an image may be large, and a person waits for it and can end it."""
+        """Without a time limit: an image may be large, and a person waits for it and can interrupt it."""
         repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", None)
         with told_apart():
             for line in self.api.pull(repository, tag=tag, stream=True, decode=True):
@@ -132,14 +131,14 @@ class Engine:
             return found if isinstance(found, bytes) else str(found).encode()
 
     def remove_left_volumes(self, label: str) -> int:
-        """Volumes with the label that no container has any more; how many."""
+        """Remove volumes with the label that no container uses; returns their number."""
         found = self._object(self.api.volumes, filters={"label": label, "dangling": True}).get("Volumes") or []
         with told_apart():
             for one in found:
                 self.api.remove_volume(one["Name"])
         return len(found)
 
-    # ---- what streams
+    # ---- streams
 
     def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Ran | None:
         """A command in the container, as its user; None if it has not ended within `timeout` seconds.

@@ -1,8 +1,8 @@
-"""What an engine's answers are, told apart. Every fault of the SDK, of requests and of urllib3 becomes one of three:
+"""Classifies the errors of a container engine. Every exception of the SDK, of requests and of urllib3 becomes one of three:
 
-Missing   the engine itself says that there is no such thing
+Missing   the engine itself answered that there is no such thing
 Refused   the engine answered, and the answer is no
-Silent    nothing came in time, or nothing that can be understood: nobody knows
+Silent    no answer in time, or none that can be understood: the state is unknown
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OWN_404 = (*NO_CONTAINER, "no such image", "no such exec", "could not find the f
 
 
 class EngineError(Exception):
-    """What the engine said, or why it said nothing."""
+    """The error of an engine, or why there is no answer."""
 
 
 class Missing(EngineError):

@@ -1,7 +1,7 @@
 """The port Cloud over the container engine of this machine: its one offer costs nothing, its instances are containers.
 
-Whose answer counts: only that of the engine on which the run began. Another one behind the same socket, as after a change
-of DOCKER_HOST or a new data directory, knows nothing of the run's container, and its 404 proves nothing.
+Only the engine on which the run began is believed. Another engine behind the same socket, as after a change of DOCKER_HOST or a
+new data directory, does not know the run's container, and its 404 proves nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from vast.local.container_spec import Given, environment, host_config
+from vast.local.container_spec import ContainerSpec, environment, host_config
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused, Silent
 from vast.ports import (
@@ -56,8 +56,8 @@ NAME_TAKEN = 409
 class LocalCloud:
     """Implements vast.ports.Cloud. `trouble` says why the last None, False, "refused" or "unclear" was one."""
 
-    def __init__(self, engine: Engine, given: Given) -> None:
-        self._engine, self._given = engine, given
+    def __init__(self, engine: Engine, spec: ContainerSpec) -> None:
+        self._engine, self._spec = engine, spec
         self.trouble = ""
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
@@ -65,7 +65,7 @@ class LocalCloud:
         if self.account() is None:
             return None
         number = next(one for one in itertools.count(1) if one not in query.banned_machines)
-        gpus = 0 if self._given.gpus == "none" else query.gpus
+        gpus = 0 if self._spec.gpus == "none" else query.gpus
         offer = Offer(
             number, number, "this machine", gpus, 0.0, 0.0, None, 1.0, PLENTY, PLENTY, FOREVER, 1, place="here"
         )
@@ -79,19 +79,19 @@ class LocalCloud:
         marks = {RUN: contract.label}
         try:
             container = self._engine.create(
-                image=self._given.image_id,
+                image=self._spec.image_id,
                 # One name for all of a run's containers: the engine itself refuses a second one beside the first.
                 name=f"prefill-{label.run_id}",
                 entrypoint=["tini", "--"],
                 command=shlex.split(contract.onstart),
-                user=self._given.user,
-                environment=environment(self._given) | dict(contract.env),
+                user=self._spec.user,
+                environment=environment(self._spec) | dict(contract.env),
                 working_dir="/opt/prefill",
                 # The supervisor looks after it. Each command that begins while somebody pauses a container can lock up an
                 # engine: runc waits for a process that is frozen, and the engine for runc.
                 healthcheck={"test": ["NONE"]},
-                labels={**dict(self._given.labels), **marks, MACHINE: str(offer_id)},
-                host_config=self._engine.api.create_host_config(**host_config(self._given, marks)),
+                labels={**dict(self._spec.labels), **marks, MACHINE: str(offer_id)},
+                host_config=self._engine.api.create_host_config(**host_config(self._spec, marks)),
             )
         except (Missing, Refused) as error:
             status = error.status if isinstance(error, Refused) else 0
@@ -148,9 +148,9 @@ class LocalCloud:
     def account(self) -> Account | None:
         """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""
         found = self._known("engine", self._engine.identity)
-        if found is not None and found != self._given.engine:
-            self._note("engine", f"another one answers ({found}); the run is on {self._given.engine}")
-        return Account(0.0) if found == self._given.engine else None
+        if found is not None and found != self._spec.engine:
+            self._note("engine", f"another one answers ({found}); the run is on {self._spec.engine}")
+        return Account(0.0) if found == self._spec.engine else None
 
     def sweep(self, run_label: str) -> int | None:
         """Remove what a container left that was removed by hand: its volume. How many there were."""

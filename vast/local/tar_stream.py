@@ -1,7 +1,6 @@
 """Tar archives as the engine sends and takes them: one file is read from one, and many are written into one.
 
-What a host sends is not trusted: of an archive only the content of its one regular file is used, and nothing of its name,
-owner, mode or links.
+A host is not trusted: only the content of the one regular file of an archive is used, not its name, owner, mode or links.
 """
 
 from __future__ import annotations

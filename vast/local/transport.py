@@ -20,7 +20,7 @@ from vast.shell.transport import Reply
 
 PYTHON = "/usr/bin/python3"
 NAME = re.compile(r"[0-9a-f]{12,64}")
-# Moves what lies in a directory of its own to where it belongs, in the given order: a file is whole or not there.
+# Moves files from a temporary directory to their places, in the given order: a file is whole or not there.
 MOVE = """
 import json, os, shutil, sys
 root, below = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""The account's key: where it comes from, and how it stays out of all that is written.
+"""The account's key: where it comes from, and how it is kept out of logs and files.
 
 The order is that of the official client: $VAST_API_KEY, $XDG_CONFIG_HOME/vastai/vast_api_key, ~/.vast_api_key. There is no
 option of the command line for it: arguments can be seen in `ps`.
@@ -16,7 +16,7 @@ REMEDY = "set VAST_API_KEY, or save the key of https://cloud.vast.ai/manage-keys
 
 
 class AccountKeyError(UserError):
-    """There is no key, or what is there cannot be one. The message never holds the value."""
+    """There is no key, or a malformed one. The message never holds the value."""
 
 
 def places(environ: Mapping[str, str], home: Path) -> tuple[Path, Path]:

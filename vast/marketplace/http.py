@@ -1,6 +1,6 @@
 """A small HTTP client for one JSON service: the key in a header, pauses between calls, bounded repeats.
 
-Three rules. A call never raises for what the network or the service does: no answer is None. Only a call that is safe to
+Three rules. A call never raises for a fault of the network or the service: no answer is None. Only a call that is safe to
 repeat is repeated. The key goes to the base URL alone: redirects are not followed, and other URLs are fetched without it.
 """
 
@@ -35,7 +35,7 @@ LARGEST = 32 * 2**20  # bytes of an answer
 
 
 class UrlError(UserError):
-    """The base URL is none, or would carry the key unencrypted."""
+    """The base URL is malformed, or would send the key unencrypted."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Client:
         return raw.data if raw is not None and raw.status == 200 else None
 
     def note(self, text: str) -> None:
-        """Say what went wrong: the one way by which text leaves this package for the log."""
+        """Log an error: the one way by which text leaves this package for the log."""
         self.trouble = self.redact(text)
         log.warning("%s", self.trouble)
 
@@ -219,7 +219,7 @@ class Client:
 
 
 def _checked_url(url: str) -> SplitResult:
-    """https; plain http only to this machine or a private address, where no stranger listens."""
+    """https; plain http only to this machine or a private address."""
     remedy = f"such as {DEFAULT_URL}"
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""What the service's JSON means, as values of vast.ports. Pure; None stands for "cannot be understood", never for absence.
+"""Parses the service's JSON into values of vast.ports. Pure; None stands for "cannot be understood", never for absence.
 
 An instance is read strictly: a list in which one row is odd is no list, or a run of ours could be missing from it. An offer
 that is odd is dropped: there are others.
@@ -87,7 +87,7 @@ def price(one: Offer, interruptible: bool) -> float | None:
 
 
 def fits(one: Offer, query: OfferQuery) -> bool:
-    """The query once more: a service that ignores a filter must not cost money."""
+    """Checks the query again: a service that ignores a filter must not cost money."""
     cost = price(one, query.interruptible)
     return (
         cost is not None
@@ -178,7 +178,7 @@ def _address(host: object, port: object) -> Address | None:
 
 
 def no_such(words: str, what: str) -> bool:
-    """Whether the service said that there is no such ask, instance or contract; "auth_error" says nothing of the kind."""
+    """Whether the message means that there is no such ask, instance or contract; "auth_error" does not."""
     plain = words.lower().replace("_", " ")
     return f"no such {what}" in plain and "auth error" not in plain
 

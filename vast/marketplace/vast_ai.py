@@ -1,4 +1,4 @@
-"""The port Cloud over the HTTP API of Vast.ai. What it is held to is the official client, `vastai` 1.9.1
+"""The port Cloud over the HTTP API of Vast.ai. It is tested against the official client, `vastai` 1.9.1
 (tests/vast/marketplace/test_fake_against_official.py); the live service has not been asked.
 
 Not covered: reserved contracts, volumes, templates, and more than one thread.
@@ -116,7 +116,7 @@ class VastAI:
             if token:
                 seen.add(str(token))
                 continue
-            # The count is what tells an account without instances from a list that came back empty.
+            # Only the count tells an account without instances from a list that came back empty.
             counted = isinstance(total, int) and not isinstance(total, bool)
             if (counted and total != len(found)) or (not counted and (total is not None or not found)):
                 self._client.note(f"list: {len(found)} instances, and the service counts otherwise or not at all")
@@ -189,10 +189,14 @@ class VastAI:
         if answer is None or not answer.ok or answer.body.get("success") is False:
             self._explain("account", answer)
             return None
+        try:
+            ident = rows.identifier(answer.body.get("id"))
+        except rows.OddRow:
+            ident = None
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value))  # may be negative: what is owed
+                return Account(float(value), ident)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 
@@ -213,6 +217,6 @@ class VastAI:
         return None
 
     def _explain(self, what: str, answer: Answer | None) -> None:
-        """A word on why there is nothing to say; where there was no answer, the client has given it."""
+        """Log why an answer is not usable; where there was no answer, the client has done it."""
         if answer is not None and answer.ok:
             self._client.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")

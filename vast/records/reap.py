@@ -1,4 +1,4 @@
-"""All machines of the account that are ours, and which of them should not be there: `vast reap`. Pure, but for `Reaper`.
+"""`vast reap`: which machines with our label to destroy, and destroying them. Pure except for `Reaper`.
 
 label         here                               before its deadline    past it
 not ours      -                                  spared                 spared
@@ -7,7 +7,7 @@ ours          none is alive, one was lately      spared                 destroye
 ours          known, nobody looks after          destroyed              destroyed
 ours          not known: another machine         spared                 destroyed     with --all-mine: destroyed
 
-Lately: for as long as its dead-man's switch waits too, so that a supervisor that was killed can be resumed by `attach`.
+Lately: within the patience of its dead-man's switch, so that `attach` can continue after a killed supervisor.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds, parse_label
-from vast.records.run_dir import Care
+from vast.records.run_dir import Supervision
 
-FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted, doubled up to the longest
+FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted; doubled up to LONGEST_PAUSE
 LONGEST_PAUSE: Seconds = 60.0
 
 
 @dataclass(frozen=True)
 class ReapVerdict:
-    """On one machine with our label."""
+    """The decision on one machine with our label."""
 
     instance: int
     run: str
@@ -36,21 +36,21 @@ class ReapVerdict:
 
 
 def judge(
-    instances: Iterable[Instance], now: Seconds, here: Mapping[str, Care], all_mine: bool = False
+    instances: Iterable[Instance], now: Seconds, here: Mapping[str, Supervision], all_mine: bool = False
 ) -> tuple[ReapVerdict, ...]:
-    """What to do with each machine that is ours. here: of each run that is known here, whether it is looked after."""
+    """The decision on each machine with our label. here: for each run kept on this machine, its supervision."""
     found = []
     for one in sorted(instances, key=lambda one: one.id):
         label = parse_label(one.label)
         if label is None:
             continue
-        destroy, why = _fate(now, label.deadline, here.get(label.run_id), all_mine)
+        destroy, why = _decision(now, label.deadline, here.get(label.run_id), all_mine)
         price, status = one.dollars_per_hour, one.status.value
         found.append(ReapVerdict(one.id, label.run_id, label.deadline, price, status, destroy, why))
     return tuple(found)
 
 
-def _fate(now: Seconds, deadline: int, care: Care | None, all_mine: bool) -> tuple[bool, str]:
+def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: bool) -> tuple[bool, str]:
     if now > deadline:
         return True, "past its deadline"
     if care == "nobody":
@@ -65,17 +65,17 @@ def _fate(now: Seconds, deadline: int, care: Care | None, all_mine: bool) -> tup
 
 
 class Reaper:
-    """Destroys until an authenticated answer says twice, `spacing` seconds apart, that the machine is gone."""
+    """Sends DELETE until two authenticated answers, `spacing` seconds apart, show that the machine is gone."""
 
     def __init__(
         self, cloud: Cloud, clock: Clock, spacing: Seconds, patience: Seconds, say: Callable[[str], None]
     ) -> None:
         self._cloud, self._clock, self._spacing, self._say = cloud, clock, spacing, say
-        self._patience = patience  # for each machine; a later call goes on
+        self._patience = patience  # seconds for each machine; a later call continues
 
     def reap(self, ids: Iterable[int]) -> tuple[int, ...]:
-        """Returns those that may remain."""
-        left = {one: _Trial() for one in ids}
+        """Returns the machines that may remain."""
+        left = {one: _Teardown() for one in ids}
         until = self._clock.monotonic() + self._patience * max(1, len(left))
         while left and self._clock.monotonic() < until:
             self._round(left)
@@ -84,7 +84,7 @@ class Reaper:
                 self._clock.sleep(max(1.0, min(one.next_at for one in left.values()) - now))
         return tuple(left)
 
-    def _round(self, left: dict[int, _Trial]) -> None:
+    def _round(self, left: dict[int, _Teardown]) -> None:
         seen_by_key = self._cloud.account() is not None
         listed = self._cloud.instances() if seen_by_key else None
         for one, trial in list(left.items()):
@@ -108,8 +108,8 @@ class Reaper:
             trial.next_at = self._clock.monotonic() + pause
 
 
-class _Trial:
-    """What is known of one machine that is being destroyed."""
+class _Teardown:
+    """Progress of destroying one machine."""
 
     def __init__(self) -> None:
         self.proofs = self.tries = 0

@@ -1,12 +1,12 @@
-"""The report of a rented run, told from the states in its journal: time line, attempts, fixes, dollars by phase, and the
-estimate against what it came to. Pure.
+"""The report of a rented run, built from the states in its journal: time line, attempts, fixes, dollars by phase, and the
+estimate beside the actual numbers. Pure.
 
-Dollars are differences of what a run has `spent` between two records, booked to what went on between them:
+Dollars are differences of `spent` between two records, booked to the activity between them:
 
-    loading    a machine is being made ready: from the contract to the first start of the job
+    loading    a machine is prepared: from the contract to the first start of the job
     training   the job runs on it
     idle       a machine is paid for and no job runs: between attempts, or out of reach
-    teardown   the last checkpoint, the last pull, and the destroying
+    teardown   the last checkpoint, the last pull, the DELETE
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Story:
+class RunReport:
     run: str
     stage: str
     profile: str
     image: str
     result: str | None
-    lost: str | None  # what was not at home when a machine was destroyed, and why
+    lost: str | None  # what had no local copy when a machine was destroyed, and why
     at_home: str | None
     complete: bool
     began: str
@@ -61,13 +61,13 @@ class Story:
     timeline: tuple[tuple[float, str], ...]  # (hours, what)
 
 
-def tell(records: Sequence[Last], request: RunRequest) -> Story:
-    """`records`: of a journal that has begun."""
+def build(records: Sequence[Last], request: RunRequest) -> RunReport:
+    """`records`: of a journal with at least one record."""
     assert records, "a journal begins with a record"
     last = records[-1]
     state, t = last.state, last.stamp.t
     kinds, training = _by_kind(records)
-    return Story(
+    return RunReport(
         run=state.run_id,
         stage=request.stage,
         profile=request.profile,
@@ -92,7 +92,7 @@ def tell(records: Sequence[Last], request: RunRequest) -> Story:
 
 
 def kind_of(state: RunState) -> str:
-    """What money is spent on in this state."""
+    """The kind of expense in this state."""
     if state.phase in (Phase.COLLECTING, Phase.TERMINATING, Phase.CLOSED):
         return "teardown" if state.over else "idle"  # on the way to another machine
     machine = state.machine
@@ -103,7 +103,7 @@ def kind_of(state: RunState) -> str:
 
 
 def _by_kind(records: Sequence[Last]) -> tuple[dict[str, float], float]:
-    """Dollars by kind, which add up to what the run has spent; and the seconds of training."""
+    """Dollars by kind, whose sum is what the run has spent; and the seconds of training."""
     dollars = dict.fromkeys(KINDS, 0.0)
     training = 0.0
     for before, after in pairwise(records):
@@ -132,7 +132,7 @@ def _attempts(records: Sequence[Last]) -> tuple[Attempt, ...]:
 
 
 def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
-    """Those that the host's runner has applied, in the order in which they were seen."""
+    """Fixes that the host's runner applied, in the order of the polls that showed them."""
     seen: dict[str, None] = {}
     for one in records:
         job = None if one.state.machine is None else one.state.machine.job
@@ -143,45 +143,45 @@ def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
 # ---- as text ----------------------------------------------------------------------------------------------------------------
 
 
-def json_text(story: Story) -> str:
-    return json.dumps(asdict(story), indent=2) + "\n"
+def json_text(run: RunReport) -> str:
+    return json.dumps(asdict(run), indent=2) + "\n"
 
 
-def text(story: Story) -> str:
+def text(run: RunReport) -> str:
     """Markdown."""
     lines = [
-        f"# {story.run}: {story.result or 'not closed'}",
+        f"# {run.run}: {run.result or 'not closed'}",
         "",
-        f"Stage {story.stage} with profile {story.profile}, image `{story.image}`; began {story.began}, took "
-        f"{story.hours:.2f} h, cost ${story.dollars:.2f} of ${story.cap_dollars:.2f}.",
-        f"At home: {'the complete run' if story.complete else story.at_home or 'nothing'}.",
+        f"Stage {run.stage} with profile {run.profile}, image `{run.image}`; began {run.began}, took "
+        f"{run.hours:.2f} h, cost ${run.dollars:.2f} of ${run.cap_dollars:.2f}.",
+        f"At home: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
     ]
-    if story.lost is not None:
-        lines += ["", f"**Destroyed without a verified pull:** {story.lost}."]
+    if run.lost is not None:
+        lines += ["", f"**Destroyed without a verified pull:** {run.lost}."]
     lines += ["", "## Dollars", "", "| for | $ | share |", "|---|---:|---:|"]
-    for kind, dollars in story.by_kind.items():
-        lines.append(f"| {kind} | {dollars:.2f} | {dollars / story.dollars if story.dollars else 0:.0%} |")
+    for kind, dollars in run.by_kind.items():
+        lines.append(f"| {kind} | {dollars:.2f} | {dollars / run.dollars if run.dollars else 0:.0%} |")
     lines += ["", "## Estimate and actual", "", "| | estimate | actual |", "|---|---:|---:|"]
-    lines.append(f"| hours of work | {_known(story.estimate_hours)} | {story.training_hours:.2f} |")
-    lines.append(f"| dollars | {_known(story.estimate_dollars)} | {story.dollars:.2f} |")
+    lines.append(f"| hours of work | {_known(run.estimate_hours)} | {run.training_hours:.2f} |")
+    lines.append(f"| dollars | {_known(run.estimate_dollars)} | {run.dollars:.2f} |")
     lines += ["", "## Attempts", ""]
-    if story.attempts:
+    if run.attempts:
         lines += [
             "| attempt | instance | machine | $/h | hours | starts | end |",
             "|---:|---:|---:|---:|---:|---:|---|",
         ]
         lines += [
             f"| {one.number} | {one.instance} | {one.machine} | {one.price:.3f} | {one.hours:.2f} | {one.starts} | {one.end} |"
-            for one in story.attempts
+            for one in run.attempts
         ]
     else:
         lines.append("No machine was rented.")
     lines += ["", "## Fixes", ""]
-    lines += [f"- {fix}" for fix in story.fixes] + [f"- {why}: started again {n} x" for why, n in story.retries.items()]
+    lines += [f"- {fix}" for fix in run.fixes] + [f"- {why}: started again {n} x" for why, n in run.retries.items()]
     if lines[-1] == "":
         lines.append("None.")
     lines += ["", "## Time line", "", "| h | |", "|---:|---|"]
-    lines += [f"| {hours:.2f} | {what} |" for hours, what in story.timeline]
+    lines += [f"| {hours:.2f} | {what} |" for hours, what in run.timeline]
     return "\n".join(lines) + "\n"
 
 

@@ -1,13 +1,13 @@
-"""The directory of a rented run, runs/vast/<run_id>/: the one place that names its files.
+"""The directory of a rented run, runs/vast/<run_id>/: its files are named here only.
 
 journal.jsonl, supervisor.lock, supervisor.token   vast/supervisor/journal.py
-request.json    what a person asked for, and the estimate: what a resumed supervisor and the report need beside the plan
-policy.yaml     the policy as it was decided, so that the run is resumed under the same one
-local.json      of a run in a container of this machine: what its containers are given, see vast/local/container_spec.py
-nonce           proves that a machine is the one that was rented; key, key.pub, known_hosts: of ssh
-lines.txt       one line a look; log.txt: the output of a supervisor in the background
-down, pull      requests of a person to the supervisor that looks after the run
-staging/        what is being fetched
+request.json    the request and the estimate: input of a resumed supervisor and of the report, beside the plan
+policy.yaml     the policy as decided: the run is resumed under it
+local.json      of a run in a container of this machine: the container spec, see vast/local/container_spec.py
+nonce           proves that a host is the rented machine; key, key.pub, known_hosts: of ssh
+lines.txt       one line a poll; log.txt: the output of a supervisor in the background
+down, pull      requests of a person to the supervisor
+staging/        files that are being fetched
 report.md, report.json   at the end
 """
 
@@ -35,7 +35,7 @@ VAST = "vast"  # below the runs directory
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What was asked for, in the words of the command line."""
+    """The request, as on the command line."""
 
     stage: str
     profile: str
@@ -62,10 +62,10 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({self.path})"
 
-    # ---- making one
+    # ---- creation
 
     def make(self, request: RunRequest, policy_text: str) -> None:
-        """Everything but the journal, which the supervisor begins. Raises RunStateError, DiskFull."""
+        """Write every file except the journal, which the supervisor starts. Raises RunStateError, DiskFull."""
         with io_errors_reported(self.path):
             self.path.mkdir(parents=True, mode=0o700)
         self._write("nonce", secrets.token_hex(16) + "\n")
@@ -91,11 +91,11 @@ class Folder:
             raise RunStateError(self.path / "nonce", "cannot be read", "end its machines: vast reap") from None
 
     def is_supervised(self) -> bool:
-        """Whether a living process here looks after the run."""
+        """Whether a living process of this machine supervises the run."""
         return lock.is_held(self.path / LOCK)
 
     def supervisor(self) -> str:
-        """Who: "process 7 on host"."""
+        """Its holder, such as "process 7 on host"."""
         try:
             return (self.path / LOCK).read_text(encoding="utf-8").strip() or "another process"
         except OSError:
@@ -107,7 +107,7 @@ class Folder:
     # ---- requests of a person
 
     def ask(self, what: Path, why: str) -> None:
-        """Leave a request that outlives whoever makes it."""
+        """Store a request, so that it outlives the requesting process."""
         write_text_atomically(what, why + "\n")
 
     def asked_down(self) -> bool:
@@ -115,7 +115,7 @@ class Folder:
 
 
 def require_writable(runs_dir: Path) -> None:
-    """Before any money is spent: a run whose journal cannot be written must not begin. Raises RunStateError, DiskFull."""
+    """A check before renting: a run whose journal cannot be written must not begin. Raises RunStateError, DiskFull."""
     parent = runs_dir / VAST
     with io_errors_reported(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def require_writable(runs_dir: Path) -> None:
 
 
 def folders(runs_dir: Path) -> list[Folder]:
-    """Every rented run that is kept here, oldest first."""
+    """Every rented run in `runs_dir`, oldest first."""
     parent = runs_dir / VAST
     if not parent.is_dir():
         return []
@@ -138,7 +138,7 @@ def folders(runs_dir: Path) -> list[Folder]:
 
 
 def find(runs_dir: Path, run_id: str | None) -> Folder:
-    """The run of that name; without a name the one that is not closed. Raises RunStateError."""
+    """The run of that name; without a name the only open one. Raises RunStateError."""
     there = folders(runs_dir)
     names = [one.run_id for one in there]
     see = "see: python -m vast status"
@@ -159,19 +159,19 @@ def is_open(folder: Folder) -> bool:
     try:
         last = folder.last()
     except UserError:
-        return True  # a journal that cannot be read proves nothing
+        return True  # an unreadable journal does not prove the end
     return last is not None and last.state.phase != "closed"
 
 
-Care = Literal["alive", "lately", "nobody"]
+Supervision = Literal["alive", "lately", "nobody"]
 
 
-def cared_for(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Care]:
-    """Of every run that is kept here: whether somebody looks after it, or did so less than `lately` seconds ago."""
-    return {one.run_id: _care(one, now, lately) for one in folders(runs_dir)}
+def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Supervision]:
+    """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago."""
+    return {one.run_id: _supervision(one, now, lately) for one in folders(runs_dir)}
 
 
-def _care(folder: Folder, now: Seconds, lately: Seconds) -> Care:
+def _supervision(folder: Folder, now: Seconds, lately: Seconds) -> Supervision:
     if folder.is_supervised():
         return "alive"
     with suppress(UserError):

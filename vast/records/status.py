@@ -1,4 +1,4 @@
-"""What is known here of each rented run, without asking anybody: from its journal."""
+"""The status of each rented run from its journal alone, without any network call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vast.supervisor.state import Phase, burn, spent
 
 @dataclass(frozen=True)
 class RunStatus:
-    """`phase` is broken for a journal that cannot be read. `dollars` count on while a machine may bill."""
+    """`phase` is "broken" for an unreadable journal. `dollars` grow while a machine may bill."""
 
     run: str
     phase: str
@@ -27,7 +27,7 @@ class RunStatus:
     loss: float | None = None
     instance: int | None = None
     being_destroyed: tuple[int, ...] = ()
-    unclear: bool = False  # a create whose outcome is not known
+    unclear: bool = False  # a create with unknown outcome
     dollars: float = 0.0
     cap_dollars: float = 0.0
     dollars_per_hour: float = 0.0
@@ -44,7 +44,7 @@ class RunStatus:
 
 
 def status(folder: Folder, clock: Clock) -> RunStatus:
-    """Raises nothing for a journal that is not one: such a run may have a machine, and has to be seen."""
+    """Never raises for an unreadable journal: such a run may have a machine, so it must be listed."""
     try:
         last = folder.last()
     except UserError as error:
@@ -102,7 +102,7 @@ COLUMNS = (
     "alerts",
 )
 
-# On a terminal: dollars and cap apart, each to the right; alerts stand below the table, where they have room.
+# On a terminal: dollars and cap in two right-aligned columns; alerts are printed below the table.
 TERMINAL = (
     Column("run"),
     Column("phase"),

@@ -1,4 +1,4 @@
-"""A stage that is asked for again: complete already, or begun by a rented run that was ended, whose work is here."""
+"""Earlier runs of the same job: complete, open, or closed with unfinished work in the runs directory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vast.shell.local_copy import RECEIPT
 
 
 @dataclass(frozen=True)
-class Begun:
-    """What a rented run that is closed has left here."""
+class UnfinishedRun:
+    """Unfinished work of a closed rented run."""
 
     folder: Folder
     run: str  # such as stage5b/20261123-101500
 
 
 def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
-    """Raises RunStateError if this very job is complete here: nobody pays for it twice by mistake.
+    """Raises RunStateError if the same job is complete in `runs_dir`: nobody pays for it twice by mistake.
 
-    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before there is one.
+    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before one is rented.
     """
     done = latest_complete(runs_dir, stage, settings=settings)
     if done is not None:
@@ -32,7 +32,7 @@ def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
 
 
 def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
-    """Raises RunStateError if a rented run of this very job is open here: `attach` was meant, not a second machine."""
+    """Raises RunStateError if a rented run of the same job is open: `attach` was meant, not a second machine."""
     for folder in folders(runs_dir):
         try:
             last = folder.last()
@@ -44,25 +44,25 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
             raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
 
 
-def begun(runs_dir: Path, stage: str, settings: str) -> Begun | None:
-    """The newest closed rented run of this very job that has left an unfinished run here."""
+def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | None:
+    """The newest closed rented run of the same job with unfinished work in `runs_dir`."""
     there = folders(runs_dir)
-    in_use = {brought(folder) for folder in there if is_open(folder)}
+    in_use = {fetched_run(folder) for folder in there if is_open(folder)}
     for folder in reversed(there):
-        run = brought(folder)
+        run = fetched_run(folder)
         if run is None or run.partition("/")[0] != stage or run in in_use:
             continue
         try:
             found = RunDir.open(runs_dir / run)
             if found.state() in ("failed", "interrupted") and found.settings() == settings:
-                return Begun(folder, run)
+                return UnfinishedRun(folder, run)
         except UserError:
-            continue  # not whole enough to go on with
+            continue  # damaged: cannot be continued
     return None
 
 
-def brought(folder: Folder) -> str | None:
-    """The run that was brought home by a rented run, by its receipt."""
+def fetched_run(folder: Folder) -> str | None:
+    """The name of the run that a rented run fetched, from its receipt."""
     try:
         run = json.loads((folder.path / RECEIPT).read_text(encoding="utf-8")).get("run")
     except (OSError, ValueError, AttributeError):
@@ -70,6 +70,6 @@ def brought(folder: Folder) -> str | None:
     return run if isinstance(run, str) else None
 
 
-def hand_over(old: Begun, new: Folder) -> None:
-    """The receipt says what of the run is verified here; with it the new one pushes that to its machine, and goes on."""
+def copy_receipt(old: UnfinishedRun, new: Folder) -> None:
+    """The receipt lists the verified local files; the new run pushes them to its machine and continues from them."""
     write_text_atomically(new.path / RECEIPT, (old.folder.path / RECEIPT).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Whether an image can be pulled, asked of its registry before money is spent: one HEAD of its manifest, as pullers do.
+"""Checks before renting that an image can be pulled: one HEAD of its manifest, as container engines do.
 
 https://github.com/opencontainers/distribution-spec, and Docker's token authentication for registries that want it.
 """
@@ -19,7 +19,9 @@ from urllib.parse import urlencode, urlsplit
 
 from vast.secrets import Secret
 
-Found = Literal["there", "absent", "denied", "unknown"]  # unknown: nobody could say, which is no reason to refuse
+Found = Literal[
+    "there", "absent", "denied", "unknown"
+]  # unknown: the registry could not be asked, which is no reason to refuse
 
 TIMEOUT = 10.0  # seconds, of each request
 LARGEST_TOKEN = 2**20  # bytes of an answer
@@ -41,7 +43,7 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
 def look(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Found:
     """Whether `image` (registry/name:tag, or @sha256:...) is there for whoever has `login` ("-u NAME -p PASSWORD HOST").
 
-    Raises nothing for what the network or the registry does. The login is sent over https alone, and never on a redirect.
+    Never raises for a fault of network or registry. The login is sent over https only, and never on a redirect.
     """
     host, path, reference = parts(image)
     url = f"{scheme}://{host}/v2/{path}/manifests/{reference}"
@@ -56,12 +58,12 @@ def look(image: str, login: Secret | None = None, scheme: str = "https", open: O
         return "unknown"
     if answer.code == 200:
         return "there"
-    # Registries say 404 to everybody for what is private, too: with a login it is absent, without one nobody knows which.
+    # Registries also answer 404 for private images: with a login the image is absent, without one it may be private.
     return {401: "denied", 403: "denied", 404: "absent"}.get(answer.code, "unknown")  # type: ignore[return-value]
 
 
 def parts(image: str) -> tuple[str, str, str]:
-    """(host, name, tag or digest) as they stand in the registry's URLs."""
+    """(host, name, tag or digest) as used in the registry's URLs."""
     name, _, digest = image.partition("@")
     host, _, path = name.partition("/")
     path, colon, tag = path.rpartition(":")
@@ -73,7 +75,7 @@ def parts(image: str) -> tuple[str, str, str]:
 
 
 def _credentials(challenge: str, path: str, login: Secret | None, scheme: str, open: Open) -> Secret | None:
-    """The value of the header Authorization that the registry asks for; None if it wants a login and there is none."""
+    """The value for the header Authorization; None if the registry requires a login and there is none."""
     kind, _, rest = challenge.partition(" ")
     basic = None if login is None else _basic(login)
     if kind.lower() == "basic":
@@ -108,7 +110,7 @@ def _basic(login: Secret) -> Secret:
 
 
 def _ask(url: str, credentials: Secret | None, open: Open) -> Any:
-    """The answer, whatever its status."""
+    """The response, with any status."""
     request = urllib.request.Request(url, method="HEAD", headers={"Accept": MANIFESTS, "User-Agent": "prefill-vast"})
     if credentials is not None:
         request.add_unredirected_header("Authorization", credentials.reveal())

@@ -1,7 +1,7 @@
-"""The text that a rented machine runs each time its container starts: it starts the dead-man's switch, and nothing else.
+"""The script that a rented machine runs at each start of its container: it starts the dead-man's switch and nothing else.
 
-CONTAINER_ID and CONTAINER_API_KEY are in its environment, and in no ssh session's; the watchdog inherits them here, and no
-line writes them anywhere.
+CONTAINER_ID and CONTAINER_API_KEY exist in its environment but in no ssh session; the watchdog inherits them, and no line
+writes them to disk.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 from vast.ports import Dollars, Seconds
 
-LIMIT = 4096  # bytes that the service takes
+LIMIT = 4096  # bytes: the service's maximum
 CODE, PYTHON = "/opt/prefill", "/usr/bin/python3"
 DIRECTORY = "/runs/.watchdog"
 
 
 @dataclass(frozen=True)
 class Switch:
-    """What the watchdog is bound by."""
+    """The limits of the watchdog."""
 
     run_id: str
     nonce: str
-    hard: Seconds  # its longest life, counted over restarts
+    hard: Seconds  # maximum uptime, summed over restarts
     silent: Seconds  # without a renewed lease
     grace: Seconds  # for the job's checkpoint
     max_dollars: Dollars
@@ -41,7 +41,7 @@ def arguments(switch: Switch) -> tuple[str, ...]:
 
 
 def onstart(switch: Switch) -> str:
-    """A script for /bin/sh. A second start of it, as after a restart of the container, finds the lock of a living watchdog."""
+    """A script for /bin/sh. If it runs twice, the second watchdog finds the lock of the first and ends."""
     command = shlex.join([PYTHON, "-m", "vast.host.watchdog", *arguments(switch)])
     text = f"mkdir -p {DIRECTORY}\ncd {CODE}\nsetsid {command} </dev/null >>{DIRECTORY}/log.txt 2>&1 &\n"
     if len(text.encode()) > LIMIT:

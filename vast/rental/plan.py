@@ -1,4 +1,4 @@
-"""From a stage, a profile and options to a Plan; what a machine is asked for, and what the stage is thought to cost. Pure."""
+"""From a stage, a profile and options to a Plan: the search for a machine, the estimate, the check of the caps. Pure."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::\d{1,5})?|[A-Za-z0-9-]+:\d{1,5}")
-INPUTS = ".inputs"  # on the host, below the runs directory: what was sent before the start
+INPUTS = ".inputs"  # on the host, below the runs directory: files sent before the start
 
 
 # ---- the image ----------------------------------------------------------------------------------------------------------
 
 
 def host_image(image: str) -> str:
-    """What a rented machine pulls for `image`: its -host tag; a digest names one image and stays as it is. Raises ConfigError."""
+    """The image that a rented machine pulls: the -host tag of `image`; a digest is kept as it is. Raises ConfigError."""
     where = f"--image {image}"
     name, at, digest = image.partition("@")
     head, slash, rest = name.partition("/")
@@ -66,7 +66,7 @@ Estimator = Callable[[Job, str, int], Estimate]
 
 
 def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimate | None:
-    """What the job will need on that machine; None for a GPU that is in no table, which must not end a command."""
+    """The estimate for the job on that machine; None for an unknown GPU, which must not end a command."""
     try:
         return estimator(job, offer.gpu, offer.gpus)
     except ConfigError:
@@ -78,7 +78,7 @@ def hours_of(found: Estimate | None) -> float | None:
 
 
 def least_vram(found: Estimate | None) -> float:
-    """GB of memory, as the market counts them, that the job needs on a GPU; 0 where the estimate does not say."""
+    """Memory the job needs on a GPU, in the market's GB; 0 if the estimate has no number."""
     if found is None or found.fits is not False or found.peak_gb is None:
         return 0.0
     return round(found.peak_gb / USABLE * MARKET_GB, 1)
@@ -89,7 +89,7 @@ def least_vram(found: Estimate | None) -> float:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What of a machine is asked for on the command line."""
+    """Requirements for a machine from the command line."""
 
     gpu: str | None = None
     gpus: int = 1
@@ -101,7 +101,7 @@ class Wanted:
 
 
 def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> OfferQuery:
-    """hours: for which the machine has to be there at least; the cap of the run."""
+    """hours: the least time until the contract ends; default: the cap of the run."""
     market = policy.market
     limits = [price for price in (wanted.max_price, wanted.bid, market.max_dollars_per_hour) if price is not None]
     return OfferQuery(
@@ -121,7 +121,7 @@ def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> Offe
 def command_of(
     stage: str, profile: str, *, limit: int | None = None, sets: tuple[str, ...] = (), seed: int | None = None
 ) -> tuple[str, ...]:
-    """What the host's runner starts. --continue: on the second machine of a run the work of the first is there already."""
+    """The command for the host's runner. --continue: a second machine continues the work of the first."""
     words = ["run", stage, "--profile", profile, "--continue"]
     if limit is not None:
         words += ["--limit", str(limit)]
@@ -133,14 +133,14 @@ def command_of(
 
 
 def run_id_of(stage: str, now: datetime, random: str) -> str:
-    """`random`: two runs of one account that share a name would take each other's machines for their own."""
+    """`random`: two runs of one account with the same name would adopt each other's machines."""
     return f"{stage}-{now:%Y%m%d-%H%M%S}-{random}"
 
 
 def plan_of(
     run_id: str, image: str, command: tuple[str, ...], wanted: Wanted, policy: Policy, public_key: str = ""
 ) -> Plan:
-    """onstart is made with each contract, when the price of the machine is known: see vast/rental/onstart.py."""
+    """onstart is made later, with each contract, since it holds the price: see vast/rental/onstart.py."""
     return Plan(
         run_id=run_id,
         image=host_image(image),
@@ -153,21 +153,21 @@ def plan_of(
     )
 
 
-# ---- whether the caps can be kept ---------------------------------------------------------------------------------------------
+# ---- the caps ----------------------------------------------------------------------------------------------------------------
 
 
 def price_of(offer: Offer, plan: Plan) -> Dollars:
-    """Dollars per hour: the bid of an interruptible contract, which is what it may come to cost."""
+    """Dollars per hour; for an interruptible contract the bid, its highest price."""
     return plan.bid if plan.bid is not None else offer.dollars_per_hour
 
 
 def overhead_hours(policy: Policy) -> float:
-    """Of an image being loaded and of the end, as the caps have to hold them beside the work itself."""
+    """Hours for loading the image and for the end: the caps must cover them beside the work."""
     return (policy.deadlines.loading / 2 + 60 * policy.caps.reserve_minutes) / HOUR
 
 
 def require_caps(policy: Policy, price: Dollars, hours: float | None) -> None:
-    """Raises ConfigError if the caps cannot hold the cheapest machine for the time that is needed."""
+    """Raises ConfigError if the caps do not cover the cheapest machine for the hours needed."""
     caps, overhead = policy.caps, overhead_hours(policy)
     least = price * 2 * caps.reserve_minutes / 60
     if least >= caps.dollars:

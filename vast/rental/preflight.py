@@ -1,4 +1,4 @@
-"""All that can be known before money is spent. Each check raises UserError with path, fact and remedy, and changes nothing."""
+"""Checks before renting. Each raises UserError with path, fact and remedy, and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOOLS = ("ssh", "rsync", "ssh-keygen")
 
 
 class MarketError(UserError):
-    """The market cannot be used, or has nothing that fits."""
+    """The market cannot be used, or has no fitting offer."""
 
 
 def tools(which: Callable[[str], str | None]) -> None:
@@ -31,7 +31,7 @@ def tools(which: Callable[[str], str | None]) -> None:
 
 
 def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
-    """The runs here that the stage starts from, which are sent to the host. Raises RunStateError where one is missing."""
+    """The local runs that the stage starts from; they are sent to the host. Raises RunStateError if one is missing."""
     found = sorted({run for run in resolve_init(runs_dir, job).values() if run != "base"})
     for run in found:
         if not (runs_dir / run / "final").is_dir():
@@ -42,14 +42,14 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
 
 
 def require_no_paths(job: Job) -> None:
-    """A rented host has the image and what is sent to it; a model or data in a directory here is not there."""
+    """Raises ConfigError for a model or data in a local directory: a rented host has only the image and the sent runs."""
     for where in _paths(job.profile.model_dump(mode="json")):
         fact = "is a path of this machine, which a rented one does not have"
         raise ConfigError(f"profile {job.profile.name}: {where}", fact, "use the hub, or what is in the image")
 
 
 def _paths(part: object, prefix: str = "") -> list[str]:
-    """Where in a profile something comes from a path."""
+    """Keys of a profile whose source is a path."""
     if not isinstance(part, Mapping):
         return []
     found = [prefix] if part.get("source") == "path" else []
@@ -59,7 +59,7 @@ def _paths(part: object, prefix: str = "") -> list[str]:
 
 
 def secrets(names: list[str], environ: Mapping[str, str], where: str = "policy: secrets") -> dict[str, Secret]:
-    """The values that the policy names. Raises ConfigError for one that is not set, or no line of text."""
+    """The values of the variables named in the policy. Raises ConfigError for one that is unset or not one line of text."""
     found = {}
     for name in names:
         if not environ.get(name):
@@ -82,7 +82,7 @@ def registry_login(policy: Policy, environ: Mapping[str, str]) -> Secret | None:
 
 
 def image(found: image_registry.Found, name: str, has_login: bool) -> None:
-    """Raises ConfigError if the registry says that a rented machine cannot pull it. What nobody could say is no reason."""
+    """Raises ConfigError if a rented machine cannot pull the image. An unknown answer is no reason to refuse."""
     where = f"--image {name}"
     if found == "absent":
         remedy = "push it: make push IMAGE=...; it pushes the -host tag too"
@@ -95,7 +95,7 @@ def image(found: image_registry.Found, name: str, has_login: bool) -> None:
 
 
 def redactor(key: Secret | None, named: Mapping[str, Secret], login: Secret | None) -> Redactor:
-    """Of all that is printed, logged or told."""
+    """The redactor for everything printed, logged or sent to hooks."""
     made = Redactor(*([] if key is None else [key]), *named.values())
     if login is not None:
         made.learn_login(login)
@@ -103,14 +103,14 @@ def redactor(key: Secret | None, named: Mapping[str, Secret], login: Secret | No
 
 
 def key_source(environ: Mapping[str, str], home: Path) -> str:
-    """Where the account's key came from, for a message about it."""
+    """The source of the account's key, for messages."""
     if environ.get("VAST_API_KEY"):
         return "$VAST_API_KEY"
     return next((str(path) for path in places(environ, home) if path.is_file()), "Vast.ai")
 
 
 def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
-    """Raises MarketError: the key is refused, or nobody answers; which of the two stands in it."""
+    """The account. Raises MarketError that distinguishes a refused key from a missing answer."""
     found = cloud.account()
     if found is not None:
         return found
@@ -122,7 +122,7 @@ def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
 
 
 def trouble_of(cloud: Cloud) -> str:
-    """Why the last call came to nothing."""
+    """Why the last call failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
 
 
@@ -134,7 +134,7 @@ def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
 
 
 def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
-    """What could be rented now, cheapest first. Raises MarketError if there is nothing, with the bounds that were asked for."""
+    """Offers, cheapest first. Raises MarketError if there is none, naming the bounds of the search."""
     found = cloud.search(query)
     if found is None:
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
@@ -163,7 +163,7 @@ def bounds(query: OfferQuery) -> str:
 
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
-    """One more search without the price: whether it is that."""
+    """Searches once more without the price bound, to name it if it excludes every offer."""
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]

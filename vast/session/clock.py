@@ -1,4 +1,4 @@
-"""The clock of this machine, and one whose sleep a person can end."""
+"""The system clock, and a clock whose sleep a request of a person interrupts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from vast.host.processes import boot_id
 from vast.ports import Clock, Seconds
 
-SLICE: Seconds = 1.0  # how soon a request is seen
+SLICE: Seconds = 1.0  # the longest delay before a request is noticed
 
 
 class SystemClock:
@@ -18,7 +18,7 @@ class SystemClock:
         return time.time()
 
     def monotonic(self) -> Seconds:
-        return time.clock_gettime(time.CLOCK_BOOTTIME)  # deadlines go on while the machine sleeps: money does too
+        return time.clock_gettime(time.CLOCK_BOOTTIME)  # includes suspend: a rented machine bills meanwhile
 
     def boot(self) -> str:
         return boot_id()
@@ -28,7 +28,7 @@ class SystemClock:
 
 
 class WakingClock:
-    """Sleeps in slices, and ends its sleep early once when `wake` becomes true. `each` is called in every slice."""
+    """Sleeps in slices. When `wake` first becomes true it ends that sleep early, once. `each` is called in every slice."""
 
     def __init__(self, clock: Clock, wake: Callable[[], bool], each: Callable[[], None] = lambda: None) -> None:
         self._clock, self._wake, self._each = clock, wake, each

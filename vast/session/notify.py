@@ -1,4 +1,4 @@
-"""Tells somebody else: a command, or a webhook, on done, fail and alert. A hook that fails changes nothing but the log."""
+"""Notifications: a command or a webhook on done, fail and alert. A failed hook is logged and has no other effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Post = Callable[[str, bytes, Seconds], None]
 
 
 def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, Any]:
-    """What a hook gets. It names money and machines, and no secret."""
+    """The JSON for a hook: money and machines, no secret."""
     machine = state.machine
     return {
         "event": event,
@@ -38,8 +38,8 @@ def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, An
     }
 
 
-class Teller:
-    """Calls the hooks of a policy. `environ` is what commands see, without any secret."""
+class Notifier:
+    """Calls the hooks of a policy. `environ`: the environment of commands, without any secret."""
 
     def __init__(self, hooks: Hooks, redact: Redactor, environ: Mapping[str, str], run: Run | None = None,
                  post: Post | None = None) -> None:  # fmt: skip
@@ -68,14 +68,14 @@ def run_command(argv: list[str], data: bytes, environ: Mapping[str, str], second
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """What is told goes to the address in the policy and nowhere else."""
+    """The JSON is sent to the address in the policy and to no other."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None
 
 
 def post_json(address: str, data: bytes, seconds: Seconds) -> None:
-    """Raises OSError; also for an answer that is no success."""
+    """Raises OSError, also for an HTTP status that is not a success."""
     request = urllib.request.Request(address, data, {"Content-Type": "application/json", "User-Agent": "prefill-vast"})
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
         pass

@@ -1,4 +1,4 @@
-"""A shell whose answers hold no secret: what a host says in its own words goes into the journal, into lines and reports."""
+"""A redacting shell: text from a host goes into the journal, lines and reports, so secrets are removed from it first."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from vast.ports import Address, Host, Shell
 from vast.secrets import Redactor
 
 
-class Hushed:
-    """vast.ports.Shell over another one, whose calls are its own but for `look`."""
+class RedactedShell:
+    """vast.ports.Shell around another one: only the answer of `look` is changed."""
 
     def __init__(self, shell: Shell, redact: Redactor) -> None:
         self._shell, self._redact = shell, redact
         self.start, self.push, self.stop, self.pull = shell.start, shell.push, shell.stop, shell.pull
-        self.renew_lease, self.home, self.network_is_up = shell.renew_lease, shell.home, shell.network_is_up
+        self.renew_lease, self.local_copy, self.network_is_up = shell.renew_lease, shell.local_copy, shell.network_is_up
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
-        found = self._shell.look(addresses)
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
+        found = self._shell.probe(addresses)
         job = found.job
         if job is not None:
             job = replace(job, fixes=tuple(map(self._redact, job.fixes)))

@@ -1,6 +1,6 @@
-"""One supervisor at work on one run: journal, loop, view, hooks, signals and requests of a person put together.
+"""One supervisor of one run: connects journal, loop, view, hooks, signals and requests of a person.
 
-The process may be killed anywhere in here: `look_after` then begins at the end of the journal.
+The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from jobs import errors
-from jobs.errors import RunStateError, UserError
+from jobs.errors import DiskFull, RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
 from vast.policy import Event, Policy
 from vast.ports import Clock, Cloud, Contract, Offer, Shell
@@ -21,10 +21,12 @@ from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
+from vast.session.account_guard import AccountGuard, require_account
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
-from vast.session.notify import Teller
-from vast.session.redacted_shell import Hushed
+from vast.session.memory_journal import MemoryJournal
+from vast.session.notify import Notifier
+from vast.session.redacted_shell import RedactedShell
 from vast.session.view import View, line_of
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
@@ -44,7 +46,7 @@ EXITS = {
 
 @dataclass
 class Session:
-    """What one supervisor needs. `login` and the instance keys never leave it."""
+    """Everything one supervisor uses. `login` and the instance keys are never logged or stored."""
 
     folder: Folder
     policy: Policy
@@ -53,62 +55,90 @@ class Session:
     clock: Clock
     view: View
     redact: Redactor
-    teller: Teller
+    notifier: Notifier
     url: str  # of the marketplace's API, for the dead-man's switch
     login: Secret | None = None
     first_process: Callable[[Switch], str] = onstart  # starts the dead-man's switch; vast/local has its own
     asked: Callable[[], bool] = lambda: False  # a signal
+    ending: bool = False  # `vast down`: the end is asked for from the start, and a full disk does not prevent it
     supervisor: Supervisor | None = field(default=None, init=False)
 
-    def look_after(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
-        """The run to its end. `plan`: of a new one; `begun` is called once the journal is held and has begun.
+    def supervise(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
+        """Supervise the run to its end. `plan`: for a new run; `begun` is called once the journal is locked and started.
 
-        Raises RunStateError if another supervisor holds the run or nothing was begun, Superseded if one took it over.
+        Raises RunStateError if another supervisor holds the run or took it over, or if there is no run to continue.
         """
-        journal = FileJournal(self.folder.path)
+        journal = self._journal()
         try:
             last = self.folder.last()
             chosen = plan if last is None else last.plan
             if chosen is None:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
+            cloud = self.cloud
+            if chosen.account is not None:
+                require_account(cloud, chosen.account, self.folder)
+                cloud = AccountGuard(cloud, chosen.account)
             self.supervisor = Supervisor(
-                chosen, self.policy, self.cloud, Hushed(self.shell, self.redact),
+                chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
-                last=last, contract=self._contract, asked=self._asked, tell=self._tell, on_look=self._on_look,
+                last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
             begun()
-            with Spoken(self.say).installed():
+            with LogRelay(self.say).installed():
                 with self.view:
-                    state = self.supervisor.run()
-                self._finish(state)
+                    state, error = self._run(self.supervisor)
+                self._finish(state, keep=error is None)
+            if error is not None:
+                fact = f"no record can be written ({error}), so the run was ended and its machine destroyed"
+                raise DiskFull(
+                    self.folder.path, fact, f"make room; then close it: python -m vast down {self.folder.run_id}"
+                )
             return state
         except Superseded as error:
             fact = "another supervisor took this run over"
             raise RunStateError(self.folder.path, fact, "see: vast attach") from error
         except UserError:
             raise
-        except Exception as error:  # a bug: whoever is away must hear that a machine may run on
+        except Exception as error:  # a bug: notify, since a machine may still run
             if self.supervisor is not None:
                 self._call_hook("alert", f"supervisor: {type(error).__name__}", self.supervisor.state)
             raise
         finally:
             journal.close()
 
-    def _tell_failed(self, what: str) -> None:
-        assert self.supervisor is not None
-        content = notify.message("alert", f"supervisor: {what}", self.supervisor.state, self.supervisor.run_clock.t())
-        self.teller("alert", content)
+    def _journal(self) -> FileJournal | MemoryJournal:
+        """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
+        try:
+            return FileJournal(self.folder.path)
+        except (DiskFull, OSError) as error:
+            if self.ending:
+                return MemoryJournal(self.folder.path)
+            remedy = f"make room; or end the run, which needs none: python -m vast down {self.folder.run_id}"
+            raise DiskFull(self.folder.path, f"its journal cannot be written ({_reason(error)})", remedy) from None
 
-    # ---- what the supervisor asks
+    def _run(self, supervisor: Supervisor) -> tuple[RunState, str | None]:
+        """The run to its end. If no record can be written any more, the run is ended from memory: then also the reason."""
+        try:
+            return supervisor.run(), None
+        except (DiskFull, OSError) as error:
+            reason = _reason(error)
+        self.ending = True
+        supervisor.journal = MemoryJournal(self.folder.path, held=True)
+        self.say(f"alert: local-disk-full: the journal cannot be written ({reason}); the run is ended from memory")
+        self._call_hook("alert", "local-disk-full", supervisor.state)
+        return supervisor.run(), reason
+
+    # ---- callbacks of the supervisor
 
     def _asked(self) -> bool:
-        """A signal's request is written down, so that it outlives this process."""
-        if self.folder.asked_down():
+        """A request by signal is stored on disk, so that it survives this process."""
+        if self.ending or self.folder.asked_down():
             return True
         if self.asked():
-            self.folder.ask(self.folder.down, "a signal")
-            return True
-        return False
+            self.ending = True
+            with suppress(UserError, OSError):  # a full disk must not keep a machine alive
+                self.folder.ask(self.folder.down, "a signal")
+        return self.ending
 
     def _contract(self, label: str, offer: Offer) -> Contract:
         assert self.supervisor is not None
@@ -127,7 +157,7 @@ class Session:
         login = None if self.login is None else self.login.reveal()
         return Contract(label, plan.image, plan.query.disk_gb, self.first_process(switch), plan.env, plan.bid, login)
 
-    # ---- what it tells
+    # ---- output
 
     def _on_look(self, seen: Observation, state: RunState) -> None:
         assert self.supervisor is not None
@@ -136,30 +166,30 @@ class Session:
             file.write(f"{line}\n")
         self._show(lambda: self.view.look(line))
 
-    def _tell(self, what: str, state: RunState) -> None:
+    def _notify(self, what: str, state: RunState) -> None:
         if what == CLOSED:
-            return  # after the report is written: see _finish
-        verdict = f"verdict: {what}: "  # what the host itself said of it
+            return  # _finish notifies, after the report is written
+        verdict = f"verdict: {what}: "  # with the host's own message
         notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
-        words = next(notes, "").removeprefix(verdict)
+        message = next(notes, "").removeprefix(verdict)
         meaning = MEANING.get(what, "see docs/vast.md")
-        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {words}" if words else ""))
+        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
     def _call_hook(self, event: Event, why: str, state: RunState) -> None:
         assert self.supervisor is not None
-        self.teller(event, notify.message(event, why, state, self.supervisor.run_clock.t()))
+        self.notifier(event, notify.message(event, why, state, self.supervisor.run_clock.t()))
 
     def say(self, text: str) -> None:
         when = datetime.fromtimestamp(self.clock.now(), UTC)
         self._show(lambda: self.view.say(f"[{when:%Y-%m-%dT%H:%M:%SZ}] {self.redact(text)}"))
 
     def _show(self, show: Callable[[], None]) -> None:
-        with suppress(OSError):  # nobody reads any more: the terminal was closed
+        with suppress(OSError):  # the terminal was closed
             show()
 
     def _serve_pull(self) -> None:
-        """`vast pull` for a run that is looked after: fetched here, since only one process may write what is fetched."""
+        """`vast pull` while a supervisor runs: it fetches, since only one process may write the local copy."""
         if not self.folder.pull.exists():
             return
         supervisor = self.supervisor
@@ -172,19 +202,24 @@ class Session:
             return
         supervisor.journal.check()
         got = self.shell.pull(machine.addresses, everything=False)
-        outcome = "the host does not answer" if got is None else said(got.verified, got.message, got.bytes)
+        outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
         self.say(f"pull: {outcome}")
 
-    def _finish(self, state: RunState) -> None:
-        """The report and the hook, both at least once: report.json is written last."""
-        told = report.tell(list(records(self.folder.path)), self.folder.request())
+    def _finish(self, state: RunState, keep: bool) -> None:
+        """Write the report and call the hook, both at least once: report.json is written last and marks the end.
+
+        keep: whether the journal on disk has the end, so that a report can be made from it.
+        """
+        if not keep:
+            return self._call_hook("fail", "local-disk-full", state)
+        run_report = report.build(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
-        write_text_atomically(self.folder.report_text, self.redact(report.text(told)))
-        write_text_atomically(self.folder.report, self.redact(report.json_text(told)))
+        write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
+        write_text_atomically(self.folder.report, self.redact(report.json_text(run_report)))
 
 
-class Spoken(logging.Handler):
-    """What modules log while a run goes on, such as why a call to the market failed, is said like everything else."""
+class LogRelay(logging.Handler):
+    """Shows warnings of other modules, such as why a call to the market failed, like every other message."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
@@ -208,7 +243,11 @@ class Spoken(logging.Handler):
             logger.propagate = before[1]
 
 
-def said(verified: bool, message: str, size: int) -> str:
+def _reason(error: Exception) -> str:
+    return error.fact if isinstance(error, UserError) else getattr(error, "strerror", None) or type(error).__name__
+
+
+def pull_outcome(verified: bool, message: str, size: int) -> str:
     return f"{size / 1e6:.1f} MB fetched and verified" if verified else f"not whole: {message or 'try again'}"
 
 

@@ -1,4 +1,4 @@
-"""What Ctrl-C, SIGTERM and a closed terminal mean to a supervisor."""
+"""How a supervisor handles Ctrl-C, SIGTERM and a closed terminal."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
 
 class Left(BaseException):
-    """A second Ctrl-C: the process ends at once, and the journal says where to go on."""
+    """A second Ctrl-C, or a reboot: the process ends at once; the journal has everything to continue from."""
 
 
 class Signals:
-    """The first SIGINT or SIGTERM asks for the end, a second SIGINT leaves; a terminal that closes changes nothing."""
+    """The first SIGINT or SIGTERM asks for the end, a second SIGINT leaves; a terminal that closes changes nothing.
 
-    def __init__(self, run_id: str, write: Callable[[str], None]) -> None:
-        self.run_id, self._write = run_id, write
+    background: there SIGTERM comes from a reboot, which must not end a run: it leaves.
+    """
+
+    def __init__(self, run_id: str, write: Callable[[str], None], background: bool = False) -> None:
+        self.run_id, self._write, self._background = run_id, write, background
         self.asked = False
         self._interrupts = 0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            self._interrupts += 1
-            if self._interrupts > 1:
-                self._write(
-                    f"left: a machine of {self.run_id} may still run, under its dead-man's switch; "
-                    f"go on with: python -m vast attach {self.run_id}"
-                )
-                raise Left
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1 or (self._background and number == signal.SIGTERM):
+            self._write(
+                f"left: a machine of {self.run_id} may still run, under its dead-man's switch; "
+                f"go on with: python -m vast attach {self.run_id}"
+            )
+            raise Left
         if not self.asked:
             self.asked = True
             self._write(
@@ -52,6 +54,6 @@ class Signals:
 
 
 def write_now(text: str) -> None:
-    """From a signal handler: no buffer and no lock that the interrupted code may hold."""
+    """For signal handlers: uses no buffer and no lock, since the interrupted code may hold one."""
     with suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

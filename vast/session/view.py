@@ -1,7 +1,7 @@
-"""What one look at a run shows: a line of key=value fields in a fixed order, and a live table of such lines on a terminal.
+"""How one poll of a run is shown: a line of key=value fields in a fixed order, or a row of a live table on a terminal.
 
 time=2026-11-23T10:15:00Z phase=running attempt=1 step=120/6000 loss=1.8312 tokens_per_s=9100 gpu=97 mem=81
-cost=0.42/12.00 fix=-                                                              (one line; - is: not known)
+cost=0.42/12.00 fix=-                                                              (one line; - means unknown)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TERMINAL = (
 
 @dataclass(frozen=True)
 class Line:
-    """The fields of one look, as text without blanks, in the order in which they are printed."""
+    """The fields of one poll in printing order, as text without blanks."""
 
     time: str
     phase: str
@@ -50,14 +50,14 @@ class Line:
     gpu: str  # percent
     mem: str  # percent of the GPU's memory
     cost: str  # dollars so far / cap
-    fix: str  # the last one
+    fix: str  # the latest
 
     def __str__(self) -> str:
         return " ".join(f"{one.name}={value}" for one, value in zip(fields(self), astuple(self), strict=True))
 
 
 def parse(text: str) -> Line | None:
-    """The line that `str` made; None for anything else, such as a line that a crash tore."""
+    """Inverse of `str`; None for any other text, such as a line cut off by a crash."""
     pairs = [word.partition("=") for word in text.split()]
     if [name for name, _, _ in pairs] != [one.name for one in fields(Line)]:
         return None
@@ -65,7 +65,7 @@ def parse(text: str) -> Line | None:
 
 
 def line_of(seen: Observation, state: RunState, wall: float) -> Line:
-    """wall: unix time of the look."""
+    """wall: unix time of the poll."""
     machine = state.machine
     job = None if machine is None else machine.job
     host = seen.host if seen.host is not None and seen.host.contact == "ok" else None
@@ -89,15 +89,15 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _word(text: str) -> str:
-    """Without a blank: a reader splits the line at them."""
+    """Without blanks: readers split the line at them."""
     return "_".join(printable(text).split()) or UNKNOWN
 
 
-# ---- showing them -------------------------------------------------------------------------------------------------------
+# ---- display ----------------------------------------------------------------------------------------------------------------
 
 
 class Lines:
-    """For a pipe or a file: one line a look; messages go elsewhere, so that what is printed here stays parseable."""
+    """For a pipe or a file: one line a poll. Messages go to another stream, so that the lines stay parseable."""
 
     def __init__(self, write: Callable[[str], None], say: Callable[[str], None]) -> None:
         self._write, self._say = write, say
@@ -116,7 +116,7 @@ class Lines:
 
 
 class Board:
-    """A table on a terminal, which grows by a row a look; messages stand above it."""
+    """A table on a terminal with one row a poll; messages are printed above it."""
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.live import Live

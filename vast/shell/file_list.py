@@ -1,7 +1,7 @@
-"""What a host says can be pulled, and where each file of it goes here. No I/O.
+"""Parses a host's listing of files to pull, and decides where each file goes here. No I/O.
 
 The host may be confused or hostile: a path that is absolute, climbs with `..`, holds odd letters, or does not belong to
-the job's own run makes the whole listing void, so that nothing outside the run's directory is ever written.
+the job's own run voids the whole listing, so that nothing outside the run's directory is ever written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vast.shell.host_reports import checkpoint_name, run_name
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last
 MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, in this order
-NOT_PULLED = frozenset({"lock"})  # of the process that writes there; here it would look held by nobody
+NOT_PULLED = frozenset({"lock"})  # of the process that writes there; no process here holds it
 _PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 LONGEST = 400  # characters of a path
@@ -25,7 +25,7 @@ MOST = 100_000  # files
 
 
 class ListingRefused(ValueError):
-    """A listing that is not followed; the message says why."""
+    """A listing that is not believed, with the reason."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""What a host says of itself, read with suspicion: text from a machine that may be somebody else's. No I/O.
+"""Parses the reports of a host without trusting them: the machine may be somebody else's. No I/O.
 
-What is odd is not known, and what is not known is None. Text is cut and loses its control characters before a person's
-terminal can see it.
+An odd or missing value is None. Text is cut, and its control characters are removed before a terminal can show it.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ def parse(text: str) -> dict[str, Any] | None:
 
 
 def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
-    """A look. Only an answer with our nonce is a contact; without any nonce nothing is proven, so there was none."""
+    """One probe. Only an answer with our nonce is a contact; an answer without a nonce proves nothing."""
     if answer is None or not answer.get("nonce"):
         return Host("unreachable", message="no answer of a machine of ours")
     if answer["nonce"] != nonce:
-        return Host("stranger", message="its nonce is that of another run")
+        return Host("wrong-host", message="its nonce is that of another run")
     boot = word(answer.get("boot"))
     if boot is None:
-        return Host("unreachable", message="it does not say when it was started")
+        return Host("unreachable", message="its report has no boot id")
     return Host(
         "ok",
         boot,
@@ -62,7 +61,7 @@ def watchdog(value: object) -> Watchdog | None:
 
 
 def job(value: object) -> JobReport | None:
-    """What decides over an end has to be right: the phase, the attempt, the exit code. The rest may be missing."""
+    """Phase, attempt and exit code decide how a run ends and must be valid. The rest may be missing."""
     if not isinstance(value, dict) or value.get("phase") not in PHASES:
         return None
     attempt, code = _count(value.get("attempt", 0)), value.get("exit_code")

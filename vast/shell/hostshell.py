@@ -1,7 +1,7 @@
-"""The port Shell over a Transport: what is asked of a host, and what of its answers is believed.
+"""The port Shell over a Transport: the commands that run on a host, and which of its answers are believed.
 
-Both pairs of address and port are tried, one after the other, the one that worked first. Before anything is sent to a
-machine or taken from it, it has to show the nonce of the run. That is believed for a minute; the pinned host key does the rest.
+Both pairs of address and port are tried in turn, beginning with the one that worked last. Before anything is sent to a machine
+or taken from it, the machine has to show the nonce of the run. This proof lasts a minute; the pinned host key covers the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vast.ports import Address, Clock, Host, Pulled, Seconds
 from vast.secrets import Secret
 from vast.shell import file_list, host_reports, push
 from vast.shell.file_list import ListingRefused
-from vast.shell.local_copy import Home
+from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
 from vast.shell.transport import Reply, Transport
@@ -25,12 +25,12 @@ from vast.shell.transport import Reply, Transport
 log = logging.getLogger(__name__)
 
 CODE, ROOT = "/opt/prefill", "/runs"  # on the host
-LOOK: Seconds = 25.0
+PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
-# What is told of several tries that failed: the one that something can be done about.
-WORST = ("denied", "stranger", "unreachable")
+# Of several failed tries the first of these is reported: a person can act on it.
+WORST = ("denied", "wrong-host", "unreachable")
 
 
 class HostShell:
@@ -60,7 +60,7 @@ class HostShell:
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
-        self.transport, self.here, self.nonce, self.clock = transport, Home(runs_dir, own), nonce, clock
+        self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
         self.root, self.program = root, tuple(program)
@@ -69,16 +69,16 @@ class HostShell:
         self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
         self._sent: str | None = None  # the boot of the machine that has the inputs
 
-    # ---- looking
+    # ---- probing
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
         return self._find(addresses)[1]
 
     def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
-        """The first pair behind which our machine answers, and what it says; or the failure that tells most."""
+        """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
         for address in self._in_order(addresses):
-            found = self._look_at(address)
+            found = self._probe_at(address)
             if found.contact == "ok":
                 self._worked = address
                 self._proven = (address, self.clock.monotonic(), found.boot)
@@ -88,9 +88,9 @@ class HostShell:
         known = (failures[contact] for contact in WORST if contact in failures)
         return None, next(known, Host("unreachable", message="no address is known"))
 
-    def _look_at(self, address: Address) -> Host:
-        reply = self.transport.run(address, self._argv("look"), timeout=LOOK)
-        if reply.kind == "denied" or reply.kind == "stranger":
+    def _probe_at(self, address: Address) -> Host:
+        reply = self.transport.run(address, self._argv("look"), timeout=PROBE)
+        if reply.kind == "denied" or reply.kind == "wrong-host":
             return Host(reply.kind, message=reply.reason)
         if reply.kind != "ok":
             return Host("unreachable", message=reply.reason)
@@ -104,7 +104,7 @@ class HostShell:
         return sorted(dict.fromkeys(addresses), key=lambda address: address != self._worked)
 
     def _reach(self, addresses: tuple[Address, ...]) -> Address | None:
-        """A pair behind which our machine is, seen just now."""
+        """A pair at which our machine answered within the last minute."""
         if self._proven is not None:
             address, seen, _ = self._proven
             if address in addresses and 0 <= self.clock.monotonic() - seen < FRESH:
@@ -153,7 +153,7 @@ class HostShell:
     def _run(self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND) -> Reply:
         reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout)
         if not reply.good:
-            # What it was given may be in its words.
+            # Its error may quote its standard input.
             log.warning("%s: %s", words[0], "failed" if stdin else reply.reason)
         if reply.kind != "ok":
             self._proven = None
@@ -162,10 +162,10 @@ class HostShell:
     def _argv(self, action: str, *words: str) -> tuple[str, ...]:
         return (*self.program, action, "--root", self.root, *words)
 
-    # ---- what goes there
+    # ---- to the host
 
     def _send_secrets(self, address: Address) -> bool | None:
-        """Also none: what an earlier start was given goes then."""
+        """Also an empty set: it removes the secrets of an earlier start."""
         values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
         return push.answer(self._run(address, "secrets", stdin=values))
 
@@ -191,11 +191,11 @@ class HostShell:
         if address is None:
             return None
         try:
-            paths = push.of_run(self.here)
+            paths = push.of_run(self.copy)
             if paths is None:
                 log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
                 return True
-            return self._lost(push.send(self.transport, address, self.here.runs_dir, paths, self.root))
+            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root))
         except OSError as error:
             log.error("push: %s", error)
             return False
@@ -205,14 +205,14 @@ class HostShell:
             self._proven = None
         return done
 
-    # ---- what comes home
+    # ---- from the host
 
     def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """None: no answer. What did not come whole is gone on with by the next pull."""
+        """None: no answer. The next pull continues an incomplete one."""
         address = self._reach(addresses)
         if address is None:
             return None
-        have = self.here.newest()
+        have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
         reply = self._run(address, "files", *words, timeout=HASH)
         if reply.kind != "ok":
@@ -227,15 +227,15 @@ class HostShell:
 
         def fetch(paths: Sequence[str], size: int) -> Reply:
             limit = push.time_for(size)
-            return self.transport.fetch(address, paths, self.root, self.here.staging, timeout=limit)
+            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit)
 
-        pulled = pull(self.here, listed, fetch)
+        pulled = pull(self.copy, listed, fetch)
         if not pulled.verified:
             log.warning("pull: %s", pulled.message)
         return pulled
 
-    def home(self) -> Pulled | None:
-        return self.here.look()
+    def local_copy(self) -> Pulled | None:
+        return self.copy.read_again()
 
     def network_is_up(self) -> bool:
         return self.network()

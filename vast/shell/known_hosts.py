@@ -1,7 +1,7 @@
 """The host keys of a run: pinned once the machine behind them has shown the run's nonce, and refused when they change.
 
 A key that is met for the first time is a candidate and stands in a file of its own. It is pinned only when the nonce
-matched; pinned before, the key of whoever had the address first would lock out the machine that was rented.
+matched; pinned earlier, the key of a previous machine at the same address would lock out the rented one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def keys(path: Path, name: str) -> list[str]:
 
 
 def adopt(pinned: Path, candidates: Path, name: str) -> None:
-    """Pin what was met under `name`. Raises DiskFull, RunStateError."""
+    """Pin the candidates of `name`. Raises DiskFull, RunStateError."""
     new = keys(candidates, name)
     if not new or keys(pinned, name):
         return
@@ -37,7 +37,7 @@ def adopt(pinned: Path, candidates: Path, name: str) -> None:
 
 
 def forget(candidates: Path, name: str) -> None:
-    """As if it had never been met. Raises DiskFull, RunStateError."""
+    """Remove the candidates of `name`. Raises DiskFull, RunStateError."""
     if keys(candidates, name):
         lines = candidates.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         write_text_atomically(candidates, "".join(line for line in lines if line.split(" ", 1)[0] != name))

@@ -1,7 +1,7 @@
-"""What was brought home of a rented run, and how much of it is believed: only what has the sha256 that the host gave.
+"""The local copy of a rented run. A file is believed only if it has the sha256 that the host reported.
 
 runs/vast/RUN/home.json     the receipt: size and sha256 of every file that was verified, written before it is moved
-runs/vast/RUN/staging/      what is being fetched; believed by nobody
+runs/vast/RUN/staging/      files that are being fetched and are not verified yet
 runs/STAGE/ID/              the run itself, as on the host; a checkpoint's directory appears whole, by one rename
 """
 
@@ -45,7 +45,7 @@ class Receipt:
     files: dict[str, tuple[Known, ...]] = field(default_factory=dict)
 
 
-class Home:
+class LocalCopy:
     """runs_dir: where runs are kept here. own: the directory of the rented run, below it."""
 
     def __init__(self, runs_dir: Path, own: Path) -> None:
@@ -105,8 +105,8 @@ class Home:
             return False
         return not atomic.differences(self.runs_dir / run)
 
-    def look(self) -> Pulled | None:
-        """All that is here, read again from the disk. None if no run was ever brought."""
+    def read_again(self) -> Pulled | None:
+        """Verify the whole copy by reading the disk. None if no run was ever pulled."""
         run = self.receipt.run
         if run is None:
             return None
@@ -114,13 +114,13 @@ class Home:
         return Pulled(True, run, self.newest(deep=True), self.is_complete())
 
     def is_foreign(self, run: str) -> bool:
-        """A directory of that name is here, and we did not bring it."""
+        """A directory of that name exists, and no pull made it."""
         return run not in self.receipt.runs and (self.runs_dir / run).exists()
 
     # ---- changing it
 
     def write(self, run: str, files: dict[str, Known]) -> None:
-        """Say what is about to be here. What is here and was known stays known until it is replaced. Raises DiskFull."""
+        """Record the files that are about to be moved here. Known files stay known until they are replaced. Raises DiskFull."""
         before = self.receipt
         kept = {path: known for path, known in before.files.items() if run == before.run and self._is_there(path)}
         new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
@@ -157,7 +157,7 @@ class Home:
         shutil.rmtree(beside, ignore_errors=True)
 
     def mend(self) -> None:
-        """End what a crash left between the two renames above."""
+        """Finish a replacement that a crash interrupted between its two renames."""
         directory = self.runs_dir / str(self.receipt.run) / "checkpoints"
         for beside in directory.glob(f".checkpoint-*{BESIDE}"):
             target = beside.with_name(beside.name[1:].removesuffix(BESIDE))
@@ -184,7 +184,7 @@ class Home:
         return os.path.lexists(self.runs_dir / path)
 
     def _read(self) -> Receipt:
-        """A receipt that is missing or odd is none: then nothing that is here is believed."""
+        """A missing or odd receipt is empty: then no file here is believed."""
         try:
             value: Any = atomic.read_json(self.own / RECEIPT)
             files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}

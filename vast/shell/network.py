@@ -1,4 +1,4 @@
-"""Whether the network of this machine works, told apart from whether a host does."""
+"""Whether the network of this machine works, independent of any host."""
 
 from __future__ import annotations
 

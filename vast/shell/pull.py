@@ -1,6 +1,6 @@
-"""Brings home what a host lists: fetch into staging, verify size and sha256, and only then move it into the run.
+"""Pulls the files that a host lists: fetch into staging, verify size and sha256, and only then move them into the run.
 
-A pull that is torn anywhere leaves the last good copy and is gone on with by the next one. A checkpoint comes as a whole
+An interrupted pull leaves the last good copy, and the next pull continues it. A checkpoint comes as a whole
 directory; a run counts as complete with summary.json, which is moved last, after all that the manifest names was read.
 """
 
@@ -19,7 +19,7 @@ from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory
 from vast.ports import Pulled
 from vast.shell.file_list import MANIFEST, SUMMARY, Listed, Listing
-from vast.shell.local_copy import Home, Known
+from vast.shell.local_copy import Known, LocalCopy
 from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
@@ -29,70 +29,73 @@ Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how 
 
 
 def pull(
-    home: Home, listing: Listing, fetch: Fetch, free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+    copy: LocalCopy,
+    listing: Listing,
+    fetch: Fetch,
+    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
 ) -> Pulled:
-    """Bring home what `listing` names and is not here yet. Raises nothing for what the host, the network or the disk does.
+    """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk.
 
     free: bytes free on the disk of a directory.
     """
     try:
-        return _Pull(home, listing, fetch, free).run()
+        return _Pull(copy, listing, fetch, free).run()
     except DiskFull as error:
-        return _no_room(home, listing, str(error))
+        return _no_room(copy, listing, str(error))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _no_room(home, listing, str(error))
+            return _no_room(copy, listing, str(error))
         return Pulled(False, listing.run, message=str(error))
     except UserError as error:
         return Pulled(False, listing.run, message=str(error))
 
 
-def _no_room(home: Home, listing: Listing, message: str) -> Pulled:
-    """Give back what staging takes: the supervisor's own journal lives on this disk."""
-    home.clear_staging()
-    return Pulled(False, listing.run, home.newest(), local_disk_full=True, message=message)
+def _no_room(copy: LocalCopy, listing: Listing, message: str) -> Pulled:
+    """Free the room of staging: the supervisor's own journal lives on this disk."""
+    copy.clear_staging()
+    return Pulled(False, listing.run, copy.newest(), local_disk_full=True, message=message)
 
 
 class _Pull:
-    def __init__(self, home: Home, listing: Listing, fetch: Fetch, free: Callable[[Path], int]) -> None:
-        self.home, self.listing, self.fetch, self.free = home, listing, fetch, free
+    def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int]) -> None:
+        self.copy, self.listing, self.fetch, self.free = copy, listing, fetch, free
         self.problems: dict[str, str] = {}  # by path
         self.moved = 0  # bytes
 
     def run(self) -> Pulled:
-        home, listing = self.home, self.listing
-        if listing.run is not None and home.is_foreign(listing.run):
-            where = home.runs_dir / listing.run
+        copy, listing = self.copy, self.listing
+        if listing.run is not None and copy.is_foreign(listing.run):
+            where = copy.runs_dir / listing.run
             return Pulled(
                 False, listing.run, message=f"{where}: is here and was not brought by this rented run; move it away"
             )
-        home.mend()
-        wanted = [one for one in listing.files if one.sha256 is None or not home.has(one.path, one.size, one.sha256)]
+        copy.mend()
+        wanted = [one for one in listing.files if one.sha256 is None or not copy.has(one.path, one.size, one.sha256)]
         self._prepare(wanted)
         coming = sum(max(0, one.size - self._staged_size(one)) for one in wanted)
-        if coming + RESERVE > self.free(home.staging):
+        if coming + RESERVE > self.free(copy.staging):
             return _no_room(
-                home, listing, f"{home.runs_dir}: {coming / 1e9:.1f} GB are to come, and there is no room for them"
+                copy, listing, f"{copy.runs_dir}: {coming / 1e9:.1f} GB are to come, and there is no room for them"
             )
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         if reply.no_room:
-            return _no_room(home, listing, f"{home.runs_dir}: no space left on the disk")
+            return _no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk")
         if reply.kind != "ok":
-            return Pulled(False, listing.run, home.newest(), message=reply.reason)
+            return Pulled(False, listing.run, copy.newest(), message=reply.reason)
         good = [one for one in wanted if self._is_good(one, reply)]
         complete = self._install(good)
         if not self.problems:
-            home.clear_staging()
-            home.prune()
+            copy.clear_staging()
+            copy.prune()
         shown = [f"{path}: {why}" for path, why in self.problems.items()]
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         said = "; ".join([*shown[:SHOWN], *more, *([reply.reason] if self.problems and not reply.good else [])])
-        return Pulled(not self.problems, listing.run, home.newest(), complete, self.moved, message=said)
+        return Pulled(not self.problems, listing.run, copy.newest(), complete, self.moved, message=said)
 
     # ---- staging
 
     def _staged(self, one: Listed) -> Path:
-        return self.home.staging / one.source
+        return self.copy.staging / one.source
 
     def _staged_size(self, one: Listed) -> int:
         with suppress(OSError):
@@ -100,8 +103,8 @@ class _Pull:
         return 0
 
     def _prepare(self, wanted: Sequence[Listed]) -> None:
-        """Leave only what can be gone on with, and put beside it the logs that are here: only their ends are to come."""
-        staging = self.home.staging
+        """Keep only files that can be continued, and add the logs that are here: only their ends have to come."""
+        staging = self.copy.staging
         staging.mkdir(parents=True, exist_ok=True)
         expected = {self._staged(one) for one in wanted}
         for path in sorted(staging.rglob("*"), reverse=True):
@@ -111,16 +114,16 @@ class _Pull:
             elif path not in expected or path.is_symlink():
                 path.unlink()
         for one in wanted:
-            here = self.home.runs_dir / one.path
+            here = self.copy.runs_dir / one.path
             if one.sha256 is None and here.is_file() and not here.is_symlink() and not self._staged(one).exists():
                 self._staged(one).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(here, self._staged(one))
 
     def _is_good(self, one: Listed, reply: Reply) -> bool:
-        """What is not as listed goes, so that the next pull brings all of it anew."""
+        """A file that differs from the listing is removed, so that the next pull fetches it anew."""
         why = self._fault(one)
         if why is None and one.sha256 is None:
-            return reply.good  # nothing but the transfer's own word says that it is not half
+            return reply.good  # without a hash only the transfer's exit code shows that it is whole
         if why is None:
             return True
         if one.sha256 is not None:
@@ -130,7 +133,7 @@ class _Pull:
         return False
 
     def _fault(self, one: Listed) -> str | None:
-        at = self.home.staging
+        at = self.copy.staging
         for part in one.source.split("/")[:-1]:
             at = at / part
             if at.is_symlink():
@@ -152,12 +155,12 @@ class _Pull:
 
     def _install(self, good: Sequence[Listed]) -> bool:
         """Move what is verified; whether the run itself is complete now."""
-        home, listing = self.home, self.listing
+        copy, listing = self.copy, self.listing
         run = listing.run
         last = [f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"]
         in_checkpoint = {one.path for one in listing.of_checkpoint}
         if run is not None:
-            home.write(run, self._known(good))
+            copy.write(run, self._known(good))
         for one in good:
             if one.path not in in_checkpoint and one.path not in last:
                 self._move(one)
@@ -168,7 +171,7 @@ class _Pull:
         by_path = {one.path: one for one in good}
         if last[0] in by_path:
             self._move(by_path[last[0]])
-        if different := atomic.differences(home.runs_dir / str(run)):
+        if different := atomic.differences(copy.runs_dir / str(run)):
             self.problems[last[0]] = f"the run is not what it says: {different[0]}"
             return False
         if last[1] in by_path:
@@ -180,12 +183,12 @@ class _Pull:
         found, came = {}, {one.path for one in good}
         for one in self.listing.files:
             if one.sha256 is not None and one.path not in self.problems:
-                at = self._staged(one) if one.path in came else self.home.runs_dir / one.path
+                at = self._staged(one) if one.path in came else self.copy.runs_dir / one.path
                 found[one.path] = Known(one.size, one.sha256, at.lstat().st_mtime_ns)
         return found
 
     def _move(self, one: Listed) -> None:
-        target = self.home.place(one.path)
+        target = self.copy.place(one.path)
         staged = self._staged(one)
         self.moved += staged.lstat().st_size
         sync_file(staged)
@@ -194,12 +197,12 @@ class _Pull:
 
     def _install_checkpoint(self, name: str, good: Sequence[Listed]) -> None:
         """Build its directory in staging, from what came and from what is here already, and swap it in at once."""
-        home = self.home
+        copy = self.copy
         files = [one for one in self.listing.files if one.path.startswith(f"{name}/")]
         coming = {one.path for one in good if one.path.startswith(f"{name}/")}
-        if not coming and home.is_whole(name):
+        if not coming and copy.is_whole(name):
             return
-        ready = home.staging / ".ready"
+        ready = copy.staging / ".ready"
         shutil.rmtree(ready, ignore_errors=True)
         for one in files:
             target = ready / one.path.removeprefix(f"{name}/")
@@ -209,10 +212,10 @@ class _Pull:
                 sync_file(self._staged(one))
                 os.replace(self._staged(one), target)
             else:
-                shutil.copy2(home.runs_dir / one.path, target)
+                shutil.copy2(copy.runs_dir / one.path, target)
         for directory in [ready, *(path for path in ready.rglob("*") if path.is_dir())]:
             sync_directory(directory)
-        home.replace_checkpoint(name, ready)
+        copy.replace_checkpoint(name, ready)
 
 
 def sync_file(path: Path) -> None:

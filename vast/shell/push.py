@@ -1,7 +1,7 @@
-"""Brings files to a host and proves that they arrived: what a stage starts from, and a run that is to go on elsewhere.
+"""Sends files to a host and verifies them there: the inputs of a stage, and a run that continues on another machine.
 
-The file that makes others count (complete.json of a checkpoint, summary.json of a run) is sent last, after sha256sum on the
-host has agreed about the others, so that a push that is torn anywhere leaves nothing that a job would believe.
+The file that marks others as complete (complete.json of a checkpoint, summary.json of a run) is sent last, after sha256sum on
+the host has verified the others, so that an interrupted push leaves nothing that a job would believe.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from jobs.errors import RunStateError
 from jobs.runs.atomic import sha256_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
-from vast.shell.local_copy import Home
+from vast.shell.local_copy import LocalCopy
 from vast.shell.transport import Reply, Transport
 
 SLOWEST = 1e6  # bytes a second that a transfer may take its time by
 LEAST: Seconds = 60.0
 LONGEST: Seconds = 900.0  # the lease of the run is not renewed meanwhile; what is not done by then is gone on with
 HASHED = 50e6  # bytes a second that a host hashes at least
-# Of a run: what only its writer needs, and what says that it is over.
+# Files of a run that only its writer needs, or that mark its end.
 NOT_PUSHED = frozenset({"lock", "heartbeat.json", file_list.MANIFEST, file_list.SUMMARY})
 LAST = frozenset({file_list.MARK, file_list.SUMMARY})
 
@@ -58,7 +58,7 @@ def time_for(size: int) -> Seconds:
 
 
 def send(transport: Transport, address: Address, source: Path, paths: Sequence[str], root: str) -> bool | None:
-    """`source`/path to `root`/path on the host, those that make others count last. None: no answer; False: it failed.
+    """Send `source`/path to `root`/path on the host, the marks last. None: no answer; False: it failed.
 
     Raises OSError for what cannot be read here.
     """
@@ -83,26 +83,26 @@ def answer(reply: Reply) -> bool | None:
     return None if reply.kind != "ok" else reply.code == 0
 
 
-def of_run(home: Home) -> list[str] | None:
-    """What a new host needs to go on with the run that is here: its own files, and the newest checkpoint, read again.
+def of_run(copy: LocalCopy) -> list[str] | None:
+    """The files with which a new host continues the run: its own files, and the newest checkpoint, verified again.
 
-    None if there is nothing to go on with: no run, a complete one, neither a whole checkpoint nor the trained model. Paths
+    None if there is nothing to continue: no run, a complete one, neither a whole checkpoint nor the trained model. Paths
     below the runs directory.
     """
-    run = home.receipt.run
-    if run is None or (home.runs_dir / run / file_list.SUMMARY).exists():
+    run = copy.receipt.run
+    if run is None or (copy.runs_dir / run / file_list.SUMMARY).exists():
         return None
-    checkpoint, final = home.newest(deep=True), _whole_final(home, run)
+    checkpoint, final = copy.newest(deep=True), _whole_final(copy, run)
     if checkpoint is None and not final:
         return None
-    files = [path.name for path in (home.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
+    files = [path.name for path in (copy.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
     own = [f"{run}/{name}" for name in sorted(files) if name not in NOT_PUSHED and not name.startswith(".")]
-    return [*own, *final, *([] if checkpoint is None else home.files_of(checkpoint))]
+    return [*own, *final, *([] if checkpoint is None else copy.files_of(checkpoint))]
 
 
-def _whole_final(home: Home, run: str) -> list[str]:
-    """The trained model, if the last pull brought it: scoring then goes on without training again."""
-    final = home.runs_dir / run / "final"
-    here = [path.relative_to(home.runs_dir).as_posix() for path in sorted(final.rglob("*")) if path.is_file()]
-    known = {path for path in home.receipt.files if path.startswith(f"{run}/final/")}
-    return here if set(here) == known and all(home.is_verified(path, deep=True) for path in here) else []
+def _whole_final(copy: LocalCopy, run: str) -> list[str]:
+    """The files of the trained model, if the last pull brought it: scoring then continues without training again."""
+    final = copy.runs_dir / run / "final"
+    here = [path.relative_to(copy.runs_dir).as_posix() for path in sorted(final.rglob("*")) if path.is_file()]
+    known = {path for path in copy.receipt.files if path.startswith(f"{run}/final/")}
+    return here if set(here) == known and all(copy.is_verified(path, deep=True) for path in here) else []

@@ -1,8 +1,8 @@
-"""What is asked of rsync, and what its end means. No I/O.
+"""The arguments of rsync, and the meaning of its exit codes. No I/O.
 
-A fetch writes in place, so that whatever ends it (a lost connection, a kill -9, a power cut) leaves what was brought so
-far, and the next one goes on from it: a file may be half there under its own name, and nothing that rsync wrote is believed
-before its sha256 has been compared (vast/shell/pull.py). On a host, where a job may look, half files have another place.
+A fetch writes in place, so that the next fetch continues an interrupted one (a lost connection, a kill -9, a power cut). A file
+may therefore be half there under its own name, and no file is believed before its sha256 has been compared (vast/shell/pull.py).
+On a host, where a job may read them, half files have another place.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from vast.shell.transport import Reply
 
 SILENT = 60  # seconds without a byte after which rsync gives up
 OPTIONS = (
-    "--times",  # together with the size: what is there already
-    "--no-implied-dirs",  # what stands in a path is made plainly, not copied: it may be a link on the other side
+    "--times",  # together with the size they show which files are there already
+    "--no-implied-dirs",  # directories of a path are created, not copied: one may be a link on the other side
     "--protect-args",  # no shell of the host reads a path
     "--files-from=-",
     "--from0",
@@ -27,7 +27,7 @@ OPTIONS = (
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 SSH_FAILED = 255
-# The codes of rsync(1) that say that the connection, not a file, was at fault.
+# The exit codes of rsync(1) for a fault of the connection, not of a file.
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
 
 
@@ -50,7 +50,7 @@ def listing(paths: Sequence[str]) -> bytes:
 
 
 def reply(ended: Ended, of_ssh: Reply) -> Reply:
-    """`of_ssh`: what the same words mean when ssh says them. Code 23 and 24: some files did not come."""
+    """`of_ssh`: the meaning of the same messages from ssh. Code 23 and 24: some files did not come."""
     if ended.timed_out:
         return Reply("timeout", err=ended.err)
     if ended.code is None or ended.code < 0:

@@ -33,10 +33,10 @@ CLOSE: Seconds = 5.0
 SSH_FAILED = 255
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
-# What ssh says, and what it means; the first that fits. Anything else means that the host was not reached.
+# Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
 SIGNS: tuple[tuple[str, Kind], ...] = (
-    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "stranger"),
-    ("Host key verification failed", "stranger"),
+    ("REMOTE HOST IDENTIFICATION HAS CHANGED", "wrong-host"),
+    ("Host key verification failed", "wrong-host"),
     ("Permission denied (", "denied"),
     ("Too many authentication failures", "denied"),
 )
@@ -74,7 +74,7 @@ class SshTransport:
         self._used: dict[Path, Address] = {}  # sockets, and where they lead
 
     def _link(self) -> None:
-        """Also anew, where temporary files are removed after some days while a supervisor lives on."""
+        """Also again, since systems remove temporary files after some days while a supervisor still runs."""
         self._private.mkdir(mode=0o700, exist_ok=True)
         public = self._key.with_name(self._key.name + PUBLIC)
         for name, target in (("run", self._directory), (KEY + PUBLIC, public), (KEY, self._key)):
@@ -171,11 +171,11 @@ class SshTransport:
         self._used[path] = address
         return path
 
-    # ---- what came of it
+    # ---- outcomes
 
     def _dropping(self, address: Address, reply: Reply) -> Reply:
-        """A connection over which nothing came may hang for minutes: the next call makes a new one. A host key that was
-        met on the way there proves nothing yet."""
+        """After a failure the next call makes a new connection, since this one may hang for minutes. The host key that it
+        showed proves nothing yet."""
         if reply.kind != "ok":
             self._drop(address)
             self._forget(address)
@@ -192,7 +192,7 @@ class SshTransport:
 
 
 def outcome(ended: Ended) -> Reply:
-    """ssh ends with 255 for what is its own fault; any other code is the program's on the host."""
+    """ssh ends with 255 for its own errors; any other exit code is that of the program on the host."""
     if ended.timed_out:
         return Reply("timeout", err=ended.err)
     if ended.code is None or ended.code < 0:

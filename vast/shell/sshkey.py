@@ -20,7 +20,7 @@ class SshKeyError(UserError):
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What ssh and rsync are given of our environment: no secret is among it, and messages are in English."""
+    """The environment of ssh and rsync: without secrets, and with messages in English."""
     passed = ("PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "TMPDIR")
     return {name: environ[name] for name in passed if name in environ} | {"LC_ALL": "C"}
 
@@ -41,7 +41,7 @@ def make_key(directory: Path, environ: Mapping[str, str] = os.environ) -> str:
 
 
 def public_key(key: Path, environ: Mapping[str, str] = os.environ) -> str:
-    """The public half of a private key: what stands beside it, else what the key itself says. Raises SshKeyError."""
+    """The public half of a private key: from the file beside it, else from the key itself. Raises SshKeyError."""
     if not key.is_file():
         raise SshKeyError(key, "no such private key", "give the path of one, or none: each run can have its own")
     if key.stat().st_mode & 0o077:

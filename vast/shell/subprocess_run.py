@@ -1,8 +1,8 @@
 """Run one program of this machine with a time limit that holds.
 
 subprocess.run(timeout=...) waits for the end of its pipes, which a child of the program may keep open for as long as it
-lives, as the shared connection of ssh does. Here the program's own end counts, or the limit, and then its whole process
-group is killed. What it leaves behind in another session is left alone.
+lives, as the shared connection of ssh does. Here the call returns at the end of the program or at the limit, and then the
+whole process group is killed. Processes that it started in another session are left alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO
 
 from vast.ports import Seconds
 
-LARGEST = 32 * 2**20  # bytes of each output that are kept: a host that talks without end must not fill the memory
+LARGEST = 32 * 2**20  # bytes of each output that are kept: an endless output must not fill the memory
 POLL: Seconds = 0.02  # between two looks at whether the program has ended
 CHUNK = 65536
 KILL_PATIENCE: Seconds = 5.0
@@ -37,7 +37,7 @@ class Ended:
 
 
 def run(argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin: bytes = b"") -> Ended:
-    """Run `argv` in a session of its own with exactly the environment `env`. Raises nothing for what it does."""
+    """Run `argv` in a session of its own with exactly the environment `env`. Raises nothing if it fails."""
     until = time.monotonic() + timeout
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:

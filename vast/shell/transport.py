@@ -1,7 +1,7 @@
 """How commands and files get to a host and back. The real one is vast/shell/ssh.py; a container on this machine has its own.
 
-A transport knows nothing of runs: what it brings is checked by vast/shell/pull.py, and whose machine it is by
-vast/shell/hostshell.py.
+A transport knows nothing of runs: vast/shell/pull.py verifies its files, and vast/shell/hostshell.py the identity of the
+machine.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Literal, Protocol
 
 from vast.ports import Address, Seconds
 
-# stranger: its host key is not the pinned one. timeout: the time limit was over; what was asked may still happen.
-Kind = Literal["ok", "unreachable", "denied", "stranger", "timeout"]
+# wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run.
+Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one call. Only with the kind "ok" did the host itself answer, and `code` is its program's exit code."""
+    """The outcome of one call. Only with the kind "ok" did the host itself answer, and `code` is its program's exit code."""
 
     kind: Kind
     code: int = 0
@@ -33,14 +33,14 @@ class Reply:
 
     @property
     def reason(self) -> str:
-        """For a log: the kind or the code, and the last line of what was said."""
+        """For a log: the kind or the exit code, and the last line of standard error."""
         said = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
         head = f"exit code {self.code}" if self.kind == "ok" else self.kind
         return ": ".join([head, *said])
 
 
 class Transport(Protocol):
-    """No method raises for what the host or the network does. `timeout` (seconds) holds, whatever hangs."""
+    """No method raises for a fault of the host or the network. `timeout` (seconds) holds even if the host hangs."""
 
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
         """Run one program on the host; no shell reads `argv` but to split it again."""
@@ -48,8 +48,8 @@ class Transport(Protocol):
     def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
         """Bring each regular file `root`/path to `into`/path, with the directories on the way.
 
-        What an earlier call left under `into` is gone on with, and what has the same size and time is skipped. So a file
-        there may be half, or stale, unless the reply is good: whoever asks verifies.
+        An earlier, incomplete call is continued, and files of the same size and time are skipped. So a file there may be
+        half, or stale, unless the reply is good: the caller verifies.
         """
 
     def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
@@ -58,7 +58,7 @@ class Transport(Protocol):
     def settle(self, address: Address, ours: bool) -> None:
         """The machine behind `address` has shown the run's nonce (`ours`), or another one.
 
-        What was believed at the first contact, such as a host key, is pinned now, or dropped.
+        A host key of the first contact is pinned now, or dropped.
         """
 
     def close(self) -> None:

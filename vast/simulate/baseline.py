@@ -1,8 +1,8 @@
-"""The algorithm that this supervisor replaces, in the same worlds: what the invariants are worth.
+"""The algorithm that this supervisor replaces, in the same worlds: it shows what the invariants are worth.
 
 One failed ssh poll destroys the machine, a DELETE is sent once and believed, a create is repeated when its answer is lost,
 three attempts, no dead-man's switch, no journal. Results are copied once, at the end of a job, and the copy's exit code is
-not looked at; nothing is fetched before. A supervisor that is killed stays dead, and so does one that crashed.
+ignored. A supervisor that is killed stays dead, and so does one that crashed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOADING = 1200.0
 
 
 class Dead(Exception):
-    """The old watcher was killed, and nobody starts it again."""
+    """The old watcher was killed and stays dead."""
 
 
 class OldWatcher:
@@ -73,14 +73,14 @@ class OldWatcher:
             self._sleep(30)
         addresses = found.addresses
         self._sleep(60)
-        world.boxes[instance].armed = True  # it has none to wait for
+        world.machines[instance].armed = True  # it has none to wait for
         if shell.start(addresses, ("prefill",)) is not True:
             return "lost"
         while True:
             self._sleep(POLL)
             if world.now > world.schedule.cap_seconds or world.bill(world.now) > world.schedule.cap_dollars:
                 return "cap"
-            host = shell.look(addresses)
+            host = shell.probe(addresses)
             if host.contact != "ok" or host.job is None:
                 return "lost"
             if host.job.phase == "ended":
@@ -91,9 +91,9 @@ class OldWatcher:
 
     def _lose(self, instance: int) -> None:
         world = self.world
-        box = world.boxes[instance]
-        if world.behind(box):
-            world.lost.append(("", world.reachable(box)))
+        machine = world.machines[instance]
+        if world.behind(machine):
+            world.lost.append(("", world.reachable(machine)))
 
 
 def run(made: Schedule, policy: Policy) -> SeedOutcome:

@@ -1,4 +1,4 @@
-"""Many seeds, and their sum."""
+"""Many seeds, summed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run_seed(seed: int, policy: Policy) -> SeedOutcome:
 class Summary:
     """The sum over seeds.
 
-    lost_artifacts: machines given up with work that was not at home; `avoidable_losses` of them could be reached at that
-        moment, `named_losses` are explained by the state of the run.
+    lost_artifacts: machines given up with work that was not fetched; `avoidable_losses` of them could be reached at that
+        moment, `named_losses` are explained in the state of the run.
     wrong_verdicts: breaches of the invariant `unknown`.
     """
 
@@ -96,7 +96,7 @@ def campaign(
 
 
 def _light(one: Callable[[int], SeedOutcome], seed: int) -> SeedOutcome:
-    """Without what is not summed, which would have to travel between processes."""
+    """Without the parts that are not summed, so that they do not travel between processes."""
     result = one(seed)
     result.state, result.lines = None, []
     return result

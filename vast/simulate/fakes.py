@@ -1,4 +1,4 @@
-"""The ports of vast/ports.py over the simulated world. Each call takes time, is counted, and may meet a fault."""
+"""The market and the clock of the simulated world. Each call takes time, is counted, and may meet a fault."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vast.ports import (
     OfferQuery,
     parse_label,
 )
-from vast.simulate.machines import INF, Box
+from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import WALL, World
 
 MARKET = 12  # machines for rent
@@ -27,7 +27,7 @@ class FakeClock:
     def __init__(self, world: World) -> None:
         self._world = world
         self.boots = 0
-        self.offset = 0.0  # the monotonic clock begins anew when our machine does
+        self.offset = 0.0  # a reboot of our machine restarts the monotonic clock
         self.before_sleep: Callable[[], None] = lambda: None
 
     def now(self) -> float:
@@ -49,19 +49,19 @@ class FakeCloud:
         self.world = world
 
     def _call(self, name: str, seconds: float = 1.0) -> bool:
-        """Whether the market answers. Every call is one that is allowed to this supervisor, and takes its time."""
+        """Count a call and let its time pass. Returns whether the market answers."""
         world = self.world
         world.calls["api"] += 1
         world.calls[name] += 1
         world.advance_to(world.now + seconds)
         return not world.on("own-network-down")
 
-    def _ours(self, what: str, instance_id: int) -> Box | None:
-        """The machine that is acted on; None for one that is not ours, which is never touched."""
+    def _ours(self, what: str, instance_id: int) -> SimulatedMachine | None:
+        """The machine of the run; None, and a violation, for a machine that is not ours."""
         self.world.act(what)
-        box = self.world.boxes.get(instance_id)
-        if box is not None and box not in self.world.foreign:
-            return box
+        machine = self.world.machines.get(instance_id)
+        if machine is not None and machine not in self.world.foreign:
+            return machine
         self.world.violate("foreign", f"{what} {instance_id}, which is not ours")
         return None
 
@@ -128,21 +128,21 @@ class FakeCloud:
         if "delete-refused" in world.active and world.active["delete-refused"].variant < 0.4:
             return None
         now = world.now
-        found = [self._instance(box) for box in world.foreign]
-        for box in world.ours:
-            lingers = box.dead_at is not None and now < box.dead_at + box.lingers
-            if lingers or (box.dead_at is None and now >= box.visible_at):
-                found.append(self._instance(box))
+        found = [self._instance(machine) for machine in world.foreign]
+        for machine in world.ours:
+            lingers = machine.dead_at is not None and now < machine.dead_at + machine.lingers
+            if lingers or (machine.dead_at is None and now >= machine.visible_at):
+                found.append(self._instance(machine))
             if lingers:
-                self._lingered(box)
+                self._lingered(machine)
         return self._answered(tuple(found))
 
-    def _lingered(self, box: Box) -> None:
-        if "delete-lingers" not in box.truth:
-            self.world.hit(box, "delete-lingers")
+    def _lingered(self, machine: SimulatedMachine) -> None:
+        if "delete-lingers" not in machine.truth:
+            self.world.hit(machine, "delete-lingers")
 
     def _answered(self, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
-        """What the proof of absence may stand on."""
+        """Record the listings that can prove absence."""
         world = self.world
         labels = (parse_label(one.label) for one in found)
         if any(label is not None and label.run_id == "run" for label in labels):
@@ -156,46 +156,55 @@ class FakeCloud:
         if not self._call("show"):
             return None
         if "key-refused" in world.active:
-            return GONE  # 404 with auth_error, and a client that does not look: the account still says what it is
-        box = world.boxes.get(instance_id)
-        there = box is not None and (box.dead_at is None or world.now < box.dead_at + box.lingers)
-        return self._instance(box) if box is not None and there else GONE
+            return GONE  # a careless client takes a 404 with auth_error for gone; the account call still fails
+        machine = world.machines.get(instance_id)
+        there = machine is not None and (machine.dead_at is None or world.now < machine.dead_at + machine.lingers)
+        return self._instance(machine) if machine is not None and there else GONE
 
-    def _instance(self, box: Box) -> Instance:
+    def _instance(self, machine: SimulatedMachine) -> Instance:
         now = self.world.now
-        up = now >= box.running_at
-        addresses = (Address(f"direct{box.id}", 22), Address(f"proxy{box.id}", 22)) if up else ()
-        end = None if box.end is None else WALL + box.end
-        status = self.world.status(box)
+        up = now >= machine.running_at
+        addresses = (Address(f"direct{machine.id}", 22), Address(f"proxy{machine.id}", 22)) if up else ()
+        end = None if machine.end is None else WALL + machine.end
+        status = self.world.status(machine)
         return Instance(
-            box.id, box.label, box.machine_id, status, "running", box.message, box.price, None, end, addresses
+            machine.id,
+            machine.label,
+            machine.machine_id,
+            status,
+            "running",
+            machine.message,
+            machine.price,
+            None,
+            end,
+            addresses,
         )
 
     def destroy(self, instance_id: int) -> Destroyed:
         world = self.world
-        box = self._ours("destroy", instance_id)
-        if box is None:
+        machine = self._ours("destroy", instance_id)
+        if machine is None:
             return "accepted"
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
             return "unclear"
-        if box.deaf_to_delete > 0:
-            box.deaf_to_delete -= 1
-            self._lingered(box)
+        if machine.deaf_to_delete > 0:
+            machine.deaf_to_delete -= 1
+            self._lingered(machine)
             return "accepted"
-        world.kill(box, "the supervisor")
+        world.kill(machine, "the supervisor")
         return "accepted"
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         world = self.world
-        box = self._ours("attach-key", instance_id)
-        if box is None:
+        machine = self._ours("attach-key", instance_id)
+        if machine is None:
             return True
         if not self._call("attach") or "key-refused" in world.active or "delete-refused" in world.active:
             return False
-        box.denied_until = -INF
-        if box.no_ssh_key:
-            box.no_ssh_until = -INF
+        machine.denied_until = -INF
+        if machine.no_ssh_key:
+            machine.no_ssh_until = -INF
         return True
 
     def logs(self, instance_id: int) -> str | None:

@@ -1,7 +1,7 @@
 """The failure modes that the simulated world has, numbered, and a seed's schedule of them.
 
-A schedule says what will go wrong, and when: at the n-th create, on the n-th machine, or at a time of the run. Whether it
-came to that is counted by the world (`World.happened`): a run that ends early never meets the rest of its schedule.
+A schedule places each fault: at the n-th create, on the n-th machine, or at a time of the run. The world counts the faults
+that were met (`World.happened`): a run that ends early never meets the rest of its schedule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MODES: dict[str, int] = {
     "bad-image": 6,
     "no-ssh": 7,
     "key-denied": 8,
-    "stranger": 9,
+    "wrong-host": 9,
     "own-network-down": 10,
     "offline": 11,
     "outbid": 12,
@@ -76,7 +76,7 @@ class Schedule:
 
 
 def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
-    """Nothing goes wrong."""
+    """A schedule without faults."""
     steps = 6000
     return Schedule(
         seed, steps, steps / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
@@ -90,7 +90,7 @@ def schedule(seed: int) -> Schedule:
     made = quiet(seed, hours, rng.uniform(0.4, 2.5))
     made.loading = rng.uniform(60, 600)
     made.interruptible = rng.random() < 0.4
-    if rng.random() < 0.12:  # caps that the work does not fit in
+    if rng.random() < 0.12:  # caps too small for the work
         made.cap_dollars *= rng.uniform(0.35, 0.8)
     if rng.random() < 0.08:
         made.cap_seconds *= rng.uniform(0.35, 0.8)
@@ -119,7 +119,7 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
             fault.lasts = rng.uniform(5, 45)  # an empty page; a malformed one may last
         made.times.append(fault)
         return
-    if mode in ("offline", "no-ssh", "stranger") and rng.random() < 0.3:
+    if mode in ("offline", "no-ssh", "wrong-host") and rng.random() < 0.3:
         fault.lasts = float("inf")
     if mode in ("no-ssh", "key-denied") and rng.random() < 0.3:
         fault.at = 0.0

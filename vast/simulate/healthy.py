@@ -1,4 +1,4 @@
-"""What watching costs when nothing goes wrong: 24 hours, 6,000 steps."""
+"""The cost of supervision on a healthy day: 24 hours, 6,000 steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Day(NamedTuple):
     steps: int
     api_calls: int
     ssh_connections: int
-    idle_dollars: float  # the machine billed and no step was made: loading, the last look, the last pull, teardown
+    idle_dollars: float  # billed without steps: loading, the last poll, the last pull, teardown
     dollars: float
     violations: int
 

@@ -1,12 +1,12 @@
 """What must hold in every simulated run, whatever goes wrong. Each has a name, and a mutation that it catches.
 
-Some are watched by the fakes as it happens: `fencing`, `armed`, `foreign`.
+The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
 from __future__ import annotations
 
 from vast.policy import Policy
-from vast.simulate.machines import INF, Box
+from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
 from vast.supervisor.reasons import SUCCESS
 from vast.supervisor.state import Phase, RunState
@@ -17,27 +17,27 @@ NAMES = {
     "absence": "closed only after two authenticated listings without the run, apart in time",
     "spend": "the bill is at most the cap and one poll interval, but for the time in which nobody could destroy",
     "hashes": "success only with a complete, verified copy here",
-    "unknown": "what could not be seen is never taken for gone, failed or done",
+    "unknown": "a missing answer is never taken for gone, failed or done",
     "foreign": "machines with other labels are not touched",
     "key": "no secret is journalled or told",
     "deadline": "every phase ends",
     "armed": "no job starts before the dead-man's switch was seen armed",
     "lease": "the dead-man's switch does not end a machine that the supervisor could reach",
     "fencing": "a superseded supervisor does not act",
-    "fetch": "no machine with work that could be fetched is destroyed before it is, unless cap or deadline force it",
-    "named-loss": "what is lost is named",
-    "last-good": "what counts as being at home is at home",
+    "fetch": "work that can be fetched is fetched before its machine is destroyed, unless cap or deadline force it",
+    "named-loss": "every loss is named in the state",
+    "last-good": "the checkpoint that the state calls local is here",
 }
 
-# What must be true of a machine for a verdict about it to be right.
+# Faults of a machine that justify a verdict about it.
 JUSTIFIED: dict[str, frozenset[str]] = {
     "vanished": frozenset({"dead-man", "ends-soon"}),
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "stranger", "offline", "key-denied", "container-restart"}),
+    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart"}),
     "unguarded": frozenset({"container-restart"}),
-    "host-lost": frozenset({"no-ssh", "stranger", "offline", "outbid", "dead-man", "ends-soon"}),
+    "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
     "gpu-fault": frozenset({"gpu-fault"}),
     "image": frozenset({"image"}),
@@ -56,41 +56,42 @@ JUSTIFIED: dict[str, frozenset[str]] = {
 }
 
 
-def of_verdict(world: World, reason: str, box: Box | None) -> None:
-    """Whether the truth justifies a verdict, when it is passed."""
+def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> None:
+    """Check a verdict against the truth."""
     if reason == SUCCESS:
-        if box is None or not box.complete:
+        if machine is None or not machine.complete:
             world.violate("unknown", "done, but the run is not complete")
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
-        if box is not None and not box.truth & JUSTIFIED[reason]:
+        if machine is not None and not machine.truth & JUSTIFIED[reason]:
             world.violate(
-                "unknown", f"verdict {reason}, but of machine {box.id} is true: {sorted(box.truth) or 'nothing'}"
+                "unknown",
+                f"verdict {reason}, but of machine {machine.id} is true: {sorted(machine.truth) or 'nothing'}",
             )
-        if reason == "vanished" and box is not None and box.dead_at is None:
-            world.violate("unknown", f"machine {box.id} is there, and was taken for gone")
+        if reason == "vanished" and machine is not None and machine.dead_at is None:
+            world.violate("unknown", f"machine {machine.id} is there, and was taken for gone")
 
 
-def of_destroy(world: World, state: RunState, box: Box | None, deadline_was_over: bool) -> None:
-    """Whether a machine that is given up may be: `state` is the one after that."""
-    if box is None or not world.behind(box):
+def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, deadline_was_over: bool) -> None:
+    """Check that a machine may be given up; `state` is the state after it."""
+    if machine is None or not world.behind(machine):
         return
-    reachable = world.reachable(box)
+    reachable = world.reachable(machine)
     world.lost.append((state.verdict or "", reachable))
     if state.lost_artifacts is None:
-        world.violate("named-loss", f"machine {box.id} had work that is not at home, and the state does not say so")
+        world.violate("named-loss", f"machine {machine.id} had work that is not at home, and the state does not say so")
     forced = deadline_was_over or state.verdict in ("host-lost", "away", "ssh")
     if reachable and not forced and not world.active:
-        world.violate("fetch", f"machine {box.id} could be reached and is destroyed with work that is not at home")
+        world.violate("fetch", f"machine {machine.id} could be reached and is destroyed with work that is not at home")
 
 
 def at_rest(world: World, state: RunState, looked_at: float) -> None:
     """While the supervisor sleeps beside a running job."""
     doomed = {one.id for one in state.doomed}
-    kept = [box for box in world.alive() if box.id not in doomed and box.visible_at + 5 < looked_at]
+    kept = [machine for machine in world.alive() if machine.id not in doomed and machine.visible_at + 5 < looked_at]
     if len(kept) > 1:
-        world.violate("double-rent", f"machines {[box.id for box in kept]} at rest")
+        world.violate("double-rent", f"machines {[machine.id for machine in kept]} at rest")
 
 
 def at_close(world: World, state: RunState, policy: Policy) -> None:
@@ -99,7 +100,7 @@ def at_close(world: World, state: RunState, policy: Policy) -> None:
         if len(answers) < 2 or answers[-1] - answers[0] < policy.absence_spacing - 5:
             world.violate("absence", f"closed after {len(answers)} listings without the run")
     if world.alive():
-        world.violate("leak", f"closed, and {[box.id for box in world.alive()]} are there")
+        world.violate("leak", f"closed, and {[machine.id for machine in world.alive()]} are there")
     if state.result == SUCCESS and not world.home_complete:
         world.violate("hashes", "success, but the complete run is not here")
     if state.result != SUCCESS and world.home_complete and state.verdict == SUCCESS:
@@ -107,11 +108,11 @@ def at_close(world: World, state: RunState, policy: Policy) -> None:
 
 
 def at_end(world: World, state: RunState, policy: Policy) -> None:
-    """After the campaign's last event for this seed."""
+    """Checks after the last event of a seed."""
     if state.phase is not Phase.CLOSED:
         world.violate("deadline", f"still {state.phase} at the end of the simulation")
     if world.alive():
-        world.violate("leak", f"{[box.id for box in world.alive()]} are there at the end")
+        world.violate("leak", f"{[machine.id for machine in world.alive()]} are there at the end")
     if state.home is not None and int(state.home.removeprefix("checkpoint-")) > world.home_step:
         world.violate("last-good", f"{state.home} counts as being at home, {world.home_step} is")
     over = overspend(world)
@@ -130,13 +131,17 @@ def overspend(world: World) -> float:
 
 
 def excused(world: World) -> float:
-    """Machine-seconds, once the cap was near, in which neither the supervisor nor the host itself could destroy."""
+    """Machine-seconds near or after the cap in which neither the supervisor nor the host could destroy."""
     near = _when_billed(world, world.schedule.cap_dollars - world.schedule.price)
     total, reached = 0.0, near
     for begin, end in sorted(world.down + world.supervisor_down):
         begin, end = max(begin, reached), min(end + 300, world.now)  # and the longest pause between two tries
         if end > begin:
-            alive = sum(1 for box in world.ours if box.born < end and (box.dead_at is None or box.dead_at > begin))
+            alive = sum(
+                1
+                for machine in world.ours
+                if machine.born < end and (machine.dead_at is None or machine.dead_at > begin)
+            )
             total += alive * (end - begin)
             reached = end
     return total
@@ -148,8 +153,10 @@ def _when_billed(world: World, dollars: float) -> float:
     while high - low > 10:
         middle = (low + high) / 2
         billed = sum(
-            box.price * max(0.0, min(middle, middle if box.dead_at is None else box.dead_at) - box.born) / 3600
-            for box in world.ours
+            machine.price
+            * max(0.0, min(middle, middle if machine.dead_at is None else machine.dead_at) - machine.born)
+            / 3600
+            for machine in world.ours
         )
         low, high = (middle, high) if billed < dollars else (low, middle)
     return low

@@ -1,4 +1,4 @@
-"""What is true of one rented machine, and of the job on it."""
+"""The truth about one rented machine, and about its job."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ INF = float("inf")
 
 @dataclass(slots=True, eq=False)
 class SimulatedJob:
-    """One attempt at the job, in the runner on a machine."""
+    """One attempt of the job, in the runner on a machine."""
 
     attempt: int
     began: float
     first_step: int
     ended: float | None = None
-    exit: str | None = None  # the runner's word
+    exit: str | None = None  # the runner's end_reason
     fingerprint: str | None = None
     hung_at: float = INF
     stopped: bool = False
 
 
 @dataclass(slots=True, eq=False)
-class Box:
-    """A rented machine. `truth` has the names of what went wrong on it."""
+class SimulatedMachine:
+    """A rented machine. `truth` holds the names of its faults."""
 
     number: int
     id: int

@@ -1,4 +1,4 @@
-"""One seed from beginning to end: its supervisor is crashed, superseded, asked to stop, and held against the truth."""
+"""One seed from beginning to end: its supervisor is crashed, superseded, stopped, and checked against the truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Phase, Plan, Result, RunState
 
 SECRET = "registry-login-9d1c"
-AFTERWARDS = 24 * 3600.0  # seconds after the caps; whoever is not closed by then never will be
+AFTERWARDS = 24 * 3600.0  # seconds after the caps; a run that is not closed by then never will be
 MOST_STEPS = 20_000
 
 
@@ -72,33 +72,33 @@ class Handle:
 
 
 class Watched(Supervisor):
-    """A supervisor whose every step is held against the truth."""
+    """A supervisor whose every step is checked against the truth."""
 
     world: World
     looked_at = -1e9
 
     def _advance(self, action: Action, result: Result) -> None:
         before, world = self.state, self.world
-        box = None if before.machine is None else world.boxes.get(before.machine.id)
+        machine = None if before.machine is None else world.machines.get(before.machine.id)
         if action.do is Do.LOOK:
             observed: Any = result
             if observed.account is not None and observed.instances:
                 self.looked_at = action.t
         elif action.do is Do.VERDICT:
             world.say(f"verdict {action.why}")
-            invariants.of_verdict(world, action.why, box)
+            invariants.of_verdict(world, action.why, machine)
         elif world.lines is not None:
             world.say(f"{action.do} {action.why} -> {result!r}"[:150])
         super()._advance(action, result)
         if before.machine is not None and self.state.machine is None:
             over = action.t - before.waits_from >= self.policy.deadlines.collecting
             capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
-            invariants.of_destroy(world, self.state, box, over or capped)
+            invariants.of_destroy(world, self.state, machine, over or capped)
 
 
 @dataclass(slots=True)
 class SeedOutcome:
-    """What became of one seed."""
+    """The result of one seed."""
 
     seed: int
     result: str | None
@@ -163,8 +163,8 @@ def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
 
 def outcome(world: World, made: Schedule, result: str | None, state: RunState | None, writes: int = 0) -> SeedOutcome:
     bill = world.bill(world.now)
-    for box in world.ours:
-        world.end_job(box, None)
+    for machine in world.ours:
+        world.end_job(machine, None)
     named = sum(1 for _ in world.lost) if state is not None and state.lost_artifacts is not None else 0
     return SeedOutcome(
         seed=made.seed,
@@ -214,7 +214,7 @@ def _taken_over(
     world: World, policy: Policy, cloud: FakeCloud, shell: FakeShell, clock: FakeClock, journal: MemoryJournal,
     told: list[str], old: Watched,
 ) -> Watched:  # fmt: skip
-    """Another supervisor takes the run over while this one sleeps; later this one wakes up and goes on as if nothing was."""
+    """Another supervisor takes the run over while this one sleeps; then this one wakes up and continues unaware."""
     world.happened["two-supervisors"] += 1
     world.say("a second supervisor takes over")
     stale = world.token
@@ -236,7 +236,7 @@ def _taken_over(
 
 
 def _downtime(world: World, clock: FakeClock, journal: MemoryJournal) -> None:
-    """The supervisor is dead for a while; now and then its whole machine is started again."""
+    """The supervisor is dead for a while; after a long one its machine has rebooted too."""
     fault = world.active.pop("killed", None)
     seconds = journal.crashes.pop(journal.writes, 30.0) if fault is None else fault.lasts
     if fault is not None:
@@ -244,7 +244,7 @@ def _downtime(world: World, clock: FakeClock, journal: MemoryJournal) -> None:
     world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
     world.supervisor_down.append((world.now, world.now + seconds))
     world.advance_to(world.now + seconds)
-    # After a restart of the machine only the wall clock tells for how long it was off: both at once cannot be survived.
+    # After a reboot only the wall clock measures the time in between: together with a jump of it, no code can know.
     if seconds > 600 and not world.happened["wall-jump"]:
         clock.boots += 1
         clock.offset = world.now

@@ -1,7 +1,7 @@
 """What an action and its result change: `advance(state, action, result, policy) -> state`. Pure.
 
-`result` is None where nobody knows what came of the action: the answer was lost, or the supervisor died before it was
-written. So a journal that ends with an act is resumed by `advance(state, act, None, policy)`.
+`result` is None if the outcome of the action is unknown: the answer was lost, or the supervisor died before it wrote it.
+So a journal that ends with an act is resumed by `advance(state, act, None, policy)`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,32 @@ from collections.abc import Callable
 from vast.policy import Policy
 from vast.ports import CreateResult, Offer, Pulled
 from vast.supervisor import reasons
-from vast.supervisor.observe import fold
+from vast.supervisor.observe import observe
 from vast.supervisor.schedule import alerts, interval, pause_before
-from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, Result, RunState, changed
+from vast.supervisor.state import (
+    Action,
+    Do,
+    Intent,
+    Machine,
+    Observation,
+    PendingDestroy,
+    Phase,
+    Result,
+    RunState,
+    changed,
+)
 
 
 def advance(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     return AFTER[action.do](state, action, result, policy)
 
 
-# ---- looks and waits -------------------------------------------------------------------------------------------------
+# ---- polls and waits -------------------------------------------------------------------------------------------------
 
 
-def _looked(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     assert isinstance(result, Observation)
-    new = fold(state, result, policy)
+    new = observe(state, result, policy)
     looks = new.looks + 1 if new.phase is Phase.RUNNING else new.looks
     new = changed(new, looks=looks, alerts=alerts(new, result.t, policy))
     return changed(new, look_at=result.t + interval(new, policy, result.t))
@@ -50,7 +61,9 @@ def _searched(state: RunState, action: Action, result: Result, policy: Policy) -
         and offer.reliability >= market.min_reliability
         and offer.down_mbit >= market.min_down_mbit
     ]
-    waits_from = state.waits_from if isinstance(result, tuple) else action.t  # no answer is not: no offers
+    waits_from = (
+        state.waits_from if isinstance(result, tuple) else action.t
+    )  # a search without an answer does not mean that there are no offers
     return changed(state, offers=tuple(fitting[: policy.offers]), offers_at=action.t, waits_from=waits_from)
 
 
@@ -70,11 +83,11 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
     if outcome in ("unclear", "created"):
         intent = Intent(offer.id, offer.machine_id, price, action.t, action.t)
         return _noted(changed(state, intent=intent), action.t, "create: unclear, reconciling")
-    if made is not None:  # it exists and costs, although the answer was no
-        doomed = Doomed(made, price, action.t, "not-started")
+    if made is not None:  # the machine exists and bills, although the create was refused
+        doomed = PendingDestroy(made, price, action.t, "not-started")
         state = changed(state, doomed=(*state.doomed, doomed), banned=(*state.banned, offer.machine_id))
     if outcome == "no-credit":
-        return judged(state, action.t, "no-credit", policy)
+        return apply_verdict(state, action.t, "no-credit", policy)
     return state
 
 
@@ -85,7 +98,7 @@ def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) 
         if one.id == action.instance_id:
             pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
             if result == "accepted":
-                pause = max(pause, policy.absence_spacing)  # give the answer time to become true
+                pause = max(pause, policy.absence_spacing)  # a DELETE takes time to show in the list
             one = changed(
                 one, tries=one.tries + 1, next_try=action.t + pause, accepted=one.accepted or result == "accepted"
             )
@@ -93,12 +106,12 @@ def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) 
     return changed(state, doomed=tuple(out), look_at=min(state.look_at, action.t + policy.cadence.urgent))
 
 
-def condemned(state: RunState, t: float, reason: str) -> RunState:
-    """The machine becomes one that is being destroyed."""
+def start_destroying(state: RunState, t: float, reason: str) -> RunState:
+    """Move the machine to the pending destroys."""
     machine = state.machine
     assert machine is not None
     lost = reason in ("host-lost", "away", "vanished")
-    doomed = Doomed(machine.id, machine.price, machine.since, reason, lost=lost)
+    doomed = PendingDestroy(machine.id, machine.price, machine.since, reason, lost=lost)
     rule = reasons.REASONS[reason]
     banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
     return _noted(
@@ -130,7 +143,7 @@ def _started(state: RunState, action: Action, result: Result, policy: Policy) ->
     assert machine is not None
     state = _on_machine(state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None)
     if result is not True:
-        return changed(state, look_at=action.t + policy.cadence.urgent)  # the next look shows whether it runs
+        return changed(state, look_at=action.t + policy.cadence.urgent)  # the next poll shows whether it runs
     state = _noted(state, action.t, f"job started: {action.why}")
     if state.phase is Phase.PROVISIONING:
         state = changed(state, phase=Phase.RUNNING, phase_since=action.t, pulled_at=action.t, pull_next=0.0)
@@ -138,7 +151,7 @@ def _started(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 
 def _stopped(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    # an answer that was lost is asked for again: stopping twice is stopping once
+    # a lost answer: the stop is sent again, which is harmless
     state = _on_machine(state, stop_at=action.t) if result is not None else state
     return changed(state, look_at=action.t + policy.cadence.urgent)
 
@@ -149,7 +162,7 @@ def _renewed(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 
 def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    """Only a verified pull counts; what came before it stays the last good copy."""
+    """Only a verified pull counts; until then the previous copy stays the last good one."""
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
         pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
@@ -173,10 +186,10 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
 
 
 def _judged(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return judged(state, action.t, action.why, policy)
+    return apply_verdict(state, action.t, action.why, policy)
 
 
-def judged(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
+def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
     """Apply the row of vast/supervisor/reasons.py."""
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
@@ -200,12 +213,12 @@ def judged(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
         return changed(state, phase=Phase.COLLECTING)
     if machine is not None:
         state = _named_loss(state, reason)
-        state = condemned(state, t, reason)
+        state = start_destroying(state, t, reason)
     return changed(state, phase=Phase.TERMINATING)
 
 
 def _named_loss(state: RunState, why: str) -> RunState:
-    """Say what is lost with the machine, if there is something that is not at home."""
+    """Record what is lost with the machine, if it holds work that was not fetched."""
     machine = state.machine
     if machine is None or state.fetched or not machine.starts:
         return state
@@ -216,7 +229,7 @@ def _proceed(state: RunState, action: Action, result: Result, policy: Policy) ->
     t = action.t
     if state.phase is Phase.COLLECTING:
         assert state.verdict is not None
-        state = condemned(_named_loss(state, action.why), t, state.verdict)
+        state = start_destroying(_named_loss(state, action.why), t, state.verdict)
         return changed(state, phase=Phase.TERMINATING, phase_since=t)
     attempt = state.attempt + 1
     pause = t if state.phase is Phase.IDLE else t + pause_before(state, policy)
@@ -237,7 +250,7 @@ def _proceed(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 
 def _closed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    """Done only with a complete run at home; what was judged done and could not be fetched has failed."""
+    """Done only with a complete local copy: a run that was done and could not be fetched has failed."""
     success = state.verdict == reasons.SUCCESS and state.complete
     ended = state.verdict if success or state.verdict != reasons.SUCCESS else "not-fetched"
     return _noted(changed(state, phase=Phase.CLOSED, phase_since=action.t, result=ended), action.t, f"closed: {ended}")
@@ -250,7 +263,7 @@ def _noted(state: RunState, t: float, what: str) -> RunState:
 After = Callable[[RunState, Action, Result, Policy], RunState]
 
 AFTER: dict[Do, After] = {
-    Do.LOOK: _looked,
+    Do.LOOK: _polled,
     Do.WAIT: _same,
     Do.SEARCH: _searched,
     Do.CREATE: _created,

@@ -1,10 +1,10 @@
 """What to do next: `decide(observation, state, policy) -> action`. Pure. Two rules hold everywhere:
 
-1. What could not be seen decides nothing. Verdicts about instances need a trusted look (the account answered), verdicts
-   about the host a look while our own network works. Caps need neither: they run on the monotonic clock.
-2. The first rule of the phase's row that has something to do decides; where none has, the supervisor waits.
+1. Missing information decides nothing. Verdicts about instances need a trusted poll (the account answered), verdicts
+   about the host a poll while our own network works. Caps need neither: they run on the monotonic clock.
+2. The first rule in the phase's row that returns an action decides; if none does, the supervisor waits.
 
-vast/supervisor/observe.py has counted what was seen over several looks; here the counts are compared with the policy.
+vast/supervisor/observe.py counts signs over several polls; here the counts are compared with the policy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, verdict
 from vast.supervisor.schedule import LEAD, ends_soon, wake_at
-from vast.supervisor.state import Action, Do, Doomed, Observation, Phase, RunState, burn, spent
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
 
 Rule = Callable[[Observation, RunState, Policy], Action | None]
 
@@ -76,7 +76,7 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 
 def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Bring what is at home, then start: only after this very look has seen the dead-man's switch armed."""
+    """Push the local checkpoint, then start: only after this very poll has seen the dead-man's switch armed."""
     machine = state.machine
     if machine is None or not in_touch(obs, machine) or not machine.armed:
         return None
@@ -91,7 +91,7 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
 
 
 def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Judge an end of the job once."""
+    """Evaluate each end of the job once."""
     machine = state.machine
     if machine is None or machine.job is None or not in_touch(obs, machine) or state.restart is not None:
         return None
@@ -100,7 +100,7 @@ def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         if job.end_reason == reasons.SUCCESS:
             return verdict(obs, reasons.SUCCESS if job.complete else "incomplete")
         if machine.gpu_fault is not None:
-            return None  # the machine's fault, which the next rule judges
+            return None  # the machine's fault: the next rule evaluates it
         reason = reasons.reason_of_job(job.end_reason)
         if reason == "bug" and job.fingerprint is not None and job.fingerprint in state.fingerprints:
             return verdict(obs, "deterministic")
@@ -113,7 +113,7 @@ def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 
 def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """A new start where the job is, after what its reason asks for: a hung one is killed, a full disk pulled empty."""
+    """Start the job again on its machine, after what the reason needs: a hung job is killed, a full disk is pulled first."""
     machine = state.machine
     if machine is None or state.restart is None or not in_touch(obs, machine) or not machine.armed:
         return None
@@ -145,7 +145,7 @@ def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None
 
 
 def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """A checkpoint if the job still runs, a verified pull, and on; or on without it, which the state then names."""
+    """Stop a job that still runs at a checkpoint, pull until verified, and proceed; or proceed without, and name the loss."""
     machine = state.machine
     if machine is None or state.fetched or not machine.starts:
         return None if machine is not None and _is_held(obs, state, policy) else Action(Do.PROCEED, obs.t)
@@ -181,7 +181,7 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
 
 
 def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
-    """`destroy_on` says that a person wants to see the machine; caps and a request end that."""
+    """Whether `destroy_on` keeps the machine for a person; caps and a request end that."""
     on = policy.destroy_on
     if not state.over or obs.asked or state.verdict in reasons.FORCED or (on.done and on.fail):
         return False
@@ -193,7 +193,7 @@ def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
 
 
 def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Closed once nothing is left, proven twice; another machine as soon as the old one cannot come back."""
+    """Close once absence is proven twice; rent another machine as soon as the old one cannot come back."""
     if state.machine is not None or state.intent is not None:
         return None
     if state.over:
@@ -202,7 +202,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
 
 
-def _let_go(doomed: Doomed) -> bool:
+def _let_go(doomed: PendingDestroy) -> bool:
     return doomed.lost and doomed.accepted
 
 

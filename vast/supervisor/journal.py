@@ -4,12 +4,12 @@
     act     the state, and the action that is about to be tried
     state   the state after an action, or after a pure step
 
-A last line that a crash tore is dropped; a broken line before it is an error. A journal that ends with an act does not say
-what came of it: vast/supervisor/loop.py takes that for an answer that was lost.
+A torn last line is dropped; a broken line before it is an error. A journal that ends with an act lost its result:
+vast/supervisor/loop.py resumes it as a lost answer.
 
-The lock is flock, so the kernel lets go of it when its holder dies. Its fencing token is for the holder that does not die
-but sleeps, on a machine that was suspended or over a network file system, while another one took over: it counts up with
-every holder, is checked before each act, and records that carry an older one than a record before them do not count.
+The lock is flock: the kernel releases it when its holder dies. The fencing token guards against a holder that sleeps, on a
+suspended machine or over a network file system, while another one takes over. Each holder adds one to the token and checks
+it before each act; records with an older token than a record before them are ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vast.ports import Clock, Seconds
 from vast.supervisor.state import Action, Plan, RunState
 
 JOURNAL, LOCK, TOKEN, RESERVE = "journal.jsonl", "supervisor.lock", "supervisor.token", ".reserve"
-ROOM = 2**21  # bytes kept back for the journal on a disk that somebody else fills up
+ROOM = 2**21  # bytes reserved for the journal on a full disk
 
 
 class Superseded(Exception):
@@ -43,7 +43,7 @@ class Superseded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """When a record was written: in the run's time, and on both clocks of the machine that wrote it."""
+    """When a record was written: in the run's time, and on both clocks of the writing machine."""
 
     t: Seconds
     wall: Seconds
@@ -53,19 +53,19 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """Where a journal ends."""
+    """The last record of a journal."""
 
     plan: Plan
     state: RunState
-    pending: Action | None  # was about to be tried
+    pending: Action | None  # announced, without a result
     stamp: Stamp
 
 
 class Journal(Protocol):
-    """What the supervisor needs of one: records are on disk when a method returns. All raise Superseded."""
+    """Records are on disk when a method returns. All raise Superseded."""
 
     def check(self) -> None:
-        """Before each act: this supervisor is still the one."""
+        """Before each act: raises if another supervisor took over."""
 
     def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None: ...
     def act(self, state: RunState, action: Action, stamp: Stamp) -> None: ...
@@ -73,8 +73,8 @@ class Journal(Protocol):
 
 
 class RunClock:
-    """The run's own time: it goes on with the monotonic clock over restarts of the supervisor. Only where the machine was
-    started again in between, the wall clock has to say for how long, and never less than no time."""
+    """The run's own time, on the monotonic clock, over restarts of the supervisor. After a reboot of this machine the wall
+    clock gives the time in between, at least 0."""
 
     def __init__(self, clock: Clock, last: Stamp | None) -> None:
         self._clock = clock
@@ -97,7 +97,7 @@ class RunClock:
 
 
 class FileJournal:
-    """Holds the lock of the run's directory from its making to `close`. Raises RunStateError if another process has it."""
+    """Holds the lock of the run's directory until `close`. Raises RunStateError if another process has it."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -141,11 +141,11 @@ class FileJournal:
         try:
             self._append(line.encode())
         except DiskFull:
-            self._reserve.unlink(missing_ok=True)  # room for hundreds of records: enough to end the run in order
+            self._reserve.unlink(missing_ok=True)  # room for hundreds of records: enough to end the run
             self._append(line.encode())
 
     def _append(self, data: bytes) -> None:
-        """The whole of it, or nothing. Raises DiskFull."""
+        """Append all of `data`, or nothing. Raises DiskFull."""
         path = self.directory / JOURNAL
         size = os.fstat(self._file).st_size
         try:
@@ -160,19 +160,19 @@ class FileJournal:
             raise DiskFull(path, "no space left on the disk of this machine", remedy) from None
 
     def _keep_room(self) -> None:
-        with suppress(OSError):  # a full disk is found out by the first record
+        with suppress(OSError):  # the first record reports a full disk
             if not self._reserve.exists():
                 self._reserve.write_bytes(bytes(ROOM))
 
 
 def read(directory: Path) -> Last | None:
-    """Where the journal in `directory` ends; None if no run was begun there. Raises RunStateError."""
+    """The last record of the journal in `directory`; None if no run was begun there. Raises RunStateError."""
     found = deque(records(directory), maxlen=1)
     return found[0] if found else None
 
 
 def records(directory: Path) -> Iterator[Last]:
-    """Every record that counts, as the end that the journal had with it; none if no run was begun. Raises RunStateError."""
+    """Every valid record in order; none if no run was begun. Raises RunStateError."""
     path = directory / JOURNAL
     try:
         lines = path.read_bytes().split(b"\n")
@@ -226,7 +226,7 @@ def read_token(directory: Path) -> int:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut what a crash left behind the last whole line, or the next record would be glued to it."""
+    """Cut a torn last line, or the next record would continue it."""
     if not path.exists():
         return
     with path.open("r+b") as file:

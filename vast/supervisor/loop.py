@@ -1,6 +1,6 @@
-"""The loop: look, decide, journal the intent, act, journal the result, advance. All judgement is in vast/supervisor/decide.py.
+"""The loop: poll, decide, journal the intent, act, journal the result, advance. All judgement is in vast/supervisor/decide.py.
 
-The supervisor may die between any two lines of this file, and is then made again from the end of its journal.
+The supervisor may die between any two lines of this file, and is then restored from the end of its journal.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from vast.supervisor.reasons import REASONS
 from vast.supervisor.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
-MOST_ACTS = 32  # between two sleeps: whatever a policy says, the market is not called in a circle
+MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
-CLOSED = "closed"  # what is told at the end of every run
-Tell = Callable[[str, RunState], None]  # an alert, what the verdict was, or CLOSED; never a secret
-OnLook = Callable[[Observation, RunState], None]  # after each look, with what it has changed
+CLOSED = "closed"  # the notification at the end of every run
+Tell = Callable[[str, RunState], None]  # an alert, a verdict's reason, or CLOSED; never a secret
+OnLook = Callable[[Observation, RunState], None]  # after each poll, with the state that it changed
 
 
 class Supervisor:
-    """One run. Raises Superseded when another supervisor took it over; what the network does raises nothing.
+    """One run. Raises Superseded when another supervisor took it over; a network failure raises nothing.
 
-    contract: what is asked of the market for a label and an offer, whose price the dead-man's switch has to know. It may
-        hold the registry's login, so it is made when it is needed and never journalled.
+    contract: makes the Contract for a label and an offer, whose price the dead-man's switch needs. It may hold the
+        registry's login, so it is made when needed and never journalled.
     asked: whether a person wants the run to end.
-    tell: may be told the same thing twice, after a crash.
+    tell: may be called twice with the same word, after a crash.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Supervisor:
         self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
-            here = shell.home()  # what an earlier run of this job has left
+            here = shell.local_copy()  # an earlier run of this job may have left a checkpoint
             self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
             journal.begin(plan, self.state, self.run_clock.stamp())
         else:
@@ -68,7 +68,7 @@ class Supervisor:
         return self.state
 
     def step(self) -> None:
-        """Look if it is time, then do one thing: act, change the phase, or sleep."""
+        """Poll if it is due, then do one thing: act, change the phase, or sleep."""
         t = self.run_clock.t()
         if t >= self.state.look_at:
             self._seen = self._look(t)
@@ -81,7 +81,7 @@ class Supervisor:
         if action.do is Do.WAIT or self._acts > MOST_ACTS:
             until = action.until if action.do is Do.WAIT else t + self.policy.cadence.urgent
             self._acts = 0
-            self._seen = Observation(t)  # what was seen is old after a sleep
+            self._seen = Observation(t)  # after a sleep the last poll is old
             self.clock.sleep(max(SHORTEST_WAIT, until - self.run_clock.t()))
             return
         if action.do in PURE:
@@ -93,7 +93,7 @@ class Supervisor:
             result = self._act(action)
             self._advance(action, result)
             if result is None or result is False:
-                self._seen = Observation(t)  # it did not work as the look promised: look again first
+                self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.state(self.state, self.run_clock.stamp())
         if action.do is Do.VERDICT and REASONS[action.why].alert:
             self.tell(action.why, self.state)
@@ -101,18 +101,20 @@ class Supervisor:
             self.tell(CLOSED, self.state)
 
     def _resumed(self, last: Last) -> RunState:
-        """An act without a result in the journal is one whose answer was lost. The first thing to do is to look."""
+        """An act without a result in the journal lost its answer. The next thing is a poll."""
         state = last.state
         if last.pending is not None:
-            # only for a pull there is somebody to ask: the disk of this machine
-            home = self.shell.home() if last.pending.do is Do.PULL else None
-            answer = home if home is not None and home.complete else None  # what is whole cannot have been less
+            # only a pull can be checked: on the disk of this machine
+            home = self.shell.local_copy() if last.pending.do is Do.PULL else None
+            answer = (
+                home if home is not None and home.complete else None
+            )  # a complete copy here proves that the pull succeeded
             state = advance(state, last.pending, answer, self.policy)
         state = changed(state, look_at=0.0, waits_from=self.run_clock.t())
         if state.machine is not None and not state.machine.starts:
             state = replace(
                 state, machine=changed(state.machine, ran_at=None)
-            )  # nobody looked: its deadline begins anew
+            )  # nothing was polled meanwhile: its deadline restarts
         self.journal.state(state, self.run_clock.stamp())
         return state
 
@@ -123,7 +125,7 @@ class Supervisor:
             if alert not in before:
                 self.tell(alert, self.state)
 
-    # ---- looking: reads only ---------------------------------------------------------------------------------------
+    # ---- polling: reads only ---------------------------------------------------------------------------------------
 
     def _look(self, t: Seconds) -> Observation:
         state, machine = self.state, self.state.machine
@@ -140,7 +142,7 @@ class Supervisor:
         if machine is not None and machine.ran_at is None and isinstance(found, Instance):
             addresses = found.addresses
         if addresses and machine is not None and (machine.ran_at is not None or running):
-            host = self.shell.look(addresses)
+            host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, network)

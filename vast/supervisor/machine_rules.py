@@ -1,6 +1,6 @@
-"""What ends a machine, or a run, although its job said nothing: caps, the market's word, a host that does not answer. Pure.
+"""What ends a machine, or a run, although its job did not end: caps, the market's status, a host that does not answer. Pure.
 
-The rules of vast/supervisor/decide.py that are about money, time and machines, and the words that all rules share.
+The rules of vast/supervisor/decide.py about money, time and machines, and the functions that all rules share.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ KEY_PAUSE = 60.0  # seconds between two tries to attach the key
 
 
 def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """What ends the run, or the machine, although the job is well."""
+    """What ends the run, or the machine, although the job is healthy."""
     reserve = 60 * policy.caps.reserve_minutes
     if obs.asked:
         return verdict(obs, "asked")
@@ -32,14 +32,14 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 
 def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Verdicts about the machine, from a trusted look only."""
+    """Verdicts about the machine, from a trusted poll only."""
     machine, limits = state.machine, policy.deadlines
     if machine is None or not obs.looked or obs.account is None:
         return None
     if machine.absent >= 2:
         return verdict(obs, "vanished")
     if machine.absent or machine.seen_at != obs.t:
-        return None  # not in this answer
+        return None  # this answer does not show it
     if machine.stopped >= 2:
         never = machine.ran_at is None and not state.interruptible
         return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
@@ -80,7 +80,7 @@ def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: P
 
 
 def key_lost(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Attach the key again when it was refused, and once in a while when nothing answers at all."""
+    """Attach the key again when it was refused, and now and then when nothing answers."""
     machine = state.machine
     if machine is None or not obs.looked or not obs.network or machine.ran_at is None:
         return None
@@ -97,12 +97,12 @@ def verdict(obs: Observation, reason: str) -> Action:
 
 
 def in_touch(obs: Observation, machine: Machine) -> bool:
-    """This very look reached the machine of the run; a stranger's answer is no contact."""
+    """Whether this very poll reached the run's machine; an answer from the wrong host is no contact."""
     return obs.looked and obs.host is not None and obs.host.contact == "ok"
 
 
 def unhealthy(t: float, machine: Machine, policy: Policy) -> bool:
-    """Both, as in SkyPilot: enough failed looks, and enough time."""
+    """Both, as in SkyPilot: enough failed polls, and enough time."""
     if machine.failed_since is None or machine.failed < policy.unreachable.looks:
         return False
     return t - machine.failed_since >= policy.unreachable.seconds

@@ -1,20 +1,20 @@
 """Observations into the state: counts over several polls, which vast/supervisor/decide.py compares with the policy. Pure.
 
-A look is trusted if the account answered: a key that is refused sees no instances, and a 404 then proves nothing. What an
-untrusted look, or our own dead network, did not show leaves every count as it was.
+A poll is trusted if the account answered: a refused key sees no instances, and a 404 then proves nothing. An untrusted
+poll, or our own dead network, changes no count.
 """
 
 from __future__ import annotations
 
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
-from vast.supervisor.state import Doomed, Intent, Machine, Observation, Phase, RunState, changed
+from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed
 
 AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})
 
 
-def fold(state: RunState, obs: Observation, policy: Policy) -> RunState:
+def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     changes: dict[str, object] = {"network_down": not obs.network}
     if obs.account is not None:
         changes["refused_since"] = None
@@ -25,7 +25,7 @@ def fold(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if blind or (state.phase is Phase.COLLECTING and not obs.network):
         changes["waits_from"] = obs.t
     if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
-        state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # nobody could start a job meanwhile
+        state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # no job could be started meanwhile
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
         if state.machine is not None and _started_after_all(state, state.machine):
@@ -39,7 +39,7 @@ def fold(state: RunState, obs: Observation, policy: Policy) -> RunState:
 
 
 def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
-    """What an authenticated look at the market says. An empty or partial answer proves no absence by itself."""
+    """Apply an authenticated poll of the market. An empty or partial answer alone proves no absence."""
     listed = {} if obs.instances is None else {one.id: one for one in obs.instances if _is_ours(one, state.run_id)}
     seen = listed
     if obs.single:
@@ -61,8 +61,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
             if intent is None and state.intent is not None:
                 settled += _unseen(state.intent, obs.t, policy)
     since = state.intent.since if state.intent is not None else state.created_at
-    for one in strays:  # a second one of an unclear create, or one that turned up late
-        doomed.append(Doomed(one, listed[one].dollars_per_hour, obs.t if since is None else since, "extra"))
+    for one in strays:  # a second machine of an unclear create, or one that showed up late
+        doomed.append(PendingDestroy(one, listed[one].dollars_per_hour, obs.t if since is None else since, "extra"))
     if machine is not None:
         if machine.id in seen:
             machine = _instance(machine, seen[machine.id], obs.t)
@@ -88,7 +88,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
 def _nothing_is_expected(
     state: RunState, intent: Intent | None, machine: Machine | None, t: float, policy: Policy
 ) -> bool:
-    """Whether a listing without the run can count: what was created must have had the time to show up."""
+    """Whether a listing without the run counts: a created machine must have had time to show up."""
     if intent is not None or machine is not None or state.created_at is None:
         return False
     return t - state.created_at >= policy.reconcile.visible_after
@@ -100,13 +100,13 @@ def _is_ours(instance: Instance, run_id: str) -> bool:
 
 
 def _counted(count: int, at: float | None, t: float, spacing: float) -> tuple[int, float | None]:
-    """One more proof, if the last one is long enough ago to be another one."""
+    """Add a proof, if the last one is at least `spacing` seconds old."""
     if at is not None and t - at < spacing:
         return count, at
     return count + 1, t
 
 
-def _doomed(one: Doomed, seen: bool, gone: bool, t: float, policy: Policy) -> Doomed:
+def _doomed(one: PendingDestroy, seen: bool, gone: bool, t: float, policy: Policy) -> PendingDestroy:
     if seen:
         return changed(one, absent=0, absent_at=None) if one.absent else one
     if not gone:
@@ -116,7 +116,7 @@ def _doomed(one: Doomed, seen: bool, gone: bool, t: float, policy: Policy) -> Do
 
 
 def _listing_without_it(intent: Intent, t: float, policy: Policy) -> Intent | None:
-    """None once enough listings, over enough time, were without a machine of the run: the create made none."""
+    """None once enough listings, over enough time, showed no machine of the run: the create made none."""
     rule = policy.reconcile
     listings, at = _counted(intent.listings, intent.listed_at, t, rule.spacing)
     if listings >= rule.listings and t - intent.unclear_since >= rule.visible_after:
@@ -125,8 +125,8 @@ def _listing_without_it(intent: Intent, t: float, policy: Policy) -> Intent | No
 
 
 def _unseen(intent: Intent, t: float, policy: Policy) -> float:
-    """Dollars that the create may have cost although nothing is there: while the supervisor was dead, up to two machines
-    may have lived until their own dead-man's switch ended them."""
+    """Dollars that the create may have cost although no machine is listed: while the supervisor was dead, up to two
+    machines may have lived until their own dead-man's switch ended them."""
     if t - intent.since < 3 * policy.reconcile.visible_after + policy.reconcile.spacing * policy.reconcile.listings:
         return 0.0
     longest = policy.watchdog.silent + policy.deadlines.loading
@@ -139,9 +139,9 @@ def _adopted(found: Instance, intent: Intent) -> Machine:
 
 
 def _instance(machine: Machine, found: Instance, t: float) -> Machine:
-    # null is what a new one begins with; and who answers over ssh is there, whatever the market says
+    # a new machine begins with null; and a host that answers over ssh is not away, whatever the market lists
     away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
-    same = set(machine.addresses) == set(found.addresses)  # perhaps turned, see _host
+    same = set(machine.addresses) == set(found.addresses)  # possibly in another order, see _host
     return changed(
         machine,
         seen_at=t,
@@ -162,12 +162,12 @@ def _instance(machine: Machine, found: Instance, t: float) -> Machine:
 
 
 def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
-    """A stranger's answer counts as none; the next look begins with the other pair of address and port."""
+    """Ignores a reply from the wrong host; the next poll tries the other address."""
     if host.contact != "ok":
         turned = machine.addresses[1:] + machine.addresses[:1]
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
-        failed = machine.failed + (not denied)  # a refused key is no sign of death
+        failed = machine.failed + (not denied)  # a refused key does not mean a dead host
         return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned)
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
@@ -191,7 +191,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
 
 
 def _stalled(machine: Machine, host: Host, policy: Policy) -> int:
-    """Looks in a row without a step, a beat or work on the GPU. What is not known is no sign of a hang."""
+    """Polls in a row without a step, a heartbeat or work on the GPU. Missing values are no sign of a hang."""
     job, last = host.job, machine.job
     if job is None or host.gpu_percent is None:
         return machine.stalled
@@ -203,7 +203,7 @@ def _stalled(machine: Machine, host: Host, policy: Policy) -> int:
 
 
 def _pace(machine: Machine, host: Host, t: float) -> float | None:
-    """Steps per second since the last look. Another total is another part of the run: scoring counts tokens."""
+    """Steps per second since the last poll. Another total means another part of the run: scoring counts tokens."""
     job, last = host.job, machine.job
     if job is None or last is None or machine.reached_at is None or t <= machine.reached_at:
         return machine.pace

@@ -1,13 +1,13 @@
-"""Every reason for which a job, a machine or a run comes to its end, and what follows: this one table decides it.
+"""Every reason for which a job, a machine or a run ends, and what follows: this one table decides.
 
 again       "here": the job is started again on its machine, as often as the policy's `retries` say, and then comes `then`;
             "elsewhere": another machine is taken, as long as there are attempts; "stop": the run is over
-then        what follows when `here` is used up
+then        what follows when the retries of `here` are used up
 fetch       whether artifacts can be expected from the machine at all
 ban         whether the machine is not taken again by this run
-alert       whether a person is told although the run is over or goes on
+alert       whether a person is notified
 
-Whatever is not a reason to stay "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
+Every reason but "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
 table counts as `bug`.
 """
 
@@ -29,7 +29,7 @@ class Reason(NamedTuple):
 REASONS: dict[str, Reason] = {
     # the run is over
     "done": Reason("stop", alert=False),
-    "user": Reason("stop"),  # a mistake in the stage, the profile or an option: it stays one on any machine
+    "user": Reason("stop"),  # a mistake in the stage, the profile or an option: no machine helps
     "nan": Reason("stop"),
     "no-learning": Reason("stop"),
     "deterministic": Reason("stop"),  # the same fingerprint twice
@@ -40,7 +40,7 @@ REASONS: dict[str, Reason] = {
     "no-credit": Reason("stop", fetch=False),
     "no-offers": Reason("stop", fetch=False),
     "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
-    # the job ended, and may go on where it is
+    # the job ended, and may continue on its machine
     "cuda-oom": Reason("here", alert=False),
     "disk-full": Reason("here", alert=False),
     "hub-timeout": Reason("here", alert=False),
@@ -67,20 +67,20 @@ REASONS: dict[str, Reason] = {
     "contract-end": Reason("elsewhere"),
 }
 
-# What the dollar, the clock or a person forces: the job is asked for a checkpoint first, since it still runs.
+# Forced by money, time or a person: the job still runs, so it is stopped at a checkpoint first.
 FORCED = frozenset({"asked", "budget", "time-cap", "low-credit", "contract-end"})
-# What the machine's own status message explains: its words are kept with the verdict.
+# The machine's status message explains these verdicts, so it is kept with them.
 TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
 SUCCESS = "done"
 
 
 def reason_of_job(end_reason: str | None) -> str:
-    """The table's word for what the runner says. A `done` has to be proven by a manifest: see vast/supervisor/decide.py."""
+    """The table's reason for the runner's `end_reason`. A `done` needs a manifest: see vast/supervisor/decide.py."""
     return end_reason if end_reason in REASONS else "bug"
 
 
 def of_message(message: str) -> str | None:
-    """What a machine's status message says about why it does not start: `image`, `host-fault`, or None."""
+    """Why a machine does not start, from its status message: `image`, `host-fault`, or None."""
     text = message.lower()
     if any(sign in text for sign in IMAGE_SIGNS):
         return "image"

@@ -1,4 +1,4 @@
-"""When to look again, when to wake up, how long to pause, and which signals are up meanwhile. Pure."""
+"""When to poll again, when to wake up, how long to pause, and which alerts are up. Pure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from zlib import crc32
 from vast.policy import Policy
 from vast.supervisor.state import Machine, Phase, RunState, burn, spent
 
-SOONEST = 30.0  # seconds from a look to the next one that is due because the job should have ended
-MARGIN = 15.0  # seconds that it is given
-LEAD = 60.0  # seconds before a cap at which a machine is destroyed whatever it holds
+SOONEST = 30.0  # seconds between two polls, where the job should have ended
+MARGIN = 15.0  # seconds after the expected end of the job
+LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
 
 
 def interval(state: RunState, policy: Policy, t: float) -> float:
-    """Seconds to the next look."""
+    """Seconds to the next poll."""
     cadence, machine = policy.cadence, state.machine
     if state.phase is Phase.TERMINATING:
         tries = max((doomed.tries for doomed in state.doomed if not doomed.absent), default=0)
@@ -45,8 +45,8 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
 
 
 def expected_end(machine: Machine) -> float:
-    """Seconds until the part that the job is in should have ended, and a little; then somebody should be there, since a
-    machine whose job is done costs the same. Infinite where nobody knows."""
+    """Seconds until the current part of the job should have ended, and a margin: an idle machine costs as much as a busy
+    one. Infinite if unknown."""
     job = machine.job
     if job is None or machine.pace is None or job.phase != "running":
         return math.inf
@@ -54,7 +54,7 @@ def expected_end(machine: Machine) -> float:
 
 
 def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
-    """What a person should know now; vast/supervisor/loop.py tells what is new in it."""
+    """Alerts for a person; vast/supervisor/loop.py notifies about the new ones."""
     machine = state.machine
     up = {
         "account": state.refused_since is not None,
@@ -71,14 +71,14 @@ def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
 
 
 def pause_before(state: RunState, policy: Policy) -> float:
-    """Seconds before the next machine; the jitter is the run's own, so that the same journal gives the same pause."""
+    """Seconds before the next machine; the jitter comes from the run id, so that a resumed run takes the same pause."""
     pause = min(policy.pause.longest, policy.pause.first * 2 ** max(0, state.attempt - 1))
     share = crc32(f"{state.run_id}:{state.attempt}".encode()) / 2**32
     return float(pause * (1 + policy.pause.jitter * share))
 
 
 def wake_at(t: float, state: RunState, policy: Policy) -> float:
-    """When to decide again: the next look, or what comes before it. A cap is met to the second, not at the next look."""
+    """When to decide again: the next poll, or an earlier deadline. A cap is kept to the second, not to the next poll."""
     moments = [state.look_at, *(doomed.next_try for doomed in state.doomed if not doomed.absent)]
     if state.machine is not None and state.machine.armed:
         moments.append(state.lease_at)
@@ -94,7 +94,7 @@ def wake_at(t: float, state: RunState, policy: Policy) -> float:
 
 
 def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
-    """Credit or contract are near their end, or the job does not move: what there is should be at home."""
+    """Credit or contract are near their end, or the job makes no progress: fetch now."""
     machine = state.machine
     if machine is None:
         return False

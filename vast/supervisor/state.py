@@ -1,11 +1,11 @@
-"""All that the supervisor knows of one run, as one frozen value: it survives in the journal, and `decide` sees nothing else.
+"""Everything the supervisor knows about one run, as one frozen value, kept in the journal. `decide` reads nothing else.
 
     idle -> provisioning -> running -> collecting -> terminating -> closed
                  ^              |           |             |
                  +--------------+-----------+-------------+     another machine
 
-Times (`Seconds`) are the run's own: they count from its beginning on the monotonic clock, also over restarts of the
-supervisor, so that a jump of the wall clock moves no deadline. See vast/supervisor/loop.py: RunClock.
+Times (`Seconds`) count from the run's beginning on the monotonic clock, also over restarts of the supervisor, so that a
+jump of the wall clock moves no deadline. See vast/supervisor/journal.py: RunClock.
 """
 
 from __future__ import annotations
@@ -31,15 +31,12 @@ from vast.ports import (
     label_text,
 )
 
-# ---- the label --------------------------------------------------------------------------------------------------------
-
-
-# ---- what is asked for ------------------------------------------------------------------------------------------------
+# ---- the request ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a person asked for. It never changes; no secret is in it."""
+    """The request of a person. It never changes and holds no secret."""
 
     run_id: str
     image: str
@@ -51,6 +48,7 @@ class Plan:
     env: tuple[tuple[str, str], ...] = ()
     bid: Dollars | None = None  # dollars per hour: interruptible
     public_key: str = ""
+    account: int | None = None  # that rents; see vast/session/account_guard.py
 
 
 T = TypeVar("T")
@@ -66,28 +64,28 @@ def changed(value: T, **changes: object) -> T:
     return new
 
 
-# ---- what is known ----------------------------------------------------------------------------------------------------
+# ---- the state ----------------------------------------------------------------------------------------------------
 
 
 class Phase(StrEnum):
     IDLE = "idle"
-    PROVISIONING = "provisioning"  # an offer, a contract, a container, an armed dead-man's switch
+    PROVISIONING = "provisioning"  # from an offer to an armed dead-man's switch
     RUNNING = "running"  # a job was started
-    COLLECTING = "collecting"  # a verdict is there; artifacts are fetched
+    COLLECTING = "collecting"  # after a verdict: artifacts are fetched
     TERMINATING = "terminating"  # machines are destroyed until their absence is proven
     CLOSED = "closed"
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A create that was asked for and whose outcome is not known: 0, 1 or 2 machines."""
+    """A create of unknown outcome: 0, 1 or 2 machines."""
 
     offer_id: int
     machine_id: int
     price: Dollars  # per hour
     since: Seconds
-    unclear_since: Seconds  # of the last answer, or of a restart after which none will come
-    listings: int = 0  # trusted ones, spaced, in which no machine of ours was
+    unclear_since: Seconds  # of the last answer, or of a restart that lost it
+    listings: int = 0  # trusted, spaced listings without a machine of ours
     listed_at: Seconds | None = None
 
 
@@ -106,31 +104,33 @@ class Machine:
     addresses: tuple[Address, ...] = ()
     ran_at: Seconds | None = None  # seen running for the first time
     away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
-    stopped: int = 0  # looks in a row that showed it stopped or exited
-    absent: int = 0  # authenticated answers, apart in time, that said that it is gone
+    stopped: int = 0  # polls in a row that showed it stopped or exited
+    absent: int = 0  # authenticated answers, apart in time, without it
     absent_at: Seconds | None = None
-    failed: int = 0  # looks at the host in a row that failed while our own network worked
+    failed: int = 0  # polls of the host in a row that failed while our own network worked
     failed_since: Seconds | None = None
-    denied: bool = False  # the last look was refused for its key
+    denied: bool = False  # the last poll was refused for its key
     key_at: Seconds | None = None  # when the key was last attached
     reached_at: Seconds | None = None  # the last contact
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
-    pushed: bool = False  # what is at home was brought to it, or there was nothing
+    pushed: bool = False  # the local checkpoint was sent to it, or there was none
     starts: int = 0
     started_boot: str = ""
-    judged: int = 0  # attempts of the job, as the runner counts them, whose end was judged
+    judged: int = 0  # attempts of the job, in the runner's count, whose end was evaluated
     stop_at: Seconds | None = None  # when the job was asked to end
     job: JobReport | None = None  # as last seen
     gpu_fault: str | None = None
     stalled: int = 0
-    pace: float | None = None  # steps per second between the last two looks; None: not known, as where a new part began
+    pace: float | None = (
+        None  # steps per second between the last two polls; None: unknown, as at the start of a new part
+    )
 
 
 @dataclass(frozen=True)
-class Doomed:
-    """A machine that is being destroyed. It stays here until its absence is proven."""
+class PendingDestroy:
+    """A machine that is being destroyed, until its absence is proven."""
 
     id: int
     price: Dollars
@@ -161,7 +161,7 @@ class RunState:
     pause_until: Seconds = 0.0
     intent: Intent | None = None
     machine: Machine | None = None
-    doomed: tuple[Doomed, ...] = ()
+    doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
     settled: Dollars = 0.0  # for machines that are gone
@@ -178,14 +178,12 @@ class RunState:
     home: str | None = None  # the newest checkpoint that is here, verified
     complete: bool = False  # the complete run is here, verified
     pulled_at: Seconds = 0.0
-    waits_from: Seconds = (
-        0.0  # the deadlines of searching and collecting count from here, not while nothing can be seen
-    )
+    waits_from: Seconds = 0.0  # of the deadlines of searching and collecting; moves while nothing can be seen
     fetched: bool = False  # a pull since the verdict succeeded
     pull_failures: int = 0
     pull_next: Seconds = 0.0
     no_room_here: bool = False  # the local disk is full
-    lost_artifacts: str | None = None  # why a machine was destroyed without a verified pull
+    lost_artifacts: str | None = None  # why a machine was destroyed without a verified pull; None: nothing was lost
     # the clocks
     look_at: Seconds = 0.0
     lease_at: Seconds = 0.0
@@ -204,7 +202,7 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
 
 
 def spent(state: RunState, t: Seconds) -> Dollars:
-    """What the run has cost at `t`, if every machine whose absence is not proven bills on."""
+    """Cost of the run at `t`, if every machine bills until its absence is proven."""
     total = state.settled
     for part in (state.machine, state.intent, *state.doomed):
         if part is not None:
@@ -217,19 +215,21 @@ def burn(state: RunState) -> Dollars:
     return sum(part.price for part in (state.machine, state.intent, *state.doomed) if part is not None)
 
 
-# ---- what is seen and done --------------------------------------------------------------------------------------------
+# ---- observations and actions --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One look. None: could not see, or did not look; it never means none. `t` is always right."""
+    """One poll. None: no answer, or not asked; it never means "none". `t` is always right."""
 
     t: Seconds
     looked: bool = False
     asked: bool = False  # a person wants the run to end
     account: Account | None = None
     instances: tuple[Instance, ...] | None = None
-    single: tuple[tuple[int, Instance | Gone | None], ...] = ()  # own machines that were asked for one by one
+    single: tuple[
+        tuple[int, Instance | Gone | None], ...
+    ] = ()  # own machines that the list does not show, asked for one by one
     host: Host | None = None
     network: bool = True  # our own; probed when something did not answer
 
@@ -246,7 +246,7 @@ class Do(StrEnum):
     STOP = "stop"
     RENEW = "renew"
     PULL = "pull"
-    VERDICT = "verdict"  # pure: the run is judged
+    VERDICT = "verdict"  # pure: apply a reason
     PROCEED = "proceed"  # pure: the next phase
     CLOSE = "close"  # pure
 

@@ -51,7 +51,7 @@ def test_sigterm_ends_with_75_and_resume_completes_the_same_run(
     done = terminate_in(phase, words, tmp_path)
     assert done.returncode == 75, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and said in last and last.endswith("go on with --resume (make: RESUME=1)")
+    assert last.startswith("error: ") and said in last and last.endswith("continue with --resume (make: RESUME=1)")
     assert "Traceback" not in done.stderr
     (run,) = list_runs(tmp_path)
     assert run.state() == "interrupted" and not (run.path / "summary.json").exists()

@@ -37,10 +37,10 @@ Start = Callable[..., Outcome]
 def starter(monkeypatch: pytest.MonkeyPatch, runs_dir: Path) -> Start:
     """`start(work)` runs stage1 of profile ci under `runs_dir`, with `work` in place of loading and scoring."""
 
-    def start(work: Work = fine, *, force: bool = False, resume: bool = False, go_on: bool = False,
+    def start(work: Work = fine, *, force: bool = False, resume: bool = False, proceed: bool = False,
               halvings: int = 0, **settings: Any) -> Outcome:  # fmt: skip
         monkeypatch.setattr("app.stage.work.work", work)
         job = replace(resolve("stage1", "ci", **settings), halvings=halvings)
-        return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, go_on=go_on)
+        return run_stage(job, runs_dir, force=force, resume=resume, now=lambda: NOW, proceed=proceed)
 
     return start

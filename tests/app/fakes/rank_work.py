@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from app.attention.backends import NAMES
 from app.model.compiled import speed_up
-from app.runtime.ending import TrainingEnded
-from app.runtime.heartbeat import Heart
+from app.runtime.ending import RunEnded
+from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import Ranks, join
 from app.runtime.signals import StopFlag
 from app.training.callbacks import Recorder
@@ -34,7 +34,7 @@ def look(rank: int, port: int, out: Path) -> None:
         "share": ranks.share({"from": rank}),
         "gather": ranks.gather(f"rank {rank}"),
         "sum": ranks.sum(rank + 1, True),
-        "together": ranks.together(lambda: rank * 10, TrainingEnded),
+        "together": ranks.together(lambda: rank * 10, RunEnded),
         "one raises": _raised(ranks, at=1),
         "not finite": _ended(_trainer(ranks, out / "nan"), broken=rank == 1),
         "signal": _stopped_at(_trainer(ranks, out / "signal", steps=5), ranks, out, signalled=rank == 1),
@@ -77,11 +77,11 @@ def _environment(rank: int, port: int) -> dict[str, str]:
 def _raised(ranks: Ranks, at: int) -> str:
     def work() -> None:
         if ranks.rank == at:
-            raise TrainingEnded(f"rank {at} was told to stop", 75, "go on with --resume")
+            raise RunEnded(f"rank {at} was told to stop", 75, "go on with --resume")
 
     try:
-        ranks.together(work, TrainingEnded)
-    except TrainingEnded as error:
+        ranks.together(work, RunEnded)
+    except RunEnded as error:
         return f"{error.exit_code} {error}"
     return "nothing raised"
 
@@ -109,7 +109,7 @@ def _ended(trainer: PrefillTrainer, broken: bool) -> str:
     trainer.batch_loss = batch_loss  # type: ignore[method-assign]
     try:
         trainer.train()
-    except TrainingEnded as error:
+    except RunEnded as error:
         return error.reason
     return f"went on to step {trainer.state.global_step}"
 
@@ -120,7 +120,7 @@ def _stopped_at(trainer: PrefillTrainer, ranks: Ranks, out: Path, signalled: boo
     if signalled:
         stop.name = "SIGTERM"
     run: Any = SimpleNamespace(heartbeat=lambda *_: None, append_jsonl=lambda *_: None)
-    recorder = Recorder(run, stop, Heart(run), ranks)
+    recorder = Recorder(run, stop, Heartbeat(run), ranks)
     recorder.trainer = trainer
     trainer.add_callback(recorder)
     trainer.train()

@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(not onednn.available(), reason="torch's own prod
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the rows that oneDNN was given."""
     seen: list[tuple[int, ...]] = []
-    real = onednn._product
+    real = onednn._matmul
 
     def product(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(tuple(rows.shape))
         return real(rows, *rest)
 
-    monkeypatch.setattr(onednn, "_product", product)
+    monkeypatch.setattr(onednn, "_matmul", product)
     return seen
 
 

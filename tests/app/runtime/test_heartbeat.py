@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
+from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heartbeat
 from jobs.errors import DiskFull
 from jobs.health import SILENCE
 from jobs.runs.rundir import RunDir
@@ -139,20 +139,20 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
     heard: list[str] = []
     third = Event()
 
-    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str) -> None:
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str) -> None:
         heard.append(phase)
         if len(heard) == 3:
             third.set()
 
-    run: Any = SimpleNamespace(heartbeat=heartbeat)
-    heart = Heart(run)
+    run: Any = SimpleNamespace(heartbeat=record)
+    heartbeat = Heartbeat(run)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
-        with heart.beating("compile"):
+        with heartbeat.beating("compile"):
             assert third.wait(60)
         assert set(heard) == {"compile"}
         said = len(heard)
-        with heart.beating("compile", limit=0.0):
+        with heartbeat.beating("compile", limit=0.0):
             pass  # over before it began: one beat, and silence, which jobs/health.py judges
         assert len(heard) == said + 1
     assert "compile" in SILENCE
@@ -198,44 +198,44 @@ def heard() -> list[tuple[int, str, float]]:
 
 
 @pytest.fixture
-def heart(heard: list[tuple[int, str, float]]) -> Heart:
-    def heartbeat(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float = 0.0) -> None:
+def heartbeat(heard: list[tuple[int, str, float]]) -> Heartbeat:
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float = 0.0) -> None:
         heard.append((step, phase, since_progress))
 
-    run: Any = SimpleNamespace(heartbeat=heartbeat)
-    return Heart(run, Now())
+    run: Any = SimpleNamespace(heartbeat=record)
+    return Heartbeat(run, Now())
 
 
-def test_a_beat_in_the_background_says_how_long_ago_the_run_got_on(heart: Heart, heard: list[Any]) -> None:
-    now: Any = heart.monotonic
-    heart.beat_again()
+def test_a_beat_in_the_background_says_how_long_ago_the_run_got_on(heartbeat: Heartbeat, heard: list[Any]) -> None:
+    now: Any = heartbeat.monotonic
+    heartbeat.repeat()
     assert not heard  # there is nothing to repeat
-    heart.beat(3, 9, "train")
+    heartbeat.beat(3, 9, "train")
     now.seconds += 4
-    heart.beat(4, 9, "train")  # too soon to be written, and progress nevertheless
+    heartbeat.beat(4, 9, "train")  # too soon to be written, and progress nevertheless
     now.seconds += 60
-    heart.beat_again()
-    heart.beat(5, 9, "train")
+    heartbeat.repeat()
+    heartbeat.beat(5, 9, "train")
     assert heard == [(3, "train", 0.0), (4, "train", 60.0), (5, "train", 0.0)]
 
 
-def test_a_trainer_that_hangs_is_not_beaten_for_for_ever(heart: Heart, heard: list[Any]) -> None:
-    now: Any = heart.monotonic
-    heart.beat(3, 9, "train")
+def test_a_trainer_that_hangs_is_not_beaten_for_for_ever(heartbeat: Heartbeat, heard: list[Any]) -> None:
+    now: Any = heartbeat.monotonic
+    heartbeat.beat(3, 9, "train")
     now.seconds += max(SILENCE.values())
-    heart.beat_again()
+    heartbeat.repeat()
     now.seconds += 1
-    heart.beat_again()
+    heartbeat.repeat()
     assert heard == [(3, "train", 0.0), (3, "train", max(SILENCE.values()))]
 
 
-def test_a_full_disk_does_not_end_the_thread(heart: Heart) -> None:
-    heart.beat(3, 9, "train")
+def test_a_full_disk_does_not_end_the_thread(heartbeat: Heartbeat) -> None:
+    heartbeat.beat(3, 9, "train")
 
     def full(*_: Any, **__: Any) -> None:
         raise DiskFull("here", "no space left on the disk")
 
-    heart.run.heartbeat = full  # type: ignore[method-assign]
-    heart.beat_again()
+    heartbeat.run.heartbeat = full  # type: ignore[method-assign]
+    heartbeat.repeat()
     with pytest.raises(DiskFull):
-        heart.beat(4, 9, "evaluate")
+        heartbeat.beat(4, 9, "evaluate")

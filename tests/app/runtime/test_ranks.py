@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.runtime.ranks import ALONE, require_gpus
-from app.scoring.data_parallel import deal
+from app.scoring.data_parallel import shard
 from jobs.errors import ConfigError
 from tests.app.fakes import rank_work
 from tests.app.fakes.command_line import Command
@@ -88,7 +88,7 @@ def test_what_rank_0_alone_ends_with_ends_the_others_with_its_exit_code_and_with
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     start_ranks(rank_work.end_alone, store.port, tmp_path)
     assert json.loads((tmp_path / "0.json").read_text()) == ["DiskFull", 28]
-    assert json.loads((tmp_path / "1.json").read_text()) == ["Followed", 28]
+    assert json.loads((tmp_path / "1.json").read_text()) == ["FollowerEnded", 28]
 
 
 # ---- alone -----------------------------------------------------------------------------------------------------------
@@ -96,13 +96,13 @@ def test_what_rank_0_alone_ends_with_ends_the_others_with_its_exit_code_and_with
 
 def test_alone_everything_is_what_it_was() -> None:
     assert ALONE.main and ALONE.share("x") == "x" and ALONE.gather(3) == [3] and ALONE.sum(2, 0.5) == [2, 0.5]
-    assert ALONE.together(lambda: 7, TrainingEnded) == [7]
-    with pytest.raises(TrainingEnded):
-        ALONE.together(rank_work_that_ends, TrainingEnded)
+    assert ALONE.together(lambda: 7, RunEnded) == [7]
+    with pytest.raises(RunEnded):
+        ALONE.together(rank_work_that_ends, RunEnded)
 
 
 def rank_work_that_ends() -> None:
-    raise TrainingEnded("stopped", 75, "go on")
+    raise RunEnded("stopped", 75, "go on")
 
 
 # ---- dealing out -----------------------------------------------------------------------------------------------------
@@ -111,14 +111,14 @@ def rank_work_that_ends() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_every_item_is_dealt_once_and_the_hands_weigh_about_the_same(world: int) -> None:
     sizes = [(i * 7919) % 200 + 1 for i in range(500)]
-    hands = deal(sizes, world)
-    assert sorted(i for hand in hands for i in hand) == list(range(500))
-    weights = [sum(sizes[i] for i in hand) for hand in hands]
+    parts = shard(sizes, world)
+    assert sorted(i for part in parts for i in part) == list(range(500))
+    weights = [sum(sizes[i] for i in part) for part in parts]
     assert max(weights) - min(weights) <= 200
 
 
 def test_fewer_items_than_processes_leave_some_without() -> None:
-    assert sorted(map(len, deal([5, 9], 4))) == [0, 0, 1, 1]
+    assert sorted(map(len, shard([5, 9], 4))) == [0, 0, 1, 1]
 
 
 def test_more_processes_than_gpus_are_refused() -> None:

@@ -17,7 +17,7 @@ from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.scoring.evaluate import evaluate
-from app.scoring.loglikelihood import Count, Scored, _judged, _Running, loglikelihood
+from app.scoring.loglikelihood import Count, Scored, _evaluated, _Running, loglikelihood
 from jobs.config.schema import TASK_NAMES, ModelSource, Score
 from jobs.errors import DataError
 
@@ -138,11 +138,11 @@ def test_logits_made_a_few_rows_at_a_time_give_the_same(model_of: Any, monkeypat
     loaded = Loaded(model_of("llama"), None, "test", 128)
     seen: list[int] = []
 
-    def judged(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def evaluated(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         seen.append(len(logits))
-        return _judged(logits, targets)
+        return _evaluated(logits, targets)
 
-    monkeypatch.setattr("app.scoring.loglikelihood._judged", judged)
+    monkeypatch.setattr("app.scoring.loglikelihood._evaluated", evaluated)
     want = loglikelihood(loaded, random_requests(0), "prefix")
     whole = seen.copy()
     seen.clear()

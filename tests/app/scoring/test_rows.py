@@ -20,7 +20,7 @@ from app.attention.block_mask import TILE
 from app.attention.mask import PAD, PATTERNS
 from app.model import compiled
 from app.model.compiled import speed_up
-from app.model.load import Loaded, _triton_knows
+from app.model.load import Loaded, _triton_supports
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, _ids
 from app.scoring.loglikelihood import Count, compiling_pays, loglikelihood, tokens_of
@@ -190,8 +190,8 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
 @pytest.mark.parametrize(("capability", "takes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
 def test_auto_takes_flex_attention_where_its_kernels_are_made_for_the_gpu(capability: tuple[int, int], takes: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    assert _triton_knows(torch.device("cuda")) is takes
-    assert _triton_knows(torch.device("cpu"))
+    assert _triton_supports(torch.device("cuda")) is takes
+    assert _triton_supports(torch.device("cpu"))
 
 
 # ---- rows, lines and batches -----------------------------------------------------------------------------------------

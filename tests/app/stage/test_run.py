@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from jobs.config.load import Job
 from jobs.errors import DataError, DiskFull, RunStateError
 from jobs.runs.rundir import RunDir, list_runs
@@ -78,7 +78,7 @@ def test_the_very_same_job_is_not_run_a_second_time_beside_itself(
                 start(**settings)
         start(seed=7)  # another job
         assert "already" not in caplog.text
-        start(go_on=True)
+        start(proceed=True)
         assert f"this very job is being run already: {run.path}; going on beside it" in caplog.text
         return {"base/causal": 0.25}
 
@@ -102,7 +102,7 @@ def test_the_summary_is_written_after_the_work_only(start: Start) -> None:
     ("error", "raised", "code"),
     [
         (DataError("data.jsonl:3", "malformed", "correct it"), DataError, 2),
-        (TrainingEnded("the loss is not finite", 3, "lower it"), TrainingEnded, 3),
+        (RunEnded("the loss is not finite", 3, "lower it"), RunEnded, 3),
         (ZeroDivisionError("nobody foresaw it"), ZeroDivisionError, 1),
         (OSError(errno.ENOSPC, "No space left on device"), DiskFull, 28),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), DiskFull, 28),
@@ -184,7 +184,7 @@ def test_the_second_interrupt_ends_it_at_once_and_it_can_be_resumed(start: Start
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second one interrupts")
 
-    with pytest.raises(TrainingEnded, match="--resume") as caught:
+    with pytest.raises(RunEnded, match="--resume") as caught:
         start(work)
     assert caught.value.exit_code == 75
     assert start(resume=True).run.state() == "complete"

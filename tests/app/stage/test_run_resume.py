@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.stage.run import require_paths, run_stage
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError, DataError, RunStateError, UserError
@@ -19,8 +19,8 @@ from tests.app.fakes.fake_work import NOW, Start, failing
 
 
 def test_resume_goes_on_in_the_same_directory(start: Start) -> None:
-    with pytest.raises(TrainingEnded):
-        start(failing(TrainingEnded("stopped by a signal", 75, "go on")))
+    with pytest.raises(RunEnded):
+        start(failing(RunEnded("stopped by a signal", 75, "go on")))
     seen = []
 
     def work(job: Job, run: RunDir, *_: Any, resume: bool, **__: Any) -> dict[str, float]:
@@ -59,7 +59,7 @@ def test_resume_prefers_what_was_begun_after_the_complete_run(start: Start) -> N
     assert again.ran and again.run.path.name.endswith("-2")
 
 
-@pytest.mark.parametrize("settings", [{"resume": True}, {"go_on": True}])
+@pytest.mark.parametrize("settings", [{"resume": True}, {"proceed": True}])
 def test_force_excludes_what_goes_on(start: Start, settings: dict[str, bool]) -> None:
     with pytest.raises(ConfigError, match="--force starts anew and --(resume|continue) goes on"):
         start(force=True, **settings)
@@ -74,22 +74,22 @@ def test_continue_starts_where_there_is_nothing_and_then_goes_on_until_it_is_com
     def work(job: Job, run: RunDir, *_: Any, resume: bool, **__: Any) -> dict[str, float]:
         seen.append((run.path, resume))
         if len(seen) < 3:
-            raise TrainingEnded("stopped by a signal", 75, "go on")
+            raise RunEnded("stopped by a signal", 75, "go on")
         return {}
 
     for _ in range(2):
-        with pytest.raises(TrainingEnded):
-            start(work, go_on=True)
-    done = start(work, go_on=True)
+        with pytest.raises(RunEnded):
+            start(work, proceed=True)
+    done = start(work, proceed=True)
     assert seen == [(done.run.path, False), (done.run.path, True), (done.run.path, True)]
-    again = start(failing(AssertionError("repeated")), go_on=True)
+    again = start(failing(AssertionError("repeated")), proceed=True)
     assert not again.ran and again.run.path == done.run.path
 
 
 def test_continue_leaves_the_run_of_another_job_alone(start: Start) -> None:
     with pytest.raises(DataError):
         start(failing(DataError("x", "y", "z")), limit=3)
-    outcome = start(go_on=True)
+    outcome = start(proceed=True)
     assert outcome.ran and outcome.run.path.name.endswith("-2")
 
 
@@ -105,8 +105,8 @@ def test_less_memory_is_the_same_job_and_reaches_the_work(start: Start) -> None:
 
     for times in (0, 1):
         with pytest.raises(RuntimeError):
-            start(work, go_on=True, halvings=times)
-    done = start(work, go_on=True, halvings=2)
+            start(work, proceed=True, halvings=times)
+    done = start(work, proceed=True, halvings=2)
     assert seen == [(done.run.path, 2048, 0), (done.run.path, 1024, 1), (done.run.path, 512, 2)]
     assert done.run.read_job()["stage"]["score"]["batch_tokens"] == 2048
 

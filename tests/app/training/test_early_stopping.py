@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from app.runtime.ending import TrainingEnded, not_finite
+from app.runtime.ending import RunEnded, not_finite
 from app.training.early_stopping import NoLearning, Plateau
 from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
@@ -65,7 +65,7 @@ def test_no_learning_ends_the_run_once_the_steps_have_passed() -> None:
     rule = NoLearning(after_steps=300, min_improvement=0.01)
     rule.update(0, 2.0)
     rule.update(200, 1.995)
-    with pytest.raises(TrainingEnded, match="improved by 0.00500, expected 0.01") as caught:
+    with pytest.raises(RunEnded, match="improved by 0.00500, expected 0.01") as caught:
         rule.update(300, 2.1)
     assert caught.value.exit_code == EXIT_NO_LEARNING
 

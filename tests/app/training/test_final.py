@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.stage.run import run_stage
 from app.training import checkpoint
 from jobs.config.load import resolve
@@ -102,7 +102,7 @@ def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "save_final", killed)
-    with pytest.raises(TrainingEnded, match="interrupted"):
+    with pytest.raises(RunEnded, match="interrupted"):
         train(tmp_path, "stage3b", "train.save_every=1")
     monkeypatch.setattr(checkpoint, "save_final", real)
     job = resolve("stage3b", "ci", sets=["train.max_steps=3", "train.save_every=1"])
@@ -123,7 +123,7 @@ def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(tmp_
 
     monkeypatch.setattr(checkpoint, "save_final", killed)
     for resume in (False, True):
-        with pytest.raises(TrainingEnded, match="interrupted"):
+        with pytest.raises(RunEnded, match="interrupted"):
             run_stage(job, tmp_path, force=False, resume=resume, now=lambda: datetime.now(UTC))
     monkeypatch.undo()
     run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from app.attention.backends import NAMES
-from app.model.lm_head import plain_head
+from app.model.lm_head import plain_lm_head
 from app.training.batch import Collator
 from app.training.objective import Teacher, from_hidden, objective
 from jobs.config.schema import Objective
@@ -94,7 +94,7 @@ HEADS = {
 
 def test_logits_that_are_rounded_afterwards_are_not_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     one = model("llama").bfloat16()
-    assert plain_head(one) is not None
+    assert plain_lm_head(one) is not None
     real = one.forward
 
     def rounded(*args: Any, **kwargs: Any) -> Any:
@@ -103,14 +103,14 @@ def test_logits_that_are_rounded_afterwards_are_not_plain(monkeypatch: pytest.Mo
         return out
 
     monkeypatch.setattr(one, "forward", rounded)
-    assert plain_head(one) is None
+    assert plain_lm_head(one) is None
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_is_recognised_and_trained_with_its_own_logits(name: str, tmp_path: Path) -> None:
     make, plain = HEADS[name]
     one, other = make(), make()
-    assert (plain_head(one) is not None) == plain
+    assert (plain_lm_head(one) is not None) == plain
     data = examples(4)
     trainer = trainer_of(one, tmp_path)
     loss = trainer.batch_loss(one, trainer.prepared(Collator("prefix")(data)))

@@ -16,7 +16,7 @@ from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
 from app.model.compiled import speed_up
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.training.batch import Collator, Schedule, Steps, layout_of
 from app.training.checkpoint import mark_complete
 from app.training.objective import objective
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_ends_training(model_of: Any, tmp_path: Path) 
     model = model_of("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(TrainingEnded, match="the loss is not finite at step 1") as caught:
+    with pytest.raises(RunEnded, match="the loss is not finite at step 1") as caught:
         trainer_of(model, tmp_path).train()
     assert caught.value.exit_code == EXIT_NAN
 
@@ -183,7 +183,7 @@ def test_a_gradient_that_is_not_finite_ends_training_before_the_step(model_of: A
     model = model_of("llama")
     before = copy.deepcopy(model.state_dict())
     model.model.norm.weight.register_hook(lambda g: g * float("inf"))
-    with pytest.raises(TrainingEnded, match="the gradient is not finite at step 1"):
+    with pytest.raises(RunEnded, match="the gradient is not finite at step 1"):
         trainer_of(model, tmp_path).train()
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
@@ -192,7 +192,7 @@ def test_an_evaluation_that_is_not_finite_ends_training(model_of: Any, tmp_path:
     model = model_of("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = float("inf")
-    with pytest.raises(TrainingEnded, match="the evaluation loss is not finite at step 0"):
+    with pytest.raises(RunEnded, match="the evaluation loss is not finite at step 0"):
         trainer_of(model, tmp_path).evaluate()
 
 
@@ -214,7 +214,7 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     from itertools import count
     from types import SimpleNamespace
 
-    from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heart
+    from app.runtime.heartbeat import HEARTBEAT_SECONDS, Heartbeat
     from app.runtime.signals import StopFlag
     from app.training.callbacks import Recorder
 
@@ -222,7 +222,7 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     run: Any = SimpleNamespace(heartbeat=lambda step, total, loss, rate, phase: phases.append(phase))
     clock = count(0, HEARTBEAT_SECONDS + 1)
     trainer = trainer_of(model_of("llama"), tmp_path)
-    trainer.add_callback(Recorder(run, StopFlag(), Heart(run, lambda: float(next(clock)))))
+    trainer.add_callback(Recorder(run, StopFlag(), Heartbeat(run, lambda: float(next(clock)))))
     trainer.evaluate()
     assert phases == ["evaluate"] * len(trainer.eval_batches)
 

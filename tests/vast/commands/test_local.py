@@ -13,18 +13,18 @@ from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fakes.fake_engine import FakeEngine
 from vast import policy as policies
 from vast.commands import local, local_wiring
-from vast.commands.start import wired
-from vast.commands.wiring import Needs, Wiring
+from vast.commands.start import wiring_of_run
+from vast.commands.wiring import ShellContext, Wiring
 from vast.host.watchdog import _arguments
 from vast.local import container_spec
-from vast.local.container_spec import Asked, Given
+from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell
 
-GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
+GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
 
 
@@ -73,7 +73,7 @@ def test_every_section_of_the_local_policy_says_why() -> None:
 
 def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
     made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
-    assert (made.given.image_id, made.given.engine) == (fake.images["prefill:test"], "engine-1")
+    assert (made.spec.image_id, made.spec.engine) == (fake.images["prefill:test"], "engine-1")
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:
@@ -88,7 +88,7 @@ def test_pid_one_is_what_the_watchdog_understands() -> None:
     words = shlex.split(local_wiring.first_process(SWITCH))
     assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
     options = _arguments(words[3:])
-    assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.t_hard == 3600.0
+    assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.hard == 3600.0
 
 
 # ---- taken up again -----------------------------------------------------------------------------------------------------------
@@ -96,25 +96,25 @@ def test_pid_one_is_what_the_watchdog_understands() -> None:
 
 def test_a_run_of_containers_is_taken_up_with_the_engine_and_needs_no_key(fake: FakeEngine, folder: Folder) -> None:
     container_spec.write(folder.local, GIVEN)
-    wiring = wired(folder, Wiring(environ={}, home=folder.path))
+    wiring = wiring_of_run(folder, Wiring(environ={}, home=folder.path))
     cloud, _ = wiring.connect({}, folder.path, wiring.clock)
     assert isinstance(cloud, LocalCloud) and wiring.first_process is local_wiring.first_process
-    shell = wiring.shell(Needs(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
+    shell = wiring.shell(ShellContext(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
     assert isinstance(shell, HostShell) and isinstance(shell.transport, LocalTransport)
     assert shell.network_is_up()
     fake.identity = "engine-2"
     assert not shell.network_is_up()  # another engine is no way to the run's container
     shell.close()
-    assert wired(folder, wiring) is wiring
+    assert wiring_of_run(folder, wiring) is wiring
 
 
 def test_a_rented_run_asks_for_no_engine(folder: Folder) -> None:
     wiring = Wiring(environ={}, home=folder.path)
-    assert wired(folder, wiring) is wiring
+    assert wiring_of_run(folder, wiring) is wiring
 
 
 def test_another_engine_does_not_take_a_run_up(fake: FakeEngine, folder: Folder) -> None:
     container_spec.write(folder.local, GIVEN)
     fake.identity = "engine-2"
     with pytest.raises(RunStateError, match=r"is on the engine engine-1, and engine-2 answers; set DOCKER_HOST"):
-        wired(folder, Wiring(environ={}, home=folder.path))
+        wiring_of_run(folder, Wiring(environ={}, home=folder.path))

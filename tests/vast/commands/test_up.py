@@ -175,7 +175,7 @@ def test_a_profile_of_ones_own_is_named_by_its_place_on_the_host(world: World, t
     path.write_text(Path("jobs/profiles/ci.yaml").read_text())
     assert world.vast("up", "stage3b", "--profile", str(path), "--yes").exit_code == 0
     assert "start run stage3b --profile /runs/.inputs/mine.yaml --continue" in world.shell.calls
-    assert world.needs[0].request.profile_file == str(path)
+    assert world.contexts[0].request.profile_file == str(path)
 
 
 def test_a_runs_directory_that_cannot_be_written_is_refused(world: World) -> None:
@@ -291,14 +291,14 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
 
     settings = resolve("stage3b", "ci").settings({"base": "base"})
     assert (
-        (found := earlier_runs.begun(world.runs, "stage3b", settings))
+        (found := earlier_runs.unfinished(world.runs, "stage3b", settings))
         and found.folder.path == first.path
         and found.run == RUN
     )
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert earlier_runs.begun(world.runs, "stage3b", settings) is None
+    assert earlier_runs.unfinished(world.runs, "stage3b", settings) is None
     journal.write_text(closed)
 
     world.clock.time += 60
@@ -332,7 +332,7 @@ def test_no_secret_reaches_the_output_the_journal_or_the_host(world: World, tmp_
     assert "fix=***_was_in_the_log" in done.stdout
     (rental,) = world.fake.market.rentals.values()
     assert rental.request.pop("image_login") == world.environ["REGISTRY_LOGIN"]
-    assert world.needs[0].secrets["HF_TOKEN"].reveal() == "hf-secret-77"
+    assert world.contexts[0].secrets["HF_TOKEN"].reveal() == "hf-secret-77"
     kept = "\n".join(path.read_text() for path in world.runs.rglob("*") if path.is_file())
     written = done.output + done.stderr + kept + json.dumps(rental.request) + str(world.shell.calls)
     for secret in (KEY, "hf-secret-77", "registry-secret-88", rental.api_key):

@@ -14,7 +14,7 @@ from tests.vast.fakes.fake_market import KEY, ManualClock
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import main
-from vast.commands.wiring import Needs, RunShell, Wiring
+from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.records.run_dir import Folder, folders
 from vast.rental.image_registry import Found
 
@@ -36,7 +36,7 @@ class World:
     runs: Path
     shell: ScriptedShell = field(default_factory=lambda: ScriptedShell([running(60), running(120), ended()]))
     environ: dict[str, str] = field(default_factory=dict)
-    needs: list[Needs] = field(default_factory=list)
+    contexts: list[ShellContext] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)  # programs that are not on PATH
     hours: float | None = None  # what the estimate says
     pullable: Found = "there"  # what the image's registry says
@@ -44,8 +44,8 @@ class World:
     change: Callable[[Wiring], Wiring] = lambda wiring: wiring
 
     def wiring(self) -> Wiring:
-        def make(needs: Needs) -> RunShell:
-            self.needs.append(needs)
+        def make(context: ShellContext) -> RunShell:
+            self.contexts.append(context)
             return self.shell
 
         def make_key(directory: Path) -> str:

@@ -1,6 +1,7 @@
-"""`python -m vast` as a process of its own, with a scripted host: RUNS KILL-AT-LOOK (0: never) SECONDS WORDS...
+"""`python -m vast` as a process of its own, with a scripted host: RUNS KILL SECONDS WORDS...
 
-SECONDS: on its clock, which nobody waits for.
+KILL: at which look it kills itself, and by which signal, such as 2 or 2:TERM; 0: never. `wait`: a supervisor in the background
+interrupts its parent, as Ctrl-C does, and waits to be interrupted. SECONDS: on its clock, which nobody waits for.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ def make_key(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    runs, kill_at, seconds, *words = sys.argv[1:]
+    runs, kill, seconds, *words = sys.argv[1:]
+    kill_at, _, name = kill.partition(":")
+    number = signal.Signals[f"SIG{name or 'KILL'}"]
+    asked = os.getpid()
     shell = ScriptedShell([running(60), running(120), ended()])
 
-    def look(number: int) -> None:
-        if number == int(kill_at):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def look(looks: int) -> None:
+        if kill_at != "wait" and looks == int(kill_at):
+            os.kill(os.getpid(), number)
+
+    def make_shell(context: object) -> ScriptedShell:
+        if kill_at == "wait" and os.getpid() != asked:
+            os.kill(asked, signal.SIGINT)
+            signal.pause()
+        return shell
 
     shell.on_look = look
     wiring = replace(
         Wiring(estimate=lambda job, gpu, gpus: None), home=Path(runs), clock=ManualClock(START + float(seconds)), which=lambda name: name,
-        shell=lambda needs: shell, make_key=make_key,
+        shell=make_shell, make_key=make_key,
     )  # fmt: skip
     sys.exit(_flushed(main([*words, "--runs-dir", runs], wiring)))

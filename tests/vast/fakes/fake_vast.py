@@ -65,6 +65,7 @@ class FakeVast:
     def __init__(self, now: Callable[[], float] = time.time, host: str = "127.0.0.1", key: str = KEY) -> None:
         self.market = Market(now, key)
         self.requests: list[Request] = []
+        self.account_id = 1
         self.limits = False  # whether calls that come too early are answered with 429
         self.log_polls = 1  # how many times a result is not there yet
         self._faults: list[Fault] = []
@@ -134,7 +135,7 @@ class FakeVast:
         if endpoint == "search":
             return 200, {"success": True, "offers": market.search(body)}
         if endpoint == "account":
-            return 200, {"id": 1, "username": "fake", "balance": 0, "credit": round(market.balance(), 6)}
+            return 200, {"id": self.account_id, "username": "fake", "balance": 0, "credit": round(market.balance(), 6)}
         if endpoint == "list-v0":
             return 200, {"success": True, "instances": []}  # deprecated, and seen to be empty
         if endpoint == "list":

@@ -42,7 +42,7 @@ class ScriptedShell:
     text: bytes = b"job: hello\n"
     home_path: Path | None = None  # a pull of all writes the run there
 
-    def look(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
         if not self.started:
             return host(JobReport("absent"))
         self.looks += 1
@@ -75,9 +75,9 @@ class ScriptedShell:
         if self.home_path is not None:
             self.home_path.mkdir(parents=True, exist_ok=True)
             (self.home_path / "summary.json").write_text(json.dumps({"run": RUN}))
-        return self.home()
+        return self.local_copy()
 
-    def home(self) -> Pulled | None:
+    def local_copy(self) -> Pulled | None:
         return Pulled(True, RUN, self.checkpoint, self.complete, 1_000_000)
 
     def network_is_up(self) -> bool:

@@ -114,7 +114,7 @@ def test_a_slow_pull_comes_to_its_end_while_newer_checkpoints_are_made(tmp_path:
     assert hostfiles.files(tmp_path)["checkpoint"] == f"{at}/checkpoint-200"
     assert hostfiles.files(tmp_path, have=f"{at}/checkpoint-100")["checkpoint"] == f"{at}/checkpoint-200"
     assert hostfiles.files(tmp_path, have=f"{at}/checkpoint-200")["checkpoint"] == f"{at}/checkpoint-300"
-    assert [one.step for one in snapshot.held(tmp_path, run)] == [300]  # one at a time: a link keeps its room
+    assert [one.step for one in snapshot.taken(tmp_path, run)] == [300]  # one at a time: a link keeps its room
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_held_is_not_listed_in_part(

@@ -16,7 +16,7 @@ import pytest
 
 from tests.vast.fakes.host import ROOT, until
 from tests.vast.fakes.rented import NONCE, WAITS, Rented, make_checkpoint, make_run
-from vast.host import probe as hostlook
+from vast.host import probe
 
 # ---- look -------------------------------------------------------------------------------------------------------------
 
@@ -87,7 +87,7 @@ def test_a_broken_state_is_told_and_does_not_hide_the_rest(machine: Rented) -> N
     assert seen["job"] is None and seen["watchdog"]["armed"] and "malformed JSON" in seen["message"]
 
 
-CLOCKS = hostlook.Clocks(lambda: 5000.0, lambda: 1000.0)
+CLOCKS = probe.Clocks(lambda: 5000.0, lambda: 1000.0)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
     phase: str, seconds: float, age: float | None
 ) -> None:
     started = datetime.fromtimestamp(CLOCKS.time() - seconds, UTC).isoformat(timespec="seconds")
-    found = hostlook.speechless({"phase": phase, "started": started}, CLOCKS)
+    found = probe.age_without_beat({"phase": phase, "started": started}, CLOCKS)
     assert found == (None if age is None else pytest.approx(age, abs=1))
 
 
@@ -125,7 +125,7 @@ def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
     ],
 )
 def test_the_age_of_a_beat_is_told_where_it_says_something(beat: dict[str, Any], age: float | None) -> None:
-    assert hostlook.beat_age(beat, CLOCKS) == age
+    assert probe.beat_age(beat, CLOCKS) == age
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_age_of_a_beat_is_told_where_it_says_something(beat: dict[str, Any],
     ],
 )  # fmt: skip
 def test_what_nvidia_smi_says(answer: tuple[int, str] | None, expected: tuple[float | None, float | None, str]) -> None:
-    assert hostlook.gpu(answer) == expected
+    assert probe.gpu(answer) == expected
 
 
 def test_a_hanging_nvidia_smi_does_not_hang_a_look(machine: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +151,8 @@ def test_a_hanging_nvidia_smi_does_not_hang_a_look(machine: Rented, monkeypatch:
     program.write_text(f"#!{sys.executable} -S\nimport time\ntime.sleep(20)\nprint('98, 40000, 80000')\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{machine.work}:{os.environ['PATH']}")
-    monkeypatch.setattr(hostlook, "SMI_SECONDS", 0.05)
-    assert hostlook.look(machine.root)["gpu_percent"] is None
+    monkeypatch.setattr(probe, "SMI_SECONDS", 0.05)
+    assert probe.probe(machine.root)["gpu_percent"] is None
 
 
 # ---- stop, lease, log -----------------------------------------------------------------------------------------------------

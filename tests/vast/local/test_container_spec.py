@@ -10,12 +10,14 @@ import pytest
 
 from jobs.errors import ConfigError, UserError
 from vast.local import container_spec
-from vast.local.container_spec import Asked, Given
+from vast.local.container_spec import Asked, ContainerSpec
 
 IMAGE = "sha256:" + "1" * 64
 
 
-def decide(asked: Asked | None = None, info: dict[str, Any] | None = None, gpu: bool = False, **environ: str) -> Given:
+def decide(
+    asked: Asked | None = None, info: dict[str, Any] | None = None, gpu: bool = False, **environ: str
+) -> ContainerSpec:
     return container_spec.decide(asked or Asked(), info or {}, "engine-1", IMAGE, environ, (1234, 5678), lambda: gpu)
 
 

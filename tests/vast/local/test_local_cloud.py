@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.vast.fakes.fake_engine import FakeEngine, Handler
-from vast.local.container_spec import Given
+from vast.local.container_spec import ContainerSpec
 from vast.local.local_cloud import MACHINE, RUN, LocalCloud
 from vast.ports import GONE, Account, Address, Contract, Instance, OfferQuery, Status
 
 LABEL = "prefill/stage1-20261123-101500/1795000000"
-GIVEN = Given(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000", cache="a-cache")
+GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000", cache="a-cache")
 CONTRACT = Contract(LABEL, "prefill:test", 40.0, "/usr/bin/python3 -m vast.host.watchdog run --local")
 
 

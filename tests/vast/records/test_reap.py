@@ -10,7 +10,7 @@ from tests.vast.fakes.command_line import KILLED, Killed, World
 from tests.vast.fakes.fake_market import ManualClock, Rental
 from vast.ports import GONE, Account, Gone, Instance, Status, label_text
 from vast.records import reap
-from vast.records.run_dir import Care, Folder, RunRequest
+from vast.records.run_dir import Folder, RunRequest, Supervision
 from vast.supervisor.journal import FileJournal
 
 NOW = 1_800_000_000.0
@@ -50,8 +50,8 @@ def living(world: World) -> set[int]:
         (NOW + 60, None, True, True),
     ],
 )
-def test_the_table_of_the_fleet(deadline: float, care: Care | None, all_mine: bool, destroy: bool) -> None:
-    assert reap._fate(NOW, int(deadline), care, all_mine)[0] is destroy
+def test_the_table_of_the_fleet(deadline: float, care: Supervision | None, all_mine: bool, destroy: bool) -> None:
+    assert reap._decision(NOW, int(deadline), care, all_mine)[0] is destroy
 
 
 def test_only_machines_past_their_deadline_or_without_a_live_run_go(world: World) -> None:

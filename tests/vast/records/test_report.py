@@ -10,7 +10,7 @@ from vast.ports import JobReport, OfferQuery
 from vast.records import report
 from vast.records.run_dir import RunRequest
 from vast.supervisor.journal import Last, Stamp
-from vast.supervisor.state import Doomed, Intent, Machine, Phase, Plan, RunState, begin, changed
+from vast.supervisor.state import Intent, Machine, PendingDestroy, Phase, Plan, RunState, begin, changed
 
 PLAN = Plan("stage1-1", "image-host", ("run",), OfferQuery(), 12.0, 36_000.0)
 REQUEST = RunRequest("stage1", "ci", "image", estimate_hours=2.0, estimate_dollars=2.5)
@@ -34,7 +34,7 @@ RECORDS = [
     at(2.0, phase=Phase.RUNNING, attempt=1, machine=machine(starts=1, job=RUNS, failed=3)),
     at(2.25, phase=Phase.RUNNING, attempt=1, machine=machine(starts=1, job=replace(RUNS, fixes=("cuda-oom: halved",)))),
     at(3.0, phase=Phase.COLLECTING, attempt=1, machine=machine(starts=1, job=RUNS), over=True, verdict="done"),
-    at(3.25, phase=Phase.TERMINATING, attempt=1, over=True, doomed=(Doomed(7, 1.0, 0.0, "done"),)),
+    at(3.25, phase=Phase.TERMINATING, attempt=1, over=True, doomed=(PendingDestroy(7, 1.0, 0.0, "done"),)),
     at(
         3.5,
         phase=Phase.CLOSED,
@@ -49,7 +49,7 @@ RECORDS = [
 
 
 def test_dollars_go_to_what_they_were_spent_on_and_add_up() -> None:
-    told = report.tell(RECORDS, REQUEST)
+    told = report.build(RECORDS, REQUEST)
     assert told.by_kind == pytest.approx({"loading": 0.5, "training": 2.25, "idle": 0.25, "teardown": 0.5})
     assert sum(told.by_kind.values()) == pytest.approx(told.dollars) == pytest.approx(3.5)
     assert told.training_hours == pytest.approx(2.25)
@@ -57,7 +57,7 @@ def test_dollars_go_to_what_they_were_spent_on_and_add_up() -> None:
 
 @pytest.mark.parametrize("end", range(1, len(RECORDS)))
 def test_they_add_up_wherever_a_journal_ends(end: int) -> None:
-    told = report.tell(RECORDS[:end], REQUEST)
+    told = report.build(RECORDS[:end], REQUEST)
     assert sum(told.by_kind.values()) == pytest.approx(told.dollars)
 
 
@@ -80,7 +80,7 @@ def test_what_money_is_spent_on(state: RunState, kind: str) -> None:
 
 
 def test_the_text_names_attempts_fixes_estimate_and_time_line() -> None:
-    text = report.text(report.tell(RECORDS, REQUEST))
+    text = report.text(report.build(RECORDS, REQUEST))
     for part in (
         "# stage1-1: done", "| 1 | 7 | 70 | 1.000 |", "- cuda-oom: halved", "| hours of work | 2.00 | 2.25 |",
         "| dollars | 2.50 | 3.50 |", "rented 7", "At home: the complete run.",
@@ -90,11 +90,11 @@ def test_the_text_names_attempts_fixes_estimate_and_time_line() -> None:
 
 def test_a_loss_is_named() -> None:
     lost = at(3.5, phase=Phase.CLOSED, lost_artifacts="host-lost: the machine vanished; at home: nothing")
-    assert "**Destroyed without a verified pull:** host-lost" in report.text(report.tell([lost], REQUEST))
+    assert "**Destroyed without a verified pull:** host-lost" in report.text(report.build([lost], REQUEST))
 
 
 def test_a_run_without_a_machine_has_a_report_too() -> None:
     text = report.text(
-        report.tell([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], RunRequest("stage1", "ci", "i"))
+        report.build([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], RunRequest("stage1", "ci", "i"))
     )
     assert "No machine was rented." in text and "not known" in text

@@ -153,7 +153,7 @@ def test_onstart_is_a_script_that_starts_the_watchdog_and_names_no_key(tmp_path:
     assert shlex.join(["/usr/bin/python3", "-m", "vast.host.watchdog", *arguments(SWITCH)]) in text
 
 
-def test_onstart_quotes_what_it_is_given() -> None:
+def test_onstart_quotes_what_it_is_spec() -> None:
     odd = onstart(replace(SWITCH, url="https://host/$(touch gone); echo"))
     assert "'https://host/$(touch gone); echo'" in odd
 

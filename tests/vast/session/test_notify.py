@@ -18,7 +18,7 @@ from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast import policy as policies
 from vast.policy import Policy
 from vast.secrets import Redactor, Secret
-from vast.session.notify import Teller, post_json, run_command
+from vast.session.notify import Notifier, post_json, run_command
 
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
@@ -97,7 +97,7 @@ def test_a_hook_that_fails_changes_nothing(world: World, tmp_path: Path, hook: o
 def test_a_hook_that_hangs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     policy = policy_with(alert=[sys.executable, "-c", "import time; time.sleep(60)"], seconds=0.2)
     with caplog.at_level(logging.WARNING):
-        Teller(policy.hooks, Redactor(), {}, run_command)("alert", {})
+        Notifier(policy.hooks, Redactor(), {}, run_command)("alert", {})
     assert "TimeoutExpired" in caplog.text
 
 
@@ -107,7 +107,7 @@ def test_what_is_told_is_redacted() -> None:
     def run(argv: list[str], data: bytes, environ: Mapping[str, str], seconds: float) -> None:
         seen.append(data)
 
-    Teller(policy_with(alert=["x"]).hooks, Redactor(Secret("key-0123")), {}, run)("alert", {"why": "the key-0123"})
+    Notifier(policy_with(alert=["x"]).hooks, Redactor(Secret("key-0123")), {}, run)("alert", {"why": "the key-0123"})
     assert json.loads(seen[0]) == {"why": "the ***"}
 
 

@@ -31,10 +31,10 @@ def api() -> Iterator[FakeVast]:
 
 
 def call(
-    api: FakeVast, runs: Path, kill_at: int, *words: str, seconds: float = 0.0, **more: object
+    api: FakeVast, runs: Path, kill: int | str, *words: str, seconds: float = 0.0, **more: object
 ) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "VAST_URL": api.url, "VAST_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "tests.vast.fakes.command_process", str(runs), str(kill_at), str(seconds), *words]
+    argv = [sys.executable, "-m", "tests.vast.fakes.command_process", str(runs), str(kill), str(seconds), *words]
     return subprocess.run(
         argv, cwd=ROOT, env=environ, text=True, timeout=60, check=False, capture_output="stdout" not in more, **more  # type: ignore[call-overload,no-any-return]
     )  # fmt: skip
@@ -66,6 +66,25 @@ def test_detach_goes_on_in_the_background_and_writes_its_log(api: FakeVast, tmp_
     assert api.market.living() == []
     assert "phase=running" in folder.log.read_text()
     assert KEY not in folder.log.read_text()
+
+
+def test_sigterm_in_the_background_leaves_the_run_to_the_switch_and_attach(api: FakeVast, tmp_path: Path) -> None:
+    assert call(api, tmp_path, "2:TERM", *UP, "--detach").returncode == 0
+    folder = only(tmp_path)
+    until(lambda: not folder.is_supervised() and "left: " in folder.log.read_text(), "the end of the supervisor")
+    assert len(api.market.living()) == 1 and not folder.asked_down()
+    done = call(api, tmp_path, 0, "attach", folder.run_id, seconds=3600.0)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(folder.report.read_text())["result"] == "done"
+
+
+def test_ctrl_c_while_detach_waits_ends_the_process_in_the_background(api: FakeVast, tmp_path: Path) -> None:
+    done = call(api, tmp_path, "wait", *UP, "--detach")
+    assert done.returncode == 130, done.stderr
+    folder = only(tmp_path)
+    assert f"was asked to end the run; follow: python -m vast attach {folder.run_id}" in done.stderr
+    until(lambda: "KeyboardInterrupt" in folder.log.read_text(), "the end of the process in the background")
+    assert api.market.rentals == {}
 
 
 def test_a_mistake_of_detach_is_told_to_who_asked(api: FakeVast, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def shell(way: DirectoryTransport, tmp_path: Path, clock: ManualClock) -> HostSh
 
 def test_a_look_tells_of_the_job_the_run_and_its_newest_checkpoint(host: DirectoryHost, shell: HostShell) -> None:
     host.train(100, 200)
-    found = shell.look(BOTH)
+    found = shell.probe(BOTH)
     assert (found.contact, found.boot != "") == ("ok", True)
     assert found.job is not None
     assert (found.job.phase, found.job.run) == ("starting", RUN)
@@ -58,9 +58,9 @@ def test_a_look_tells_of_the_job_the_run_and_its_newest_checkpoint(host: Directo
 
 def test_the_second_pair_is_tried_and_then_used_first(way: DirectoryTransport, shell: HostShell) -> None:
     way.kinds[DIRECT] = "unreachable"
-    assert shell.look(BOTH).contact == "ok"
+    assert shell.probe(BOTH).contact == "ok"
     assert [address for address, _, _ in way.calls] == [DIRECT, PROXY]
-    shell.look(BOTH)
+    shell.probe(BOTH)
     assert [address for address, _, _ in way.calls] == [DIRECT, PROXY, PROXY]
 
 
@@ -70,19 +70,19 @@ def test_the_second_pair_is_tried_and_then_used_first(way: DirectoryTransport, s
         (("unreachable", "unreachable"), "unreachable"),
         (("timeout", "timeout"), "unreachable"),
         (("unreachable", "denied"), "denied"),
-        (("stranger", "denied"), "denied"),
-        (("stranger", "timeout"), "stranger"),
+        (("wrong-host", "denied"), "denied"),
+        (("wrong-host", "timeout"), "wrong-host"),
     ],
 )
 def test_of_two_failures_the_one_that_something_can_be_done_about_is_told(
     way: DirectoryTransport, shell: HostShell, kinds: tuple[Kind, Kind], contact: str
 ) -> None:
     way.kinds = dict(zip(BOTH, kinds, strict=True))
-    assert shell.look(BOTH).contact == contact
+    assert shell.probe(BOTH).contact == contact
 
 
 def test_without_an_address_there_is_no_contact(shell: HostShell) -> None:
-    assert shell.look(()).contact == "unreachable"
+    assert shell.probe(()).contact == "unreachable"
     assert shell.start((), ("run", "stage3b")) is None
 
 
@@ -91,8 +91,8 @@ def test_another_nonce_is_a_stranger_of_whom_nothing_is_believed(tmp_path: Path,
     stranger.train(100)
     way = DirectoryTransport(stranger)
     shell = shell_of(way, tmp_path / "runs", clock, secrets=lambda: {"HF_TOKEN": Secret(TOKEN)})
-    found = shell.look(BOTH)
-    assert (found.contact, found.job, found.boot) == ("stranger", None, "")
+    found = shell.probe(BOTH)
+    assert (found.contact, found.job, found.boot) == ("wrong-host", None, "")
     for done in (
         shell.start(BOTH, ("run", "stage3b")),
         shell.stop(BOTH),
@@ -109,7 +109,7 @@ def test_a_stranger_behind_the_first_pair_does_not_hide_our_machine_behind_the_s
 ) -> None:
     way = DirectoryTransport(DirectoryHost(tmp_path / "other", nonce="ffff"), host)
     shell = shell_of(way, tmp_path / "runs", clock)
-    assert shell.look(BOTH).contact == "ok"
+    assert shell.probe(BOTH).contact == "ok"
     assert way.settled == [(DIRECT, False), (PROXY, True)]
     assert shell.stop(BOTH) is True
     assert way.calls[-1][0] == PROXY
@@ -118,13 +118,13 @@ def test_a_stranger_behind_the_first_pair_does_not_hide_our_machine_behind_the_s
 def test_a_machine_that_has_no_nonce_yet_is_no_contact(tmp_path: Path, clock: ManualClock) -> None:
     bare = DirectoryHost(tmp_path / "bare")
     (bare.root / ".watchdog/config.json").unlink()
-    assert shell_of(DirectoryTransport(bare), tmp_path / "runs", clock).look(BOTH).contact == "unreachable"
+    assert shell_of(DirectoryTransport(bare), tmp_path / "runs", clock).probe(BOTH).contact == "unreachable"
 
 
 @pytest.mark.parametrize("said", ["", "Welcome!", "[1]", '{"nonce": 1}', f'{{"nonce": "{NONCE}"}}', "{" * 10_000])
 def test_an_odd_answer_is_no_contact(way: DirectoryTransport, shell: HostShell, said: str) -> None:
     way.replies["look"] = Reply("ok", out=said)
-    assert shell.look(BOTH).contact in ("unreachable", "stranger")
+    assert shell.probe(BOTH).contact in ("unreachable", "wrong-host")
 
 
 def test_what_is_odd_inside_an_answer_is_not_known(way: DirectoryTransport, shell: HostShell) -> None:
@@ -133,7 +133,7 @@ def test_what_is_odd_inside_an_answer_is_not_known(way: DirectoryTransport, shel
         "disk_free_gb": True, "message": "red \x1b[31m alert", "job": {"phase": "flying"},
     }  # fmt: skip
     way.replies["look"] = Reply("ok", out="last login: today\n" + json.dumps(answer))
-    found = shell.look(BOTH)
+    found = shell.probe(BOTH)
     assert (found.contact, found.watchdog, found.job, found.gpu_percent, found.disk_free_gb) == (
         "ok",
         None,
@@ -149,10 +149,10 @@ def test_a_job_whose_attempt_is_odd_is_not_known_and_the_rest_may_be_missing(
 ) -> None:
     answer = {"nonce": NONCE, "boot": "b1", "watchdog": {"armed": True, "lease_age": 1, "uptime": 2.5}}
     way.replies["look"] = Reply("ok", out=json.dumps({**answer, "job": {"phase": "ended", "attempt": "2"}}))
-    assert shell.look(BOTH).job is None
+    assert shell.probe(BOTH).job is None
     fields = {"phase": "ended", "attempt": 2, "run": "../../etc/20261123-101500", "loss": "low", "complete": 1}
     way.replies["look"] = Reply("ok", out=json.dumps({**answer, "job": fields}))
-    found = shell.look(BOTH)
+    found = shell.probe(BOTH)
     assert found.watchdog == Watchdog(True, 1.0, 2.5)
     assert found.job is not None
     assert (found.job.attempt, found.job.run, found.job.loss, found.job.complete) == (2, None, None, False)

@@ -64,7 +64,7 @@ def test_a_complete_run_comes_whole_and_its_checkpoints_go(host: DirectoryHost, 
     run = RunDir.open(ours.run)
     assert run.state() == "complete" and run.verify() == []
     assert not run.checkpoints.exists()
-    assert ours.shell().home() == Pulled(True, RUN, None, True)
+    assert ours.shell().local_copy() == Pulled(True, RUN, None, True)
 
 
 def test_a_run_that_failed_is_not_complete(host: DirectoryHost, ours: Ours) -> None:
@@ -101,7 +101,7 @@ def test_a_tampered_file_makes_no_complete_run_and_the_next_pull_mends_it(
     assert (pulled.verified, pulled.complete) == (False, False)
     assert f"{RUN}/{name}: its content is not what the host says (sha256)" in pulled.message
     assert not (ours.run / "summary.json").exists()
-    found = ours.shell().home()
+    found = ours.shell().local_copy()
     assert found is not None and not found.complete
     way.on_fetch = lambda into: None
     assert ours.pull(everything=True).complete
@@ -177,7 +177,7 @@ def test_a_supervisor_that_dies_while_it_moves_leaves_a_good_copy(
         except KeyboardInterrupt:
             died = True
     assert died == (dies_at < 9), "the last case is the one without a death"
-    assert ours.shell().home() == Pulled(True, RUN, f"{CHECKPOINT}200")
+    assert ours.shell().local_copy() == Pulled(True, RUN, f"{CHECKPOINT}200")
     weights = (ours.run / "checkpoints/checkpoint-200/model.safetensors").read_bytes()
     assert weights in (bytes([200]) * 30_000, b"other" * 5_000)
     assert ours.pull().checkpoint == f"{CHECKPOINT}200"
@@ -194,21 +194,21 @@ def test_two_checkpoints_are_kept(host: DirectoryHost, ours: Ours) -> None:
 
 
 def test_home_believes_the_disk_and_not_the_receipt(host: DirectoryHost, ours: Ours) -> None:
-    assert ours.shell().home() is None
+    assert ours.shell().local_copy() is None
     host.train()
     for step in (100, 200):
         host.save(step)
         ours.pull()
-    assert ours.shell().home() == Pulled(True, RUN, f"{CHECKPOINT}200")
+    assert ours.shell().local_copy() == Pulled(True, RUN, f"{CHECKPOINT}200")
     weights = ours.run / "checkpoints/checkpoint-200/model.safetensors"
     before = weights.stat()
     weights.write_bytes(b"X" + weights.read_bytes()[1:])
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ours.shell().home() == Pulled(True, RUN, f"{CHECKPOINT}100")
+    assert ours.shell().local_copy() == Pulled(True, RUN, f"{CHECKPOINT}100")
     (ours.run / "checkpoints/checkpoint-100/rng/state.pth").unlink()
-    assert ours.shell().home() == Pulled(True, RUN, None)
+    assert ours.shell().local_copy() == Pulled(True, RUN, None)
     (ours.own / local_copy.RECEIPT).write_text("{")
-    assert ours.shell().home() is None
+    assert ours.shell().local_copy() is None
 
 
 def test_a_file_that_became_shorter_here_is_fetched_again(host: DirectoryHost, ours: Ours) -> None:
@@ -218,7 +218,7 @@ def test_a_file_that_became_shorter_here_is_fetched_again(host: DirectoryHost, o
     before = weights.stat()
     weights.write_bytes(b"short")
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert ours.shell().here.newest() is None
+    assert ours.shell().copy.newest() is None
     assert ours.pull().checkpoint == f"{CHECKPOINT}100"
     assert weights.stat().st_size == before.st_size
 

@@ -75,9 +75,9 @@ def test_a_pull_leaves_room_for_the_journal(
 
     def fetch(paths: Sequence[str], size: int) -> Reply:
         assert size == coming
-        return way.fetch(DIRECT, paths, "/runs", shell.here.staging, timeout=9)
+        return way.fetch(DIRECT, paths, "/runs", shell.copy.staging, timeout=9)
 
-    pulled = pull.pull(shell.here, listed, fetch, lambda path: coming + pull.RESERVE + spare)
+    pulled = pull.pull(shell.copy, listed, fetch, lambda path: coming + pull.RESERVE + spare)
     assert (pulled.local_disk_full, pulled.verified) == (full, not full)
 
 

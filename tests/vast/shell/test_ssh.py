@@ -188,7 +188,7 @@ def test_an_address_that_a_later_instance_is_given_is_a_first_contact_again(benc
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("denied", "denied"), ("refused", "unreachable"), ("timed", "unreachable"), ("changed", "stranger")],
+    [("denied", "denied"), ("refused", "unreachable"), ("timed", "unreachable"), ("changed", "wrong-host")],
 )
 def test_what_ssh_says_is_told_apart(bench: Bench, mode: str, kind: str) -> None:
     bench.mode(mode)
@@ -207,7 +207,7 @@ def test_what_is_not_known_is_unreachable() -> None:
     assert outcome(Ended(None, err="ssh: cannot be started")).kind == "unreachable"
     assert (
         outcome(Ended(255, err="root@h: Permission denied (publickey).\nHost key verification failed.")).kind
-        == "stranger"
+        == "wrong-host"
     )
 
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
 import vast.supervisor.loop as supervise_module
-import vast.supervisor.observe as fold_module
+import vast.supervisor.observe as observe_module
 from vast import policy as policies
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
@@ -145,9 +145,11 @@ def _rules(monkeypatch: pytest.MonkeyPatch, drop: Callable[..., Any], put: Calla
         monkeypatch.setitem(decide_module.RULES, phase, new)
 
 
-def _fold(monkeypatch: pytest.MonkeyPatch, change: Callable[[RunState, Observation], Observation]) -> None:
-    original = fold_module.fold
-    monkeypatch.setattr(advance_module, "fold", lambda state, obs, policy: original(state, change(state, obs), policy))
+def _observe(monkeypatch: pytest.MonkeyPatch, change: Callable[[RunState, Observation], Observation]) -> None:
+    original = observe_module.observe
+    monkeypatch.setattr(
+        advance_module, "observe", lambda state, obs, policy: original(state, change(state, obs), policy)
+    )
 
 
 def test_mutation_an_empty_list_is_taken_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +158,8 @@ def test_mutation_an_empty_list_is_taken_for_none(monkeypatch: pytest.MonkeyPatc
             return obs
         return replace(obs, single=((state.machine.id, GONE),))
 
-    monkeypatch.setattr(fold_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
-    _fold(monkeypatch, change)
+    monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
+    _observe(monkeypatch, change)
     assert caught("unknown", seeds=800)
 
 
@@ -167,7 +169,7 @@ def test_mutation_a_listing_that_failed_is_taken_for_an_empty_one(monkeypatch: p
             return replace(obs, instances=(), single=((state.machine.id, GONE),), account=obs.account or _account())
         return obs
 
-    _fold(monkeypatch, change)
+    _observe(monkeypatch, change)
     assert caught("unknown")
 
 
@@ -190,7 +192,7 @@ def test_mutation_a_refused_key_does_not_freeze_verdicts(monkeypatch: pytest.Mon
 
 
 def test_mutation_the_second_proof_of_absence_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
+    monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
     assert caught("absence", seeds=100)
 
 
@@ -215,7 +217,7 @@ def _without_strays(monkeypatch: pytest.MonkeyPatch) -> None:
             else replace(obs, instances=tuple(one for one in obs.instances if one.id in known))
         )
 
-    _fold(monkeypatch, change)
+    _observe(monkeypatch, change)
 
 
 def test_mutation_an_unclear_create_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +281,7 @@ def test_mutation_exit_0_without_a_manifest_is_done(monkeypatch: pytest.MonkeyPa
 
 
 def test_mutation_our_own_dead_network_is_taken_for_a_dead_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fold(monkeypatch, lambda state, obs: replace(obs, network=True))
+    _observe(monkeypatch, lambda state, obs: replace(obs, network=True))
     original = decide_module.machine_trouble
 
     def trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -302,23 +304,23 @@ def _seen(state: RunState, t: float) -> RunState:
 
 def test_mutation_a_stranger_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     def change(state: RunState, obs: Observation) -> Observation:
-        if obs.host is None or obs.host.contact != "stranger":
+        if obs.host is None or obs.host.contact != "wrong-host":
             return obs
         return replace(obs, host=replace(obs.host, contact="ok"))
 
-    _fold(monkeypatch, change)
+    _observe(monkeypatch, change)
     monkeypatch.setattr(decide_module, "in_touch", lambda obs, machine: obs.looked and obs.host is not None)
     assert caught("unknown")
 
 
 def test_mutation_foreign_labels_are_taken_for_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_module, "_is_ours", lambda one, run_id: True)
+    monkeypatch.setattr(observe_module, "_is_ours", lambda one, run_id: True)
     assert caught("foreign", seeds=30)
 
 
 def test_mutation_a_job_starts_before_the_switch_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = fold_module._host
-    monkeypatch.setattr(fold_module, "_host", lambda *args: replace(original(*args), armed=True))
+    original = observe_module._host
+    monkeypatch.setattr(observe_module, "_host", lambda *args: replace(original(*args), armed=True))
     assert caught("armed", seeds=600)
 
 

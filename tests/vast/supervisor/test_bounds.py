@@ -53,10 +53,10 @@ def test_a_call_to_the_market_with_all_its_tries_does_not_outlast_a_renewal_of_t
 
 
 def test_a_command_on_a_host_leaves_time_for_the_next_renewal() -> None:
-    within(10, hostshell.LOOK, hostshell.COMMAND)
+    within(10, hostshell.PROBE, hostshell.COMMAND)
     within(30, hostshell.COMMAND, RENEW / 4)  # a failed renewal is tried again after this
     within(ssh.CONNECT, hostshell.FRESH, 3 * URGENT + 1)  # what answered then may be another machine by now
-    within(5, ssh.CONNECT, hostshell.LOOK / 2)  # direct, then by the proxy
+    within(5, ssh.CONNECT, hostshell.PROBE / 2)  # direct, then by the proxy
     within(URGENT + 1, ssh.PERSIST, RENEW)  # one connection lasts over urgent looks, and not for ever
     within(1, ssh.CLOSE, 10)
     within(1, programs.KILL_PATIENCE, 10)
@@ -103,7 +103,7 @@ def test_the_runner_gives_a_job_what_the_policy_and_the_switch_count_on() -> Non
     within(2, attempt.LONGEST_PAUSE, attempt.RETRY_SECONDS / 4)
     assert runner.PATIENCE == attempt.RETRY_SECONDS + 30
     within(200 * (classify._FAR + classify._AFTER), attempt.TAIL_BYTES, 2**20)  # 200 bytes a line
-    within(1, look.SMI_SECONDS, hostshell.LOOK / 4)  # a driver that hangs must not hide the rest of a look
+    within(1, look.SMI_SECONDS, hostshell.PROBE / 4)  # a driver that hangs must not hide the rest of a look
     within(POLICY.stall.beat_age, look.SILENCE, 3600)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.vast.fakes.states import POLICY, START, host, job, look, machine, provisioning, running
 from vast.supervisor.schedule import LEAD, alerts, interval, wake_at
-from vast.supervisor.state import Doomed, Intent, Phase, RunState
+from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState
 
 
 def pause(state: RunState, t: float = 1000.0) -> float:
@@ -40,7 +40,7 @@ def test_a_host_that_does_not_answer_is_looked_at_urgently_for_a_third_of_its_ti
 
 
 def test_what_is_being_destroyed_is_looked_at_less_and_less_often() -> None:
-    one = Doomed(5, 1.0, 0.0, "done")
+    one = PendingDestroy(5, 1.0, 0.0, "done")
     state = replace(START, phase=Phase.TERMINATING)
     spacing, urgent = POLICY.absence_spacing, POLICY.cadence.urgent
     pauses = [pause(replace(state, doomed=(replace(one, tries=n),))) for n in range(4)]
@@ -56,7 +56,7 @@ def test_the_supervisor_wakes_for_whatever_comes_first() -> None:
     assert wake_at(1000.0, replace(state, lease_at=1300.0), POLICY) == 1300.0
     unarmed = replace(state, lease_at=1300.0, machine=replace(machine(state), armed=False))
     assert wake_at(1000.0, unarmed, POLICY) == 5000.0
-    one = Doomed(9, 0.0, 0.0, "away", next_try=1200.0)
+    one = PendingDestroy(9, 0.0, 0.0, "away", next_try=1200.0)
     assert wake_at(1000.0, replace(state, doomed=(one,)), POLICY) == 1200.0
     assert wake_at(1000.0, replace(state, doomed=(replace(one, absent=1),)), POLICY) == 5000.0
     far = replace(running(), look_at=9e9, lease_at=9e9)
@@ -73,7 +73,7 @@ def test_the_supervisor_wakes_for_whatever_comes_first() -> None:
 
 def test_alerts_are_up_from_their_numbers_on() -> None:
     limit = POLICY.destroy.alarm_tries
-    one = Doomed(5, 1.0, 0.0, "done", tries=limit - 1)
+    one = PendingDestroy(5, 1.0, 0.0, "done", tries=limit - 1)
     assert alerts(replace(START, doomed=(one,)), 0.0, POLICY) == ()
     assert alerts(replace(START, doomed=(replace(one, tries=limit),)), 0.0, POLICY) == ("destroy",)
     looks = POLICY.unreachable.looks

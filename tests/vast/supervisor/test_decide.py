@@ -21,10 +21,10 @@ from tests.vast.fakes.states import (
 )
 from vast.ports import GONE, Account, Address, CreateResult, Host, JobReport, Pulled, Status
 from vast.supervisor import reasons
-from vast.supervisor.advance import AFTER, advance, judged
+from vast.supervisor.advance import AFTER, advance, apply_verdict
 from vast.supervisor.decide import RULES, decide
 from vast.supervisor.schedule import alerts, interval, pause_before
-from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, RunState, spent
+from vast.supervisor.state import Action, Do, Intent, Machine, Observation, PendingDestroy, Phase, RunState, spent
 
 # ---- what could not be seen -------------------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ def test_a_host_is_replaced_only_after_enough_failed_looks_and_enough_time() -> 
 
 
 def test_a_stranger_is_an_address_that_does_not_answer() -> None:
-    wrong = host(job("ended", 9, end_reason="done", complete=True), contact="stranger")
+    wrong = host(job("ended", 9, end_reason="done", complete=True), contact="wrong-host")
     state, obs = look(running(), 1000.0, host=wrong)
     assert decide(obs, state, POLICY).do is Do.WAIT
     assert state.machine is not None and state.machine.job == job() and state.machine.failed == 1
@@ -191,12 +191,12 @@ def test_a_hang_needs_several_looks_and_an_idle_gpu() -> None:
         for t in (1000.0, 1180.0, 1360.0):
             state, obs = look(state, t, host=host(still, gpu=gpu))
         assert decide(obs, state, POLICY).why == expected
-    state = judged(replace(running(job=still), retries=(("hang", 1),)), 1.0, "hang", POLICY)
+    state = apply_verdict(replace(running(job=still), retries=(("hang", 1),)), 1.0, "hang", POLICY)
     assert state.over and state.verdict == "hang"
 
 
 def test_a_machine_is_destroyed_only_after_a_verified_pull() -> None:
-    state = judged(running(job=job("ended", end_reason="nan")), 1000.0, "nan", POLICY)
+    state = apply_verdict(running(job=job("ended", end_reason="nan")), 1000.0, "nan", POLICY)
     state, obs = look(state, 1010.0, host=host(job("ended", end_reason="nan")))
     action = decide(obs, state, POLICY)
     assert (action.do, action.everything) == (Do.PULL, True)
@@ -210,7 +210,9 @@ def test_a_machine_is_destroyed_only_after_a_verified_pull() -> None:
 
 
 def test_delete_is_repeated_for_ever_with_growing_pauses_and_an_alarm() -> None:
-    state = replace(START, phase=Phase.TERMINATING, over=True, created_at=0.0, doomed=(Doomed(5, 1.0, 0.0, "done"),))
+    state = replace(
+        START, phase=Phase.TERMINATING, over=True, created_at=0.0, doomed=(PendingDestroy(5, 1.0, 0.0, "done"),)
+    )
     t, pauses = 1000.0, []
     for _ in range(8):
         action = decide(Observation(t), state, POLICY)
@@ -238,7 +240,7 @@ def test_closed_only_after_two_listings_without_the_run_apart_in_time() -> None:
 def test_a_lost_machine_may_be_replaced_while_it_is_still_being_destroyed_and_others_may_not() -> None:
     state = replace(START, phase=Phase.TERMINATING, created_at=0.0, attempt=1)
     for lost, accepted, expected in ((True, True, Do.PROCEED), (True, False, Do.WAIT), (False, True, Do.WAIT)):
-        doomed = Doomed(5, 1.0, 0.0, "away", lost=lost, tries=1, next_try=9e9, accepted=accepted)
+        doomed = PendingDestroy(5, 1.0, 0.0, "away", lost=lost, tries=1, next_try=9e9, accepted=accepted)
         assert decide(Observation(500.0), replace(state, doomed=(doomed,)), POLICY).do is expected
 
 
@@ -257,7 +259,7 @@ def test_destroy_on_keeps_a_machine_for_a_person_until_the_caps() -> None:
 def test_the_tables_are_whole() -> None:
     assert RULES.keys() == set(Phase) and AFTER.keys() == set(Do)
     for name, reason in reasons.REASONS.items():
-        state = judged(running(), 1000.0, name, POLICY)
+        state = apply_verdict(running(), 1000.0, name, POLICY)
         if reason.again == "here":
             assert state.restart == name or state.verdict == name
         else:
@@ -380,6 +382,6 @@ def test_pauses_grow_differ_between_runs_and_are_the_same_for_the_same_run() -> 
 
 def test_what_was_spent_counts_every_machine_whose_absence_is_not_proven() -> None:
     state = replace(
-        running(), doomed=(Doomed(6, 2.0, 0.0, "away"),), intent=Intent(1, 1, 0.5, 1800.0, 1800.0), settled=1.0
+        running(), doomed=(PendingDestroy(6, 2.0, 0.0, "away"),), intent=Intent(1, 1, 0.5, 1800.0, 1800.0), settled=1.0
     )
     assert spent(state, 3600.0) == pytest.approx(1.0 + 1.0 + 2.0 + 0.25)

@@ -23,7 +23,7 @@ from tests.vast.fakes.states import (
 from vast.ports import GONE, Host, Pulled, Status
 from vast.supervisor.decide import RULES, decide, destroy_due
 from vast.supervisor.machine_rules import KEY_PAUSE
-from vast.supervisor.state import Action, Do, Doomed, Observation, Phase
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase
 
 LIMITS = POLICY.deadlines
 
@@ -49,6 +49,11 @@ def test_a_machine_that_is_stopped_and_still_answers_is_fetched_from() -> None:
     silent = replace(state, machine=replace(machine(state), failed=1, failed_since=1000.0))
     given_up = after(silent, 1010.0, instances=stopped, host=UNREACHABLE)
     assert (given_up.do, given_up.why) == (Do.PROCEED, "the machine is stopped and does not answer")
+    second = replace(silent, machine=replace(machine(silent), stopped=1))
+    assert after(second, 1010.0, instances=stopped, host=UNREACHABLE).do is Do.PROCEED
+    blind = replace(silent, machine=replace(machine(silent), stopped=2, failed=2, absent=2))
+    assert decide(Observation(1010.0), blind, POLICY).do is Do.WAIT  # no look, no proof
+    assert after(blind, 1010.0, account=None, instances=None, host=None).do is Do.WAIT
 
 
 def test_a_machine_that_vanished_is_not_waited_for() -> None:
@@ -62,7 +67,7 @@ def test_a_machine_that_vanished_is_not_waited_for() -> None:
 
 def test_other_machines_are_destroyed_while_one_is_fetched_from() -> None:
     state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
-    state = replace(state, doomed=(Doomed(9, 1.0, 0.0, "extra"),))
+    state = replace(state, doomed=(PendingDestroy(9, 1.0, 0.0, "extra"),))
     assert after(state, 1010.0) == Action(Do.DESTROY, 1010.0, "extra", 9)
     for phase in (Phase.PROVISIONING, Phase.RUNNING, Phase.COLLECTING, Phase.TERMINATING):
         assert destroy_due in RULES[phase]
@@ -75,7 +80,10 @@ def test_what_runs_is_fetched_from_at_its_pace_and_only_for_news() -> None:
     assert after(state, 999 + pause, host=news).do is not Do.PULL
     assert after(state, 1000 + pause, host=news) == Action(Do.PULL, 1000 + pause)
     assert after(replace(state, home="checkpoint-9"), 1000 + pause, host=news).do is not Do.PULL
+    assert after(replace(state, pull_next=1000 + pause), 1000 + pause, host=news).do is Do.PULL
     assert after(replace(state, pull_next=1001 + pause), 1000 + pause, host=news).do is not Do.PULL
+    seen, _ = look(state, 1000 + pause, host=news)
+    assert decide(Observation(1000 + pause), seen, POLICY).do is not Do.PULL  # not on the word of an old look
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,8 @@ def test_the_lease_is_renewed_at_its_pace_and_soon_again_after_a_failure() -> No
     due = replace(running(), lease_at=1000.0)
     assert after(due, 1000.0) == Action(Do.RENEW, 1000.0, until=35000.0)
     assert after(due, 999.0).do is not Do.RENEW
+    collecting = replace(due, phase=Phase.COLLECTING, verdict="nan")
+    assert after(collecting, 36500.0) == Action(Do.RENEW, 36500.0, until=0.0)  # a deadline is never in the past
     assert after(replace(due, machine=replace(machine(due), armed=False)), 1000.0, host=None).do is not Do.RENEW
 
 
@@ -133,7 +143,11 @@ def test_a_key_is_attached_again_after_a_pause() -> None:
 
 
 def test_an_accepted_delete_is_given_time_to_become_true() -> None:
-    state = replace(START, phase=Phase.TERMINATING, doomed=(Doomed(5, 1.0, 0.0, "done"), Doomed(6, 1.0, 0.0, "away")))
+    state = replace(
+        START,
+        phase=Phase.TERMINATING,
+        doomed=(PendingDestroy(5, 1.0, 0.0, "done"), PendingDestroy(6, 1.0, 0.0, "away")),
+    )
     state = replace(state, look_at=9e9)
     accepted = then(state, Do.DESTROY, 1000.0, "accepted", instance_id=5)
     first, other = accepted.doomed
@@ -145,7 +159,7 @@ def test_an_accepted_delete_is_given_time_to_become_true() -> None:
 
 
 def test_delete_waits_for_its_pause_and_stops_at_a_proof() -> None:
-    one = Doomed(5, 1.0, 0.0, "done", tries=1, next_try=1000.0)
+    one = PendingDestroy(5, 1.0, 0.0, "done", tries=1, next_try=1000.0)
     state = replace(START, phase=Phase.TERMINATING, over=True, created_at=0.0, look_at=9e9)
     assert decide(Observation(999.0), replace(state, doomed=(one,)), POLICY).do is Do.WAIT
     assert decide(Observation(1000.0), replace(state, doomed=(one,)), POLICY).do is Do.DESTROY

@@ -15,7 +15,7 @@ from jobs.errors import DiskFull, RunStateError
 from vast.ports import Address, JobReport, Offer, OfferQuery, Status, label_text, parse_label
 from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal, RunClock, Stamp, Superseded
-from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Phase, Plan, RunState, begin
+from vast.supervisor.state import Action, Do, Intent, Machine, PendingDestroy, Phase, Plan, RunState, begin
 
 PLAN = Plan("run-1", "image", ("prefill", "stage5b"), OfferQuery(banned_machines=frozenset({3})), 10.0, 3600.0)
 AT = Stamp(1.0, 100.0, 50.0, "boot-a")
@@ -34,7 +34,7 @@ STATE = replace(
     phase=Phase.RUNNING,
     machine=MACHINE,
     intent=Intent(1, 2, 0.5, 1.0, 2.0),
-    doomed=(Doomed(9, 1.0, 2.0, "away", lost=True),),
+    doomed=(PendingDestroy(9, 1.0, 2.0, "away", lost=True),),
     retries=(("bug", 1),),
     history=((1.0, "rented"),),
 )

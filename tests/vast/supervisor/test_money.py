@@ -10,11 +10,11 @@ import pytest
 from tests.vast.fakes.states import OFFER, POLICY, START, host, instance, job, look, provisioning, running
 from vast.policy import Policy
 from vast.ports import GONE, CreateResult, Offer, Pulled
-from vast.supervisor.advance import advance, judged
+from vast.supervisor.advance import advance, apply_verdict
 from vast.supervisor.decide import decide
 from vast.supervisor.reasons import REASONS
 from vast.supervisor.schedule import alerts
-from vast.supervisor.state import Action, Do, Doomed, Intent, Machine, Observation, Phase, RunState, burn, spent
+from vast.supervisor.state import Action, Do, Intent, Machine, Observation, PendingDestroy, Phase, RunState, burn, spent
 
 
 def decided(state: RunState, t: float, policy: Policy = POLICY, **seen: Any) -> Action:
@@ -61,7 +61,8 @@ def test_the_market_is_searched_at_the_urgent_pace_until_the_deadline() -> None:
 def test_a_search_without_an_answer_moves_the_deadline_and_an_empty_one_does_not() -> None:
     search = Action(Do.SEARCH, 50.0)
     assert advance(provisioning(), search, None, POLICY).waits_from == 50.0
-    assert advance(provisioning(), search, (), POLICY).waits_from == 0.0
+    empty = advance(provisioning(), search, (), POLICY)
+    assert (empty.waits_from, empty.offers_at, empty.offers) == (0.0, 50.0, ())
 
 
 def test_one_attempt_asks_for_a_bounded_number_of_offers() -> None:
@@ -73,26 +74,28 @@ def test_nothing_is_rented_that_the_budget_does_not_carry_through_two_reserves()
     """$20 and $1.00/h: half an hour, twice the reserve, must be left. Machines that are not gone yet bill on."""
     assert decided(provisioning(settled=19.5), 10.0).do is Do.CREATE
     assert decided(provisioning(settled=19.51), 10.0).why == "budget"
-    old = (Doomed(4, 1.0, 10.0, "away", tries=1, next_try=9e9),)
+    old = (PendingDestroy(4, 1.0, 10.0, "away", tries=1, next_try=9e9),)
     assert decided(provisioning(settled=19.0, doomed=old), 10.0).do is Do.CREATE
     assert decided(provisioning(settled=19.01, doomed=old), 10.0).why == "budget"
 
 
 def test_one_run_rents_a_bounded_number_of_machines() -> None:
     for attempt, over in ((POLICY.attempts - 1, False), (POLICY.attempts, True)):
-        assert judged(replace(running(), attempt=attempt), 1000.0, "outbid", POLICY).over is over
-    lost = judged(replace(running(), attempt=1, retries=(("lost", POLICY.retries.lost),)), 1000.0, "lost", POLICY)
+        assert apply_verdict(replace(running(), attempt=attempt), 1000.0, "outbid", POLICY).over is over
+    lost = apply_verdict(
+        replace(running(), attempt=1, retries=(("lost", POLICY.retries.lost),)), 1000.0, "lost", POLICY
+    )
     assert (lost.over, lost.verdict, lost.phase) == (False, "lost", Phase.COLLECTING)
 
 
 def test_a_start_on_the_same_machine_is_counted_by_reason() -> None:
     state = running()
     for count in range(1, POLICY.retries.killed + 1):
-        state = judged(state, 1000.0, "killed", POLICY)
+        state = apply_verdict(state, 1000.0, "killed", POLICY)
         assert (state.restart, dict(state.retries)) == ("killed", {"killed": count})
-    state = judged(state, 1000.0, "bug", POLICY)
+    state = apply_verdict(state, 1000.0, "bug", POLICY)
     assert state.restart == "bug" and not state.over
-    state = judged(state, 1000.0, "killed", POLICY)
+    state = apply_verdict(state, 1000.0, "killed", POLICY)
     assert (state.restart, state.over, state.verdict) == (None, True, "killed")
 
 
@@ -149,7 +152,7 @@ def test_a_refused_create_is_followed_by_the_next_offer_and_no_credit_ends_the_r
     assert (gone.machine, gone.intent, gone.doomed, gone.banned) == (None, None, (), ())
     assert decided(gone, 11.0).offer == gone.offers[0]
     refused = created(CreateResult("refused", 77))
-    assert refused.doomed == (Doomed(77, 1.5, 10.0, "not-started"),) and refused.banned == (OFFER.machine_id,)
+    assert refused.doomed == (PendingDestroy(77, 1.5, 10.0, "not-started"),) and refused.banned == (OFFER.machine_id,)
     broke = created(CreateResult("no-credit"))
     assert (broke.phase, broke.verdict, broke.over) == (Phase.TERMINATING, "no-credit", True)
 
@@ -173,17 +176,17 @@ def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(r
 def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
     """The intent was for that machine: kept, it would bill a second one for ever and hold the run open."""
     intent = Intent(OFFER.id, 1, 1.5, 10.0, 10.0)
-    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=10.0, intent=intent)
+    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=70.0, intent=intent)
     state, obs = look(state, 90.0, instances=(replace(instance(6), dollars_per_hour=1.5),), host=None)
     assert state.intent is None and state.machine is None
-    assert state.doomed == (Doomed(6, 1.5, 10.0, "extra"),)
+    assert state.doomed == (PendingDestroy(6, 1.5, 10.0, "extra"),)
     assert burn(state) == 1.5 and spent(state, 3610.0) == 1.5
     assert decide(obs, state, POLICY) == Action(Do.DESTROY, 90.0, "extra", 6)
 
 
 def test_a_stranger_without_a_create_bills_from_the_look_that_saw_it() -> None:
     state, _ = look(replace(START, phase=Phase.PROVISIONING), 90.0, instances=(instance(6),), host=None)
-    assert state.doomed == (Doomed(6, 1.0, 90.0, "extra"),)
+    assert state.doomed == (PendingDestroy(6, 1.0, 90.0, "extra"),)
 
 
 @pytest.mark.parametrize(
@@ -202,10 +205,12 @@ def test_what_an_unseen_create_may_have_cost_while_nobody_looked_is_counted(sinc
     state = replace(provisioning(), intent=intent, settled=3.0)
     state, _ = look(state, 1000.0, instances=(), host=None)
     assert state.intent is None and state.settled == pytest.approx(3.0 + dollars)
+    open_still = replace(provisioning(), intent=replace(intent, listings=0), settled=3.0)
+    assert look(open_still, 1000.0, instances=(), host=None)[0].settled == 3.0
 
 
 def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more() -> None:
-    one = Doomed(5, 2.0, 100.0, "away", tries=1, next_try=9e9, absent=1, absent_at=1000.0)
+    one = PendingDestroy(5, 2.0, 100.0, "away", tries=1, next_try=9e9, absent=1, absent_at=1000.0)
     other = replace(one, id=6, absent=0, absent_at=None)
     state = replace(START, phase=Phase.TERMINATING, doomed=(one, other), settled=1.0, created_at=0.0)
     state, _ = look(state, 1900.0, instances=(instance(6),), single=((5, GONE),), host=None)
@@ -233,11 +238,11 @@ def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> Non
 
 @pytest.mark.parametrize(("reason", "banned"), [("gpu-fault", (1,)), ("host-lost", (1,)), ("outbid", ())])
 def test_a_machine_at_fault_is_not_rented_again_by_the_run(reason: str, banned: tuple[int, ...]) -> None:
-    state = judged(running(), 1000.0, reason, POLICY)
+    state = apply_verdict(running(), 1000.0, reason, POLICY)
     if state.phase is Phase.COLLECTING:
         state = advance(state, Action(Do.PROCEED, 1010.0), None, POLICY)
     assert (state.phase, state.banned, state.machine) == (Phase.TERMINATING, banned, None)
-    assert state.doomed == (Doomed(5, 1.0, 0.0, reason, lost=reason == "host-lost"),)
+    assert state.doomed == (PendingDestroy(5, 1.0, 0.0, reason, lost=reason == "host-lost"),)
 
 
 def test_a_third_failed_pull_is_told_and_a_full_disk_is_not_waited_for_any_longer() -> None:

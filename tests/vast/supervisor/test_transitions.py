@@ -23,9 +23,9 @@ from tests.vast.fakes.states import (
     then,
 )
 from vast.ports import GONE, CreateResult
-from vast.supervisor.advance import advance, condemned, judged
+from vast.supervisor.advance import advance, apply_verdict, start_destroying
 from vast.supervisor.decide import decide
-from vast.supervisor.state import Action, Do, Doomed, Intent, Observation, Phase, RunState
+from vast.supervisor.state import Action, Do, Intent, Observation, PendingDestroy, Phase, RunState
 
 USED: dict[str, Any] = dict(fetched=True, pull_failures=2, pull_next=7.0, restart="killed", look_at=9e9)
 
@@ -73,39 +73,39 @@ def test_without_a_pause_the_next_look_is_a_second_later() -> None:
 def test_a_verdict_that_starts_the_job_again_changes_no_phase() -> None:
     crashed = job("ended", attempt=2, end_reason="bug", fingerprint="f")
     before = replace(running(job=crashed, judged=1, stalled=2), **{**USED, "restart": None}, fingerprints=("e",))
-    assert judged(before, 1000.0, "bug", POLICY) == replace(
+    assert apply_verdict(before, 1000.0, "bug", POLICY) == replace(
         before, machine=replace(machine(before), judged=2, stalled=0), retries=(("bug", 1),), fingerprints=("e", "f"),
         restart="bug", fetched=False, pull_next=0.0, look_at=1000.0, history=((1000.0, "verdict: bug"),),
     )  # fmt: skip
     unknown = replace(before, machine=replace(machine(before), job=replace(crashed, fingerprint=None)))
-    assert judged(unknown, 1000.0, "bug", POLICY).fingerprints == ("e",)
-    assert judged(before, 1000.0, "killed", POLICY).fingerprints == ("e",)
+    assert apply_verdict(unknown, 1000.0, "bug", POLICY).fingerprints == ("e",)
+    assert apply_verdict(before, 1000.0, "killed", POLICY).fingerprints == ("e",)
 
 
 def test_a_verdict_that_leaves_the_machine_fetches_first() -> None:
     before = replace(running(job=job(attempt=3), judged=1, stalled=1), **USED)
-    assert judged(before, 1000.0, "outbid", POLICY) == replace(
+    assert apply_verdict(before, 1000.0, "outbid", POLICY) == replace(
         before, machine=replace(machine(before), judged=3), phase=Phase.COLLECTING, phase_since=1000.0, verdict="outbid",
         over=False, restart=None, fetched=False, pull_failures=0, pull_next=0.0, waits_from=1000.0, look_at=1000.0,
         history=((1000.0, "verdict: outbid"),),
     )  # fmt: skip
-    assert machine(judged(before, 1000.0, "asked", POLICY)).judged == 1  # that is no end of the job
-    assert machine(judged(running(job=None, judged=1), 1000.0, "outbid", POLICY)).judged == 1
+    assert machine(apply_verdict(running(judged=0), 1000.0, "asked", POLICY)).judged == 0  # that is no end of the job
+    assert machine(apply_verdict(running(job=None, judged=1), 1000.0, "outbid", POLICY)).judged == 1
 
 
 @pytest.mark.parametrize(("reason", "lost"), [("host-lost", True), ("away", True), ("vanished", True), ("ssh", False)])
 def test_a_verdict_on_a_machine_out_of_reach_destroys_it_and_names_the_loss(reason: str, lost: bool) -> None:
     before = replace(running(), **{**USED, "fetched": True})
-    after_it = judged(before, 1000.0, reason, POLICY)
+    after_it = apply_verdict(before, 1000.0, reason, POLICY)
     banned = () if reason == "vanished" else (1,)
     assert after_it == replace(
         before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, verdict=reason, restart=None, fetched=False,
         pull_failures=0, pull_next=0.0, waits_from=1000.0, look_at=1000.0, banned=banned,
-        doomed=(Doomed(5, 1.0, 0.0, reason, lost=lost),), lost_artifacts=f"{reason}: {reason}; at home: nothing",
+        doomed=(PendingDestroy(5, 1.0, 0.0, reason, lost=lost),), lost_artifacts=f"{reason}: {reason}; at home: nothing",
         history=((1000.0, f"verdict: {reason}"), (1000.0, f"destroying 5: {reason}")),
     )  # fmt: skip
-    assert judged(fresh(ran_at=1.0), 1000.0, reason, POLICY).lost_artifacts is None  # no job was there
-    empty = judged(START, 1000.0, "no-offers", POLICY)
+    assert apply_verdict(fresh(ran_at=1.0), 1000.0, reason, POLICY).lost_artifacts is None  # no job was there
+    empty = apply_verdict(START, 1000.0, "no-offers", POLICY)
     assert (empty.phase, empty.doomed, empty.lost_artifacts) == (Phase.TERMINATING, (), None)
 
 
@@ -113,9 +113,9 @@ def test_a_verdict_on_a_machine_out_of_reach_destroys_it_and_names_the_loss(reas
     ("reason", "told"), [("image", True), ("host-fault", True), ("loading", True), ("away", False)]
 )
 def test_a_verdict_keeps_the_hosts_words_where_they_explain_it(reason: str, told: bool) -> None:
-    said = judged(fresh(message="manifest unknown"), 10.0, reason, POLICY).history[0]
+    said = apply_verdict(fresh(message="manifest unknown"), 10.0, reason, POLICY).history[0]
     assert said == (10.0, f"verdict: {reason}" + (": manifest unknown" if told else ""))
-    assert judged(fresh(), 10.0, reason, POLICY).history[0] == (10.0, f"verdict: {reason}")
+    assert apply_verdict(fresh(), 10.0, reason, POLICY).history[0] == (10.0, f"verdict: {reason}")
 
 
 # ---- the end of a machine and of the run -------------------------------------------------------------------------------
@@ -136,15 +136,15 @@ def test_after_fetching_the_machine_is_destroyed(fetched: bool, home: str | None
         look_at=9e9,
     )
     assert then(before, Do.PROCEED, 1000.0, None, why="the time is up") == replace(
-        before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, doomed=(Doomed(5, 1.0, 0.0, "nan"),), restart=None,
+        before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, doomed=(PendingDestroy(5, 1.0, 0.0, "nan"),), restart=None,
         lost_artifacts=loss, look_at=1000.0, history=((1000.0, "destroying 5: nan"),),
     )  # fmt: skip
 
 
 def test_machines_that_are_being_destroyed_add_up() -> None:
-    first = Doomed(9, 2.0, 0.0, "extra")
-    state = condemned(replace(running(), doomed=(first,), banned=(8,)), 10.0, "gpu-fault")
-    assert state.doomed == (first, Doomed(5, 1.0, 0.0, "gpu-fault")) and state.banned == (8, 1)
+    first = PendingDestroy(9, 2.0, 0.0, "extra")
+    state = start_destroying(replace(running(), doomed=(first,), banned=(8,)), 10.0, "gpu-fault")
+    assert state.doomed == (first, PendingDestroy(5, 1.0, 0.0, "gpu-fault")) and state.banned == (8, 1)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,14 @@ def test_what_is_done_to_a_host_names_its_time_and_its_reason() -> None:
         )
         collecting = replace(running(job=hung), phase=Phase.COLLECTING, verdict="budget", waits_from=900.0)
         assert after(collecting, 1000.0, host=host(hung)).do is Do.STOP
-    unarmed = replace(running(), restart="bug")
-    assert after(unarmed, 1000.0, host=host(job("ended"), armed=False)).do is not Do.START
+    again = replace(running(boot_at=900.0), restart="bug")
+    assert after(again, 1000.0, host=host(job("ended"))) == Action(Do.START, 1000.0, "bug")
+    assert after(again, 1000.0, host=host(job("ended"), armed=False)).do is Do.WAIT
+    full = replace(again, restart="disk-full", pull_next=1000.0)
+    assert after(full, 1000.0, host=host(job("ended"))) == Action(Do.PULL, 1000.0)
+    assert after(replace(full, pull_next=1001.0), 1000.0, host=host(job("ended"))).do is Do.WAIT
+    ready = replace(fresh(ran_at=100.0, boot="b1", armed=True), lease_at=1e9)
+    assert after(ready, 200.0, host=host(job("absent"))) == Action(Do.START, 200.0, "first")
 
 
 # ---- proofs -------------------------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ def test_what_is_done_to_a_host_names_its_time_and_its_reason() -> None:
 def test_a_machine_that_shows_up_again_is_not_gone() -> None:
     spacing = POLICY.absence_spacing
     gone: dict[str, Any] = {"instances": (), "single": ((5, GONE),), "host": None}
-    one = Doomed(5, 1.0, 0.0, "away", tries=1, next_try=9e9, accepted=True)
+    one = PendingDestroy(5, 1.0, 0.0, "away", tries=1, next_try=9e9, accepted=True)
     state: RunState = replace(START, phase=Phase.TERMINATING, created_at=0.0, doomed=(one,))
     state, _ = look(state, 1000.0, **gone)
     assert state.doomed == (replace(one, absent=1, absent_at=1000.0),)

@@ -1,0 +1,72 @@
+"""A run belongs to the account that rented its machine: the key of another one proves nothing and ends nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vast.fakes.command_line import Killed, World
+from tests.vast.fakes.scripted_shell import ScriptedShell, running
+from vast.ports import Account
+from vast.records.run_dir import Folder
+from vast.session.account_guard import AccountGuard
+from vast.supervisor.state import Phase
+
+UP = ("up", "stage3b", "--profile", "ci", "--yes")
+
+
+def left_running(world: World) -> Folder:
+    """A run whose supervisor is dead and whose machine lives."""
+
+    def die(look: int) -> None:
+        raise Killed
+
+    world.shell = ScriptedShell([running(step) for step in range(1, 500)], on_look=die)
+    world.vast(*UP)
+    world.shell.on_look = lambda look: None
+    return world.folder
+
+
+@pytest.mark.parametrize("command", ["attach", "down"])
+def test_a_key_of_another_account_is_refused_and_the_machine_stays_known(world: World, command: str) -> None:
+    folder = left_running(world)
+    mine = world.fake.market.rentals
+    world.fake.account_id, world.fake.market.rentals = 2, {}
+    refused = world.vast(command, folder.run_id)
+    assert refused.exit_code == 2, refused.output
+    assert f"{folder.path}: was begun with account 1, and this key is of account 2; set VAST_API_KEY" in refused.stderr
+    last = folder.last()
+    assert last is not None and last.state.phase is not Phase.CLOSED
+    world.fake.account_id, world.fake.market.rentals = 1, mine
+    assert world.vast("down", folder.run_id).exit_code == 0
+    assert world.fake.market.living() == []
+
+
+def test_a_key_that_changes_to_another_account_while_a_run_is_supervised_proves_no_absence(world: World) -> None:
+    folder = left_running(world)
+    mine, since = world.fake.market.rentals, world.clock.now()
+    real = world.clock.sleep
+
+    def sleep(seconds: float) -> None:
+        other = 3 < world.clock.now() - since < 400
+        world.fake.account_id, world.fake.market.rentals = (2, {}) if other else (1, mine)
+        real(seconds)
+
+    world.clock.sleep = sleep  # type: ignore[method-assign]
+    done = world.vast("down", folder.run_id)
+    world.fake.market.rentals = mine
+    assert (done.exit_code, world.fake.market.living()) == (0, [])
+
+
+class Answers:
+    def __init__(self, answer: Account | None) -> None:
+        self.account = lambda: answer
+
+    def __getattr__(self, name: str) -> object:
+        return name
+
+
+@pytest.mark.parametrize(
+    ("answer", "believed"), [(Account(5.0, 1), True), (Account(5.0, 2), False), (Account(5.0), False), (None, False)]
+)
+def test_only_an_answer_for_the_account_of_the_run_is_believed(answer: Account | None, believed: bool) -> None:
+    assert AccountGuard(Answers(answer), 1).account() == (answer if believed else None)  # type: ignore[arg-type]

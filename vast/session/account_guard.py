@@ -1,0 +1,33 @@
+"""The market as one account sees it: an answer for another account counts as no answer."""
+
+from __future__ import annotations
+
+from jobs.errors import RunStateError
+from vast.ports import Account, Cloud
+from vast.records.run_dir import Folder
+
+
+class AccountGuard:
+    """vast.ports.Cloud around another one: only the answer of `account` is changed.
+
+    Another account lists none of the run's machines, which would look like a proof that they are gone.
+    """
+
+    def __init__(self, cloud: Cloud, expected: int | None) -> None:
+        """expected: the account of the run; None for a market without account numbers."""
+        self._cloud, self._expected = cloud, expected
+        self.search, self.create, self.instances, self.instance = (
+            cloud.search, cloud.create, cloud.instances, cloud.instance)  # fmt: skip
+        self.destroy, self.attach_key, self.logs = cloud.destroy, cloud.attach_key, cloud.logs
+
+    def account(self) -> Account | None:
+        found = self._cloud.account()
+        return None if found is None or found.id != self._expected else found
+
+
+def require_account(cloud: Cloud, expected: int | None, folder: Folder) -> None:
+    """Raises RunStateError if the key is of another account than the run's. No answer is no reason to refuse."""
+    found = cloud.account()
+    if found is not None and found.id != expected:
+        fact = f"was begun with account {expected}, and this key is of account {found.id or 'unknown'}"
+        raise RunStateError(folder.path, fact, "set VAST_API_KEY to the key of the first account")
