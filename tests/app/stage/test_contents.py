@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from app.runtime.ending import TrainingEnded
+from app.runtime.ending import RunEnded
 from app.stage.contents import contents_of, digest_of
 from jobs.config import strict_yaml
 from jobs.config.load import Job, resolve
@@ -44,7 +44,7 @@ def of_model(model: Path) -> list[str]:
 
 
 def interrupted() -> Any:
-    return failing(TrainingEnded("stopped", 75, "run again"))
+    return failing(RunEnded("stopped", 75, "run again"))
 
 
 def test_replaced_weights_are_not_complete_already(start: Start, model: Path) -> None:
@@ -57,7 +57,7 @@ def test_replaced_weights_are_not_complete_already(start: Start, model: Path) ->
 
 
 def test_resuming_with_other_content_is_refused_by_name(start: Start, model: Path) -> None:
-    with pytest.raises(TrainingEnded):
+    with pytest.raises(RunEnded):
         start(interrupted(), sets=of_model(model))
     (model / "model.safetensors").write_bytes(b"2")
     with pytest.raises(
@@ -71,15 +71,15 @@ def test_resuming_with_other_content_is_refused_by_name(start: Start, model: Pat
 def test_continue_starts_anew_on_other_content_and_warns(
     start: Start, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(TrainingEnded):
+    with pytest.raises(RunEnded):
         start(interrupted(), sets=of_model(model))
     (model / "model.safetensors").write_bytes(b"2")
-    assert start(sets=of_model(model), go_on=True).run.path.name.endswith("-2")
+    assert start(sets=of_model(model), proceed=True).run.path.name.endswith("-2")
     assert "was started with other content of model" in caplog.text and "starting anew" in caplog.text
 
 
 def test_a_run_of_older_code_is_read_and_not_resumed_without_a_word(start: Start, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingEnded):
+    with pytest.raises(RunEnded):
         start(interrupted(), sets=of_model(model))
     (path,) = (tmp_path / "runs").glob("stage1/*/stage.yaml")
     record = strict_yaml.read(path, "stage.yaml")
