@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from app.attention.backends import text_config
 from app.attention.block_mask import TILE
+from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
 from app.model.compiled import require_dependence, speed_up, suits
@@ -162,10 +162,18 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if loaded.is_long(section.max_length):
+        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
+        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
+                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
+    loaded.require_rows(
+        ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
+        (f"training example {e.key}" for e in (*kept, *held_out)),
+    )
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)

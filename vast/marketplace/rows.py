@@ -1,19 +1,22 @@
 """Parses the service's JSON into values of vast.ports. Pure; None stands for "cannot be understood", never for absence.
 
-An instance is read strictly: a list in which one row is odd is no list, or a run of ours could be missing from it. An offer
-that is odd is dropped: there are others.
+A list of instances must be complete, or a machine of ours could be missing from it. So the id and label of a row are read
+strictly, and other fields, such as a price as text, may be unknown. A row whose label is not ours never voids a list. An odd
+offer is dropped: there are others.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
-from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
+from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status, parse_label
 from vast.secrets import printable
 
+T = TypeVar("T")
 Text = Callable[[str], str]
 MB = 1000.0  # in a GB: as the official client counts, so that a card sold as 80 GB has at least 80
 HOUR = 3600.0
@@ -135,23 +138,50 @@ def filters(query: OfferQuery) -> dict[str, object]:
 
 
 def instance(row: object, redact: Text) -> Instance:
-    """One instance. Raises OddRow. `machine_id` and `dollars_per_hour` are 0 where the service does not tell."""
+    """One instance. Raises OddRow for an odd id. What cannot be read is unknown: 0, None, "" or Status.UNKNOWN."""
     if not isinstance(row, dict):
         raise OddRow("instance")
     word = row.get("actual_status")
-    machine = row.get("machine_id")
     return Instance(
         id=identifier(row.get("id")),
-        label=text(row, "label"),
-        machine_id=0 if machine is None else identifier(machine),
+        label=_text(row, "label"),
+        machine_id=_known(identifier, row.get("machine_id")) or 0,
         status=STATUS.get(word, Status.UNKNOWN) if isinstance(word, str) else Status.UNKNOWN,
-        intended=text(row, "intended_status"),
-        message=redact(text(row, "status_msg")),
-        dollars_per_hour=number(row, "dph_total", 0.0),
-        started=number(row, "start_date", 0.0) or None,
-        end=number(row, "end_date", 0.0) or None,
+        intended=_text(row, "intended_status"),
+        message=redact(_text(row, "status_msg")),
+        dollars_per_hour=_known(number, row, "dph_total") or 0.0,
+        started=_known(number, row, "start_date") or None,
+        end=_known(number, row, "end_date") or None,
         addresses=addresses(row),
     )
+
+
+def listed(page: list[object], redact: Text) -> tuple[list[Instance], int]:
+    """The instances of a page, and the number of rows without a usable id, none of which has a label of ours.
+
+    Raises OddRow for a row that may be ours.
+    """
+    found, left_out = [], 0
+    for row in page:
+        try:
+            found.append(instance(row, redact))
+        except OddRow:
+            if not isinstance(row, dict) or "label" not in row or parse_label(_text(row, "label")) is not None:
+                raise
+            left_out += 1
+    return found, left_out
+
+
+def _text(row: Mapping[str, object], name: str) -> str:
+    return _known(text, row, name) or ""
+
+
+def _known(read: Callable[..., T], *words: object) -> T | None:
+    """None where `read` raises OddRow."""
+    try:
+        return read(*words)
+    except OddRow:
+        return None
 
 
 def addresses(row: Mapping[str, object]) -> tuple[Address, ...]:
@@ -180,7 +210,7 @@ def _address(host: object, port: object) -> Address | None:
 def no_such(words: str, what: str) -> bool:
     """Whether the message means that there is no such ask, instance or contract; "auth_error" does not."""
     plain = words.lower().replace("_", " ")
-    return f"no such {what}" in plain and "auth error" not in plain
+    return (f"no such {what}" in plain or f"{what} not found" in plain) and "auth error" not in plain
 
 
 def short_of_credit(status: int, words: str) -> bool:
@@ -205,5 +235,7 @@ def created(answer: Answer, words: str) -> CreateResult:
         return CreateResult("offer-gone", None, words)
     if short_of_credit(answer.status, words):
         return CreateResult("no-credit", None, words)
-    refusal = answer.status == 400 or (answer.ok and success is False)  # 404 may also mean that a session has ended
+    if answer.lasting:
+        return CreateResult("refused", None, f"{words}: {answer.lasting}", lasting=True)
+    refusal = answer.status in (400, 403, 409) or (answer.ok and success is False)
     return CreateResult("refused" if refusal and words else "unclear", None, words)

@@ -9,21 +9,21 @@ import base64
 import json
 import re
 import shlex
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlencode, urlsplit
 
+from vast.host.bounded_http import Response, exchange
 from vast.secrets import Secret
 
 Found = Literal[
     "there", "absent", "denied", "unknown"
 ]  # unknown: the registry could not be asked, which is no reason to refuse
 
-TIMEOUT = 10.0  # seconds, of each request
+TIMEOUT = 10.0  # seconds, for each request and its whole answer
 LARGEST_TOKEN = 2**20  # bytes of an answer
 HUB, HUB_HOST = "docker.io", "registry-1.docker.io"
 MANIFESTS = ", ".join(
@@ -33,11 +33,11 @@ MANIFESTS = ", ".join(
 )  # fmt: skip
 _FIELD = re.compile(r'(\w+)="([^"]*)"')
 
-Open = Callable[[urllib.request.Request, float], Any]
+Open = Callable[[urllib.request.Request, float], Response]
 
 
-def _open(request: urllib.request.Request, timeout: float) -> Any:
-    return urllib.request.urlopen(request, timeout=timeout)
+def _open(request: urllib.request.Request, seconds: float) -> Response:
+    return exchange(request, seconds, largest=LARGEST_TOKEN, redirects=True)
 
 
 def look(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Found:
@@ -49,17 +49,17 @@ def look(image: str, login: Secret | None = None, scheme: str = "https", open: O
     url = f"{scheme}://{host}/v2/{path}/manifests/{reference}"
     try:
         answer = _ask(url, None, open)
-        if answer.code == 401:
+        if answer.status == 401:
             credentials = _credentials(answer.headers.get("WWW-Authenticate") or "", path, login, scheme, open)
             if credentials is None:
                 return "denied"
             answer = _ask(url, credentials, open)
     except (OSError, HTTPException, ValueError):
         return "unknown"
-    if answer.code == 200:
+    if answer.status == 200:
         return "there"
     # Registries also answer 404 for private images: with a login the image is absent, without one it may be private.
-    return {401: "denied", 403: "denied", 404: "absent"}.get(answer.code, "unknown")  # type: ignore[return-value]
+    return {401: "denied", 403: "denied", 404: "absent"}.get(answer.status, "unknown")  # type: ignore[return-value]
 
 
 def parts(image: str) -> tuple[str, str, str]:
@@ -90,13 +90,10 @@ def _credentials(challenge: str, path: str, login: Secret | None, scheme: str, o
     request = urllib.request.Request(f"{realm}?{urlencode(query)}")
     if basic is not None:
         request.add_unredirected_header("Authorization", basic.reveal())
-    try:
-        with open(request, TIMEOUT) as answer:
-            body = json.loads(answer.read(LARGEST_TOKEN))
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return None
-        raise
+    answer = open(request, TIMEOUT)
+    if answer.status in (401, 403):
+        return None
+    body = json.loads(answer.body) if answer.status == 200 else {}
     token = body.get("token") or body.get("access_token")
     if not isinstance(token, str):
         raise ValueError("an answer without a token")
@@ -109,15 +106,9 @@ def _basic(login: Secret) -> Secret:
     return Secret("Basic " + base64.b64encode(pair.encode()).decode())
 
 
-def _ask(url: str, credentials: Secret | None, open: Open) -> Any:
+def _ask(url: str, credentials: Secret | None, open: Open) -> Response:
     """The response, with any status."""
     request = urllib.request.Request(url, method="HEAD", headers={"Accept": MANIFESTS, "User-Agent": "prefill-vast"})
     if credentials is not None:
         request.add_unredirected_header("Authorization", credentials.reveal())
-    try:
-        with open(request, TIMEOUT) as answer:
-            answer.code = answer.status
-            return answer
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error
+    return open(request, TIMEOUT)

@@ -18,7 +18,7 @@ class AccountGuard:
         self._cloud, self._expected = cloud, expected
         self.search, self.create, self.instances, self.instance = (
             cloud.search, cloud.create, cloud.instances, cloud.instance)  # fmt: skip
-        self.destroy, self.attach_key, self.logs = cloud.destroy, cloud.attach_key, cloud.logs
+        self.destroy, self.attach_key = cloud.destroy, cloud.attach_key
 
     def account(self) -> Account | None:
         found = self._cloud.account()

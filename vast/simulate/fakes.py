@@ -206,6 +206,3 @@ class FakeCloud:
         if machine.no_ssh_key:
             machine.no_ssh_until = -INF
         return True
-
-    def logs(self, instance_id: int) -> str | None:
-        return None

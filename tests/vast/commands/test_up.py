@@ -53,7 +53,7 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
     (rental,) = world.fake.market.rentals.values()
     request = rental.request
     assert (request["image"], request["disk"]) == (IMAGE + "-host", 77)
-    assert request["label"] == f"prefill/{world.folder.run_id}/{1_800_000_000 + 4 * 3600 + 2}"
+    assert request["label"] == f"prefill/{world.folder.run_id}/{1_800_000_000 + 4 * 3600}"
     assert f"--nonce {world.folder.nonce()}" in request["onstart"]
     assert "--max-dollars 5.0000 --dollars-per-hour 0.316" in request["onstart"]  # the offer's own price
     assert f"--t-hard {4 * 3600 + 1800 - 12} " in request["onstart"] or "--t-hard 16" in request["onstart"]

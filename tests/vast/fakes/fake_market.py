@@ -59,7 +59,6 @@ class Rental:
     direct: tuple[str, int] | None = None
     proxy: tuple[str, int] | None = None
     ssh_keys: list[str] = field(default_factory=list)
-    logs: str = ""
 
 
 class Market:
@@ -195,7 +194,6 @@ class Market:
             end_date=self.now() + offer["duration"],
             direct=("198.51.100.7", 40000 + self._next % 1000),
             proxy=("ssh5.example.org", 20000 + self._next % 1000),
-            logs=f"log of {self._next}\n",
         )
         self._next += 1
         self.rentals[rental.id] = rental

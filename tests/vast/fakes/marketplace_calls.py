@@ -24,7 +24,6 @@ CALLS: dict[str, Callable[[Cloud, int], object]] = {
     "show": lambda cloud, number: cloud.instance(number),
     "destroy": lambda cloud, number: cloud.destroy(number),
     "ssh": lambda cloud, number: cloud.attach_key(number, PUBLIC_KEY),
-    "logs": lambda cloud, number: cloud.logs(number),
     "account": lambda cloud, _: cloud.account(),
 }
 NOTHING = {"create": "unclear", "destroy": "unclear", "ssh": False}  # the others: None
