@@ -17,6 +17,7 @@ from jobs.runs.atomic import replacing
 if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
     from app.scoring.loglikelihood import Scored
 
+SCORES = ("logprob", "n_tokens", "n_chars", "greedy", "boundary")  # keys of an output line
 _EXAMPLE = 'give lines such as {"context": "...", "continuation": "..."}'
 
 
@@ -66,6 +67,8 @@ def _row(where: str, line: str) -> dict[str, Any]:
     row = loads(line, where, _EXAMPLE)
     if not isinstance(row, dict):
         raise DataError(where, f"expected a JSON object, found {line.strip()[:40]}", _EXAMPLE)
+    if taken := next((key for key in SCORES if key in row), None):
+        raise DataError(where, f"the key {taken} is one that the scores are written under", "rename it, or remove it")
     for key in ("context", "continuation"):
         if not isinstance(row.get(key), str):
             found = f"found {json.dumps(row[key])[:40]}" if key in row else "found no such key"

@@ -109,8 +109,11 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
     """(train, eval), each example by its own hash: neither order nor later additions move one to the other side.
 
     Raises:
-        DataError: a side would be empty.
+        DataError: a side would be empty, or the check for overlap left nothing.
     """
+    if not examples:
+        raise DataError("data.train", "no example is left: every one shares text with an evaluation item",
+                        "use other data, or raise train.overlap_ngram")  # fmt: skip
     held_out = [int(example.key[:16], 16) < eval_fraction * 2**64 for example in examples]
     train = [example for example, out in zip(examples, held_out, strict=True) if not out]
     evaluation = [example for example, out in zip(examples, held_out, strict=True) if out]

@@ -271,3 +271,27 @@ def test_a_malformed_row_of_a_question_set_is_named(tmp_path: Path, tokenizer: A
     source = TrainData(source="path", path=str(tmp_path), format="qa")
     with pytest.raises(DataError, match="trivia_qa/rc.wikipedia.nocontext: row 1: not a row of trivia_qa"):
         load_examples(source, tokenizer, max_length=64)
+
+
+def test_nothing_left_by_the_check_for_overlap_is_not_a_matter_of_the_fraction() -> None:
+    with pytest.raises(
+        DataError, match="no example is left: every one shares text with an evaluation item; use other data"
+    ):
+        split([], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"n": ' + "1" * 5000 + "}", "malformed JSON: Exceeds the limit"),
+        ('{"text": "a", "text": "b"}', "the key 'text' is given twice"),
+        ('{"text": NaN}', "NaN is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_python_would_answer_with_a_traceback_or_a_guess(
+    load: Callable[..., Any], name: str, content: str, fact: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{name}(:1)?: .*{fact}"):
+        load(name, content, "text")
