@@ -147,7 +147,7 @@ sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu test-zoo golden
+.PHONY: test test-containers test-gpu test-zoo fuzz golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
 	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
@@ -158,6 +158,8 @@ test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpre
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
 	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
+fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
+	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 tests/test_fuzz.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 

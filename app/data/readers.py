@@ -1,7 +1,8 @@
 """Training data in files or on a hub -> records. Every mistake names file, line (or row) and field.
 
 alpaca: JSON array or JSONL of {"instruction", "input" (may be missing), "output"}.
-messages: the same containers of {"messages": [{"role", "content"}, ...]}; the last message is the assistant's.
+messages: the same containers of {"messages": [{"role", "content", ...}, ...], "tools" (may be missing)}; the last message is
+    the assistant's. `weight: 0` on an answer: it is not learnt, only read. A row without an answer to learn is None.
 text: `.txt` (documents separated by blank lines), or JSON array or JSONL of {"text"}.
 Each may also be a directory written by `datasets.save_to_disk`, or a hub dataset with these columns.
 """
@@ -15,17 +16,18 @@ from typing import Any
 
 from app.data.records import Conversation, Instruction, Record, TextDocument
 from app.data.sources import hub_rows, saved_rows
+from jobs.config.strict_json import loads
 from jobs.errors import DataError
 
 
-def read_hub(name: str, revision: str | None, split: str, format: str) -> Iterator[Record]:
+def read_hub(name: str, revision: str | None, split: str, format: str) -> Iterator[Record | None]:
     """Records of a hub dataset's split; its default configuration."""
     parse = PARSERS[format]
     for index, row in enumerate(hub_rows(name, None, split, revision=revision)):
         yield parse(row, f"hub dataset {name}: {split}: row {index}")
 
 
-def read_path(path: Path, split: str, format: str) -> Iterator[Record]:
+def read_path(path: Path, split: str, format: str) -> Iterator[Record | None]:
     """Records of a file or of a directory written by `datasets.save_to_disk`.
 
     Raises:
@@ -71,19 +73,12 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in _lines(path):
         if not line.strip():
             continue
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}", f"not JSON ({error})", "give one JSON object a line") from None
+        yield f"{path}:{number}", loads(line, f"{path}:{number}", "give one JSON object a line")
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
     text = "".join(line for _, line in _lines(path))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        fact = f"not JSON ({error.msg}, column {error.colno})"
-        raise DataError(f"{path}:{error.lineno}", fact, "give a JSON array of objects, or name a file .jsonl") from None
+    rows = loads(text, str(path), "give a JSON array of objects, or name a file .jsonl")
     if not isinstance(rows, list):
         raise DataError(path, f"expected a JSON array of objects, found {_kind(rows)}", "wrap the rows in [ ]")
     for index, row in enumerate(rows):
@@ -91,7 +86,7 @@ def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _paragraphs(path: Path) -> Iterator[tuple[str, Any]]:
-    """Documents separated by blank lines, each named by its first line."""
+    """Documents separated by blank lines, each named by its first line; the line break behind one is not part of it."""
     start = 0
     lines: list[str] = []
     for number, line in _lines(path):
@@ -99,10 +94,10 @@ def _paragraphs(path: Path) -> Iterator[tuple[str, Any]]:
             start = start if lines else number
             lines.append(line)
         elif lines:
-            yield f"{path}:{start}", {"text": "".join(lines)}
+            yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
             lines = []
     if lines:
-        yield f"{path}:{start}", {"text": "".join(lines)}
+        yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
@@ -124,10 +119,14 @@ def _field(row: Any, field: str, where: str, optional: bool = False) -> str:
     value = row[field]
     if not isinstance(value, str):
         raise DataError(where, f"field {field}: expected text, found {_kind(value)}", "write it as text")
+    _require_text(value, field, where)
+    return value
+
+
+def _require_text(value: str, field: str, where: str) -> None:
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         fact = f"field {field}: half of a surrogate pair, which no encoding can write"
         raise DataError(where, fact, "correct the text")
-    return value
 
 
 def _instruction(row: Any, where: str) -> Instruction:
@@ -139,27 +138,69 @@ def _instruction(row: Any, where: str) -> Instruction:
     )
 
 
-def _conversation(row: Any, where: str) -> Conversation:
+_ELSEWHERE = (
+    "functions",
+    "documents",
+    "system",
+    "chat_template_kwargs",
+)  # of a row: known to other trainers, not read here
+
+
+def _conversation(row: Any, where: str) -> Conversation | None:
+    """The chat up to its last answer of weight 1; None if all its answers have weight 0."""
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list):
         found = f"found {_kind(row)}" if not isinstance(row, dict) else f"found {_kind(messages)}"
         raise DataError(where, f"field messages: expected a list, {found}", "set data.train.format to match the file")
-    turns = []
-    for index, message in enumerate(messages):
-        at = f"{where}: messages[{index}]"
-        turns.append((_field(message, "role", at), _field(message, "content", at)))
-    if len(turns) < 2 or turns[-1][0] != "assistant":
-        roles = ", ".join(role for role, _ in turns) or "none"
-        fact = f"field messages: expected a prompt and a last message by the assistant, found roles {roles}"
+    if unread := next((key for key in _ELSEWHERE if row.get(key) is not None), None):
+        raise DataError(where, f"field {unread} is not read", "write it into the messages, or remove it")
+    read = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
+    roles = [str(message["role"]) for message, _ in read]
+    if len(read) < 2 or roles[-1] != "assistant":
+        fact = f"field messages: expected a prompt and a last message by the assistant, found roles {', '.join(roles) or 'none'}"
         raise DataError(where, fact, "end each conversation with the response to learn")
-    return Conversation(where, tuple(turns))
+    learnt = [at for at, (_, weight) in enumerate(read) if roles[at] == "assistant" and weight and at]
+    if not learnt:
+        return None
+    kept = tuple(message for message, _ in read[: learnt[-1] + 1])
+    return Conversation(where, kept, _tools(row.get("tools"), where))
+
+
+def _message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
+    """The message without nulls, and whether it is to be learnt (`weight`)."""
+    role = _field(message, "role", at)
+    given = {key: value for key, value in message.items() if value is not None}
+    weight = given.pop("weight", 1)
+    if isinstance(weight, bool) or weight not in (0, 1) or ("weight" in message and role != "assistant"):
+        raise DataError(
+            at, f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}", "correct or remove it"
+        )
+    if "content" in given or not given.get("tool_calls"):
+        given["content"] = _field(message, "content", at)
+    else:
+        given["content"] = ""  # a call alone; templates take a text
+    for key, value in given.items():
+        if not json.dumps(value, ensure_ascii=False, default=str).isascii():
+            _require_text(json.dumps(value, ensure_ascii=False, default=str), key, at)
+    return given, bool(weight)
+
+
+def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
+    """The functions of a row: a list, or that list as JSON text, as data sets of one type per column have it."""
+    if isinstance(value, str):
+        value = loads(value, f"{where}: field tools") if value.strip() else []
+    if not isinstance(value or [], list) or not all(isinstance(tool, dict) for tool in value or []):
+        raise DataError(
+            where, f"field tools: expected a list of objects, found {_kind(value)}", "give the functions' schemas"
+        )
+    return tuple(value or [])
 
 
 def _document(row: Any, where: str) -> TextDocument:
     return TextDocument(where, _field(row, "text", where))
 
 
-PARSERS: dict[str, Callable[[Any, str], Record]] = {
+PARSERS: dict[str, Callable[[Any, str], Record | None]] = {
     "alpaca": _instruction,
     "messages": _conversation,
     "text": _document,

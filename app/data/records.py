@@ -5,19 +5,24 @@
 | plain, qa | `passage\\nQuestion: question\\nAnswer:` (the passage's line only where there is one) | ` answer` |
 | plain, alpaca | `instruction\\ninput\\nAnswer:` (the input's line only where there is one) | ` output` |
 | alpaca | Stanford Alpaca's two prompts, with and without an input | `output` |
-| chat | the tokenizer's chat template over one user turn (the passage first), the assistant's opened | `output` |
+| chat | the tokenizer's chat template over one user turn (the passage first), the assistant's opened | `output`, closed |
 
-`messages` data always goes through the chat template. Plain text has no template: `app.data.examples` cuts it.
+`messages` data always goes through the chat template, with every field that it writes; others are refused. Plain text has
+no template: `app.data.examples` cuts it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jobs.errors import DataError
 
 Template = Literal["plain", "alpaca", "chat"]
+_NOT_CHECKED = {"role", "content", "tool_call_id"}  # the last only links a result to its call
+_FORGOTTEN = ("reasoning_content", "reasoning", "thinking")  # fields that a template may write in the last turns alone
 
 ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -53,10 +58,11 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A chat: `turns` are (role, content), the last by the assistant."""
+    """A chat: `messages` as a chat template takes them, the last by the assistant; `tools` are the functions it may call."""
 
     origin: str
-    turns: tuple[tuple[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,23 @@ def content(record: Record) -> str:
         case Instruction():
             parts = [record.instruction, record.input, record.output]
         case Conversation():
-            parts = [text for _, text in record.turns]
+            parts = [text for message in record.messages for text in _texts(message)]
         case TextDocument():
             parts = [record.text]
     return "\n".join(part for part in parts if part)
+
+
+def _texts(message: dict[str, Any]) -> list[str]:
+    """All that a message holds in words: content, reasoning, and calls as JSON."""
+    values = [value for key, value in message.items() if key != "role"]
+    return [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def identity(record: Record) -> str:
+    """The text that is equal for duplicates and no other records: of a chat with its roles, calls and tools."""
+    if isinstance(record, Conversation):
+        return json.dumps([record.messages, record.tools], ensure_ascii=False, sort_keys=True)
+    return content(record)
 
 
 def is_empty(record: Record) -> bool:
@@ -104,7 +123,8 @@ def is_empty(record: Record) -> bool:
         case Instruction():
             return not ((record.instruction + record.input).strip() and record.output.strip())
         case Conversation():
-            return not (record.turns[-1][1].strip() and any(text.strip() for _, text in record.turns[:-1]))
+            *prompt, answer = (any(text.strip() for text in _texts(message)) for message in record.messages)
+            return not (answer and any(prompt))
         case TextDocument():
             return not record.text.strip()
 
@@ -113,14 +133,16 @@ def render(record: Question | Instruction | Conversation, template: Template, to
     """The record as prompt and response.
 
     Raises:
-        DataError: a chat is asked for and the tokenizer has no chat template, or its template refuses the turns.
+        DataError: a chat is asked for and the tokenizer has no chat template, or its template refuses the turns or does not
+            write one of their fields.
     """
     if isinstance(record, Conversation):
-        return Example(_chat(record.turns[:-1], tokenizer, record.origin), record.turns[-1][1], special_tokens=False)
+        return _chat(record, tokenizer)
     first, second, answer, question_lead = _fields(record)
     if template == "chat":
         turn = f"{first}\n\n{second}" if first and second else first or second
-        return Example(_chat((("user", turn),), tokenizer, record.origin), answer, special_tokens=False)
+        messages = ({"role": "user", "content": turn}, {"role": "assistant", "content": answer})
+        return _chat(Conversation(record.origin, messages), tokenizer)
     if template == "alpaca":
         if isinstance(record, Question):
             first, second = second, first  # the instruction is the question, its input the passage
@@ -137,18 +159,53 @@ def _fields(record: Question | Instruction) -> tuple[str, str, str, str]:
     return record.instruction.strip(), record.input.strip(), record.output.strip(), ""
 
 
-def _chat(turns: tuple[tuple[str, str], ...], tokenizer: Any, origin: str) -> str:
+def _chat(record: Conversation, tokenizer: Any) -> Example:
+    """The whole chat as the template writes it, cut where the last message begins.
+
+    The response thus ends in the token that ends a turn, if the template writes one; white space behind it is left out.
+    """
     if not getattr(tokenizer, "chat_template", None):
-        fact, remedy = (
-            "the model's tokenizer has no chat template",
-            "use template plain or alpaca, or an instruction-tuned model",
-        )
-        raise DataError("data.train.template", fact, remedy)
-    messages = [{"role": role, "content": text} for role, text in turns]
+        raise DataError("data.train.template", "the model's tokenizer has no chat template",
+                        "use template plain or alpaca, or an instruction-tuned model")  # fmt: skip
+    *turns, last = record.messages
+    prompt = _apply(record, turns, tokenizer, opened=True)
+    whole = _apply(record, record.messages, tokenizer, opened=False).rstrip()
+    _require_written(record, whole, tokenizer)
+    if whole.startswith(prompt):
+        return Example(prompt, whole[len(prompt) :], special_tokens=False)
+    # A template may open an answer otherwise than it writes one, such as with a tag of its own. What follows the text stays.
+    answer = str(last.get("content") or "")
+    _, found, closing = whole.rpartition(answer.strip())
+    if set(last) != {"role", "content"} or not found or not answer.strip():
+        fact = "the chat template opens an answer otherwise than it writes this one"
+        raise DataError(record.origin, fact, "leave out the last message's fields beside role and content")
+    return Example(prompt, answer + closing, special_tokens=False)
+
+
+def _require_written(record: Conversation, whole: str, tokenizer: Any) -> None:
+    """Refuse a field that changes nothing in the text `whole`: it would be dropped without a word."""
+    without = [(f"messages[{at}]: field {key}", replace(record, messages=(
+        *record.messages[:at], {k: v for k, v in message.items() if k != key}, *record.messages[at + 1 :])))
+        for at, message in enumerate(record.messages) for key in message if key not in _NOT_CHECKED]  # fmt: skip
+    without += [("field tools", replace(record, tools=()))] if record.tools else []
+    for where, less in without:
+        try:
+            written = _apply(less, less.messages, tokenizer, opened=False).rstrip() != whole
+        except DataError:  # the template needs it
+            written = True
+        if not written and not any(key in where and key in str(tokenizer.chat_template) for key in _FORGOTTEN):
+            raise DataError(f"{record.origin}: {where}", "the tokenizer's chat template does not write it",
+                            "remove it, or use a model whose template does")  # fmt: skip
+
+
+def _apply(record: Conversation, messages: Sequence[dict[str, Any]], tokenizer: Any, *, opened: bool) -> str:
+    options: dict[str, Any] = {"tools": list(record.tools)} if record.tools else {}
     try:
-        prompt: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=opened, tokenize=False, **options
+        )
     except Exception as error:  # whatever a template's own code raises
-        roles = ", ".join(role for role, _ in turns)
+        roles = ", ".join(str(message["role"]) for message in messages)
         fact = f"the tokenizer's chat template refuses the turns {roles} ({error})"
-        raise DataError(origin, fact, "give turns that it takes, user and assistant in alternation") from error
-    return prompt
+        raise DataError(record.origin, fact, "give turns that it takes, user and assistant in alternation") from error
+    return text

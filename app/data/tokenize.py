@@ -67,3 +67,23 @@ def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int) ->
         at = lead + 1 + draw % places
         pairs.append((ids[:at], ids[at:]))
     return pairs
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts behind an answer; None if it puts none, or there is no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\x02"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template of its own: any error of jinja or of the template's rules
+        return None
+    _, found, behind = text.rpartition("\x02")
+    ids = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"] if found else []
+    return ids[0] if ids and tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.get_added_vocab() else None
+
+
+def end_ids(tokenizer: Any, published: int | list[int] | None) -> list[int]:
+    """All tokens that end an answer: those published with the model, the end of sequence, and the end of a turn."""
+    known = published if isinstance(published, list) else [published]
+    return sorted({one for one in (*known, tokenizer.eos_token_id, turn_end(tokenizer)) if one is not None})

@@ -15,7 +15,7 @@ from app.scoring.encode import start_token
 from app.scoring.generate import generate
 from app.scoring.rows import padded
 from jobs.config.schema import Mask
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, DataError
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one
 _IGNORED = {"temperature", "top_p", "top_k", "min_p"}  # only sampling reads them, and sampling is refused
@@ -54,7 +54,10 @@ class Answers:
         work = []
         for index, (prompt, settings) in enumerate(asked):
             until, new = self._settings(settings)
-            ids = self.encode(prompt) or [start_token(self.loaded.tokenizer)]
+            ids = self.encode(prompt) or [start for start in [start_token(self.loaded.tokenizer)] if start is not None]
+            if not ids:
+                raise DataError("a prompt", "is empty, and the tokenizer has no token that begins a text",
+                                "set bos_token in tokenizer_config.json")  # fmt: skip
             room = self.loaded.max_length - new
             counts["contexts_truncated"] += len(ids) > room
             work.append(_Work(index, ids[-room:], until, new))
@@ -85,4 +88,5 @@ class Answers:
         if not 0 < new < self.loaded.max_length:
             raise ConfigError("generation_kwargs: max_gen_toks", f"is {new}, and the model's context holds "
                               f"{self.loaded.max_length} tokens", "lower it")  # fmt: skip
-        return (*until, self.loaded.tokenizer.decode(self.loaded.tokenizer.eos_token_id)), new
+        end = self.loaded.tokenizer.eos_token_id
+        return (*until, *([] if end is None else [self.loaded.tokenizer.decode(end)])), new

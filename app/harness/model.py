@@ -104,12 +104,18 @@ class PrefillLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        return self._special(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
         """Stands for an empty context: the beginning-of-sequence token, or where there is none the end's."""
-        return int(start_token(self.tokenizer))
+        return self._special(start_token(self.tokenizer))
+
+    def _special(self, token: int | None) -> int:
+        if token is None:
+            raise DataError(f"the tokenizer of {self.loaded.origin}", "has no beginning- or end-of-sequence token, and the task "
+                            "needs one", "set bos_token and eos_token in tokenizer_config.json")  # fmt: skip
+        return int(token)
 
     @property
     def tokenizer_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -213,6 +214,17 @@ def _random(source: ModelSource, dtype: torch.dtype, seed: int) -> tuple[PreTrai
     return model, tokenizer
 
 
+def _missing_package(error: Exception, fact: str) -> str | None:
+    """The package whose absence transformers reports, as an ImportError or within the text of another error."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.partition(".")[0]
+    wanted = (
+        r"requires the (\w[\w.-]*) library but it was not found|[Yy]ou need to have (\w[\w.-]*)|pip install (\w[\w.-]*)"
+    )
+    found = re.search(wanted, fact) if isinstance(error, ImportError | ValueError) else None
+    return next((name for name in found.groups() if name), None) if found else None
+
+
 @contextmanager
 def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
     """transformers, safetensors, pickle and hub clients raise many kinds of exceptions for damaged files."""
@@ -225,6 +237,10 @@ def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         fact = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".: ")
+        if missing := _missing_package(error, fact):
+            raise CheckpointError(
+                where, f"needs the Python package {missing}", f"install it: pip install {missing}"
+            ) from error
         raise CheckpointError(where, f"does not load: {fact}", remedy) from error
     finally:
         hf_logging.set_verbosity(verbosity)

@@ -87,6 +87,9 @@ def encode_harness(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Req
     for (context, continuation), head, whole in zip(moved, contexts, wholes, strict=True):
         if not context:
             start = start_token(tokenizer)
+            if start is None:
+                raise DataError("the tokenizer", "has neither a beginning- nor an end-of-sequence token to stand for an empty "
+                                "context", "give non-empty contexts, or set bos_token in tokenizer_config.json")  # fmt: skip
             ids = _ids(tokenizer, [continuation], special=False)[0]
             ids = ids[1:] if ids[:1] == [start] else ids
             requests.append(Request((start,), tuple(ids)))

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
+from app.data.tokenize import end_ids
 from app.model import onednn
 from app.model.load import Loaded
 from app.scoring.encode import encode_texts
@@ -57,24 +58,7 @@ class AnswerStreamer(TextStreamer):
 def stops_of(loaded: Loaded) -> list[int]:
     """Tokens that end an answer: the generation config's and the tokenizer's end of sequence, and the end of a turn in the
     chat template."""
-    published = loaded.model.generation_config.eos_token_id
-    stops = {loaded.tokenizer.eos_token_id, turn_end(loaded.tokenizer)}
-    stops |= set(published if isinstance(published, list) else [published])
-    return sorted(stop for stop in stops if stop is not None)
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts behind an answer; None if it puts none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\x02"}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template of its own: any error of jinja or of the template's rules
-        return None
-    _, found, behind = text.rpartition("\x02")
-    ids = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"] if found else []
-    return ids[0] if ids and tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.get_added_vocab() else None
+    return end_ids(loaded.tokenizer, loaded.model.generation_config.eos_token_id)
 
 
 def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -27,6 +27,7 @@ import xxhash
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from app.data.tokenize import end_ids
 from app.training.saved import probe_logits, require_same
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
@@ -193,6 +194,8 @@ def save_final(
         model = merged
     model.config.prefill = about
     model.config.use_cache = True  # gradient checkpointing may have switched it off
+    ends = end_ids(tokenizer, model.generation_config.eos_token_id)
+    model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None  # or stock `generate` runs on
     # In place: a copy of its state would untie tied weights, and leave config.json with the old dtype.
     model.to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(temporary)

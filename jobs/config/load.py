@@ -40,6 +40,9 @@ class Job:
     profile: Profile
     halvings: int = 0
     contents: Mapping[str, str] = field(default_factory=dict)
+    profile_given: str | None = field(
+        default=None, compare=False
+    )  # name or path, for remedies; None: read from a record
 
     @property
     def train(self) -> Train | None:
@@ -172,7 +175,7 @@ def resolve(
     resolved = validate(Stage, layers)
     giver = next((layer for layer in reversed(layers) if "init_from" in layer.values), base)
     _check_init(resolved, giver.where, jobs_dir)
-    return Job(stage=resolved, profile=chosen)
+    return Job(stage=resolved, profile=chosen, profile_given=profile)
 
 
 def _stage_layer(stage: str, jobs_dir: Path) -> Layer:

@@ -46,6 +46,8 @@ def parse(text: str, where: str) -> Any:
         raise _explained(error, text, where) from None
     except ConfigError:
         raise
+    except RecursionError:
+        raise ConfigError(where, "malformed YAML: brackets or lists are nested too deeply") from None
     except ValueError as error:  # such as the date 2026-13-01
         raise ConfigError(where, f"malformed YAML: {error}") from None
 

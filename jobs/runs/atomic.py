@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(path, "no such file") from None
     except OSError as error:
         raise DataError(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(path, f"malformed JSON: {error}", "delete the run's directory, or restore the file") from None
     if not isinstance(value, dict):
         raise DataError(path, "expected a JSON object")
@@ -189,7 +189,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}", f"malformed JSON: {error}", "delete the line") from None
         if not isinstance(value, dict):
             raise DataError(f"{path}:{number}", "expected a JSON object", "delete the line")

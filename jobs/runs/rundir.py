@@ -53,6 +53,8 @@ class RunDir(RunFiles):
     def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> RunDir:
         """A new directory, named by the time `now`, with -2, -3, ... where that second is taken.
 
+        Beside a run of the stage from the future, by a clock that was ahead, it gets that run's time and the next number:
+        the run that was started last stays the newest.
         serial: the first suffix to try. On a rented machine it is random: two runs that begin in the same second on
         two machines are fetched into one runs directory.
         """
@@ -60,6 +62,8 @@ class RunDir(RunFiles):
         stamp = now.strftime("%Y%m%d-%H%M%S")
         with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
+            earlier = (match[1] for path in parent.iterdir() if (match := ID_PATTERN.fullmatch(path.name)))
+            stamp = max([stamp, *earlier])
             for number in itertools.count(serial):
                 path = parent / (stamp if number == 1 else f"{stamp}-{number}")
                 with suppress(FileExistsError):
@@ -297,7 +301,8 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
-    profile = None if job.profile.name == DEFAULT_PROFILE else job.profile.name
+    given = job.profile_given or job.profile.name
+    profile = None if given == DEFAULT_PROFILE else given
     raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
 
 

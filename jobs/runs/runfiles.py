@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from jobs import lock
 from jobs.config import strict_yaml
-from jobs.errors import EXIT_STOPPED, UserError
+from jobs.errors import EXIT_STOPPED, DataError, UserError
 from jobs.runs import atomic
 
 State = Literal["complete", "running", "failed", "interrupted"]
@@ -80,11 +80,22 @@ class RunFiles:
 
     def fingerprint(self) -> str | None:
         """That of the job; None for a run that was killed before it wrote its job."""
-        return str(self.read_job()["fingerprint"]) if (self.path / "stage.yaml").exists() else None
+        return self._recorded("fingerprint")
 
     def settings(self) -> str | None:
         """`Job.settings` of the job; in runs without contents, and of older code, that is the fingerprint."""
-        return str((record := self.read_job()).get("settings", record["fingerprint"])) if self.fingerprint() else None
+        return self._recorded("settings", "fingerprint")
+
+    def _recorded(self, *keys: str) -> str | None:
+        """The first of `keys` that stage.yaml has; None without the file. Raises DataError if it has none of them."""
+        path = self.path / "stage.yaml"
+        if not path.exists():
+            return None
+        record = self.read_job()
+        found = next((record[key] for key in keys if isinstance(record.get(key), str)), None)
+        if found is None:
+            raise DataError(path, f"holds no {keys[-1]}", "delete the run's directory, or restore the file")
+        return str(found)
 
     def read_metrics(self) -> dict[str, Any]:
         return atomic.read_json(self.path / "metrics.json")

@@ -22,9 +22,9 @@ class UnfinishedRun:
 
 
 def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
-    """Raises RunStateError if this very job is complete here: nobody pays for it twice by mistake.
+    """Raises RunStateError if the same job is complete in `runs_dir`: nobody pays for it twice by mistake.
 
-    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before there is one.
+    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before one is rented.
     """
     done = latest_complete(runs_dir, stage, settings=settings)
     if done is not None:
@@ -45,7 +45,7 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
 
 
 def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | None:
-    """The newest closed rented run of this very job that has left an unfinished run here."""
+    """The newest closed rented run of the same job with unfinished work in `runs_dir`."""
     there = folders(runs_dir)
     in_use = {fetched_run(folder) for folder in there if is_open(folder)}
     for folder in reversed(there):

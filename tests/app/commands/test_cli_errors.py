@@ -45,7 +45,7 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "said"),
     [
         (["nothing"], ["No such command 'nothing'", "see python -m app --help"]),
-        (["run"], ["Missing argument 'STAGE'", "see python -m app run --help"]),
+        (["run"], ["Missing argument 'STAGE...'", "see python -m app run --help"]),
         (["run", "stage1", "--limt", "3"], ["No such option", "--limt", "--limit"]),
         (["run", "stage33"], ['unknown stage "stage33"', "did you mean", "known: stage1"]),
         (["run", "stage1", "--profile", "cii"], ['unknown profile "cii"', 'did you mean "ci"?']),
@@ -186,6 +186,8 @@ def line(**values: object) -> bytes:
         (b'{"context": "a", "continuation": "b", "x": 1e999}\n', ["1e999 is too large"]),
         (b"[" * 100_000 + b"\n", ["malformed JSON"]),
         (b'{"n": ' + b"1" * 5000 + b"}\n", ["malformed JSON"]),
+        (line(greedy=True), ["pairs.jsonl:1: the key greedy is one that the scores are written under; rename it"]),
+        (line() + line(logprob=None), ["pairs.jsonl:2: the key logprob is one"]),
         (line(context="half \ud800 a pair"), ["pairs.jsonl:1: context: holds half of a surrogate pair"]),
     ],
 )

@@ -135,8 +135,8 @@ def test_turns_that_the_chat_template_refuses_are_named(load: Callable[..., Any]
 def test_text_files_are_documents_between_blank_lines(load: Callable[..., Any], tokenizer: Any) -> None:
     examples, report = load("t.txt", "\n\nOne line\nand another.\n\n\n  \nTwo words\n", "text")
     assert ["".join(words(tokenizer, example)) for example in examples] == [
-        "One line\nand another.\n<|im_end|>",
-        "Two words\n<|im_end|>",
+        "One line\nand another.<|im_end|>",
+        "Two words<|im_end|>",
     ]
     assert report.read == 2
     examples, report = load("t.jsonl", [{"text": "One two"}, {"text": "x"}, {"text": " "}], "text")
@@ -212,9 +212,7 @@ def test_empty_data_is_refused(name: str, content: str, format: str, load: Calla
 
 
 def test_nothing_left_says_why(load: Callable[..., Any]) -> None:
-    with pytest.raises(
-        DataError, match="no example is left of 20: 0 empty, 0 duplicate, 20 longer than 2 tokens; raise"
-    ):
+    with pytest.raises(DataError, match="no example is left of 20: 20 longer than 2 tokens; raise"):
         load("a.json", ROWS, "alpaca", max_length=2)
 
 
@@ -273,3 +271,27 @@ def test_a_malformed_row_of_a_question_set_is_named(tmp_path: Path, tokenizer: A
     source = TrainData(source="path", path=str(tmp_path), format="qa")
     with pytest.raises(DataError, match="trivia_qa/rc.wikipedia.nocontext: row 1: not a row of trivia_qa"):
         load_examples(source, tokenizer, max_length=64)
+
+
+def test_nothing_left_by_the_check_for_overlap_is_not_a_matter_of_the_fraction() -> None:
+    with pytest.raises(
+        DataError, match="no example is left: every one shares text with an evaluation item; use other data"
+    ):
+        split([], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"n": ' + "1" * 5000 + "}", "malformed JSON: Exceeds the limit"),
+        ('{"text": "a", "text": "b"}', "the key 'text' is given twice"),
+        ('{"text": NaN}', "NaN is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_python_would_answer_with_a_traceback_or_a_guess(
+    load: Callable[..., Any], name: str, content: str, fact: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{name}(:1)?: .*{fact}"):
+        load(name, content, "text")

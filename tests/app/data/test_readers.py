@@ -16,13 +16,13 @@ GOOD = '{"instruction": "a", "output": "b"}'
 @pytest.mark.parametrize(
     ("name", "content", "format", "place", "fact"),
     [
-        ("a.jsonl", f'{GOOD}\n\n{{"instruction": \n', "alpaca", "a.jsonl:3", "not JSON"),
+        ("a.jsonl", f'{GOOD}\n\n{{"instruction": \n', "alpaca", "a.jsonl:3", "malformed JSON"),
         ("a.jsonl", f'{GOOD}\n{{"instruction": "a"}}\n', "alpaca", "a.jsonl:2", "field output is missing, found instr"),
         ("a.jsonl", f"{GOOD}\n[1]\n", "alpaca", "a.jsonl:2", "expected an object, found a list"),
         ("a.jsonl", '{"instruction": 5, "output": "b"}', "alpaca", "a.jsonl:1", "field instruction: expected text"),
         ("a.jsonl", GOOD.replace("b", "\\ud800"), "alpaca", "a.jsonl:1", "field output: half of a surrogate pair"),
         ("a.jsonl", GOOD.encode() + b"\n\xff\n", "alpaca", "a.jsonl:2", "not UTF-8"),
-        ("a.json", f"[{GOOD},\n{GOOD}\n{GOOD}]", "alpaca", "a.json:3", "not JSON"),
+        ("a.json", f"[{GOOD},\n{GOOD}\n{GOOD}]", "alpaca", "a.json:3", "malformed JSON"),
         ("a.json", GOOD, "alpaca", "a.json", "expected a JSON array of objects, found an object"),
         ("a.json", f"[{GOOD}, {{}}]", "alpaca", "a.json: row 1", "field instruction is missing, found no fields"),
         ("t.txt", "words", "alpaca", "t.txt", "not a file of format alpaca"),

@@ -9,8 +9,9 @@ import torch
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
+from app.data.tokenize import turn_end
 from app.model.load import Loaded
-from app.scoring.generate import AnswerStreamer, answers, generate, stops_of, turn_end
+from app.scoring.generate import AnswerStreamer, answers, generate, stops_of
 from jobs.errors import DataError, ModelError
 from tests.app.fakes.word_tokenizer import word_tokenizer
 

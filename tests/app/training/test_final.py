@@ -18,6 +18,8 @@ from app.training import checkpoint
 from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
+from tests.app.conftest import make_model
+from tests.app.fakes.word_tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.usefixtures("few_rows")
 LORA = ["train.lora={r: 4, alpha: 64.0}", "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}"]
@@ -145,3 +147,17 @@ def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(tmp_pa
     with safe_open(str(run.final / "model.safetensors"), "pt") as file:
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118  # not a dict
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+def test_stock_generate_stops_where_the_chat_template_ends_a_turn(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()  # end of sequence </s>, id 1; the template ends a turn with <unk>, id 2
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
+    model = make_model("llama", vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = 3
+    about = {"mask": "causal", "origin": "o", "run": "r", "steps": 1, "objective": {}, "data": "d"}
+    checkpoint.save_final(model, tokenizer, tmp_path / "final", dtype=torch.float32, about=about)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    assert saved.generation_config.eos_token_id == [1, 2, 3]
+    tokenizer.chat_template = None
+    checkpoint.save_final(saved, tokenizer, tmp_path / "plain", dtype=torch.float32, about=about)
+    assert json.loads((tmp_path / "plain" / "generation_config.json").read_text())["eos_token_id"] == [1, 2, 3]

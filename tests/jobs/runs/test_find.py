@@ -1,12 +1,13 @@
 """Which run is meant: the latest complete one, one to resume, one to start from."""
 
+import shlex
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from jobs.config.load import resolve
+from jobs.config.load import JOBS_DIR, resolve
 from jobs.errors import RunStateError
 from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
 
@@ -106,3 +107,12 @@ def test_a_run_from_another_model_under_the_same_profile_name_does_not_count(
         "model: {source: hub, name: a/b}\ndata: {eval: {source: hub}, train: {source: hub, name: c, format: qa}}\n"
     )
     assert f"{run.id} started from another model" in complaint(runs, str(profile))
+
+
+def test_the_remedy_for_a_profile_given_by_path_names_the_path_and_works(runs: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "my profiles" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text((JOBS_DIR / "profiles" / "ci.yaml").read_text().replace("name: ci", "name: mine"))
+    words = shlex.split(complaint(runs, str(mine)).partition("run: ")[2])
+    assert words[:2] == ["make", "stage3b"] and words[3] == f"RUNS={runs}"
+    assert resolve(words[1], words[2].removeprefix("PROFILE=")).profile.name == "mine"

@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
@@ -330,3 +330,12 @@ def test_runs_are_listed_oldest_first_and_other_directories_left_out(tmp_path: P
     assert [run.id for run in list_runs(tmp_path / "runs")] == ["stage3a/20261122-234501", "stage3b/20261122-234506"]
     assert list_runs(tmp_path / "none") == []
     assert all(isinstance(run, RunFiles) for run in list_runs(tmp_path / "runs"))
+
+
+def test_a_run_from_a_clock_that_was_ahead_is_not_the_newest_for_ever(tmp_path: Path) -> None:
+    ahead, now = datetime(2031, 1, 1, tzinfo=UTC), datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)
+    for when, name in ((ahead, "20310101-000000"), (now, "20310101-000000-2"), (now, "20310101-000000-3")):
+        with RunDir.create(tmp_path, "stage1", when) as run:
+            assert run.path.name == name and list_runs(tmp_path)[-1].path == run.path
+    with RunDir.create(tmp_path, "stage2", now) as run:  # another stage has an order of its own
+        assert run.path.name == "20261122-234501"
