@@ -14,6 +14,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,12 @@ def take(base: Path, label: str, number: int, argv: Sequence[str]) -> None:
             temporary.unlink(missing_ok=True)
         directory_of(base, label).mkdir(exist_ok=True)
         nothing = subprocess.DEVNULL
-        subprocess.Popen(list(argv), cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+        switch = subprocess.Popen(
+            list(argv), cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
+        # Its own file names it only once it watches, and a release may come before.
+        with suppress(RunStateError):  # it has ended already
+            jsonfiles.write(base / RENTAL, {"label": label, "id": number, **asdict(processes.identify(switch.pid))})
 
 
 def view(base: Path) -> dict[str, Any]:
@@ -112,9 +118,10 @@ def _clear(base: Path, found: dict[str, Any]) -> None:
     if job is not None:
         with suppress(RunStateError):
             processes.signal_group(job, root / RUNNER / jobstate.LOG, signal.SIGKILL)
-    watcher = lease.watcher(jsonfiles.read(root / WATCHDOG / lease.STATE) or {})
-    if watcher is not None:
-        with suppress(ProcessLookupError):
-            os.kill(watcher.pid, signal.SIGKILL)
+    for named in (jsonfiles.read(base / RENTAL), jsonfiles.read(root / WATCHDOG / lease.STATE)):
+        watcher = lease.watcher(named or {})
+        if watcher is not None:
+            with suppress(ProcessLookupError):
+                os.kill(watcher.pid, signal.SIGKILL)
     shutil.rmtree(root, ignore_errors=True)
     (base / RENTAL).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from tests.vast.conftest import kill_all_in
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.host import ROOT, until
 from vast.commands.hosts_wiring import first_process
-from vast.host import rental
+from vast.host import processes, rental
 from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
 from vast.ports import GONE, Contract, Instance, OfferQuery, Status, label_text
 from vast.rental.onstart import Switch
@@ -103,6 +103,13 @@ def test_a_machine_is_found_rented_seen_and_destroyed(lab: Lab) -> None:
     assert lab.cloud.destroy(number) == "accepted"  # again
     lab.clock.sleep(1)
     assert rented(lab, "stage1-b") != number
+
+
+def test_a_switch_that_is_just_starting_ends_with_its_rental(lab: Lab) -> None:
+    number = rented(lab)
+    switch = json.loads((lab.base(lab.hosts.machines[1]) / "rental.json").read_text())["pid"]
+    assert lab.cloud.destroy(number) == "accepted"  # before it has written a file of its own
+    until(lambda: (found := processes.stat(switch)) is None or found.dead, "its end")
 
 
 def test_one_machine_is_never_rented_twice(lab: Lab) -> None:
