@@ -178,17 +178,6 @@ def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     return Action(Do.PULL, obs.t, everything=True) if obs.t >= state.pull_next else None
 
 
-def may_transfer(obs: Observation, state: RunState, policy: Policy) -> bool:
-    """Whether a pull or push may continue. Before the end it leaves the reserve of both caps for the last checkpoint, and
-    stops for a person who asks for the end; at the end it may use all but the last minute."""
-    collecting = state.phase is Phase.COLLECTING
-    margin = LEAD if collecting else 60 * policy.caps.reserve_minutes
-    if obs.asked and not collecting:
-        return False
-    in_time = obs.t < state.cap_seconds - margin
-    return in_time and spent(state, obs.t) + burn(state) * margin / 3600 < state.cap_dollars
-
-
 def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | None:
     machine = state.machine
     if spent(state, obs.t) + burn(state) * LEAD / 3600 >= state.cap_dollars:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from vast.policy import Policy
 from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
-from vast.supervisor.decide import decide, may_transfer
+from vast.supervisor.decide import decide
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
 from vast.supervisor.state import (
@@ -183,7 +183,7 @@ class Supervisor:
             case Do.RELABEL:
                 return self.cloud.set_label(action.instance_id, self.label)
             case Do.PUSH:
-                return self.shell.push(addresses, self._may_transfer)
+                return self.shell.push(addresses)
             case Do.START:
                 return self.shell.start(addresses, self.plan.command, self.state.home)
             case Do.STOP:
@@ -191,13 +191,8 @@ class Supervisor:
             case Do.RENEW:
                 return self.shell.renew_lease(addresses, action.until)
             case Do.PULL:
-                return self.shell.pull(addresses, action.everything, self._may_transfer)
+                return self.shell.pull(addresses, action.everything)
         raise AssertionError(action.do)
-
-    def _may_transfer(self) -> bool:
-        """Called every second of a pull or push."""
-        now = changed(self._seen, t=self.run_clock.t(), asked=self.asked())
-        return may_transfer(now, self.state, self.policy)
 
     @property
     def label(self) -> str:

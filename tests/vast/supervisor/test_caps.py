@@ -8,7 +8,7 @@ from typing import Any
 from tests.vast.fakes.states import POLICY, START, after, instance, provisioning, running, twice
 from vast.policy import Policy
 from vast.ports import Account
-from vast.supervisor.decide import decide, may_transfer
+from vast.supervisor.decide import decide
 from vast.supervisor.schedule import LEAD, alerts, ends_soon
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState
 
@@ -43,19 +43,6 @@ def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> Non
     near = replace(state, settled=19.0 - 1 / 60)
     assert decided(near, 3599.0).do is not Do.PROCEED
     assert decided(near, 3600.0).why == "the budget is used up"
-
-
-def test_a_transfer_that_runs_leaves_the_reserve_and_the_last_minute() -> None:
-    def may(state: RunState, t: float, **seen: Any) -> bool:
-        return may_transfer(Observation(t, **seen), state, POLICY)
-
-    assert may(running(), 36000 - RESERVE - 1) and not may(running(), 36000 - RESERVE)
-    assert may(replace(running(), settled=18.74), 3600.0) and not may(replace(running(), settled=18.75), 3600.0)
-    assert not may(running(), 1000.0, asked=True)
-    last = replace(running(), phase=Phase.COLLECTING, verdict="asked", over=True)
-    assert may(last, 36000 - LEAD - 1, asked=True) and not may(last, 36000 - LEAD, asked=True)
-    near = replace(last, settled=19.0 - 1 / 60)
-    assert may(near, 3599.0) and not may(near, 3600.0)
 
 
 def test_a_machine_that_is_kept_for_a_person_goes_when_the_reserve_begins() -> None:
