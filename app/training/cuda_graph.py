@@ -70,6 +70,9 @@ class Graphs:
     """
 
     def __init__(self) -> None:
+        # Called before each capture. Pinned memory must not be freed during one: its allocator then records an event on the
+        # capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
+        self.before_capture: Callable[[], None] = lambda: None
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: dict[tuple[object, ...], _Captured | None] = {}
         self.replayed = 0  # times
@@ -104,9 +107,10 @@ class Graphs:
         return held.output
 
     def _capture(self, work: Callable[[Inputs], Tensor], inputs: Inputs) -> _Captured:
+        self.before_capture()
         still = _on_gpu(inputs)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile: one writes a checkpoint, autograd has its own.
+        # Other threads may allocate meanwhile: autograd has its own.
         try:
             with torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
                 output = work(still)

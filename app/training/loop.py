@@ -64,6 +64,8 @@ class TrainingLoop:
         self.work = OptimizerStep(model, train, accelerator, ranks, require_finite=self._require_finite, beat=self._beat,
                                   graphs=graphs, make_optimizer=make_optimizer)  # fmt: skip
         self.writer = snapshot.Writer()
+        if graphs is not None:  # its thread frees the pinned memory of a checkpoint when that is written
+            graphs.before_capture = self.writer.wait
         self.step = 0
         self.stopped = False  # by a signal, on some rank
         self.ended = False  # by an evaluation

@@ -112,7 +112,9 @@ class _Chunked(torch.autograd.Function):
         size = max(1, chunk // weight.shape[0])
         for start in range(0, len(hidden), size):
             some = hidden[start : start + size]
-            theirs = None if teacher is None else F.linear(teacher.hidden[start : start + size], teacher.weight)
+            # accelerate gives the outputs of a prepared model in float32, the states of a teacher among them.
+            theirs = None if teacher is None else (
+                F.linear(teacher.hidden[start : start + size].to(teacher.weight.dtype), teacher.weight))  # fmt: skip
             real = None if counted is None else counted[start : start + size]
             one, other, gradient = parts(F.linear(some, weight), targets[start : start + size], theirs, ce, kl, real)
             nll, divergence = nll + one, divergence + other

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from app.data.examples import TokenExample
 from app.training.batch import Collator, Schedule, Shape, Steps, prepared, shapes_of
-from app.training.cuda_graph import SMALL, suitable
+from app.training.cuda_graph import SMALL, Graphs, suitable
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
+from tests.app.training.test_loop import loop_of
 
 GPU: dict[str, Any] = dict(cuda=True, compiled=True, world=1, parameters=135_000_000, tokens=9000.0)
 
@@ -95,3 +96,23 @@ def test_the_shapes_of_a_training_are_those_of_its_whole_schedule() -> None:
     assert sizes == [(int((b["doc"] >= 0).sum()), int((b["labels"] >= 0).sum())) for b in passes]
     two = [Steps(Collator("prefix", multiple=8), 64, rank=rank, world=2).sizes(schedule) for rank in range(2)]
     assert sum(tokens for some in two for tokens, _ in some) == sum(tokens for tokens, _ in sizes)
+
+
+def test_no_checkpoint_is_being_written_while_a_graph_is_captured(
+    model_of: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    """Pinned memory that a thread frees during a capture would spoil the allocator of the process."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    graphs, asked = Graphs(), []
+    loop = loop_of(model_of("llama"), tmp_path, graphs=graphs)
+    monkeypatch.setattr(loop.writer, "_thread", Joined(asked))
+    graphs.before_capture()
+    assert asked == ["joined"] and loop.writer._thread is None
+
+
+class Joined:
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def join(self) -> None:
+        self.asked.append("joined")

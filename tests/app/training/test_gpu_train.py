@@ -34,9 +34,17 @@ def long_examples(n: int, seed: int = 0) -> list[TokenExample]:
 
 
 def step_of(model: Any, tmp_path: Path, bf16: bool, data: list[TokenExample]) -> tuple[float, torch.Tensor]:
-    """Loss and gradients of one optimiser step of `data`, cut into rows of 512 tokens, whole tiles each."""
+    return pass_of(a_loop(model, tmp_path, bf16), model, data)
+
+
+def a_loop(model: Any, tmp_path: Path, bf16: bool) -> TrainingLoop:
+    """Its rows have 512 tokens, whole tiles each. It asks the model for its output layer, which compiles a mask."""
     sgd = lambda m: torch.optim.SGD(m.parameters())  # noqa: E731
-    loop = prepared_loop(model, tmp_path, row_tokens=512, multiple=128, device="cuda", bf16=bf16, optimizer=sgd)
+    return prepared_loop(model, tmp_path, row_tokens=512, multiple=128, device="cuda", bf16=bf16, optimizer=sgd)
+
+
+def pass_of(loop: TrainingLoop, model: Any, data: list[TokenExample]) -> tuple[float, torch.Tensor]:
+    """Loss and gradients of one optimiser step of `data`."""
     model.zero_grad()
     loss = torch.stack([loop.work.forward_backward(batch) for batch in passes_of(loop, data)]).sum()
     return float(loss), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
@@ -60,9 +68,10 @@ def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str,
     speed_up(fast)
     exact = [step_of(dense, tmp_path, False, some) for some in (data, other)]
     want = [step_of(dense, tmp_path, bf16, some) for some in (data, other)]
-    got = [step_of(fast, tmp_path, bf16, data)]
+    loop = a_loop(fast, tmp_path, bf16)
+    got = [pass_of(loop, fast, data)]
     with torch.compiler.set_stance("fail_on_recompile"):
-        got.append(step_of(fast, tmp_path, bf16, other))
+        got.append(pass_of(loop, fast, other))
     for (true_loss, true), (loss, gradients), (fast_loss, fast_gradients) in zip(exact, want, got, strict=True):
         if bf16:  # both round, each in its own order: the fast path must not be further from float32
             assert abs(fast_loss - true_loss) < 2 * abs(loss - true_loss) + 0.002

@@ -169,3 +169,14 @@ def test_kl_in_chunks_equals_kl_of_whole_logits(lora: bool, tmp_path: Path) -> N
     (kl, gradient), (want_kl, want) = run(True), run(False)
     assert kl == pytest.approx(want_kl, rel=1e-4) and kl > 0
     torch.testing.assert_close(gradient, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
+def test_a_teacher_s_states_in_float32_meet_a_head_in_bfloat16() -> None:
+    """accelerate gives outputs of a prepared model in float32; under LoRA the teacher is that model."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 8, generator=draw), torch.randn(11, 8, generator=draw).bfloat16()
+    targets = torch.randint(0, 11, (5,), generator=draw)
+    half = hidden.bfloat16()
+    want = from_hidden(half, weight, targets, Teacher(half, weight), ce=1.0, kl=0.5)
+    got = from_hidden(half, weight, targets, Teacher(half.float(), weight), ce=1.0, kl=0.5)
+    assert float(got.total) == float(want.total)
