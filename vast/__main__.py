@@ -12,6 +12,7 @@ try:
     import click
 
     from vast.commands.attach import attach, down, pull
+    from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
@@ -34,7 +35,7 @@ def cli(context: click.Context) -> None:
 
     The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
     """
-    context.obj = context.obj or Wiring()
+    context.obj = with_hosts(context.obj or Wiring())
     # Preflight errors already name why a call failed; vast/session/session.py shows warnings while a run is supervised.
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 

@@ -124,9 +124,9 @@ def pair(image: str) -> Iterator[Pair]:
                 "--network", NETWORK, "--network-alias", "host", "--env", f"AUTHORIZED_KEY={key}",
                 "--entrypoint", "/bin/bash", HOST_IMAGE, "-c", BOOTSTRAP,
             ) as host:  # fmt: skip
-                docker("exec", host, "mkdir", "-p", "/tmp/tests/tests/vast")
+                docker("exec", host, "mkdir", "-p", "/tmp/tests/tests/vast/fakes")
                 for name in ("directory_host.py", "host.py"):
-                    docker("cp", ROOT / "tests/vast" / name, f"{host}:/tmp/tests/tests/vast/{name}")
+                    docker("cp", ROOT / "tests/vast/fakes" / name, f"{host}:/tmp/tests/tests/vast/fakes/{name}")
                 made = Pair(host, ours)
                 made.on_host("host.train(100)")
                 wait_for("the ssh server", lambda: made.drive("shell.probe(AT)")[0]["contact"] == "ok", 30)

@@ -5,6 +5,7 @@
     start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
     stop [--grace S]           ask for a checkpoint and an end; returns at once
     lease --until S            renew the lease; S seconds are left to the run's deadline
+    rent, rental, release      who has a machine of one's own, and to take and to leave it: vast/host/rental.py
     secrets                    those on standard input, {"NAME": "value"}, into memory; all others go: vast/host/secretfiles.py
     files [--everything]       what can be pulled, and from where: vast/host/files.py
     log [--tail N] [--follow-from BYTES]     the job's output
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_OK, RunStateError, UserError
-from vast.host import burnin, jobstate, lease, probe, secretfiles
+from vast.host import burnin, jobstate, lease, probe, rental, secretfiles
 from vast.host import files as hostfiles
 from vast.host import start as hoststart
 from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
@@ -74,6 +75,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "start": "start the job; what follows -- are its arguments",
         "stop": "ask the job for a checkpoint and an end",
         "lease": "renew the lease of the dead-man's switch",
+        "rent": "rent this machine to the run on standard input",
+        "rental": "who has this machine",
+        "release": "end a rental, its job and its files",
         "secrets": "take secrets from standard input into memory",
         "files": "what can be pulled",
         "log": "the job's output",
@@ -89,6 +93,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
     made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")
     made["lease"].add_argument("--until", type=seconds, required=True, help="seconds to the run's deadline")
+    made["release"].add_argument("--id", type=_count, required=True, help="of the rental")
     made["files"].add_argument("--everything", action="store_true", help="also the results")
     made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
     made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
@@ -117,6 +122,14 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
         case "lease":
             lease.renew(root / WATCHDOG, options.until)
             return {"watchdog": lease.view(root / WATCHDOG)}
+        case "rent":
+            label, number, words = rental.parse(sys.stdin.read(secretfiles.LARGEST))
+            rental.take(root, label, number, words)
+            return rental.view(root)
+        case "rental":
+            return rental.view(root)
+        case "release":
+            return rental.release(root, options.id)
         case "secrets":
             given = secretfiles.parse(sys.stdin.read(secretfiles.LARGEST))
             return {"secrets": secretfiles.store(given, options.secrets_dir)}

@@ -54,7 +54,7 @@ def view(directory: Path) -> dict[str, Any] | None:
     if lease.get("token") != state.get("token"):
         age = 0.0  # renewed since the last tick
     return {
-        "armed": state.get("armed") is True and _watched(state),
+        "armed": state.get("armed") is True and watcher(state) is not None,
         "lease_age": age,
         "uptime": uptime,
         "until": jsonfiles.number(lease.get("until")),
@@ -67,6 +67,9 @@ def message(directory: Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _watched(state: dict[str, Any]) -> bool:
+def watcher(state: dict[str, Any]) -> Process | None:
+    """The living process that watches."""
     pid, ticks, boot = (state.get(key) for key in ("pid", "ticks", "boot_id"))
-    return type(pid) is int and type(ticks) is int and isinstance(boot, str) and lives(Process(pid, ticks, boot))
+    if type(pid) is int and type(ticks) is int and isinstance(boot, str) and lives(found := Process(pid, ticks, boot)):
+        return found
+    return None

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vast.ports import Address, Seconds
+from vast.ports import Seconds
 from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Pace, Reply
 
@@ -36,15 +36,15 @@ SSH_FAILED = 255
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
 
 
-def fetch_argv(ssh: Sequence[str], address: Address, root: str, into: Path, mbit: float | None = None) -> list[str]:
-    """`ssh`: the program and its options, without the host. The paths are given on standard input: `listing`."""
+def fetch_argv(ssh: Sequence[str], at: str, root: str, into: Path, mbit: float | None = None) -> list[str]:
+    """`ssh`: the program and its options, without the host. `at`: user@host. The paths are given on standard input: `listing`."""
     options = [*OPTIONS, *_limit(mbit), "--inplace", "--rsh", shlex.join(ssh)]
-    return ["rsync", *options, f"{_remote(address)}:{root}/", f"{into}/"]
+    return ["rsync", *options, f"{at}:{root}/", f"{into}/"]
 
 
-def send_argv(ssh: Sequence[str], address: Address, source: Path, root: str, mbit: float | None = None) -> list[str]:
+def send_argv(ssh: Sequence[str], at: str, source: Path, root: str, mbit: float | None = None) -> list[str]:
     options = [*OPTIONS, *_limit(mbit), f"--partial-dir={HALF}", "--rsh", shlex.join(ssh)]
-    return ["rsync", *options, f"{source}/", f"{_remote(address)}:{root}/"]
+    return ["rsync", *options, f"{source}/", f"{at}:{root}/"]
 
 
 def _limit(mbit: float | None) -> list[str]:
@@ -68,10 +68,6 @@ class Progress:
         if at - self._at >= STALL:
             return f"less than {STEP / 1e6:g} MB came in {STALL:.0f} s"
         return None
-
-
-def _remote(address: Address) -> str:
-    return f"root@[{address.host}]" if ":" in address.host else f"root@{address.host}"
 
 
 def listing(paths: Sequence[str]) -> bytes:

@@ -57,13 +57,14 @@ class SshTransport:
         key: Path | None = None,
         *,
         pin: Callable[[], str] = str,
+        user: str = "root",
         connect: Seconds = CONNECT,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         for program in ("ssh", "rsync"):
             if shutil.which(program, path=environ.get("PATH")) is None:
                 raise UserError(program, "is not installed", f"install it, as by: apt-get install {program}")
-        self._pin, self._connect = pin, connect
+        self._pin, self._connect, self._user = pin, connect, user
         self._env = child_environment(environ)
         self._directory, self._key = directory.absolute(), (key or directory / KEY).absolute()
         self._agent = key is not None  # the user's own may have a passphrase
@@ -87,7 +88,7 @@ class SshTransport:
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
         if not HOST.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no address")
-        command = [*self.argv(address), "--", f"root@{address.host}", shlex.join(argv)]
+        command = [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
         return self._dropping(
             address, outcome(subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
         )
@@ -96,13 +97,13 @@ class SshTransport:
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
-        argv = rsync.fetch_argv(self._rsh(address), address, root, into.absolute(), pace.mbit)
+        argv = rsync.fetch_argv(self._rsh(address), self._at(address), root, into.absolute(), pace.mbit)
         return self._rsync(address, argv, paths, timeout, pace)
 
     def send(
         self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
-        argv = rsync.send_argv(self._rsh(address), address, source.absolute(), root, pace.mbit)
+        argv = rsync.send_argv(self._rsh(address), self._at(address), source.absolute(), root, pace.mbit)
         return self._rsync(address, argv, paths, timeout, pace)
 
     def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds, pace: Pace) -> Reply:
@@ -167,6 +168,9 @@ class SshTransport:
             options["IdentityAgent"] = "none"
         pairs = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         return ["ssh", "-F", "/dev/null", "-i", str(self._private / KEY), "-p", str(address.port), *pairs]
+
+    def _at(self, address: Address) -> str:
+        return f"{self._user}@[{address.host}]" if ":" in address.host else f"{self._user}@{address.host}"
 
     def _rsh(self, address: Address) -> list[str]:
         return self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it

@@ -1,0 +1,76 @@
+"""Machines of one's own in place of the market: VAST_HOSTS names a hosts.yaml, and every command then works over those."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.errors import ConfigError
+from jobs.runs.atomic import io_errors_reported
+from vast import policy as policies
+from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
+from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
+from vast.ports import Address, Clock, Cloud, Seconds
+from vast.rental import onstart
+from vast.rental.onstart import Switch
+from vast.secrets import Secret
+from vast.shell import network
+from vast.shell.hostshell import CODE, HostShell
+from vast.shell.ssh import SshTransport
+
+VARIABLE = "VAST_HOSTS"
+COMMAND: Seconds = 60.0
+HOST = ("python3", "-m", "vast.host")
+
+
+def with_hosts(wiring: Wiring) -> Wiring:
+    """`wiring`, or the one over the machines of $VAST_HOSTS. Raises ConfigError."""
+    path = wiring.environ.get(VARIABLE)
+    if not path:
+        return wiring
+    hosts = load(Path(path))
+    key = Path(hosts.key).expanduser()
+    if not key.is_file():
+        raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
+
+    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
+        directory = home / ".cache" / "prefill" / "hosts"  # of the machines' host keys
+        with io_errors_reported(directory):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        transport = SshTransport(directory, key, pin=lambda: "own", user=hosts.user, environ=environ)
+
+        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Answer | None:
+            address = Address(machine.address, machine.port)
+            reply = transport.run(address, ("env", f"--chdir={CODE}", *HOST, *words), stdin=stdin, timeout=COMMAND)
+            if reply.kind != "ok":
+                return None
+            transport.settle(address, True)
+            return Answer(reply.code, reply.out, reply.err)
+
+        return SshHosts(hosts, ask, clock), Secret("")
+
+    def shell(context: ShellContext) -> RunShell:
+        folder, request = context.folder, context.request
+        if request.profile_file is not None:  # its path on the machine is that of a rented one
+            fact = "a profile file of one's own is not sent to the machines of hosts.yaml"
+            raise ConfigError(f"--profile {request.profile_file}", fact, "use a profile of jobs/profiles")
+        root, policy = f"{hosts.root}/{folder.run_id}", policies.load(folder.policy)
+        machines = tuple((one.address, one.port) for one in hosts.machines)
+        return HostShell(
+            SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=hosts.user, environ=context.environ),
+            folder.runs_dir, folder.path, folder.nonce(), context.clock, lambda: network.is_up(machines),
+            secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), grace=policy.watchdog.grace,
+            gpus=request.gpus, mbit=policy.bandwidth_mbit, root=root,
+            program=("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST),
+        )  # fmt: skip
+
+    return replace(wiring, connect=market, shell=shell, first_process=lambda switch: first_process(switch, hosts))
+
+
+def first_process(switch: Switch, hosts: Hosts) -> str:
+    """The command of the dead-man's switch, for shlex.split; it watches in the directory of the run."""
+    words = list(onstart.arguments(replace(switch, url="")))
+    words[words.index("--dir") + 1] = f"{hosts.root}/{switch.run_id}/.watchdog"
+    return shlex.join((onstart.PYTHON, "-m", "vast.host.watchdog", *words, "--local"))

@@ -1,0 +1,127 @@
+"""A machine of one's own, rented by one run at a time: BASE/rental.json names the run, which works below BASE/RUN.
+
+The dead-man's switch watches there as on any rented machine (--local: in place of DELETE it ends, and the job with it). A rental
+without a living switch and without a job is over, and the next run may take the machine. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import RunStateError, UserError
+from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.runs import RUNNER, WATCHDOG
+
+RENTAL = "rental.json"
+CODE = Path(__file__).parents[2]
+_LABEL = re.compile(r"prefill/([a-z0-9][a-z0-9._-]*)/\d+")  # of vast/ports.py; a test compares
+
+
+def parse(text: str) -> tuple[str, int, list[str]]:
+    """{"label": ..., "id": ..., "argv": [...]} as on standard input. Raises UserError."""
+    value: Any = None
+    with suppress(ValueError):
+        value = json.loads(text)
+    if isinstance(value, dict):
+        label, number, argv = value.get("label"), value.get("id"), value.get("argv")
+        words = argv if isinstance(argv, list) and all(isinstance(word, str) for word in argv) else []
+        if isinstance(label, str) and _LABEL.fullmatch(label) and type(number) is int and words:
+            return label, number, words
+    raise UserError("rental", "malformed", 'give one JSON object on standard input: {"label", "id", "argv"}')
+
+
+def take(base: Path, label: str, number: int, argv: Sequence[str]) -> None:
+    """Rent this machine to the run of `label`, and start its dead-man's switch. Raises RunStateError if another run has it."""
+    with jobstate.io_errors_reported(base):
+        base.mkdir(parents=True, exist_ok=True)
+        found = _read(base)
+        if found is not None and not _is_alive(base, found):
+            _clear(base, found)
+        temporary = base / f".{RENTAL}.{os.getpid()}.tmp"
+        try:
+            jsonfiles.write(temporary, {"label": label, "id": number})
+            os.link(temporary, base / RENTAL)  # one of two that come at once fails
+        except FileExistsError:
+            fact = f"is rented by {(_read(base) or {}).get('label', 'another run')}"
+            raise RunStateError(base, fact, "take another machine, or end that run") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory_of(base, label).mkdir(exist_ok=True)
+        nothing = subprocess.DEVNULL
+        switch = subprocess.Popen(
+            list(argv), cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+        )
+        # Its own file names it only once it watches, and a release may come before.
+        with suppress(RunStateError):  # it has ended already
+            jsonfiles.write(base / RENTAL, {"label": label, "id": number, **asdict(processes.identify(switch.pid))})
+
+
+def view(base: Path) -> dict[str, Any]:
+    """{"rental": {"label", "id", "alive"} or null}. alive: its dead-man's switch watches, or its job runs."""
+    found = _read(base)
+    return {"rental": None if found is None else {**found, "alive": _is_alive(base, found)}}
+
+
+def release(base: Path, number: int) -> dict[str, Any]:
+    """End this rental at once: job, switch and files. released: False if the machine is not rented under this id."""
+    found = _read(base)
+    if found is None or found["id"] != number:
+        return {"released": False}
+    with jobstate.io_errors_reported(base):
+        _clear(base, found)
+    return {"released": True}
+
+
+def directory_of(base: Path, label: str) -> Path:
+    match = _LABEL.fullmatch(label)
+    assert match is not None
+    return base / match[1]
+
+
+def _read(base: Path) -> dict[str, Any] | None:
+    found = jsonfiles.read(base / RENTAL)
+    if found is None or not _LABEL.fullmatch(str(found.get("label"))) or type(found.get("id")) is not int:
+        return None
+    return {"label": found["label"], "id": found["id"]}
+
+
+def _is_alive(base: Path, found: dict[str, Any]) -> bool:
+    root = directory_of(base, found["label"])
+    watch = lease.view(root / WATCHDOG)
+    if watch is not None and watch["armed"]:
+        return True
+    state = _job(root)
+    return state is not None and not jobstate.over(state)
+
+
+def _job(root: Path) -> jobstate.State | None:
+    with suppress(RunStateError):
+        return jobstate.observe(root / RUNNER)
+    return None
+
+
+def _clear(base: Path, found: dict[str, Any]) -> None:
+    """Job first, or the switch would ask it for a checkpoint; the rental itself last."""
+    root = directory_of(base, found["label"])
+    state = _job(root)
+    job = None if state is None else jobstate.process(state, "job")
+    if job is not None:
+        with suppress(RunStateError):
+            processes.signal_group(job, root / RUNNER / jobstate.LOG, signal.SIGKILL)
+    for named in (jsonfiles.read(base / RENTAL), jsonfiles.read(root / WATCHDOG / lease.STATE)):
+        watcher = lease.watcher(named or {})
+        if watcher is not None:
+            with suppress(ProcessLookupError):
+                os.kill(watcher.pid, signal.SIGKILL)
+    shutil.rmtree(root, ignore_errors=True)
+    (base / RENTAL).unlink(missing_ok=True)

@@ -1,0 +1,224 @@
+"""The port Cloud over machines of one's own that have an ssh server: hosts.yaml in place of a market, at the price of 0.
+
+Each machine runs the host image (`make push` names it NAME:TAG-host), as a rented one does. To rent one is to write the run's
+label into a file there and to start its dead-man's switch (vast/host/rental.py); to destroy it is to end both and to remove the
+run's directory. A machine that does not answer proves nothing, and its instance is never GONE.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from jobs.config import strict_yaml
+from jobs.config.schema import Positive, PositiveFloat, Strict, Text, combination
+from jobs.config.validate import Layer, validate
+from vast.marketplace import rows
+from vast.ports import (
+    GONE,
+    Account,
+    Address,
+    Clock,
+    Contract,
+    CreateResult,
+    Destroyed,
+    Gone,
+    Instance,
+    Offer,
+    OfferQuery,
+    Status,
+)
+from vast.secrets import printable
+
+FOREVER, PLENTY = 24 * 365.0, 1e6  # hours, Mbit/s
+STAMPS = 2**20  # an instance's id is its machine's times this, and a number that is another one for each rental
+PORT = Annotated[int, Field(gt=0, lt=65536)]
+WORD = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
+
+
+class Machine(Strict):
+    address: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$")]
+    port: PORT = 22
+    gpu: Text
+    gpus: Positive
+    memory_gb: PositiveFloat  # of one GPU
+
+    @property
+    def number(self) -> int:
+        """The same in every process, whatever the order of the file."""
+        return zlib.crc32(f"{self.address}:{self.port}".encode()) + 1
+
+
+class Hosts(Strict):
+    """hosts.yaml. root: a directory on each machine that is ours: what a run leaves there is removed at its end."""
+
+    user: WORD = "root"
+    key: Text  # a private key, which every machine knows
+    root: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._-]+)+$")] = "/runs"
+    machines: Annotated[list[Machine], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Hosts:
+        numbers = [one.number for one in self.machines]
+        if len(set(numbers)) != len(numbers):
+            raise combination("machines", "one address and port stands there twice", "remove one of the two")
+        return self
+
+
+def load(path: Path) -> Hosts:
+    """Raises ConfigError."""
+    return validate(Hosts, [Layer(str(path), strict_yaml.read(path, str(path)))])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of `python3 -m vast.host` on a machine, whose host key and login were accepted."""
+
+    code: int
+    out: str
+    err: str = ""
+
+
+# The machine, the words after `python3 -m vast.host`, standard input; None: no answer. It limits the time.
+Ask = Callable[[Machine, tuple[str, ...], bytes], Answer | None]
+
+
+class SshHosts:
+    """Implements vast.ports.Cloud. `trouble` says why the last None, "refused" or "unclear" was one."""
+
+    def __init__(self, hosts: Hosts, ask: Ask, clock: Clock) -> None:
+        self._hosts, self._ask, self._clock = hosts, ask, clock
+        self._known: dict[int, Instance] = {}  # by machine: what was seen last
+        self.trouble = ""
+
+    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+        """Machines that answer and are not rented, in the order of the file."""
+        answers = [(one, self._rental(one)) for one in self._hosts.machines]
+        if all(rental is None for _, rental in answers):
+            return None
+        free = [one for one, rental in answers if rental is not None and (not rental or not rental["alive"])]
+        return tuple(offer for offer in map(_offer, free) if rows.fits(offer, query))[: query.limit]
+
+    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+        machine = self._machine(offer_id)
+        if machine is None:
+            return CreateResult("offer-gone", None, "this machine is not in the list of hosts any more")
+        number = machine.number * STAMPS + int(self._clock.now()) % STAMPS
+        rental = {"label": contract.label, "id": number, "argv": shlex.split(contract.onstart)}
+        answer = self._ask(machine, ("rent", "--root", self._hosts.root), json.dumps(rental).encode())
+        if answer is None:
+            return CreateResult("unclear", None, self._note(machine, "does not answer"))
+        if answer.code == 0:
+            return CreateResult("created", number)
+        words = self._note(machine, answer.err)
+        return CreateResult("offer-gone" if "is rented by" in answer.err else "refused", None, words)
+
+    def instances(self) -> tuple[Instance, ...] | None:
+        """Of a machine that does not answer what was seen of it last, as offline."""
+        found = [one for one in map(self._instance, self._hosts.machines) if one is not None]
+        return tuple(one for one in found if isinstance(one, Instance))
+
+    def instance(self, instance_id: int) -> Instance | Gone | None:
+        machine = self._machine(instance_id // STAMPS)
+        found = None if machine is None else self._instance(machine)
+        if isinstance(found, Instance) and found.id != instance_id:
+            return GONE  # another run has the machine
+        return None if isinstance(found, Instance) and found.status is Status.OFFLINE else found
+
+    def destroy(self, instance_id: int) -> Destroyed:
+        machine = self._machine(instance_id // STAMPS)
+        if machine is None:
+            self.trouble = f"{instance_id}: its machine is not in the list of hosts any more; put it back"
+            return "unclear"
+        number = str(instance_id)
+        answer = self._ask(machine, ("release", "--root", self._hosts.root, "--id", number), b"")
+        if answer is None or answer.code != 0:
+            self._note(machine, "does not answer" if answer is None else answer.err)
+            return "unclear"
+        return "accepted"
+
+    def set_label(self, instance_id: int, label: str) -> bool:
+        return False  # nobody but the run itself writes it
+
+    def attach_key(self, instance_id: int, public_key: str) -> bool:
+        return True  # the machines know the key already
+
+    def account(self) -> Account | None:
+        """Nothing is charged."""
+        return Account(0.0)
+
+    # ---- answers
+
+    def _machine(self, number: int) -> Machine | None:
+        return next((one for one in self._hosts.machines if one.number == number), None)
+
+    def _rental(self, machine: Machine) -> Mapping[str, Any] | None:
+        """{} if nobody has the machine; None: no answer, or an odd one."""
+        answer = self._ask(machine, ("rental", "--root", self._hosts.root), b"")
+        if answer is None or answer.code != 0:
+            self._note(machine, "does not answer" if answer is None else answer.err)
+            return None
+        try:
+            rental = json.loads(answer.out)["rental"]
+            if rental is None:
+                return {}
+            odd = type(rental["id"]) is not int or not isinstance(rental["label"], str)
+            odd = odd or not isinstance(rental["alive"], bool)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            odd = True
+        if odd:
+            self._note(machine, "an odd answer")
+            return None
+        return dict(rental)
+
+    def _instance(self, machine: Machine) -> Instance | Gone | None:
+        rental = self._rental(machine)
+        if rental is None:
+            known = self._known.get(machine.number)
+            return None if known is None else _made(machine, known.id, known.label, Status.OFFLINE)
+        if not rental:
+            self._known.pop(machine.number, None)
+            return GONE
+        # A switch takes a moment to arm: until then a rental is being made ready, later it has ended.
+        fresh = 0 <= int(self._clock.now()) % STAMPS - rental["id"] % STAMPS < 120
+        status = Status.RUNNING if rental["alive"] or fresh else Status.EXITED
+        found = _made(machine, rental["id"], printable(rental["label"]), status)
+        self._known[machine.number] = found
+        return found
+
+    def _note(self, machine: Machine, words: str) -> str:
+        last = words.strip().splitlines()[-1:] or ["no reason given"]
+        self.trouble = printable(f"{machine.address}:{machine.port}: {re.sub('^error: ', '', last[0])}")[:500]
+        return self.trouble
+
+
+def _offer(one: Machine) -> Offer:
+    return Offer(
+        one.number,
+        one.number,
+        one.gpu,
+        one.gpus,
+        one.memory_gb,
+        0.0,
+        0.0,
+        1.0,
+        PLENTY,
+        PLENTY,
+        FOREVER,
+        1,
+        place=one.address,
+    )
+
+
+def _made(one: Machine, number: int, label: str, status: Status) -> Instance:
+    return Instance(
+        number, label, one.number, status, "running", "", 0.0, None, None, (Address(one.address, one.port),)
+    )
