@@ -18,7 +18,8 @@ class AccountGuard:
         self._cloud, self._expected = cloud, expected
         self.search, self.create, self.instances, self.instance = (
             cloud.search, cloud.create, cloud.instances, cloud.instance)  # fmt: skip
-        self.destroy, self.attach_key, self.logs = cloud.destroy, cloud.attach_key, cloud.logs
+        self.destroy, self.attach_key, self.set_label = cloud.destroy, cloud.attach_key, cloud.set_label
+        self.logs = cloud.logs
 
     def account(self) -> Account | None:
         found = self._cloud.account()
