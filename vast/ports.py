@@ -7,6 +7,7 @@ One rule for all: "unknown" is an answer of its own. An adapter that got no answ
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
@@ -35,6 +36,12 @@ class Offer:
     hours_left: float  # until its owner takes it back
     direct_ports: int
     place: str = ""
+    cuda: float | None = None  # the latest version that the driver runs
+    driver: int | None = None  # major version
+    compute_cap: int | None = None  # 890 for 8.9
+    cpu_arch: str = ""
+    datacenter: bool = False
+    traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
 
 
 def hourly(offer: Offer, bid: Dollars | None) -> Dollars:
@@ -57,6 +64,14 @@ class OfferQuery:
     interruptible: bool = False
     banned_machines: frozenset[int] = frozenset()
     limit: int = 64
+    min_cuda: float = 0.0
+    min_driver: int = 0
+    compute_caps: tuple[int, ...] = ()  # what the image is built for; a later minor version of one of them fits too
+    cpu_arch: str = ""
+    regions: tuple[str, ...] = ()  # countries, by two letters
+    datacenter: bool = False  # only hosts in a data center
+    work_hours: float = 0.0  # expected: offers are ranked by what they cost for these
+    down_gb: float = 0.0  # that every machine loads: the image
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer that explicitly has no such instance."""
+    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -126,7 +141,8 @@ class CreateResult:
 
     outcome: Created
     instance_id: int | None = None
-    message: str = ""
+    message: str = ""  # why, in the service's words; redacted
+    lasting: bool = False  # a refusal that no other offer changes: a scope or session of the key, a spending limit
 
 
 Destroyed = Literal["accepted", "unclear"]  # neither proves absence
@@ -150,8 +166,8 @@ class Cloud(Protocol):
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
+
     def set_label(self, instance_id: int, label: str) -> bool: ...
-    def logs(self, instance_id: int) -> str | None: ...
     def account(self) -> Account | None:
         """None also for a refused key: then no other answer is trusted."""
 
@@ -163,7 +179,7 @@ Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: th
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, as the host reports it."""
+    """The dead-man's switch on the host, as it tells of itself."""
 
     armed: bool
     lease_age: Seconds
@@ -172,7 +188,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class JobReport:
-    """The report of the runner on the host, with the heartbeat of its run."""
+    """What the runner on the host says, and the heartbeat of the run that it looks after."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
@@ -192,7 +208,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Host:
-    """One probe of a host over ssh."""
+    """One look at a host over ssh."""
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
@@ -207,7 +223,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
+    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
@@ -218,6 +234,19 @@ class Pulled:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class BurnIn:
+    """What a machine showed before its job. A machine that is not `good` is left for the next."""
+
+    good: bool
+    problems: tuple[str, ...] = ()  # with their numbers, for people
+    numbers: tuple[tuple[str, float], ...] = ()  # such as ("gpu0_tflops", 640.0), by name
+
+
+def always() -> bool:
+    return True
+
+
 class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
@@ -226,18 +255,25 @@ class Shell(Protocol):
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
-        """Send the local copy of the run, with its newest checkpoint, to a new host, which continues it."""
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        """Try GPUs, disk and network for up to a minute, before the job. None: no answer, or a host without a burn-in."""
+
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
+        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Make the job write a checkpoint and end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Pull new files: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
+        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results.
+
+        proceed: called every second of a transfer, which may take hours; False ends it. The next one continues it."""
 
     def local_copy(self) -> Pulled | None:
-        """The verified local copy, without asking the host: after a restart, in place of a lost answer."""
+        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
 
     def network_is_up(self) -> bool:
         """Whether our own network works: a probe independent of the host."""

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.attention.backends import NAMES, text_config
+from app.attention.backends import NAMES
+from app.attention.model_config import text_config
 from app.model.load import auto_class
 from jobs.errors import CheckpointError
 

@@ -50,14 +50,18 @@ class RunDir(RunFiles):
     # ---- opening and closing
 
     @classmethod
-    def create(cls, runs_dir: Path, stage: str, now: datetime) -> RunDir:
-        """A new directory, named by the time `now`, with -2, -3, ... where that second is taken."""
+    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> RunDir:
+        """A new directory, named by the time `now`, with -2, -3, ... where that second is taken.
+
+        serial: the first suffix to try. On a rented machine it is random: two runs that begin in the same second on
+        two machines are fetched into one runs directory.
+        """
         parent = runs_dir / stage
         stamp = now.strftime("%Y%m%d-%H%M%S")
         with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            for serial in itertools.count(1):
-                path = parent / (stamp if serial == 1 else f"{stamp}-{serial}")
+            for number in itertools.count(serial):
+                path = parent / (stamp if number == 1 else f"{stamp}-{number}")
                 with suppress(FileExistsError):
                     path.mkdir()
                     break
@@ -238,14 +242,16 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
 
 
 def latest_complete(
-    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None
+    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None, settings: str | None = None
 ) -> RunDir | None:
-    """The newest complete run of a stage, of this profile and with this fingerprint where they are given."""
+    """The newest complete run of a stage, of this profile, fingerprint and settings where they are given."""
     wanted = {"profile": profile, "fingerprint": fingerprint}
     for run in reversed(list_runs(runs_dir)):
         if run.stage == stage and run.state() == "complete":
             summary = run.read_summary()
-            if all(value is None or summary.get(key) == value for key, value in wanted.items()):
+            if all(value is None or summary.get(key) == value for key, value in wanted.items()) and (
+                settings is None or run.settings() == settings
+            ):
                 return run
     return None
 

@@ -36,7 +36,7 @@ runs = Path(os.environ.get("RUNS", "/tmp/runs"))
 own = runs / "vast" / "stage3b-1"
 own.mkdir(parents=True, exist_ok=True)
 make_key(own)
-hostshell.LOOK = 8.0
+hostshell.PROBE = 8.0
 AT = (Address("host", 22),)
 WITH_A_DEAD_ONE = (Address("host", 2222), *AT)
 ssh = SshTransport(own, pin=lambda: "7", connect=3)
@@ -198,7 +198,7 @@ def test_a_machine_that_hangs_is_unreachable_in_time_and_nothing_of_ours_is_left
     first, _, second, third = json.loads(out)
     assert first[0]["contact"] == "ok"
     assert (second[0]["contact"], third[0]["contact"]) == ("unreachable", "unreachable")
-    assert second[1] < 20 and third[1] < 20  # seconds: LOOK, or ConnectTimeout, and a little
+    assert second[1] < 20 and third[1] < 20  # seconds: PROBE, or ConnectTimeout, and a little
     assert contact(pair) == "ok"
     assert pair.in_ours("sh", "-c", "ls -d /tmp/prefill-* 2> /dev/null || true") == ""
     processes = pair.in_ours("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")

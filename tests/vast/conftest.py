@@ -65,7 +65,7 @@ def fake(clock: ManualClock) -> Iterator[FakeVast]:
 
 @pytest.fixture
 def cloud(fake: FakeVast, clock: ManualClock) -> VastAI:
-    return VastAI(Secret(KEY), clock, fake.url, Timeouts(connect=5, read=5, whole=5))
+    return VastAI(Secret(KEY), clock, fake.url, Timeouts(whole=5))
 
 
 @pytest.fixture

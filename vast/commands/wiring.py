@@ -22,6 +22,7 @@ from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
+from vast.rental.image_registry import Found, Image
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
@@ -73,6 +74,7 @@ def over_ssh(context: ShellContext) -> RunShell:
     folder, request = context.folder, context.request
     key = None if request.ssh_key is None else Path(request.ssh_key)
     probe = api_address(context.environ)
+    policy = policies.load(folder.policy)
     return HostShell(
         SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), environ=context.environ),
         folder.runs_dir,
@@ -82,7 +84,9 @@ def over_ssh(context: ShellContext) -> RunShell:
         lambda: network.is_up((probe,)),
         secrets=lambda: context.secrets,
         inputs=inputs_of(folder.runs_dir, request),
-        grace=policies.load(folder.policy).watchdog.grace,
+        grace=policy.watchdog.grace,
+        mbit=policy.bandwidth_mbit,
+        gpus=request.gpus,
     )
 
 
@@ -106,5 +110,5 @@ class Wiring:
     shell: Callable[[ShellContext], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
-    registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
+    registry: Callable[[str, Secret | None], Image | Found] = image_registry.inspect
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch

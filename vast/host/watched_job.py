@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from jobs.errors import RunStateError
 from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host.bounded_http import ProxyError, exchange
 from vast.host.dead_man_switch import Memory
 from vast.host.runs import RUNNER
 
@@ -142,17 +142,15 @@ class WatchedMachine:
 
 
 def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
-    """Send one DELETE; returns its outcome as text without the key."""
+    """Send one DELETE, `timeout` seconds for all of it; returns its outcome as text without the key."""
     request = urllib.request.Request(
         f"{instance.url}/api/v0/instances/{instance.id}/",
         method="DELETE",
         headers={"Authorization": f"Bearer {instance.key}", "Accept": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return f"{answer.status} {answer.read1(300).decode(errors='replace')!r}"
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"{error.code} {error.read1(300).decode(errors='replace')!r}"
+        answer = exchange(request, timeout)
+        return f"{answer.status} {answer.body[:300].decode(errors='replace')!r}"
     except Exception as error:  # whatever it is, it is tried again
-        return f"{type(error).__name__}: {getattr(error, 'reason', '') or 'no answer'}"
+        said = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
+        return f"{type(error).__name__}: {said or 'no answer'}"

@@ -125,11 +125,6 @@ class Engine:
         with told_apart():
             self.api.remove_container(container, force=True, v=True)
 
-    def logs(self, container: str, lines: int) -> bytes:
-        with told_apart():
-            found = self.api.logs(container, tail=lines, stream=False)
-            return found if isinstance(found, bytes) else str(found).encode()
-
     def remove_left_volumes(self, label: str) -> int:
         """Remove volumes with the label that no container uses; returns their number."""
         found = self._object(self.api.volumes, filters={"label": label, "dangling": True}).get("Volumes") or []

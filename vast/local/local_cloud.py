@@ -38,7 +38,6 @@ T = TypeVar("T")
 RUN = "prefill.run"  # the docker label that holds the label of the run
 MACHINE = "prefill.machine"
 ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
-LOG_LINES = 1000
 FOREVER = 24 * 365.0  # hours
 PLENTY = 1e6  # Mbit/s
 # `created` is also what a container stays whose start failed; create() has said so then.
@@ -140,10 +139,6 @@ class LocalCloud:
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the way in is the engine's, and needs none
-
-    def logs(self, instance_id: int) -> str | None:
-        found = self._known("logs", lambda: self._engine.logs(_name(instance_id), LOG_LINES))
-        return None if found is None else found.decode(errors="replace")
 
     def account(self) -> Account | None:
         """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""

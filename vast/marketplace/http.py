@@ -11,7 +11,7 @@ import ipaddress
 import json
 import logging
 import math
-import ssl
+import re
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,18 +21,24 @@ from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from jobs.errors import UserError
+from vast.host.bounded_http import LARGEST, ProxyError, exchange
 from vast.ports import Clock, Seconds
 from vast.secrets import Redactor, Secret, printable
 
 log = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://console.vast.ai"
-Kind = Literal["create", "destroy", "show", "manage"]
-INTERVALS: Mapping[Kind, Seconds] = {"create": 4.5, "destroy": 3.0, "show": 2.0, "manage": 1.0}
+Kind = Literal["search", "create", "destroy", "show", "manage"]
+# The documented least time between two calls; a search is allowed 10 times a minute.
+INTERVALS: Mapping[Kind, Seconds] = {"search": 6.0, "create": 4.5, "destroy": 3.0, "show": 2.0, "manage": 1.0}
+WORDS = ("error", "msg", "message", "detail")  # the fields of an answer that may name an error
+SCOPES = "user_read, instance_read, instance_write, misc"  # that the key needs
+QUOTA = "search_quota_exceeded"
 LONGEST_WAIT: Seconds = 60.0  # of a Retry-After: a service must not be able to put off a destroy for a day
 PAUSES: tuple[Seconds, ...] = (1.0, 3.0)  # before the second and the third try
 BUSY = frozenset({429, 500, 502, 503, 504})
-LARGEST = 32 * 2**20  # bytes of an answer
+PLAIN = frozenset({410, 429})  # statuses that mean the same without JSON
+TOO_OFTEN = "asked too often; documented: 10 searches a minute, a create every 4.5 s, and a penalty of 12 s"
 
 
 class UrlError(UserError):
@@ -42,8 +48,9 @@ class UrlError(UserError):
 @dataclass(frozen=True)
 class Timeouts:
     connect: Seconds = 5.0
-    read: Seconds = 30.0  # for each read
-    whole: Seconds = 45.0  # for the body; three tries must not outlast the lease of a run
+    whole: Seconds = (
+        45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
+    )
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,25 @@ class Answer:
 
     @property
     def words(self) -> str:
-        """What the service says is wrong; not redacted."""
-        found = " ".join(str(self.body[name]) for name in ("error", "msg") if isinstance(self.body.get(name), str))
-        return printable(found)
+        """The error that the answer names; not redacted."""
+        found = [self.body[name] for name in WORDS if isinstance(self.body.get(name), str)]
+        return printable(" ".join(dict.fromkeys(map(str, found))))
+
+    @property
+    def lasting(self) -> str:
+        """Why no repeat, and no other offer, changes this refusal, with the remedy; empty if that is not known."""
+        words = self.words.lower()
+        if self.status == 410 and "no_such" not in words:
+            return "this endpoint is withdrawn, so update this project; machines may still run and bill"
+        if self.status == 403 and "not your own" not in words:
+            return f"the key may lack a scope; it needs {SCOPES}"
+        if self.status == 404 and "session expired" in words:
+            return "the session of two-factor authentication has expired; log in again and renew the key"
+        if QUOTA in words:
+            return "the search quota of the day is used up; it is renewed at midnight UTC"
+        if re.search(r"spend(ing)?[ _]limit", words):
+            return "the spending limit of the account is reached; raise it"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +99,10 @@ class Client:
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._base = _checked_url(url)
+        self._origin = f"{self._base.scheme}://{self._base.netloc}"
+        self._proxies: Mapping[str, str] | None = (
+            {} if self._base.scheme == "http" else None
+        )  # http is for this network alone
         self._key = key
         self._clock = clock
         self._timeouts = timeouts or Timeouts()
@@ -95,28 +122,15 @@ class Client:
         what = f"{method} {path}"
         for pause in (*PAUSES, None) if repeat else (None,):
             self._wait(kind)
-            raw = self._send(what, self._base, method, target, body, with_key=True)
+            raw = self._send(what, method, target, body)
             if raw is not None and self._note_retry_after(kind, raw):
                 pause = None if pause is None else 0.0  # the service has named the pause
             answer = None if raw is None else self._read(what, raw)
             busy = raw is None or raw.status in BUSY
-            if not busy or pause is None or (answer is not None and "search_quota_exceeded" in answer.words):
+            if not busy or pause is None or (answer is not None and answer.lasting):
                 return answer
             self._clock.sleep(pause)
         raise AssertionError("the last pause is None")
-
-    def fetch(self, url: str) -> bytes | None:
-        """One GET without the key, of a URL that an answer named. None unless it is there and whole."""
-        try:
-            parts = _checked_url(url)
-        except UrlError:
-            parts = None
-        if parts is None or (parts.scheme != "https" and parts.hostname != self._base.hostname):
-            self.note("a result is not fetched: its address is not https")
-            return None
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        raw = self._send("GET a result", parts, "GET", target, None, with_key=False)
-        return raw.data if raw is not None and raw.status == 200 else None
 
     def note(self, text: str) -> None:
         """Log an error: the one way by which text leaves this package for the log."""
@@ -146,79 +160,46 @@ class Client:
         self._not_before[kind] = max(self._not_before[kind], until)
         return True
 
-    def _send(
-        self, what: str, parts: SplitResult, method: str, target: str, body: object, *, with_key: bool
-    ) -> _Raw | None:
-        connection: http.client.HTTPConnection | None = None
+    def _send(self, what: str, method: str, target: str, body: object) -> _Raw | None:
+        data = None if body is None else json.dumps(body).encode()
         try:
-            connection = self._connection(parts)
-            connection.connect()
-            connection.sock.settimeout(self._timeouts.read)
-            connection.putrequest(method, target, skip_accept_encoding=True)
-            connection.putheader("User-Agent", "prefill-vast")
-            if with_key:
-                connection.putheader("Authorization", "Bearer " + self._key.reveal())
-            data = None if body is None else json.dumps(body).encode()
+            request = urllib.request.Request(self._origin + target, data, {"User-Agent": "prefill-vast"}, method=method)
+            request.add_unredirected_header("Authorization", "Bearer " + self._key.reveal())
             if data is not None:
-                connection.putheader("Content-Type", "application/json")
-                connection.putheader("Content-Length", str(len(data)))
-            connection.endheaders(data)
-            response = connection.getresponse()
+                request.add_header("Content-Type", "application/json")
+            limits = self._timeouts
+            found = exchange(request, limits.whole, connect=limits.connect, largest=LARGEST, proxies=self._proxies)
             with suppress(ValueError, TypeError):
-                self.skew = parsedate_to_datetime(response.getheader("Date") or "").timestamp() - self._clock.now()
-            return _Raw(response.status, response.getheader("Retry-After"), self._body(response))
+                self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
+            return _Raw(found.status, found.headers.get("Retry-After"), found.body)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            # The words of an exception may quote what was sent; its type does not.
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else ""
-            self.note(f"{what}: no answer: {type(error).__name__} {reason}".rstrip())
+            # The text of an exception may quote what was sent; its type does not.
+            cause = getattr(error, "reason", error)
+            reason = str(cause) if isinstance(cause, ProxyError) else getattr(cause, "strerror", None) or ""
+            self.note(f"{what}: no answer: {type(cause).__name__} {reason}".rstrip())
             return None
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _connection(self, parts: SplitResult) -> http.client.HTTPConnection:
-        host, port, limit = parts.hostname or "", parts.port, self._timeouts.connect
-        if parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=limit)
-        context = ssl.create_default_context()
-        proxy = urllib.request.getproxies().get("https")
-        if not proxy or urllib.request.proxy_bypass(host):
-            return http.client.HTTPSConnection(host, port, timeout=limit, context=context)
-        via = urlsplit(proxy if "://" in proxy else f"//{proxy}")
-        connection = http.client.HTTPSConnection(via.hostname or "", via.port, timeout=limit, context=context)
-        connection.set_tunnel(host, port or 443)
-        return connection
-
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        """All of it: fewer bytes than announced raise, as do too many and too slow ones."""
-        deadline = self._clock.monotonic() + self._timeouts.whole
-        data = bytearray()
-        while chunk := response.read1(65536):
-            data += chunk
-            if len(data) > LARGEST:
-                raise http.client.HTTPException("too large")
-            if self._clock.monotonic() > deadline:
-                raise TimeoutError("too slow")
-        if response.length:  # read1 does not raise for a body that was cut off
-            raise http.client.IncompleteRead(b"", response.length)
-        return bytes(data)
 
     def _read(self, what: str, raw: _Raw) -> Answer | None:
         """What the bytes say, if it is a JSON object and the key was accepted."""
         try:
             body = {} if raw.status == 204 else json.loads(raw.data)
         except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, 10,000 brackets
+            body = None
+        if body is None and raw.status in PLAIN:  # by a gateway, often in plain text
+            body = {"detail": raw.data[:300].decode(errors="replace")}
+        if body is None:
             self.note(f"{what}: HTTP {raw.status}, and the answer is not JSON")
             return None
         if not isinstance(body, dict):
             self.note(f"{what}: HTTP {raw.status}, and the answer is a {type(body).__name__}, not an object")
             return None
         answer = Answer(raw.status, body)
-        if raw.status in (401, 403) or "auth_error" in answer.words:
+        if raw.status == 401 or "auth_error" in answer.words:
             self.note(f"{what}: HTTP {raw.status}: the key is refused")
             return None
         if not answer.ok:
-            self.note(f"{what}: HTTP {raw.status}: {answer.words[:300]}")
+            known = answer.lasting or (TOO_OFTEN if raw.status == 429 else "")
+            self.note(": ".join(part for part in (what, f"HTTP {raw.status}", answer.words[:300], known) if part))
         return answer
 
 

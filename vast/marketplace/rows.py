@@ -1,19 +1,22 @@
 """Parses the service's JSON into values of vast.ports. Pure; None stands for "cannot be understood", never for absence.
 
-An instance is read strictly: a list in which one row is odd is no list, or a run of ours could be missing from it. An offer
-that is odd is dropped: there are others.
+A list of instances must be complete, or a machine of ours could be missing from it. So the id and label of a row are read
+strictly, and other fields, such as a price as text, may be unknown. A row whose label is not ours never voids a list. An odd
+offer is dropped: there are others.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
-from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status
+from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status, parse_label
 from vast.secrets import printable
 
+T = TypeVar("T")
 Text = Callable[[str], str]
 MB = 1000.0  # in a GB: as the official client counts, so that a card sold as 80 GB has at least 80
 HOUR = 3600.0
@@ -55,8 +58,8 @@ def text(row: Mapping[str, object], name: str) -> str:
     return printable(value).strip()
 
 
-def offer(row: object) -> Offer:
-    """One row of `offers`. Raises OddRow."""
+def offer(row: object, down_gb: float = 0.0) -> Offer:
+    """One row of `offers`; its traffic for `down_gb`. Raises OddRow."""
     if not isinstance(row, dict):
         raise OddRow("offer")
     return Offer(
@@ -73,7 +76,19 @@ def offer(row: object) -> Offer:
         hours_left=number(row, "duration", 0.0) / HOUR,
         direct_ports=int(number(row, "direct_port_count", 0.0)),
         place=text(row, "geolocation"),
+        cuda=_known(number, row, "cuda_max_good"),
+        driver=_major(row.get("driver_version")),
+        compute_cap=None if (found := _known(number, row, "compute_cap")) is None else int(found),
+        cpu_arch=_text(row, "cpu_arch"),
+        datacenter=row.get("hosting_type") == 1 or row.get("datacenter") is True,
+        traffic=number(row, "inet_down_cost", 0.0) * down_gb,
     )
+
+
+def _major(version: object) -> int | None:
+    """580 of "580.95.05"."""
+    head = version.partition(".")[0] if isinstance(version, str) else ""
+    return int(head) if head.isdecimal() and len(head) < 6 else None
 
 
 def gpu_name(words: str) -> str:
@@ -86,21 +101,50 @@ def price(one: Offer, interruptible: bool) -> float | None:
     return one.min_bid if interruptible else one.dollars_per_hour
 
 
+def total(one: Offer, query: OfferQuery) -> float:
+    """Dollars for the expected work on it, the loading of the image, and the traffic of that."""
+    hours = query.work_hours + loading_hours(one, query.down_gb)
+    return (price(one, query.interruptible) or 0.0) * hours + one.traffic
+
+
+def rank(one: Offer, query: OfferQuery) -> float:
+    """The cheapest first: for the expected work, or for an hour where that is not known."""
+    return total(one, query) if query.work_hours else price(one, query.interruptible) or 0.0
+
+
+def loading_hours(one: Offer, gb: float) -> float:
+    """Of an image of that size: its download, and half as long again to unpack it."""
+    return 1.5 * gb * 8000 / max(one.down_mbit, 1.0) / HOUR
+
+
+def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
+    """Every bound of the query by a name for people. An offer that does not state a need of the image passes: the search
+    has asked for it, and the machine itself shows the rest."""
+    most = query.max_dollars_per_hour
+    caps = query.compute_caps
+    return [
+        (f"{query.gpus} x {query.gpu or 'any GPU'}",
+         lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
+        ("the price" if most is None else f"${most:.2f} an hour",
+         lambda one: (cost := price(one, query.interruptible)) is not None and (most is None or cost <= most)),
+        (f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
+        (f"reliability {query.min_reliability:g}", lambda one: one.reliability >= query.min_reliability),
+        (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
+        (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
+        ("a port", lambda one: one.direct_ports >= 1 and one.machine_id not in query.banned_machines),
+        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
+        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
+        ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(
+            one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
+        (query.cpu_arch or "any processor", lambda one: not query.cpu_arch or one.cpu_arch in ("", query.cpu_arch)),
+        ("a data center", lambda one: not query.datacenter or one.datacenter),
+        (f"in {', '.join(query.regions)}", lambda one: not query.regions or one.place[-2:].upper() in query.regions),
+    ]  # fmt: skip
+
+
 def fits(one: Offer, query: OfferQuery) -> bool:
     """Checks the query again: a service that ignores a filter must not cost money."""
-    cost = price(one, query.interruptible)
-    return (
-        cost is not None
-        and (query.max_dollars_per_hour is None or cost <= query.max_dollars_per_hour)
-        and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))
-        and one.gpus == query.gpus
-        and one.vram_gb >= query.min_vram_gb
-        and one.reliability >= query.min_reliability
-        and one.down_mbit >= query.min_down_mbit
-        and one.hours_left >= query.min_hours
-        and one.direct_ports >= 1
-        and one.machine_id not in query.banned_machines
-    )
+    return all(holds(one) for _, holds in checks(query))
 
 
 def filters(query: OfferQuery) -> dict[str, object]:
@@ -123,6 +167,15 @@ def filters(query: OfferQuery) -> dict[str, object]:
         body["gpu_name"] = {"eq": " ".join(query.gpu.replace("_", " ").split())}
     if query.max_dollars_per_hour is not None:
         body[cost] = {"lte": query.max_dollars_per_hour}
+    if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
+        body["cuda_max_good"] = {"gte": query.min_cuda}
+        body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
+    if query.cpu_arch:
+        body["cpu_arch"] = {"eq": query.cpu_arch}
+    if query.datacenter:
+        body["datacenter"] = {"eq": True}
+    if query.regions:
+        body["geolocation"] = {"in": list(query.regions)}
     for name, least in (
         ("gpu_ram", query.min_vram_gb * MB),
         ("reliability", query.min_reliability),
@@ -135,23 +188,50 @@ def filters(query: OfferQuery) -> dict[str, object]:
 
 
 def instance(row: object, redact: Text) -> Instance:
-    """One instance. Raises OddRow. `machine_id` and `dollars_per_hour` are 0 where the service does not tell."""
+    """One instance. Raises OddRow for an odd id. What cannot be read is unknown: 0, None, "" or Status.UNKNOWN."""
     if not isinstance(row, dict):
         raise OddRow("instance")
     word = row.get("actual_status")
-    machine = row.get("machine_id")
     return Instance(
         id=identifier(row.get("id")),
-        label=text(row, "label"),
-        machine_id=0 if machine is None else identifier(machine),
+        label=_text(row, "label"),
+        machine_id=_known(identifier, row.get("machine_id")) or 0,
         status=STATUS.get(word, Status.UNKNOWN) if isinstance(word, str) else Status.UNKNOWN,
-        intended=text(row, "intended_status"),
-        message=redact(text(row, "status_msg")),
-        dollars_per_hour=number(row, "dph_total", 0.0),
-        started=number(row, "start_date", 0.0) or None,
-        end=number(row, "end_date", 0.0) or None,
+        intended=_text(row, "intended_status"),
+        message=redact(_text(row, "status_msg")),
+        dollars_per_hour=_known(number, row, "dph_total") or 0.0,
+        started=_known(number, row, "start_date") or None,
+        end=_known(number, row, "end_date") or None,
         addresses=addresses(row),
     )
+
+
+def listed(page: list[object], redact: Text) -> tuple[list[Instance], int]:
+    """The instances of a page, and the number of rows without a usable id, none of which has a label of ours.
+
+    Raises OddRow for a row that may be ours.
+    """
+    found, left_out = [], 0
+    for row in page:
+        try:
+            found.append(instance(row, redact))
+        except OddRow:
+            if not isinstance(row, dict) or "label" not in row or parse_label(_text(row, "label")) is not None:
+                raise
+            left_out += 1
+    return found, left_out
+
+
+def _text(row: Mapping[str, object], name: str) -> str:
+    return _known(text, row, name) or ""
+
+
+def _known(read: Callable[..., T], *words: object) -> T | None:
+    """None where `read` raises OddRow."""
+    try:
+        return read(*words)
+    except OddRow:
+        return None
 
 
 def addresses(row: Mapping[str, object]) -> tuple[Address, ...]:
@@ -180,7 +260,7 @@ def _address(host: object, port: object) -> Address | None:
 def no_such(words: str, what: str) -> bool:
     """Whether the message means that there is no such ask, instance or contract; "auth_error" does not."""
     plain = words.lower().replace("_", " ")
-    return f"no such {what}" in plain and "auth error" not in plain
+    return (f"no such {what}" in plain or f"{what} not found" in plain) and "auth error" not in plain
 
 
 def short_of_credit(status: int, words: str) -> bool:
@@ -205,5 +285,7 @@ def created(answer: Answer, words: str) -> CreateResult:
         return CreateResult("offer-gone", None, words)
     if short_of_credit(answer.status, words):
         return CreateResult("no-credit", None, words)
-    refusal = answer.status == 400 or (answer.ok and success is False)  # 404 may also mean that a session has ended
+    if answer.lasting:
+        return CreateResult("refused", None, f"{words}: {answer.lasting}", lasting=True)
+    refusal = answer.status in (400, 403, 409) or (answer.ok and success is False)
     return CreateResult("refused" if refusal and words else "unclear", None, words)

@@ -25,9 +25,6 @@ from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
 PAGES = 400  # a token that never ends is a fault
-LOG_PAUSE: Seconds = 0.5
-LOG_TRIES = 20
-LOG_BYTES = 2**20  # the end of a longer log
 
 
 class VastAI:
@@ -41,8 +38,13 @@ class VastAI:
     def trouble(self) -> str:
         return self._client.trouble
 
+    @property
+    def skew(self) -> Seconds | None:
+        """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
+        return self._client.skew
+
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
-        answer = self._client.call("show", "POST", "/api/v0/bundles/", rows.filters(query))
+        answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
         listed = answer.body.get("offers") if answer is not None and answer.ok else None
         if not isinstance(listed, list):
             self._explain("search", answer)
@@ -50,14 +52,14 @@ class VastAI:
         found = []
         for row in listed:
             try:
-                found.append(rows.offer(row))
+                found.append(rows.offer(row, query.down_gb))
             except rows.OddRow as odd:
                 self._client.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
             return None
         fitting = {one.id: one for one in found if rows.fits(one, query)}
-        order = sorted(fitting.values(), key=lambda one: (rows.price(one, query.interruptible) or 0.0, one.id))
+        order = sorted(fitting.values(), key=lambda one: (rows.rank(one, query), one.id))
         return tuple(order[: query.limit])
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
@@ -94,6 +96,7 @@ class VastAI:
 
     def instances(self) -> tuple[Instance, ...] | None:
         found: dict[int, Instance] = {}
+        left_out = 0  # rows without an id, with another label than ours
         token: object = None
         seen: set[str] = set()
         for _ in range(PAGES):
@@ -109,17 +112,20 @@ class VastAI:
                 self._explain("list", answer)
                 return None
             try:
-                found.update((one.id, one) for one in (rows.instance(row, self._client.redact) for row in page))
+                shown, odd_rows = rows.listed(page, self._client.redact)
             except rows.OddRow as odd:
-                self._client.note(f"list: a row is odd in {odd}, so the list is not believed")
+                self._client.note(f"list: a row that may be ours is odd in {odd}, so the list is not believed")
                 return None
+            found.update((one.id, one) for one in shown)
+            left_out += odd_rows
             if token:
                 seen.add(str(token))
                 continue
             # Only the count tells an account without instances from a list that came back empty.
             counted = isinstance(total, int) and not isinstance(total, bool)
-            if (counted and total != len(found)) or (not counted and (total is not None or not found)):
-                self._client.note(f"list: {len(found)} instances, and the service counts otherwise or not at all")
+            rows_seen = len(found) + left_out
+            if (counted and total != rows_seen) or (not counted and (total is not None or not found)):
+                self._client.note(f"list: {rows_seen} instances, and the service counts otherwise or not at all")
                 return None
             return tuple(found.values())
         self._client.note(f"list: it does not end after {PAGES} pages")
@@ -131,7 +137,9 @@ class VastAI:
             self._explain("show", answer)
             return None
         row = answer.body["instances"]
-        if row is None:  # GONE only if nothing else is said: 404 alone proves nothing, as a bad key gives it too
+        if (
+            row is None
+        ):  # GONE only without a message: a 404, or null with a message, may come from a bad key or a stale replica
             if answer.status == 200 and not answer.words:
                 return GONE
             self._explain("show", answer)
@@ -147,6 +155,7 @@ class VastAI:
         return one
 
     def destroy(self, instance_id: int) -> Destroyed:
+        """ "accepted" also if the service has no such instance, which proves nothing: a stale replica answers so, too."""
         answer = self._client.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
         if answer is None or answer.status >= 500:
             return "unclear"
@@ -174,22 +183,6 @@ class VastAI:
         if not done:
             self._explain("label", answer)
         return done
-
-    def logs(self, instance_id: int) -> str | None:
-        """The container's log, polled for about 10 s: the service asks the host for it."""
-        path = f"/api/v0/instances/request_logs/{instance_id}/"
-        answer = self._client.call("manage", "PUT", path, {})
-        url = answer.body.get("result_url") if answer is not None and answer.ok else None
-        if not isinstance(url, str):
-            self._explain("logs", answer)
-            return None
-        for _ in range(LOG_TRIES):
-            self._clock.sleep(LOG_PAUSE)
-            data = self._client.fetch(url)
-            if data is not None:
-                return self._client.redact(data.decode("utf-8", errors="replace"))[-LOG_BYTES:]
-        self._client.note(f"logs: not there after {LOG_TRIES * LOG_PAUSE:g} s")
-        return None
 
     def account(self) -> Account | None:
         answer = self._client.call("show", "GET", "/api/v0/users/current")

@@ -27,6 +27,7 @@ MEANING = {
     "low-credit": "the account's credit is used up",
     "no-credit": "the account has no credit to rent with",
     "no-offers": "no machine that fits was found in time",
+    "refused": "the market refuses every create of a machine: the account, its key or a limit",
     "image": "the image cannot be pulled; push it (make push), or name its registry's login in the policy",
     "missing-tool": "a program is missing in the image; tried again once",
     "bug": "the job failed with an exception; tried again",

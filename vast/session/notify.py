@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import Any
 
+from vast.host.bounded_http import exchange
 from vast.policy import Event, Hooks
 from vast.ports import Seconds
 from vast.secrets import Redactor
@@ -56,7 +57,7 @@ class Notifier:
                 self._post(hook, data, self._hooks.seconds)
             else:
                 self._run(hook, data, self._environ, self._hooks.seconds)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, HTTPException, ValueError, subprocess.SubprocessError) as error:
             # the address of a webhook may be a secret by itself, and errors quote it
             log.warning("hook %s: %s %s", event, type(error).__name__, getattr(error, "strerror", None) or "")
 
@@ -67,15 +68,9 @@ def run_command(argv: list[str], data: bytes, environ: Mapping[str, str], second
                    start_new_session=True)  # fmt: skip
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The JSON is sent to the address in the policy and to no other."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        return None
-
-
 def post_json(address: str, data: bytes, seconds: Seconds) -> None:
-    """Raises OSError, also for an HTTP status that is not a success."""
+    """Within `seconds` as a whole. Raises OSError, HTTPException; also for an answer that is no success, such as a redirect."""
     request = urllib.request.Request(address, data, {"Content-Type": "application/json", "User-Agent": "prefill-vast"})
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
-        pass
+    answer = exchange(request, seconds)
+    if not 200 <= answer.status < 300:
+        raise OSError(None, f"HTTP {answer.status}")

@@ -248,6 +248,3 @@ class FakeCloud:
             return False
         machine.label = label
         return True
-
-    def logs(self, instance_id: int) -> str | None:
-        return None

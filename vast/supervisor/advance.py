@@ -85,6 +85,10 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
         state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
         absences=0, absent_at=None,
     )  # fmt: skip
+    if not isinstance(result, CreateResult) or result.outcome in ("created", "unclear"):
+        state = changed(state, traffic=state.traffic + offer.traffic)
+    if isinstance(result, CreateResult) and result.outcome != "offer-gone":
+        state = changed(state, refusal="" if result.outcome == "created" else result.message)
     outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
     made = result.instance_id if isinstance(result, CreateResult) else None
     price = hourly(offer, state.bid)
@@ -102,6 +106,8 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
         state = _noted(state, action.t, f"create: {outcome}: {result.message}")
     if outcome == "no-credit":
         return apply_verdict(state, action.t, "no-credit", policy)
+    if isinstance(result, CreateResult) and result.lasting:
+        return changed(state, asked_offers=policy.offers)  # no other offer is worth asking
     return state
 
 
@@ -217,6 +223,7 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
     said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""
+    said = state.refusal if reason == "refused" else said
     state = _noted(state, t, f"verdict: {reason}" + (f": {said}" if said else ""))
     if machine is not None and machine.job is not None:
         state = _on_machine(state, judged=max(machine.judged, machine.job.attempt if reason != "asked" else 0))

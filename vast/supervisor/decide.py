@@ -70,7 +70,7 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         return None
     fresh = state.offers_at is not None and obs.t - state.offers_at < policy.market.offers_fresh
     if state.asked_offers >= policy.offers:
-        return verdict(obs, "no-offers")
+        return verdict(obs, "refused" if state.refusal else "no-offers")
     if fresh and state.offers:
         offer = state.offers[0]
         hours = 2 * policy.caps.reserve_minutes / 60

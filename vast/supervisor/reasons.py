@@ -39,6 +39,7 @@ REASONS: dict[str, Reason] = {
     "low-credit": Reason("stop"),
     "no-credit": Reason("stop", fetch=False),
     "no-offers": Reason("stop", fetch=False),
+    "refused": Reason("stop", fetch=False),  # the market refuses every create
     "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
     "market": Reason("stop"),  # list, show or search hide what the run needs to see
     # the job ended, and may continue on its machine
@@ -91,7 +92,11 @@ def of_message(message: str) -> str | None:
 
 
 IMAGE_SIGNS = ("manifest unknown", "pull access denied", "repository does not exist", "no matching manifest",
-               "unauthorized: authentication required", "invalid reference format")  # fmt: skip
+               "unauthorized: authentication required", "invalid reference format",
+               # of ghcr.io and of ECR; a host's own "permission denied" is none of them
+               "denied: denied", "requested access to the resource is denied", "failed to authorize", "name unknown",
+               "no basic auth credentials", "authorization token has expired", "401 unauthorized", "403 forbidden",
+               "insufficient_scope")  # fmt: skip
 HOST_SIGNS = ("oci runtime create failed", "no space left on device", "failed to create shim", "nvidia-container-cli",
               "failed to inject cdi devices", "port is already allocated", "address already in use",
               "error response from daemon", "tls handshake timeout")  # fmt: skip

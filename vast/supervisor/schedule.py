@@ -9,6 +9,7 @@ from vast.policy import Policy
 from vast.supervisor.signs import unconfirmed
 from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, spent
 
+ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
 MARGIN = 15.0  # seconds after the expected end of the job
 LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
@@ -68,11 +69,18 @@ def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
         "local-disk-full": state.no_room_here,
         "pull": state.pull_failures >= 3,
         "unreachable": machine is not None and machine.failed >= policy.unreachable.looks,
-        "key-denied": machine is not None and machine.denied,
+        "key-denied": machine is not None and key_denied(machine, t),
         "stalled": machine is not None and machine.stalled > 0,
         "ends-soon": machine is not None and ends_soon(t, state, policy) and not machine.stalled,
     }
     return tuple(name for name, is_up in up.items() if is_up)
+
+
+def key_denied(machine: Machine, t: float) -> bool:
+    """Whether a refused key is news: every new machine refuses it until it was attached and has reached the host."""
+    if not machine.denied or machine.reached_at is not None:
+        return machine.denied
+    return machine.failed_since is not None and t - machine.failed_since >= ATTACHING
 
 
 def pause_before(state: RunState, policy: Policy) -> float:

@@ -171,6 +171,8 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    traffic: Dollars = 0.0  # of the machines so far, for loading the image
+    refusal: str = ""  # the market's message, if it refused the last create
     unclear_at: Seconds | None = None  # of the last create of unknown outcome: its machine may show up late
     unclear_price: Dollars = 0.0  # per hour, of that create
     settled: Dollars = 0.0  # for machines that are gone
@@ -226,7 +228,7 @@ def contract_left(state: RunState, t: Seconds) -> Seconds | None:
 
 def spent(state: RunState, t: Seconds) -> Dollars:
     """Cost of the run at `t`, if every machine bills until its absence is proven."""
-    total = state.settled
+    total = state.settled + state.traffic
     for part in (state.machine, state.intent, *state.doomed):
         if part is not None:
             total += part.price * (t - part.since) / 3600

@@ -18,16 +18,17 @@ import torch
 
 from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
-from app.stage.capacity import compared, require_means, require_room, resolved
+from app.stage.capacity import compared, require_capacity, require_means, resolved
 from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
-from app.training.train import _arguments, mixed_precision
+from app.training.train import _trainable, mixed_precision
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
 from jobs.runs.rundir import RunDir, list_runs
+from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 
 JOB = resolve("stage5b", "ministral-3b")
@@ -96,15 +97,15 @@ def test_the_estimate_needs_no_torch() -> None:
 
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
-        require_room(JOB, on_a_card_of(40))
+        require_capacity(JOB, on_a_card_of(40))
     assert caught.value.remedy == "set train.optimizer: adafactor"
 
 
 def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="app"):
-        require_room(JOB, on_a_card_of(141))
+        require_capacity(JOB, on_a_card_of(141))
         assert not caplog.records
-        require_room(JOB, on_a_card_of(64))
+        require_capacity(JOB, on_a_card_of(64))
     assert "if it runs out of memory, set train." in caplog.text
 
 
@@ -123,13 +124,13 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
 
 
-def make_room(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
+def check_capacity(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
     with RunDir.create(runs_dir, job.stage.name, NOW) as run:
         if resume:
             run.final.mkdir()
             run.write_metrics({"train": {}})
         stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE)
-        stage.make_room(resume)
+        stage.check_capacity(resume)
         assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again
 
 
@@ -139,8 +140,8 @@ def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     on_a_gpu(monkeypatch, 28)
     job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
     with pytest.raises(ConfigError, match="needs about"):
-        make_room(job, tmp_path / "new")
-    make_room(job, tmp_path / "trained", resume=True)
+        check_capacity(job, tmp_path / "new")
+    check_capacity(job, tmp_path / "trained", resume=True)
     (run,) = list_runs(tmp_path / "trained")
     found = json.loads((run.path / "estimate.json").read_text())
     assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
@@ -153,8 +154,8 @@ def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
                   sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
     on_a_gpu(monkeypatch, 66)
     with pytest.raises(ConfigError, match="needs about"):
-        make_room(job, tmp_path / "whole")
-    make_room(replace(job, halvings=3), tmp_path / "halved")
+        check_capacity(job, tmp_path / "whole")
+    check_capacity(replace(job, halvings=3), tmp_path / "halved")
 
 
 @pytest.mark.parametrize(
@@ -181,11 +182,11 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
             (at / state).touch()
             mark_complete(at)
         stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
-        stage.make_room(resume=True)
+        stage.check_capacity(resume=True)
         assert stage.job.profile.sharding == follows
         assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
         new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
-        new.make_room(resume=False)
+        new.check_capacity(resume=False)
         fits = "ddp" if memory_gb == 141 else "fsdp"
         assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
 
@@ -196,23 +197,24 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
     monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
     job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
     with pytest.raises(ConfigError, match="neither is installed"):
-        make_room(job, tmp_path / "new")
-    make_room(job, tmp_path / "trained", resume=True)
+        check_capacity(job, tmp_path / "new")
+    check_capacity(job, tmp_path / "trained", resume=True)
     spread = resolve("stage3b", "ci", sets=["sharding=fsdp", "train.objective.kl=0.5"])
     with pytest.raises(ConfigError, match="fsdp has no frozen copy"):
         require_means(spread, 2)
     require_means(spread, 1)
 
 
-def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu(tmp_path: Path) -> None:
+def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu() -> None:
     auto = resolve("stage3b", "ci", sets=["train.gradient_checkpointing=auto"])
     plain = resolve("stage3b", "ci")
     found = estimate_on(plain, Gpu("TEST", 989, 67, 80, 4800))
     unknown = replace(found, checkpointing=None)
 
     def taken(job: Job) -> bool:
-        with RunDir.create(tmp_path, job.stage.name, NOW) as run:
-            return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
+        assert job.stage.train is not None
+        model = _trainable(make_model("llama"), job.stage.train)
+        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
     cases = [None, found, replace(found, checkpointing=True), unknown]
     assert [taken(resolved(auto, case, 1)) for case in cases] == [False, False, True, True]
@@ -239,13 +241,18 @@ def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimate
     assert resolved(job, found, world).fingerprint({}) == job.fingerprint({})
 
 
-def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
+def test_rows_are_as_long_as_the_estimate_reckons() -> None:
     rows = [
-        fast_path.row_tokens(None, quick, torch.device(kind))
-        for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
+        fast_path.row_tokens(None, quick, torch.device(kind), parameters)
+        for quick, kind, parameters in (
+            (True, "cuda", 3e9),
+            (True, "cuda", 1e8),
+            (False, "cuda", 1e8),
+            (False, "cpu", 1e8),
+        )
     ]
-    assert rows == [4096, 1024, 512]
-    assert fast_path.row_tokens(77, True, torch.device("cuda")) == 77
+    assert rows == [4096, 16384, 1024, 512]
+    assert fast_path.row_tokens(77, True, torch.device("cuda"), 1e8) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,11 +206,6 @@ class Handler(BaseHTTPRequestHandler):
             del self.engine.boxes[box.id]
             self.say(204)
 
-    def logs(self, name: str) -> None:
-        if self._box(name):
-            self.raw_stream()
-            self.frame(1, b"a line\n")
-
     def volumes(self) -> None:
         self.say(200, {"Volumes": [{"Name": "left"}], "Warnings": []})
 
@@ -279,7 +274,6 @@ ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"POST /containers/create", Handler.created),
     (r"POST /containers/(\w+)/start", Handler.started),
     (r"GET /containers/(\w+)/json", Handler.inspected),
-    (r"GET /containers/(\w+)/logs", Handler.logs),
     (r"DELETE /containers/(\w+)", Handler.removed),
     (r"GET /volumes", Handler.volumes),
     (r"DELETE /volumes/(\w+)", Handler.volume_removed),

@@ -25,6 +25,19 @@ BODIES: dict[str, tuple[int, bytes]] = {
     "410": (410, b'{"success": false, "error": "no_such_ask", "msg": "gone"}'),
     "no-credit": (400, b'{"success": false, "error": "insufficient_credit", "msg": "Insufficient credits"}'),
     "400": (400, b'{"success": false, "error": "invalid_args", "msg": "the image is no name"}'),
+    "403-scope": (403, b'{"success": false, "error": "forbidden", "message": "Not permitted by this API key"}'),
+    "403-offer": (403, b'{"success": false, "error": "forbidden", "msg": "Offer is not your own"}'),
+    "409": (409, b'{"success": false, "detail": "offer is being rented"}'),
+    "spending": (400, b'{"success": false, "message": "spending limit of the team is reached"}'),
+    "410-deprecated": (
+        410,
+        b'{"success": false, "error": "deprecated_endpoint", "instances": [], "total_instances": 0}',
+    ),
+    "410-plain": (410, b"deprecated_endpoint"),
+    "quota": (429, b'{"success": false, "error": "search_quota_exceeded"}'),
+    "429-plain": (429, b"API requests too frequent: endpoint threshold=4.5\n"),
+    "not-found": (404, b'{"success": false, "error": "not_found", "message": "Instance not found"}'),
+    "null-message": (200, b'{"instances": null, "message": "try again"}'),
     "429": (429, b'{"success": false, "msg": "API requests too frequent"}'),
 }
 

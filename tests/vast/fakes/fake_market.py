@@ -59,7 +59,6 @@ class Rental:
     direct: tuple[str, int] | None = None
     proxy: tuple[str, int] | None = None
     ssh_keys: list[str] = field(default_factory=list)
-    logs: str = ""
 
 
 class Market:
@@ -83,7 +82,8 @@ class Market:
             "dph_base": 0.40, "storage_cost": 0.15, "min_bid": 0.20, "reliability": 0.99, "direct_port_count": 40,
             "duration": 30 * 86400.0, "inet_down": 900.0, "inet_up": 700.0, "inet_down_cost": 0.001, "inet_up_cost": 0.002,
             "geolocation": "Norway, NO", "disk_space": 500.0, "verified": True, "external": False, "rentable": True,
-            "rented": False, "score": 100.0,
+            "rented": False, "score": 100.0, "cuda_max_good": 13.0, "driver_version": "580.95.05", "compute_cap": 890,
+            "cpu_arch": "amd64", "hosting_type": 1, "datacenter": True,
         } | fields  # fmt: skip
         self.offers[offer_id] = row
         return row
@@ -195,7 +195,6 @@ class Market:
             end_date=self.now() + offer["duration"],
             direct=("198.51.100.7", 40000 + self._next % 1000),
             proxy=("ssh5.example.org", 20000 + self._next % 1000),
-            logs=f"log of {self._next}\n",
         )
         self._next += 1
         self.rentals[rental.id] = rental

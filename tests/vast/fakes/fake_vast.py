@@ -1,7 +1,7 @@
 """The Vast.ai API over HTTP on a port of its own, with faults to switch on: `with FakeVast() as fake: ... fake.url`.
 
 tests/vast/marketplace/test_fake_against_official.py holds it to the official client. Endpoints by name: search, create, list, list-v0,
-show, label, destroy, logs, result, ssh, account.
+show, label, destroy, ssh, account.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAGE = 25
 INTERVALS = {
     "create": 4.5,
     "destroy": 3.0,
-    "search": 2.0,
+    "search": 6.0,
     "list": 2.0,
     "show": 2.0,
     "account": 2.0,
@@ -40,8 +40,6 @@ ROUTES = [
         ("show", "GET", r"/api/v0/instances/(\d+)/"),
         ("label", "PUT", r"/api/v0/instances/(\d+)/"),
         ("destroy", "DELETE", r"/api/v0/instances/(\d+)/"),
-        ("logs", "PUT", r"/api/v0/instances/request_logs/(\d+)/"),
-        ("result", "GET", r"/result/(\d+)"),
         ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"),
         ("account", "GET", r"/api/v0/users/current/?"),
     )
@@ -67,10 +65,8 @@ class FakeVast:
         self.requests: list[Request] = []
         self.account_id = 1
         self.limits = False  # whether calls that come too early are answered with 429
-        self.log_polls = 1  # how many times a result is not there yet
         self._faults: list[Fault] = []
         self._last: dict[str, float] = {}
-        self._polls: dict[str, int] = {}
         self._released = threading.Event()
         self._server = ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"fake": self}))
         self._server.daemon_threads = True
@@ -123,10 +119,6 @@ class FakeVast:
         self._last[endpoint] = now
         return None
 
-    def ready(self, target: str) -> bool:
-        self._polls[target] = self._polls.get(target, 0) + 1
-        return self._polls[target] > self.log_polls
-
     def stall(self) -> None:
         self._released.wait(60)
 
@@ -153,13 +145,11 @@ class FakeVast:
             return 200, {"success": True}
         if endpoint == "label":
             return self._change(rental, body)
-        if endpoint == "ssh":
-            if body["ssh_key"] not in rental.ssh_keys:
-                rental.ssh_keys.append(body["ssh_key"])
-            market.on_key(rental)
-            return 200, {"success": True, "msg": "SSH key added to instance."}
-        assert endpoint == "logs", endpoint
-        return 200, {"success": True, "result_url": f"{self.url}/result/{number}?request={len(self.requests)}"}
+        assert endpoint == "ssh", endpoint
+        if body["ssh_key"] not in rental.ssh_keys:
+            rental.ssh_keys.append(body["ssh_key"])
+        market.on_key(rental)
+        return 200, {"success": True, "msg": "SSH key added to instance."}
 
     def _list(self, query: Row) -> tuple[int, Row]:
         rows = [self.market.row(rental) for rental in self.market.shown(listing=True)]
@@ -198,6 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
     fake: FakeVast
     protocol_version = "HTTP/1.1"
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header Date, by the clock of the fake."""
+        return super().date_time_string(int(self.fake.market.now()) if timestamp is None else timestamp)  # type: ignore[arg-type]
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -220,11 +214,6 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drop()
         if fault is not None and fault.what in BODIES:
             return self._send(*BODIES[fault.what], fault.headers)
-        if endpoint == "result":
-            ready, rental = self.fake.ready(self.path), self.fake.market.rentals.get(number)
-            if not ready or rental is None:
-                return self._send(404, b"<Error>NoSuchKey</Error>")
-            return self._send(200, rental.logs.encode(), cut=fault is not None)
         if (refusal := self._refusal(endpoint, number)) is not None:
             return self._send(*refusal)
         query = {name: _value(value) for name, value in parse_qsl(parts.query)}

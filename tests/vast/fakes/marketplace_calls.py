@@ -25,7 +25,6 @@ CALLS: dict[str, Callable[[Cloud, int], object]] = {
     "destroy": lambda cloud, number: cloud.destroy(number),
     "ssh": lambda cloud, number: cloud.attach_key(number, PUBLIC_KEY),
     "label": lambda cloud, number: cloud.set_label(number, "prefill/run-1/1790000000"),
-    "logs": lambda cloud, number: cloud.logs(number),
     "account": lambda cloud, _: cloud.account(),
 }
 NOTHING = {"create": "unclear", "destroy": "unclear", "ssh": False, "label": False}  # the others: None

@@ -84,7 +84,8 @@ class Rented:
         return self.memory().get("pid")
 
     def watchdog_log(self) -> str:
-        return (self.root / ".watchdog/log.txt").read_text()
+        path = self.root / ".watchdog/log.txt"
+        return path.read_text() if path.exists() else ""
 
     # ---- what the supervisor asks
 

@@ -61,7 +61,7 @@ def test_without_an_answer_nothing_is_known(fake: FakeEngine, cloud: LocalCloud)
     ident = rented(cloud)
     fake.odd["(GET|POST|DELETE) .*"] = Handler.drop
     assert cloud.account() is None and cloud.search(OfferQuery()) is None
-    assert cloud.instances() is None and cloud.instance(ident) is None and cloud.logs(ident) is None
+    assert cloud.instances() is None and cloud.instance(ident) is None
     assert cloud.destroy(ident) == "unclear"
     assert cloud.create(1, CONTRACT).outcome == "unclear"
 
@@ -220,7 +220,6 @@ def test_a_volume_that_lost_its_container_is_swept(fake: FakeEngine, cloud: Loca
 def test_labels_cannot_be_changed_and_no_key_is_needed(cloud: LocalCloud) -> None:
     ident = rented(cloud)
     assert cloud.set_label(ident, LABEL) is False and cloud.attach_key(ident, "") is True
-    assert cloud.logs(ident) == "a line\n"
 
 
 def test_the_same_trouble_is_told_once(fake: FakeEngine, cloud: LocalCloud, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,25 +77,3 @@ def test_a_used_up_search_quota_is_not_asked_again(
     fake.fail("429", on="search")
     assert cloud.search(OfferQuery()) is None
     assert fake.count("search") == 1
-
-
-def test_logs_are_polled_within_a_bound(cloud: VastAI, fake: FakeVast, rented: Rental, clock: ManualClock) -> None:
-    fake.log_polls = 5
-    assert cloud.logs(rented.id) == rented.logs
-    fake.log_polls = 1000
-    before = clock.now()
-    assert cloud.logs(rented.id) is None
-    assert clock.now() - before < 15
-
-
-def test_half_a_log_is_no_log(cloud: VastAI, fake: FakeVast, rented: Rental) -> None:
-    fake.fail("truncated", on="result", times=5)
-    assert cloud.logs(rented.id) == rented.logs
-    fake.fail("truncated", on="result")
-    assert cloud.logs(rented.id) is None
-
-
-def test_of_a_long_log_the_end_is_kept(cloud: VastAI, fake: FakeVast, rented: Rental) -> None:
-    rented.logs = "x" * 2**20 + "the end"
-    text = cloud.logs(rented.id)
-    assert text is not None and len(text) == 2**20 and text.endswith("the end")

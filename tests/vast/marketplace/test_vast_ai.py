@@ -23,7 +23,12 @@ OTHERWISE = {
     ("create", "no-credit"): "no-credit",
     ("create", "400"): "refused",
     ("create", "refused-with-contract"): "refused",
+    **{
+        ("create", what): "refused"
+        for what in ("403-scope", "403-offer", "409", "spending", "410-deprecated", "410-plain", "404")
+    },
     ("destroy", "no_such"): "accepted",
+    ("destroy", "not-found"): "accepted",
 }
 
 
@@ -48,7 +53,7 @@ def test_without_a_fault_every_call_answers(cloud: VastAI, fake: FakeVast, rente
 @pytest.mark.parametrize("call", CALLS)
 def test_a_service_that_is_not_there_or_does_not_answer(clock: ManualClock, call: str) -> None:
     with FakeVast(clock.now) as fake:
-        slow = VastAI(Secret(KEY), clock, fake.url, Timeouts(connect=5, read=0.05, whole=5))
+        slow = VastAI(Secret(KEY), clock, fake.url, Timeouts(whole=0.05))
         fake.fail("slow")
         assert CALLS[call](slow, 7) == NOTHING.get(call)
         assert "TimeoutError" in slow.trouble
@@ -58,7 +63,7 @@ def test_a_service_that_is_not_there_or_does_not_answer(clock: ManualClock, call
 
 @pytest.mark.parametrize("what", ["drop-after", "500-after", "truncated", "drop-before", "500", "429", "slow"])
 def test_a_create_is_sent_once_whatever_becomes_of_it(cloud: VastAI, fake: FakeVast, what: str) -> None:
-    cloud._client._timeouts = Timeouts(connect=5, read=0.1)
+    cloud._client._timeouts = Timeouts(whole=0.1)
     fake.fail(what, on="create")
     assert cloud.create(12, CONTRACT).outcome == "unclear"
     assert fake.count("create") == 1
@@ -96,10 +101,75 @@ def test_replies_to_create(cloud: VastAI, fake: FakeVast, monkeypatch: pytest.Mo
     assert (got.outcome, got.instance_id) == (outcome, number)
 
 
+@pytest.mark.parametrize("what, lasting, said", [
+    ("403-scope", True, "the key may lack a scope; it needs user_read, instance_read, instance_write, misc"),
+    ("403-offer", False, "Offer is not your own"),
+    ("409", False, "offer is being rented"),
+    ("spending", True, "the spending limit of the account is reached"),
+    ("404", True, "two-factor"),
+    ("410-deprecated", True, "this endpoint is withdrawn"),
+    ("410-plain", True, "this endpoint is withdrawn"),
+])  # fmt: skip
+def test_a_refused_create_carries_its_reason(
+    cloud: VastAI, fake: FakeVast, what: str, lasting: bool, said: str
+) -> None:
+    fake.fail(what, on="create")
+    got = cloud.create(12, CONTRACT)
+    assert (got.outcome, got.instance_id, got.lasting) == ("refused", None, lasting) and said in got.message
+    assert fake.market.living() == [] and got.message[:20] in cloud.trouble
+
+
+@pytest.mark.parametrize("what, said", [
+    ("429", "API requests too frequent: asked too often; documented: 10 searches a minute, a create every 4.5 s"),
+    ("429-plain", "endpoint threshold=4.5 : asked too often; documented"),
+    ("quota", "the search quota of the day is used up; it is renewed at midnight UTC"),
+    ("403-scope", "Not permitted by this API key: the key may lack a scope"),
+    ("404", "the session of two-factor authentication has expired; log in again and renew the key"),
+    ("410-deprecated", "this endpoint is withdrawn, so update this project; machines may still run and bill"),
+    ("410-plain", "deprecated_endpoint: this endpoint is withdrawn"),
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["search", "list", "show", "account"])
+def test_what_the_service_refuses_is_named_and_is_no_empty_account(cloud: VastAI, fake: FakeVast, rented: Rental, call: str, what: str, said: str) -> None:  # fmt: skip
+    fake.fail(what, on=call)
+    assert CALLS[call](cloud, rented.id) is None
+    assert said in cloud.trouble
+    assert fake.count(call) == (3 if what.startswith("429") else 1)
+
+
+ODD = {
+    "label": 7,
+    "dph_total": "0.35",
+    "start_date": "2026-11-29T10:00:00Z",
+    "machine_id": None,
+    "status_msg": 3,
+    "ports": 1,
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_odd_field_of_anybodys_row_voids_no_list(cloud: VastAI, fake: FakeVast, monkeypatch: pytest.MonkeyPatch, name: str, ours: bool) -> None:  # fmt: skip
+    label = "prefill/stage1-20261123-101500/1800000000"
+    number = fake.market.add_foreign(label if ours else "theirs").id
+    plain = fake.market.row
+    monkeypatch.setattr(fake.market, "row", lambda rental: plain(rental) | {name: ODD[name]})
+    listed = cloud.instances()
+    assert listed is not None and [one.id for one in listed] == [number]
+    assert listed[0].label == ("" if name == "label" else label if ours else "theirs")
+
+
+@pytest.mark.parametrize("label, believed", [("theirs", True), (7, True), ("prefill/stage1-x/1800000000", False)])
+def test_a_row_without_an_id_voids_the_list_only_if_it_may_be_ours(cloud: VastAI, fake: FakeVast, monkeypatch: pytest.MonkeyPatch, label: Any, believed: bool) -> None:  # fmt: skip
+    fake.market.add_foreign(label)
+    plain = fake.market.row
+    monkeypatch.setattr(fake.market, "row", lambda rental: plain(rental) | {"id": "seven"})
+    assert cloud.instances() == (() if believed else None)
+
+
 def test_gone_is_said_only_by_a_null_that_was_meant(cloud: VastAI, fake: FakeVast, rented: Rental) -> None:
     assert cloud.destroy(rented.id) == "accepted"
     assert cloud.instance(rented.id) is GONE
-    for what in ("auth_error", "404", "no_such", "401", "empty-object", "html"):
+    for what in ("auth_error", "404", "no_such", "not-found", "null-message", "401", "empty-object", "html"):
         fake.heal()
         fake.fail(what, on="show")
         assert cloud.instance(rented.id) is None, what
@@ -130,7 +200,7 @@ def test_a_null_with_a_but_is_no_absence(
     ({"instances": [], "total_instances": 0, "success": False}, None),
     ({"instances": [], "total_instances": 0, "error": "auth_error"}, None),
     ({"instances": [], "total_instances": 0, "next_token": 7}, None),
-    ({"instances": [{"id": 7, "label": 3}], "total_instances": 1}, None),
+    ({"instances": [{"id": None, "label": 3}], "total_instances": 0}, None),
     ({"instances": [{"id": 7}, {"id": None}]}, None),
     ({"instances": [{"id": 7}, {"id": None}], "total_instances": 2}, None),  # one odd row could be ours
     ({"instances": {}, "total_instances": 0}, None),
@@ -212,7 +282,7 @@ def test_no_json_makes_a_call_raise_or_claim_absence(body: Any, status: int) -> 
                 assert status == 200 and body["instances"] is None and body.get("success") is not False
                 assert not isinstance(body.get("error"), str) or body["error"] == ""
             if call == "list" and got == ():
-                assert status in (200, 201) and body["instances"] == [] and body["total_instances"] == 0
+                assert status in (200, 201) and body["total_instances"] == len(body["instances"])
             if isinstance(got, Instance):
                 assert got.id == 7 and status in (200, 201)
 

@@ -225,10 +225,10 @@ def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more
 def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> None:
     """A machine at fault is not rented again by the run; from one that still answers, work is fetched first."""
     banned = {"price", "not-fetched", "gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
-    out_of_reach = {"no-credit", "no-offers", "image", "vanished", *banned} - {"gpu-fault"}
+    out_of_reach = {"no-credit", "no-offers", "refused", "image", "vanished", *banned} - {"gpu-fault"}
     quiet = {"done", "asked", "cuda-oom", "disk-full", "hub-timeout", "stale-lock", "stopped", "lost", "restarted"}
     over = {"done", "user", "nan", "no-learning", "deterministic", "asked", "budget", "time-cap", "low-credit",
-            "no-credit", "no-offers", "image", "market"}  # fmt: skip
+            "no-credit", "no-offers", "refused", "image", "market"}  # fmt: skip
     moving = {"stopped", "lost", "restarted"}  # what follows when the machine had its chances
     assert {name for name, one in REASONS.items() if one.ban} == banned
     assert {name for name, one in REASONS.items() if not one.fetch} == out_of_reach
