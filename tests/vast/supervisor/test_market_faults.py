@@ -30,7 +30,7 @@ from tests.vast.fakes.states import (
 )
 from vast.ports import GONE, Account, CreateResult, Pulled, Status, hourly
 from vast.supervisor.advance import advance, apply_verdict
-from vast.supervisor.decide import decide
+from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.schedule import alerts
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, begin, spent
 
@@ -365,3 +365,13 @@ def test_a_price_is_above_the_bound_beyond_rounding(factor: float, bad: bool) ->
 
 def test_a_key_is_attached_again_a_pause_after_the_last_try_ended() -> None:
     assert machine(then(running(), Do.ATTACH_KEY, 1000.0, False, ended=1100.0)).key_at == 1100.0
+
+
+def test_a_transfer_ends_at_a_cap_and_when_the_end_is_asked_for() -> None:
+    assert transfer_proceeds(35_099.0, False, running(), POLICY) and not transfer_proceeds(
+        35_100.0, False, running(), POLICY
+    )
+    assert not transfer_proceeds(1000.0, True, running(), POLICY)
+    last = collecting(waits_from=0.0)  # a deadline ends no transfer that makes progress
+    assert transfer_proceeds(35_939.0, True, last, POLICY) and not transfer_proceeds(35_940.0, True, last, POLICY)
+    assert not transfer_proceeds(1000.0, False, replace(last, settled=19.999), POLICY)
