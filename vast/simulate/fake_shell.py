@@ -8,6 +8,8 @@ from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchd
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
+HANG = 110.0  # seconds until a command is given up: two probes and the command itself
+
 
 class FakeShell:
     def __init__(self, world: World) -> None:
@@ -48,7 +50,7 @@ class FakeShell:
             self.world.act(what)
         assert machine is not None
         if self.world.now < machine.hangs_until:
-            self.world.advance_to(self.world.now + 60)
+            self.world.advance_to(self.world.now + HANG)
             if what == "renew" and machine.renews:
                 machine.lease = self.world.now  # the lease is renewed, and the answer is lost
             return None
@@ -149,7 +151,12 @@ class FakeShell:
         if world.on("local-disk-full"):
             return Pulled(False, local_disk_full=True, message="no space left on this disk")
         step, complete = world.checkpoint(machine), machine.complete
-        world.advance_to(world.now + 60.0 + machine.slow)
+        until = world.now + 60.0 + machine.slow
+        while world.now < until:
+            world.advance_to(min(until, world.now + 60.0))
+            machine.lease = world.now  # as vast/shell/hostshell.py renews it
+            if world.now < until and not proceed():
+                return Pulled(False, "stage/1", message="the transfer was ended")
         if machine.dead_at is not None or machine.stopped or world.now < machine.offline_until:
             return None
         if any(begin <= world.now < end for begin, end in machine.partial):

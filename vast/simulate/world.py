@@ -19,6 +19,7 @@ WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
 STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
            "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
+RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
 
@@ -235,7 +236,7 @@ class World:
         elif mode == "commands-hang":
             machine.hangs_until, machine.renews = until, fault.variant < 0.5
         elif mode == "slow-pull":
-            machine.slow = 60 + 1500 * fault.variant
+            machine.slow = 60 + 9000 * fault.variant
         elif mode == "nvml-error":
             machine.glitches = 1
         elif mode == "renamed":
@@ -294,9 +295,9 @@ class World:
     def fetchable(self, machine: SimulatedMachine) -> bool:
         """Whether a pull would bring its work home now."""
         corrupt = any(begin <= self.now < end for begin, end in machine.partial)
-        blocked = (
-            corrupt or self.now < machine.hangs_until or self.active.keys() & {"local-disk-full", "own-network-down"}
-        )
+        too_slow = machine.slow > RESERVE  # what the caps keep for the end is over before a pull is
+        ours = self.active.keys() & {"local-disk-full", "own-network-down"}
+        blocked = corrupt or too_slow or self.now < machine.hangs_until or ours
         return self.reachable(machine) and not blocked
 
     def behind(self, machine: SimulatedMachine) -> bool:

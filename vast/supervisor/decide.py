@@ -178,12 +178,24 @@ def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     return Action(Do.PULL, obs.t, everything=True) if obs.t >= state.pull_next else None
 
 
+def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy) -> bool:
+    """Whether a transfer that runs at `t` goes on: no cap is near, and nobody asks for the end. Its pace has its own bounds."""
+    if state.phase is Phase.COLLECTING:
+        return _cap(t, state) is None
+    return forced(Observation(t, asked=asked), state, policy) is None
+
+
+def _cap(t: float, state: RunState) -> str | None:
+    if spent(state, t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
+        return "the budget is used up"
+    return "the time is up" if t >= state.cap_seconds - LEAD else None
+
+
 def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | None:
     machine = state.machine
-    if spent(state, obs.t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
-        return "the budget is used up"
-    if obs.t >= state.cap_seconds - LEAD:
-        return "the time is up"
+    cap = _cap(obs.t, state)
+    if cap is not None:
+        return cap
     if obs.t - state.waits_from >= _patience(obs, state, policy) and not _is_held(obs, state, policy):
         return FETCH_DEADLINE
     if machine is None or not obs.looked or obs.account is None or not obs.network:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from vast.policy import Policy
 from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
-from vast.supervisor.decide import decide
+from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
 from vast.supervisor.state import (
@@ -183,7 +183,7 @@ class Supervisor:
             case Do.RELABEL:
                 return self.cloud.set_label(action.instance_id, self.label)
             case Do.PUSH:
-                return self.shell.push(addresses)
+                return self.shell.push(addresses, self._transfer_proceeds)
             case Do.START:
                 return self.shell.start(addresses, self.plan.command, self.state.home)
             case Do.STOP:
@@ -191,8 +191,12 @@ class Supervisor:
             case Do.RENEW:
                 return self.shell.renew_lease(addresses, action.until)
             case Do.PULL:
-                return self.shell.pull(addresses, action.everything)
+                return self.shell.pull(addresses, action.everything, self._transfer_proceeds)
         raise AssertionError(action.do)
+
+    def _transfer_proceeds(self) -> bool:
+        """Called during a transfer, which may take hours; the shell renews the lease meanwhile."""
+        return transfer_proceeds(self.run_clock.t(), self.asked(), self.state, self.policy)
 
     @property
     def label(self) -> str:

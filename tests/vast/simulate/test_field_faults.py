@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import vast.supervisor.signs as signs_module
 from vast import policy as policies
 from vast.policy import Policy
 from vast.ports import Offer
+from vast.simulate.fake_shell import HANG
 from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, Fault, Schedule, quiet
 from vast.simulate.run import run
 from vast.supervisor.state import Phase, RunState, changed
@@ -78,6 +80,27 @@ def test_mutation_renewals_come_before_deadlines(monkeypatch: pytest.MonkeyPatch
     assert broken("commands-hang") == set()  # the pause after the attempt bounds it alone
     monkeypatch.setattr(advance_module, "_retry_at", lambda action, pause: action.t + min(pause, 20.0))
     assert broken("commands-hang") & {"deadline", "spend", "leak"}
+
+
+def test_a_renewal_that_hangs_leaves_time_for_everything_else() -> None:
+    made = quiet(0, HOURS)
+    made.machines[1] = [Fault("commands-hang", 1200.0, INF, 0.9)]
+    lines = [line.split() for line in run(made, POLICY, trace=True).lines]
+    failed = [float(line[0]) for line in lines if line[1:] == ["renew", "->", "None"]]
+    assert len(failed) > 5 and min(b - a for a, b in pairwise(failed[:-1])) > 2 * HANG  # the last found the host dead
+
+
+@pytest.mark.parametrize("write", range(1, 8))
+def test_a_long_downtime_during_the_search_hides_no_market(write: int) -> None:
+    for seed in (0, 1):
+        made = quiet(seed, HOURS)
+        made.crashes, made.cap_seconds, made.cap_dollars = {write: 10_800.0}, 1e5, 50.0
+        assert run(made, POLICY).result == "done"
+
+
+def test_mutation_a_transfer_does_not_look_at_the_caps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vast.supervisor.loop.transfer_proceeds", lambda t, asked, state, policy: True)
+    assert broken("slow-pull", cap_dollars=2.0) == {"spend"}
 
 
 def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +197,12 @@ def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(rules_module, "_host_trouble", lambda obs, state, machine, policy: None)
     monkeypatch.setattr(decide_module, "relabel", lambda *seen: None)
     assert "stuck" in broken("renamed", Fault("offline", 1500.0, INF, 0.9), cap_seconds=5e4, cap_dollars=50.0)
+
+
+def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that does not know the machine yet accepts its DELETE, and nothing is destroyed."""
+    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    end = range(int(WORK) + 200, int(WORK) + 700, 20)
+    assert broken("stale-replica", policy=short, times=end) == set()
+    monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
+    assert "leak" in broken("stale-replica", policy=short, times=end)

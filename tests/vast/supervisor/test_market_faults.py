@@ -30,7 +30,7 @@ from tests.vast.fakes.states import (
 )
 from vast.ports import GONE, Account, CreateResult, Pulled, Status, hourly
 from vast.supervisor.advance import advance, apply_verdict
-from vast.supervisor.decide import decide
+from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.schedule import alerts
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, begin, spent
 
@@ -324,3 +324,54 @@ def test_a_done_job_that_is_here_is_not_run_again() -> None:
     whole = then(collecting("done"), Do.PULL, 1500.0, Pulled(True, checkpoint="c", complete=True))
     assert then(whole, Do.PROCEED, 1510.0, None).over
     assert apply_verdict(running(), 1000.0, "not-fetched", POLICY).phase is Phase.TERMINATING
+
+
+# ---- how long a pull is waited for ------------------------------------------------------------------------------------
+
+
+def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_holds() -> None:
+    """Verdict at 10,000 s; the last pull was at 2,000 s, so 8,000 s of work are on the machine alone."""
+    state = collecting(phase_since=10_000.0, waits_from=10_000.0, pulled_at=2_000.0, pull_next=1e9)
+    assert after(state, 17_999.0).do is not Do.PROCEED
+    assert after(state, 18_000.0).why == "the deadline for fetching is over"
+    recent = replace(state, pulled_at=9_900.0)  # never shorter than the policy's deadline
+    base = 10_000 + POLICY.deadlines.collecting
+    assert after(recent, base - 1).do is not Do.PROCEED and after(recent, base).do is Do.PROCEED
+    assert after(replace(state, verdict="asked"), base).do is Do.PROCEED  # a person waits
+    assert after(state, base, asked=True).do is Do.PROCEED
+    silent = replace(state, machine=replace(machine(state), reached_at=base - POLICY.deadlines.away))
+    assert after(silent, base, host=UNREACHABLE).do is Do.PROCEED
+    full = replace(recent, no_room_here=True)  # no other machine helps: only the caps end it
+    assert after(full, 34_000.0).do is not Do.PROCEED and after(full, 36_000.0).why == "the time is up"
+
+
+def test_a_label_is_written_again_in_every_phase_with_a_machine() -> None:
+    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
+    for state in (fresh(), running(), collecting(pull_next=1e9)):
+        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is Do.RELABEL
+
+
+def test_signs_go_with_their_machine() -> None:
+    state = apply_verdict(replace(fresh(), signs=(("price", 2, 900.0),)), 1000.0, "price", POLICY)
+    assert state.signs == () and state.banned == (1,)
+
+
+@pytest.mark.parametrize(("factor", "bad"), [(1.0, False), (1.005, False), (1.02, True)])
+def test_a_price_is_above_the_bound_beyond_rounding(factor: float, bad: bool) -> None:
+    dear = {"instances": (replace(instance(), dollars_per_hour=0.5 * factor),), "host": None}
+    first, _ = look(replace(fresh(), max_price=0.5), 300.0, **dear)
+    assert (ended(first, 300 + CONFIRM, **dear) == "price") is bad
+
+
+def test_a_key_is_attached_again_a_pause_after_the_last_try_ended() -> None:
+    assert machine(then(running(), Do.ATTACH_KEY, 1000.0, False, ended=1100.0)).key_at == 1100.0
+
+
+def test_a_transfer_ends_at_a_cap_and_when_the_end_is_asked_for() -> None:
+    assert transfer_proceeds(35_099.0, False, running(), POLICY) and not transfer_proceeds(
+        35_100.0, False, running(), POLICY
+    )
+    assert not transfer_proceeds(1000.0, True, running(), POLICY)
+    last = collecting(waits_from=0.0)  # a deadline ends no transfer that makes progress
+    assert transfer_proceeds(35_939.0, True, last, POLICY) and not transfer_proceeds(35_940.0, True, last, POLICY)
+    assert not transfer_proceeds(1000.0, False, replace(last, settled=19.999), POLICY)
