@@ -12,27 +12,26 @@ PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file
 LIMIT   =## items a task
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
-FORCE   =## 1: repeat a stage that is complete already
-RESUME  =## 1: go on with the newest unfinished run; of several stages, as in make demo, the others are found complete or start
+FORCE   =## 1: run a stage again although it is complete
+RESUME  =## 1: resume the newest unfinished run; with several stages, as in make demo, also start those that have none
 RUNS    ?=## where results are kept; without it $PREFILL_RUNS, or runs
 COMPARE =## two runs for `make report`, in place of all stages
-RUNNER  ?= auto## what runs a stage: docker, native (in .venv), or auto: docker where an engine answers and no PYTHON is given; the rest native
+RUNNER  ?= auto## how stages run: docker, native (in .venv), or auto: docker if an engine answers and no PYTHON is given, else native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
-IMAGE   ?=## the image to run or to push; without it prefill:local, built here whenever the code has changed
+IMAGE   ?=## the image to run or to push; without it prefill:local, rebuilt whenever the code has changed
 VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 BASE    =## a commit that `make bench-stages` compares with
-DEVICE  =## what a benchmark runs on: cpu or cuda; without it a GPU where there is one
-STAGE   =## what vast-up runs
-GPU_NAME ?=## of a rented machine, such as A100_SXM4; without it whatever fits
-RUN     =## a rented run; without it the one that is open
+DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
+STAGE   =## the stage that vast-up runs
+GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
+RUN     =## a rented run; without it the open one
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
-TRAINS := $(basename $(notdir $(shell grep -l '^train:' jobs/*.yaml)))
 
 # `make demo`: small enough for 12 minutes on two cores, installs included; a real model, real items. So few steps need a
 # higher learning rate than the stages', and on a CPU small batches are the faster ones.
@@ -43,7 +42,7 @@ DEMO_SCORE  := batch_tokens=1024
 
 # ---- which interpreter, which runner ------------------------------------------------------------------------------------
 
-# With PYTHON given there is nothing to set up.
+# An interpreter given as PYTHON needs no set-up.
 ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
@@ -55,14 +54,14 @@ ifeq ($(filter auto docker native,$(RUNNER)),)
 $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
 endif
 
-# .env is read by Compose and by the scripts under container/ too. The command line comes first, then the environment.
+# Compose and the scripts under container/ read .env too. The command line wins over the environment, and that over .env.
 setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}")$(readable))
 readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see above))
 PROFILE := $(or $(call setting,PROFILE),embedded)
 RUNS := $(call setting,RUNS)
 
-# With PYTHON given, auto is native. A runner has a command that stands before `run STAGE`, and something that must be there
-# first. The engine is asked once, and only when a stage is to run.
+# With PYTHON given, auto is native. A runner has a command that comes before `run STAGE`, and a prerequisite. make asks for the
+# engine once, and only when a stage is to run.
 answering = $(eval answering := $$(shell timeout 5 docker info >/dev/null 2>&1 && echo docker || echo native))$(answering)
 engine = $(if $(VENV),$(answering),native)
 runner = $(if $(filter auto,$(RUNNER)),$(1),$(RUNNER))
@@ -79,33 +78,28 @@ ready = $($(1)_ready)
 
 # ---- the arguments of a stage -------------------------------------------------------------------------------------------
 
-# A container gets the directory mounted, so only a native run is told its name.
+# A container has the directory mounted, so only a native run needs its name.
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
-# What of SET concerns a stage: training keys only one that trains, scoring keys only one that scores alone.
-sets_of = $(call sets,$(filter-out $(if $(filter $(1),$(TRAINS)),score.%,train.%),$(SET)))
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
          $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
 demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
-demo_sets = $(if $(filter embedded,$(PROFILE)),$(if $(filter $(1),$(TRAINS)),$(DEMO_TRAIN:%=--set train.%),$(DEMO_SCORE:%=--set score.%)))
+demo_sets = $(if $(filter embedded,$(PROFILE)),$(DEMO_TRAIN:%=--set train.%) $(DEMO_SCORE:%=--set score.%))
 stage_words = $(call common,$(1)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
-# Before an image is built for minutes, mistakes are told by a .venv that is there and as the lock says.
+# Before minutes of building an image, an existing and current .venv checks the arguments.
 docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock ] || .venv/bin/python -m app check $(1) >/dev/null
-define demo_stage
-	@$(call app,$(2)) run $(1) $(call common,$(2)) $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(sets_of)
-
-endef
 
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
 demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
-	$(foreach stage,$(DEMO_STAGES),$(call demo_stage,$(stage),$(call runner,native)))
+	@$(call app,$(call runner,native)) run $(DEMO_STAGES) $(call common,$(call runner,native)) \
+	  $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(call sets,$(SET))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
 
 .PHONY: $(STAGES)
@@ -123,48 +117,52 @@ runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
-# The supervisor runs in .venv; IMAGE is what `make push` has pushed. See docs/vast.md.
+# The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
-vast-status: $(VENV) ## What is known here of rented runs
+vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
 	@$(call vast,down) $(RUN) $(ARGS)
-vast-reap: $(VENV) ## Destroy machines of ours that nobody looks after; for cron
+vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
+	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
 .PHONY: image push image-size sbom audit
-image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF say from what
+image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
 	@container/image.sh build
 push: ## Push it: make push IMAGE=registry/name:tag; prints the digest
 	@container/image.sh push
-image-size: image ## What it weighs, and why
+image-size: image ## The image's size by part; fails above the limit
 	@container/image.sh size
-sbom: ## Write runs/sbom.json, what the image is made of, as CycloneDX
+sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 	@container/image.sh sbom > runs/sbom.json.part && mv runs/sbom.json.part runs/sbom.json && echo 'wrote runs/sbom.json'
-audit: ## Ask the package index for known vulnerabilities of what the image is made of
+audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu golden
+.PHONY: test test-containers test-gpu test-zoo golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers' $(ARGS)
-# More workers than two cores have use for: much of it is waiting. What a worker gets is said in tests/containers/conftest.py.
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
+# More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
+test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
 .PHONY: mutants
-mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list what no test sees: hours; ARGS="'vast.decide*'" for a part. See docs/mutants.md
+mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the changes that no test notices: hours; ARGS="'vast.decide*'" for a part. See docs/mutants.md
 	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
 	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
 
@@ -178,19 +176,21 @@ bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evalu
 bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
 	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
-.PHONY: check docs
+.PHONY: check docs docs-models
 check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(PYTHON) -c 'from importlinter.cli import lint_imports_command as run; run(["--no-logo"])'
 	$(PYTHON) -m pytest -q tests/test_docs.py
-docs: $(DEV) ## Write docs/cli.md anew from the commands' help
+docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 	$(PYTHON) -m docs.generate_cli
+docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
+	$(PYTHON) -m docs.generate_models
 
 .PHONY: setup lock clean help
-setup: .venv/.dev ## Make .venv with what the runs, the tests and the checks need
-lock: ## Resolve pyproject.toml anew and pin it in requirements/*.lock
+setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
+lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 	@$(find_python); "$$python" requirements/lock.py
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
@@ -216,17 +216,17 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-# What a run needs comes first, so that `make demo` does not wait for the tools of the developers.
+# The packages of a run come first, so that `make demo` does not wait for developers' tools.
 .venv/.base: requirements/base.lock
 	@$(find_python); echo "making .venv with $$python: about two minutes the first time"; "$$python" -m venv .venv
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
-# The official client of Vast.ai, for tests that hold our fake of its API to it; its pins are at odds with ours.
+# The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 .venv/.vastai/.done: requirements/vastai.lock .venv/.base
 	@rm -rf .venv/.vastai && .venv/bin/python -m venv .venv/.vastai
 	@.venv/.vastai/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
-# The tool of `make mutants` runs in the interpreter of the tests, beside its packages, so it is not installed among them.
+# The tool of `make mutants` runs in the tests' interpreter but is installed apart from its packages.
 .venv/.mutmut/.done: requirements/mutmut.lock $(VENV)
 	@rm -rf .venv/.mutmut && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.mutmut -r $<
 	@touch $@

@@ -126,7 +126,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
     app.training.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
-    checkpoint.save_final = lambda *_, **__: None
+    checkpoint.save_final = lambda *_, **__: {}
     PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
     if profile:
         _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)

@@ -1,5 +1,5 @@
-# For the scripts beside it and the Makefile: settings from .env for whatever the environment leaves open, as docker compose
-# reads it. The last line of a name counts. Variables and escapes inside a value are Compose's alone: here they are refused.
+# For the scripts beside it and the Makefile: reads settings that the environment lacks from .env, as docker compose does. The
+# last line of a name counts. Variables and escapes inside a value work in Compose only: here they are refused.
 # shellcheck shell=bash
 
 dotenv() { # dotenv FILE
@@ -15,7 +15,7 @@ dotenv() { # dotenv FILE
     \'*\'*) value=${value#\'} value=${value%%\'*} ;;
     *) value=${value%%[[:space:]]#*} value=${value%"${value##*[![:space:]]}"} ;;
     esac
-    # What the environment had before this file stays; what an earlier line said does not.
+    # The environment wins over the file; a later line wins over an earlier one.
     case " ${names[*]-} " in *" $key "*) ;; *) [ -z "${!key:-}" ] || continue ;; esac
     names+=("$key")
     export "$key=$value"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds, pushes and measures the image: container/image.sh build|ready|host|push|size|sbom|audit. `make image` and the like call it.
+# Builds, pushes and measures the image: container/image.sh build|ready|host|push|size|sbom|audit. `make image` and others call it.
 #
 # Settings come from the environment, else from .env:
 #
-#   IMAGE         its name (prefill:local)
+#   IMAGE         the image's name (prefill:local)
 #   VARIANT       cpu or cuda (cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda, which any package index has)
 #   BASE_IMAGE, WHEELS_IMAGE   see the Dockerfile
-#   PIP_CONF      a pip.conf that says where else to look for wheels; used while building, and not kept
-#   COMPRESSION   of the layers that are pushed: gzip (the default), or zstd, where the engine's image store is containerd's
+#   PIP_CONF      a pip.conf with further places for wheels; used while building, not kept in the image
+#   COMPRESSION   of pushed layers: gzip (the default), or zstd, where the engine's image store is containerd's
 #   BUILD_ARGS    more options for `docker build`, such as --no-cache
 #   AUDIT_ARGS    more options for pip-audit, such as --ignore-vuln ID
 set -euo pipefail
@@ -23,7 +23,7 @@ if [ -z "${VARIANT:-}" ]; then
 fi
 CPU_LIMIT=1050000000 # bytes, of the cpu variant
 
-# Whether the tree differs from its commit. What git ignores counts where the image takes its files from.
+# Whether the tree differs from its commit. Ignored files count in the directories that go into the image.
 dirty() {
   [ -n "$(git status --porcelain 2>/dev/null)" ] ||
     git status --porcelain --ignored -- app jobs vast container requirements 2>/dev/null | grep -qv '__pycache__/$'
@@ -35,7 +35,7 @@ commit() { # of HEAD, with +dirty if the tree differs from it
   if dirty; then echo "$head+dirty"; else echo "$head"; fi
 }
 
-source_address() { # where the code is to be had: a public address only, and without a name or a password in it
+source_address() { # the code's public address, without a user name or password
   local address
   address=$(git config --get remote.origin.url 2>/dev/null) || return 0
   case $address in
@@ -63,7 +63,7 @@ build() { # build TARGET TAG...
   read -ra more <<<"${BUILD_ARGS:-}"
   log=$(mktemp) # global: the trap runs outside
   trap 'rm -f "$log"' RETURN EXIT
-  show=/dev/null # somebody who waits for minutes sees what is going on
+  show=/dev/null # a first build takes minutes: show its progress on a terminal
   if [ -t 2 ] && ! docker image inspect "$1" >/dev/null 2>&1; then show=/dev/stderr; fi
   if ! DOCKER_BUILDKIT=1 docker build --progress plain "${options[@]}" ${more[@]+"${more[@]}"} . 2>&1 | tee "$log" >"$show"; then
     [ "$show" = /dev/stderr ] || tail -n 30 "$log" >&2
@@ -80,7 +80,7 @@ build() { # build TARGET TAG...
 
 build_local() {
   local weight='1.0 GB'
-  require_engine # before anybody is told to wait for minutes
+  require_engine # before the message that asks to wait for minutes
   [ "$VARIANT" = cpu ] || weight='5.5 GB, of which 2.9 are downloaded'
   docker image inspect "$IMAGE" >/dev/null 2>&1 || echo "building $IMAGE, variant $VARIANT, $weight: minutes, this once" >&2
   build image "$IMAGE"
@@ -88,8 +88,8 @@ build_local() {
 
 case ${1:-} in
 build) build_local ;;
-host) build host "$IMAGE-host" ;; # as it goes to a rented machine: see push
-ready) # for run.sh: what is built here is what the code says; what comes from elsewhere stays as it is
+host) build host "$IMAGE-host" ;; # the variant for rented machines: see push
+ready) # for run.sh: a local image is rebuilt from the code; an image from elsewhere stays as it is
   [ "$IMAGE" != prefill:local ] || build_local
   ;;
 push)
@@ -99,7 +99,7 @@ push)
   gzip) ;;
   zstd)
     require_engine
-    # Another engine takes these options without a word, and pushes gzip.
+    # Other engines silently ignore these options and push gzip.
     [[ $(docker info --format '{{.DriverStatus}}') == *io.containerd.snapshotter* ]] ||
       die 'COMPRESSION=zstd' 'this engine pushes gzip only' "turn on its containerd image store, or leave COMPRESSION out"
     # With a provenance beside it the image would be pushed as an index.

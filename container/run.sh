@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # Runs `python -m app` in the container: container/run.sh run stage1 --profile embedded. `make stage1` calls it.
-# It needs an engine and nothing else. What is done in there lands in ./runs, owned by whoever calls; the exit code is the
-# stage's; Ctrl-C and SIGTERM reach the stage, which writes a checkpoint first. Settings come from the environment, else
-# from .env:
+# It needs only an engine. Results land in ./runs, owned by the caller; the exit code is the stage's; Ctrl-C and SIGTERM
+# reach the stage, which writes a checkpoint first. Settings come from the environment, else from .env:
 #
-#   IMAGE        what to run (prefill:local)
-#   GPU          auto, none, all, or numbers such as 0,1 (auto: all of them where the engine can hand them on)
+#   IMAGE        the image to run (prefill:local)
+#   GPU          auto, none, all, or numbers such as 0,1 (auto: all of them where the engine can pass them on)
 #   RUNS         where runs are kept (runs)
 #   CACHE        a volume's name or a directory, for models, data and compiled kernels (prefill-cache)
 #   MOUNTS       directories that a profile names, readable in the container under the same path
@@ -19,13 +18,13 @@ root=$(cd "$(dirname "$0")/.." && pwd -P)
 dotenv "${ENV_FILE:-$root/.env}"
 IMAGE=${IMAGE:-prefill:local} GPU=${GPU:-auto} RUNS=${RUNS:-runs} CACHE=${CACHE:-prefill-cache}
 
-absolute() { # a path that exists, as the engine wants it
+absolute() { # the absolute path of an existing file or directory
   (cd "$(dirname "$1")" && printf '%s/%s\n' "$(pwd -P)" "$(basename "$1")")
 }
 
 # ---- the engine and the image -------------------------------------------------------------------------------------------
 
-find_image() { # sets engine, what it says of itself, and id, of the image
+find_image() { # sets engine, its properties, and id, the image's
   engine=$(docker info --format '{{.Driver}} {{json .SecurityOptions}} {{range $name, $_ := .Runtimes}}runtime={{$name}} {{end}}' 2>&1) ||
     die docker "no container engine answers ($(tail -n 1 <<<"$engine"))" 'start it, or use RUNNER=native'
   id=$(docker image inspect --format '{{.Id}}' "$IMAGE" 2>/dev/null) ||
@@ -33,7 +32,7 @@ find_image() { # sets engine, what it says of itself, and id, of the image
     die "$IMAGE" 'no such image here, and it cannot be pulled' 'build it with make image, or correct IMAGE'
 }
 
-# ---- what the container is given ------------------------------------------------------------------------------------------
+# ---- the container's options ------------------------------------------------------------------------------------------
 
 give() { # sets options, for `docker run`, and words, the command
   local stage=${2:-$1}
@@ -58,7 +57,7 @@ give() { # sets options, for `docker run`, and words, the command
 
   mkdir -p "$RUNS" 2>/dev/null || die "$RUNS" 'cannot be made' 'choose another directory with RUNS'
   runs=$(cd "$RUNS" && pwd -P)
-  if [ "$runs" = "$root/runs" ]; then # the usual place is `runs/...` inside as well, so that what is printed is true outside
+  if [ "$runs" = "$root/runs" ]; then # the default is `runs/...` inside as well, so that printed paths are valid outside
     options+=(--volume "$runs:/runs:rw$label" --workdir / --env PREFILL_RUNS=runs)
   else
     options+=(--volume "$runs:$runs:rw$label" --env PREFILL_RUNS="$runs")
@@ -68,7 +67,7 @@ give() { # sets options, for `docker run`, and words, the command
     mkdir -p "$CACHE" 2>/dev/null || die "$CACHE" 'cannot be made' 'choose another directory or volume with CACHE'
     options+=(--volume "$(absolute "$CACHE"):/cache:rw$label")
     ;;
-  *) # labelled as Compose's, so that it takes the volume for its own and does not warn
+  *) # labelled as Compose's own volume, or Compose would warn
     compose=volume-label=com.docker.compose
     options+=(--mount "type=volume,source=$CACHE,target=/cache,$compose.project=prefill,$compose.volume=prefill-cache")
     ;;
@@ -85,10 +84,10 @@ give() { # sets options, for `docker run`, and words, the command
     options+=(--volume "$(absolute "$PREFILL_WHEELS"):/wheels:ro$label" --env PREFILL_WHEELS=/wheels)
   fi
 
-  # A profile of one's own is a file out here.
+  # A profile of the user's own is a file outside the container.
   words=()
   while [ $# -gt 0 ]; do
-    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # as jobs/config/load.py tells it from a name
+    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # the rule of jobs/config/load.py for a path
       path=$(absolute "$2")
       options+=(--volume "$path:$path:ro$label")
       words+=("$1" "$path")
@@ -99,7 +98,7 @@ give() { # sets options, for `docker run`, and words, the command
     fi
   done
 
-  # By name, so that no value shows in a list of processes.
+  # By name, so that no list of processes shows a value.
   for variable in HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE WANDB_API_KEY PREFILL_HEALTH_SILENCE OMP_NUM_THREADS; do
     [ -z "${!variable:-}" ] || options+=(--env "$variable")
   done
@@ -113,21 +112,21 @@ give_gpus() { # adds to options
     if [[ $engine == *runtime=nvidia* ]]; then
       if [ -n "${DOCKER_HOST:-}" ] || nvidia-smi -L >/dev/null 2>&1; then GPU=all; fi
     elif nvidia-smi -L >/dev/null 2>&1; then
-      echo 'this machine has a GPU that its engine cannot hand on: install the NVIDIA container toolkit; going on without' >&2
+      echo 'this machine has a GPU that its engine cannot pass on: install the NVIDIA container toolkit; continuing without it' >&2
     fi
   fi
   case $GPU in
-  none) options+=(--env NVIDIA_VISIBLE_DEVICES=void) ;; # an engine whose default runtime is nvidia would hand on all
+  none) options+=(--env NVIDIA_VISIBLE_DEVICES=void) ;; # an engine whose default runtime is nvidia would pass on all
   all) options+=(--gpus all) ;;
   *[!0-9,]* | '' | ,* | *,) die "GPU=$GPU" 'expected auto, none, all, or numbers such as 0,1' 'correct it' ;;
   *) options+=(--gpus "\"device=$GPU\"") ;;
   esac
 }
 
-# ---- run, hand signals on, tell how it ended ------------------------------------------------------------------------------
+# ---- run, forward signals, explain the end ------------------------------------------------------------------------------
 
-# shellcheck disable=SC2329 # by the traps
-signal() { # signal NAME: to the container, which may be only just starting. A bare `return` would hand on the status of `wait`
+# shellcheck disable=SC2329 # called by the traps
+signal() { # signal NAME to the container, which may still be starting. A bare `return` would return the status of `wait`
   for _ in $(seq 100); do
     if docker kill --signal "$1" "$name" >/dev/null 2>&1 || ! kill -0 "$client" 2>/dev/null; then return 0; fi
     sleep 0.1
@@ -138,11 +137,11 @@ start() { # sets code
   trap 'docker rm "$name" >/dev/null 2>&1 || true' EXIT # not by force: if it still runs, something else went wrong
   code=0
   if [ -t 0 ] && [ -t 1 ]; then
-    # In the background, so that a signal is heard at once; Ctrl-C is a key that the terminal sends in there.
+    # In the background, so that a signal's trap runs at once; the terminal sends Ctrl-C as a key into the container.
     docker run --interactive --tty "${options[@]}" "$IMAGE" "${words[@]}" <&0 &
     client=$!
   else
-    # In a process group of its own, so that a Ctrl-C out here comes in there once, through us, and not twice.
+    # In a process group of its own, so that a Ctrl-C reaches the container once, through our trap, and not twice.
     set -m
     docker run --sig-proxy=false "${options[@]}" "$IMAGE" "${words[@]}" </dev/null &
     client=$!
@@ -151,28 +150,28 @@ start() { # sets code
   trap 'signal INT' INT
   trap 'signal TERM' TERM HUP
   while kill -0 "$client" 2>/dev/null; do
-    wait "$client" || true # a signal breaks it off, and then its code is the signal's
+    wait "$client" || true # a signal interrupts `wait`, whose code is then the signal's
   done
-  wait "$client" || code=$? # what it ended with is remembered
-  # A terminal that is closed takes the client with it, and the stage has yet to write its checkpoint.
+  wait "$client" || code=$? # bash remembers the client's exit code
+  # A closed terminal kills the client while the stage still writes its checkpoint.
   if [ "$(docker inspect --format '{{.State.Running}}' "$name" 2>/dev/null)" = true ]; then code=$(docker wait "$name"); fi
 }
 
-explain() { # what a code of the engine's means; the stage has explained its own
+explain() { # the engine's exit codes; the stage explains its own
   local what="${words[*]:0:2}"
   case $code in
   137)
     if [ "$(docker inspect --format '{{.State.OOMKilled}}' "$name" 2>/dev/null)" = true ]; then
       echo "error: $what: killed, out of memory; give it more, or set train.micro_batch_size or score.batch_tokens lower" >&2
     else
-      echo "error: $what: killed; the run counts as interrupted: RESUME=1 goes on with it" >&2
+      echo "error: $what: killed; the run counts as interrupted: RESUME=1 resumes it" >&2
     fi
     ;;
   125 | 126 | 127) echo "error: $IMAGE: the engine could not start it: see above. If it is about a GPU, GPU=none runs without one" >&2 ;;
   esac
 }
 
-main() { # a function, so that the whole file is read first: it may change while a stage runs for hours
+main() { # a function, so that bash reads the whole file first: it may change while a stage runs for hours
   [ $# -gt 0 ] || set -- --help
   find_image
   give "$@"

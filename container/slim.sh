@@ -1,6 +1,6 @@
 #!/bin/bash
-# Takes out of the image's site-packages what no run needs, then compiles what every run imports. Called by the Dockerfile:
-# slim.sh VARIANT SITE_PACKAGES. docs/containers.md lists what goes and what it weighs.
+# Removes from the image's site-packages what no run needs, then compiles the modules that runs import. The Dockerfile calls it:
+# slim.sh VARIANT SITE_PACKAGES. docs/containers.md lists what is removed, and the sizes.
 set -euo pipefail
 variant=$1
 cd "$2"
@@ -9,32 +9,32 @@ cd "$2"
 rm -rf torch/test
 rm -f torch/lib/libtorchbind_test.so torch/lib/libjitbackend_test.so torch/lib/libbackend_with_compiler.so torch/lib/libaoti_custom_ops.so
 find . -depth -type d -name tests -path '*/tests' -exec rm -rf {} +
-# Type stubs, and sources and headers that C extensions are built from; nothing is built here. Of transformers the sources
-# that its modeling files were generated from.
+# Type stubs, sources and headers of C extensions (nothing is built here), and the sources from which transformers generates
+# its modeling files.
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.a' -o -name '*.lib' \) -delete
 rm -rf pyarrow/include pyarrow/src numpy/_core/include
 find fontTools -type f -name '*.c' -delete
 find transformers/models -type f -name 'modular_*.py' -delete
 # protoc and test programs; torch's Python code calls only torch_shm_manager.
 find torch/bin -type f ! -name torch_shm_manager -delete
-# Arrow over the network (Flight) and from S3: pyarrow imports them only where they are asked for.
+# Arrow over the network (Flight) and from S3: pyarrow imports them only on request.
 rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_flight.*.so
 rm -f pyarrow/libarrow_s3.so* pyarrow/_s3fs.*.so
 # Two more copies of a library, under names for linkers and people; the loader asks for libarrow_python*.so.2600.
 rm -f pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*
-# Pictures in the AVIF format: pillow looks whether it has them; it came with matplotlib, and is given no picture.
+# Pictures in the AVIF format: pillow works without them, and no run opens a picture.
 rm -f PIL/_avif.*.so pillow.libs/libavif-*
 
-# Without a compiler nothing needs torch's headers. Symbol tables are for debuggers only: what is linked at run time stands in
-# another table. Left alone for cuda, where they are a twentieth of the whole, and in *.libs, whose files auditwheel has
-# moved about: what strip makes of such a file does not always load.
+# Without a compiler nothing needs torch's headers. Symbol tables serve debuggers only: the loader uses another table. They
+# stay in cuda, where they are a twentieth of the whole, and in *.libs, whose files auditwheel has rewritten: stripped, such
+# a file does not always load.
 if [ "$variant" = cpu ]; then
   rm -rf torch/include
   find . -type f -name '*.so*' ! -path './*.libs/*' -exec strip --strip-unneeded {} +
 fi
 
-# Bytecode of what a run imports, and only of that: the whole would be 200 MB more. `unchecked-hash` makes it a function of
-# the source alone, so that two builds are equal, and nothing is asked of the file system at start.
+# Bytecode of the modules that a run imports, and no others: all of it would add 200 MB. `unchecked-hash` makes it a function
+# of the source alone, so that two builds are equal, and a start does not check the sources' times.
 SOURCE_DATE_EPOCH=0 ../../../bin/python -I -B - <<'PYTHON'
 import compileall
 import importlib

@@ -19,7 +19,7 @@ from vast.__main__ import cli as vast_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("app", "jobs", "vast")
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "tests/README.md"])
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -180,6 +180,11 @@ def test_every_test_named_exists(document: Path) -> None:
     named = set(re.findall(r"`(test_\w+)`", document.read_text(encoding="utf-8")))
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     assert sorted(named - set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))) == []
+
+
+def test_every_test_file_named_exists() -> None:
+    named = set(re.findall(r"[\w/]+\.py\b", (ROOT / "tests/README.md").read_text(encoding="utf-8")))
+    assert sorted(name for name in named if not list(ROOT.rglob(f"tests/**/{name.removeprefix('tests/')}"))) == []
 
 
 # ---- the captioned tree -------------------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ class Policy(Strict):
     destroy: Destroy
     destroy_on: DestroyOn
     pull_minutes: PositiveFloat
+    bandwidth_mbit: PositiveFloat | None
     low_credit_hours: PositiveFloat
     market: Market
     watchdog: Bounds

@@ -7,6 +7,7 @@ One rule for all: "unknown" is an answer of its own. An adapter that got no answ
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
@@ -225,6 +226,19 @@ class Pulled:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class BurnIn:
+    """What a machine showed before its job. A machine that is not `good` is left for the next."""
+
+    good: bool
+    problems: tuple[str, ...] = ()  # with their numbers, for people
+    numbers: tuple[tuple[str, float], ...] = ()  # such as ("gpu0_tflops", 640.0), by name
+
+
+def always() -> bool:
+    return True
+
+
 class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
@@ -233,15 +247,22 @@ class Shell(Protocol):
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        """Try GPUs, disk and network for up to a minute, before the job. None: no answer, or a host without a burn-in."""
+
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Make the job write a checkpoint and end."""
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results."""
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
+        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results.
+
+        proceed: called every second of a transfer, which may take hours; False ends it. The next one continues it."""
 
     def local_copy(self) -> Pulled | None:
         """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""

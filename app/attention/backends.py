@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 from app.attention.block_mask import TILE, block_mask
 from app.attention.mask import Layout
+from app.attention.model_config import layer_types, setting, text_config
 from jobs.errors import ModelError
 
 NAMES = {"sdpa": "prefill_sdpa", "eager": "prefill_eager", "flex_attention": "prefill_flex"}
@@ -106,6 +107,14 @@ def _kernel_options(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
     return options
 
 
+def _sdpa_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    # torch's kernels have neither, and older versions of transformers drop them without an error.
+    if lost := [name for name in ("softcap", "s_aux", "sinks") if kwargs.get(name) is not None]:
+        raise ModelError(f"the attention of {type(module).__name__}", f"has {', '.join(lost)}, which sdpa cannot compute",
+                         "set model.attention: eager")  # fmt: skip
+    return sdpa_attention_forward(module, *args, **kwargs)
+
+
 def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, *,
                   scaling: float | None = None, softcap: float | None = None, s_aux: Any = None, position_bias: Any = None,
                   dropout: float = 0.0, **kwargs: Any) -> Any:  # fmt: skip
@@ -129,7 +138,7 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 def register() -> None:
     """Register the three names with transformers. Idempotent."""
     for impl, make, upstream, forward, beyond in (
-        ("sdpa", _dense, sdpa_mask, sdpa_attention_forward, SHORT),
+        ("sdpa", _dense, sdpa_mask, _sdpa_forward, SHORT),
         ("eager", _additive, eager_mask, _eager_forward, SHORT),
         ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
     ):
@@ -140,23 +149,6 @@ def register() -> None:
 register()
 
 
-def text_config(model_or_config: Any) -> Any:
-    """The configuration of the language model, also inside a vision-language wrapper."""
-    config = getattr(model_or_config, "config", model_or_config)
-    return config.get_text_config(decoder=True)
-
-
-def layer_types(model_or_config: Any) -> list[str]:
-    """Attention type of every layer, first to last."""
-    config = text_config(model_or_config)
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        window = getattr(config, "sliding_window", None)
-        windowed = window is not None and getattr(config, "use_sliding_window", True)
-        types = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
-    return list(types)
-
-
 def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
     """Refuse a model that would silently ignore a mask.
 
@@ -164,23 +156,22 @@ def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
         ModelError: with the reason, for encoder-decoders, chunked, linear or state-space layers, models that do not
             take their mask from the attention interface, configurations that switch causality off, FlashAttention.
     """
-    config = text_config(model)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    used = text_config(model)._attn_implementation
     reason = ""
-    if getattr(config, "is_encoder_decoder", False):
+    if setting(model, "is_encoder_decoder", False):
         reason = "it is an encoder-decoder: its prompt is already read in both directions"
     elif getattr(model, "_is_stateful", False) or getattr(decoder, "_is_stateful", False):
         reason = "it has state-space or recurrent layers: a state that runs left to right cannot look ahead"
-    elif getattr(config, "attention_chunk_size", None) or "chunked_attention" in layer_types(model):
+    elif setting(model, "attention_chunk_size") or "chunked_attention" in layer_types(model):
         reason = "it uses chunked attention: a chunk's border would cut the prompt block"
     elif odd := sorted(set(layer_types(model)) - _LAYER_TYPES):
         reason = f"it has layers of type {', '.join(odd)}: only softmax attention over all keys takes a mask"
-    elif not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", None):
+    elif not setting(model, "is_causal", True) or setting(model, "use_bidirectional_attention") in (True, "all"):
         reason = "its configuration switches the causal mask off for every token: that leaks the answer"
     elif not getattr(decoder, "_supports_attention_backend", False):
         reason = "its attention does not go through transformers' attention interface"
-    elif config._attn_implementation not in NAMES.values():
-        used = config._attn_implementation
+    elif used not in NAMES.values():
         reason = f"its attention is {used!r}" + (": FlashAttention drops custom masks" if "flash" in str(used) else "")
     if reason:
         raise ModelError(where, f"{type(model).__name__} cannot run under a prefix mask: {reason}",

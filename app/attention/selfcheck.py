@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend, layer_types, text_config
+from app.attention.backends import attend
 from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
+from app.attention.model_config import layer_types, longest_short_text, setting, window_of
 from jobs.config.schema import Mask
 from jobs.errors import ModelError
 
@@ -48,10 +49,6 @@ def tolerance(logits: Tensor) -> float:
     return share * max(float(logits.float().std()), 1e-6)
 
 
-def _window(model: PreTrainedModel, kind: str) -> int | None:
-    return getattr(text_config(model), "sliding_window", None) if kind == "sliding_attention" else None
-
-
 def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, Tensor]:
     """Allowed and required dependencies of logits on tokens: two bool (query, key) for the one row of `where`.
 
@@ -60,7 +57,7 @@ def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, 
     size = where.shape[1]
     may, must = torch.eye(size, dtype=torch.bool), torch.eye(size, dtype=torch.bool)
     for kind in layer_types(model):
-        direct = where.dense(window=_window(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
+        direct = where.dense(window=window_of(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
         must |= direct
         may = (direct.float() @ may.float()) > 0
     return may, must
@@ -69,7 +66,7 @@ def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, 
 def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> Tensor:
     """Bool (query, key): logit of `query` moved when token `key` was replaced. `ids`: (1, length)."""
     size = ids.shape[1]
-    vocab = text_config(model).vocab_size
+    vocab = setting(model, "vocab_size")
     rows = ids.repeat(size + 1, 1)
     for j in range(size):  # row 0 stays as it was
         rows[j + 1, j] = (rows[j + 1, j] + vocab // 2) % vocab
@@ -86,7 +83,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
 
     def check(module: Any, args: Any, kwargs: Any) -> None:
         mask, kind = kwargs.get("attention_mask"), kinds[module.layer_idx]
-        want = where.dense(window=_window(model, kind)).to(model.device)
+        want = where.dense(window=window_of(model, kind)).to(model.device)
         if mask is None:
             good[kind].append(False)
             return
@@ -111,7 +108,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
 def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
     """Laws 1 and 2 under each mask: no forbidden dependency, no missing one."""
     findings = []
-    ids = torch.randint(3, text_config(model).vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, setting(model, "vocab_size"), (1, LENGTH), generator=torch.Generator().manual_seed(0))
     for name in masks:
         where = layout([[Document(PREFIX, LENGTH)]], name)
         for kind, ok in _delivered(model, where, ids).items():
@@ -129,6 +126,44 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
         law = "early prompt tokens see later ones" if wanted else "early prompt tokens do not see later ones"
         findings.append(Finding(law, name, ahead == wanted, ""))
     return findings
+
+
+def require_decoder(model: PreTrainedModel, where: str) -> None:
+    """Refuse an encoder. Under our masks it would obey every law, and its scores would still mean nothing.
+
+    Raises:
+        ModelError: without a mask of ours, a logit depends on a later token, or the model needs more than token ids.
+    """
+    ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), attend(None):
+            logits = model(input_ids=ids, use_cache=False).logits[:, :2]
+    except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(where, f"{type(model).__name__} does not run on plain text: {' '.join(str(error).split())[:200]}",
+                         "use a decoder-only model of text") from error  # fmt: skip
+    finally:
+        model.train(training)
+    if float((logits[0] - logits[1]).abs().max()) > tolerance(logits):
+        raise ModelError(where, f"{type(model).__name__} is an encoder: it was trained to read its text in both directions",
+                         "use a decoder-only model")  # fmt: skip
+
+
+def check_company(model: PreTrainedModel) -> list[Finding]:
+    """A score does not depend on its neighbours in the batch: some position encodings depend on the largest position.
+
+    The neighbour has two tokens at the last positions that may share a batch with a short text.
+    """
+    longest = longest_short_text(model) or setting(model, "max_position_embeddings") or LENGTH
+    if longest < LENGTH:
+        return []
+    ids = torch.randint(3, setting(model, "vocab_size"), (2, LENGTH), generator=torch.Generator().manual_seed(3))
+    one = layout([[Document(PREFIX, LENGTH)]], "causal")
+    both = one.repeat_rows(2)
+    both.pos[1] += longest - LENGTH
+    alone, beside = _run(model, ids[:1], one).logits[0], _run(model, ids, both).logits[0]
+    return [_close(model, f"a score does not depend on its company, up to {longest} tokens", "causal", beside, alone)]
 
 
 def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Tensor) -> Finding:
@@ -150,7 +185,7 @@ def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Te
 def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
     """Laws 3 and 4: the same logits in every layout of the work."""
     findings = []
-    vocab = text_config(model).vocab_size
+    vocab = setting(model, "vocab_size")
     ids = torch.randint(3, vocab, (1, LENGTH), generator=torch.Generator().manual_seed(1))
     other = torch.randint(3, vocab, (1, LENGTH - 3), generator=torch.Generator().manual_seed(2))
     short = Document(PREFIX - 2, LENGTH - 3)
@@ -208,7 +243,7 @@ def require(model: PreTrainedModel, masks: Iterable[Mask], where: str) -> list[F
     """
     training = model.training
     model.eval()
-    findings = check_dependence(model, masks)
+    findings = [*check_dependence(model, masks), *check_company(model)]
     model.train(training)
     for finding in findings:
         if not finding.holds:

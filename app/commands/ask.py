@@ -54,17 +54,20 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
     from app.attention import selfcheck
     from app.runtime.progress import token_bar
     from app.scoring import loglikelihood
-    from app.scoring.encode import ENCODERS, require_fits
+    from app.scoring.encode import ENCODERS, require_fits, unclean
 
     loaded = _load(profile, model, runs_dir, dtype=dtype)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
-    require_fits(requests, [line.where for line in lines], loaded.max_length)
+    names = [line.where for line in lines]
+    require_fits(loaded, requests, names)
     with token_bar(mask) as show:
         scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
-    write_scored(out, lines, scored)
+    write_scored(out, lines, scored, [request.boundary for request in requests])
     leaks = ", which LEAKS the answer" if mask in LEAKING else ""
     click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
+    if found := unclean(requests, names):
+        click.echo(found)
 
 
 @click.command()
@@ -96,8 +99,6 @@ def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, pr
         raise ConfigError("generate", "expected one of --prompt and --prompts", "give a text, or a file")
     if not texts:
         raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
-    from transformers import TextStreamer
-
     from app.attention import selfcheck
     from app.scoring import generate as decoding
 
@@ -109,7 +110,7 @@ def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, pr
         for text, one in zip(texts, ids, strict=True):
             if len(ids) > 1:
                 click.echo(f"> {text}")
-            streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+            streamer = decoding.AnswerStreamer(loaded)
             decoding.generate(loaded, [one], mask, max_new_tokens=max_new_tokens, streamer=streamer, cache=cache)
         return
     for text, answer in zip(
@@ -130,14 +131,15 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
     """
     resolve("stage1", profile, sets=sets)
     from app.attention import selfcheck as laws
-    from app.attention.backends import layer_types
     from app.attention.mask import PATTERNS
+    from app.attention.model_config import layer_types
 
     loaded = _load(profile, model, runs_dir, sets)
     kinds = layer_types(loaded.model)
     click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
                f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip
-    findings = [*laws.check_dependence(loaded.model, PATTERNS), *laws.check_equivalences(loaded.model, PATTERNS)]
+    findings = [*laws.check_dependence(loaded.model, PATTERNS), *laws.check_equivalences(loaded.model, PATTERNS),
+                *laws.check_company(loaded.model)]  # fmt: skip
     for finding in sorted(findings, key=lambda f: list(PATTERNS).index(f.mask)):
         click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.mask:14} {finding.law}"
                    + (f" ({finding.detail})" if finding.detail else ""))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
 from jobs.config.load import Job, resolve, stage_names
 from jobs.errors import ConfigError
+from jobs.runs.rundir import RunDir
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
@@ -25,7 +27,7 @@ seed_option = click.option(
 
 
 @click.command()
-@click.argument("stage")
+@click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
 @profile_option
 @limit_option
 @set_option(
@@ -40,28 +42,61 @@ seed_option = click.option(
 @click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
               help="Halve the tokens of a packed row (without packing train.micro_batch_size) and score.batch_tokens K times. "
               "The batch stays, and so does what makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
-def run(stage: str, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
+def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
         force: bool, resume: bool, proceed: bool, halve_memory: int) -> None:  # fmt: skip
-    """Run a STAGE: the name of a file in jobs/, such as stage1.
+    """Run a STAGE: the name of a file in jobs/, such as stage1. Several run one after the other in this process.
 
-    A stage that is complete already, with the very same settings, is not repeated.
+    A stage that is complete already, with the very same settings, data and weights, is not repeated. Of several stages
+    each takes what --set overrides in a section that it has: train.* those that train, score.* those that score.
     """
-    job = replace(resolve(stage, profile, limit=limit, sets=sets, seed=seed), halvings=halve_memory)
-    if job.profile.gpus > 1 and not launched(os.environ):
-        outcome = _launched(job, runs_dir, force=force, resume=resume, proceed=proceed)
-    else:
-        outcome = run_stage(job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), proceed=proceed)
-    if not outcome.main:
-        return
-    state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"
-    click.echo(f"{stage}: {state}: {outcome.run.path}")
+    chosen = _sets_by_stage(stages, profile, sets)
+    jobs = [replace(resolve(stage, profile, limit=limit, sets=chosen[stage], seed=seed), halvings=halve_memory)
+            for stage in stages]  # fmt: skip
+    for job in jobs:
+        if job.profile.gpus > 1 and not launched(os.environ):
+            words = sys.argv[1:] if len(jobs) == 1 else [
+                "run", job.stage.name, "--profile", profile, "--runs-dir", str(runs_dir), "--halve-memory", str(halve_memory),
+                *(["--limit", str(limit)] if limit else []), *([] if seed is None else ["--seed", str(seed)]),
+                *(word for pair in chosen[job.stage.name] for word in ("--set", pair)), *["--force"] * force,
+                *["--resume"] * resume, *["--continue"] * proceed,
+            ]  # fmt: skip
+            outcome = _launched(job, words, runs_dir, force=force, resume=resume, proceed=proceed)
+        else:
+            outcome = run_stage(
+                job, runs_dir, force=force, resume=resume, now=lambda: datetime.now(UTC), proceed=proceed
+            )
+        if outcome.main:
+            state = "complete" if outcome.ran else "complete already; --force (make: FORCE=1) repeats it"
+            click.echo(f"{job.stage.name}: {state}: {outcome.run.path}")
 
 
-def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool) -> Outcome:
-    """The run that is complete already; else this very command again, in one process a GPU.
+def _sets_by_stage(stages: Sequence[str], profile: str, sets: Sequence[str]) -> dict[str, list[str]]:
+    """What --set overrides in each stage: of several, only keys of sections that the stage has.
 
     Raises:
-        click.exceptions.Exit: with the exit code of these processes.
+        ConfigError: a stage that is named twice, or a key of a section that none of them has.
+    """
+    if len(stages) == 1:
+        return {stages[0]: list(sets)}
+    if twice := next((stage for stage in stages if stages.count(stage) > 1), None):
+        raise ConfigError("run", f"{twice} is named twice", "name it once; --force repeats a complete stage")
+    sections = {stage: resolve(stage, profile).stage for stage in stages}
+    chosen: dict[str, list[str]] = {stage: [] for stage in stages}
+    for pair in sets:
+        section = pair.partition("=")[0].partition(".")[0]
+        takers = [name for name, stage in sections.items() if getattr(stage, section, stage) is not None]
+        if not takers:
+            raise ConfigError("--set", f"{pair}: none of {', '.join(stages)} has a section {section}", "leave it out")
+        for name in takers:
+            chosen[name].append(pair)
+    return chosen
+
+
+def _launched(job: Job, words: Sequence[str], runs_dir: Path, *, force: bool, resume: bool, proceed: bool) -> Outcome:
+    """The run that is complete already; else the command `words` in one process a GPU, which report it themselves.
+
+    Raises:
+        click.exceptions.Exit: with the exit code of these processes, unless it is 0.
     """
     # Before any process starts: a mistake is reported once, by one process.
     found = find(job, runs_dir, force=force, resume=resume, proceed=proceed)
@@ -72,7 +107,9 @@ def _launched(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: b
 
     if job.profile.model.device != "cpu":  # there, processes
         require_gpus(job.profile.gpus, gpus_here())
-    raise click.exceptions.Exit(launch(sys.argv[1:], job.profile.gpus))
+    if code := launch(words, job.profile.gpus):
+        raise click.exceptions.Exit(code)
+    return replace(Outcome(RunDir(runs_dir), ran=True), main=False)
 
 
 @click.command()

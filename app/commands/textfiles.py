@@ -114,8 +114,10 @@ def require_writable(path: Path) -> None:
         raise DataError(path, "its directory is not writable", "name a file elsewhere")
 
 
-def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored]) -> None:
+def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored], boundaries: Sequence[str]) -> None:
     """The rows in their order, each with logprob (nats), n_tokens, n_chars and greedy; all or nothing.
+
+    A row in which a token spans context and continuation also gets `boundary`: inside or apart (app/scoring/encode.py).
 
     Raises:
         ModelError: a log-likelihood that is not a number, which JSON cannot hold. DataError, DiskFull: `path`.
@@ -126,16 +128,18 @@ def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored]
             raise ModelError(pair.where, fact, "try --dtype float32, or another model")
     try:
         with replacing(path.resolve()) as file:
-            file.writelines(_line(pair.row, result) for pair, result in zip(pairs, scored, strict=True))
+            file.writelines(_line(*one) for one in zip((pair.row for pair in pairs), scored, boundaries, strict=True))
     except DiskFull as error:
         raise DiskFull(path, error.fact, "free some space, or name a file elsewhere") from error
     except OSError as error:
         raise DataError(path, f"cannot be written: {error.strerror}", "name a file elsewhere") from error
 
 
-def _line(row: dict[str, Any], result: Scored) -> str:
-    scores = {"logprob": result.logprob, "n_tokens": result.n_tokens, "n_chars": len(row["continuation"]),
+def _line(row: dict[str, Any], result: Scored, boundary: str) -> str:
+    scores: dict[str, Any] = {"logprob": result.logprob, "n_tokens": result.n_tokens, "n_chars": len(row["continuation"]),
               "greedy": result.greedy}  # fmt: skip
+    if boundary != "clean":
+        scores["boundary"] = boundary
     text = json.dumps({**row, **scores}, ensure_ascii=False)
     try:
         text.encode()

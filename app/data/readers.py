@@ -18,10 +18,10 @@ from app.data.sources import hub_rows, saved_rows
 from jobs.errors import DataError
 
 
-def read_hub(name: str, split: str, format: str) -> Iterator[Record]:
+def read_hub(name: str, revision: str | None, split: str, format: str) -> Iterator[Record]:
     """Records of a hub dataset's split; its default configuration."""
     parse = PARSERS[format]
-    for index, row in enumerate(hub_rows(name, None, split)):
+    for index, row in enumerate(hub_rows(name, None, split, revision=revision)):
         yield parse(row, f"hub dataset {name}: {split}: row {index}")
 
 

@@ -41,8 +41,10 @@ def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None)
     raise DataError(str(candidates[0]), f"no saved dataset here{others}", remedy)
 
 
-def hub_rows(name: str, config: str | None, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows of a hub dataset's split.
+def hub_rows(
+    name: str, config: str | None, split: str, limit: int | None = None, revision: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows of a hub dataset's split, at a commit, tag or branch where `revision` names one.
 
     Raises:
         DataError: unknown name or split, no network and nothing cached, no permission.
@@ -50,7 +52,7 @@ def hub_rows(name: str, config: str | None, split: str, limit: int | None = None
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        loaded = datasets.load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # of the hub client and of dataset builders
         where, fact = f"hub dataset {name}{f' ({config})' if config else ''}", f"split {split!r} cannot be loaded"
         remedy = "check the name and the network, or use data of source embedded or path"

@@ -58,10 +58,13 @@ class Answers:
             room = self.loaded.max_length - new
             counts["contexts_truncated"] += len(ids) > room
             work.append(_Work(index, ids[-room:], until, new))
-        work.sort(key=lambda one: (one.new, one.until, -len(one.ids)))
-        for _, alike in groupby(work, key=lambda one: (one.new, one.until)):
+        work.sort(key=lambda one: (*self._kind(one), -len(one.ids)))
+        for _, alike in groupby(work, key=self._kind):
             for batch in padded(list(alike), self.batch_tokens, width=lambda one: len(one.ids) + one.new):
                 yield from self._answer(batch)
+
+    def _kind(self, one: _Work) -> tuple[Any, ...]:
+        return one.new, one.until, self.loaded.is_long(len(one.ids))
 
     def _answer(self, batch: Sequence[_Work]) -> Iterator[tuple[int, str]]:
         tokenizer, until = self.loaded.tokenizer, list(batch[0].until)

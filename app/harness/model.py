@@ -30,7 +30,7 @@ from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
 from app.scoring import loglikelihood as score
-from app.scoring.encode import Request, encode_harness, start_token
+from app.scoring.encode import Request, encode_harness, encode_texts, start_token
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.config.schema import LEAKING, MASKS
 from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
@@ -39,7 +39,6 @@ try:
     from jinja2 import TemplateError
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
-    from lm_eval.models.utils import has_bos_prefix
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     from app.harness.fewshot import leave_scored_item_out
@@ -118,11 +117,10 @@ class PrefillLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """As HFLM: special tokens as the tokenizer adds them, but none to a text that begins with the first one."""
-        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
-            add_special_tokens = False
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **options))
+        """Special tokens before the text as the tokenizer adds them, but none to a text that begins with a written BOS."""
+        if add_special_tokens is None:
+            return encode_texts(self.tokenizer, [string])[0]
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """As HFLM: a template that knows no system turn gets the conversation without it."""
@@ -198,7 +196,7 @@ class PrefillLM(TemplateLM):
         if len(request.context) <= room:
             return request
         self.counts["contexts_truncated"] += 1
-        return Request(request.context[-room:], request.continuation, request.is_prefix)
+        return Request(request.context[-room:], request.continuation, request.boundary)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Sum of log-probabilities of each text, in windows of the model's context; every token is scored once."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from app.attention import selfcheck
-from app.attention.backends import NAMES, attend, text_config
+from app.attention.backends import NAMES, attend
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Document, layout
+from app.attention.model_config import head_dims, setting, text_config, values
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
 from jobs.config.schema import Mask
@@ -106,7 +107,7 @@ def _wrong(model: Any, mask: Mask, width: int, branches: bool,
     in bfloat16 too, so any change is a dependency.
     """
     document = Document(PREFIX, PREFIX, (SIZE - PREFIX,)) if branches else Document(PREFIX, SIZE)
-    vocab = text_config(model).vocab_size
+    vocab = setting(model, "vocab_size")
     ids = torch.randint(3, vocab, (SIZE + 2, SIZE), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()
     changed[1:-1] += torch.eye(SIZE, dtype=ids.dtype) * (vocab // 2)
@@ -138,11 +139,9 @@ def suits(loaded: Loaded) -> bool:
     wanted = loaded.attention == NAMES["flex_attention"]
     if loaded.device.type != "cuda" or not (wanted or loaded.any_attention):
         return False
-    config = text_config(loaded.model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    drops = getattr(config, "attention_dropout", 0.0) or 0.0
+    smallest, drops = min(head_dims(loaded.model)), max(values(loaded.model, "attention_dropout", 0.0))
     # Its kernels have no dropout.
-    return wanted or (head_dim >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
+    return wanted or (smallest >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
 def speed_up(model: Any, backend: str = "inductor") -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as hf_logging
 
-from app.attention.backends import NAMES, refuse_unsupported, text_config
+from app.attention.backends import NAMES, refuse_unsupported
+from app.attention.model_config import longest_short_text, setting, text_config
+from app.attention.selfcheck import require_decoder
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
 from jobs.config.schema import ModelSource
-from jobs.errors import CheckpointError, ModelError, UserError
+from jobs.errors import CheckpointError, DataError, ModelError, UserError
 from jobs.runs.rundir import latest_complete
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_NO_SDPA = "does not support an attention implementation"  # transformers: soft caps, sinks, no attention interface
 _RANDOM_OTHERWISE = {"missing_keys": "are missing", "mismatched_keys": "have another shape than its config.json says"}
 
 
@@ -50,6 +54,25 @@ class Loaded:
     @property
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
+
+    def is_long(self, length: int) -> bool:
+        """Whether texts of `length` tokens have another position encoding than short ones, and so need their own batches."""
+        return self.longest_short is not None and length > self.longest_short
+
+    @cached_property
+    def longest_short(self) -> int | None:
+        """Tokens of the longest text that may share a batch with any shorter one; None: of any length."""
+        return longest_short_text(self.model)
+
+    def require_rows(self, texts: Iterable[Sequence[int]], names: Iterable[str]) -> None:
+        """Raises DataError, with the text's name, for a token id beyond the embedding's last row."""
+        embedding: Any = self.model.get_input_embeddings()
+        rows = embedding.weight.shape[0]
+        for ids, name in zip(texts, names, strict=True):
+            if ids and max(ids) >= rows:
+                token = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise DataError(name, f"its token {token!r} has the id {max(ids)}, and the embedding of {self.origin} has "
+                                f"{rows} rows", "leave the token out, or use the model's own tokenizer")  # fmt: skip
 
 
 def row_multiple(device: torch.device) -> int:
@@ -94,6 +117,11 @@ def _directory(path: Path, where: str) -> Path:
                               "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
+    # transformers would put the adapter on top of the weights without a message, and a merged one would be applied twice.
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if (path / "adapter_config.json").is_file() and weights:
+        raise CheckpointError(where, f"holds full weights ({weights[0].name}) and an adapter (adapter_config.json)",
+                              "move the one that you do not mean into a directory of its own")  # fmt: skip
     return path
 
 
@@ -105,7 +133,7 @@ def _weights(source: ModelSource) -> str:
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
 
-def _auto_class(config: Any, where: str) -> Any:
+def auto_class(config: Any, where: str) -> Any:
     """Some language models are published inside a vision-language wrapper (Ministral 3), of which we use the text path."""
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return AutoModelForCausalLM
@@ -117,8 +145,8 @@ def _auto_class(config: Any, where: str) -> Any:
 def _from_pretrained(
     name: str, revision: str | None, dtype: torch.dtype, attention: str, where: str
 ) -> PreTrainedModel:
-    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "attn_implementation": attention,
-                               "output_loading_info": True, "ignore_mismatched_sizes": True}  # fmt: skip
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "output_loading_info": True,
+                               "ignore_mismatched_sizes": True}  # fmt: skip
     config = AutoConfig.from_pretrained(name, revision=revision)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None and dict(quantized).get("quant_method") == "fp8":
@@ -126,7 +154,9 @@ def _from_pretrained(
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
     model: PreTrainedModel
-    model, info = _auto_class(config, where).from_pretrained(name, **options)
+    with torch.device("meta"):  # refused before gigabytes of weights are read
+        chosen = text_config(from_config(config, attention, where))._attn_implementation
+    model, info = auto_class(config, where).from_pretrained(name, attn_implementation=chosen, **options)
     # transformers would initialise missing or mismatched weights at random and continue.
     for key, fact in _RANDOM_OTHERWISE.items():
         if wrong := sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in info[key]):
@@ -137,16 +167,48 @@ def _from_pretrained(
     return model
 
 
-def _random(source: ModelSource, dtype: torch.dtype, attention: str, seed: int) -> tuple[PreTrainedModel, Any]:
+def from_config(config: Any, attention: str, where: str) -> PreTrainedModel:
+    """A model of random weights, with torch's seed as it stands.
+
+    Args:
+        attention: auto, sdpa, eager or flex_attention. auto is sdpa, or eager for models whose soft caps or sinks sdpa lacks.
+
+    Raises:
+        ModelError: the model cannot run under a custom mask.
+    """
+    auto = auto_class(config, where)
+    names = [NAMES["sdpa"], NAMES["eager"]] if attention == "auto" else [NAMES[attention]]
+    for name in names:
+        try:
+            model: PreTrainedModel = auto.from_config(config, attn_implementation=name)
+            refuse_unsupported(model, where)
+            return model
+        except KeyError as error:  # GPT-J and Falcon look the name up in tables of their own
+            if name not in str(error):
+                raise
+            raise ModelError(where, "its attention does not go through transformers' attention interface, so no mask would "
+                             "reach it", "use a decoder with full or sliding softmax attention") from error  # fmt: skip
+        except ValueError as error:
+            if _NO_SDPA not in str(error):
+                raise
+            if name == names[-1]:
+                from_config(config, "eager", where)  # refused here if no attention would do
+                raise ModelError(
+                    where, f"its attention cannot run as {attention}", "set model.attention: auto"
+                ) from error
+    raise AssertionError("the last attention is returned or raises")
+
+
+def _random(source: ModelSource, dtype: torch.dtype, seed: int) -> tuple[PreTrainedModel, Any]:
     """A model of random weights, with the embedded tokenizer."""
     settings = dict(source.config or {})
     torch.manual_seed(seed)
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
-    auto = _auto_class(config, "model.config")
-    model = auto.from_config(config, attn_implementation=attention).to(dtype)
+    model: Any = from_config(config, source.attention, "model.config")
+    model = model.to(dtype)
     tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
-    if len(tokenizer) > text_config(config).vocab_size:
-        raise ModelError("model.config", f"vocab_size {text_config(config).vocab_size} is less than the tokenizer's "
+    if len(tokenizer) > setting(config, "vocab_size"):
+        raise ModelError("model.config", f"vocab_size {setting(config, 'vocab_size')} is less than the tokenizer's "
                          f"{len(tokenizer)}", f"set model.config.vocab_size: {len(tokenizer)}")  # fmt: skip
     return model, tokenizer
 
@@ -163,9 +225,6 @@ def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         fact = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".: ")
-        if "does not support an attention implementation" in fact:
-            raise ModelError(where, "its attention does not go through transformers' attention interface, so no mask "
-                             "would reach it", "use a decoder with full or sliding softmax attention") from error  # fmt: skip
         raise CheckpointError(where, f"does not load: {fact}", remedy) from error
     finally:
         hf_logging.set_verbosity(verbosity)
@@ -188,12 +247,11 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
     # all of a training step (docs/log.md). The memory-efficient kernels accept any shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    attention = NAMES["sdpa" if source.attention == "auto" else source.attention]
     model: Any
     if checkpoint is None and source.source == "random":
         where = f"random {(source.config or {}).get('model_type')}"
         with _load_errors_reported(where, "correct model.config"):
-            model, tokenizer = _random(source, torch_dtype, attention, seed)
+            model, tokenizer = _random(source, torch_dtype, seed)
     else:
         where = str(checkpoint or source.name or source.source)
         name = str(_directory(checkpoint, "checkpoint")) if checkpoint is not None else _weights(source)
@@ -203,17 +261,28 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
             "check name, revision and network, or use a model of source embedded or path" if hub else "copy it again"
         )
         with _load_errors_reported(where, remedy):
-            model = _from_pretrained(name, revision, torch_dtype, attention, where)
+            model = _from_pretrained(name, revision, torch_dtype, source.attention, where)
         with _load_errors_reported(f"{where}: its tokenizer", remedy):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    refuse_unsupported(model, where)
-    if torch_dtype == torch.bfloat16 and not keep_float32(model):
+    return ready(model, tokenizer, where, source)
+
+
+def ready(model: Any, tokenizer: Any, where: str, source: ModelSource) -> Loaded:
+    """The model on its device and in evaluation mode.
+
+    Raises:
+        ModelError: it is an encoder, or its context's length is unknown.
+    """
+    device = pick_device(source.device)
+    if model.dtype == torch.bfloat16 and not keep_float32(model):
         log.warning(f"{where}: computed in plain bfloat16: some of its matrices are no linear layers")
-    longest = getattr(text_config(model), "max_position_embeddings", None) or source.max_length
+    longest = setting(model, "max_position_embeddings") or source.max_length
     if longest is None:
         raise ModelError(where, "its configuration has no max_position_embeddings", "set model.max_length")
-    return Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest),
-                  any_attention=source.attention == "auto" and _triton_supports(device))  # fmt: skip
+    loaded = Loaded(model.to(device).eval(), tokenizer, where, min(source.max_length or longest, longest))
+    require_decoder(loaded.model, where)
+    free = source.attention == "auto" and loaded.attention == NAMES["sdpa"] and _triton_supports(device)
+    return replace(loaded, any_attention=free)
 
 
 def _triton_supports(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.attention.backends import text_config
+from app.attention.model_config import text_config
 
 HALF = torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""How a run ends before its last step, and the exit code of each way."""
+"""How a run ends before it is complete, and with which exit code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CONTINUE = "continue with --resume (make: RESUME=1)"
 
 
 class RunEnded(Exception):
-    """Training cannot or should not go on. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
+    """A run cannot or should not continue. `exit_code` is one of jobs.errors; the last good checkpoint is kept."""
 
     def __init__(self, reason: str, exit_code: int, remedy: str) -> None:
         self.reason, self.exit_code, self.remedy = reason, exit_code, remedy
@@ -19,7 +19,7 @@ class RunEnded(Exception):
 
 
 class FollowerEnded(Exception):
-    """The process that writes the run could not begin or go on, and has said why; the others end with its exit code."""
+    """Rank 0 could not start or continue the run and has reported why; the other ranks end with its exit code."""
 
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code

@@ -16,9 +16,9 @@ HEARTBEAT_SECONDS = 5.0
 
 
 class Heartbeat:
-    """The heartbeat of a run: at once when a phase begins, then every few seconds, and with it when the run last got on.
+    """Writes a run's heartbeat: at once when a phase begins, then every few seconds, with the time of the last progress.
 
-    How long each phase may take without getting on stands in jobs/health.py: a new phase needs a line there.
+    jobs/health.py limits how long each phase may take without progress: a new phase needs a line there.
     """
 
     def __init__(self, run: RunDir, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -28,10 +28,10 @@ class Heartbeat:
         self.rate: float | None = None
         self.current: str | None = None
         self.last = self.last_progress = -math.inf
-        self._one_at_a_time = threading.Lock()  # a beat in the background must not put an older step over a newer one
+        self._one_at_a_time = threading.Lock()  # a background beat must not overwrite a newer step
 
     def phase(self, name: str) -> None:
-        """A phase that makes no steps begins, or one whose steps are yet to come: the last ones known are kept."""
+        """Begins a phase without steps, or before its first step: the last known step stays in the heartbeat."""
         self.beat(self.step, self.total, name, loss=self.loss, force=True)
 
     def beat(self, step: int, total: int, phase: str, *, loss: float | None = None, rate: float | None = None,
@@ -43,26 +43,26 @@ class Heartbeat:
                 self.run.heartbeat(step, total, loss, rate, phase)
 
     def repeat(self) -> None:
-        """What was said last, and how long ago: the process lives, and this is no sign of more.
+        """Repeats the last heartbeat with the time since progress: the process is alive, which proves no more.
 
-        Past what any phase may take it falls silent, so that a reader that looks at nothing but the beat notices too.
+        Stops when no phase may take that long, so that a reader of the heartbeat's age alone notices too.
         """
-        with self._one_at_a_time, suppress(UserError, OSError):  # a full disk is said by the next beat that means more
+        with self._one_at_a_time, suppress(UserError, OSError):  # the next beat with progress reports a full disk
             since = self.monotonic() - self.last_progress
             if self.current is not None and since <= max(SILENCE.values()):
                 self.run.heartbeat(self.step, self.total, self.loss, self.rate, self.current, since_progress=since)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Beats in the background through what calls nobody: a long pass, an optimiser step, 41 GB of a checkpoint."""
+        """Repeats the heartbeat in the background during work that does not report: a long pass, writing a 41 GB checkpoint."""
         with self._in_background(self.repeat):
             yield
 
     @contextmanager
     def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:
-        """The same for what may take longer than its phase may without getting on, such as a compiler: it counts as that.
+        """Counts as progress for up to `limit` seconds, for slow steps such as compilation.
 
-        After `limit` seconds it does no longer, and the phase is judged by its silence like any other.
+        After that the phase's own limit in jobs/health.py applies.
         """
         step, total, loss, ends = self.step, self.total, self.loss, self.monotonic() + limit
 

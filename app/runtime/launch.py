@@ -1,8 +1,8 @@
 """Starts a stage on several GPUs of this machine: `accelerate launch` in this process, one worker a GPU.
 
-The command itself becomes the launcher, so `make stage5b` with `gpus: 2` in the profile needs nothing else, in a container
-neither. Signals go on to the workers, who agree on a checkpoint and an end; the exit code is theirs. For several machines
-a person starts `accelerate launch` on each (docs/scaling.md).
+The command itself becomes the launcher, so `make stage5b` with `gpus: 2` in the profile needs nothing else, also in a
+container. It forwards signals to the workers, which agree on a checkpoint and stop; its exit code is theirs. For several
+machines a person starts `accelerate launch` on each (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-import psutil  # before there are handlers: nothing may be imported while signals come in
+import psutil  # before handlers are installed: nothing may be imported while signals arrive
 
 from jobs.errors import EXIT_BUG
 
-# A hang-up would kill the workers, who write a checkpoint when they are told to end.
+# SIGHUP would kill the workers; on SIGTERM they write a checkpoint.
 _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, signal.SIGHUP: signal.SIGTERM}
 _LOOK_EVERY = 0.2  # seconds
 
 
 def arguments(words: Sequence[str], processes: int, threads: int, module: str = "app") -> list[str]:
-    """What stands behind `accelerate launch` to run `python -m MODULE WORDS` in so many processes.
+    """Arguments of `accelerate launch` that run `python -m MODULE WORDS` in `processes` processes.
 
-    Everything is said, so that a configuration file of the user's for other work says nothing.
+    Every setting is given, so that accelerate's own configuration file of the user has no effect.
     """
     return ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--machine_rank", "0",
             "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
@@ -42,14 +42,14 @@ def gpus_here() -> int:
 
 
 def launch(words: Sequence[str], processes: int, module: str = "app") -> int:
-    """Run `python -m MODULE WORDS` in so many processes; their exit code, of the one that ended first with another than 0."""
+    """Run `python -m MODULE WORDS` in `processes` processes; returns 0, or the exit code of the first that failed."""
     from accelerate.commands.launch import launch_command_parser, multi_gpu_launcher
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     given = int(os.environ.get("OMP_NUM_THREADS", threads))
     options = launch_command_parser().parse_args(arguments(words, processes, min(threads, given), module))
-    # torchrun would end the workers 30 s after a signal: a checkpoint of a large model takes longer.
+    # torchrun would kill the workers 30 s after a signal: a checkpoint of a large model takes longer.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: a container may have no other network
     _quiet()
@@ -63,18 +63,18 @@ def launch(words: Sequence[str], processes: int, module: str = "app") -> int:
 
 
 def _exit_code(code: int) -> int:
-    """As a shell would say it: a process that a signal killed ends with 128 and the signal's number."""
+    """The shell's convention: 128 plus the signal's number for a process that a signal killed."""
     return 128 - code if code < 0 else code or EXIT_BUG
 
 
 @contextmanager
 def _signals_forwarded() -> Iterator[None]:
-    """Signals go on to the workers; one that comes before there are any, as soon as there are.
+    """Forwards signals to the workers; signals that arrive before the workers exist wait for them.
 
-    The handler only notes them, so that it may be interrupted anywhere, and never raises: an exception in the launcher would
-    have the workers killed 30 s later, in the midst of their checkpoint. A thread passes them on a look later, and what came
-    twice by then once: whatever forwards a signal that the whole group got, as timeout does, means one, and to a worker a
-    second Ctrl-C means to skip the checkpoint. A hang-up that is ignored (nohup) stays ignored.
+    The handler only notes a signal and never raises: an exception in the launcher would have the workers killed 30 s later,
+    in the middle of their checkpoint. A thread forwards signals after a short delay and merges duplicates: `timeout` and
+    others signal the whole process group and then us again, and a worker's second Ctrl-C would skip the checkpoint. An
+    ignored SIGHUP (nohup) stays ignored.
     """
     noted: deque[int] = deque()
     over = threading.Event()
@@ -109,7 +109,7 @@ def _signals_forwarded() -> Iterator[None]:
 
 
 def _send(number: int) -> bool:
-    """Whether there was a worker to send it to."""
+    """Sends the signal to all workers; returns whether there was one."""
     found = _workers()
     for pid in found:
         with suppress(ProcessLookupError):
@@ -118,17 +118,17 @@ def _send(number: int) -> bool:
 
 
 def _workers() -> list[int]:
-    """The launcher gives each worker a session of its own: a Ctrl-C in the terminal does not reach them by itself."""
+    """Process ids of the workers. Each has a session of its own, so a Ctrl-C in the terminal does not reach it by itself."""
     found = []
     for child in psutil.Process().children():
-        with suppress(ProcessLookupError):  # it may end meanwhile
+        with suppress(ProcessLookupError):  # it may have ended
             if os.getsid(child.pid) == child.pid:
                 found.append(child.pid)
     return found
 
 
 def _quiet() -> None:
-    """The launcher's report on its workers: what happened, they have said themselves."""
+    """Silences torchrun's report on its workers: they have reported their errors themselves."""
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

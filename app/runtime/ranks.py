@@ -1,9 +1,9 @@
-"""The processes of one run, one a GPU: which of them this is, and how they agree.
+"""The processes of one run, one a GPU: which rank this is, and how ranks agree.
 
 `accelerate launch` (app/runtime/launch.py, or a person on several machines) starts them with RANK and WORLD_SIZE set.
-Rank 0 alone opens and writes the run's directory, and broadcasts its decisions. Decisions travel over a group of
-their own (gloo, on the CPU), so that they neither wait for the GPU nor get between its collectives. Every wait has an
-end: a rank that died is an error in the others, never silence.
+Rank 0 alone opens and writes the run's directory, and broadcasts its decisions. Decisions travel over a process group of
+their own (gloo, on the CPU), so that they neither wait for the GPU nor interleave with its collectives. Every wait has a
+time-out: a rank that died raises an error in the others.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from typing import Any, TypeVar
 from jobs.errors import EXIT_BUG, ConfigError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # for what one rank does while the others wait: downloading, writing a checkpoint
+TIMEOUT = timedelta(minutes=30)  # for work of one rank while the others wait: downloading, writing a checkpoint
 _BY_LAUNCHER = "unset WORLD_SIZE, or start it with `accelerate launch`, which sets all of them"
-LAST_WAIT = timedelta(seconds=60)  # for the end, when all that is left to do is to say how it went
-SHORT_WAIT = timedelta(seconds=5)  # the same of a rank that may be alone with what ended it
-# On the board: the exit code of rank 0; which ranks are about to go.
+LAST_WAIT = timedelta(seconds=60)  # at the end, when only the outcome is left to share
+SHORT_WAIT = timedelta(seconds=5)  # at the end, for a rank whose error may be its own alone
+# Keys on the board: the exit code of rank 0; the ranks that are about to exit.
 _ENDED, _LEAVING = "prefill/ended", "prefill/leaving"
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """`rank` of `world` processes, the `local`-th on its machine. Alone, everything here is free and without torch."""
+    """`rank` of `world` processes, the `local`-th on its machine. With one process nothing here costs time or loads torch."""
 
     rank: int = 0
     world: int = 1
     local: int = 0
     control: Any = None  # the process group of decisions
-    board: Any = None  # the launcher's store: what is written there can be read when its writer is gone
+    board: Any = None  # the launcher's store: its entries outlive the rank that wrote them
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is rank 0, which writes."""
         return self.rank == 0
 
     def share(self, value: T) -> T:
-        """The value that rank 0 gives."""
+        """Rank 0's value, on every rank."""
         if self.world == 1:
             return value
         import torch.distributed as dist
@@ -65,7 +65,7 @@ class Ranks:
         return found
 
     def sum(self, *values: float) -> list[float]:
-        """The sums over ranks. Cheap enough for every step: one small message, and the GPU is not waited for."""
+        """The sums over ranks. Cheap enough for every step: one small message, and no wait for the GPU."""
         if self.world == 1:
             return list(values)
         import torch
@@ -77,13 +77,13 @@ class Ranks:
         return found
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Returns when every rank has called it."""
         self.gather(None)
 
     def together(self, work: Callable[[], T], expected: type[Exception] | tuple[type[Exception], ...]) -> list[T]:
-        """What `work` gives on every rank. If it raises `expected` on one, it raises on all: nobody waits for ever.
+        """Runs `work` on every rank and returns all results. If one rank raises `expected`, all raise it: no rank waits for ever.
 
-        For work without collectives of its own. Any other exception ends this process, and with it the launch.
+        `work` must not use collectives. Any other exception ends this process, and with it the launch.
         """
         mine: T | None = None
         error: Exception | None = None
@@ -98,19 +98,19 @@ class Ranks:
         return [value for value, _ in answers]  # type: ignore[misc]
 
     def leave(self, ended: int | None = None) -> None:
-        """The end: nobody goes before rank 0 has said how it went, since a launcher ends the others with the first.
+        """Waits at the end until rank 0 has reported the outcome: the launcher kills the others when the first exits.
 
-        ended: the exit code of the error that this rank ends with. The others may share it, and be on their way here. Or they
-        wait for this rank in a collective, which breaks when it is gone: rank 0 leaves word for them, and soon.
+        ended: the exit code of this rank's error, if any. The other ranks may have the same error and arrive here too.
+        Otherwise ranks blocked in a collective fail when this one exits; rank 0 records its exit code for them.
         """
         if self.world == 1:
             return
         import torch.distributed as dist
 
-        # The launcher sends SIGTERM to those that are left when the first is gone: they have only words left to say.
+        # The launcher sends SIGTERM to the rest when the first has exited; they only have their outcome left to report.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         alone = ended is not None if self.main else ended == EXIT_BUG
-        with suppress(RuntimeError, ValueError):  # a rank that is gone; then this one has nothing to wait for either
+        with suppress(RuntimeError, ValueError):  # a rank has exited: nothing left to wait for
             if self.main and ended is not None:
                 self.board.set(_ENDED, str(ended))
             self.board.set(f"{_LEAVING}/{self.rank}", "")
@@ -120,7 +120,7 @@ class Ranks:
             dist.destroy_process_group()
 
     def _all_are_leaving(self) -> bool:
-        """Whether all come to the end within SHORT_WAIT. Looked at again and again: the store's own wait warns."""
+        """Whether all ranks reach the end within SHORT_WAIT. Polls, because the store's own wait logs warnings."""
         wanted = [f"{_LEAVING}/{rank}" for rank in range(self.world)]
         until = time.monotonic() + SHORT_WAIT.total_seconds()
         while not (there := bool(self.board.check(wanted))) and time.monotonic() < until:
@@ -128,7 +128,7 @@ class Ranks:
         return there
 
     def ended_with(self) -> int | None:
-        """The exit code of the error that rank 0 ended with; None if it did not, or nobody is left to ask."""
+        """The exit code of rank 0's error; None if it had none, or the store is gone."""
         with suppress(RuntimeError):
             return int(self.board.get(_ENDED)) if self.board.check([_ENDED]) else None
         return None
@@ -138,7 +138,7 @@ ALONE = Ranks()
 
 
 def rank_in(environ: Mapping[str, str]) -> int:
-    """0 for a process that no launcher started, or whose environment is refused by `launched`."""
+    """This process's rank; 0 without a launcher, or where `launched` refuses the environment."""
     try:
         return _number(environ, "RANK") if launched(environ) else 0
     except ConfigError:
@@ -149,7 +149,7 @@ def launched(environ: Mapping[str, str]) -> bool:
     """Whether a launcher started this process as one of several.
 
     Raises:
-        ConfigError: the environment says so and leaves out, or garbles, what the processes need to meet.
+        ConfigError: WORLD_SIZE asks for several, and the rest of what they need is missing or malformed.
     """
     if environ.get("WORLD_SIZE", "1") == "1":
         return False
@@ -170,13 +170,13 @@ def _number(environ: Mapping[str, str], name: str, default: str = "", least: int
 
 
 def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
-    """Meet the other processes of this launch; alone there is nobody to meet.
+    """Connect to the other processes of this launch; without a launcher return ALONE.
 
     Args:
-        device: the profile's model.device; cpu makes the collectives run on the CPU (gloo).
+        device: the profile's model.device; under cpu the collectives run on the CPU (gloo).
 
     Raises:
-        ConfigError: fewer GPUs here than processes, or an environment that no launcher makes.
+        ConfigError: fewer GPUs here than processes, or an incomplete environment.
     """
     if not launched(environ):
         return ALONE
@@ -193,19 +193,19 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
     host, port = environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
     store = dist.TCPStore(host, port, is_master=False, timeout=LAST_WAIT)  # type: ignore[attr-defined]
-    # torchrun's store outlives the processes that it starts again.
+    # torchrun's store outlives a restart of the processes: keys carry the number of restarts.
     board = dist.PrefixStore(f"prefill/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]
     return Ranks(state.process_index, state.num_processes, local, control, board)
 
 
 def require_gpus(wanted: int, there: int) -> None:
-    """Raises ConfigError where a machine has fewer GPUs than processes are to run on it."""
+    """Raises ConfigError where this machine has fewer GPUs than its processes need."""
     if wanted > there:
         few = "none" if there == 0 else f"only {there}"
         raise ConfigError("gpus", f"{wanted} are asked for, and torch sees {few}", f"set gpus: {max(there, 1)}")
 
 
 def _die_with_the_launcher() -> None:
-    """Ask for SIGTERM when the launcher dies, or a killed launch would leave processes that hold the GPUs (Linux)."""
+    """Ask Linux for SIGTERM when the launcher dies: otherwise a killed launcher leaves processes that hold the GPUs."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from app.model.load import Loaded
 from jobs.errors import DataError
+
+# Where a continuation begins. clean: the context's own ids open those of the whole. inside: a token spans the boundary, and
+# the whole is split at the number of the context's tokens. apart: nothing would be left, so both sides are encoded alone.
+Boundary = Literal["clean", "inside", "apart"]
+_MOST_UNCLEAN = 0.9  # of all requests: a few tokens span a boundary in any file, and nearly all of them in none
 
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation to score after one context, in token ids. `is_prefix`: the context's own ids open the whole's."""
+    """One continuation to score after one context, in token ids."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
-    is_prefix: bool = True
+    boundary: Boundary = "clean"
+
+    @property
+    def is_prefix(self) -> bool:
+        """The context's own ids open those of the whole."""
+        return self.boundary == "clean"
 
 
 def _ids(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
@@ -37,9 +48,21 @@ def start_token(tokenizer: Any) -> Any:
     return tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
 
-def _ids_started_once(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids with special tokens, but without them for a text that begins with a written BOS, as chat templates produce."""
-    ids = _ids(tokenizer, texts)
+def _closing(tokenizer: Any) -> int:
+    """How many special tokens the tokenizer appends to a text."""
+    bare, whole = (_ids(tokenizer, ["a"], special)[0] for special in (False, True))
+    starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+    return len(whole) - len(bare) - starts[-1] if bare and starts else 0
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as the start of a longer one: scorer and generator use this one function.
+
+    Special tokens stand before a text as the tokenizer puts them, but not twice: a text that begins with a written BOS, as
+    chat templates produce, gets none. Those that the tokenizer appends, such as an end of sequence, are cut, as in training.
+    """
+    closing = _closing(tokenizer)
+    ids = [one[: len(one) - closing] for one in _ids(tokenizer, texts)]
     written = "" if start_token(tokenizer) is None else tokenizer.decode([start_token(tokenizer)])
     started = [index for index, text in enumerate(texts) if written and text.startswith(written)]
     for index, plain in zip(started, _ids(tokenizer, [texts[i] for i in started], special=False), strict=True):
@@ -58,8 +81,8 @@ def encode_harness(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Req
     for context, continuation in pairs:
         kept = context.rstrip()
         moved.append((kept, context[len(kept) :] + continuation) if context else ("", continuation))
-    contexts = _ids_started_once(tokenizer, [context for context, _ in moved])
-    wholes = _ids_started_once(tokenizer, [context + continuation for context, continuation in moved])
+    contexts = encode_texts(tokenizer, [context for context, _ in moved])
+    wholes = encode_texts(tokenizer, [context + continuation for context, continuation in moved])
     requests = []
     for (context, continuation), head, whole in zip(moved, contexts, wholes, strict=True):
         if not context:
@@ -68,8 +91,16 @@ def encode_harness(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Req
             ids = ids[1:] if ids[:1] == [start] else ids
             requests.append(Request((start,), tuple(ids)))
         else:
-            requests.append(Request(tuple(head), tuple(whole[len(head) :]), whole[: len(head)] == head))
+            requests.append(_split(tokenizer, head, whole, continuation))
     return requests
+
+
+def _split(tokenizer: Any, context: list[int], whole: list[int], continuation: str) -> Request:
+    """The whole split at the number of the context's tokens; both sides encoded apart where that leaves nothing."""
+    rest = whole[len(context) :]
+    if not rest and continuation:
+        return Request(tuple(context), tuple(_ids(tokenizer, [continuation], special=False)[0]), "apart")
+    return Request(tuple(context), tuple(rest), "clean" if whole[: len(context)] == context else "inside")
 
 
 def encode_reference(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Request]:
@@ -80,21 +111,23 @@ def encode_reference(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[R
     """
     prompts = _ids(tokenizer, [context for context, _ in pairs], special=False)
     wholes = _ids(tokenizer, [context + continuation for context, continuation in pairs], special=False)
-    return [
-        Request(tuple(whole[: len(prompt)]), tuple(whole[len(prompt) :]), whole[: len(prompt)] == prompt)
-        for prompt, whole in zip(prompts, wholes, strict=True)
-    ]
+    requests = []
+    for prompt, whole, (_, continuation) in zip(prompts, wholes, pairs, strict=True):
+        one = _split(tokenizer, prompt, whole, continuation)
+        requests.append(one if one.boundary == "apart" else replace(one, context=tuple(whole[: len(prompt)])))
+    return requests
 
 
 ENCODERS = {"harness": encode_harness, "reference": encode_reference}
 
 
-def require_fits(requests: Sequence[Request], names: Sequence[str], max_length: int) -> None:
+def require_fits(loaded: Loaded, requests: Sequence[Request], names: Sequence[str]) -> None:
     """Refuse a request that cannot be scored as it stands, rather than cut it.
 
     Raises:
-        DataError: an empty continuation, or a request longer than the model's context.
+        DataError: an empty continuation, a request longer than the model's context, or a token that the model has not.
     """
+    max_length = loaded.max_length
     for request, name in zip(requests, names, strict=True):
         total = len(request.context) + len(request.continuation)
         if not request.continuation:
@@ -104,3 +137,24 @@ def require_fits(requests: Sequence[Request], names: Sequence[str], max_length: 
         if total > max_length:
             raise DataError(name, f"is {total} tokens long, and the model's context holds {max_length}",
                             "shorten it, or use a model with a longer context")  # fmt: skip
+    loaded.require_rows(((*request.context, *request.continuation) for request in requests), names)
+
+
+def unclean(requests: Sequence[Request], names: Sequence[str]) -> str:
+    """One line that counts and names the requests in which a token spans the boundary; empty if there are none."""
+    facts = []
+    for boundary, rule in (("inside", "split at the number of the context's tokens, as the harness does"),
+                           ("apart", "nothing is left of the continuation: both sides are encoded apart")):  # fmt: skip
+        found = [name for request, name in zip(requests, names, strict=True) if request.boundary == boundary]
+        if found:
+            some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+            facts.append(f"in {len(found)} of {len(requests)} a token spans context and continuation ({some}): {rule}")
+    return "; ".join(facts)
+
+
+def require_clean(requests: Sequence[Request], tokenizer: Any) -> None:
+    """Raises DataError if nearly every request is unclean: that is the tokenizer, and the numbers would mean nothing."""
+    count = sum(not request.is_prefix for request in requests)
+    if requests and count >= _MOST_UNCLEAN * len(requests):
+        raise DataError("the tokenizer", f"changes the tokens of the context in {count} of {len(requests)} requests once a "
+                        "continuation follows it", f"check the special tokens that {type(tokenizer).__name__} adds")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,11 +16,12 @@ from app.data.tasks import TASKS, Item
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
-from app.scoring.encode import ENCODERS, require_fits
+from app.scoring.encode import ENCODERS, Request, require_clean, require_fits, unclean
 from app.scoring.loglikelihood import Count, Scored
 from app.stats import macro_interval, stderr
 from jobs.config.schema import Mask, Score
 
+log = logging.getLogger(__name__)
 Sample = dict[str, Any]
 # How each accuracy weighs a choice's log-probability before the largest wins.
 _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
@@ -34,7 +36,7 @@ def items_sha256(items: Sequence[Item]) -> str:
     return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
 
 
-def _sample(evaluation: str, item: Item, scored: Sequence[Scored], prefix_lens: Sequence[int]) -> Sample:
+def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request]) -> Sample:
     """One line of samples.jsonl. Ties go to the first choice, as in the harness (numpy's argmax)."""
     logprob = np.array([s.logprob for s in scored])
     tokens, chars = np.array([s.n_tokens for s in scored]), np.array(item.n_chars)
@@ -42,7 +44,8 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], prefix_lens: 
     return {
         "evaluation": evaluation, "task": item.task, "id": item.id, "sha": item.sha, "gold": item.gold,
         "logprobs": [s.logprob for s in scored], "n_tokens": [s.n_tokens for s in scored],
-        "n_chars": list(item.n_chars), "prefix_len": list(prefix_lens), **picks,
+        "n_chars": list(item.n_chars), "prefix_len": [len(r.context) for r in requests], **picks,
+        **({} if all(r.is_prefix for r in requests) else {"boundary": [r.boundary for r in requests]}),
     }  # fmt: skip
 
 
@@ -70,12 +73,17 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         ranks: the processes to spread the items over; every one of them returns the whole result.
 
     Raises:
-        DataError: an item longer than the model's context.
+        DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
+            nearly every context once a continuation follows it.
     """
     pairs = [(c.context, c.continuation) for item in items for c in item.choices]
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
     requests = ENCODERS[settings.format](loaded.tokenizer, pairs)
-    require_fits(requests, names, loaded.max_length)
+    require_fits(loaded, requests, names)
+    if settings.format == "harness":  # the reference rule is unclean by its nature (docs/mask.md)
+        require_clean(requests, loaded.tokenizer)
+    if found := unclean(requests, names):
+        log.warning(found)
     count, started = Count(), time.monotonic()
     spans = [range(at - len(item.choices), at)
              for item, at in zip(items, accumulate(len(item.choices) for item in items), strict=True)]  # fmt: skip
@@ -88,7 +96,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     at = 0
     for item in items:
         span = slice(at, at + len(item.choices))
-        samples.append(_sample(label, item, scored[span], [len(r.context) for r in requests[span]]))
+        samples.append(_sample(label, item, scored[span], requests[span]))
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
         at += len(item.choices)
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.model import onednn
 from app.model.load import Loaded
+from app.scoring.encode import encode_texts
 from app.scoring.rows import padded
 from jobs.config.schema import Mask
 from jobs.errors import DataError, ModelError
@@ -26,24 +27,61 @@ def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> lis
     Raises:
         DataError: an empty prompt, or chat without a template.
     """
-    encoded = []
-    for number, prompt in enumerate(prompts, start=1):
-        if chat and not loaded.tokenizer.chat_template:
-            raise DataError("--chat", f"the tokenizer of {loaded.origin} has no chat template", "leave --chat out")
-        if chat:
-            turn = [{"role": "user", "content": prompt}]
-            text = loaded.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = loaded.tokenizer(prompt)["input_ids"]
+    tokenizer = loaded.tokenizer
+    if chat and not tokenizer.chat_template:
+        raise DataError("--chat", f"the tokenizer of {loaded.origin} has no chat template", "leave --chat out")
+    if chat:
+        turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        texts = [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+        encoded = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    else:
+        encoded = encode_texts(tokenizer, prompts)
+    for number, ids in enumerate(encoded, start=1):
         if not ids:
             raise DataError(f"prompt {number}", "is empty", "give some text")
-        encoded.append(list(ids))
     return encoded
 
 
+class AnswerStreamer(TextStreamer):
+    """Writes an answer while it is decoded, and not the token that ends it, which need not be a special one."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stops = stops_of(loaded)
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.next_tokens_are_prompt or int(value[-1]) not in self._stops:
+            super().put(value)
+
+
+def stops_of(loaded: Loaded) -> list[int]:
+    """Tokens that end an answer: the generation config's and the tokenizer's end of sequence, and the end of a turn in the
+    chat template."""
+    published = loaded.model.generation_config.eos_token_id
+    stops = {loaded.tokenizer.eos_token_id, turn_end(loaded.tokenizer)}
+    stops |= set(published if isinstance(published, list) else [published])
+    return sorted(stop for stop in stops if stop is not None)
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts behind an answer; None if it puts none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\x02"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template of its own: any error of jinja or of the template's rules
+        return None
+    _, found, behind = text.rpartition("\x02")
+    ids = tokenizer(behind.strip(), add_special_tokens=False)["input_ids"] if found else []
+    return ids[0] if ids and tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.get_added_vocab() else None
+
+
 def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises DataError for the first prompt that leaves no room for its answer, by its number among `prompts`.
+    """Raises DataError for the first prompt that leaves no room for its answer, or holds a token that the model has not.
+
+    By its number among `prompts`. An answer may not begin among short texts and end among long ones either
+    (`Loaded.is_long`): scored as a whole its first tokens would have other probabilities.
 
     Call it with all prompts before any is answered: batches have their own order and numbers.
     """
@@ -51,14 +89,18 @@ def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_token
         if len(prompt) + max_new_tokens > loaded.max_length:
             raise DataError(f"prompt {number}", f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the context of "
                             f"{loaded.max_length}", "shorten the prompt or lower --max-new-tokens")  # fmt: skip
+        if loaded.is_long(len(prompt) + max_new_tokens) and not loaded.is_long(len(prompt)):
+            raise DataError(f"prompt {number}", f"{len(prompt)} tokens and {max_new_tokens} new ones cross the length at which "
+                            "the model's position encoding changes", "lower --max-new-tokens")  # fmt: skip
+    loaded.require_rows(prompts, (f"prompt {number}" for number in range(1, len(prompts) + 1)))
 
 
 @contextmanager
-def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) -> Iterator[None]:
+def _greedy(model: Any, stop: list[int], pad: int, cache: Cache) -> Iterator[None]:
     """Greedy decoding only: a published generation config may set beams or a repetition penalty."""
     published = model.generation_config
     model.generation_config = GenerationConfig(
-        eos_token_id=stop, pad_token_id=pad, do_sample=False, disable_compile=True, cache_implementation=cache
+        eos_token_id=stop or None, pad_token_id=pad, do_sample=False, disable_compile=True, cache_implementation=cache
     )
     try:
         yield
@@ -68,9 +110,10 @@ def _greedy(model: Any, stop: int | list[int] | None, pad: int, cache: Cache) ->
 
 def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max_new_tokens: int,
              streamer: Any = None, stopping: Any = None, cache: Cache = "dynamic") -> list[list[int]]:  # fmt: skip
-    """The new tokens of each prompt, up to its end-of-sequence token (left out).
+    """The new tokens of each prompt, up to the token that ends its answer (left out).
 
-    Prompts of one call form one left-padded batch. `streamer`: a transformers streamer, for a single prompt.
+    Prompts of one call form one left-padded batch, and all are short or all long (`Loaded.is_long`).
+    `streamer`: a transformers streamer, for a single prompt.
     `stopping`: transformers stopping criteria, to end before the end-of-sequence token; text after a stop is kept.
     `cache`: dynamic grows with the answer; static has its full size from the start, so memory shows at the first token. A
     bfloat16 model on a GPU attends to more than 1,024 cached tokens in bfloat16 (app/attention/backends.py), so the two
@@ -85,20 +128,20 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, ma
     if getattr(loaded.model.generation_config, "prefill_chunk_size", None):
         raise ModelError(loaded.origin, "its generation config sets chunked prefill: the chunks of a prompt could "
                          "not see one another in both directions", "remove prefill_chunk_size")  # fmt: skip
-    pad = loaded.tokenizer.pad_token_id
-    pad = pad if pad is not None else loaded.tokenizer.eos_token_id
+    if len({loaded.is_long(len(prompt)) for prompt in prompts}) > 1:
+        raise DataError("prompts", "short and long ones of a model with longrope share a batch", "answer them apart")
+    pad = 0  # any token that has a row: padding attends to padding only, and what follows an answer is cut
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
     where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
-    stop = loaded.model.generation_config.eos_token_id
+    stop = stops_of(loaded)
     with torch.inference_mode(), attend(where), onednn.on_cpu(loaded.device), _greedy(loaded.model, stop, pad, cache):
         out = loaded.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
             stopping_criteria=stopping,
         )  # fmt: skip
-    stops = set(stop if isinstance(stop, list) else [stop]) | {loaded.tokenizer.eos_token_id}
     answers = []
     for row in out[:, width:].tolist():
-        end = next((i for i, token in enumerate(row) if token in stops), len(row))
+        end = next((i for i, token in enumerate(row) if token in stop), len(row))
         answers.append(row[:end])
     return answers
 
@@ -113,7 +156,10 @@ def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max
     require_fits(loaded, prompts, max_new_tokens)
     found: dict[int, list[int]] = {}
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for batch in padded(longest_first, batch_tokens, width=lambda i: len(prompts[i]) + max_new_tokens):
+    parts = [[i for i in longest_first if loaded.is_long(len(prompts[i])) is long] for long in (True, False)]
+    for batch in (
+        b for part in parts for b in padded(part, batch_tokens, width=lambda i: len(prompts[i]) + max_new_tokens)
+    ):
         some = generate(loaded, [prompts[i] for i in batch], mask, max_new_tokens=max_new_tokens, cache=cache)
         found.update(zip(batch, some, strict=True))
     return [found[index] for index in range(len(prompts))]

@@ -11,20 +11,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from app.attention.backends import NAMES, SHORT, attend, text_config
+from app.attention.backends import NAMES, SHORT, attend
 from app.attention.block_mask import TILE
 from app.attention.mask import PATTERNS, Layout
+from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import Mask
+from jobs.estimate.memory import LEAST_HEAD
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 _CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
@@ -143,7 +146,11 @@ def _budget(loaded: Loaded, batch_tokens: int | None) -> int:
 
 def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tokens: int | None) -> int:
     """Tokens of the rows that `loglikelihood` makes of `requests`."""
-    return sum(map(len, rows_of(requests, PATTERNS[mask].shares_prompt, _budget(loaded, batch_tokens))))
+    return sum(map(len, _rows(loaded, requests, mask, _budget(loaded, batch_tokens))))
+
+
+def _rows(loaded: Loaded, requests: Sequence[Request], mask: Mask, budget: int) -> list[ScoringRow]:
+    return rows_of(requests, PATTERNS[mask].shares_prompt, budget, loaded.is_long)
 
 
 def _plan(
@@ -154,12 +161,22 @@ def _plan(
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
-    # Rows of one arithmetic together: the dtype of a row's attention must not depend on its neighbours (backends.py).
-    long, short = ([row for row in rest if (len(row) > SHORT) is longer] for longer in (True, False))
-    for batch in [*padded(long, budget), *padded(short, budget)]:
-        yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
-    for line in packed(fits, width):
-        yield [line], width, True
+    # Rows of one arithmetic together: neither the dtype of a row's attention nor its position encoding may depend on its
+    # neighbours (app/attention/backends.py, model_config.py).
+    for some in _alike(rest, lambda row: (len(row) > SHORT, loaded.is_long(row.positions))):
+        for batch in padded(some, budget):
+            yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
+    for some in _alike(fits, lambda row: loaded.is_long(row.positions)):
+        for line in packed(some, width):
+            yield [line], width, True
+
+
+def _alike(rows: Sequence[ScoringRow], kind: Callable[[ScoringRow], Any]) -> list[list[ScoringRow]]:
+    """Rows of each kind, in their order."""
+    groups: dict[Any, list[ScoringRow]] = {}
+    for row in rows:
+        groups.setdefault(kind(row), []).append(row)
+    return list(groups.values())
 
 
 def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, batch_tokens: int | None = None,
@@ -181,7 +198,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     budget = _budget(loaded, batch_tokens)
     count = count or Count()
     results: list[Scored | None] = [None] * len(requests)
-    rows = rows_of(requests, PATTERNS[mask].shares_prompt, budget)
+    rows = _rows(loaded, requests, mask, budget)
     done, total = 0, sum(len(row) for row in rows)
     lm_head = plain_lm_head(loaded.model) if loaded.device.type == "cpu" else None
     running: deque[_Running] = deque()
@@ -225,11 +242,7 @@ def compiling_pays(loaded: Loaded, tokens: int) -> bool:
     so that a repeated run gives the same numbers to the last digit.
     """
     model = loaded.model
-    config = text_config(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if (
-        loaded.device.type != "cuda" or head_dim < 16 or not compiled.decoder_layers(model)
-    ):  # the kernels need heads of 16
+    if loaded.device.type != "cuda" or min(head_dims(model)) < LEAST_HEAD or not compiled.decoder_layers(model):
         return False
     if not loaded.any_attention or model.dtype == torch.float32:
         return loaded.attention == NAMES["flex_attention"]

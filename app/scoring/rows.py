@@ -42,6 +42,11 @@ class ScoringRow:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def positions(self) -> int:
+        """Tokens of the prompt with its longest continuation."""
+        return self.document.length + max(self.document.branches, default=0)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -57,10 +62,14 @@ class Batch:
     tokens: int  # without padding
 
 
-def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> list[ScoringRow]:
+def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int,
+            is_long: Callable[[int], bool] = lambda length: False) -> list[ScoringRow]:  # fmt: skip
     """Rows of the work to do, longest first; requests with one context share a row, up to `budget` tokens of it.
 
     Longest first: a lack of memory shows at once, and the remaining time is over- rather than underestimated.
+
+    Args:
+        is_long: of a number of positions; a row's requests are all long or all short (`Loaded.is_long`).
     """
     rows = []
     if not shares_prompt:
@@ -68,10 +77,11 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int) -> li
             n, m = len(r.context), len(r.continuation)
             rows.append(ScoringRow(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
         return sorted(rows, key=len, reverse=True)
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
     for i, request in enumerate(requests):
-        groups.setdefault(request.context, []).append(i)
-    for context, members in groups.items():
+        long = is_long(len(request.context) + len(request.continuation) - 1)
+        groups.setdefault((request.context, long), []).append(i)
+    for (context, _), members in groups.items():
         n, start = len(context), 0
         while start < len(members):
             ids, starts, branches = list(context), list[int](), list[int]()

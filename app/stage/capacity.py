@@ -1,4 +1,4 @@
-"""The estimate of a run on the GPU at hand: refuses what cannot fit, and sets the actual numbers beside it."""
+"""The capacity check: estimates a run on the GPU at hand, refuses what cannot fit, records estimate and actual numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jobs.estimate.gpus import gpu_at_hand
 from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
-CERTAIN = 1.1  # an estimate that is so far above the memory is not wrong by so much
+CERTAIN = 1.1  # no estimate is wrong by 10 %: what needs more than 1.1 times the memory cannot fit
 
 
 def require_means(job: Job, world: int) -> None:
-    """Raises ConfigError for training that would be refused only after the model was loaded."""
+    """Raises ConfigError for training that would otherwise fail only after the model is loaded."""
     train = job.stage.train
     if train is not None and train.optimizer == "adamw_8bit":
         eight_bit_library()
@@ -33,10 +33,10 @@ def require_means(job: Job, world: int) -> None:
 
 
 def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | None:
-    """The estimate for `world` GPUs like this process's own; None on a CPU, for which there is none.
+    """The estimate for `world` GPUs like this process's own; None on a CPU.
 
-    trained: only scoring is left, so memory is that of scoring; hours and tokens are the stage's nevertheless, since the
-    actual numbers beside them are.
+    trained: only scoring is left, so memory is that of scoring. Hours and tokens stay those of the whole stage, as the
+    actual numbers are.
     """
     device = pick_device(job.profile.model.device)
     if device.type != "cuda":
@@ -51,11 +51,11 @@ def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | Non
 
 
 def resolved(job: Job, found: Estimate | None, world: int) -> Job:
-    """The same job with what it leaves to the machine decided: `sharding` (ddp or fsdp) and `train.gradient_checkpointing`.
+    """The job with every `auto` resolved: `sharding` (ddp or fsdp) and `train.gradient_checkpointing`.
 
-    sharding: as the profile asks, else as the estimate found, else ddp; one process holds all states, as under ddp.
-    gradient_checkpointing: as the estimate found; on a CPU, which has no estimate, false; on a GPU whose estimate leaves
-    it unknown, true.
+    sharding: the profile's, else the estimate's, else ddp; with one process always ddp.
+    gradient_checkpointing: the estimate's; on a CPU, which has no estimate, false; on a GPU with an unknown estimate,
+    true.
     """
     train, sharding = job.stage.train, job.profile.sharding
     if world == 1:
@@ -70,9 +70,9 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
 
 
 def following(job: Job, checkpoint: Path | None, world: int) -> Job:
-    """`job` with `sharding: auto` settled as the checkpoint to go on from is laid out, where the GPUs here can do that.
+    """Resolves `sharding: auto` to the layout of the checkpoint being resumed, if these GPUs can hold it.
 
-    On other cards than the run began on, the estimate alone may find the other way, which the checkpoint does not go with.
+    On other GPUs than those the run began on, the estimate alone may choose a layout that cannot load the checkpoint.
     """
     if checkpoint is None or world == 1 or job.profile.sharding != "auto":
         return job
@@ -86,8 +86,8 @@ def _too_large(found: Estimate) -> bool:
     return found.fits is False and found.peak_gb is not None and found.peak_gb > CERTAIN * found.memory_gb
 
 
-def require_room(job: Job, found: Estimate) -> None:
-    """Raises ConfigError, with what would make it fit, for a run that cannot; warns of one that may not."""
+def require_capacity(job: Job, found: Estimate) -> None:
+    """Raises ConfigError, with a remedy, for a run that cannot fit; warns of one that may not."""
     if not found.lack or found.peak_gb is None:
         return
     if _too_large(found):
@@ -96,15 +96,15 @@ def require_room(job: Job, found: Estimate) -> None:
 
 
 def peak_gb() -> float | None:
-    """The most memory that this process has held on its GPU, in GB of 2**30 bytes."""
+    """Peak GPU memory reserved by this process, in GB of 2**30 bytes."""
     return torch.cuda.max_memory_reserved() / GB if torch.cuda.is_available() else None
 
 
 def compared(job: Job, found: Estimate | None, section: Mapping[str, Any] | None,
              evaluations: Sequence[Mapping[str, Any]], peak: float | None) -> dict[str, dict[str, float]]:  # fmt: skip
-    """`estimate` and `actual` for metrics.json, which the report sets side by side; nothing where nothing was estimated.
+    """`estimate` and `actual` for metrics.json, which the report compares; empty without an estimate.
 
-    steps_per_s counts the evaluations in between, in both.
+    steps_per_s includes the evaluations, in both.
     """
     if found is None:
         return {}

@@ -1,4 +1,4 @@
-"""What a run ran on: recorded in environment.json so that a number can be traced to code, versions and hardware."""
+"""environment.json: the code, versions and hardware behind a run's numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _git(*args: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the code, with +dirty if files differ from it; in an image, what the build recorded."""
+    """The commit of the code, with +dirty if files differ from it; in an image, the commit that the build recorded."""
     if recorded := os.environ.get("PREFILL_COMMIT"):
         return recorded
     head = _git("rev-parse", "HEAD")
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def environment(loaded: Loaded, seed: int, processes: int = 1) -> dict[str, Any]:
-    """processes: of this run, one a GPU."""
+    """The content of environment.json. processes: of this run, one a GPU."""
     cuda = loaded.device.type == "cuda"
     return {
         "commit": commit(), "image": os.environ.get("PREFILL_IMAGE"), "python": platform.python_version(),

@@ -1,6 +1,6 @@
 """Finds the completed run of a job, or starts one, and records how it ended. The work itself is in `app.stage.work`.
 
-torch is imported only once there is work: asking for a stage that is complete takes no time.
+torch is imported only when there is work: a complete stage is found in no time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
+from app.stage.contents import contents_of
 from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, resolve_init
+from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, list_runs, resolve_init
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
@@ -35,7 +36,7 @@ def _serial() -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the results are, whether they were there already, and whether this process is the one to say so."""
+    """The run with the results, whether this call made them, and whether this process (rank 0) reports them."""
 
     run: RunDir
     ran: bool
@@ -44,8 +45,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Found:
-    """What there is of a job: a complete run that will do, or an unfinished one to go on with, or neither."""
+    """What there is of a job: a complete run that will do, or an unfinished one to go on with, or neither.
 
+    job: with the contents of all that it reads, which are part of `record` and its fingerprint.
+    """
+
+    job: Job
     record: dict[str, Any]
     init_runs: dict[str, str]
     done: RunDir | None
@@ -53,48 +58,75 @@ class Found:
 
 
 def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool = False) -> Found:
-    """Look before anything is started. See `run_stage`; raises UserError."""
+    """Find earlier runs of the job before anything starts. Arguments as for `run_stage`; raises UserError."""
     require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
+    require_paths(job)
+    job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
-        return Found(record, init_runs, done, None)
+        return Found(job, record, init_runs, done, None)
     _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or proceed)
+    if (resume or proceed) and unfinished is None:
+        _refuse_other_contents(job, runs_dir, init_runs, insisting=resume)
     if resume and unfinished is None:
-        raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this very job",
+        raise RunStateError(job.stage.name, f"nothing to resume in {runs_dir}: no unfinished run of this job",
                             "run without --resume (make: RESUME=1), or with --continue; see python -m app runs")  # fmt: skip
-    require_paths(job)
     _require_models(job, runs_dir, init_runs)
-    return Found(record, init_runs, None, unfinished)
+    return Found(job, record, init_runs, None, unfinished)
+
+
+def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
+    """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
+    for run in reversed(list_runs(runs_dir)):
+        if run.stage != job.stage.name or run.state() not in ("failed", "interrupted"):
+            continue
+        if run.settings() != job.settings(init_runs):
+            continue
+        before = Job.from_dict(run.read_job(), str(run.path)).contents
+        key = next(key for key in sorted({*before, *job.contents}) if before.get(key) != job.contents.get(key))
+        fact = f"{run.path} was started with other content of {key} ({_source(job, key)})"
+        if insisting:
+            raise RunStateError(job.stage.name, fact, "restore it, or start anew, without --resume (make: RESUME=1)")
+        log.warning(f"{job.stage.name}: {fact}; starting anew")
+        return
+
+
+def _source(job: Job, key: str) -> str:
+    """The path or hub name of a key of `Job.contents`."""
+    if key == "model":
+        return str(job.profile.model.name)
+    data = job.profile.data
+    return str(data.train.path or data.train.name) if key == "data.train" else data.eval.path or key.split()[-1]
 
 
 def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
-    """The very same work a second time is hours for nothing: refused, or said where it is insisted on.
+    """Refuses to run the same job twice at once; with `insisting` only warns.
 
-    --continue insists: it is what begins again after a crash, of which a child may still hold the lock.
+    --continue insists: it restarts after a crash, when a child process may still hold the lock.
     """
     running = latest_running(runs_dir, job.stage.name, fingerprint)
     if running is None:
         return
-    fact = f"this very job is being run already: {running.path}"
+    fact = f"this job is already running: {running.path}"
     if not insisting:
         raise RunStateError(job.stage.name, fact, "wait for it, or run it a second time with --force (make: FORCE=1)")
-    log.warning(f"{job.stage.name}: {fact}; going on beside it")
+    log.warning(f"{job.stage.name}: {fact}; starting a second run beside it")
 
 
 def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, proceed: bool = False) -> Outcome:
-    """Run a stage, or find the completed run of the very same job. One of several processes does its share of it.
+    """Run a stage, or return the completed run of the same job. With several processes each does its share.
 
     Args:
-        force: repeat it although it is complete. resume: go on with the newest unfinished run of this job.
-        proceed: the same if there is one, and else start: what may be called again and again until the stage is complete.
+        force: run it again although it is complete. resume: resume the newest unfinished run of this job.
+        proceed: resume if there is such a run, else start; safe to call repeatedly until the stage is complete.
         now: the wall clock, in UTC.
 
     Raises:
-        UserError: with its exit code; RunEnded: likewise, the run marked as failed. FollowerEnded: in the other
-            processes, where the one that writes could not begin, or ended alone.
+        UserError: with its exit code. RunEnded: with its exit code, the run marked as failed. FollowerEnded: on the other
+            ranks, when rank 0 could not start, or ended alone.
     """
     ranks = join(job.profile.model.device)
     look = partial(find, job, runs_dir, force=force, resume=resume, proceed=proceed)
@@ -111,10 +143,10 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, 
 
 
 def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now) -> Outcome:
-    with _telling(ranks) as tell:
+    with _announcing(ranks) as announce:
         found = look()
         if found.done is not None:
-            tell({"done": str(found.done.path)})
+            announce({"done": str(found.done.path)})
             return Outcome(found.done, ran=False)
 
         from app.runtime.signals import StopFlag
@@ -123,12 +155,13 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         started = now()
         run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
             RunDir.reopen(found.unfinished.path))  # fmt: skip
-        tell({"work": str(run.path), "init_runs": found.init_runs, "resume": found.unfinished is not None})
+        announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
+              "resume": found.unfinished is not None})  # fmt: skip
     with run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
-            headline = work(job, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
+            headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
                             ranks=ranks)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
@@ -139,20 +172,21 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
 
 
 def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
-    """The same work in a process that writes nothing."""
-    told: dict[str, Any] = ranks.share({})
-    if "refused" in told:
-        raise FollowerEnded(told["refused"])
-    if "done" in told:
-        return Outcome(RunDir.open(Path(told["done"])), ran=False, main=False)
+    """The work of a rank other than 0, which writes nothing."""
+    sent: dict[str, Any] = ranks.share({})
+    if "refused" in sent:
+        raise FollowerEnded(sent["refused"])
+    if "done" in sent:
+        return Outcome(RunDir.open(Path(sent["done"])), ran=False, main=False)
 
     from app.runtime.signals import StopFlag
     from app.stage.work import work
 
-    run = FollowedRun(Path(told["work"]))
+    run = FollowedRun(Path(sent["work"]))
+    job = replace(job, contents=sent["contents"])
     with StopFlag().listening() as stop:
         try:
-            work(job, run, runs_dir, told["init_runs"], stop=stop, resume=told["resume"], ranks=ranks)
+            work(job.pinned, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
         except RuntimeError as error:  # of a collective that rank 0 left, after it said why: a full disk, say
             if (code := ranks.ended_with()) is None:
                 raise
@@ -161,35 +195,35 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
 
 
 @contextmanager
-def _telling(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields `tell`, for what the others are waiting to hear; if the block ends without, they hear that it failed."""
-    told = False
+def _announcing(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields `announce`, which sends rank 0's decision to the waiting ranks. A block that ends without it sends a refusal."""
+    announced = False
 
-    def tell(what: dict[str, Any]) -> None:
-        nonlocal told
-        told = True
+    def announce(what: dict[str, Any]) -> None:
+        nonlocal announced
+        announced = True
         ranks.share(what)
 
     try:
-        yield tell
+        yield announce
     except BaseException as error:
-        if not told:
-            tell({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
+        if not announced:
+            announce({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
         raise
 
 
-# ---- what can be known before there is a run -------------------------------------------------------------------------
+# ---- checks before there is a run -------------------------------------------------------------------------
 
 
 def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
-    """Raises ConfigError where a run shall both start anew and go on."""
+    """Raises ConfigError for options that ask both to start anew and to resume."""
     if force and (resume or proceed):
         option = "--resume" if resume else "--continue"
-        raise ConfigError("run", f"--force starts anew and {option} goes on: they exclude each other", "leave one out")
+        raise ConfigError("run", f"--force starts anew and {option} resumes: they exclude each other", "leave one out")
 
 
 def require_paths(job: Job) -> None:
-    """Raises ConfigError unless every local path that the profile names exists, the model's as a checkpoint."""
+    """Raises ConfigError unless every local path in the profile exists and the model's is a checkpoint."""
     profile = job.profile
     named = {"data.eval.path": profile.data.eval.path, "data.train.path": profile.data.train.path,
              "model.name": profile.model.name if profile.model.source == "path" else None}  # fmt: skip
@@ -214,7 +248,7 @@ def _require_models(job: Job, runs_dir: Path, init_runs: Mapping[str, str]) -> N
 
 @contextmanager
 def _outcome_recorded(run: RunDir) -> Iterator[None]:
-    """Whatever ends the block early is written to failed.json, and raised as what the command line reports."""
+    """Writes any exception of the block to failed.json, and raises the error that the command line reports."""
     try:
         yield
     except UserError as error:
@@ -223,7 +257,7 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
     except RunEnded as error:
         run.fail(error.exit_code, str(error))
         raise RunEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
-    except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for a file that says so
+    except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for failed.json
         raise RunEnded(f"{run.path}: interrupted", EXIT_STOPPED, CONTINUE) from None
     except Exception as error:
         if _is_disk_full(error):
@@ -243,7 +277,7 @@ def _why(error: BaseException) -> str:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether it comes of a full disk. safetensors and torch.save put that into words of their own."""
+    """Whether the cause is a full disk. safetensors and torch.save raise errors of their own for it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -259,12 +293,12 @@ def _is_disk_full(error: BaseException | None) -> bool:
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is reported by what matters
+    handler.handleError = lambda record: None  # type: ignore[method-assign]  # whatever else writes reports a full disk
     everything = logging.getLogger("app")
     everything.addHandler(handler)
     try:
         yield
-    except BaseException as error:  # into the file alone: the command line says it last, in words of its own
+    except BaseException as error:  # only into log.txt: the command line prints its own last line
         handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, "ended: %s", (_why(error),), None))
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The work of one stage from start to end: load, self-check, train, score. `app.stage.run` opens the run and closes it."""
+"""The work of one stage from start to end: load, self-check, train, score. `app.stage.run` opens and closes the run."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def work(
     resume: bool,
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """The stage's two halves; returns what the summary calls its headline.
+    """Trains, then scores, as the stage asks; returns the `headline` of summary.json: accuracy by label, and the loss.
 
     Raises:
-        UserError: unusable input. RunEnded: not finite, nothing learnt, or a signal.
+        UserError: unusable input. RunEnded: a number is not finite, nothing was learnt, or a signal came.
     """
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
     stage.heartbeat.phase("start")
     with stage.heartbeat.alive():
-        stage.make_room(resume)
+        stage.check_capacity(resume)
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
         if job.halvings:
             log.info(_smaller(job))
@@ -67,7 +67,7 @@ def work(
 
 
 def _smaller(job: Job) -> str:
-    """What --halve-memory has come to."""
+    """The log line about --halve-memory: the sizes that it leads to."""
     train, score, times = job.train, job.score, job.halvings
     facts = []
     if train is not None:
@@ -84,7 +84,7 @@ def _seed_everything(seed: int) -> None:
 
 
 def _require_gpus_for_fsdp() -> None:
-    """accelerate would train whole copies without a word, and the checkpoints would not be what they are taken for."""
+    """On a CPU accelerate would silently train whole copies, and its checkpoints would not be FSDP's."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
@@ -93,7 +93,7 @@ def _require_gpus_for_fsdp() -> None:
 
 
 class _Stage:
-    """The work of one run; every method writes only through `self.run`."""
+    """The work of one run; all files are written through `self.run`."""
 
     def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
                  ranks: Ranks) -> None:  # fmt: skip
@@ -103,8 +103,8 @@ class _Stage:
         self.estimate: Estimate | None = None
         self.trained = False
 
-    def make_room(self, resume: bool) -> None:
-        """Refuse, before hours of loading and training, what the GPU cannot hold and what lacks its means."""
+    def check_capacity(self, resume: bool) -> None:
+        """Refuse, before hours of work, what the GPU cannot hold and what lacks a library."""
         trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
         self.trained = self.ranks.share(trained)
         if not self.trained:
@@ -114,7 +114,7 @@ class _Stage:
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
-            capacity.require_room(job, self.estimate)
+            capacity.require_capacity(job, self.estimate)
         self.job = capacity.resolved(job, self.estimate, self.ranks.world)
         if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
             _require_gpus_for_fsdp()
@@ -145,7 +145,7 @@ class _Stage:
         stage = self.job.stage
         assert stage.train is not None
         if self.trained:
-            log.info("training is done already; going on to scoring")
+            log.info("training is complete; continuing with scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
             self._drop_checkpoints()
             return section
@@ -153,7 +153,7 @@ class _Stage:
         loaded = self._load(init, dtype="float32")
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
-        # The whole validation splits, whatever the limit: what is trained on must not depend on what is scored.
+        # The whole validation splits, whatever the limit: the training data must not depend on which items are scored.
         guarded = self._items(TASK_NAMES, "harness", None)
         context = RunContext(self.run, self.heartbeat, self.stop, self.ranks)
         section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
@@ -162,7 +162,7 @@ class _Stage:
         return section
 
     def _drop_checkpoints(self) -> None:
-        """final/ and its numbers are on disk: nothing is left to resume, and each checkpoint is three times the weights."""
+        """final/ and its numbers are on disk, so nothing is left to resume; each checkpoint is three times the weights."""
         if self.ranks.main:
             shutil.rmtree(self.run.checkpoints, ignore_errors=True)
 
@@ -184,7 +184,7 @@ class _Stage:
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
-        self.heartbeat.phase("save")  # and app.stage.run hashes every file of the run after that
+        self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
@@ -199,7 +199,7 @@ class _Stage:
                 raise RunEnded("stopped by a signal while scoring", EXIT_STOPPED, CONTINUE)
 
         phase = f"score {name}/{mask}"
-        self.heartbeat.beat(0, 0, phase)  # nothing scored yet, and how many tokens there are is not known
+        self.heartbeat.beat(0, 0, phase)  # nothing scored yet; the number of tokens is not known
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(

@@ -22,6 +22,7 @@ import xxhash
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from app.training.saved import probe_logits, require_same
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
@@ -171,14 +172,16 @@ _USE = {
 
 def save_final(
     model: PreTrainedModel, tokenizer: Any, final: Path, *, dtype: torch.dtype, about: dict[str, Any]
-) -> None:
+) -> dict[str, float]:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
-    The model itself becomes what is written: merged, and of `dtype`.
+    The model itself becomes what is written: merged, and of `dtype`. Returns how far the written model, read back, is from
+    the trained one (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that is beyond rounding.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    trained = probe_logits(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(temporary / "adapter")
         merged: Any = model.merge_and_unload()
@@ -191,8 +194,10 @@ def save_final(
     tokenizer.save_pretrained(temporary)
     mask = about["mask"]
     (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))
+    same = require_same(temporary, trained, dtype, model.device)
     for path in temporary.rglob("*"):
         if path.is_file():
             _flush(path)
     shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed before it wrote its numbers
     os.replace(temporary, final)
+    return same

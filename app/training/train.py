@@ -10,17 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from app.attention.backends import text_config
 from app.attention.block_mask import TILE
+from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
-from app.model.mixed_precision import freeze_unused, unused_modules
+from app.model.mixed_precision import freeze_unused
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
@@ -31,6 +30,7 @@ from app.training.batch import Collator, Schedule, Steps
 from app.training.callbacks import Recorder
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
+from app.training.lora import with_adapter
 from app.training.optimizers import trainer_name
 from app.training.trainer import PrefillTrainer
 from jobs.config.load import Job
@@ -79,14 +79,7 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     freeze_unused(model)
     if train.lora is None:
         return model
-    lora = train.lora
-    targets: Any = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    # Of a wrapper's tower too, which has layers of the names of the decoder's; None: nothing to leave out.
-    unused = unused_modules(model) or None
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,  # type: ignore[arg-type]
-                        exclude_modules=unused, task_type="CAUSAL_LM")  # fmt: skip
-    model.enable_input_require_grads()  # gradient checkpointing would otherwise see no input that needs a gradient
-    return get_peft_model(model, config)
+    return with_adapter(model, train.lora)
 
 
 def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
@@ -169,10 +162,18 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if section.max_length > loaded.max_length:
         raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
                           "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if loaded.is_long(section.max_length):
+        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
+        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
+                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
     kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
+    loaded.require_rows(
+        ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
+        (f"training example {e.key}" for e in (*kept, *held_out)),
+    )
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
@@ -240,8 +241,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     heartbeat.phase("save")
     finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
         sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
+    saved = None
     if ranks.main:
-        checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
+        saved = checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
     ranks.wait()
     losses = [loss for _, loss in evaluations.losses]
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
@@ -252,6 +254,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
         "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": losses[0], "eval_loss_best": min(losses),
         "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
+        "saved": saved,  # how far final/, read back, is from what was trained
         "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
         "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Job:
 
     halvings: how often to halve what is in memory at a time (`run --halve-memory`). `stage` stays as it was written, so
     neither the fingerprint nor the run's stage.yaml depends on it; `train`, `score` and `halved` apply it.
+    contents: what the profile's paths and hub names held when the job was started, key -> digest or commit
+    (app/stage/contents.py); empty for embedded data and in runs of older code.
     """
 
     stage: Stage
     profile: Profile
     halvings: int = 0
+    contents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def train(self) -> Train | None:
@@ -69,7 +72,8 @@ class Job:
 
     def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
         """What `RunDir.write_job` takes: this job, its fingerprint, and the runs it starts from."""
-        return {"fingerprint": self.fingerprint(init_runs), "init_runs": dict(init_runs), **self.to_dict()}
+        contents = {"settings": self.settings(init_runs), "contents": dict(self.contents)} if self.contents else {}
+        return {"fingerprint": self.fingerprint(init_runs), "init_runs": dict(init_runs), **contents, **self.to_dict()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str = "job") -> Job:
@@ -80,21 +84,46 @@ class Job:
             if not isinstance(section, Mapping):
                 raise ConfigError(f"{where}: {key}", "missing, expected a mapping", "is this the stage.yaml of a run?")
             sections[key] = [Layer(where, section, prefix=key)]
-        return cls(stage=validate(Stage, sections["stage"]), profile=validate(Profile, sections["profile"]))
+        contents = record.get("contents") or {}
+        if not isinstance(contents, Mapping):
+            raise ConfigError(f"{where}: contents", f"expected a mapping, found {strict_yaml.show(contents)}")
+        return cls(stage=validate(Stage, sections["stage"]), profile=validate(Profile, sections["profile"]),
+                   contents={str(key): str(value) for key, value in contents.items()})  # fmt: skip
+
+    @property
+    def pinned(self) -> Job:
+        """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
+        profile, commits = self.profile, {k: v.split()[-1] for k, v in self.contents.items() if v.startswith("commit ")}
+        if "model" in commits:
+            model = profile.model.model_copy(update={"revision": commits["model"]})
+            profile = profile.model_copy(update={"model": model})
+        if "data.train" in commits:
+            train = profile.data.train.model_copy(update={"revision": commits["data.train"]})
+            profile = profile.model_copy(update={"data": profile.data.model_copy(update={"train": train})})
+        return replace(self, profile=profile)
 
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
-        """sha256 of all that affects the results: equal fingerprints mean the same experiment.
+        """sha256 of all that affects the results, contents included: equal fingerprints mean the same experiment."""
+        return self._digest(init_runs, {"contents": dict(self.contents)} if self.contents else {})
+
+    def settings(self, init_runs: Mapping[str, str]) -> str:
+        """The fingerprint without contents: equal where the same was asked for, of whatever data.
 
         Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
         may go on with others; and the profile's sections for training and scoring: their values are in the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
+        return self._digest(init_runs, {})
+
+    def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
+        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
+            del job["profile"]["data"]["train"]["revision"]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()
         }
-        text = json.dumps({**content, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
+        text = json.dumps({**content, **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -224,6 +224,7 @@ class TrainData(Strict):
     source: Literal["embedded", "hub", "path"]
     name: Text | None = None
     path: Text | None = None
+    revision: Text | None = None
     split: Text = "train"
     format: Literal["qa", "alpaca", "messages", "text"]
     template: Literal["plain", "alpaca", "chat"] = "plain"
@@ -235,6 +236,8 @@ class TrainData(Strict):
             fact = f'expected qa for source embedded, found "{self.format}"'
             raise combination("format", fact, also=("source",))
         _needs("name", self.name, self.source, wanted_by="hub")
+        if self.revision is not None and self.source != "hub":
+            raise combination("revision", "only for source hub", also=("source",))
         _needs("path", self.path, self.source, wanted_by="path")
         return self
 

@@ -242,14 +242,16 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
 
 
 def latest_complete(
-    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None
+    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None, settings: str | None = None
 ) -> RunDir | None:
-    """The newest complete run of a stage, of this profile and with this fingerprint where they are given."""
+    """The newest complete run of a stage, of this profile, fingerprint and settings where they are given."""
     wanted = {"profile": profile, "fingerprint": fingerprint}
     for run in reversed(list_runs(runs_dir)):
         if run.stage == stage and run.state() == "complete":
             summary = run.read_summary()
-            if all(value is None or summary.get(key) == value for key, value in wanted.items()):
+            if all(value is None or summary.get(key) == value for key, value in wanted.items()) and (
+                settings is None or run.settings() == settings
+            ):
                 return run
     return None
 

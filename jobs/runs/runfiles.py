@@ -82,6 +82,10 @@ class RunFiles:
         """That of the job; None for a run that was killed before it wrote its job."""
         return str(self.read_job()["fingerprint"]) if (self.path / "stage.yaml").exists() else None
 
+    def settings(self) -> str | None:
+        """`Job.settings` of the job; in runs without contents, and of older code, that is the fingerprint."""
+        return str((record := self.read_job()).get("settings", record["fingerprint"])) if self.fingerprint() else None
+
     def read_metrics(self) -> dict[str, Any]:
         return atomic.read_json(self.path / "metrics.json")
 

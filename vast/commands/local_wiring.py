@@ -70,6 +70,7 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
             LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
             context.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
             secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
+            gpus=0 if local.spec.gpus == "none" else None,
         )  # fmt: skip
 
     return replace(wiring, connect=market, shell=shell, first_process=first_process)

@@ -150,15 +150,15 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     )  # fmt: skip
     for one in inputs_of(runs_dir, request):
         one.files()  # raises now if a file cannot be sent
-    fingerprint = job.fingerprint(resolve_init(runs_dir, job))
+    settings = job.settings(resolve_init(runs_dir, job))
 
     def refuse_twice() -> None:
         if not asked.force:
-            earlier_runs.refuse_complete(runs_dir, asked.stage, fingerprint)
+            earlier_runs.refuse_complete(runs_dir, asked.stage, settings)
             earlier_runs.refuse_open(runs_dir, plan.command)
 
     refuse_twice()
-    begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, fingerprint)
+    begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, settings)
     public = None
     if ssh_key is not None:
         public = public_key(ssh_key, wiring.environ)

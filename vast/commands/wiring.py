@@ -75,6 +75,7 @@ def over_ssh(context: ShellContext) -> RunShell:
     folder, request = context.folder, context.request
     key = None if request.ssh_key is None else Path(request.ssh_key)
     probe = api_address(context.environ)
+    policy = policies.load(folder.policy)
     return HostShell(
         SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), environ=context.environ),
         folder.runs_dir,
@@ -84,7 +85,9 @@ def over_ssh(context: ShellContext) -> RunShell:
         lambda: network.is_up((probe,)),
         secrets=lambda: context.secrets,
         inputs=inputs_of(folder.runs_dir, request),
-        grace=policies.load(folder.policy).watchdog.grace,
+        grace=policy.watchdog.grace,
+        mbit=policy.bandwidth_mbit,
+        gpus=request.gpus,
     )
 
 

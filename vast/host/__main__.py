@@ -1,6 +1,7 @@
 """Every command that the supervisor runs on a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
     look                       the dead-man's switch, the job, the GPU, the disk: vast/host/probe.py
+    burnin [--no-gpu]          GPUs, disk, download: what no job could run with, within a minute: vast/host/burnin.py
     start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
     stop [--grace S]           ask for a checkpoint and an end; returns at once
     lease --until S            renew the lease; S seconds are left to the run's deadline
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_OK, RunStateError, UserError
+from vast.host import burnin, jobstate, lease, probe, secretfiles
 from vast.host import files as hostfiles
-from vast.host import jobstate, lease, probe, secretfiles
 from vast.host import start as hoststart
 from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
 from vast.host.runs import RUNNER, WATCHDOG
@@ -69,6 +70,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made = {}
     for name, text in {
         "look": "how job, GPU, disk and dead-man's switch are",
+        "burnin": "try GPUs, disk and network, within a minute",
         "start": "start the job; what follows -- are its arguments",
         "stop": "ask the job for a checkpoint and an end",
         "lease": "renew the lease of the dead-man's switch",
@@ -80,6 +82,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         made[name].add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
     for name in ("start", "secrets"):
         made[name].add_argument("--secrets-dir", type=Path, default=secretfiles.DIRECTORY, help="default: %(default)s")
+    made["burnin"].add_argument("--python", default=burnin.PYTHON, help="one with torch (default: %(default)s)")
+    made["burnin"].add_argument("--download", default=burnin.DOWNLOAD, metavar="URL", help="default: %(default)s")
+    made["burnin"].add_argument("--no-gpu", action="store_true", help="the job runs on the CPU")
     made["start"].add_argument("--home", metavar="CHECKPOINT", help="the newest one that is safe elsewhere")
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
     made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")
@@ -98,6 +103,8 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
     match options.action:
         case "look":
             return probe.probe(root)
+        case "burnin":
+            return burnin.burn_in(root, options.python, options.download, gpus=not options.no_gpu)
         case "start":
             names = secretfiles.environment(options.secrets_dir)
             started = hoststart.start(root, options.command, job_arguments, options.home, names)

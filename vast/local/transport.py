@@ -16,7 +16,7 @@ from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused
 from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.ports import Address, Seconds
-from vast.shell.transport import Reply
+from vast.shell.transport import FREELY, Pace, Reply
 
 PYTHON = "/usr/bin/python3"
 NAME = re.compile(r"[0-9a-f]{12,64}")
@@ -54,7 +54,9 @@ class LocalTransport:
             return Reply("timeout", err=f"no end within {timeout:g} s")
         return Reply("ok", ran.code, ran.out.decode(errors="replace"), ran.err.decode(errors="replace"))
 
-    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+    def fetch(
+        self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         """A file that is missing, or is none, leaves the others alone: exit code 1, and its name in `err`."""
         until = self._engine.now() + timeout
         wrong: list[str] = []
@@ -64,7 +66,7 @@ class LocalTransport:
             try:
                 target = into / inside(path)
                 with self._engine.archive(address.host, f"{root}/{path}", until) as chunks:
-                    save(chunks, target)
+                    save(self._until(chunks, until, pace), target)
             except NoRoom as error:
                 return Reply("ok", 1, err=str(error), no_room=True)
             except EngineError as error:
@@ -74,7 +76,9 @@ class LocalTransport:
                 wrong.append(f"{path}: {error}")
         return Reply("ok", 1 if wrong else 0, err="\n".join(wrong))
 
-    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
+    def send(
+        self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         """Into a directory of their own first, and then in the order of `paths` to where they belong."""
         until = self._engine.now() + timeout
         below = f".incoming-{self._token()}"
@@ -83,7 +87,7 @@ class LocalTransport:
             return made
         try:
             packed = pack(source, paths, self._owner, below)
-            self._engine.put(address.host, root, self._until(packed, until))
+            self._engine.put(address.host, root, self._until(packed, until, pace))
         except EngineError as error:
             self._drop(address, f"{root}/{below}")
             return self._failed(error, until, timeout)
@@ -102,10 +106,16 @@ class LocalTransport:
         """The connection to the engine is the Cloud's too."""
         self._at_close()
 
-    def _until(self, chunks: Iterator[bytes], until: float) -> Iterator[bytes]:
+    def _until(self, chunks: Iterator[bytes], until: float, pace: Pace) -> Iterator[bytes]:
+        asked = self._engine.now()
         for chunk in chunks:
-            if self._engine.now() >= until:
+            now = self._engine.now()
+            if now >= until:
                 raise EngineError("the time for this transfer is over")
+            if now >= asked + 1.0:
+                asked = now
+                if not pace.proceed():
+                    raise EngineError("ended from here: a cap is near, or a person asked for the end")
             yield chunk
 
     def _drop(self, address: Address, directory: str) -> None:

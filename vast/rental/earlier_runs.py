@@ -21,9 +21,12 @@ class UnfinishedRun:
     run: str  # such as stage5b/20261123-101500
 
 
-def refuse_complete(runs_dir: Path, stage: str, fingerprint: str) -> None:
-    """Raises RunStateError if the same job is complete in `runs_dir`: nobody pays for it twice by mistake."""
-    done = latest_complete(runs_dir, stage, fingerprint=fingerprint)
+def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
+    """Raises RunStateError if this very job is complete here: nobody pays for it twice by mistake.
+
+    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before there is one.
+    """
+    done = latest_complete(runs_dir, stage, settings=settings)
     if done is not None:
         raise RunStateError(done.path, "is complete, with the very same settings", "repeat it with --force")
 
@@ -41,8 +44,8 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
             raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
 
 
-def unfinished(runs_dir: Path, stage: str, fingerprint: str) -> UnfinishedRun | None:
-    """The newest closed rented run of the same job with unfinished work in `runs_dir`."""
+def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | None:
+    """The newest closed rented run of this very job that has left an unfinished run here."""
     there = folders(runs_dir)
     in_use = {fetched_run(folder) for folder in there if is_open(folder)}
     for folder in reversed(there):
@@ -51,7 +54,7 @@ def unfinished(runs_dir: Path, stage: str, fingerprint: str) -> UnfinishedRun | 
             continue
         try:
             found = RunDir.open(runs_dir / run)
-            if found.state() in ("failed", "interrupted") and found.fingerprint() == fingerprint:
+            if found.state() in ("failed", "interrupted") and found.settings() == settings:
                 return UnfinishedRun(folder, run)
         except UserError:
             continue  # damaged: cannot be continued

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vast.ports import Address, Host, Shell
+from vast.ports import Address, BurnIn, Host, Shell
 from vast.secrets import Redactor
 
 
 class RedactedShell:
-    """vast.ports.Shell around another one: only the answer of `look` is changed."""
+    """vast.ports.Shell around another one: only the texts of `probe` and `burn_in` are changed."""
 
     def __init__(self, shell: Shell, redact: Redactor) -> None:
         self._shell, self._redact = shell, redact
         self.start, self.push, self.stop, self.pull = shell.start, shell.push, shell.stop, shell.pull
         self.renew_lease, self.local_copy, self.network_is_up = shell.renew_lease, shell.local_copy, shell.network_is_up
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        found = self._shell.burn_in(addresses)
+        return None if found is None else replace(found, problems=tuple(map(self._redact, found.problems)))
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:
         found = self._shell.probe(addresses)

@@ -13,24 +13,31 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import UserError
-from vast.ports import Address, Clock, Host, Pulled, Seconds
+from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
 from vast.secrets import Secret
-from vast.shell import file_list, host_reports, push
+from vast.shell import burn_in, file_list, host_reports, push
 from vast.shell.file_list import ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
-from vast.shell.transport import Reply, Transport
+from vast.shell.transport import Pace, Reply, Transport
 
 log = logging.getLogger(__name__)
 
 CODE, ROOT = "/opt/prefill", "/runs"  # on the host
 PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
+BURN_IN: Seconds = 75.0  # the host's own limit is a minute
+RENEW: Seconds = 300.0  # between two renewals of the lease while a transfer runs
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
 WORST = ("denied", "wrong-host", "unreachable")
+MEANINGS = {
+    "denied": "refuses the ssh key of this run",
+    "wrong-host": "shows another host key than at the first contact: another machine, or one that was made anew",
+    "timeout": "does not answer",
+}
 
 
 class HostShell:
@@ -41,6 +48,8 @@ class HostShell:
     network: whether our own network works; it must not ask the host.
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
+    gpus: of the contract, for the burn-in; None: not known.
+    mbit: bandwidth limit of transfers, Mbit/s.
     grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
     """
@@ -57,15 +66,21 @@ class HostShell:
         secrets: Callable[[], Mapping[str, Secret]] = dict,
         inputs: Sequence[Input] = (),
         grace: Seconds | None = None,
+        gpus: int | None = None,
+        mbit: float | None = None,
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
         self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
-        self.root, self.program = root, tuple(program)
+        self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
+        self._failure = ""  # of the last probe
+        self._lease: tuple[Seconds, Seconds] | None = (
+            None  # when it was renewed last, and what was left to the deadline
+        )
         self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
         self._sent: str | None = None  # the boot of the machine that has the inputs
 
@@ -80,23 +95,26 @@ class HostShell:
         for address in self._in_order(addresses):
             found = self._probe_at(address)
             if found.contact == "ok":
-                self._worked = address
+                self._worked, self._failure = address, ""
                 self._proven = (address, self.clock.monotonic(), found.boot)
                 return address, found
             failures.setdefault(found.contact, found)
         self._proven = None
         known = (failures[contact] for contact in WORST if contact in failures)
-        return None, next(known, Host("unreachable", message="no address is known"))
+        worst = next(known, Host("unreachable", message="no address is known"))
+        if worst.message != self._failure:
+            log.warning("ssh: %s", worst.message)  # once, however often it is tried again
+        self._failure = worst.message
+        return None, worst
 
     def _probe_at(self, address: Address) -> Host:
         reply = self.transport.run(address, self._argv("look"), timeout=PROBE)
-        if reply.kind == "denied" or reply.kind == "wrong-host":
-            return Host(reply.kind, message=reply.reason)
         if reply.kind != "ok":
-            return Host("unreachable", message=reply.reason)
+            contact: Contact = reply.kind if reply.kind in ("denied", "wrong-host") else "unreachable"
+            return Host(contact, message=_cause(address, reply))
         found = host_reports.host(host_reports.parse(reply.out) if reply.code == 0 else None, self.nonce)
         if found.contact == "unreachable" and reply.code != 0:
-            found = Host("unreachable", message=reply.reason)
+            found = Host("unreachable", message=_cause(address, reply))
         self.transport.settle(address, found.contact == "ok")
         return found
 
@@ -112,6 +130,14 @@ class HostShell:
         return self._find(addresses)[0]
 
     # ---- commands
+
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        address = self._reach(addresses)
+        if address is None:
+            return None
+        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=BURN_IN)
+        found = host_reports.parse(reply.out) if reply.good else None
+        return burn_in.judged(found, self.gpus, self.clock.now())
 
     def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
@@ -130,8 +156,25 @@ class HostShell:
         return None if address is None else self._command(address, "stop", *self.grace)
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
-        address, seconds = self._reach(addresses), f"{max(0.0, until_deadline):.0f}"
-        return None if address is None else self._command(address, "lease", "--until", seconds)
+        address = self._reach(addresses)
+        return None if address is None else self._renew(address, until_deadline)
+
+    def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
+        self._lease = (self.clock.monotonic(), until_deadline)
+        return self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
+
+    def _pace(self, address: Address, proceed: Callable[[], bool]) -> Pace:
+        """Of a transfer, which may take hours: the lease of the machine is renewed meanwhile, as its supervisor would do."""
+
+        def going() -> bool:
+            if self._lease is not None:
+                at, until = self._lease
+                passed = self.clock.monotonic() - at
+                if passed >= RENEW:
+                    self._renew(address, until - passed)
+            return proceed()
+
+        return Pace(going, self.mbit)
 
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
@@ -176,7 +219,7 @@ class HostShell:
         try:
             for one in self.inputs:
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root)
+                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, always))
                 if done is not True:
                     return self._lost(done)
         except (UserError, OSError) as error:
@@ -185,7 +228,7 @@ class HostShell:
         self._sent = boot
         return True
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         """True also if there is nothing here to go on with: then the job begins anew."""
         address = self._reach(addresses)
         if address is None:
@@ -195,7 +238,8 @@ class HostShell:
             if paths is None:
                 log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
                 return True
-            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root))
+            pace = self._pace(address, proceed)
+            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root, pace))
         except OSError as error:
             log.error("push: %s", error)
             return False
@@ -207,7 +251,9 @@ class HostShell:
 
     # ---- from the host
 
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
         """None: no answer. The next pull continues an incomplete one."""
         address = self._reach(addresses)
         if address is None:
@@ -226,8 +272,8 @@ class HostShell:
             return Pulled(False, message=str(error))
 
         def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit = push.time_for(size)
-            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit)
+            limit, pace = push.time_for(size), self._pace(address, proceed)
+            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
         pulled = pull(self.copy, listed, fetch)
         if not pulled.verified:
@@ -242,3 +288,9 @@ class HostShell:
 
     def close(self) -> None:
         self.transport.close()
+
+
+def _cause(address: Address, reply: Reply) -> str:
+    """Why nothing came of a probe, on one printable line: the address, what it means, and the words of ssh."""
+    meaning = MEANINGS.get(reply.kind, "cannot be reached")
+    return host_reports.word(f"{address.host}:{address.port} {meaning} ({reply.reason})") or ""

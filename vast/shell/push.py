@@ -15,11 +15,10 @@ from jobs.runs.atomic import sha256_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy
-from vast.shell.transport import Reply, Transport
+from vast.shell.transport import FREELY, Pace, Reply, Transport
 
-SLOWEST = 1e6  # bytes a second that a transfer may take its time by
+SLOWEST = 1e5  # slowest accepted rate, bytes/s; it sets the outermost time limit of a transfer, see also rsync.Progress
 LEAST: Seconds = 60.0
-LONGEST: Seconds = 900.0  # the lease of the run is not renewed meanwhile; what is not done by then is gone on with
 HASHED = 50e6  # bytes a second that a host hashes at least
 # Files of a run that only its writer needs, or that mark its end.
 NOT_PUSHED = frozenset({"lock", "heartbeat.json", file_list.MANIFEST, file_list.SUMMARY})
@@ -53,11 +52,13 @@ class Input:
 
 
 def time_for(size: int) -> Seconds:
-    """How long a transfer of so many bytes may take."""
-    return min(LONGEST, LEAST + size / SLOWEST)
+    """How long a transfer of `size` bytes may take at most."""
+    return LEAST + size / SLOWEST
 
 
-def send(transport: Transport, address: Address, source: Path, paths: Sequence[str], root: str) -> bool | None:
+def send(
+    transport: Transport, address: Address, source: Path, paths: Sequence[str], root: str, pace: Pace = FREELY
+) -> bool | None:
     """Send `source`/path to `root`/path on the host, the marks last. None: no answer; False: it failed.
 
     Raises OSError for what cannot be read here.
@@ -68,7 +69,7 @@ def send(transport: Transport, address: Address, source: Path, paths: Sequence[s
         if not part:
             continue
         size = sum((source / path).stat().st_size for path in part)
-        done = answer(transport.send(address, source, root, part, timeout=time_for(size)))
+        done = answer(transport.send(address, source, root, part, timeout=time_for(size), pace=pace))
         if done is not True:
             return done
         lines = "".join(f"{sha256_of(source / path)}  {path}\n" for path in part).encode()

@@ -7,13 +7,14 @@ On a host, where a job may read them, half files have another place.
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vast.ports import Address
+from vast.ports import Address, Seconds
 from vast.shell.subprocess_run import Ended
-from vast.shell.transport import Reply
+from vast.shell.transport import Pace, Reply
 
 SILENT = 60  # seconds without a byte after which rsync gives up
 OPTIONS = (
@@ -23,7 +24,11 @@ OPTIONS = (
     "--files-from=-",
     "--from0",
     f"--timeout={SILENT}",
+    "--info=progress2",  # the bytes so far, every second
 )
+STALL: Seconds = 300.0  # in which at least STEP bytes have to come: a host may also send a byte now and then
+STEP = 1_000_000
+_SO_FAR = re.compile(rb"([\d,.']+)\s+\d{1,3}%")
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 SSH_FAILED = 255
@@ -31,14 +36,38 @@ SSH_FAILED = 255
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
 
 
-def fetch_argv(ssh: Sequence[str], address: Address, root: str, into: Path) -> list[str]:
+def fetch_argv(ssh: Sequence[str], address: Address, root: str, into: Path, mbit: float | None = None) -> list[str]:
     """`ssh`: the program and its options, without the host. The paths are given on standard input: `listing`."""
-    return ["rsync", *OPTIONS, "--inplace", "--rsh", shlex.join(ssh), f"{_remote(address)}:{root}/", f"{into}/"]
+    options = [*OPTIONS, *_limit(mbit), "--inplace", "--rsh", shlex.join(ssh)]
+    return ["rsync", *options, f"{_remote(address)}:{root}/", f"{into}/"]
 
 
-def send_argv(ssh: Sequence[str], address: Address, source: Path, root: str) -> list[str]:
-    half = f"--partial-dir={HALF}"
-    return ["rsync", *OPTIONS, half, "--rsh", shlex.join(ssh), f"{source}/", f"{_remote(address)}:{root}/"]
+def send_argv(ssh: Sequence[str], address: Address, source: Path, root: str, mbit: float | None = None) -> list[str]:
+    options = [*OPTIONS, *_limit(mbit), f"--partial-dir={HALF}", "--rsh", shlex.join(ssh)]
+    return ["rsync", *options, f"{source}/", f"{_remote(address)}:{root}/"]
+
+
+def _limit(mbit: float | None) -> list[str]:
+    return [] if mbit is None else [f"--bwlimit={max(1, round(mbit * 1e6 / 8 / 1024))}"]  # units of 1024 bytes/s
+
+
+class Progress:
+    """Why a transfer is to end, if it is: the caller wants no more of it, or too few bytes come. A `subprocess_run.Watch`."""
+
+    def __init__(self, pace: Pace, now: Callable[[], float]) -> None:
+        self._pace, self._now = pace, now
+        self._mark, self._at = 0, now()
+
+    def __call__(self, printed: bytes) -> str | None:
+        if not self._pace.proceed():
+            return "ended from here: a cap is near, or a person asked for the end"
+        found = _SO_FAR.findall(printed)
+        done, at = int(re.sub(rb"\D", b"", found[-1])) if found else None, self._now()
+        if done is None or done >= self._mark + STEP:  # without a number rsync is still comparing what is there
+            self._mark, self._at = done or 0, at
+        if at - self._at >= STALL:
+            return f"less than {STEP / 1e6:g} MB came in {STALL:.0f} s"
+        return None
 
 
 def _remote(address: Address) -> str:

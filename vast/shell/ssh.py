@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from vast.shell import known_hosts as pins
 from vast.shell import rsync, subprocess_run
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
 from vast.shell.subprocess_run import Ended
-from vast.shell.transport import Kind, Reply
+from vast.shell.transport import FREELY, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)
 
@@ -91,19 +92,24 @@ class SshTransport:
             address, outcome(subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
         )
 
-    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+    def fetch(
+        self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
-        argv = rsync.fetch_argv(self._rsh(address), address, root, into.absolute())
-        return self._rsync(address, argv, paths, timeout)
+        argv = rsync.fetch_argv(self._rsh(address), address, root, into.absolute(), pace.mbit)
+        return self._rsync(address, argv, paths, timeout, pace)
 
-    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
-        argv = rsync.send_argv(self._rsh(address), address, source.absolute(), root)
-        return self._rsync(address, argv, paths, timeout)
+    def send(
+        self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
+        argv = rsync.send_argv(self._rsh(address), address, source.absolute(), root, pace.mbit)
+        return self._rsync(address, argv, paths, timeout, pace)
 
-    def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds) -> Reply:
+    def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds, pace: Pace) -> Reply:
         if not HOST.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no address")
-        ended = subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=rsync.listing(paths))
+        watch, names = rsync.Progress(pace, time.monotonic), rsync.listing(paths)
+        ended = subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=names, watch=watch)
         of_ssh = outcome(Ended(SSH_FAILED, ended.out, ended.err))
         return self._dropping(address, rsync.reply(ended, of_ssh))
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
@@ -22,13 +22,18 @@ from vast.ports import Seconds
 
 LARGEST = 32 * 2**20  # bytes of each output that are kept: an endless output must not fill the memory
 POLL: Seconds = 0.02  # between two looks at whether the program has ended
+WATCH: Seconds = 1.0
+TAIL = 4096  # bytes
 CHUNK = 65536
 KILL_PATIENCE: Seconds = 5.0
 
 
+Watch = Callable[[bytes], str | None]
+
+
 @dataclass(frozen=True)
 class Ended:
-    """code: the exit code, -n after signal n, None if the time limit was over or the program could not be started."""
+    """code: the exit code, -n after signal n; None if the time limit or a watch ended it, or it could not be started."""
 
     code: int | None
     out: str = ""
@@ -36,9 +41,15 @@ class Ended:
     timed_out: bool = False
 
 
-def run(argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin: bytes = b"") -> Ended:
-    """Run `argv` in a session of its own with exactly the environment `env`. Raises nothing if it fails."""
-    until = time.monotonic() + timeout
+def run(
+    argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin: bytes = b"", watch: Watch | None = None
+) -> Ended:
+    """Run `argv` in a session of its own with exactly the environment `env`. Raises nothing if it fails.
+
+    watch: called every second with the end of the output; the program is killed when it returns a reason.
+    """
+    until, why = time.monotonic() + timeout, None
+    watched = time.monotonic()
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:
         process = subprocess.Popen(
@@ -57,6 +68,10 @@ def run(argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin:
         try:
             while process.poll() is None and time.monotonic() < until:
                 _read(pipes, kept, min(POLL, max(0.0, until - time.monotonic())))
+                if watch is not None and time.monotonic() - watched >= WATCH:
+                    if (why := watch(bytes(kept[process.stdout.fileno()][-TAIL:]))) is not None:
+                        break
+                    watched = time.monotonic()
             ended = process.returncode is not None
         finally:
             _kill(process)  # also when a person ends the supervisor in between
@@ -64,6 +79,8 @@ def run(argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin:
         while _read(pipes, kept, 0) and time.monotonic() < rest:
             pass
     out, err = (content.decode("utf-8", errors="replace") for content in kept.values())
+    if why is not None:
+        err = f"{err}\n{why}"
     return Ended(process.returncode if ended else None, out, err, timed_out=not ended)
 
 

@@ -6,12 +6,12 @@ machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vast.ports import Address, Seconds
+from vast.ports import Address, Seconds, always
 
 # wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run.
 Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout"]
@@ -39,20 +39,35 @@ class Reply:
         return ": ".join([head, *said])
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Bounds of a transfer while it runs. proceed: asked every second; False ends it. mbit: bandwidth limit, Mbit/s."""
+
+    proceed: Callable[[], bool] = always
+    mbit: float | None = None
+
+
+FREELY = Pace()
+
+
 class Transport(Protocol):
     """No method raises for a fault of the host or the network. `timeout` (seconds) holds even if the host hangs."""
 
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
         """Run one program on the host; no shell reads `argv` but to split it again."""
 
-    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+    def fetch(
+        self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         """Bring each regular file `root`/path to `into`/path, with the directories on the way.
 
         An earlier, incomplete call is continued, and files of the same size and time are skipped. So a file there may be
         half, or stale, unless the reply is good: the caller verifies.
         """
 
-    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
+    def send(
+        self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         """Bring each file `source`/path to `root`/path on the host, in the same way."""
 
     def settle(self, address: Address, ours: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vast.ports import Address, Contact, Host, JobReport, Pulled, Watchdog
+from collections.abc import Callable
+
+from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
@@ -62,6 +64,9 @@ class FakeShell:
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, machine.gpu_fault)
 
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        return BurnIn(True) if self._reached(addresses, 45.0) is not None else None
+
     def _job(self, machine: SimulatedMachine) -> JobReport:
         job, world = machine.job, self.world
         if job is None:
@@ -91,7 +96,7 @@ class FakeShell:
             self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         machine = self._reached(addresses, 60.0)
         if machine is None:
             return None
@@ -122,7 +127,9 @@ class FakeShell:
         machine.lease = self.world.now
         return True
 
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
         world = self.world
         machine = self._reached(addresses, 20.0, "pull")
         if machine is None:

@@ -89,6 +89,10 @@ def of_message(message: str) -> str | None:
 
 
 IMAGE_SIGNS = ("manifest unknown", "pull access denied", "repository does not exist", "no matching manifest",
-               "unauthorized: authentication required", "invalid reference format")  # fmt: skip
+               "unauthorized: authentication required", "invalid reference format",
+               # of ghcr.io and of ECR; a host's own "permission denied" is none of them
+               "denied: denied", "requested access to the resource is denied", "failed to authorize", "name unknown",
+               "no basic auth credentials", "authorization token has expired", "401 unauthorized", "403 forbidden",
+               "insufficient_scope")  # fmt: skip
 HOST_SIGNS = ("oci runtime create failed", "no space left on device", "failed to create shim", "nvidia-container-cli",
               "failed to inject cdi devices", "error response from daemon", "tls handshake timeout")  # fmt: skip

@@ -16,6 +16,8 @@ packed = st.lists(st.lists(trunks, min_size=1, max_size=6), min_size=1, max_size
 windows = st.sampled_from([None, 1, 7, 200])
 ROWS = [[Document(40, 90), Document(7, 61), Document(300, 405)], [Document(512, 600)]]
 BRANCHED = [[Document(130, 130, (20, 40, 5)), Document(100, 100, (20, 200, 5))], [Document(9, 9, (300,))]]
+# Tiles of the trunk alone, and tiles of one branch alone: a whole tile of the first branch lies before the second one's positions.
+LONG = [[Document(300, 300, (300, 10))], [Document(128, 128, (128, 300))]]
 
 
 def in_tiles(where: Layout, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,7 +52,7 @@ def test_spans_are_the_mask_and_their_tiles_hold_it(
 
 
 @pytest.mark.parametrize("window", [None, 37])
-@pytest.mark.parametrize(("rows", "pattern"), [(ROWS, "causal"), (ROWS, "prefix"), (ROWS, "bidirectional"), (BRANCHED, "causal"), (BRANCHED, "prefix")])  # fmt: skip
+@pytest.mark.parametrize(("rows", "pattern"), [(ROWS, "causal"), (ROWS, "prefix"), (ROWS, "bidirectional"), (BRANCHED, "causal"), (BRANCHED, "prefix"), (LONG, "causal"), (LONG, "prefix")])  # fmt: skip
 def test_bounds_leave_no_pair_out_and_let_none_in(rows: list[list[Document]], pattern: str, window: int | None) -> None:
     where = layout(rows, pattern)
     tokens = where.columns(0, where.shape[1])
@@ -72,6 +74,37 @@ def test_a_block_mask_asks_the_predicate_inside_its_tiles(rows: list[list[Docume
     assert torch.equal(asked[real], where.dense()[:, 0][real])
     partial, full = made.kv_num_blocks.sum(), made.full_kv_num_blocks
     assert full is not None and 0 < int(full.sum()) + int(partial) < 2 * 36
+
+
+def listed(count: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """The tiles that a kernel visits: of each row of `indices` (batch, 1, query, key) the first `count`."""
+    made = torch.zeros(indices[:, 0].shape, dtype=torch.bool)
+    for b, q in torch.cartesian_prod(torch.arange(made.shape[0]), torch.arange(made.shape[1])).tolist():
+        made[b, q, indices[b, 0, q, : int(count[b, 0, q])].long()] = True
+    return made
+
+
+@pytest.mark.parametrize("window", [None, 37])
+@pytest.mark.parametrize("begin", [0, TILE])
+@pytest.mark.parametrize(
+    ("rows", "pattern"), [(ROWS, "prefix"), (BRANCHED, "prefix"), (LONG, "causal"), (LONG, "prefix")]
+)
+def test_a_block_mask_lists_the_tiles_that_hold_a_pair_and_no_other(
+    rows: list[list[Document]], pattern: str, begin: int, window: int | None
+) -> None:
+    """A tile that is not listed is not visited, and in a full one nobody asks the predicate."""
+    where = layout(rows, pattern, length=768)
+    made = block_mask(where, queries=(begin, 768), window=window)
+    partial = listed(made.kv_num_blocks, made.kv_indices)
+    assert made.full_kv_num_blocks is not None and made.full_kv_indices is not None
+    full = listed(made.full_kv_num_blocks, made.full_kv_indices)
+    wanted, whole = (tile[:, begin // TILE :] for tile in in_tiles(where, window))
+    assert made.seq_lengths == (768 - begin, 768) and made.kv_num_blocks.dtype == made.kv_indices.dtype == torch.int32
+    assert not (partial & full).any()
+    assert (partial | full | ~wanted).all() and (~full | whole).all()
+    assert not (partial | full).all()
+    if window is None:
+        assert full.any()
 
 
 @pytest.mark.parametrize(("queries", "keys", "whole"), [(256, 384, True), (256, 300, False), (200, 256, False)])

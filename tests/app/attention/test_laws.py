@@ -10,8 +10,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.attention import selfcheck
-from app.attention.backends import NAMES, attend, layer_types, refuse_unsupported
+from app.attention.backends import NAMES, attend, refuse_unsupported
 from app.attention.mask import PATTERNS, Document, layout
+from app.attention.model_config import layer_types
 from jobs.errors import ModelError
 
 ModelOf = Callable[..., PreTrainedModel]

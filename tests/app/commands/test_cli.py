@@ -247,3 +247,28 @@ def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypat
     said = command("probe", "--profile", "ci")
     said.refused("random llama: 1 of", "laws do not hold", alone=False)
     assert "FAILS  prefix" in said.out
+
+
+# ---- several stages in one process -------------------------------------------------------------------------------------
+
+
+def test_several_stages_run_in_turn_and_take_the_overrides_of_their_sections(command: Command, tmp_path: Path) -> None:
+    words = ["run", "stage3a", "stage3b", "stage4", "--profile", "ci", "--runs-dir", tmp_path, "--limit", 2,
+             "--set", "train.max_steps=2", "--set", "score.batch_tokens=512"]  # fmt: skip
+    text = command(*words).fine()
+    assert [line.partition(":")[0] for line in text.splitlines()] == ["stage3a", "stage3b", "stage4"]
+    alone = ["run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path, "--limit", 2, "--set", "train.max_steps=2"]
+    assert "complete already" in command(*alone).fine()  # the job that it would have been by itself
+    assert command(*words).fine().count("complete already") == 3
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["stage1", "nosuch"], "nosuch"),
+    (["stage1", "stage1"], "run: stage1 is named twice; name it once"),
+    (["stage1", "stage2", "--set", "train.max_steps=2"], "none of stage1, stage2 has a section train"),
+])  # fmt: skip
+def test_a_mistake_about_any_of_several_stages_starts_none(
+    words: list[str], says: str, command: Command, tmp_path: Path
+) -> None:
+    assert says in command("run", *words, "--profile", "ci", "--runs-dir", tmp_path).refused()
+    assert not any(tmp_path.iterdir())

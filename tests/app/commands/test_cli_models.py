@@ -58,7 +58,7 @@ def with_pickle(directory: Path) -> None:
         (with_content("config.json", b"{}"), ["does not load", "model_type"]),
         (with_config(model_type="nonsense"), ["does not load", "nonsense"]),
         (with_config(model_type="t5"), ["model type t5 is no causal language model"]),
-        (with_config(model_type="mamba"), ["no mask would reach it", "softmax attention"]),
+        (with_config(model_type="mamba"), ["it has state-space or recurrent layers", "softmax attention"]),
         (with_config(model_type="gpt2"), ["weights of a gpt2 are missing", "do not belong together"]),
         (with_config(num_hidden_layers=3), ["9 weights of a llama are missing, such as model.layers.2."]),
         (with_config(hidden_size=32, head_dim=16), ["have another shape than its config.json says"]),

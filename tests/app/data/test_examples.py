@@ -253,14 +253,14 @@ def test_a_saved_dataset_is_read_by_its_split(tmp_path: Path, tokenizer: Any) ->
 def test_a_hub_dataset_is_asked_for_by_name_and_split(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, configuration: str | None, split: str) -> datasets.Dataset:
-        asked.append((name, configuration, split))
+    def load_dataset(name: str, configuration: str | None, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((name, configuration, split, revision))
         return datasets.Dataset.from_list([*ROWS, {**ROWS[0], "output": None}][: 21 if split == "bad" else 20])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = TrainData(source="hub", name="some/alpaca", format="alpaca", split="train[:20]")
+    source = TrainData(source="hub", name="some/alpaca", revision="v1", format="alpaca", split="train[:20]")
     assert len(load_examples(source, tokenizer, max_length=64)[0]) == 20
-    assert asked == [("some/alpaca", None, "train[:20]")]
+    assert asked == [("some/alpaca", None, "train[:20]", "v1")]
     with pytest.raises(
         DataError, match="hub dataset some/alpaca: bad: row 20: field output: expected text, found null"
     ):

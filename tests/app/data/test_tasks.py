@@ -243,7 +243,7 @@ def test_hub_rows_are_asked_for_by_the_names_the_harness_uses(task: str, monkeyp
     config = load_yaml(Path(lm_eval.tasks.__file__).parent / YAML[task])
     asked = []
 
-    def offline(name: str, configuration: str | None, split: str) -> None:
+    def offline(name: str, configuration: str | None, split: str, revision: str | None) -> None:
         asked.append((name, configuration, split))
         raise ConnectionError("no route to host")
 

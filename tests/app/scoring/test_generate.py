@@ -10,8 +10,9 @@ import torch
 from app.attention.backends import attend
 from app.attention.mask import Document, layout
 from app.model.load import Loaded
-from app.scoring.generate import answers, generate
+from app.scoring.generate import AnswerStreamer, answers, generate, stops_of, turn_end
 from jobs.errors import DataError, ModelError
+from tests.app.fakes.word_tokenizer import word_tokenizer
 
 PROMPTS = [[5, 9, 11, 40, 41, 42, 43, 44], [7, 8], [60, 61, 62, 63, 64]]
 
@@ -97,3 +98,59 @@ def test_many_prompts_are_answered_in_their_order_in_batches_that_fit(batch_toke
     prefills = [shape for shape in seen if shape[1] > 1]
     assert len(prefills) == {1: 3, 30: 2, 1000: 1}[batch_tokens]
     assert found == [generate(loaded(model), [prompt], "prefix", max_new_tokens=5)[0] for prompt in PROMPTS]
+
+
+# ---- which token ends an answer --------------------------------------------------------------------------------------
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} : {{ m.content }}{{ '<turn>' if m.role == 'assistant' }}\n{% endfor %}"
+
+
+def chat_tokenizer(template: str | None) -> Any:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["<turn>"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_the_end_of_a_turn_is_what_the_template_puts_behind_an_answer() -> None:
+    turn = chat_tokenizer(TEMPLATE).convert_tokens_to_ids("<turn>")
+    assert turn_end(chat_tokenizer(TEMPLATE)) == turn
+    for template in (
+        None,
+        TEMPLATE.replace("<turn>", ""),
+        TEMPLATE.replace("<turn>", " Answer"),
+        "{{ raise_exception('no') }}",
+    ):
+        assert turn_end(chat_tokenizer(template)) is None
+
+
+def test_an_answer_ends_at_its_turn_s_end_streamed_or_not(model_of: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = model_of("llama"), chat_tokenizer(TEMPLATE)
+    model.generation_config.eos_token_id = 2
+    turn = turn_end(tokenizer)
+    assert turn is not None
+    ready = Loaded(model, tokenizer, "test", 128)
+    assert stops_of(ready) == [1, 2, turn]  # the tokenizer's, the generation config's, the template's
+    with torch.no_grad():  # after three tokens of its own, the likeliest token is the end of the turn
+        model.lm_head.register_forward_hook(_turn_ends_at(PROMPTS[0], 3, turn))
+    whole = generate(ready, PROMPTS[:1], "causal", max_new_tokens=9)[0]
+    assert len(whole) == 3 and turn not in whole
+    capsys.readouterr()
+    steps: list[int] = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    generate(ready, PROMPTS[:1], "causal", max_new_tokens=9, streamer=AnswerStreamer(ready))
+    assert capsys.readouterr().out.strip() == tokenizer.decode(whole, skip_special_tokens=True).strip()
+    assert len(steps) == 4  # it stops there, and does not run on
+
+
+def _turn_ends_at(prompt: list[int], answer: int, turn: int) -> Any:
+    calls: list[int] = []
+
+    def hook(_: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        logits = logits.clone()
+        best = turn if (len(calls) - 1) % (answer + 1) == answer else 3 + len(calls) % (answer + 1)
+        logits[:, -1, best] = logits.max() + 1
+        return logits
+
+    return hook

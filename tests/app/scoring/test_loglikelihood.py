@@ -191,11 +191,12 @@ def test_a_result_that_is_not_finite_is_its_own_requests_alone(bad: float) -> No
     assert not math.isfinite(found[0].logprob)
 
 
-def test_what_does_not_fit_is_refused_not_cut() -> None:
+def test_what_does_not_fit_is_refused_not_cut(model_of: Any) -> None:
+    loaded = Loaded(model_of("llama"), None, "test", 100)
     with pytest.raises(DataError, match="piqa/3 choice 0.*101 tokens long, and the model's context holds 100"):
-        require_fits([Request((1,) * 99, (2, 3))], ["piqa/3 choice 0"], 100)
+        require_fits(loaded, [Request((1,) * 99, (2, 3))], ["piqa/3 choice 0"])
     with pytest.raises(DataError, match="no tokens of its own"):
-        require_fits([Request((1,), ())], ["x"], 100)
+        require_fits(loaded, [Request((1,), ())], ["x"])
 
 
 # ---- evaluations -----------------------------------------------------------------------------------------------------

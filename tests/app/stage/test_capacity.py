@@ -18,7 +18,7 @@ import torch
 
 from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
-from app.stage.capacity import compared, require_means, require_room, resolved
+from app.stage.capacity import compared, require_capacity, require_means, resolved
 from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
@@ -96,15 +96,15 @@ def test_the_estimate_needs_no_torch() -> None:
 
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
-        require_room(JOB, on_a_card_of(40))
+        require_capacity(JOB, on_a_card_of(40))
     assert caught.value.remedy == "set train.optimizer: adafactor"
 
 
 def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="app"):
-        require_room(JOB, on_a_card_of(141))
+        require_capacity(JOB, on_a_card_of(141))
         assert not caplog.records
-        require_room(JOB, on_a_card_of(64))
+        require_capacity(JOB, on_a_card_of(64))
     assert "if it runs out of memory, set train." in caplog.text
 
 
@@ -123,13 +123,13 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory_gb: float) -> None:
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: about)
 
 
-def make_room(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
+def check_capacity(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
     with RunDir.create(runs_dir, job.stage.name, NOW) as run:
         if resume:
             run.final.mkdir()
             run.write_metrics({"train": {}})
         stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE)
-        stage.make_room(resume)
+        stage.check_capacity(resume)
         assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again
 
 
@@ -139,8 +139,8 @@ def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     on_a_gpu(monkeypatch, 28)
     job = resolve("stage5b", "ministral-3b", sets=["model.device=cuda"])
     with pytest.raises(ConfigError, match="needs about"):
-        make_room(job, tmp_path / "new")
-    make_room(job, tmp_path / "trained", resume=True)
+        check_capacity(job, tmp_path / "new")
+    check_capacity(job, tmp_path / "trained", resume=True)
     (run,) = list_runs(tmp_path / "trained")
     found = json.loads((run.path / "estimate.json").read_text())
     assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
@@ -153,8 +153,8 @@ def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
                   sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
     on_a_gpu(monkeypatch, 66)
     with pytest.raises(ConfigError, match="needs about"):
-        make_room(job, tmp_path / "whole")
-    make_room(replace(job, halvings=3), tmp_path / "halved")
+        check_capacity(job, tmp_path / "whole")
+    check_capacity(replace(job, halvings=3), tmp_path / "halved")
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
             (at / state).touch()
             mark_complete(at)
         stage = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
-        stage.make_room(resume=True)
+        stage.check_capacity(resume=True)
         assert stage.job.profile.sharding == follows
         assert json.loads((run.path / "estimate.json").read_text())["sharding"] == follows
         new = _Stage(job, run, tmp_path, {}, StopFlag(), ranks)
-        new.make_room(resume=False)
+        new.check_capacity(resume=False)
         fits = "ddp" if memory_gb == 141 else "fsdp"
         assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
 
@@ -196,8 +196,8 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
     monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
     job = resolve("stage3b", "ci", sets=["train.optimizer=adamw_8bit"])
     with pytest.raises(ConfigError, match="neither is installed"):
-        make_room(job, tmp_path / "new")
-    make_room(job, tmp_path / "trained", resume=True)
+        check_capacity(job, tmp_path / "new")
+    check_capacity(job, tmp_path / "trained", resume=True)
     spread = resolve("stage3b", "ci", sets=["sharding=fsdp", "train.objective.kl=0.5"])
     with pytest.raises(ConfigError, match="fsdp has no frozen copy"):
         require_means(spread, 2)

@@ -74,12 +74,12 @@ def test_the_very_same_job_is_not_run_a_second_time_beside_itself(
 ) -> None:
     def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
         for settings in ({}, {"resume": True}):
-            with pytest.raises(RunStateError, match=f"is being run already: {run.path}; wait for it, or .*--force"):
+            with pytest.raises(RunStateError, match=f"is already running: {run.path}; wait for it, or .*--force"):
                 start(**settings)
         start(seed=7)  # another job
         assert "already" not in caplog.text
         start(proceed=True)
-        assert f"this very job is being run already: {run.path}; going on beside it" in caplog.text
+        assert f"this job is already running: {run.path}; starting a second run beside it" in caplog.text
         return {"base/causal": 0.25}
 
     assert start(work).ran

@@ -62,7 +62,7 @@ def test_resume_prefers_what_was_begun_after_the_complete_run(start: Start) -> N
 
 @pytest.mark.parametrize("settings", [{"resume": True}, {"proceed": True}])
 def test_force_excludes_what_goes_on(start: Start, settings: dict[str, bool]) -> None:
-    with pytest.raises(ConfigError, match="--force starts anew and --(resume|continue) goes on"):
+    with pytest.raises(ConfigError, match="--force starts anew and --(resume|continue) resumes"):
         start(force=True, **settings)
 
 

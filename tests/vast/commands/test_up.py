@@ -407,16 +407,16 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
     (run / "stage.yaml").write_text(strict_yaml.dump(resolve("stage3b", "ci").record({"base": "base"})))
     (first.path / "home.json").write_text(json.dumps({"schema": 1, "run": RUN, "runs": [RUN], "files": {}}))
 
-    fingerprint = resolve("stage3b", "ci").fingerprint({"base": "base"})
+    settings = resolve("stage3b", "ci").settings({"base": "base"})
     assert (
-        (found := earlier_runs.unfinished(world.runs, "stage3b", fingerprint))
+        (found := earlier_runs.unfinished(world.runs, "stage3b", settings))
         and found.folder.path == first.path
         and found.run == RUN
     )
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert earlier_runs.unfinished(world.runs, "stage3b", fingerprint) is None
+    assert earlier_runs.unfinished(world.runs, "stage3b", settings) is None
     journal.write_text(closed)
 
     world.clock.time += 60

@@ -15,7 +15,7 @@ from jobs.runs import atomic
 from tests.vast.fakes.host import ROOT
 from vast.host import jobstate, processes
 from vast.ports import Address, Seconds
-from vast.shell.transport import Kind, Reply
+from vast.shell.transport import FREELY, Kind, Pace, Reply
 
 NONCE = "0123456789abcdef"
 RUN = "stage3b/20261123-101500"
@@ -83,6 +83,7 @@ class DirectoryTransport:
         self.sent: list[str] = []
         self.settled: list[tuple[Address, bool]] = []
         self.closed = False
+        self.paces: list[Pace] = []
         self.breaks_after: int | None = None  # files, of a fetch or a send
         self.half = False  # ... and half of the one that follows
         self.no_room = False
@@ -105,13 +106,17 @@ class DirectoryTransport:
         done = subprocess.run(words, input=stdin, capture_output=True, env=environment, timeout=60, check=False)
         return Reply("ok", done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds) -> Reply:
+    def fetch(self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds,
+              pace: Pace = FREELY) -> Reply:  # fmt: skip
+        self.paces.append(pace)
         self.fetched += paths
         reply = self._copy(address, self.hosts[address].root, into, paths)
         self.on_fetch(into)
         return reply
 
-    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds) -> Reply:
+    def send(self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds,
+             pace: Pace = FREELY) -> Reply:  # fmt: skip
+        self.paces.append(pace)
         self.sent += paths
         return self._copy(address, source, self.hosts[address].root / root.removeprefix("/runs").strip("/"), paths)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vast.ports import Address, Host, JobReport, Pulled, Watchdog
+from vast.ports import Address, BurnIn, Host, JobReport, Pulled, Watchdog, always
 
 RUN = "stage3b/20270115-080100"
 
@@ -40,6 +40,7 @@ class ScriptedShell:
     looks: int = 0
     checkpoint: str | None = None  # at home
     text: bytes = b"job: hello\n"
+    burned_in: BurnIn | None = None
     home_path: Path | None = None  # a pull of all writes the run there
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:
@@ -56,7 +57,11 @@ class ScriptedShell:
         self.started = True
         return True
 
-    def push(self, addresses: tuple[Address, ...]) -> bool | None:
+    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+        self.calls.append("burn-in")
+        return self.burned_in
+
+    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         self.calls.append("push")
         return True
 
@@ -69,7 +74,9 @@ class ScriptedShell:
         self.calls.append("renew")
         return True
 
-    def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
+    def pull(
+        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
+    ) -> Pulled | None:
         self.calls.append("pull everything" if everything else "pull")
         self.complete = everything and not self.stopped
         if self.home_path is not None:

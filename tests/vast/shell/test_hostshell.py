@@ -81,6 +81,38 @@ def test_of_two_failures_the_one_that_something_can_be_done_about_is_told(
     assert shell.probe(BOTH).contact == contact
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("denied", "refuses the ssh key of this run (denied: made up)"),
+        ("wrong-host", "shows another host key than at the first contact: another machine, or one that was made anew"),
+        ("timeout", "does not answer (timeout: made up)"),
+        ("unreachable", "cannot be reached (unreachable: made up)"),
+    ],
+)
+def test_why_ssh_fails_is_said_once_until_it_changes(
+    way: DirectoryTransport, shell: HostShell, caplog: pytest.LogCaptureFixture, kind: Kind, said: str
+) -> None:
+    way.kinds = dict.fromkeys(BOTH, kind)
+    for _ in range(3):
+        assert shell.probe(BOTH).message.startswith(f"{DIRECT.host}:{DIRECT.port} {said}")
+    assert [record.getMessage() for record in caplog.records] == [f"ssh: {shell.probe(BOTH).message}"]
+    way.kinds = {}
+    assert shell.probe(BOTH).contact == "ok"
+    way.kinds = dict.fromkeys(BOTH, kind)
+    shell.probe(BOTH)
+    assert len(caplog.records) == 2
+
+
+def test_the_words_of_a_host_are_bounded_and_printable(
+    way: DirectoryTransport, shell: HostShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = Reply("unreachable", err="x\x1b[2J\u202e" + "y" * 10_000)
+    monkeypatch.setattr(way, "run", lambda *_, **__: evil)
+    found = shell.probe(BOTH).message
+    assert found.isprintable() and "\u202e" not in found and len(found) <= 500
+
+
 def test_without_an_address_there_is_no_contact(shell: HostShell) -> None:
     assert shell.probe(()).contact == "unreachable"
     assert shell.start((), ("run", "stage3b")) is None

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.runs.rundir import RunDir
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
-from tests.vast.fakes.our_side import CHECKPOINT, Ours
+from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
 from vast.ports import Pulled
 from vast.shell import local_copy
 from vast.shell.transport import Reply
@@ -252,3 +252,26 @@ def test_a_run_that_we_did_not_bring_is_never_written_to(host: DirectoryHost, ou
     pulled = ours.pull()
     assert not pulled.verified and "was not brought by this rented run; move it away" in pulled.message
     assert (ours.run / "summary.json").read_text() == "mine" and not (ours.run / "checkpoints").exists()
+
+
+def test_the_lease_is_renewed_while_a_transfer_runs(host: DirectoryHost, ours: Ours) -> None:
+    host.train(100)
+    shell = ours.shell()
+    ours.way.replies["lease"] = Reply("ok", out="{}")
+    assert shell.renew_lease(BOTH, 10_000.0) is True
+    asked: list[int] = []
+
+    def proceed() -> bool:
+        asked.append(1)
+        return True
+
+    def fetched(into: Path) -> None:
+        for _ in range(7):  # 7 minutes of a transfer
+            shell.clock.sleep(60)
+            ours.way.paces[-1].proceed()
+
+    ours.way.on_fetch = fetched
+    pulled = shell.pull(BOTH, False, proceed)
+    assert pulled is not None and pulled.verified and len(asked) == 7
+    leases = [argv[-1] for _, argv, _ in ours.way.calls if "lease" in argv]
+    assert leases == ["10000", "9700"]

@@ -17,7 +17,7 @@ from vast.ports import Address
 from vast.shell import rsync
 from vast.shell.ssh import SshTransport, outcome
 from vast.shell.subprocess_run import Ended
-from vast.shell.transport import Reply
+from vast.shell.transport import Pace, Reply
 
 HOST, OTHER = Address("203.0.113.5", 40022), Address("ssh5.example.org", 12345)
 # Records how it was called, makes the files that ssh makes, and does what `mode` says; the last argument is the command.
@@ -46,6 +46,7 @@ case $mode in
   timed) echo 'ssh: connect to host 203.0.113.5 port 40022: Connection timed out' >&2; exit 255 ;;
   changed) printf '@@@@\n@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.\n' >&2; exit 255 ;;
   hang) : > "$socket"; sleep 600 & echo $! > "$here/child"; wait ;;
+  stall) sleep 600 & echo $! > "$here/child"; wait ;;
   persist) setsid sh -c 'echo $$ > "$1/child"; exec sleep 600' - "$here" & while [ ! -s "$here/child" ]; do sleep 0.01; done; echo here ;;
 esac
 """
@@ -270,7 +271,7 @@ def test_a_fetch_and_a_send_as_they_are_called(bench: Bench, tmp_path: Path) -> 
     bench.ssh.fetch(HOST, ["a/b", "c"], "/runs", tmp_path / "into here", timeout=5)
     called = bench.last()
     assert called.startswith(
-        "--times --no-implied-dirs --protect-args --files-from=- --from0 --timeout=60 --inplace --rsh ssh -F /dev/null"
+        "--times --no-implied-dirs --protect-args --files-from=- --from0 --timeout=60 --info=progress2 --inplace --rsh ssh -F /dev/null"
         " -i PRIVATE/key -p 40022 -o BatchMode=yes"
     )
     assert called.endswith(f" root@203.0.113.5:/runs/ {tmp_path}/into here/")
@@ -279,6 +280,49 @@ def test_a_fetch_and_a_send_as_they_are_called(bench: Bench, tmp_path: Path) -> 
     assert bench.last().endswith(f" {bench.run}/ root@[2001:db8::1]:/runs/.inputs/")
     assert "--inplace" not in bench.last() and "--partial-dir=.rsync-partial" in bench.last()
     assert rsync.listing(["a/b", "c"]) == b"a/b\0c\0"
+    assert "--bwlimit" not in bench.last()
+    bench.ssh.send(HOST, bench.run, "/runs", ["p"], timeout=5, pace=Pace(mbit=40))
+    assert "--bwlimit=4883 " in bench.last()  # KiB/s
+
+
+def test_a_transfer_is_ended_while_it_runs(bench: Bench, tmp_path: Path) -> None:
+    bench.mode("stall")
+    asked: list[int] = []
+
+    def proceed() -> bool:
+        asked.append(1)
+        return len(asked) < 2
+
+    reply = bench.ssh.fetch(HOST, ["a"], "/runs", tmp_path / "in", timeout=300, pace=Pace(proceed))
+    assert reply.kind == "timeout" and "a cap is near" in reply.reason and len(asked) == 2
+    assert until(lambda: gone(bench.child()))
+
+
+def printed(size: int) -> bytes:
+    return f"\r  {size:,}  12%    1.20MB/s    0:10:00".encode()
+
+
+def test_a_transfer_goes_on_as_long_as_bytes_come_and_ends_when_they_do_not() -> None:
+    now = 0.0
+    watch = rsync.Progress(Pace(), lambda: now)
+    for hour in range(10):  # for hours, at 1 MB in 4 minutes
+        for _ in range(15):
+            now += 240
+            assert watch(printed(int(now / 240) * rsync.STEP)) is None, hour
+    size = int(now / 240) * rsync.STEP
+    for _ in range(299):  # a host that sends a byte now and then
+        now, size = now + 1, size + 1000
+        assert watch(printed(size)) is None
+    now += 1
+    assert watch(printed(size)) == "less than 1 MB came in 300 s"
+
+
+def test_while_rsync_compares_what_is_there_nothing_is_judged() -> None:
+    now = 0.0
+    watch = rsync.Progress(Pace(), lambda: now)
+    for _ in range(10):
+        now += 250
+        assert watch(b"") is None
 
 
 FULL = 'rsync: [receiver] write failed on "/r/x": No space left on device (28)\nrsync error: error in file IO (code 11)'

@@ -65,15 +65,17 @@ def test_a_command_on_a_host_leaves_time_for_the_next_renewal() -> None:
     within(30, trouble.KEY_PAUSE, POLICY.deadlines.ssh / 4)  # several tries before the machine is given up
 
 
-def test_a_transfer_ends_long_before_the_lease_does() -> None:
-    """The lease is not renewed meanwhile."""
-    for longest in (push.LONGEST, hostshell.HASH):
-        within(600, longest, SILENT / 3)
-    within(30, push.LEAST, push.LONGEST / 10)
-    within(1e5, push.SLOWEST, 1e7)  # 0.8 to 80 Mbit/s
+def test_a_transfer_renews_the_lease_and_ends_when_nothing_comes() -> None:
+    within(600, hostshell.HASH, SILENT / 3)  # no transfer: the lease is not renewed meanwhile
+    within(60, hostshell.RENEW, SILENT / 3)
+    within(30, push.LEAST, 300)
+    within(1e4, push.SLOWEST, 1e6)  # 0.08 to 8 Mbit/s: 30 GB over 40 Mbit/s take 100 minutes, and may
+    assert push.time_for(30_000_000_000) > 30e9 / (40e6 / 8)
+    within(4 * rsync.SILENT, rsync.STALL, SILENT / 3)
+    within(1e5, rsync.STEP, rsync.STALL * 40e6 / 8 / 10)
     assert POLICY.market.min_down_mbit * 1e6 / 8 >= push.SLOWEST
     within(2e7, push.HASHED, 5e8)
-    within(30, rsync.SILENT, push.LONGEST / 10)
+    within(30, rsync.SILENT, rsync.STALL / 2)
     within(1e4, listing.MOST, 1e6)
     within(255, listing.LONGEST, 4096)
     assert home.KEEP == 2  # the newest, and the one before it while the newest is being replaced

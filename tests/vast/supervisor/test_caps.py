@@ -30,7 +30,7 @@ def test_the_reserve_of_both_caps_is_kept_for_the_end() -> None:
 
 def test_credit_and_contract_end_the_run_while_there_is_time_for_an_end() -> None:
     assert after(running(), 1000.0, account=Account(0.25)).do is not Do.VERDICT
-    assert after(running(), 1000.0, account=Account(0.24)).why == "low-credit"
+    assert after(running(), 1000.0, account=Account(0.24999)).why == "low-credit"
     assert after(running(), 1000.0, instances=(instance(end=2000 + RESERVE),)).do is not Do.VERDICT
     assert after(running(), 1000.0, instances=(instance(end=1999 + RESERVE),)).why == "contract-end"
 
@@ -65,5 +65,6 @@ def test_what_is_there_is_fetched_hours_before_credit_or_contract_end() -> None:
     assert not ends_soon(1000.0, running(end=2000 + 3600 * hours), POLICY)
     assert ends_soon(1000.0, running(end=1999 + 3600 * hours), POLICY)
     assert not ends_soon(1000.0, replace(START, credit=0.0), POLICY)  # without a machine nothing is to be fetched
+    assert ends_soon(1000.0, running(stalled=1), POLICY)
     assert "ends-soon" in alerts(replace(state, credit=1.0), 1000.0, POLICY)
     assert "ends-soon" not in alerts(replace(running(stalled=1), credit=1.0), 1000.0, POLICY)  # `stalled` covers it

@@ -23,6 +23,7 @@ from tests.vast.fakes.states import (
     then,
 )
 from vast.ports import Status
+from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Intent, Observation, Phase
 
@@ -86,14 +87,16 @@ def test_what_is_at_home_is_brought_before_the_start_and_once() -> None:
 
 
 def test_a_start_begins_the_job_and_one_without_an_answer_is_looked_after_soon() -> None:
-    state = replace(
-        fresh(ran_at=100.0, boot="b1", armed=True, stalled=2, stop_at=5.0), looks=7, fetched=True, restart="bug"
-    )
+    state = fresh(ran_at=100.0, boot="b1", armed=True, stalled=2, stop_at=5.0, started_boot="b0")
+    state = replace(state, looks=7, fetched=True, restart="bug", pull_next=9e9)
     good = then(state, Do.START, 200.0, True)
     assert (good.phase, good.phase_since, good.pulled_at, good.looks) == (Phase.RUNNING, 200.0, 200.0, 0)
+    assert good.pull_next == 0.0
     assert (good.restart, good.fetched, good.look_at) == (None, False, 200 + 60 * POLICY.cadence.early_minutes[0])
     one = machine(good)
     assert (one.starts, one.started_boot, one.stop_at, one.stalled, one.job) == (1, "b1", None, 0, None)
+    slow = POLICY.model_copy(update={"cadence": POLICY.cadence.model_copy(update={"early_minutes": [3.0]})})
+    assert advance(state, Action(Do.START, 200.0), True, slow).look_at == 200 + 180
     for result in (None, False):
         bad = then(state, Do.START, 200.0, result)
         assert (bad.phase, bad.restart, machine(bad).starts) == (Phase.PROVISIONING, "bug", 1)
@@ -149,6 +152,8 @@ def test_an_end_that_was_judged_is_not_judged_again_and_a_job_that_is_not_there_
     assert ended(running(judged=1), 1000.0, host=host(over)) == "killed"
     assert ended(running(judged=2), 1000.0, host=host(over)) == ""
     assert ended(replace(running(judged=1), restart="killed"), 1000.0, host=host(over)) == ""
+    seen, _ = look(running(judged=1), 1000.0, host=host(over))
+    assert decide(Observation(1010.0), seen, POLICY).do is not Do.VERDICT  # not on the word of an old look
     assert ended(running(judged=2), 1000.0, host=host(job("absent"))) == "lost"
     assert machine(look(running(judged=2), 1000.0, host=host(job("absent")))[0]).judged == 0  # its count begins anew
 
@@ -163,6 +168,7 @@ def test_a_job_is_asked_for_a_checkpoint_and_given_its_grace() -> None:
     assert after(asked, 1010.0, host=host(job("ended"))).do is Do.PULL  # it has ended sooner
     broken = replace(state, verdict="gpu-fault")
     assert after(broken, 1000.0).do is Do.PULL  # a broken GPU writes no checkpoint
+    assert after(replace(broken, pull_next=1000.0), 1000.0).do is Do.PULL
     assert after(replace(broken, pull_next=1001.0), 1000.0).do is Do.WAIT
 
 

@@ -49,6 +49,11 @@ def test_a_machine_that_is_stopped_and_still_answers_is_fetched_from() -> None:
     silent = replace(state, machine=replace(machine(state), failed=1, failed_since=1000.0))
     given_up = after(silent, 1010.0, instances=stopped, host=UNREACHABLE)
     assert (given_up.do, given_up.why) == (Do.PROCEED, "the machine is stopped and does not answer")
+    second = replace(silent, machine=replace(machine(silent), stopped=1))
+    assert after(second, 1010.0, instances=stopped, host=UNREACHABLE).do is Do.PROCEED
+    blind = replace(silent, machine=replace(machine(silent), stopped=2, failed=2, absent=2))
+    assert decide(Observation(1010.0), blind, POLICY).do is Do.WAIT  # no look, no proof
+    assert after(blind, 1010.0, account=None, instances=None, host=None).do is Do.WAIT
 
 
 def test_a_machine_that_vanished_is_not_waited_for() -> None:
@@ -75,7 +80,10 @@ def test_what_runs_is_fetched_from_at_its_pace_and_only_for_news() -> None:
     assert after(state, 999 + pause, host=news).do is not Do.PULL
     assert after(state, 1000 + pause, host=news) == Action(Do.PULL, 1000 + pause)
     assert after(replace(state, home="checkpoint-9"), 1000 + pause, host=news).do is not Do.PULL
+    assert after(replace(state, pull_next=1000 + pause), 1000 + pause, host=news).do is Do.PULL
     assert after(replace(state, pull_next=1001 + pause), 1000 + pause, host=news).do is not Do.PULL
+    seen, _ = look(state, 1000 + pause, host=news)
+    assert decide(Observation(1000 + pause), seen, POLICY).do is not Do.PULL  # not on the word of an old look
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,8 @@ def test_the_lease_is_renewed_at_its_pace_and_soon_again_after_a_failure() -> No
     due = replace(running(), lease_at=1000.0)
     assert after(due, 1000.0) == Action(Do.RENEW, 1000.0, until=35000.0)
     assert after(due, 999.0).do is not Do.RENEW
+    collecting = replace(due, phase=Phase.COLLECTING, verdict="nan")
+    assert after(collecting, 36500.0) == Action(Do.RENEW, 36500.0, until=0.0)  # a deadline is never in the past
     assert after(replace(due, machine=replace(machine(due), armed=False)), 1000.0, host=None).do is not Do.RENEW
 
 

@@ -61,7 +61,8 @@ def test_the_market_is_searched_at_the_urgent_pace_until_the_deadline() -> None:
 def test_a_search_without_an_answer_moves_the_deadline_and_an_empty_one_does_not() -> None:
     search = Action(Do.SEARCH, 50.0)
     assert advance(provisioning(), search, None, POLICY).waits_from == 50.0
-    assert advance(provisioning(), search, (), POLICY).waits_from == 0.0
+    empty = advance(provisioning(), search, (), POLICY)
+    assert (empty.waits_from, empty.offers_at, empty.offers) == (0.0, 50.0, ())
 
 
 def test_one_attempt_asks_for_a_bounded_number_of_offers() -> None:
@@ -175,7 +176,7 @@ def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(r
 def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
     """The intent was for that machine: kept, it would bill a second one for ever and hold the run open."""
     intent = Intent(OFFER.id, 1, 1.5, 10.0, 10.0)
-    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=10.0, intent=intent)
+    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=70.0, intent=intent)
     state, obs = look(state, 90.0, instances=(replace(instance(6), dollars_per_hour=1.5),), host=None)
     assert state.intent is None and state.machine is None
     assert state.doomed == (PendingDestroy(6, 1.5, 10.0, "extra"),)
@@ -204,6 +205,8 @@ def test_what_an_unseen_create_may_have_cost_while_nobody_looked_is_counted(sinc
     state = replace(provisioning(), intent=intent, settled=3.0)
     state, _ = look(state, 1000.0, instances=(), host=None)
     assert state.intent is None and state.settled == pytest.approx(3.0 + dollars)
+    open_still = replace(provisioning(), intent=replace(intent, listings=0), settled=3.0)
+    assert look(open_still, 1000.0, instances=(), host=None)[0].settled == 3.0
 
 
 def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more() -> None:

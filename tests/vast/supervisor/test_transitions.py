@@ -89,7 +89,7 @@ def test_a_verdict_that_leaves_the_machine_fetches_first() -> None:
         over=False, restart=None, fetched=False, pull_failures=0, pull_next=0.0, waits_from=1000.0, look_at=1000.0,
         history=((1000.0, "verdict: outbid"),),
     )  # fmt: skip
-    assert machine(apply_verdict(before, 1000.0, "asked", POLICY)).judged == 1  # that is no end of the job
+    assert machine(apply_verdict(running(judged=0), 1000.0, "asked", POLICY)).judged == 0  # that is no end of the job
     assert machine(apply_verdict(running(job=None, judged=1), 1000.0, "outbid", POLICY)).judged == 1
 
 
@@ -198,8 +198,14 @@ def test_what_is_done_to_a_host_names_its_time_and_its_reason() -> None:
         )
         collecting = replace(running(job=hung), phase=Phase.COLLECTING, verdict="budget", waits_from=900.0)
         assert after(collecting, 1000.0, host=host(hung)).do is Do.STOP
-    unarmed = replace(running(), restart="bug")
-    assert after(unarmed, 1000.0, host=host(job("ended"), armed=False)).do is not Do.START
+    again = replace(running(boot_at=900.0), restart="bug")
+    assert after(again, 1000.0, host=host(job("ended"))) == Action(Do.START, 1000.0, "bug")
+    assert after(again, 1000.0, host=host(job("ended"), armed=False)).do is Do.WAIT
+    full = replace(again, restart="disk-full", pull_next=1000.0)
+    assert after(full, 1000.0, host=host(job("ended"))) == Action(Do.PULL, 1000.0)
+    assert after(replace(full, pull_next=1001.0), 1000.0, host=host(job("ended"))).do is Do.WAIT
+    ready = replace(fresh(ran_at=100.0, boot="b1", armed=True), lease_at=1e9)
+    assert after(ready, 200.0, host=host(job("absent"))) == Action(Do.START, 200.0, "first")
 
 
 # ---- proofs -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""What is written is what was trained, and what could not be is refused before a step is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from app.model.load import _directory
+from app.training.checkpoint import save_final
+from app.training.lora import with_adapter
+from app.training.saved import probe_logits, require_same
+from jobs.config.schema import Lora
+from jobs.errors import CheckpointError, ConfigError
+
+ABOUT = {"mask": "prefix", "origin": "base", "run": "stage3b/x", "steps": 1, "objective": {}, "data": "test"}
+
+
+class NoTokenizer:
+    def save_pretrained(self, directory: Path) -> None:
+        """Writes nothing."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_written_model_read_back_is_the_trained_one(
+    lora: bool, dtype: torch.dtype, model_of: Any, tmp_path: Path
+) -> None:
+    model = model_of("llama")
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    found = save_final(model, NoTokenizer(), tmp_path / "final", dtype=dtype, about=ABOUT)
+    assert 0 <= found["difference"] <= (1e-5 if dtype == torch.float32 else 0.1)
+
+
+def test_a_save_that_writes_another_model_leaves_nothing(
+    model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    real = type(model).save_pretrained
+
+    def wrong(self: Any, directory: Path, **named: Any) -> None:
+        weight = self.model.layers[0].self_attn.q_proj.weight
+        with torch.no_grad():
+            weight.add_(0.5)
+        real(self, directory, **named)
+
+    monkeypatch.setattr(type(model), "save_pretrained", wrong)
+    with pytest.raises(CheckpointError, match="differ from the trained model's by"):
+        save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_merged_adapter_on_a_tied_output_layer_would_be_another_model(model_of: Any, tmp_path: Path) -> None:
+    """Why with_adapter refuses it: the net below it goes red."""
+    model = model_of("llama", tie_word_embeddings=True)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    adapted = get_peft_model(model, LoraConfig(r=8, lora_alpha=64, target_modules=["lm_head"], init_lora_weights=False))
+    with pytest.raises(CheckpointError, match="logits differ"):
+        save_final(adapted, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
+
+
+@pytest.mark.parametrize(("targets", "says"), [
+    (["q_proj", "v_porj"], 'no module of the model is named "v_porj"; write "v_proj"'),
+    (["nothing_like_it"], "choose from .*q_proj.*, or all-linear"),
+    (["self_attn"], '"self_attn" is a LlamaAttention, which LoRA cannot adapt'),
+    (["lm_head"], '"lm_head" shares its weight with the other embedding'),
+    (["q_proj", "embed_tokens"], '"embed_tokens" shares its weight'),
+])  # fmt: skip
+def test_a_target_that_would_not_be_trained_as_asked_is_refused(targets: list[str], says: str, model_of: Any) -> None:
+    with pytest.raises(ConfigError, match=says):
+        with_adapter(model_of("llama", tie_word_embeddings=True), Lora(targets=targets))
+
+
+def test_an_untied_output_layer_may_be_adapted(model_of: Any, tmp_path: Path) -> None:
+    model = with_adapter(model_of("llama", tie_word_embeddings=False), Lora(targets=["lm_head"], r=2))
+    with torch.no_grad():
+        next(weight for name, weight in model.named_parameters() if "lora_B" in name).normal_()
+    trained = probe_logits(model)
+    found = save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
+    assert found["difference"] < 1e-5
+    assert require_same(tmp_path / "final", trained, torch.float32, torch.device("cpu"))["difference"] < 1e-5
+
+
+def test_full_weights_beside_an_adapter_are_refused_and_both_files_named(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "adapter_config.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"\(model\.safetensors\) and an adapter \(adapter_config\.json\)"):
+        _directory(tmp_path, "model.name")

@@ -1,0 +1,244 @@
+"""The burn-in of a rented machine before its job, inside a minute: python3 -m vast.host burnin.
+
+GPUs (vast/host/gpu_program.py, nvidia-smi), disk, download, shared memory. The checks run at once, each with its own
+time limit. `problems` lists faults with which no job can run, with their numbers. The supervisor judges what depends on the GPU's
+model or on the contract (vast/shell/burn_in.py). A value that could not be measured is null.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from vast.host.bounded_http import exchange
+from vast.host.gpu_program import PROGRAM
+
+WHOLE = 55.0  # seconds, for everything
+GPU_SECONDS = 50.0  # most of it is the import of torch
+SIDE, RATE_SECONDS = 8192, 2.0  # of the product
+SMI_SECONDS = 15.0
+DISK_SECONDS, DISK_BYTES, PIECE = 8.0, 512 * 2**20, 8 * 2**20
+DOWNLOAD = "https://speed.cloudflare.com/__down?bytes=25000000"  # a service made for this; --download names another
+DOWNLOAD_SECONDS = 10.0
+LARGEST = 2**20  # bytes of a program's output that are read
+PYTHON = "/opt/venv/bin/python"  # of the image: it has torch
+SHARED = Path("/dev/shm")
+LEAST = {"to_gb_s": 1.5, "from_gb_s": 1.5, "disk_write_mb_s": 30.0, "disk_read_mb_s": 60.0, "shm_free_mb": 32.0}
+FILLED = 0.85  # of a GPU's memory; the rest is the driver's, and 1 GB that is left alone
+
+NAMES = ("index", "name", "driver_version", "memory.total", "pcie.link.gen.max", "pcie.link.width.current")
+QUERY = ("nvidia-smi", f"--query-gpu={','.join(NAMES)}", "--format=csv,noheader,nounits")
+DETAILS = ("nvidia-smi", "-q")
+_CUDA = re.compile(r"^CUDA Version\s*: (\d+\.\d+)", re.MULTILINE)
+_VOLATILE = re.compile(r"^( *)Volatile\s*\n((?:\1 +.*\n?)+)", re.MULTILINE)
+_UNCORRECTABLE = re.compile(r"(\w+ Uncorrectable[^:\n]*?)\s*: ([1-9]\d*)")
+_FLAGS = re.compile(
+    r"(Pending(?: Page Blacklist)?|Remapping Failure Occurred|SRAM Threshold Exceeded|Reset Required"
+    r"|Drain and Reset Recommended)\s*: Yes|(GPU Recovery Action\s*: (?!None|N/A)\S.*)|([^\n]*\bXid\b[^\n]*: [1-9]\d*)"
+)
+
+Run = Callable[[Sequence[str], float], tuple[int, str]]
+
+
+def burn_in(
+    root: Path, python: str = PYTHON, download: str = DOWNLOAD, run: Run | None = None, gpus: bool = True
+) -> dict[str, Any]:
+    """The JSON object that vast/host/__main__.py prints. gpus: whether there should be any."""
+    run = run or run_program
+    begun = time.monotonic()
+    checks: dict[str, Callable[[], dict[str, Any]]] = {
+        "disk": lambda: disk(root),
+        "download": lambda: fetched(download),
+        "shared memory": shared_memory,
+    }
+    if gpus:
+        checks["driver"] = lambda: driver(run)
+        checks["gpu"] = lambda: product(run, python)
+    found, problems = _at_once(checks, WHOLE)
+    problems += problems_of(found)
+    return {**found, "problems": problems, "unix_time": time.time(), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -> tuple[dict[str, Any], list[str]]:
+    """What they found, and which gave no answer within `limit` seconds."""
+    answers: dict[str, dict[str, Any]] = {}
+
+    def one(name: str) -> None:
+        try:
+            answers[name] = checks[name]()
+        except Exception as error:  # a host that nobody foresaw
+            answers[name] = {f"{name}_error": f"{type(error).__name__}: {error}"[:300]}
+
+    threads = {name: threading.Thread(target=one, args=(name,), daemon=True) for name in checks}
+    until = time.monotonic() + limit
+    for thread in threads.values():
+        thread.start()
+    for thread in threads.values():
+        thread.join(max(0.0, until - time.monotonic()))
+    late = [f"{name}: no answer within {limit:g} s" for name in checks if name not in answers]
+    return {key: value for name in checks for key, value in answers.get(name, {}).items()}, late
+
+
+def problems_of(found: Mapping[str, Any]) -> list[str]:
+    """Pure. What a job cannot run with, in words with numbers."""
+    said = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
+    said += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
+    said += [_low(name, found[name]) for name in LEAST if _is_low(name, found.get(name))]
+    for gpu in found.get("gpus", ()):
+        name = f"GPU {gpu.get('index')}"
+        if gpu.get("error"):
+            said.append(f"{name}: {gpu['error']}")
+            continue
+        if gpu.get("right") is not True:
+            said.append(f"{name}: a bfloat16 product has a wrong result")
+        said += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
+        total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
+        if total is not None and filled is not None and filled < FILLED * total - 1:
+            said.append(f"{name}: {filled:g} GB of {total:g} GB of memory could be written and read back")
+    return said
+
+
+def _is_low(name: str, value: Any) -> bool:
+    return value is not None and not value >= LEAST[name]
+
+
+def _low(name: str, value: float) -> str:
+    return f"{name} {value:g}, expected at least {LEAST[name]:g}"
+
+
+# ---- the GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def driver(run: Run) -> dict[str, Any]:
+    """driver, driver_cuda, cards (as nvidia-smi names them), faults."""
+    try:
+        code, listed = run(QUERY, SMI_SECONDS)
+        _, details = run(DETAILS, SMI_SECONDS)
+    except FileNotFoundError:
+        return {"driver_error": "there is no nvidia-smi"}
+    if code != 0:
+        return {"driver_error": " ".join(listed.split())[:300] or f"nvidia-smi: exit code {code}"}
+    rows = [
+        [word.strip() for word in line.split(",")] for line in listed.splitlines() if line.count(",") == len(NAMES) - 1
+    ]
+    cards = [dict(zip(NAMES, row, strict=True)) for row in rows]
+    cuda = _CUDA.search(details)
+    return {
+        "driver": cards[0]["driver_version"] if cards else None,
+        "driver_cuda": cuda[1] if cuda else None,
+        "cards": cards,
+        "faults": faults(details),
+    }
+
+
+def faults(details: str) -> list[str]:
+    """Of `nvidia-smi -q`: memory errors since the driver was loaded, and whatever asks for a reset of the GPU."""
+    memory = [
+        f"{one[1]}: {one[2]}" for block in _VOLATILE.finditer(details) for one in _UNCORRECTABLE.finditer(block[2])
+    ]
+    return memory + [" ".join(one[0].split()) for one in _FLAGS.finditer(details)]
+
+
+def product(run: Run, python: str) -> dict[str, Any]:
+    """torch, cuda and gpus: see vast/host/gpu_program.py."""
+    try:
+        code, out = run((python, "-c", PROGRAM, str(SIDE), str(RATE_SECONDS)), GPU_SECONDS)
+    except FileNotFoundError:
+        return {"gpu_error": f"{python} is not there, so no GPU was tried"}
+    objects = [line for line in out.splitlines() if line.startswith("{")]
+    with suppress(ValueError):
+        found = json.loads(objects[-1] if objects else "")
+        if isinstance(found, dict) and isinstance(found.get("gpus"), list):
+            cause = {"gpu_error": found["error"]} if found.get("error") else {}
+            return {"torch": found.get("torch"), "cuda": found.get("cuda"), "gpus": found["gpus"], **cause}
+    last = out.strip().splitlines()[-1:] or ["no output"]
+    return {
+        "gpu_error": f"exit code {code}: {last[0]}"[:300]
+        if code != -signal.SIGKILL
+        else f"killed after {GPU_SECONDS:g} s"
+    }
+
+
+def run_program(argv: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Its exit code, -9 after `seconds`, and its output with the errors before it. Raises FileNotFoundError."""
+    process = subprocess.Popen(
+        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    timer = threading.Timer(seconds, lambda: _kill(process.pid))
+    timer.start()
+    try:
+        out = process.stdout.read(LARGEST).decode(errors="replace")
+        _kill(process.pid)  # more than that, or whoever still holds the pipe
+        return process.wait(5.0), out
+    finally:
+        timer.cancel()
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+# ---- the rest -------------------------------------------------------------------------------------------------------------
+
+
+def disk(root: Path, size: int = DISK_BYTES, seconds: float = DISK_SECONDS) -> dict[str, Any]:
+    """disk_write_mb_s, synced, and disk_read_mb_s, with the page cache dropped; disk_free_gb."""
+    free = shutil.disk_usage(root).free
+    path, piece = root / f".burnin-{os.getpid()}", os.urandom(PIECE)
+    if free < 2 * size:
+        return {"disk_error": f"{free / 1e9:.1f} GB are free"}
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            written, begun = 0, time.monotonic()
+            while written < size and time.monotonic() - begun < seconds:
+                written += os.write(descriptor, piece)
+                os.fdatasync(descriptor)
+            write = written / max(1e-6, time.monotonic() - begun)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            got, begun = 0, time.monotonic()
+            while time.monotonic() - begun < seconds and (data := os.read(descriptor, PIECE)):
+                if got % PIECE == 0 and len(data) == PIECE and data != piece:
+                    return {"disk_error": "what was written is not what is read"}
+                got += len(data)
+            read = got / max(1e-6, time.monotonic() - begun)
+        finally:
+            os.close(descriptor)
+    finally:
+        path.unlink(missing_ok=True)
+    return {
+        "disk_write_mb_s": round(write / 1e6, 1),
+        "disk_read_mb_s": round(read / 1e6, 1),
+        "disk_free_gb": round(free / 1e9, 1),
+    }
+
+
+def fetched(url: str, seconds: float = DOWNLOAD_SECONDS) -> dict[str, Any]:
+    """down_mbit; null if the address does not answer in time, which need not be a fault of the machine."""
+    begun = time.monotonic()
+    try:
+        answer = exchange(urllib.request.Request(url, headers={"User-Agent": "prefill-vast"}), seconds, redirects=True)
+    except (OSError, HTTPException, ValueError):
+        return {"down_mbit": None}
+    if answer.status != 200 or not answer.body:
+        return {"down_mbit": None}
+    return {"down_mbit": round(8 * len(answer.body) / max(1e-6, time.monotonic() - begun) / 1e6, 1)}
+
+
+def shared_memory() -> dict[str, Any]:
+    return {"shm_free_mb": round(shutil.disk_usage(SHARED).free / 2**20, 1)}

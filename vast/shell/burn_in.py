@@ -1,0 +1,62 @@
+"""Judges a burn-in: the host's own findings (vast/host/burnin.py), the data sheet of its GPUs, the contract. No I/O.
+
+The host may be confused or hostile, so its numbers can only make it fail, and its words are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.errors import ConfigError
+from jobs.estimate.gpus import gpu_named
+from jobs.runs.atomic import finite
+from vast.ports import BurnIn, Seconds
+from vast.shell import host_reports
+
+PLAUSIBLE = 0.35  # of the data sheet's rate of bfloat16 products; 0.8 was measured on an H200
+MEMORY = 0.9  # of what the model is sold with
+SKEW: Seconds = 600.0  # certificates and tokens fail somewhere beyond it
+MOST = 8  # problems that are kept
+RATES = ("disk_write_mb_s", "disk_read_mb_s", "disk_free_gb", "down_mbit", "shm_free_mb", "seconds")
+OF_A_GPU = ("tflops", "to_gb_s", "from_gb_s", "peer_gb_s", "filled_gb", "total_gb")
+
+
+def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> BurnIn | None:
+    """None: no answer that can be understood. gpus: of the contract; None: not known. now: our unix time."""
+    listed = None if answer is None else answer.get("problems")
+    if answer is None or not isinstance(listed, list):
+        return None
+    problems = [word for word in map(host_reports.word, listed) if word]
+    numbers = {name: value for name in RATES if (value := finite(answer.get(name))) is not None}
+    cards = answer.get("gpus")
+    cards = [one for one in cards if isinstance(one, dict)] if isinstance(cards, list) else []
+    if gpus is not None and gpus != len(cards):
+        problems.append(f"{len(cards)} GPUs answer, and the contract has {gpus}")
+    for index, card in enumerate(cards):
+        found = {name: value for name in OF_A_GPU if (value := finite(card.get(name))) is not None}
+        numbers |= {f"gpu{index}_{name}": value for name, value in found.items()}
+        problems += [f"GPU {index}: {text}" for text in _too_little(host_reports.word(card.get("name")) or "", found)]
+    wall = finite(answer.get("unix_time"))
+    if wall is not None:
+        numbers["clock_skew_s"] = round(wall - now, 1)
+        if abs(wall - now) > SKEW:
+            problems.append(f"its clock differs from ours by {wall - now:.0f} s")
+    if len(problems) > MOST:
+        problems = [*problems[:MOST], f"and {len(problems) - MOST} more"]
+    return BurnIn(not problems, tuple(problems), tuple(sorted(numbers.items())))
+
+
+def _too_little(name: str, found: Mapping[str, float]) -> list[str]:
+    """Against the data sheet of the model that the driver names; nothing for a model that is not in the table."""
+    try:
+        known = gpu_named(name)
+    except ConfigError:
+        return []
+    said = []
+    least = PLAUSIBLE * known.bf16
+    if "tflops" in found and found["tflops"] < least:
+        said.append(f"{found['tflops']:g} TFLOP/s in bfloat16, expected at least {least:.0f} of a {known.name}")
+    if "total_gb" in found and found["total_gb"] < MEMORY * known.memory_gb:
+        said.append(f"{found['total_gb']:g} GB of memory, and a {known.name} has {known.memory_gb:g}")
+    return said
