@@ -12,7 +12,11 @@ try:
     import click
 
     from vast.commands.attach import attach, down, pull
+<<<<<<< HEAD
     from vast.commands.hosts_wiring import with_hosts
+=======
+    from vast.commands.doctor import doctor
+>>>>>>> b2-session
     from vast.commands.local import local
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
@@ -40,7 +44,7 @@ def cli(context: click.Context) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (offers, up, attach, status, logs, down, pull, reap, local):
+for command in (offers, up, attach, status, logs, down, pull, reap, doctor, local):
     cli.add_command(command)
 cli.add_command(simulate, "simulate")
 

@@ -12,25 +12,22 @@ import click
 
 from jobs.config.load import DEFAULT_PROFILE, Job, profile_names, resolve
 from jobs.errors import ConfigError
-from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import resolve_init
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.offer_table import show_offers
 from vast.commands.options import POSITIVE, cap_options, machine_options, policy_option, profile_option, runs_option
+from vast.commands.plan_text import print_image, print_plan
 from vast.commands.wiring import Wiring, inputs_of
-from vast.marketplace.rows import loading_hours, rank
+from vast.marketplace.rows import rank
 from vast.policy import Policy
-from vast.ports import Offer
 from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
-from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.image_needs import needs_of
 from vast.rental.image_registry import Image
 from vast.rental.plan import Wanted
 from vast.shell.sshkey import public_key, require_usable
-from vast.supervisor.state import Plan
 
 
 @click.command()
@@ -236,57 +233,3 @@ def _destroy_on(text: str | None) -> dict[str, dict[str, Any]]:
     if not ends <= {"done", "fail"} or not text.strip():
         raise ConfigError(f"--destroy-on {text}", "expected done, fail, done,fail or none", "correct it")
     return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
-
-
-def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
-               need: Estimate | None, begun: UnfinishedRun | None) -> None:  # fmt: skip
-    """Print the plan and its cost on stderr: standard output is for the lines of polls."""
-    caps, price = policy.caps, plans.price_of(best, plan)
-    estimate = "not known for this GPU"
-    if request.estimate_hours is not None and request.estimate_dollars is not None:
-        estimate = f"{request.estimate_hours:.1f} h of work, ${request.estimate_dollars:.2f} with loading and the end"
-    if need is not None and need.peak_gb is not None:
-        estimate += f"; the stage needs {need.peak_gb:g} GB of a GPU's memory"
-    rows = {
-        "stage": f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}",
-        "starts from": ", ".join(request.init_runs) or "the base model",
-        **({} if begun is None else {"goes on": f"with {begun.run}, which is unfinished here; --force begins anew"}),
-        "image": plan.image,
-        "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${price:.3f} per hour, {best.place or 'place unknown'}; "
-        f"the cheapest of {count} that fit, or the next one if it is gone",
-        "estimate": estimate,
-        "caps": f"${caps.dollars:.2f} and {caps.hours:g} h, of which {caps.reserve_minutes:g} min are kept for the end",
-        "attempts": f"{policy.attempts} machines, one after the other",
-        "destroyed": _words_of(policy),
-    }
-    if plan.bid is not None:
-        rows["bid"] = f"${plan.bid:.3f} per hour: the machine may be taken away, and the run goes on on another one"
-    if policy.secrets:
-        rows["secrets"] = f"{', '.join(policy.secrets)}, sent over ssh when the job starts"
-    for name, value in rows.items():
-        click.echo(f"{name:<12} {value}", err=True)
-
-
-def print_image(plan: Plan, image: Image, wanted: Wanted, best: Offer, left: str) -> None:
-    """What the image needs and weighs, and how many offers each filter leaves."""
-    needs = "not known: the registry does not show its labels" if image.labels is None else str(wanted.needs)
-    rows = {"needs": needs}
-    if image.gb is not None:
-        minutes = 60 * loading_hours(best, image.gb)
-        rows["loading"] = f"{image.gb:.2f} GB, about {minutes:.0f} min, ${best.traffic:.3f} of traffic on each machine"
-    if plan.query.datacenter:
-        rows["hosts"] = "in data centers only, since secrets are sent to them (market.datacenter)"
-    if left:
-        rows["offers"] = left
-    for name, value in rows.items():
-        click.echo(f"{name:<12} {value}", err=True)
-
-
-def _words_of(policy: Policy) -> str:
-    on = policy.destroy_on
-    kept = [name for name, destroyed in (("done", on.done), ("failed", on.fail)) if not destroyed]
-    return (
-        "at the end, after a verified pull"
-        if not kept
-        else f"unless {' or '.join(kept)}; then kept until a cap is near"
-    )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from jobs.errors import UserError
 from jobs.estimate.estimate import estimate
 from vast import policy as policies
 from vast.marketplace.account_key import find_key
@@ -99,6 +100,21 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
     return tuple(found)
 
 
+def engine(environ: Mapping[str, str]) -> str:
+    """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
+    try:
+        from vast.local.engine import connect as reach
+        from vast.local.engine_errors import EngineError
+    except ImportError:
+        raise UserError(
+            "docker", "its Python package is not installed", "pip install docker, as make setup does"
+        ) from None
+    try:
+        return f"answers: {reach(environ).identity()}"
+    except EngineError as error:
+        raise UserError("docker", f"the engine does not answer: {error}", "start it") from None
+
+
 @dataclass(frozen=True)
 class Wiring:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -111,4 +127,5 @@ class Wiring:
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], Image | Found] = image_registry.inspect
+    engine: Callable[[Mapping[str, str]], str] = engine
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch

@@ -6,8 +6,8 @@ The process may be killed at any line: the next `supervise` continues at the end
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -24,6 +24,7 @@ from vast.session import notify
 from vast.session.account_guard import guarded
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
+from vast.session.log_relay import LogRelay
 from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
 from vast.session.redacted_shell import RedactedShell
@@ -233,31 +234,6 @@ class Session:
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
         write_text_atomically(self.folder.report, self.redact(report.json_text(run_report)))
-
-
-class LogRelay(logging.Handler):
-    """Shows warnings of other modules, such as why a call to the market failed, like every other message."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__(logging.WARNING)
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._say(record.getMessage())
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        logger = logging.getLogger("vast")
-        before = logger.level, logger.propagate
-        logger.addHandler(self)
-        logger.setLevel(logging.WARNING)
-        logger.propagate = False
-        try:
-            yield
-        finally:
-            logger.removeHandler(self)
-            logger.setLevel(before[0])
-            logger.propagate = before[1]
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
+from jobs.errors import UserError
 from jobs.estimate.estimate import Estimate
 from tests.vast.fakes.fake_market import KEY, ManualClock
 from tests.vast.fakes.fake_vast import FakeVast
@@ -41,12 +42,18 @@ class World:
     hours: float | None = None  # what the estimate says
     pullable: Found | Image = "there"  # what the image's registry says
     memory: float | None = None
+    engine: str | UserError = "answers: test"
     change: Callable[[Wiring], Wiring] = lambda wiring: wiring
 
     def wiring(self) -> Wiring:
         def make(context: ShellContext) -> RunShell:
             self.contexts.append(context)
             return self.shell
+
+        def engine(environ: object) -> str:
+            if isinstance(self.engine, UserError):
+                raise self.engine
+            return self.engine
 
         def make_key(directory: Path) -> str:
             (directory / "key").write_text("the private key")
@@ -55,7 +62,7 @@ class World:
         made = replace(
             Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pullable),
             environ={"VAST_URL": self.fake.url, "VAST_API_KEY": KEY, **self.environ},
-            home=self.runs / "nobody", clock=self.clock, shell=make, make_key=make_key,
+            engine=engine, home=self.runs / "nobody", clock=self.clock, shell=make, make_key=make_key,
             which=lambda name: None if name in self.missing else f"/usr/bin/{name}",
         )  # fmt: skip
         return self.change(made)
