@@ -12,11 +12,8 @@ try:
     import click
 
     from vast.commands.attach import attach, down, pull
-<<<<<<< HEAD
-    from vast.commands.hosts_wiring import with_hosts
-=======
     from vast.commands.doctor import doctor
->>>>>>> b2-session
+    from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
