@@ -106,7 +106,8 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     from app.runtime.signals import StopFlag
     from app.stage.capacity import peak_gb
     from app.training import checkpoint
-    from app.training.trainer import PrefillTrainer
+    from app.training.loop import TrainingLoop
+    from app.training.step import OptimizerStep
     from benchmarks import profiled
     from benchmarks.trainers import Setting, alpaca_like, random_model
 
@@ -127,9 +128,9 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
     app.training.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
     checkpoint.save_final = lambda *_, **__: {}
-    PrefillTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign]
+    TrainingLoop._save = lambda *_: None  # type: ignore[method-assign]
     if profile:
-        _watch(PrefillTrainer, watch, steps, steps + profiled.PROFILED)
+        _watch(OptimizerStep, watch, steps, steps + profiled.PROFILED)
     context = app.training.train.RunContext(run, Heartbeat(run), StopFlag(), ranks)
     app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
@@ -140,13 +141,13 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     ranks.leave()
 
 
-def _watch(trainer: Any, watch: Any, first: int, end: int) -> None:
+def _watch(of: Any, watch: Any, first: int, end: int) -> None:
     """Have `watch` see the steps from `first` to before `end`, counted from 0, all that stands between two included."""
     import torch
 
-    step, count = trainer.training_step, 0
+    step, count = of.launch, 0
 
-    def training_step(*args: Any, **kwargs: Any) -> Any:
+    def launch(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
         if count in (first, end) and torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -157,7 +158,7 @@ def _watch(trainer: Any, watch: Any, first: int, end: int) -> None:
         count += 1
         return step(*args, **kwargs)
 
-    trainer.training_step = training_step
+    of.launch = launch
 
 
 def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:

@@ -111,12 +111,14 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(ROWS), default="smollm2-135m")
     parser.add_argument("--row-tokens", type=int, help="default: as benchmarks.train")
     parser.add_argument("--batch-size", type=int, help="default: as benchmarks.train")
+    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="CUDA graphs of a step")
     parser.add_argument("--top", type=int, default=30, help="lines of the table")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     row, batch = ROWS[given.shape] if given.device == "cuda" else (512, 16)
+    graph: Any = {"auto": "auto", "on": True, "off": False}[given.graph]
     seconds, tokens, found = steps(
-        Setting(given.shape, given.device, given.row_tokens or row, given.batch_size or batch)
+        Setting(given.shape, given.device, given.row_tokens or row, given.batch_size or batch, graph=graph)
     )
     print(f"{given.shape}: {tokens / seconds:,.0f} tokens/s, {1e3 * seconds / TIMED:.1f} ms a step by the clock")
     print("\n".join(lines(found, given.top)))

@@ -22,7 +22,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PROCESS_STARTED = time.time()
 # Defaults on a GPU by shape: tokens of a row, examples of a step. Large models fill the GPU with less.
@@ -43,7 +43,12 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
     transformers.logging.set_verbosity_error()
     setting = Setting(
-        arguments.shape, arguments.device, arguments.row_tokens, arguments.batch_size, arguments.checkpointing
+        arguments.shape,
+        arguments.device,
+        arguments.row_tokens,
+        arguments.batch_size,
+        arguments.checkpointing,
+        graph=cast(Any, {"auto": "auto", "on": True, "off": False}[arguments.graph]),
     )
     cuda = arguments.device == "cuda"
     rate = peak(arguments.device)
@@ -124,6 +129,7 @@ def main() -> int:
     parser.add_argument("--row-tokens", type=int, default=None, help="ours: tokens of a packed row at most")
     parser.add_argument("--batch-size", type=int, default=None, help="ours: examples of a step")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for ours too")
+    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="ours: CUDA graphs of a step")
     parser.add_argument("--ways", default=None, help="some of the lines, comma-separated")
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; default runs/bench-train.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -144,6 +150,7 @@ def main() -> int:
 
     words = ["--device", arguments.device, "--shape", arguments.shape, "--seconds", str(arguments.seconds),
              "--row-tokens", str(arguments.row_tokens), "--batch-size", str(arguments.batch_size)]  # fmt: skip
+    words += ["--graph", arguments.graph]
     words += ["--checkpointing"] if arguments.checkpointing else []
     names = {way: name for way, (name, _) in WAYS.items()}
     found = []

@@ -9,22 +9,27 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from app.attention.backends import NAMES
+from app.attention.block_mask import TILE
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
 from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
-from app.training.batch import Collator, Schedule, Steps
+from app.training import fsdp as sharded
+from app.training.batch import Collator, Schedule, Steps, shapes_of
+from app.training.cuda_graph import Graphs, suitable
 from app.training.fast_path import tokens_multiple
-from app.training.trainer import PrefillTrainer
-from jobs.config.schema import Mask, Objective
+from app.training.loop import TrainingLoop
+from app.training.train import MOST_SHAPES
+from jobs.config.schema import Mask, Train
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,
@@ -46,6 +51,7 @@ class Setting:
     batch_size: int
     gradient_checkpointing: bool = False
     seed: int = 0
+    graph: bool | Literal["auto"] = "auto"
 
 
 Done = Callable[[int, int], None]  # told after each step: tokens so far, and with padding
@@ -96,23 +102,59 @@ def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
     )  # fmt: skip
 
 
+class _Silent:
+    """In place of app.training.recorder.Recorder: nothing is written. `done` is called after each step that was launched."""
+
+    stop = False
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self.done, self.steps = done, 0
+
+    def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
+        if step > self.steps and phase == "train":
+            self.steps = step
+            self.done()
+
+    def log(self, step: int, **numbers: float) -> None:
+        self.loss = numbers["loss"]
+
+    def phase(self, name: str) -> None: ...
+    def begin(self, step: int, total: int) -> None: ...
+    def end(self, step: int, total: int) -> None: ...
+    def close(self) -> None: ...
+
+
 def ours(setting: Setting, done: Done, mask: Mask) -> None:
-    """The product's own trainer, as a stage calls it: float32 weights, bf16 autocast, fused AdamW, packed rows."""
+    """The product's own loop, as a stage calls it: float32 weights, bf16 autocast, fused AdamW, packed rows."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     model = random_model(setting, NAMES["sdpa"], torch.float32)
     loaded = Loaded(model, None, "random", 16384, any_attention=True)
-    fast, steps = suits(loaded), 10_000
+    fast, total = suits(loaded), 10_000
+    train = Train(mask=mask, max_steps=total, batch_size=setting.batch_size, micro_batch_size=setting.batch_size,
+                  warmup_steps=10, gradient_checkpointing=setting.gradient_checkpointing, graph=setting.graph, keep="last",
+                  eval_every=total, save_every=total + 1)  # fmt: skip
     data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
-    collate = Collator(mask, multiple=tokens_multiple(fast, loaded.device))
-    trainer = PrefillTrainer(
-        model, _arguments(setting, steps, per_device_train_batch_size=setting.batch_size),
-        steps=Steps(collate, setting.row_tokens), goal=Objective(), eval_batches=[], keep_checkpoints=1,
-        train_dataset=Schedule(data, steps, setting.batch_size, setting.seed), on_evaluation=lambda *_: False,
-        callbacks=[_Each(lambda: done(trainer.tokens_seen, trainer.padded_tokens_seen))],
+    schedule = Schedule(data, total, setting.batch_size, setting.seed)
+    steps = Steps(Collator(mask, multiple=tokens_multiple(fast, loaded.device)), setting.row_tokens)
+    mean = sum(map(len, data)) / len(data)
+    row = min(setting.batch_size * mean, setting.row_tokens)
+    graphed, _ = suitable(train, cuda=loaded.device.type == "cuda", compiled=fast, world=1,
+                          parameters=model.num_parameters(), tokens=row)  # fmt: skip
+    if graphed:
+        some = Schedule(data, 600, setting.batch_size, setting.seed)
+        steps = replace(steps, shapes=shapes_of(steps.sizes(some), TILE, MOST_SHAPES))
+    if setting.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    recorder: Any = _Silent(lambda: done(loop.tokens_seen, loop.padded_tokens_seen))
+    loop = TrainingLoop(
+        model, train, accelerator=sharded.accelerator(loaded.device, _bf16(setting.device)), steps=steps,
+        schedule=schedule, eval_batches=[data[:16]], directory=Path(tempfile.mkdtemp()), recorder=recorder,
+        graphs=Graphs() if graphed else None,
     )  # fmt: skip
     if fast:
         speed_up(model)
-    trainer.train()
+    loop.prepare()
+    loop.run()
 
 
 def reference(setting: Setting, done: Done) -> None:

@@ -86,6 +86,7 @@ class Reconcile(Strict):
     listings: Annotated[int, Field(ge=2)]
     spacing: PositiveFloat
     visible_after: PositiveFloat
+    late: PositiveFloat
 
 
 class Destroy(Strict):
@@ -105,6 +106,8 @@ class Market(Strict):
     min_down_mbit: Annotated[float, Field(ge=0)]
     offers_fresh: PositiveFloat
     banned_machines: list[int]
+    regions: list[Annotated[str, Field(pattern=r"^[A-Z]{2}$")]]
+    datacenter: Literal["auto", "always", "never"]
 
 
 class Bounds(Strict):
@@ -172,6 +175,7 @@ class Policy(Strict):
     deadlines: Deadlines
     unreachable: Unreachable
     reconcile: Reconcile
+    confirm_after: PositiveFloat
     absence_spacing: PositiveFloat
     destroy: Destroy
     destroy_on: DestroyOn
@@ -191,6 +195,12 @@ class Policy(Strict):
             fact = f"expected less than caps.hours ({self.caps.hours:g}), found {reserve:g} minutes"
             raise combination("caps", fact, "no time would be left for the job")
         return self
+
+
+def only_datacenters(policy: Policy) -> bool:
+    """Whether hosts must be in a data center: their owners can read the secrets that a job is given."""
+    choice = policy.market.datacenter
+    return choice == "always" or (choice == "auto" and bool(policy.secrets or policy.registry_login))
 
 
 def load(

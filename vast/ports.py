@@ -36,6 +36,17 @@ class Offer:
     hours_left: float  # until its owner takes it back
     direct_ports: int
     place: str = ""
+    cuda: float | None = None  # the latest version that the driver runs
+    driver: int | None = None  # major version
+    compute_cap: int | None = None  # 890 for 8.9
+    cpu_arch: str = ""
+    datacenter: bool = False
+    traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
+
+
+def hourly(offer: Offer, bid: Dollars | None) -> Dollars:
+    """Dollars per hour of a contract for `offer`: the price on demand, or with a bid the bid, which it may come to cost."""
+    return offer.dollars_per_hour if bid is None else max(bid, offer.min_bid or 0.0)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,14 @@ class OfferQuery:
     interruptible: bool = False
     banned_machines: frozenset[int] = frozenset()
     limit: int = 64
+    min_cuda: float = 0.0
+    min_driver: int = 0
+    compute_caps: tuple[int, ...] = ()  # what the image is built for; a later minor version of one of them fits too
+    cpu_arch: str = ""
+    regions: tuple[str, ...] = ()  # countries, by two letters
+    datacenter: bool = False  # only hosts in a data center
+    work_hours: float = 0.0  # expected: offers are ranked by what they cost for these
+    down_gb: float = 0.0  # that every machine loads: the image
 
 
 @dataclass(frozen=True)
@@ -131,8 +150,9 @@ Destroyed = Literal["accepted", "unclear"]  # neither proves absence
 
 @dataclass(frozen=True)
 class Account:
-    credit: Dollars
+    credit: Dollars | None  # None: the service did not state it
     id: int | None = field(default=None, compare=False)  # None: the market has no account numbers
+    at: Seconds | None = field(default=None, compare=False)  # unix time of the answer, by the service's clock
 
 
 class Cloud(Protocol):
@@ -146,6 +166,8 @@ class Cloud(Protocol):
     def instance(self, instance_id: int) -> Instance | Gone | None: ...
     def destroy(self, instance_id: int) -> Destroyed: ...
     def attach_key(self, instance_id: int, public_key: str) -> bool: ...
+
+    def set_label(self, instance_id: int, label: str) -> bool: ...
     def account(self) -> Account | None:
         """None also for a refused key: then no other answer is trusted."""
 

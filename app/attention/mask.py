@@ -1,7 +1,7 @@
 """The one definition of the masks: which token attends to which.
 
 Every token of a row carries four integers, and one predicate over two tokens decides whether the first may attend to the
-second. Trainer, scorer and generator all use it; nothing else in the repository decides which token attends to which.
+second. Training, scoring and generation all use it; nothing else in the repository decides which token attends to which.
 
     doc     which document of the row the token belongs to (packing); PAD for padding, which only sees padding
     branch  0 for the trunk (prompt, or prompt and response), n > 0 for the n-th continuation of one shared prompt

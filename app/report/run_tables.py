@@ -4,6 +4,7 @@ elsewhere."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from app.report.format import DASH, count, duration, moment, number, short, task_title
 from app.report.runs import mask_name
@@ -39,9 +40,12 @@ def training(study: Study) -> Table:
         "Eval loss, first": losses("eval_loss_first"),
         "Eval loss, best (step)": best,
         "Eval loss, last": losses("eval_loss_last"),
+        "Weights kept": [_kept(t) for _, t in runs],
         "Objective": [_objective(t.get("objective")) for _, t in runs],
         "Precision": [str(t.get("precision", DASH)) for _, t in runs],
         "Parameters trained": two("params_trained", "params_total"),
+        "Launched as CUDA graphs": [_graphed(t) for _, t in runs],
+        "Padding of training rows": [f"{t['padding']:.1%}" if "padding" in t else DASH for _, t in runs],
         "Response tokens": counts("response_tokens"),
         "Seed": [str(run.seed) for run, _ in runs],
     }
@@ -97,3 +101,12 @@ def estimate(study: Study) -> Table:
 
 def _objective(value: Mapping[str, float] | None) -> str:
     return ", ".join(f"{key} {weight:g}" for key, weight in (value or {}).items() if weight) or DASH
+
+
+def _kept(train: Mapping[str, Any]) -> str:
+    """Which weights became the finished model; runs of before there was a choice kept the last."""
+    return f"{train['keep']}, of step {count(train.get('kept_step'))}" if "keep" in train else DASH
+
+
+def _graphed(train: Mapping[str, Any]) -> str:
+    return DASH if "graph" not in train else "yes" if train["graph"] else f"no: {train.get('graph_reason', DASH)}"

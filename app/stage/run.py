@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,12 @@ from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_r
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
+
+
+def _serial() -> int:
+    """The suffix of a new run's name: 1 (none), or what vast/host/start.py chose for this machine."""
+    text = os.environ.get("PREFILL_RUN_SERIAL", "")
+    return int(text) if text.isdecimal() and int(text) else 1
 
 
 @dataclass(frozen=True)
@@ -146,7 +153,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         from app.stage.work import work
 
         started = now()
-        run = RunDir.create(runs_dir, job.stage.name, started) if found.unfinished is None else (
+        run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
             RunDir.reopen(found.unfinished.path))  # fmt: skip
         announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
               "resume": found.unfinished is not None})  # fmt: skip

@@ -62,7 +62,7 @@ def work(
         entries = stage.score(section) if job.stage.score is not None else []
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:
-        headline["eval_loss"] = section["eval_loss_last"]
+        headline["eval_loss"] = section["eval_loss"]
     return headline
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
@@ -59,10 +61,10 @@ class Collator:
     seed: int = 0
     multiple: int = 1
 
-    def __call__(self, examples: Sequence[TokenExample], draw: str = "") -> dict[str, Tensor]:
-        """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block."""
+    def __call__(self, examples: Sequence[TokenExample], draw: str = "", least: int = 1) -> dict[str, Tensor]:
+        """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block; `least` columns or more."""
         rows = [list(examples)] if self.packing else [[e] for e in examples] or [[]]
-        width = max(1, *(sum(map(len, row)) for row in rows))
+        width = max(1, least, *(sum(map(len, row)) for row in rows))
         where = layout([[Document(self._prefix_len(e, draw), len(e)) for e in row] for row in rows], self.mask,
                        length=-(-width // self.multiple) * self.multiple)  # fmt: skip
         ids = torch.zeros(where.shape, dtype=torch.long)
@@ -87,12 +89,49 @@ class Collator:
         return len(example.prompt_ids)
 
 
+class Shape(NamedTuple):
+    """What a packed row is padded to: its columns, and the states of them that predict response tokens."""
+
+    columns: int
+    responses: int
+
+
+def shapes_of(rows: Iterable[tuple[int, int]], multiple: int, most: int) -> tuple[Shape, ...]:
+    """At most `most` shapes, whole multiples of `multiple` wide, that hold `rows` with the least padding.
+
+    Args:
+        rows: (tokens, response tokens) of each.
+    """
+    responses: dict[int, int] = {}
+    counts: Counter[int] = Counter()
+    for tokens, wanted in rows:
+        width = -(-max(tokens, 1) // multiple) * multiple
+        counts[width] += 1
+        responses[width] = max(responses.get(width, 1), wanted)
+    widths = sorted(counts)
+    before = list(accumulate((counts[w] for w in widths), initial=0))  # rows narrower than the n-th width
+    # cheapest[n]: (columns in all, the widths chosen) for the n narrowest widths.
+    cheapest: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    for _ in range(most):
+        cheapest = [(0, ())] + [
+            min((cheapest[m][0] + widths[n - 1] * (before[n] - before[m]), (*cheapest[m][1], widths[n - 1]))
+                for m in range(min(n, len(cheapest))))
+            for n in range(1, len(widths) + 1)
+        ]  # fmt: skip
+    columns = sorted(set(cheapest[-1][1]))
+    return tuple(
+        Shape(right, max(responses[w] for w in widths if left < w <= right))
+        for left, right in zip([0, *columns], columns, strict=False)
+    )
+
+
 @dataclass(frozen=True)
 class Steps:
     """The examples of an optimiser step -> its forward passes on one of `world` processes, as many on each.
 
     With packing a pass is a row of at most `row_tokens` tokens, without it `examples` padded rows. Which examples a step
-    has, and what each weighs in its loss, depends on none of these numbers.
+    has, and what each weighs in its loss, depends on none of these numbers. shapes: rows are padded to one of these, where
+    one holds them.
     """
 
     collate: Collator
@@ -100,6 +139,7 @@ class Steps:
     examples: int = 1
     rank: int = 0
     world: int = 1
+    shapes: tuple[Shape, ...] = ()
 
     def passes(self, examples: Sequence[TokenExample]) -> list[list[TokenExample]]:
         """The passes of all processes; a process has every world-th."""
@@ -114,14 +154,53 @@ class Steps:
         step_tokens = torch.tensor(sum(len(e.response_ids) for e in examples))
         draw = hashlib.sha256("|".join(e.key for e in examples).encode()).hexdigest()  # another one in each epoch
         mine = self.passes(examples)[self.rank :: self.world]
-        return [{**self.collate(some, draw), "step_tokens": step_tokens} for some in mine]
+        return [
+            {**self.collate(some, draw, self.shape(_size(some)).columns), "step_tokens": step_tokens} for some in mine
+        ]
+
+    def shape(self, size: tuple[int, int]) -> Shape:
+        """The least of `shapes` that holds (tokens, response tokens); without any, none of its own."""
+        return next((one for one in self.shapes if size[0] <= one.columns and size[1] <= one.responses), Shape(1, 0))
+
+    def sizes(self, schedule: Schedule) -> list[tuple[int, int]]:
+        """(tokens, response tokens) of each pass that this process makes in the whole of training."""
+        return [
+            _size(some)
+            for i in range(schedule.steps)
+            for some in self.passes(schedule.step(i))[self.rank :: self.world]
+        ]
+
+
+def _size(examples: Sequence[TokenExample]) -> tuple[int, int]:
+    return sum(map(len, examples)), sum(len(e.response_ids) for e in examples)
+
+
+def prepared(batch: dict[str, Tensor], shapes: tuple[Shape, ...] = ()) -> dict[str, Tensor]:
+    """The collator's tensors with `at`, flat indices of the states that predict, and their `targets` in place of labels.
+
+    Where the row has one of `shapes`, both are padded to its response tokens, and `counted` is 0 on what is padding. What
+    is to be known of the tensors is asked here, on the CPU: the GPU need not be waited for.
+    """
+    labels = batch["labels"].flatten()
+    at = (labels != IGNORE).nonzero()[:, 0]
+    found = {**{k: v for k, v in batch.items() if k != "labels"}, "at": at, "targets": labels[at]}
+    if "step_tokens" in batch:
+        found["step_tokens"] = batch["step_tokens"].float()
+    held = next((one for one in shapes if batch["doc"].shape == (1, one.columns) and len(at) <= one.responses), None)
+    if held is not None:
+        missing = held.responses - len(at)
+        found["counted"] = F.pad(torch.ones(len(at)), (0, missing))
+        found["at"], found["targets"] = (F.pad(found[name], (0, missing)) for name in ("at", "targets"))
+    if torch.cuda.is_available():
+        found = {name: tensor.pin_memory() for name, tensor in found.items()}
+    return found
 
 
 def layout_of(batch: dict[str, Any]) -> Layout:
     return Layout(batch["doc"], batch["branch"], batch["pos"], batch["block"], trunks_only=True)
 
 
-class Schedule(Dataset[TokenExample]):
+class Schedule:
     """The examples in the order in which training meets them: `steps * batch_size` of them, each epoch its own shuffle.
 
     The order is a function of (seed, number of examples) alone. A resumed run, or one on another number of GPUs, meets
@@ -129,8 +208,7 @@ class Schedule(Dataset[TokenExample]):
     """
 
     def __init__(self, examples: Sequence[TokenExample], steps: int, batch_size: int, seed: int) -> None:
-        self.examples = examples
-        self.batch_size = batch_size
+        self.examples, self.steps, self.batch_size = examples, steps, batch_size
         wanted = steps * batch_size
         order: list[int] = []
         epoch = 0
@@ -140,8 +218,6 @@ class Schedule(Dataset[TokenExample]):
             epoch += 1
         self.order = order[:wanted]
 
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> TokenExample:
-        return self.examples[self.order[index]]
+    def step(self, index: int) -> list[TokenExample]:
+        """The examples of a step, counted from 0."""
+        return [self.examples[i] for i in self.order[index * self.batch_size : (index + 1) * self.batch_size]]

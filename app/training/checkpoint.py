@@ -1,5 +1,10 @@
 """Checkpoints of a run in progress, and the finished model.
 
+    model.safetensors       the trained weights, by their names in the model; under FSDP pytorch_model_fsdp.bin
+    optimizer.pt            the optimiser's state; under FSDP optimizer.bin
+    rng_state.pth           torch's random numbers; of one of several processes rng_state_N.pth
+    best-STEP.safetensors   with `train.keep: best`, the weights of the best evaluation so far, where they are not these
+
 A checkpoint is complete when it holds `complete.json` with the size and the digest of each of its files; it is written last
 and goes first. Anything else under `checkpoints/` was torn by a kill and is skipped; one whose files are not what their
 digests say is skipped too, before it is loaded. Old ones are pruned only after a newer one is complete; all of them go once
@@ -41,8 +46,8 @@ def step_of(checkpoint: Path) -> int:
 def mark_complete(checkpoint: Path) -> None:
     """Make everything in it durable, then say so.
 
-    The GPU waits meanwhile. What it waits for is the disk: 41 GB of a 3B model at 2 GB/s take 20 s. The digests read 8 GB/s
-    out of the page cache on one core (measured), 5 s of the same 20, since reading and flushing go on at once.
+    It takes as long as the disk does: 41 GB of a 3B model at 2 GB/s are 20 s. The digests read 8 GB/s out of the page cache
+    on one core (measured), 5 s of the same 20, since reading and flushing go on at once. Training goes on meanwhile.
     """
     paths = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARK)
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
@@ -188,7 +193,7 @@ def save_final(
         merged: Any = model.merge_and_unload()
         model = merged
     model.config.prefill = about
-    model.config.use_cache = True  # Trainer switches it off, and from_pretrained would decode without a cache
+    model.config.use_cache = True  # gradient checkpointing may have switched it off
     ends = end_ids(tokenizer, model.generation_config.eos_token_id)
     model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None  # or stock `generate` runs on
     # In place: a copy of its state would untie tied weights, and leave config.json with the old dtype.

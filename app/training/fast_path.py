@@ -10,16 +10,20 @@ import torch
 
 from app.attention.block_mask import TILE
 from app.model.load import row_multiple
-from jobs.estimate.memory import DENSE, PACKED
+from jobs.estimate.memory import DENSE, PACKED, PACKED_SMALL, SMALL_MODEL
 
 # A row under a dense mask costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with
 # DENSE (docs/log.md).
 DENSE_CPU = 512
 
 
-def row_tokens(wanted: int | None, fast: bool, device: torch.device) -> int:
-    """Most tokens of a packed row."""
-    return wanted or (PACKED if fast else DENSE_CPU if device.type == "cpu" else DENSE)
+def row_tokens(wanted: int | None, fast: bool, device: torch.device, parameters: float) -> int:
+    """Most tokens of a packed row; `parameters`: of the model."""
+    if wanted is not None:
+        return wanted
+    if fast:
+        return PACKED_SMALL if parameters < SMALL_MODEL else PACKED
+    return DENSE_CPU if device.type == "cpu" else DENSE
 
 
 def tokens_multiple(fast: bool, device: torch.device) -> int:

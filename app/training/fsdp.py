@@ -11,6 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    FullyShardedDataParallelPlugin,
+    load_fsdp_model,
+    load_fsdp_optimizer,
+    save_fsdp_model,
+    save_fsdp_optimizer,
+)
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
 
@@ -18,10 +29,23 @@ from jobs.config.schema import Train
 from jobs.errors import CheckpointError, ConfigError
 
 
-def settings() -> dict[str, Any]:
-    """For TrainingArguments. State dictionaries are written whole, so that a checkpoint fits any number of GPUs."""
-    return {"fsdp": "full_shard auto_wrap",
-            "fsdp_config": {"version": 2, "reshard_after_forward": True, "state_dict_type": "FULL_STATE_DICT"}}  # fmt: skip
+def accelerator(device: torch.device, bf16: bool, spread: bool = False) -> Accelerator:
+    """accelerate for one training. State dictionaries are written whole, so that a checkpoint fits any number of GPUs."""
+    # One process may train more than once, and not always on the same device.
+    AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
+    plugin = None
+    if spread:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, reshard_after_forward=True, state_dict_type="FULL_STATE_DICT",
+            auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
+        )  # fmt: skip
+    # What a decoder holds as buffers never changes; gradients stay where they are added up, and are not copied back.
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    made = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin,
+                       kwargs_handlers=[ddp])  # fmt: skip
+    if plugin is not None:
+        reduce_in_float32(made)
+    return made
 
 
 def require_shardable(train: Train) -> None:
@@ -72,10 +96,36 @@ def seen_as_plain(model: Any) -> None:
         module._is_fsdp_managed_module = False
 
 
-def whole_model(accelerator: Any, model: Any, main: bool) -> PreTrainedModel | None:
-    """The model with all its weights on the CPU, on the main process; None on others. Every process must call it."""
+def save(accelerator: Any, model: Any, optimizer: Any, here: Path) -> None:
+    """Every process must call it; the main one writes."""
+    plugin = accelerator.state.fsdp_plugin
+    save_fsdp_model(plugin, accelerator, model, str(here))
+    save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
+
+
+def restore(accelerator: Any, model: Any, optimizer: Any, here: Path) -> None:
+    plugin = accelerator.state.fsdp_plugin
+    load_fsdp_model(plugin, accelerator, model, str(here))
+    load_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
+
+
+def whole_weights(model: Any) -> dict[str, Tensor]:
+    """All weights on the CPU, on the main process; none on others. Every process must call it."""
     # PyTorch's own: accelerate's leaves what is spread as it is once a checkpoint was loaded (1.15).
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    found: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return {name: found[name] for name, _ in model.named_parameters() if name in found}  # a shared one once
+
+
+def whole_model(
+    accelerator: Any, model: Any, main: bool, weights: dict[str, Tensor] | None = None
+) -> PreTrainedModel | None:
+    """The model with all its weights on the CPU, on the main process; None on others. Every process must call it.
+
+    weights: those of an earlier step, in place of the model's own.
+    """
+    state = whole_weights(model) if weights is None else weights
     if not main:
         return None
     inner = accelerator.unwrap_model(model)

@@ -37,27 +37,34 @@ class Teacher:
     weight: Tensor
 
 
-def objective(logits: Tensor, targets: Tensor, teacher: Tensor | None, *, ce: float, kl: float) -> Loss:
+def objective(logits: Tensor, targets: Tensor, teacher: Tensor | None, *, ce: float, kl: float,
+              counted: Tensor | None = None) -> Loss:  # fmt: skip
     """ce * cross-entropy + kl * KL(teacher || student), summed over tokens.
 
     Args:
         logits: (tokens, vocabulary), at the states that predict response tokens, and at no others.
         targets: (tokens,) response ids.
         teacher: (tokens, vocabulary) logits of the frozen start on the same tokens, or None when kl is 0.
+        counted: (tokens,) 1 for a token of the sum, 0 for padding; None: all of them are tokens.
     """
     logits = logits.float()
-    nll = F.cross_entropy(logits, targets, reduction="sum")
+    if counted is None:
+        nll = F.cross_entropy(logits, targets, reduction="sum")
+    else:
+        nll = (F.cross_entropy(logits, targets, reduction="none") * counted).sum()
     divergence = torch.zeros_like(nll)
     if teacher is not None:
-        divergence = F.kl_div(
-            torch.log_softmax(logits, -1), torch.log_softmax(teacher.float(), -1), reduction="sum", log_target=True
-        )
+        student, start = torch.log_softmax(logits, -1), torch.log_softmax(teacher.float(), -1)
+        if counted is None:
+            divergence = F.kl_div(student, start, reduction="sum", log_target=True)
+        else:
+            divergence = (F.kl_div(student, start, reduction="none", log_target=True).sum(-1) * counted).sum()
     total = ce * nll + kl * divergence if teacher is not None else ce * nll
     return Loss(total, nll.detach(), divergence.detach())
 
 
 def from_hidden(hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teacher | None = None, *, ce: float,
-                kl: float, chunk: int = CHUNK) -> Loss:  # fmt: skip
+                kl: float, chunk: int = CHUNK, counted: Tensor | None = None) -> Loss:  # fmt: skip
     """`objective` of the logits hidden @ weight.T, a chunk of tokens at a time.
 
     Args:
@@ -65,22 +72,28 @@ def from_hidden(hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teache
         weight: (vocabulary, hidden).
         chunk: logits held at a time, at least one token's.
     """
-    total, nll, divergence = _Chunked.apply(hidden, weight, targets, teacher, ce, kl, chunk)
+    total, nll, divergence = _Chunked.apply(hidden, weight, targets, teacher, ce, kl, chunk, counted)
     return Loss(total, nll, divergence)
 
 
-def _parts(logits: Tensor, targets: Tensor, teacher: Tensor | None, ce: float, kl: float) -> tuple[Tensor, ...]:
+def _parts(logits: Tensor, targets: Tensor, teacher: Tensor | None, ce: float, kl: float,
+           counted: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
     """Cross-entropy and KL of a chunk, summed, and the gradient of ce * one + kl * the other by its logits."""
     logp = torch.log_softmax(logits.float(), -1)
     p = logp.exp()
-    nll = -logp.gather(1, targets[:, None]).sum()
+    nll = -logp.gather(1, targets[:, None])
     wanted = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gradient = ce * (p - wanted.float())
     if teacher is None:
-        return nll, torch.zeros_like(nll), (ce * (p - wanted.float())).to(logits.dtype)
-    logq = torch.log_softmax(teacher.float(), -1)
-    q = logq.exp()
-    gradient = ce * (p - wanted.float()) + kl * (p - q)
-    return nll, (q * (logq - logp)).sum(), gradient.to(logits.dtype)
+        divergence = torch.zeros_like(nll)
+    else:
+        logq = torch.log_softmax(teacher.float(), -1)
+        q = logq.exp()
+        gradient = gradient + kl * (p - q)
+        divergence = q * (logq - logp)
+    if counted is not None:
+        nll, divergence, gradient = (part * counted[:, None] for part in (nll, divergence, gradient))
+    return nll.sum(), divergence.sum(), gradient.to(logits.dtype)
 
 
 @cache
@@ -91,7 +104,7 @@ def _compiled() -> Callable[..., tuple[Tensor, ...]]:
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teacher | None, ce: float,
-                kl: float, chunk: int) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                kl: float, chunk: int, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         parts = _compiled() if hidden.is_cuda else _parts
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         by_weight: Tensor | None = None
@@ -99,8 +112,11 @@ class _Chunked(torch.autograd.Function):
         size = max(1, chunk // weight.shape[0])
         for start in range(0, len(hidden), size):
             some = hidden[start : start + size]
-            theirs = None if teacher is None else F.linear(teacher.hidden[start : start + size], teacher.weight)
-            one, other, gradient = parts(F.linear(some, weight), targets[start : start + size], theirs, ce, kl)
+            # accelerate gives the outputs of a prepared model in float32, the states of a teacher among them.
+            theirs = None if teacher is None else (
+                F.linear(teacher.hidden[start : start + size].to(teacher.weight.dtype), teacher.weight))  # fmt: skip
+            real = None if counted is None else counted[start : start + size]
+            one, other, gradient = parts(F.linear(some, weight), targets[start : start + size], theirs, ce, kl, real)
             nll, divergence = nll + one, divergence + other
             if by_hidden is not None:
                 torch.mm(gradient, weight, out=by_hidden[start : start + size])
@@ -121,4 +137,4 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
         by_hidden, by_weight = ctx.saved_tensors
         scaled = [None if g is None else g * scale.to(g.dtype) for g in (by_hidden, by_weight)]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)

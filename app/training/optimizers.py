@@ -1,4 +1,4 @@
-"""The optimisers by the names of a stage, and what transformers' Trainer calls them.
+"""The optimisers by the names of a stage, the parameters that they decay, and the course of the learning rate.
 
 adamw: PyTorch's, fused. adafactor: factored second moments, no first: next to no state (arXiv 1804.04235). adamw_8bit: both
 moments in 8 bits, by blocks (arXiv 2110.02861), from torchao or bitsandbytes, whichever is installed; neither is a
@@ -7,12 +7,21 @@ dependency of this project.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from app.training.master_weights import MasterAdamW, linear_weights
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
 
-_EIGHT_BITS = {"torchao": "adamw_torch_8bit", "bitsandbytes": "adamw_bnb_8bit"}  # what Trainer calls them
+_EIGHT_BITS = {"torchao": "torchao.optim", "bitsandbytes": "bitsandbytes.optim"}
 
 
 def eight_bit_library() -> str:
@@ -28,8 +37,63 @@ def eight_bit_library() -> str:
     return found
 
 
-def trainer_name(train: Train) -> str:
-    """What transformers' Trainer calls the optimiser. Raises ConfigError where its library is missing."""
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters: matrices, which decay, and norms and biases, which do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]  # fmt: skip
+
+
+def learning_rate(train: Train, step: int) -> float:
+    """The learning rate of the step that follows `step` others: a linear rise from zero, then the stage's schedule."""
+    if step < train.warmup_steps:
+        return train.learning_rate * (step / train.warmup_steps)
+    left = max(1, train.max_steps - train.warmup_steps)
+    if train.schedule == "constant":
+        return train.learning_rate
+    if train.schedule == "linear":
+        return train.learning_rate * max(0.0, (train.max_steps - step) / left)
+    return train.learning_rate * max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - train.warmup_steps) / left))))
+
+
+def make(train: Train, model: Any, gpu: bool, half: bool) -> Optimizer:
+    """The stage's optimiser of the model's trained parameters, with PyTorch's constants.
+
+    Args:
+        gpu: adamw is that of app/training/master_weights.py; else torch's.
+        half: linear layers may hold bfloat16 weights, since they multiply in it.
+
+    Raises:
+        ConfigError: its library is missing.
+    """
+    groups = parameter_groups(model, train.weight_decay)
+    if train.optimizer == "adamw" and gpu:
+        return MasterAdamW(groups, lr=train.learning_rate, halved=linear_weights(model) if half else ())
+    return maker(train)(groups)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if isinstance(optimizer, MasterAdamW):
+        optimizer.rate.fill_(rate)
+
+
+def maker(train: Train) -> Callable[[list[dict[str, Any]]], Optimizer]:
+    """Makes the optimiser from parameter groups, with PyTorch's constants.
+
+    Raises:
+        ConfigError: its library is missing.
+    """
+    rate, decay = train.learning_rate, train.weight_decay
+    if train.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # The learning rate is the schedule's, as for AdamW: neither relative to the step nor to the parameter.
+        return lambda groups: Adafactor(groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False)
     if train.optimizer == "adamw_8bit":
-        return _EIGHT_BITS[eight_bit_library()]
-    return {"adamw": "adamw_torch_fused", "adafactor": "adafactor"}[train.optimizer]
+        optimizer: Any = import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit
+        return lambda groups: optimizer(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
+    return lambda groups: torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True
+    )

@@ -1,4 +1,4 @@
-"""One training run: data, model, Trainer, and what it leaves behind."""
+"""One training run: data, model, the training loop, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel
 
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
@@ -26,19 +25,20 @@ from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps
-from app.training.callbacks import Recorder
+from app.training.batch import Collator, Schedule, Steps, shapes_of
+from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
+from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
-from app.training.optimizers import trainer_name
-from app.training.trainer import PrefillTrainer
+from app.training.recorder import Recorder
 from jobs.config.load import Job
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
+MOST_SHAPES = 8  # of packed rows, where each has a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,11 @@ def prepare_data(job: Job, tokenizer: Any,
 def _trainable(model: PreTrainedModel, train: Train) -> Any:
     """The model with what is to be trained, all that text goes through or an adapter on it, and the rest frozen."""
     freeze_unused(model)
+    if train.gradient_checkpointing is True:  # auto is decided in app/stage/capacity.py
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if train.lora is None:
         return model
     return with_adapter(model, train.lora)
-
-
-def _arguments(job: Job, run: RunDir, device: torch.device) -> TrainingArguments:
-    train = job.stage.train
-    assert train is not None
-    checkpointing: dict[str, Any] = {}  # named only where wanted: newer versions warn about the names
-    if train.gradient_checkpointing is True:  # auto is decided in app/stage/capacity.py
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    spread = sharded.settings() if job.profile.sharding == "fsdp" else {}
-    schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
-    arguments = TrainingArguments(
-        output_dir=str(run.checkpoints), max_steps=train.max_steps, seed=job.stage.seed,
-        per_device_train_batch_size=train.batch_size, gradient_accumulation_steps=1,  # a step is one batch to Trainer
-        learning_rate=train.learning_rate, lr_scheduler_type=schedule, warmup_steps=train.warmup_steps,
-        weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
-        optim=trainer_name(train),
-        bf16=mixed_precision(train.precision, device), use_cpu=device.type == "cpu",
-        **checkpointing, **spread,
-        eval_strategy="steps", eval_steps=train.eval_every, eval_on_start=False,
-        save_strategy="steps", save_steps=train.save_every, logging_steps=1, logging_nan_inf_filter=False,
-        report_to=[], remove_unused_columns=False, dataloader_num_workers=0, dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True, average_tokens_across_devices=True, ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # what a decoder holds as buffers never changes
-    )  # fmt: skip
-    if arguments.n_gpu > 1:  # Trainer would spread each batch over all GPUs it sees, and make it that much larger
-        arguments._n_gpu = 1
-    return arguments
 
 
 class _Evaluations:
@@ -183,9 +158,16 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        job.halved(row_tokens(section.pack_tokens, fast, loaded.device)), section.micro_batch_size,
+        job.halved(row_tokens(section.pack_tokens, fast, loaded.device, params_total)), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
+    schedule = Schedule(kept, section.max_steps, section.batch_size, job.stage.seed)
+    mean = sum(len(e) for e in kept) / len(kept)
+    graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world,
+                            parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
+    eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
+    if graphed:
+        steps_of = replace(steps_of, shapes=shapes_of(steps_of.sizes(schedule), TILE, MOST_SHAPES))
     if resume:
         heartbeat.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
@@ -198,69 +180,60 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         run.rewind_jsonl(name, step if step is not None else -1)
     ranks.wait()  # all of them read the logs next
     evaluations = _Evaluations(run, section, step)
-    recorder = Recorder(run, context.stop, heartbeat, ranks)
-
-    trainer = PrefillTrainer(
-        model, _arguments(job, run, loaded.device), steps=steps_of, goal=section.objective,
-        train_dataset=Schedule(kept, section.max_steps, section.batch_size, job.stage.seed),
-        eval_dataset=held_out, eval_batches=replace(steps_of, rank=0, world=1).passes(held_out),
-        keep_checkpoints=section.keep_checkpoints, on_evaluation=evaluations, on_phase=heartbeat.phase,
-        ranks=ranks, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(), callbacks=[recorder],
+    recorder = Recorder(run, context.stop, heartbeat)
+    bf16 = mixed_precision(section.precision, loaded.device)
+    loop = TrainingLoop(
+        model, section, accelerator=sharded.accelerator(loaded.device, bf16, spread), steps=steps_of, schedule=schedule,
+        eval_batches=eval_batches, directory=run.checkpoints, recorder=recorder, on_evaluation=evaluations, ranks=ranks,
+        seed=job.stage.seed, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(),
+        graphs=Graphs() if graphed else None,
     )  # fmt: skip
-    for one in (model, trainer.teacher) if fast else ():
+    for one in (model, loop.work.loss_of.teacher) if fast else ():
         if one is not None:
             speed_up(one)
             # The self-check of the start ran on another attention. Autocast as in training: what runs is what is checked.
-            with heartbeat.beating("compile"), trainer.accelerator.autocast():
+            with heartbeat.beating("compile"), loop.accelerator.autocast():
                 require_dependence(one, sorted({section.mask, "causal"}), loaded.origin, 4 * TILE)
-    before = (run.read_jsonl("train_log.jsonl") or [{}])[-1]  # of the attempts that this one goes on from
-    recorder.tokens = int(before.get("tokens") or 0)
-    recorder.response_tokens = int(before.get("response_tokens") or 0)
-    recorder.trainer, recorder.seconds_before = trainer, float(before.get("seconds") or 0.0)
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+    loop.prepare()
+    recorder.resume()
     started = time.monotonic()
-    if step is None:
-        trainer.evaluate()  # the loss that learning is measured from
     if at is not None:
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
-    if at is not None and evaluations.stop:
-        trainer.restore(at)  # what ended this training had been seen before it was interrupted
-    else:
-        trainer.train(resume_from_checkpoint=str(at) if at else None)
-    if recorder.stopped:
-        raise interrupted(trainer.state.global_step)
-    if evaluations.losses[-1][0] != trainer.state.global_step:
-        trainer.evaluate()
+        loop.restore(at, evaluations.losses)
+        loop.ended = evaluations.stop  # what ended this training had been seen before it was interrupted
+    loop.run()
+    if loop.stopped:
+        raise interrupted(loop.step)
     seconds = time.monotonic() - started + recorder.seconds_before
-    steps = trainer.state.global_step
-    about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id, "steps": steps,
-             "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
-    dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     heartbeat.phase("save")
-    finished: Any = trainer.accelerator.unwrap_model(trainer.model) if not spread else (
-        sharded.whole_model(trainer.accelerator, trainer.model, ranks.main))  # fmt: skip
+    steps, kept_step = loop.step, loop.finish()
+    losses = dict(evaluations.losses)
+    about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
+             "steps": kept_step, "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
+    dtype = pick_dtype(job.profile.model.dtype, loaded.device)
+    finished = loop.whole_model()
     saved = None
     if ranks.main:
         saved = checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
     ranks.wait()
-    losses = [loss for _, loss in evaluations.losses]
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
         "mask": section.mask, "steps": steps, "max_steps": section.max_steps,
         "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
         "train_examples": counts["train"], "eval_examples": counts["eval"],
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
-        "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": losses[0], "eval_loss_best": min(losses),
-        "eval_loss_last": losses[-1], "best_step": evaluations.plateau.best_step,
+        "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": evaluations.losses[0][1],
+        "eval_loss_best": min(losses.values()), "eval_loss_last": losses[steps], "best_step": evaluations.plateau.best_step,
         "saved": saved,  # how far final/, read back, is from what was trained
+        "keep": section.keep, "kept_step": kept_step, "eval_loss": losses[kept_step],
         "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
         "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,
-        "precision": "bf16 autocast, fp32 weights" if trainer.args.bf16 else "fp32",
+        "precision": "bf16 autocast, fp32 weights" if bf16 else "fp32",
         "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
-        "padding": 1 - trainer.tokens_seen / trainer.padded_tokens_seen if trainer.padded_tokens_seen else 0.0,
+        "graph": graphed, "graph_reason": why, "row_shapes": [shape.columns for shape in steps_of.shapes],
+        "padding": 1 - loop.tokens_seen / loop.padded_tokens_seen if loop.padded_tokens_seen else 0.0,
         "gradient_checkpointing": section.gradient_checkpointing is True,
         "objective": section.objective.model_dump(), "resumed_from_step": step,
     }  # fmt: skip

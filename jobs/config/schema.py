@@ -102,6 +102,7 @@ class Train(Strict):
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool | Literal["auto"] = False
+    graph: bool | Literal["auto"] = "auto"
     packing: bool = True
     pack_tokens: Positive | None = None
     max_length: Annotated[int, Field(ge=2)] = 1024  # tokens; one of the prompt and one of the response at least
@@ -112,6 +113,7 @@ class Train(Strict):
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
+    keep: Literal["best", "last"] = "best"
     auto_stop: AutoStop | None = None
     kill_after_steps: Positive | None = 300
     min_loss_improvement: NotNegativeFloat = 0.01

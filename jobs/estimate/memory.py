@@ -22,6 +22,8 @@ Sharding = Literal["none", "ddp", "fsdp"]
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
 # Tokens of a packed row on a GPU where the stage does not set train.pack_tokens: with FlexAttention, and under a dense mask.
 PACKED, DENSE = 4096, 1024
+# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
+SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
@@ -39,7 +41,8 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     train, attention = job.train, job.profile.model.attention
     if train is not None:
         fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD)
-        update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (PACKED if fast else DENSE))}
+        packed = PACKED_SMALL if shape.parameters < SMALL_MODEL else PACKED
+        update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (packed if fast else DENSE))}
         if job.halvings and train.gradient_checkpointing == "auto":
             update["gradient_checkpointing"] = True
         train = train.model_copy(update=update)

@@ -50,8 +50,11 @@ class RunDir(RunFiles):
     # ---- opening and closing
 
     @classmethod
-    def create(cls, runs_dir: Path, stage: str, now: datetime) -> RunDir:
+    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> RunDir:
         """A new directory, named by the time `now`, with -2, -3, ... where that second is taken.
+
+        serial: the first suffix to try. On a rented machine it is random: two runs that begin in the same second on
+        two machines are fetched into one runs directory.
 
         Beside a run of the stage from the future, by a clock that was ahead, it gets that run's time and the next number:
         the run that was started last stays the newest.
@@ -60,10 +63,11 @@ class RunDir(RunFiles):
         stamp = now.strftime("%Y%m%d-%H%M%S")
         with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            earlier = (match[1] for path in parent.iterdir() if (match := ID_PATTERN.fullmatch(path.name)))
-            stamp = max([stamp, *earlier])
-            for serial in itertools.count(1):
-                path = parent / (stamp if serial == 1 else f"{stamp}-{serial}")
+            earlier = [RunFiles(path).age_key for path in parent.iterdir() if ID_PATTERN.fullmatch(path.name)]
+            if earlier and max(earlier)[0] > stamp:
+                stamp, serial = max(earlier)[0], max(earlier)[1] + serial
+            for number in itertools.count(serial):
+                path = parent / (stamp if number == 1 else f"{stamp}-{number}")
                 with suppress(FileExistsError):
                     path.mkdir()
                     break

@@ -105,7 +105,7 @@ class Scene:
 
     def inside(self, *argv: str, code: int | None = 0, **env: str) -> str:
         """In the supervisor's container; values of `env` are handed on by name, so that they stand in no argv."""
-        env |= {"VAST_URL": self.fake.url, "VAST_API_KEY": KEY}
+        env |= {"VAST_URL": self.fake.url, "VAST_HOST_URL": self.fake.url, "VAST_API_KEY": KEY}
         names = [word for name in env for word in ("--env", name)]
         return docker("exec", *names, self.ours, *argv, code=code, timeout=60, **env)
 
@@ -115,7 +115,7 @@ class Scene:
     def background(self, *words: str, **env: str) -> Watcher:
         watcher = Watcher(self, f"{words[0]}-{next(self.serial)}")
         self.watchers.append(watcher)
-        env |= {"VAST_URL": self.fake.url, "VAST_API_KEY": KEY}
+        env |= {"VAST_URL": self.fake.url, "VAST_HOST_URL": self.fake.url, "VAST_API_KEY": KEY}
         names = [word for name in env for word in ("--env", name)]
         docker("exec", "--detach", *names, self.ours, "sh", "-c", BACKGROUND, f"/watch/{watcher.name}", *words, **env)
         wait_for("the supervisor's process", (self.watch / f"{watcher.name}.pid").exists, 20)

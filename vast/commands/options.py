@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,19 @@ import click
 from jobs.config.load import DEFAULT_PROFILE
 
 F = TypeVar("F", bound=Callable[..., Any])
-POSITIVE = click.FloatRange(0, min_open=True)
+
+
+class Finite(click.FloatRange):
+    """click's own lets nan through, which no comparison refuses, and inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        found = super().convert(value, param, context)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, context)
+        return found
+
+
+POSITIVE = Finite(0, min_open=True)
 
 runs_option = click.option(
     "--runs-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
@@ -34,7 +47,7 @@ def machine_options(command: F) -> F:
         click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N"),
         click.option("--min-vram", type=POSITIVE, metavar="GB", help="Memory of one GPU, at least."),
         click.option("--max-price", type=POSITIVE, metavar="DOLLARS", help="Per hour. The policy's bound holds as well."),
-        click.option("--disk", type=click.FloatRange(min=8), default=60.0, show_default=True, metavar="GB"),
+        click.option("--disk", type=Finite(min=8), default=60.0, show_default=True, metavar="GB"),
         click.option("--interruptible", is_flag=True, help="A cheaper machine that can be taken away."),
     ]):  # fmt: skip
         command = option(command)

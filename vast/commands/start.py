@@ -18,7 +18,6 @@ from jobs.errors import RunStateError, UserError
 from vast import policy as policies
 from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
-from vast.marketplace.http import DEFAULT_URL
 from vast.policy import Policy
 from vast.records.run_dir import Folder
 from vast.rental import preflight
@@ -118,7 +117,7 @@ def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
         redact=redact,
         notifier=Notifier(policy.hooks, redact, environ),
         login=own.login,
-        url=wiring.environ.get("VAST_URL") or DEFAULT_URL,
+        url=preflight.host_url(wiring.environ),
         first_process=wiring.first_process,
         ending=ending,
     )
@@ -157,10 +156,11 @@ def print_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
 
 
-def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False) -> int:
+def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False,
+              on_begin: Callable[[], None] = lambda: None) -> int:  # fmt: skip
     """Run the supervisor here or in the background. Returns the run's exit code, or 0 once it is in the background."""
 
-    def work(begun: Callable[[], None] = lambda: None) -> int:
+    def work(begun: Callable[[], None] = on_begin) -> int:
         return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=detach)
 
     if not detach:

@@ -61,23 +61,26 @@ def _print(found: list[statuses.RunStatus]) -> None:
 @click.command()
 @click.argument("run", required=False)
 @click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the run is closed.")
+@click.option("-n", "--tail", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
+              help="Begin with the last N lines.")  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="Begin with the first line.")
 @runs_option
 @click.pass_obj
-def logs(wiring: Wiring, run: str | None, follow: bool, runs_dir: Path) -> None:
+def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: bool, runs_dir: Path) -> None:
     """Print the log of RUN's job: from the host while there is one, else what was fetched."""
     folder = find(runs_dir.absolute(), run)
-    shown = 0
+    shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
     answered = False
     while True:
         machine, closed = _where(folder)
-        part = _from_host(folder, wiring, machine, shown) if machine is not None else None
+        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None else None
         if part is None and (closed or not follow):
-            part = _local_copy(folder, shown)
+            part = _local_copy(folder, shown, tail)
         if part is not None:
             text, following = part
             answered = True
             click.echo(text, nl=False)
-            if following > shown:
+            if shown is None or following > shown:
                 shown = following
                 continue  # one answer may hold a part of it only
         if closed or not follow:
@@ -98,23 +101,26 @@ def _where(folder: Folder) -> tuple[Machine | None, bool]:
     return machine if there else None, last.state.phase is Phase.CLOSED
 
 
-def _from_host(folder: Folder, wiring: Wiring, machine: Machine, offset: int) -> tuple[str, int] | None:
+def _from_host(
+    folder: Folder, wiring: Wiring, machine: Machine, offset: int | None, tail: int
+) -> tuple[str, int] | None:
     shell = start.shell_for(folder, wiring, {}, lambda: machine.id)
     try:
-        answer = shell.log(machine.addresses, follow_from=offset)
+        answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
     finally:
         shell.close()
     return None if answer is None else (str(answer["text"]), int(answer["next"]))
 
 
-def _local_copy(folder: Folder, offset: int) -> tuple[str, int] | None:
+def _local_copy(folder: Folder, offset: int | None, tail: int) -> tuple[str, int] | None:
     """The fetched log of the run's newest job."""
     names = [one.state.machine.job.run for one in records(folder.path) if one.state.machine and one.state.machine.job]
     for name in reversed([name for name in names if name is not None]):
         path = folder.runs_dir / name / JOB_LOG
         if path.is_file():
             with path.open("rb") as file:
-                file.seek(offset)
+                file.seek(offset or 0)
                 data = file.read()
-            return data.decode("utf-8", errors="replace"), offset + len(data)
+            text = data if offset is not None else b"".join(data.splitlines(keepends=True)[-tail:])
+            return text.decode("utf-8", errors="replace"), (offset or 0) + len(data)
     return None

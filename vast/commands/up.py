@@ -19,14 +19,17 @@ from vast.commands import start
 from vast.commands.offer_table import show_offers
 from vast.commands.options import POSITIVE, cap_options, machine_options, policy_option, profile_option, runs_option
 from vast.commands.wiring import Wiring, inputs_of
+from vast.marketplace.rows import loading_hours, rank
 from vast.policy import Policy
 from vast.ports import Offer
-from vast.records.run_dir import Folder, RunRequest, require_writable
+from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.earlier_runs import UnfinishedRun
+from vast.rental.image_needs import needs_of
+from vast.rental.image_registry import Image
 from vast.rental.plan import Wanted
-from vast.shell.sshkey import public_key
+from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
 
@@ -151,17 +154,33 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     for one in inputs_of(runs_dir, request):
         one.files()  # raises now if a file cannot be sent
     settings = job.settings(resolve_init(runs_dir, job))
-    if not asked.force:
-        earlier_runs.refuse_complete(runs_dir, asked.stage, settings)
-        earlier_runs.refuse_open(runs_dir, plan.command)
+
+    def refuse_twice() -> None:
+        if not asked.force:
+            earlier_runs.refuse_complete(runs_dir, asked.stage, settings)
+            earlier_runs.refuse_open(runs_dir, plan.command)
+
+    refuse_twice()
     begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, settings)
-    public = None if ssh_key is None else public_key(ssh_key, wiring.environ)
+    public = None
+    if ssh_key is not None:
+        public = public_key(ssh_key, wiring.environ)
+        require_usable(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
+    preflight.require_listing(cloud)
+    answer = wiring.registry(plan.image, login)
+    image = answer if isinstance(answer, Image) else Image(answer)
+    preflight.image(image.found, plan.image, login is not None)
+    wanted = replace(wanted, needs=needs_of(asked.image, image.labels or {}), image_gb=image.gb or 0.0)
+    plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
     found, need = preflight.offers(cloud, plan.query), 0.0
     estimate = plans.estimated(wiring.estimate, job, found[0])
+    wanted = replace(wanted, work_hours=plans.hours_of(estimate) or 0.0)  # what is cheap for the work comes first
+    plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
+    found = tuple(sorted(found, key=lambda one: rank(one, plan.query)))
     if asked.gpu is None and (need := plans.least_vram(estimate)):
         wanted = replace(wanted, min_vram_gb=max(need, wanted.min_vram_gb))
         plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
@@ -171,25 +190,27 @@ def up(wiring: Wiring, /, **options: Any) -> None:
     best, hours = found[0], plans.hours_of(estimate)
     price = plans.price_of(best, plan)
     preflight.require_credit(account, price, policy)
-    plans.require_caps(policy, price, hours)
-    pullable = wiring.registry(plan.image, login)
-    preflight.image(pullable, plan.image, login is not None)
-    total = None if hours is None else price * (hours + plans.overhead_hours(policy))
-    request = replace(request, estimate_hours=hours, estimate_dollars=total)
+    overhead = plans.overhead_hours(policy, best, wanted.image_gb)
+    plans.require_caps(policy, price, hours, overhead=overhead, traffic=best.traffic)
+    dollars = None if hours is None else price * (hours + overhead) + best.traffic
+    request = replace(request, estimate_hours=hours, estimate_dollars=dollars)
     print_plan(plan, policy, job, request, best, len(found), estimate, begun)
-    if pullable == "unknown":
+    print_image(plan, image, wanted, best, preflight.filters_left(cloud, plan.query))
+    if image.found == "unknown":
         click.echo(
             "its registry could not be asked whether the image is there; the first machine will show it", err=True
         )
     if not asked.yes:
         _ask(wiring)
     folder = Folder(runs_dir, run_id)
-    folder.make(request, policies.text(policy))
-    if begun is not None:
-        earlier_runs.copy_receipt(begun, folder)
-    plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
-    click.echo(f"run {run_id}: {folder.path}", err=True)
-    raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach))
+    with renting(runs_dir, wiring.clock) as release:
+        refuse_twice()  # the question may have waited for hours
+        folder.make(request, policies.text(policy))
+        if begun is not None:
+            earlier_runs.copy_receipt(begun, folder)
+        plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
+        click.echo(f"run {run_id}: {folder.path}", err=True)
+        raise click.exceptions.Exit(start.supervise(folder, wiring, plan, asked.detach, on_begin=release))
 
 
 def _ask(wiring: Wiring) -> None:
@@ -242,6 +263,21 @@ def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: 
         rows["bid"] = f"${plan.bid:.3f} per hour: the machine may be taken away, and the run goes on on another one"
     if policy.secrets:
         rows["secrets"] = f"{', '.join(policy.secrets)}, sent over ssh when the job starts"
+    for name, value in rows.items():
+        click.echo(f"{name:<12} {value}", err=True)
+
+
+def print_image(plan: Plan, image: Image, wanted: Wanted, best: Offer, left: str) -> None:
+    """What the image needs and weighs, and how many offers each filter leaves."""
+    needs = "not known: the registry does not show its labels" if image.labels is None else str(wanted.needs)
+    rows = {"needs": needs}
+    if image.gb is not None:
+        minutes = 60 * loading_hours(best, image.gb)
+        rows["loading"] = f"{image.gb:.2f} GB, about {minutes:.0f} min, ${best.traffic:.3f} of traffic on each machine"
+    if plan.query.datacenter:
+        rows["hosts"] = "in data centers only, since secrets are sent to them (market.datacenter)"
+    if left:
+        rows["offers"] = left
     for name, value in rows.items():
         click.echo(f"{name:<12} {value}", err=True)
 

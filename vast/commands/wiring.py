@@ -22,6 +22,7 @@ from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
+from vast.rental.image_registry import Found, Image
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
@@ -109,5 +110,5 @@ class Wiring:
     shell: Callable[[ShellContext], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
-    registry: Callable[[str, Secret | None], image_registry.Found] = image_registry.look
+    registry: Callable[[str, Secret | None], Image | Found] = image_registry.inspect
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from secrets import randbelow
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
@@ -18,6 +19,7 @@ from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
 CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
+SERIALS = 10**8  # more than the digits that anybody counts to
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
 
 
@@ -50,6 +52,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
         unlock(root, Path(os.environ.get("HF_HOME") or HF_HOME))
     os.environ.update(secrets)
     os.environ.update(plan.environment)
+    os.environ.update(PREFILL_RUN_SERIAL=str(SERIALS + randbelow(SERIALS)))  # no other machine names a run so
     words = fixes.job_arguments(arguments, plan.halvings, again=previous is not None)
     command = fixes.installing(plan.tool, [program, *words])
     runs_dir = runner.runs_directory([program, *words], os.environ.get("PREFILL_RUNS"), Path.cwd())

@@ -14,6 +14,7 @@ import math
 import re
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Literal
@@ -108,6 +109,7 @@ class Client:
         self._not_before: dict[Kind, Seconds] = {}
         self.redact = Redactor(key)
         self.trouble = ""
+        self.skew: Seconds | None = None  # the service's clock minus this machine's, by the last header Date
 
     def call(
         self, kind: Kind, method: str, path: str, body: object = None, query: Mapping[str, object] | None = None,
@@ -167,6 +169,8 @@ class Client:
                 request.add_header("Content-Type", "application/json")
             limits = self._timeouts
             found = exchange(request, limits.whole, connect=limits.connect, largest=LARGEST, proxies=self._proxies)
+            with suppress(ValueError, TypeError):
+                self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
             return _Raw(found.status, found.headers.get("Retry-After"), found.body)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The text of an exception may quote what was sent; its type does not.

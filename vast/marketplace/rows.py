@@ -58,8 +58,8 @@ def text(row: Mapping[str, object], name: str) -> str:
     return printable(value).strip()
 
 
-def offer(row: object) -> Offer:
-    """One row of `offers`. Raises OddRow."""
+def offer(row: object, down_gb: float = 0.0) -> Offer:
+    """One row of `offers`; its traffic for `down_gb`. Raises OddRow."""
     if not isinstance(row, dict):
         raise OddRow("offer")
     return Offer(
@@ -76,7 +76,19 @@ def offer(row: object) -> Offer:
         hours_left=number(row, "duration", 0.0) / HOUR,
         direct_ports=int(number(row, "direct_port_count", 0.0)),
         place=text(row, "geolocation"),
+        cuda=_known(number, row, "cuda_max_good"),
+        driver=_major(row.get("driver_version")),
+        compute_cap=None if (found := _known(number, row, "compute_cap")) is None else int(found),
+        cpu_arch=_text(row, "cpu_arch"),
+        datacenter=row.get("hosting_type") == 1 or row.get("datacenter") is True,
+        traffic=number(row, "inet_down_cost", 0.0) * down_gb,
     )
+
+
+def _major(version: object) -> int | None:
+    """580 of "580.95.05"."""
+    head = version.partition(".")[0] if isinstance(version, str) else ""
+    return int(head) if head.isdecimal() and len(head) < 6 else None
 
 
 def gpu_name(words: str) -> str:
@@ -89,21 +101,50 @@ def price(one: Offer, interruptible: bool) -> float | None:
     return one.min_bid if interruptible else one.dollars_per_hour
 
 
+def total(one: Offer, query: OfferQuery) -> float:
+    """Dollars for the expected work on it, the loading of the image, and the traffic of that."""
+    hours = query.work_hours + loading_hours(one, query.down_gb)
+    return (price(one, query.interruptible) or 0.0) * hours + one.traffic
+
+
+def rank(one: Offer, query: OfferQuery) -> float:
+    """The cheapest first: for the expected work, or for an hour where that is not known."""
+    return total(one, query) if query.work_hours else price(one, query.interruptible) or 0.0
+
+
+def loading_hours(one: Offer, gb: float) -> float:
+    """Of an image of that size: its download, and half as long again to unpack it."""
+    return 1.5 * gb * 8000 / max(one.down_mbit, 1.0) / HOUR
+
+
+def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
+    """Every bound of the query by a name for people. An offer that does not state a need of the image passes: the search
+    has asked for it, and the machine itself shows the rest."""
+    most = query.max_dollars_per_hour
+    caps = query.compute_caps
+    return [
+        (f"{query.gpus} x {query.gpu or 'any GPU'}",
+         lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
+        ("the price" if most is None else f"${most:.2f} an hour",
+         lambda one: (cost := price(one, query.interruptible)) is not None and (most is None or cost <= most)),
+        (f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
+        (f"reliability {query.min_reliability:g}", lambda one: one.reliability >= query.min_reliability),
+        (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
+        (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
+        ("a port", lambda one: one.direct_ports >= 1 and one.machine_id not in query.banned_machines),
+        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
+        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
+        ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(
+            one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
+        (query.cpu_arch or "any processor", lambda one: not query.cpu_arch or one.cpu_arch in ("", query.cpu_arch)),
+        ("a data center", lambda one: not query.datacenter or one.datacenter),
+        (f"in {', '.join(query.regions)}", lambda one: not query.regions or one.place[-2:].upper() in query.regions),
+    ]  # fmt: skip
+
+
 def fits(one: Offer, query: OfferQuery) -> bool:
     """Checks the query again: a service that ignores a filter must not cost money."""
-    cost = price(one, query.interruptible)
-    return (
-        cost is not None
-        and (query.max_dollars_per_hour is None or cost <= query.max_dollars_per_hour)
-        and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))
-        and one.gpus == query.gpus
-        and one.vram_gb >= query.min_vram_gb
-        and one.reliability >= query.min_reliability
-        and one.down_mbit >= query.min_down_mbit
-        and one.hours_left >= query.min_hours
-        and one.direct_ports >= 1
-        and one.machine_id not in query.banned_machines
-    )
+    return all(holds(one) for _, holds in checks(query))
 
 
 def filters(query: OfferQuery) -> dict[str, object]:
@@ -126,6 +167,15 @@ def filters(query: OfferQuery) -> dict[str, object]:
         body["gpu_name"] = {"eq": " ".join(query.gpu.replace("_", " ").split())}
     if query.max_dollars_per_hour is not None:
         body[cost] = {"lte": query.max_dollars_per_hour}
+    if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
+        body["cuda_max_good"] = {"gte": query.min_cuda}
+        body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
+    if query.cpu_arch:
+        body["cpu_arch"] = {"eq": query.cpu_arch}
+    if query.datacenter:
+        body["datacenter"] = {"eq": True}
+    if query.regions:
+        body["geolocation"] = {"in": list(query.regions)}
     for name, least in (
         ("gpu_ram", query.min_vram_gb * MB),
         ("reliability", query.min_reliability),

@@ -19,6 +19,7 @@ from vast.ports import (
     Instance,
     Offer,
     OfferQuery,
+    Seconds,
 )
 from vast.secrets import Secret
 
@@ -31,10 +32,16 @@ class VastAI:
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._client = Client(key, clock, url, timeouts)
+        self._clock = clock
 
     @property
     def trouble(self) -> str:
         return self._client.trouble
+
+    @property
+    def skew(self) -> Seconds | None:
+        """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
+        return self._client.skew
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
         answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
@@ -45,14 +52,14 @@ class VastAI:
         found = []
         for row in listed:
             try:
-                found.append(rows.offer(row))
+                found.append(rows.offer(row, query.down_gb))
             except rows.OddRow as odd:
                 self._client.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
             return None
         fitting = {one.id: one for one in found if rows.fits(one, query)}
-        order = sorted(fitting.values(), key=lambda one: (rows.price(one, query.interruptible) or 0.0, one.id))
+        order = sorted(fitting.values(), key=lambda one: (rows.rank(one, query), one.id))
         return tuple(order[: query.limit])
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
@@ -170,6 +177,13 @@ class VastAI:
             self._explain("ssh key", answer)
         return done
 
+    def set_label(self, instance_id: int, label: str) -> bool:
+        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        done = answer is not None and answer.ok and answer.body.get("success") is True
+        if not done:
+            self._explain("label", answer)
+        return done
+
     def account(self) -> Account | None:
         answer = self._client.call("show", "GET", "/api/v0/users/current")
         if answer is None or not answer.ok or answer.body.get("success") is False:
@@ -179,10 +193,13 @@ class VastAI:
             ident = rows.identifier(answer.body.get("id"))
         except rows.OddRow:
             ident = None
+        at = None if self._client.skew is None else self._clock.now() + self._client.skew
+        if "credit" in answer.body and answer.body["credit"] is None:
+            return Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value), ident)  # may be negative: what is owed
+                return Account(float(value), ident, at)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 

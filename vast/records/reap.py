@@ -2,7 +2,7 @@
 
 label         here                               before its deadline    past it
 not ours      -                                  spared                 spared
-ours          a supervisor is alive              spared                 destroyed
+ours          a supervisor is alive              spared                 spared        with --all-mine: destroyed
 ours          none is alive, one was lately      spared                 destroyed     with --all-mine: destroyed
 ours          known, nobody looks after          destroyed              destroyed
 ours          not known: another machine         spared                 destroyed     with --all-mine: destroyed
@@ -33,6 +33,9 @@ class ReapVerdict:
     status: str
     destroy: bool
     why: str
+    expected: bool = (
+        False  # nothing that a person needs to know: it is spared, and its supervisor is elsewhere or alive
+    )
 
 
 def judge(
@@ -46,19 +49,24 @@ def judge(
             continue
         destroy, why = _decision(now, label.deadline, here.get(label.run_id), all_mine)
         price, status = one.dollars_per_hour, one.status.value
-        found.append(ReapVerdict(one.id, label.run_id, label.deadline, price, status, destroy, why))
+        care = here.get(label.run_id)
+        found.append(
+            ReapVerdict(
+                one.id, label.run_id, label.deadline, price, status, destroy, why, not destroy and care != "lately"
+            )
+        )
     return tuple(found)
 
 
 def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: bool) -> tuple[bool, str]:
+    if all_mine:
+        return True, "all are asked for"
+    if care == "alive":
+        return False, "its run is looked after"  # its supervisor and its switch know the caps better than a label
     if now > deadline:
         return True, "past its deadline"
     if care == "nobody":
         return True, "nobody looks after its run"
-    if all_mine:
-        return True, "all are asked for"
-    if care == "alive":
-        return False, "its run is looked after"
     if care == "lately":
         return False, "its run was looked after lately: attach goes on with it, down ends it"
     return False, "a run of another machine, before its deadline"

@@ -7,6 +7,7 @@ Dollars are differences of `spent` between two records, booked to the activity b
     training   the job runs on it
     idle       a machine is paid for and no job runs: between attempts, or out of reach
     teardown   the last checkpoint, the last pull, the DELETE
+    traffic    of loading the image onto each machine, by the offer's price for a GB
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class RunReport:
     estimate_hours: float | None
     estimate_dollars: float | None
     training_hours: float
+    credit_used: float | None  # of the account from the first to the last poll, for all its machines; None: not known
     attempts: tuple[Attempt, ...]
     fixes: tuple[str, ...]
     retries: dict[str, int]
@@ -84,6 +86,7 @@ def build(records: Sequence[Last], request: RunRequest) -> RunReport:
         estimate_hours=request.estimate_hours,
         estimate_dollars=request.estimate_dollars,
         training_hours=training / 3600,
+        credit_used=_credit_used(records),
         attempts=_attempts(records),
         fixes=_fixes(records),
         retries=dict(state.retries),
@@ -108,11 +111,20 @@ def _by_kind(records: Sequence[Last]) -> tuple[dict[str, float], float]:
     training = 0.0
     for before, after in pairwise(records):
         kind = kind_of(before.state)
-        cost = spent(after.state, after.stamp.t) - spent(before.state, before.stamp.t)
-        dollars[kind] += cost
+        traffic = after.state.traffic - before.state.traffic
+        if traffic:
+            dollars["traffic"] = dollars.get("traffic", 0.0) + traffic
+        dollars[kind] += spent(after.state, after.stamp.t) - spent(before.state, before.stamp.t) - traffic
         if kind == "training" and burn(before.state):
             training += after.stamp.t - before.stamp.t
     return dollars, training
+
+
+def _credit_used(records: Sequence[Last]) -> float | None:
+    """The market's own count. It is below the bill while a bill is open, and above it if credit was added meanwhile or
+    another machine of the account ran."""
+    seen = [one.state.credit for one in records if one.state.credit is not None]
+    return seen[0] - seen[-1] if len(seen) > 1 else None
 
 
 def _attempts(records: Sequence[Last]) -> tuple[Attempt, ...]:
@@ -164,6 +176,7 @@ def text(run: RunReport) -> str:
     lines += ["", "## Estimate and actual", "", "| | estimate | actual |", "|---|---:|---:|"]
     lines.append(f"| hours of work | {_known(run.estimate_hours)} | {run.training_hours:.2f} |")
     lines.append(f"| dollars | {_known(run.estimate_dollars)} | {run.dollars:.2f} |")
+    lines.append(f"| credit of the account, for all its machines | | {_known(run.credit_used)} |")
     lines += ["", "## Attempts", ""]
     if run.attempts:
         lines += [

@@ -17,8 +17,8 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,12 @@ from typing import Any, Literal
 from jobs import lock
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
-from vast.ports import Seconds
+from vast.ports import Clock, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
 
 VAST = "vast"  # below the runs directory
+RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a key pair is made meanwhile
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,27 @@ def require_writable(runs_dir: Path) -> None:
         finally:
             os.close(descriptor)
             Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def renting(runs_dir: Path, clock: Clock) -> Iterator[Callable[[], None]]:
+    """Hold the lock of whoever is about to rent, so that two terminals do not rent for the same job.
+
+    The block's value releases it early. Raises RunStateError if another process still holds it after RENTING seconds.
+    """
+    until = clock.monotonic() + RENTING
+    while True:
+        try:
+            held = lock.hold(runs_dir / VAST / ".renting")
+            break
+        except RunStateError:
+            if clock.monotonic() >= until:
+                raise
+            clock.sleep(0.5)
+    try:
+        yield held.close
+    finally:
+        held.close()
 
 
 def folders(runs_dir: Path) -> list[Folder]:

@@ -62,6 +62,10 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
     note = ""
     if not closed and not supervised:
         note = f"nobody looks after it: python -m vast attach {state.run_id}"
+    settling = state.over and machine is None and not state.doomed and not closed
+    late = settling and state.unclear_at is not None  # it is kept open for a machine that may show up late
+    if late and not note:
+        note = "waits for a machine of a create without an answer, which may still show up"
     return RunStatus(
         run=state.run_id,
         phase=state.phase.value,
@@ -73,7 +77,7 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
         loss=None if job is None else job.loss,
         instance=None if machine is None else machine.id,
         being_destroyed=tuple(one.id for one in state.doomed),
-        unclear=state.intent is not None,
+        unclear=state.intent is not None or late,
         dollars=spent(state, t),
         cap_dollars=state.cap_dollars,
         dollars_per_hour=burn(state),

@@ -10,18 +10,18 @@ import json
 import re
 import shlex
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 from vast.host.bounded_http import Response, exchange
 from vast.secrets import Secret
 
-Found = Literal[
-    "there", "absent", "denied", "unknown"
-]  # unknown: the registry could not be asked, which is no reason to refuse
+# unknown: the registry could not be asked, which is no reason to refuse
+Found = Literal["there", "absent", "denied", "unknown"]
 
 TIMEOUT = 10.0  # seconds, for each request and its whole answer
 LARGEST_TOKEN = 2**20  # bytes of an answer
@@ -40,26 +40,66 @@ def _open(request: urllib.request.Request, seconds: float) -> Response:
     return exchange(request, seconds, largest=LARGEST_TOKEN, redirects=True)
 
 
+@dataclass(frozen=True)
+class Image:
+    """An image as its registry describes it."""
+
+    found: Found
+    labels: Mapping[str, str] | None = None  # None: not known
+    gb: float | None = None  # of its layers as they are downloaded
+
+
 def look(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Found:
     """Whether `image` (registry/name:tag, or @sha256:...) is there for whoever has `login` ("-u NAME -p PASSWORD HOST").
 
     Never raises for a fault of network or registry. The login is sent over https only, and never on a redirect.
     """
+    return _look(image, login, scheme, open)[0]
+
+
+def inspect(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Image:
+    """As `look`, with labels and size: the manifest and the image's configuration, two GETs, or three for an index."""
+    found, credentials = _look(image, login, scheme, open)
+    if found != "there":
+        return Image(found)
+    host, path, reference = parts(image)
+
+    def read(kind: str, name: str) -> dict[str, Any]:
+        answer = _ask(f"{scheme}://{host}/v2/{path}/{kind}/{name}", credentials, open, "GET")
+        value = json.loads(answer.body) if answer.status == 200 else None
+        if not isinstance(value, dict):
+            raise ValueError(f"HTTP {answer.status}")
+        return value
+
+    try:
+        manifest = read("manifests", reference)
+        if "manifests" in manifest:
+            platforms = {one["platform"]["architecture"]: one["digest"] for one in manifest["manifests"]}
+            manifest = read("manifests", platforms["amd64"])
+        labels = read("blobs", manifest["config"]["digest"])["config"].get("Labels") or {}
+        gb = sum(int(layer["size"]) for layer in manifest["layers"]) / 1e9
+        return Image(found, {str(name): str(value) for name, value in labels.items()}, gb)
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
+        return Image(found)
+
+
+def _look(image: str, login: Secret | None, scheme: str, open: Open) -> tuple[Found, Secret | None]:
+    """Also the credentials that the registry took, for further requests."""
     host, path, reference = parts(image)
     url = f"{scheme}://{host}/v2/{path}/manifests/{reference}"
+    credentials = None
     try:
         answer = _ask(url, None, open)
         if answer.status == 401:
             credentials = _credentials(answer.headers.get("WWW-Authenticate") or "", path, login, scheme, open)
             if credentials is None:
-                return "denied"
+                return "denied", None
             answer = _ask(url, credentials, open)
     except (OSError, HTTPException, ValueError):
-        return "unknown"
-    if answer.status == 200:
-        return "there"
+        return "unknown", None
     # Registries also answer 404 for private images: with a login the image is absent, without one it may be private.
-    return {401: "denied", 403: "denied", 404: "absent"}.get(answer.status, "unknown")  # type: ignore[return-value]
+    known: dict[int, Found] = {200: "there", 401: "denied", 403: "denied", 404: "absent"}
+    return known.get(answer.status, "unknown"), credentials
 
 
 def parts(image: str) -> tuple[str, str, str]:
@@ -106,9 +146,9 @@ def _basic(login: Secret) -> Secret:
     return Secret("Basic " + base64.b64encode(pair.encode()).decode())
 
 
-def _ask(url: str, credentials: Secret | None, open: Open) -> Response:
-    """The response, with any status."""
-    request = urllib.request.Request(url, method="HEAD", headers={"Accept": MANIFESTS, "User-Agent": "prefill-vast"})
+def _ask(url: str, credentials: Secret | None, open: Open, method: str = "HEAD") -> Response:
+    """The answer, whatever its status."""
+    request = urllib.request.Request(url, method=method, headers={"Accept": MANIFESTS, "User-Agent": "prefill-vast"})
     if credentials is not None:
         request.add_unredirected_header("Authorization", credentials.reveal())
     return open(request, TIMEOUT)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
-from vast.marketplace.rows import gpu_name
-from vast.policy import Policy
-from vast.ports import Dollars, Offer, OfferQuery, Seconds
+from vast.marketplace.rows import gpu_name, loading_hours
+from vast.policy import Policy, only_datacenters
+from vast.ports import Dollars, Offer, OfferQuery, Seconds, hourly
+from vast.rental.image_needs import Needs
 from vast.supervisor.state import Plan
 
 HOUR: Seconds = 3600.0
@@ -98,6 +99,9 @@ class Wanted:
     disk_gb: float = DISK_GB
     interruptible: bool = False
     bid: Dollars | None = None
+    needs: Needs = field(default_factory=Needs)  # of the image
+    image_gb: float = 0.0  # 0: not known
+    work_hours: float = 0.0  # 0: not known
 
 
 def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> OfferQuery:
@@ -110,10 +114,18 @@ def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> Offe
         min_vram_gb=wanted.min_vram_gb,
         max_dollars_per_hour=min(limits),
         min_reliability=market.min_reliability,
-        min_down_mbit=market.min_down_mbit,
+        min_down_mbit=max(market.min_down_mbit, 1.5 * wanted.image_gb * 8000 / policy.deadlines.loading),
         min_hours=policy.caps.hours if hours is None else hours,
         disk_gb=wanted.disk_gb,
         interruptible=wanted.interruptible,
+        min_cuda=wanted.needs.cuda,
+        min_driver=wanted.needs.driver,
+        compute_caps=wanted.needs.compute_caps,
+        cpu_arch=wanted.needs.cpu,
+        regions=tuple(market.regions),
+        datacenter=only_datacenters(policy),
+        work_hours=wanted.work_hours,
+        down_gb=wanted.image_gb,
         banned_machines=frozenset(market.banned_machines),
     )
 
@@ -158,17 +170,25 @@ def plan_of(
 
 def price_of(offer: Offer, plan: Plan) -> Dollars:
     """Dollars per hour; for an interruptible contract the bid, its highest price."""
-    return plan.bid if plan.bid is not None else offer.dollars_per_hour
+    return hourly(offer, plan.bid)
 
 
-def overhead_hours(policy: Policy) -> float:
-    """Hours for loading the image and for the end: the caps must cover them beside the work."""
-    return (policy.deadlines.loading / 2 + 60 * policy.caps.reserve_minutes) / HOUR
+def overhead_hours(policy: Policy, offer: Offer | None = None, image_gb: float = 0.0) -> float:
+    """Hours for loading the image and for the end: the caps must cover them beside the work.
+
+    Without an image's size, half of the time that loading may take.
+    """
+    loading = policy.deadlines.loading / 2 / HOUR
+    if offer is not None and image_gb:
+        loading = loading_hours(offer, image_gb)
+    return loading + policy.caps.reserve_minutes / 60
 
 
-def require_caps(policy: Policy, price: Dollars, hours: float | None) -> None:
-    """Raises ConfigError if the caps do not cover the cheapest machine for the hours needed."""
-    caps, overhead = policy.caps, overhead_hours(policy)
+def require_caps(policy: Policy, price: Dollars, hours: float | None, *, overhead: float | None = None,
+                 traffic: Dollars = 0.0) -> None:  # fmt: skip
+    """Raises ConfigError if the caps do not cover the cheapest machine for the hours needed, and its traffic."""
+    caps = policy.caps
+    overhead = overhead_hours(policy) if overhead is None else overhead
     least = price * 2 * caps.reserve_minutes / 60
     if least >= caps.dollars:
         kept = 2 * caps.reserve_minutes
@@ -180,6 +200,7 @@ def require_caps(policy: Policy, price: Dollars, hours: float | None) -> None:
     fact = f"the estimate is {hours:.1f} h, with loading and the end {needed:.1f} h"
     if needed > caps.hours:
         raise ConfigError("--max-hours", f"{fact}, and the cap {caps.hours:g} h", f"raise it to {needed:.1f} or more")
-    if needed * price > caps.dollars:
-        fact = f"{fact}: ${needed * price:.2f} at ${price:.2f} per hour, and the cap is ${caps.dollars:.2f}"
-        raise ConfigError("--max-cost", fact, f"raise it to {needed * price:.2f} or more")
+    total = needed * price + traffic
+    if total > caps.dollars:
+        fact = f"{fact}: ${total:.2f} at ${price:.2f} per hour with traffic, and the cap is ${caps.dollars:.2f}"
+        raise ConfigError("--max-cost", fact, f"raise it to {total:.2f} or more")

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
+from jobs.estimate.gpus import GPU_NAMES
 from jobs.runs.rundir import resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.rows import checks, gpu_name
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
+from vast.rental.image_needs import Needs
 from vast.secrets import Redactor, Secret
 
+WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
 TOOLS = ("ssh", "rsync", "ssh-keygen")
+UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
 
 
 class MarketError(UserError):
@@ -121,6 +128,40 @@ def account(cloud: Cloud, environ: Mapping[str, str], home: Path) -> Account:
     raise MarketError(url, f"the account cannot be seen: {trouble}", "check the network and VAST_URL, and try again")
 
 
+def host_url(environ: Mapping[str, str]) -> str:
+    """The API's address for the dead-man's switch: a rented machine does not reach a private VAST_URL.
+
+    VAST_HOST_URL is the address as machines see it. Without it a private VAST_URL counts as a way that only this machine
+    has, such as a proxy, and the switch takes the service's own address.
+    """
+    own, given = environ.get("VAST_HOST_URL"), environ.get("VAST_URL")
+    if own:
+        return own
+    return given if given and not _is_private(urlsplit(given).hostname or "") else DEFAULT_URL
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return "." not in host or host.endswith((".local", ".localhost", ".internal", ".lan"))
+
+
+def require_listing(cloud: Cloud) -> None:
+    """Raises MarketError unless machines can be listed and shown: an unseen machine is not ended before a cap."""
+    listed = cloud.instances()
+    if listed is None:
+        raise MarketError("Vast.ai", f"the machines cannot be listed: {trouble_of(cloud)}", UNSEEN)
+    shown = cloud.instance(listed[0].id if listed else 1)
+    if shown is None and (listed or "HTTP 410" in trouble_of(cloud)):  # 1 is not ours: any other refusal is right
+        raise MarketError("Vast.ai", f"a machine cannot be shown: {trouble_of(cloud)}", UNSEEN)
+
+
+def skew_of(cloud: Cloud) -> float:
+    """Seconds by which the service's clock is ahead of this machine's; 0 where no answer had a date."""
+    return float(getattr(cloud, "skew", None) or 0.0)
+
+
 def trouble_of(cloud: Cloud) -> str:
     """Why the last call failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
@@ -128,7 +169,7 @@ def trouble_of(cloud: Cloud) -> str:
 
 def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
     least = price * 2 * policy.caps.reserve_minutes / 60
-    if found.credit < least:
+    if found.credit is not None and found.credit < least:
         fact = f"${found.credit:.2f} of credit, and the cheapest machine that fits costs ${price:.2f} per hour"
         raise MarketError("Vast.ai", fact, "add credit")
 
@@ -139,8 +180,24 @@ def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
     if found is None:
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
-        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", _what_is_in_the_way(cloud, query))
+        remedy = _what_is_in_the_way(cloud, query)
+        left = filters_left(cloud, query)
+        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", remedy + (f"; offers: {left}" if left else ""))
     return found
+
+
+def filters_left(cloud: Cloud, query: OfferQuery) -> str:
+    """How many offers each filter leaves, one after the other, where it leaves fewer. Empty if the market did not answer."""
+    wide = OfferQuery(query.gpu, query.gpus, disk_gb=query.disk_gb, interruptible=query.interruptible, limit=WIDE)
+    left = cloud.search(wide)
+    if left is None:
+        return ""
+    parts = [f"{len(left)} with {query.gpus} x {query.gpu or 'any GPU'}"]
+    for name, holds in checks(query)[1:]:
+        before, left = len(left), tuple(filter(holds, left))
+        if len(left) < before:
+            parts.append(f"{len(left)} with {name}")
+    return ", ".join(parts)
 
 
 def require_memory(estimate: Estimate | None, offer: Offer) -> None:
@@ -158,16 +215,29 @@ def bounds(query: OfferQuery) -> str:
         parts.append(f"at least {query.min_vram_gb:g} GB of memory")
     if query.max_dollars_per_hour is not None:
         parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
+    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
+    parts += [str(needs)] if needs != Needs() else []
+    parts += ["in a data center"] if query.datacenter else []
+    parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
     parts.append(f"reliability {query.min_reliability:g}, {query.min_down_mbit:g} Mbit/s, for {query.min_hours:g} h")
     return ", ".join(parts) + (", interruptible" if query.interruptible else "")
 
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
-    """Searches once more without the price bound, to name it if it excludes every offer."""
+    """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
+    if query.gpu is not None:
+        known = set(map(gpu_name, GPU_NAMES))
+        others = cloud.search(replace(query, gpu=None, max_dollars_per_hour=None)) if query.gpu not in known else ()
+        known |= {gpu_name(one.gpu) for one in others or ()}
+        like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
+        if query.gpu not in known:
+            return f"the market has no GPU of that name; say --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]
         price = first.min_bid if query.interruptible and first.min_bid is not None else first.dollars_per_hour
         raised = "raise --max-price and market.max_dollars_per_hour"
+        if query.interruptible:
+            raised = f"raise --bid to {price:.2f} or more, within --max-price and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
     return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from jobs.errors import RunStateError
 from vast.ports import Account, Cloud
 from vast.records.run_dir import Folder
@@ -16,18 +18,22 @@ class AccountGuard:
     def __init__(self, cloud: Cloud, expected: int | None) -> None:
         """expected: the account of the run; None for a market without account numbers."""
         self._cloud, self._expected = cloud, expected
-        self.search, self.create, self.instances, self.instance = (
-            cloud.search, cloud.create, cloud.instances, cloud.instance)  # fmt: skip
-        self.destroy, self.attach_key = cloud.destroy, cloud.attach_key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cloud, name)
 
     def account(self) -> Account | None:
         found = self._cloud.account()
         return None if found is None or found.id != self._expected else found
 
 
-def require_account(cloud: Cloud, expected: int | None, folder: Folder) -> None:
-    """Raises RunStateError if the key is of another account than the run's. No answer is no reason to refuse."""
+def guarded(cloud: Cloud, expected: int, folder: Folder) -> Cloud:
+    """`cloud` for that account alone. No answer is no reason to refuse.
+
+    Raises RunStateError if the key is of another account than the run's.
+    """
     found = cloud.account()
     if found is not None and found.id != expected:
         fact = f"was begun with account {expected}, and this key is of account {found.id or 'unknown'}"
         raise RunStateError(folder.path, fact, "set VAST_API_KEY to the key of the first account")
+    return cast(Cloud, AccountGuard(cloud, expected))

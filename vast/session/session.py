@@ -15,13 +15,13 @@ from jobs import errors
 from jobs.errors import DiskFull, RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
 from vast.policy import Event, Policy
-from vast.ports import Clock, Cloud, Contract, Offer, Shell
+from vast.ports import Clock, Cloud, Contract, Host, Offer, Shell
 from vast.records import report
 from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
-from vast.session.account_guard import AccountGuard, require_account
+from vast.session.account_guard import guarded
 from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
 from vast.session.memory_journal import MemoryJournal
@@ -44,6 +44,9 @@ EXITS = {
 }
 
 
+ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
+
+
 @dataclass
 class Session:
     """Everything one supervisor uses. `login` and the instance keys are never logged or stored."""
@@ -62,6 +65,7 @@ class Session:
     asked: Callable[[], bool] = lambda: False  # a signal
     ending: bool = False  # `vast down`: the end is asked for from the start, and a full disk does not prevent it
     supervisor: Supervisor | None = field(default=None, init=False)
+    _contact: str = field(default="", init=False)  # why the last poll did not reach the host; "": it did
 
     def supervise(self, plan: Plan | None = None, begun: Callable[[], None] = lambda: None) -> RunState:
         """Supervise the run to its end. `plan`: for a new run; `begun` is called once the journal is locked and started.
@@ -76,8 +80,7 @@ class Session:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
             cloud = self.cloud
             if chosen.account is not None:
-                require_account(cloud, chosen.account, self.folder)
-                cloud = AccountGuard(cloud, chosen.account)
+                cloud = guarded(cloud, chosen.account, self.folder)
             self.supervisor = Supervisor(
                 chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
@@ -165,6 +168,17 @@ class Session:
         with suppress(OSError), self.folder.lines.open("a", encoding="utf-8") as file:  # a full disk ends no run
             file.write(f"{line}\n")
         self._show(lambda: self.view.look(line))
+        if state.machine is not None and (not state.machine.denied or "key-denied" in state.alerts):
+            self._show_contact(seen.host)
+
+    def _show_contact(self, host: Host | None) -> None:
+        """Why the host cannot be used, such as ssh's own message or another host key: once for each new reason."""
+        if host is None:
+            return
+        reason = "" if host.contact == "ok" else f"{host.contact}: {host.message or 'no reason given'}"
+        if reason and reason != self._contact:
+            self.say(f"host {reason}")
+        self._contact = reason
 
     def _notify(self, what: str, state: RunState) -> None:
         if what == CLOSED:
@@ -173,7 +187,10 @@ class Session:
         notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
         message = next(notes, "").removeprefix(verdict)
         meaning = MEANING.get(what, "see docs/vast.md")
-        self.say(f"alert: {what}: {meaning}" + (f"; the host says: {message}" if message else ""))
+        if what in ABOUT_CONTACT and not message:
+            message = self._contact
+        source = "the market" if what == "refused" else "the host"
+        self.say(f"alert: {what}: {meaning}" + (f"; {source}: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
     def _call_hook(self, event: Event, why: str, state: RunState) -> None:

@@ -44,6 +44,7 @@ def public_key(key: Path, environ: Mapping[str, str] = os.environ) -> str:
     """The public half of a private key: from the file beside it, else from the key itself. Raises SshKeyError."""
     if not key.is_file():
         raise SshKeyError(key, "no such private key", "give the path of one, or none: each run can have its own")
+    _require_private(key)
     if key.stat().st_mode & 0o077:
         remedy = f"chmod 600 {key}; where that has no effect, give a key on another file system by --ssh-key"
         raise SshKeyError(key, "others may read it, and ssh refuses such a key", remedy)
@@ -55,6 +56,33 @@ def public_key(key: Path, environ: Mapping[str, str] = os.environ) -> str:
     if len(text.splitlines()) != 1 or len(text.split()) < 2:
         raise SshKeyError(beside, "is no public key", f"write it anew: ssh-keygen -y -f {key} > {beside}")
     return text
+
+
+def _require_private(key: Path) -> None:
+    """Before its mode is judged: nobody shall change the mode of a file that is no key. Raises SshKeyError."""
+    try:
+        with key.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise SshKeyError(key, f"cannot be read: {error.strerror}", "give a private key of your own") from None
+    if head.startswith((b"ssh-", b"ecdsa-", b"sk-")):
+        raise SshKeyError(key, "is a public key", f"give the private one, such as {key.with_suffix('')}")
+    if not (head.startswith(b"-----BEGIN ") and b"PRIVATE KEY-----" in head):
+        raise SshKeyError(key, "is no private key", "give the path of one, such as ~/.ssh/id_ed25519, or none")
+
+
+def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises SshKeyError for a key that ssh could not use without a question: one with a passphrase, and in no agent."""
+    env = child_environment(environ)
+    argv = ["ssh-keygen", "-q", "-y", "-P", "", "-f", str(key)]
+    if subprocess_run.run(argv, timeout=30, env=env).code == 0:
+        return
+    agent = subprocess_run.run(["ssh-add", "-L"], timeout=30, env=env)
+    if public_key(key, environ).split()[1] in agent.out.split():
+        return
+    fact = "has a passphrase, and no agent holds it" if agent.code != 2 else "has a passphrase, and no agent runs"
+    remedy = f"start one and: ssh-add {key}; or give no --ssh-key: each run can have its own"
+    raise SshKeyError(key, fact, remedy)
 
 
 def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:

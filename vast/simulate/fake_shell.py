@@ -46,6 +46,12 @@ class FakeShell:
             return None
         if what is not None:
             self.world.act(what)
+        assert machine is not None
+        if self.world.now < machine.hangs_until:
+            self.world.advance_to(self.world.now + 60)
+            if what == "renew" and machine.renews:
+                machine.lease = self.world.now  # the lease is renewed, and the answer is lost
+            return None
         return machine
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:
@@ -60,9 +66,13 @@ class FakeShell:
             return Host(contact)
         watchdog = Watchdog(machine.armed, world.now - machine.lease, world.now - machine.ssh_at)
         job, hung = machine.job, machine.job is not None and machine.job.hung_at < INF
+        fault = machine.gpu_fault
+        if machine.glitches and fault is None:
+            machine.glitches -= 1
+            fault = "NVML: unknown error"
         moving = job is not None and job.ended is None and not hung
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
-        return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, machine.gpu_fault)
+        return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, fault)
 
     def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
         return BurnIn(True) if self._reached(addresses, 45.0) is not None else None
@@ -92,6 +102,8 @@ class FakeShell:
             return None
         if not machine.armed:
             self.world.violate("armed", f"job started on {machine.id} while its dead-man's switch was not armed")
+        if machine.price > self.world.bound * 1.02:
+            self.world.violate("price", f"job started on {machine.id} at ${machine.price:.2f} per hour")
         if machine.job is None or machine.job.ended is not None:
             self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
@@ -121,7 +133,7 @@ class FakeShell:
         return True
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: float) -> bool | None:
-        machine = self._reached(addresses, 1.0)
+        machine = self._reached(addresses, 1.0, "renew")
         if machine is None:
             return None
         machine.lease = self.world.now
@@ -137,7 +149,9 @@ class FakeShell:
         if world.on("local-disk-full"):
             return Pulled(False, local_disk_full=True, message="no space left on this disk")
         step, complete = world.checkpoint(machine), machine.complete
-        world.advance_to(world.now + 60.0)
+        world.advance_to(world.now + 60.0 + machine.slow)
+        if machine.dead_at is not None or machine.stopped or world.now < machine.offline_until:
+            return None
         if any(begin <= world.now < end for begin, end in machine.partial):
             if "partial-pull" not in machine.truth:
                 world.hit(machine, "partial-pull")

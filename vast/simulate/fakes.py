@@ -70,7 +70,10 @@ class FakeCloud:
         if not self._call("search") or "key-refused" in world.active:
             return None
         price = world.schedule.price
+        if "market-hidden" in world.active:
+            return None
         bid = price / 2 if query.interruptible else None
+        price = 2.5 * price if query.interruptible else price
         return tuple(
             Offer(10 * n + world.calls["search"] % 10, n, "A100", 1, 80.0, price, bid, 0.99, 900.0, 900.0, 500.0, 8)
             for n in range(1, MARKET + 1)
@@ -82,6 +85,9 @@ class FakeCloud:
         world.act("create")
         if not self._call("create", 4.0):
             return CreateResult("unclear")
+        hidden = world.active.get("market-hidden")
+        if hidden is not None and world.now - max(hidden.at, 0.0) > 300:
+            world.violate("blind", "a machine is rented while the market hides what there is")
         world.creates += 1
         world.absence_answers.clear()
         machine = offer_id // 10
@@ -110,19 +116,32 @@ class FakeCloud:
         if fault is not None and fault.mode == "created-stopped":
             world.happened[fault.mode] += 1
             return CreateResult("refused", world.rent(machine, contract.label, loads=False).id, "error")
-        return CreateResult("created", world.rent(machine, contract.label).id)
+        if fault is not None and fault.mode == "late-create":
+            world.happened[fault.mode] += 1
+            world.rent(machine, contract.label, late=200 + 1200 * fault.variant)
+            return CreateResult("unclear")
+        dearer = 1.0
+        if fault is not None and fault.mode in ("price-change", "offer-sold-twice"):
+            world.happened[fault.mode] += 1
+            dearer = 1.2 + 5 * fault.variant if fault.mode == "price-change" else 1.0
+        ports = fault is None or fault.mode != "offer-sold-twice"
+        return CreateResult("created", world.rent(machine, contract.label, dearer=dearer, ports=ports).id)
 
     def account(self) -> Account | None:
         world = self.world
         if not self._call("account") or world.on("key-refused"):
             return None
-        hours_left = (world.credit_ends - world.now) / 3600
-        return Account(min(200.0, max(0.0, world.schedule.price * hours_left)))
+        hours_left = 0.0 if world.on("odd-account") else (world.credit_ends - world.now) / 3600
+        return Account(min(200.0, max(0.0, world.schedule.price * hours_left)), at=WALL + world.now)
 
     def instances(self) -> tuple[Instance, ...] | None:
         world = self.world
         if not self._call("list") or "key-refused" in world.active:
             return None
+        if world.on("market-hidden"):
+            return None
+        if world.on("stale-replica"):
+            return self._answered(())
         if world.on("bad-listing"):
             return None if world.active["bad-listing"].variant >= 0.7 else self._answered(())
         if "delete-refused" in world.active and world.active["delete-refused"].variant < 0.4:
@@ -157,6 +176,10 @@ class FakeCloud:
             return None
         if "key-refused" in world.active:
             return GONE  # a careless client takes a 404 with auth_error for gone; the account call still fails
+        if world.on("market-hidden"):
+            return None
+        if world.on("stale-replica"):
+            return GONE
         machine = world.machines.get(instance_id)
         there = machine is not None and (machine.dead_at is None or world.now < machine.dead_at + machine.lingers)
         return self._instance(machine) if machine is not None and there else GONE
@@ -166,6 +189,10 @@ class FakeCloud:
         up = now >= machine.running_at
         addresses = (Address(f"direct{machine.id}", 22), Address(f"proxy{machine.id}", 22)) if up else ()
         end = None if machine.end is None else WALL + machine.end
+        price = machine.price if machine.priced else 0.0
+        if "odd-row" in self.world.active and machine in self.world.ours:
+            self.world.on("odd-row")
+            end, price = WALL + now + 60, 100 * machine.price
         status = self.world.status(machine)
         return Instance(
             machine.id,
@@ -174,7 +201,7 @@ class FakeCloud:
             status,
             "running",
             machine.message,
-            machine.price,
+            price,
             None,
             end,
             addresses,
@@ -188,6 +215,8 @@ class FakeCloud:
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
             return "unclear"
+        if world.on("stale-replica"):  # a 502, or "not found" from a replica that does not know it yet
+            return "unclear" if world.active["stale-replica"].variant < 0.5 else "accepted"
         if machine.deaf_to_delete > 0:
             machine.deaf_to_delete -= 1
             self._lingered(machine)
@@ -205,4 +234,17 @@ class FakeCloud:
         machine.denied_until = -INF
         if machine.no_ssh_key:
             machine.no_ssh_until = -INF
+        return True
+
+    def set_label(self, instance_id: int, label: str) -> bool:
+        world = self.world
+        machine = self._ours("label", instance_id)
+        if (
+            machine is None
+            or not self._call("label")
+            or "key-refused" in world.active
+            or "delete-refused" in world.active
+        ):
+            return False
+        machine.label = label
         return True

@@ -40,10 +40,27 @@ MODES: dict[str, int] = {
     "wall-jump": 28,
     "two-supervisors": 29,
     "killed": 30,
+    # of live markets and hosts
+    "offer-sold-twice": 31,
+    "price-change": 32,
+    "no-price": 33,
+    "late-create": 34,
+    "stale-replica": 35,
+    "market-hidden": 36,
+    "odd-account": 37,
+    "odd-row": 38,
+    "clock-wrong": 39,
+    "commands-hang": 40,
+    "slow-pull": 41,
+    "nvml-error": 42,
+    "renamed": 43,
 }
-BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create")
+FIELD = tuple(MODES)[30:]
+BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
+             "offer-sold-twice", "price-change", "late-create")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
-           "two-supervisors", "killed")  # fmt: skip  # all others: by machine
+           "two-supervisors", "killed",
+           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)
@@ -94,13 +111,16 @@ def schedule(seed: int) -> Schedule:
         made.cap_dollars *= rng.uniform(0.35, 0.8)
     if rng.random() < 0.08:
         made.cap_seconds *= rng.uniform(0.35, 0.8)
-    for mode in rng.choices(tuple(MODES), k=rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
+    for mode in rng.choices(tuple(MODES)[:30], k=rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         _add(made, mode, rng, made.work)
     if rng.random() < 0.3:
         for _ in range(rng.randint(1, 4)):
             made.crashes.setdefault(rng.randint(1, 80), _restart(rng))
     if rng.random() < 0.08:
         made.asked_at = rng.uniform(0, 1.1 * made.work)
+    field = Random(seed ^ 0xF1E1D)  # a stream of its own, so that a new mode changes no older fault of a seed
+    for mode in field.choices(FIELD, k=field.choice((0, 0, 1, 1, 2, 3))):
+        _add(made, mode, field, made.work)
     return made
 
 
@@ -109,7 +129,10 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
     number = rng.choice((1, 1, 1, 2))
     if mode in BY_CREATE:
-        made.creates[number] = fault
+        if mode in FIELD:
+            made.creates.setdefault(number, fault)
+        else:
+            made.creates[number] = fault
         return
     if mode in BY_TIME:
         if mode == "delete-refused":
@@ -117,6 +140,14 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
             fault.at = rng.choice((fault.at, work + rng.uniform(0, 900)))
         if mode == "bad-listing" and fault.variant < 0.7:
             fault.lasts = rng.uniform(5, 45)  # an empty page; a malformed one may last
+        if mode == "stale-replica":
+            fault.lasts = rng.uniform(30, 120)
+            fault.at = rng.choice((fault.at, work + rng.uniform(300, 1500)))
+        if mode in ("odd-account", "odd-row"):
+            fault.lasts = rng.uniform(20, 50)
+            fault.at = rng.choice((fault.at, rng.uniform(300, 1500)))
+        if mode == "clock-wrong":
+            fault.at = 0.0
         made.times.append(fault)
         return
     if mode in ("offline", "no-ssh", "wrong-host") and rng.random() < 0.3:
@@ -125,6 +156,8 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
         fault.at = 0.0
     if mode == "partial-pull":
         fault.at, fault.lasts = rng.choice((0.0, fault.at)), rng.choice((60.0, 900.0, float("inf")))
+    if mode == "commands-hang" and rng.random() < 0.5:
+        fault.lasts = float("inf")
     made.machines.setdefault(number, []).append(fault)
 
 

@@ -24,8 +24,11 @@ NAMES = {
     "armed": "no job starts before the dead-man's switch was seen armed",
     "lease": "the dead-man's switch does not end a machine that the supervisor could reach",
     "fencing": "a superseded supervisor does not act",
-    "fetch": "work that can be fetched is fetched before its machine is destroyed, unless cap or deadline force it",
+    "fetch": "work that can be fetched is fetched before its machine is destroyed, unless a cap forces it",
     "named-loss": "every loss is named in the state",
+    "price": "no job starts on a machine above the bound of the policy",
+    "blind": "nothing is rented while the market hides what there is",
+    "stuck": "a machine that cannot work is given up in bounded time, while our side and the market work",
     "last-good": "the checkpoint that the state calls local is here",
 }
 
@@ -35,7 +38,7 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart"}),
+    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
     "unguarded": frozenset({"container-restart"}),
     "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
@@ -50,8 +53,9 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "hang": frozenset({"hang"}),
     "incomplete": frozenset({"no-manifest"}),
     "contract-end": frozenset({"ends-soon"}),
+    "price": frozenset({"dearer"}),
     "restarted": frozenset({"container-restart"}),
-    "lost": frozenset({"container-restart"}),
+    "lost": frozenset({"container-restart", "commands-hang"}),
     "killed": frozenset({"hang"}),
 }
 
@@ -61,6 +65,13 @@ def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> N
     if reason == SUCCESS:
         if machine is None or not machine.complete:
             world.violate("unknown", "done, but the run is not complete")
+    elif reason == "market":
+        if not world.happened["market-hidden"] + world.happened["bad-listing"]:
+            world.violate("unknown", "market, and it has hidden nothing")
+    elif reason == "budget":
+        rate = sum(one.price for one in world.alive()) + 2 * world.schedule.price  # one to rent, one not proven gone
+        if world.bill(world.now) + rate * 0.5 < world.schedule.cap_dollars * 0.9 and not _price_unknown(world):
+            world.violate("unknown", f"budget, but the bill is ${world.bill(world.now):.2f}")
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
@@ -73,17 +84,50 @@ def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> N
             world.violate("unknown", f"machine {machine.id} is there, and was taken for gone")
 
 
-def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, deadline_was_over: bool) -> None:
+def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, capped: bool) -> None:
     """Check that a machine may be given up; `state` is the state after it."""
     if machine is None or not world.behind(machine):
         return
-    reachable = world.reachable(machine)
+    reachable = world.fetchable(machine)
     world.lost.append((state.verdict or "", reachable))
     if state.lost_artifacts is None:
         world.violate("named-loss", f"machine {machine.id} had work that is not at home, and the state does not say so")
-    forced = deadline_was_over or state.verdict in ("host-lost", "away", "ssh")
-    if reachable and not forced and not world.active:
+    forced = capped or state.verdict in ("host-lost", "away", "ssh")
+    if reachable and not forced:
         world.violate("fetch", f"machine {machine.id} could be reached and is destroyed with work that is not at home")
+
+
+def _price_unknown(world: World) -> bool:
+    """Whether machines of unknown number or price must be counted beside the bill."""
+    unknown = {
+        "create-ambiguous",
+        "crash-after-create",
+        "late-create",
+        "delete-refused",
+        "own-network-down",
+        "key-refused",
+    }
+    return bool(unknown & world.happened.keys() or world.supervisor_down)
+
+
+STUCK = 2.0 * 3600  # seconds
+
+
+def not_stuck(world: World, state: RunState) -> None:
+    """While the supervisor sleeps."""
+    id_ = None if state.machine is None else state.machine.id
+    machine = None if id_ is None else world.machines.get(id_)
+    for one in world.ours:
+        works = one is not machine or world.reachable(one) or world.active.keys() & BLINDING
+        one.dead_since = None if works else world.now if one.dead_since is None else one.dead_since
+        down = max((end for _, end in world.supervisor_down), default=-INF)
+        since = INF if one.dead_since is None else max(one.dead_since, down)
+        if world.now - since > STUCK:
+            world.violate("stuck", f"machine {one.id} has not worked for {world.now - since:.0f} s")
+            one.dead_since = world.now
+
+
+BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused"})
 
 
 def at_rest(world: World, state: RunState, looked_at: float) -> None:
@@ -116,10 +160,11 @@ def at_end(world: World, state: RunState, policy: Policy) -> None:
     if state.home is not None and int(state.home.removeprefix("checkpoint-")) > world.home_step:
         world.violate("last-good", f"{state.home} counts as being at home, {world.home_step} is")
     over = overspend(world)
-    poll = 60 * policy.cadence.stable_minutes * world.schedule.price / 3600
+    dearest = max((machine.price for machine in world.ours), default=0.0)
+    poll = 60 * policy.cadence.stable_minutes * dearest / 3600
     if over <= poll + 0.01:
         return
-    excuse = excused(world) * world.schedule.price / 3600
+    excuse = excused(world) * dearest / 3600
     if over > poll + excuse + 0.01:
         world.violate(
             "spend", f"${over:.2f} over the cap, ${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"

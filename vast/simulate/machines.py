@@ -58,3 +58,9 @@ class SimulatedMachine:
     partial: list[tuple[float, float]] = field(default_factory=list)
     truth: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
+    priced: bool = True  # whether the market states its price
+    hangs_until: float = -INF  # commands
+    renews: bool = True  # while commands hang
+    slow: float = 0.0  # seconds more for each pull
+    glitches: int = 0  # probes that will show an error of the GPU's driver
+    dead_since: float | None = None  # no contact since, for the invariant `stuck`

@@ -91,9 +91,8 @@ class Watched(Supervisor):
             world.say(f"{action.do} {action.why} -> {result!r}"[:150])
         super()._advance(action, result)
         if before.machine is not None and self.state.machine is None:
-            over = action.t - before.waits_from >= self.policy.deadlines.collecting
             capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
-            invariants.of_destroy(world, self.state, machine, over or capped)
+            invariants.of_destroy(world, self.state, machine, capped)
 
 
 @dataclass(slots=True)
@@ -129,6 +128,7 @@ def plan_of(made: Schedule) -> Plan:
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     """One run, with the crashes of its schedule."""
     world = World(made, watchdog=True, silent=policy.watchdog.silent, trace=trace)
+    world.bound = policy.market.max_dollars_per_hour
     cloud, shell, clock = FakeCloud(world), FakeShell(world), FakeClock(world)
     journal = MemoryJournal(world)
     told: list[str] = []
@@ -206,6 +206,7 @@ def _supervisor(
 
 
 def _at_rest(world: World, supervisor: Watched) -> None:
+    invariants.not_stuck(world, supervisor.state)
     if supervisor.state.phase is Phase.RUNNING:
         invariants.at_rest(world, supervisor.state, supervisor.looked_at)
 

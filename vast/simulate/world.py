@@ -17,7 +17,9 @@ from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart")  # once it is up
+STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
+           "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
+CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
 
 class World:
@@ -27,6 +29,7 @@ class World:
         self.now = 0.0
         self.wall_shift = 0.0
         self.watchdog, self.silent = watchdog, silent
+        self.bound = INF  # dollars per hour, of the policy
         self.machines: dict[int, SimulatedMachine] = {}
         self.ours: list[SimulatedMachine] = []
         self.foreign: list[SimulatedMachine] = []
@@ -53,6 +56,9 @@ class World:
             machine.running_at = machine.ssh_at = -900.0
             self.foreign.append(machine)
         for fault in schedule.times:
+            if fault.mode == "clock-wrong":  # from the beginning
+                self._begin(fault)
+                continue
             self.at(fault.at, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
 
     # ---- time ----------------------------------------------------------------------------------------------------------
@@ -94,12 +100,12 @@ class World:
             self.active[mode] = fault  # the campaign acts on it
             return
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
-        if mode == "wall-jump":
+        if mode in ("wall-jump", "clock-wrong"):
             self.wall_shift += (fault.variant - 0.5) * 4 * 86400
             self.happened[mode] += 1
             return
         self.active[mode] = fault
-        if mode in ("own-network-down", "delete-refused", "key-refused"):
+        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica"):
             self.down.append((self.now, self.now + fault.lasts))
         self.at(self.now + fault.lasts, lambda: self._end(fault))
 
@@ -118,14 +124,33 @@ class World:
         self.machines[machine.id] = machine
         return machine
 
-    def rent(self, machine_id: int, label: str, loads: bool = True) -> SimulatedMachine:
+    def rent(
+        self,
+        machine_id: int,
+        label: str,
+        loads: bool = True,
+        dearer: float = 1.0,
+        late: float = 0.0,
+        ports: bool = True,
+    ) -> SimulatedMachine:
         """A new machine; half of them show in the listing late."""
         machine = self._machine(machine_id, label, self.now)
+        machine.price *= dearer
+        if dearer > 1:
+            machine.truth.add("dearer")
+        machine.end = self.now + CONTRACT
         self.ours.append(machine)
-        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140))
+        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140)) + late
         machine.faults = self.schedule.machines.get(machine.number, [])
         self.say(f"machine {machine.id} exists")
         modes = {fault.mode for fault in machine.faults}
+        if "no-price" in modes:
+            self.hit(machine, "no-price")
+            machine.priced, machine.price = False, self.schedule.price
+        if not ports:
+            machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
+            machine.truth.add("host-fault")
+            return machine
         if not loads:
             machine.stopped, machine.message = True, "OCI runtime create failed"
             machine.truth.add("created-stopped")
@@ -179,7 +204,8 @@ class World:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            if not blind and not machine.truth & {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart"}:
+            lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
+            if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")
             self.kill(machine, "its dead-man's switch")
@@ -206,6 +232,14 @@ class World:
         elif mode == "ends-soon":
             machine.end = self.now + 600 + 9000 * fault.variant
             self.at(machine.end, lambda: self._owner_takes_back(machine))
+        elif mode == "commands-hang":
+            machine.hangs_until, machine.renews = until, fault.variant < 0.5
+        elif mode == "slow-pull":
+            machine.slow = 60 + 1500 * fault.variant
+        elif mode == "nvml-error":
+            machine.glitches = 1
+        elif mode == "renamed":
+            machine.label = "my machine" if machine.job is not None else machine.label  # by a person who saw it at work
         elif mode == "outbid":
             self.end_job(machine, None)
             machine.stopped = True
@@ -256,6 +290,14 @@ class World:
             machine.no_ssh_until, machine.stranger_until, machine.offline_until, machine.denied_until, machine.ssh_at
         )
         return self.now >= until and not machine.stopped and machine.dead_at is None
+
+    def fetchable(self, machine: SimulatedMachine) -> bool:
+        """Whether a pull would bring its work home now."""
+        corrupt = any(begin <= self.now < end for begin, end in machine.partial)
+        blocked = (
+            corrupt or self.now < machine.hangs_until or self.active.keys() & {"local-disk-full", "own-network-down"}
+        )
+        return self.reachable(machine) and not blocked
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vast.policy import Policy
-from vast.ports import CreateResult, Offer, Pulled
+from vast.ports import CreateResult, Offer, Pulled, hourly
 from vast.supervisor import reasons
+from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
 from vast.supervisor.schedule import alerts, interval, pause_before
 from vast.supervisor.state import (
@@ -51,20 +52,30 @@ def _same(state: RunState, action: Action, result: Result, policy: Policy) -> Ru
 
 def _searched(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     offers = [one for one in result if isinstance(one, Offer)] if isinstance(result, tuple) else []
-    market = policy.market
+    market, bid = policy.market, state.bid
     fitting = [
         offer
         for offer in offers
         if offer.machine_id not in state.banned
         and offer.machine_id not in market.banned_machines
-        and offer.dollars_per_hour <= market.max_dollars_per_hour
+        and hourly(offer, bid) <= market.max_dollars_per_hour
+        and (bid is None or (offer.min_bid is not None and offer.min_bid <= bid))
         and offer.reliability >= market.min_reliability
         and offer.down_mbit >= market.min_down_mbit
     ]
     waits_from = (
         state.waits_from if isinstance(result, tuple) else action.t
     )  # a search without an answer does not mean that there are no offers
-    return changed(state, offers=tuple(fitting[: policy.offers]), offers_at=action.t, waits_from=waits_from)
+    unsearched = (
+        None if isinstance(result, tuple) else action.t if state.unsearched_since is None else state.unsearched_since
+    )
+    return changed(
+        state,
+        offers=tuple(fitting[: policy.offers]),
+        offers_at=action.t,
+        waits_from=waits_from,
+        unsearched_since=unsearched,
+    )
 
 
 def _created(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -74,20 +85,29 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
         state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
         absences=0, absent_at=None,
     )  # fmt: skip
+    if not isinstance(result, CreateResult) or result.outcome in ("created", "unclear"):
+        state = changed(state, traffic=state.traffic + offer.traffic)
+    if isinstance(result, CreateResult) and result.outcome != "offer-gone":
+        state = changed(state, refusal="" if result.outcome == "created" else result.message)
     outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
     made = result.instance_id if isinstance(result, CreateResult) else None
-    price = offer.dollars_per_hour
+    price = hourly(offer, state.bid)
     if made is not None and outcome == "created":
         machine = Machine(made, offer.machine_id, price, action.t)
         return _noted(changed(state, machine=machine), action.t, f"rented {made} on machine {offer.machine_id}")
     if outcome in ("unclear", "created"):
         intent = Intent(offer.id, offer.machine_id, price, action.t, action.t)
-        return _noted(changed(state, intent=intent), action.t, "create: unclear, reconciling")
+        state = changed(state, intent=intent, unclear_at=action.t, unclear_price=price)
+        return _noted(state, action.t, "create: unclear, reconciling")
     if made is not None:  # the machine exists and bills, although the create was refused
         doomed = PendingDestroy(made, price, action.t, "not-started")
         state = changed(state, doomed=(*state.doomed, doomed), banned=(*state.banned, offer.machine_id))
+    if isinstance(result, CreateResult) and result.message:
+        state = _noted(state, action.t, f"create: {outcome}: {result.message}")
     if outcome == "no-credit":
         return apply_verdict(state, action.t, "no-credit", policy)
+    if isinstance(result, CreateResult) and result.lasting:
+        return changed(state, asked_offers=policy.offers)  # no other offer is worth asking
     return state
 
 
@@ -99,9 +119,8 @@ def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) 
             pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
             if result == "accepted":
                 pause = max(pause, policy.absence_spacing)  # a DELETE takes time to show in the list
-            one = changed(
-                one, tries=one.tries + 1, next_try=action.t + pause, accepted=one.accepted or result == "accepted"
-            )
+            accepted = one.accepted or result == "accepted"
+            one = changed(one, tries=one.tries + 1, next_try=_retry_at(action, pause), accepted=accepted)
         out.append(one)
     return changed(state, doomed=tuple(out), look_at=min(state.look_at, action.t + policy.cadence.urgent))
 
@@ -110,12 +129,12 @@ def start_destroying(state: RunState, t: float, reason: str) -> RunState:
     """Move the machine to the pending destroys."""
     machine = state.machine
     assert machine is not None
-    lost = reason in ("host-lost", "away", "vanished")
-    doomed = PendingDestroy(machine.id, machine.price, machine.since, reason, lost=lost)
+    lost = reason in ("host-lost", "away", "vanished", "not-fetched")
+    doomed = PendingDestroy(machine.id, machine.price, machine.since, reason, lost=lost, addresses=machine.addresses)
     rule = reasons.REASONS[reason]
     banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
     return _noted(
-        changed(state, machine=None, doomed=(*state.doomed, doomed), banned=banned, restart=None, look_at=t),
+        changed(state, machine=None, doomed=(*state.doomed, doomed), banned=banned, restart=None, look_at=t, signs=()),
         t,
         f"destroying {machine.id}: {reason}",
     )
@@ -131,11 +150,18 @@ def _on_machine(state: RunState, **changes: object) -> RunState:
 
 
 def _attached(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return _on_machine(changed(state, look_at=action.t + policy.cadence.urgent), key_at=action.t)
+    at = max(action.t, action.ended)
+    return _on_machine(changed(state, look_at=at + policy.cadence.urgent), key_at=at)
+
+
+def _relabelled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    return _on_machine(state, renamed=result is not True)
 
 
 def _pushed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return _on_machine(state, pushed=result is True)
+    if result is True:
+        return _on_machine(state, pushed=True)
+    return changed(state, look_at=max(state.look_at, _retry_at(action, policy.cadence.urgent)))
 
 
 def _started(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -143,7 +169,7 @@ def _started(state: RunState, action: Action, result: Result, policy: Policy) ->
     assert machine is not None
     state = _on_machine(state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None)
     if result is not True:
-        return changed(state, look_at=action.t + policy.cadence.urgent)  # the next poll shows whether it runs
+        return changed(state, look_at=_retry_at(action, policy.cadence.urgent))  # the next poll shows whether it runs
     state = _noted(state, action.t, f"job started: {action.why}")
     if state.phase is Phase.PROVISIONING:
         state = changed(state, phase=Phase.RUNNING, phase_since=action.t, pulled_at=action.t, pull_next=0.0)
@@ -153,12 +179,13 @@ def _started(state: RunState, action: Action, result: Result, policy: Policy) ->
 def _stopped(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     # a lost answer: the stop is sent again, which is harmless
     state = _on_machine(state, stop_at=action.t) if result is not None else state
-    return changed(state, look_at=action.t + policy.cadence.urgent)
+    return changed(state, look_at=_retry_at(action, policy.cadence.urgent))
 
 
 def _renewed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    pause = policy.watchdog.renew if result is True else policy.watchdog.renew / 4
-    return changed(state, lease_at=action.t + pause)
+    if result is True:
+        return changed(state, lease_at=action.t + policy.watchdog.renew)
+    return changed(state, lease_at=_retry_at(action, policy.watchdog.renew / 4))
 
 
 def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -166,7 +193,9 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
         pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
-        return changed(state, pull_failures=state.pull_failures + 1, pull_next=action.t + pause, no_room_here=full)
+        return changed(
+            state, pull_failures=state.pull_failures + 1, pull_next=_retry_at(action, pause), no_room_here=full
+        )
     wanted = state.verdict == reasons.SUCCESS
     fetched = not wanted or result.complete
     failures = 0 if fetched else state.pull_failures + 1
@@ -176,7 +205,7 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         complete=result.complete or state.complete,
         pulled_at=action.t,
         pull_failures=failures,
-        pull_next=action.t + policy.cadence.urgent,
+        pull_next=_retry_at(action, policy.cadence.urgent) if failures else action.t + policy.cadence.urgent,
         no_room_here=False,
         fetched=fetched if state.phase is Phase.COLLECTING or state.restart is not None else False,
     )
@@ -194,6 +223,7 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
     said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""
+    said = state.refusal if reason == "refused" else said
     state = _noted(state, t, f"verdict: {reason}" + (f": {said}" if said else ""))
     if machine is not None and machine.job is not None:
         state = _on_machine(state, judged=max(machine.judged, machine.job.attempt if reason != "asked" else 0))
@@ -229,8 +259,14 @@ def _proceed(state: RunState, action: Action, result: Result, policy: Policy) ->
     t = action.t
     if state.phase is Phase.COLLECTING:
         assert state.verdict is not None
-        state = start_destroying(_named_loss(state, action.why), t, state.verdict)
-        return changed(state, phase=Phase.TERMINATING, phase_since=t)
+        state = _named_loss(state, action.why)
+        done_in_vain = state.verdict == reasons.SUCCESS and not state.complete and action.why in MACHINE_LOST
+        if done_in_vain and state.attempt < policy.attempts and not state.no_room_here:
+            state = changed(
+                state, verdict="not-fetched", over=False
+            )  # another machine resumes from the local checkpoint
+        assert state.verdict is not None
+        return changed(start_destroying(state, t, state.verdict), phase=Phase.TERMINATING, phase_since=t)
     attempt = state.attempt + 1
     pause = t if state.phase is Phase.IDLE else t + pause_before(state, policy)
     return changed(
@@ -256,6 +292,12 @@ def _closed(state: RunState, action: Action, result: Result, policy: Policy) -> 
     return _noted(changed(state, phase=Phase.CLOSED, phase_since=action.t, result=ended), action.t, f"closed: {ended}")
 
 
+def _retry_at(action: Action, pause: float) -> float:
+    """When a failed action may be tried again: after a pause from its end, at least as long as it took."""
+    end = max(action.t, action.ended)
+    return end + max(pause, end - action.t)
+
+
 def _noted(state: RunState, t: float, what: str) -> RunState:
     return changed(state, history=(*state.history, (t, what)))
 
@@ -269,6 +311,7 @@ AFTER: dict[Do, After] = {
     Do.CREATE: _created,
     Do.DESTROY: _destroyed,
     Do.ATTACH_KEY: _attached,
+    Do.RELABEL: _relabelled,
     Do.PUSH: _pushed,
     Do.START: _started,
     Do.STOP: _stopped,

@@ -9,13 +9,22 @@ vast/supervisor/observe.py counts signs over several polls; here the counts are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from vast.policy import Policy
+from vast.ports import hourly
 from vast.supervisor import reasons
-from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, verdict
-from vast.supervisor.schedule import LEAD, ends_soon, wake_at
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
+from vast.supervisor.schedule import LEAD, ends_soon, may_show, wake_at
+from vast.supervisor.signs import too_dear
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
+
+# Why collecting ends without a verified pull, although money and time are left.
+FETCH_DEADLINE = "the deadline for fetching is over"
+VANISHED = "the machine vanished"
+STOPPED = "the machine is stopped and does not answer"
+MACHINE_LOST = frozenset({FETCH_DEADLINE, VANISHED, STOPPED})
 
 Rule = Callable[[Observation, RunState, Policy], Action | None]
 
@@ -57,15 +66,15 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Search, and take the first offer. Nothing is rented while the outcome of the last create is not known."""
     if state.machine is not None or state.intent is not None:
         return None
-    if obs.t < state.pause_until or state.refused_since is not None:
+    if obs.t < state.pause_until or state.refused_since is not None or state.unlisted_since is not None:
         return None
     fresh = state.offers_at is not None and obs.t - state.offers_at < policy.market.offers_fresh
     if state.asked_offers >= policy.offers:
-        return verdict(obs, "no-offers")
+        return verdict(obs, "refused" if state.refusal else "no-offers")
     if fresh and state.offers:
         offer = state.offers[0]
         hours = 2 * policy.caps.reserve_minutes / 60
-        if spent(state, obs.t) + (burn(state) + offer.dollars_per_hour) * hours > state.cap_dollars:
+        if spent(state, obs.t) + (burn(state) + hourly(offer, state.bid)) * hours > state.cap_dollars:
             return verdict(obs, "budget")
         return Action(Do.CREATE, obs.t, offer=offer)
     if obs.t - max(state.waits_from, state.pause_until) >= policy.deadlines.search:
@@ -82,6 +91,8 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
         return None
     if machine.starts >= policy.starts:
         return verdict(obs, "ssh")
+    if too_dear(state, machine, policy):
+        return None  # one poll more decides: vast/supervisor/signs.py
     if not machine.pushed and state.home is not None:
         return Action(Do.PUSH, obs.t, state.home)
     return Action(Do.START, obs.t, "first")
@@ -144,15 +155,19 @@ def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None
 # ---- collecting and terminating -------------------------------------------------------------------------------------------
 
 
-def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Stop a job that still runs at a checkpoint, pull until verified, and proceed; or proceed without, and name the loss."""
+def collected(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Proceed with a verified pull, or without one at a cap or deadline. Before renewals: they may hang, and bill on."""
     machine = state.machine
     if machine is None or state.fetched or not machine.starts:
         return None if machine is not None and _is_held(obs, state, policy) else Action(Do.PROCEED, obs.t)
     why = _no_more_time(obs, state, policy)
-    if why is not None:
-        return Action(Do.PROCEED, obs.t, why)
-    if not in_touch(obs, machine):
+    return None if why is None else Action(Do.PROCEED, obs.t, why)
+
+
+def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Stop a job that still runs at a checkpoint, and pull until verified."""
+    machine = state.machine
+    if machine is None or state.fetched or not in_touch(obs, machine):
         return None
     running = machine.job is None or machine.job.phase in ("starting", "running")
     if running and state.verdict != "gpu-fault":
@@ -169,15 +184,27 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
         return "the budget is used up"
     if obs.t >= state.cap_seconds - LEAD:
         return "the time is up"
-    if obs.t - state.waits_from >= policy.deadlines.collecting and not _is_held(obs, state, policy):
-        return "the deadline for fetching is over"
+    if obs.t - state.waits_from >= _patience(obs, state, policy) and not _is_held(obs, state, policy):
+        return FETCH_DEADLINE
     if machine is None or not obs.looked or obs.account is None or not obs.network:
         return None
     if machine.absent >= 2:
-        return "the machine vanished"
+        return VANISHED
     if machine.stopped >= 2 and machine.failed >= 2:
-        return "the machine is stopped and does not answer"
+        return STOPPED
     return None
+
+
+def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
+    """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
+    as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
+    machine = state.machine
+    answers = (
+        machine is not None and machine.reached_at is not None and obs.t - machine.reached_at < policy.deadlines.away
+    )
+    if not answers or obs.asked or state.verdict == "asked":
+        return policy.deadlines.collecting
+    return math.inf if state.no_room_here else max(policy.deadlines.collecting, state.phase_since - state.pulled_at)
 
 
 def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
@@ -197,7 +224,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     if state.machine is not None or state.intent is not None:
         return None
     if state.over:
-        proven = state.absences >= 2 or state.created_at is None
+        proven = state.created_at is None or (state.absences >= 2 and not may_show(obs.t, state, policy))
         return Action(Do.CLOSE, obs.t) if proven and not state.doomed else None
     return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
 
@@ -208,9 +235,9 @@ def _let_go(doomed: PendingDestroy) -> bool:
 
 RULES: dict[Phase, tuple[Rule, ...]] = {
     Phase.IDLE: (leave_idle,),
-    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready),
-    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due),
-    Phase.COLLECTING: (destroy_due, renew_due, key_lost, collect),
+    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, relabel, rent, make_ready),
+    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, relabel, restart_job, pull_due),
+    Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, relabel, collect),
     Phase.TERMINATING: (destroy_due, finish),
     Phase.CLOSED: (),
 }

@@ -9,12 +9,25 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vast.policy import Policy
-from vast.ports import Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
+from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import PURE, Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
+from vast.supervisor.state import (
+    PURE,
+    Action,
+    Do,
+    Observation,
+    PendingDestroy,
+    Phase,
+    Plan,
+    Result,
+    RunState,
+    begin,
+    changed,
+    spent,
+)
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
@@ -91,7 +104,7 @@ class Supervisor:
             self.journal.check()
             self.journal.act(self.state, action, self.run_clock.stamp())
             result = self._act(action)
-            self._advance(action, result)
+            self._advance(replace(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.state(self.state, self.run_clock.stamp())
@@ -104,17 +117,14 @@ class Supervisor:
         """An act without a result in the journal lost its answer. The next thing is a poll."""
         state = last.state
         if last.pending is not None:
-            # only a pull can be checked: on the disk of this machine
-            home = self.shell.local_copy() if last.pending.do is Do.PULL else None
-            answer = (
-                home if home is not None and home.complete else None
-            )  # a complete copy here proves that the pull succeeded
+            # Only a pull can be checked, on the disk of this machine: a complete copy proves that it succeeded.
+            here = self.shell.local_copy() if last.pending.do is Do.PULL else None
+            answer = here if here is not None and here.complete else None
             state = advance(state, last.pending, answer, self.policy)
-        state = changed(state, look_at=0.0, waits_from=self.run_clock.t())
+        state = changed(state, look_at=0.0, waits_from=self.run_clock.t(), unlisted_since=None, unsearched_since=None)
         if state.machine is not None and not state.machine.starts:
-            state = replace(
-                state, machine=changed(state.machine, ran_at=None)
-            )  # nothing was polled meanwhile: its deadline restarts
+            # nothing was polled meanwhile: its deadline restarts
+            state = changed(state, machine=changed(state.machine, ran_at=None))
         self.journal.state(state, self.run_clock.stamp())
         return state
 
@@ -144,8 +154,15 @@ class Supervisor:
         if addresses and machine is not None and (machine.ran_at is not None or running):
             host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
+        answered = tuple(
+            one.id for one in state.doomed if one.accepted and (one.id, GONE) in single and self._answers(one)
+        )
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
-        return Observation(t, True, self.asked(), account, instances, tuple(single), host, network)
+        return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network)
+
+    def _answers(self, one: PendingDestroy) -> bool:
+        """Whether a machine that the market shows as gone answers over ssh."""
+        return bool(one.addresses) and self.shell.probe(one.addresses).contact == "ok"
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 
@@ -163,6 +180,8 @@ class Supervisor:
                 return self.cloud.destroy(action.instance_id)
             case Do.ATTACH_KEY:
                 return self.cloud.attach_key(action.instance_id, self.plan.public_key)
+            case Do.RELABEL:
+                return self.cloud.set_label(action.instance_id, self.label)
             case Do.PUSH:
                 return self.shell.push(addresses)
             case Do.START:

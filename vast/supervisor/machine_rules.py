@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.supervisor import reasons
+from vast.supervisor.signs import confirmed
 from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, spent
 
 KEY_PAUSE = 60.0  # seconds between two tries to attach the key
@@ -21,42 +22,51 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         return verdict(obs, "time-cap")
     if burn(state) and spent(state, obs.t) + burn(state) * reserve / 3600 >= state.cap_dollars:
         return verdict(obs, "budget")
-    machine = state.machine
-    if machine is None:
-        return None
-    if obs.account is not None and obs.account.credit < machine.price * reserve / 3600:
-        return verdict(obs, "low-credit")
-    if machine.end is not None and machine.end - state.begun_wall - obs.t < reserve:
-        return verdict(obs, "contract-end")
+    for sign in ("low-credit", "contract-end"):
+        if confirmed(state, sign):
+            return verdict(obs, sign)
     return None
 
 
 def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Verdicts about the machine, from a trusted poll only."""
     machine, limits = state.machine, policy.deadlines
-    if machine is None or not obs.looked or obs.account is None:
+    if not obs.looked or obs.account is None:
         return None
+    if machine is None:
+        return verdict(obs, "market") if _hidden_for(state, obs.t) >= limits.search else None
     if machine.absent >= 2:
         return verdict(obs, "vanished")
-    if machine.absent or machine.seen_at != obs.t:
-        return None  # this answer does not show it
-    if machine.stopped >= 2:
-        never = machine.ran_at is None and not state.interruptible
-        return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
-    if machine.away_since is not None and obs.t - machine.away_since >= limits.away:
-        return verdict(obs, "away")
-    if machine.stopped:
+    if machine.absent:
         return None
+    if machine.seen_at == obs.t:
+        if machine.stopped >= 2:
+            never = machine.ran_at is None and not state.interruptible
+            return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
+        if machine.away_since is not None and obs.t - machine.away_since >= limits.away:
+            return verdict(obs, "away")
+        if machine.stopped:
+            return None
+        for sign in ("image", "host-fault", "price"):
+            if confirmed(state, sign):
+                return verdict(obs, sign)
     if machine.ran_at is None:
-        said = reasons.of_message(machine.message)
-        if said is not None:
-            return verdict(obs, said)
-        return verdict(obs, "loading") if obs.t - machine.since >= limits.loading else None
+        if obs.t - machine.since < limits.loading:
+            return None
+        if machine.seen_at == obs.t:
+            return verdict(obs, "loading")
+        return verdict(obs, "market") if _hidden_for(state, obs.t) >= limits.loading else None
     return _host_trouble(obs, state, machine, policy)
 
 
+def _hidden_for(state: RunState, t: float) -> float:
+    """Seconds for which list and show, or the search, have hidden what the run needs to see."""
+    since = [at for at in (state.unlisted_since, state.unsearched_since) if at is not None]
+    return t - min(since) if since else 0.0
+
+
 def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: Policy) -> Action | None:
-    if machine.gpu_fault is not None:
+    if machine.gpu_fault is not None and confirmed(state, "gpu-fault"):
         return verdict(obs, "gpu-fault")
     if not obs.network or obs.host is None or machine.ran_at is None:
         return None
@@ -90,6 +100,14 @@ def key_lost(obs: Observation, state: RunState, policy: Policy) -> Action | None
     if machine.key_at is not None and obs.t - machine.key_at < pause:
         return None
     return Action(Do.ATTACH_KEY, obs.t, instance_id=machine.id)
+
+
+def relabel(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+    """Write the label again: `vast reap` finds machines by it."""
+    machine = state.machine
+    if machine is None or not obs.looked or not machine.renamed or machine.seen_at != obs.t:
+        return None
+    return Action(Do.RELABEL, obs.t, instance_id=machine.id)
 
 
 def verdict(obs: Observation, reason: str) -> Action:

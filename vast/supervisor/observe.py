@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
+from vast.supervisor.signs import count_signs
 from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed
 
 AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
@@ -19,6 +20,8 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if obs.account is not None:
         changes["refused_since"] = None
         changes["credit"] = obs.account.credit
+        if obs.account.at is not None:
+            changes["service_zero"] = obs.account.at - obs.t
     elif state.refused_since is None:
         changes["refused_since"] = obs.t
     blind = obs.account is None and state.machine is None
@@ -32,7 +35,20 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
     if obs.account is not None:
         state = _market(state, obs, policy)
-    return changed(state, **changes)
+        hidden = _hidden(state, obs)
+        changes["unlisted_since"] = (
+            None if not hidden else obs.t if state.unlisted_since is None else state.unlisted_since
+        )
+    return count_signs(changed(state, **changes), obs, policy)
+
+
+def _hidden(state: RunState, obs: Observation) -> bool:
+    """Whether the market hides what the run has: it neither shows the machine nor states that there is none."""
+    machine = state.machine
+    if machine is None:
+        return obs.instances is None
+    gone = any(one == machine.id and found is GONE for one, found in obs.single) and obs.instances is not None
+    return machine.seen_at != obs.t and not gone
 
 
 # ---- instances ------------------------------------------------------------------------------------------------------------
@@ -40,14 +56,16 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
 
 def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     """Apply an authenticated poll of the market. An empty or partial answer alone proves no absence."""
-    listed = {} if obs.instances is None else {one.id: one for one in obs.instances if _is_ours(one, state.run_id)}
+    machine, intent = state.machine, state.intent
+    known = {doomed.id for doomed in state.doomed}
+    own = known if machine is None else known | {machine.id}  # a known id needs no label: a person may rename it
+    listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
     seen = listed
     if obs.single:
         seen = {**listed, **{one: found for one, found in obs.single if isinstance(found, Instance)}}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
-    machine, intent = state.machine, state.intent
-    known = {doomed.id for doomed in state.doomed}
-    doomed = [_doomed(one, one.id in seen, one.id in gone, obs.t, policy) for one in state.doomed]
+    alive = seen.keys() | set(obs.answered)
+    doomed = [_doomed(one, one.id in alive, one.id in gone, obs.t, policy) for one in state.doomed]
     settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
     doomed = [one for one in doomed if one.absent < 2]
     strays = sorted(one for one in listed if one not in known and (machine is None or one != machine.id))
@@ -62,11 +80,14 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
                 settled += _unseen(state.intent, obs.t, policy)
     since = state.intent.since if state.intent is not None else state.created_at
     for one in strays:  # a second machine of an unclear create, or one that showed up late
-        doomed.append(PendingDestroy(one, listed[one].dollars_per_hour, obs.t if since is None else since, "extra"))
+        price = max(listed[one].dollars_per_hour, state.unclear_price if state.intent is None else state.intent.price)
+        doomed.append(PendingDestroy(one, price, obs.t if since is None else since, "extra"))
     if machine is not None:
         if machine.id in seen:
-            machine = _instance(machine, seen[machine.id], obs.t)
-        elif machine.id in gone:
+            machine = _instance(machine, seen[machine.id], obs.t, state.run_id)
+        elif machine.reached_at == obs.t:
+            machine = changed(machine, absent=0, absent_at=None)  # contact over ssh: a stale replica answered
+        elif machine.id in gone and obs.t - machine.since >= policy.reconcile.visible_after:
             absent, at = _counted(machine.absent, machine.absent_at, obs.t, policy.absence_spacing)
             machine = changed(machine, absent=absent, absent_at=at)
     absences, absent_at = state.absences, state.absent_at
@@ -109,7 +130,7 @@ def _counted(count: int, at: float | None, t: float, spacing: float) -> tuple[in
 def _doomed(one: PendingDestroy, seen: bool, gone: bool, t: float, policy: Policy) -> PendingDestroy:
     if seen:
         return changed(one, absent=0, absent_at=None) if one.absent else one
-    if not gone:
+    if not gone or not one.accepted:
         return one
     absent, at = _counted(one.absent, one.absent_at, t, policy.absence_spacing)
     return changed(one, absent=absent, absent_at=at)
@@ -134,11 +155,11 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
-    """At the price that was agreed; a dearer row counts as soon as `_instance` sees it, and one without a price never."""
-    return Machine(found.id, found.machine_id, intent.price, intent.since)
+    """At the dearer of the agreed price and the row's, which may be missing."""
+    return Machine(found.id, found.machine_id, max(intent.price, found.dollars_per_hour), intent.since)
 
 
-def _instance(machine: Machine, found: Instance, t: float) -> Machine:
+def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:
     # a new machine begins with null; and a host that answers over ssh is not away, whatever the market lists
     away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
     same = set(machine.addresses) == set(found.addresses)  # possibly in another order, see _host
@@ -148,11 +169,12 @@ def _instance(machine: Machine, found: Instance, t: float) -> Machine:
         status=found.status,
         message=found.message,
         end=found.end,
-        price=max(machine.price, found.dollars_per_hour),
+        row_price=found.dollars_per_hour,
+        renamed=not _is_ours(found, run_id),
         addresses=machine.addresses if same else found.addresses,
         ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
         away_since=None if not away else t if machine.away_since is None else machine.away_since,
-        stopped=machine.stopped + 1 if found.status in STOPPED else 0,
+        stopped=machine.stopped + 1 if found.status in STOPPED and machine.reached_at != t else 0,
         absent=0,
         absent_at=None,
     )
@@ -186,6 +208,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         judged=0 if job is not None and job.phase == "absent" else machine.judged,
         gpu_fault=host.gpu_fault,
         stalled=_stalled(machine, host, policy),
+        moved_at=t if _moved(machine, host) else machine.moved_at,
         pace=_pace(machine, host, t),
     )
 
@@ -200,6 +223,11 @@ def _stalled(machine: Machine, host: Host, policy: Policy) -> int:
     same = last is not None and last.phase == job.phase == "running" and last.step == job.step
     same = same and last is not None and last.attempt == job.attempt
     return machine.stalled + 1 if same and old and idle else 0
+
+
+def _moved(machine: Machine, host: Host) -> bool:
+    job, last = host.job, machine.job
+    return job is not None and last is not None and job.attempt == last.attempt and job.step > last.step
 
 
 def _pace(machine: Machine, host: Host, t: float) -> float | None:

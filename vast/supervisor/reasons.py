@@ -39,7 +39,9 @@ REASONS: dict[str, Reason] = {
     "low-credit": Reason("stop"),
     "no-credit": Reason("stop", fetch=False),
     "no-offers": Reason("stop", fetch=False),
+    "refused": Reason("stop", fetch=False),  # the market refuses every create
     "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
+    "market": Reason("stop"),  # list, show or search hide what the run needs to see
     # the job ended, and may continue on its machine
     "cuda-oom": Reason("here", alert=False),
     "disk-full": Reason("here", alert=False),
@@ -62,6 +64,8 @@ REASONS: dict[str, Reason] = {
     "not-started": Reason("elsewhere", fetch=False, ban=True),  # the contract came with an error
     "host-lost": Reason("elsewhere", fetch=False, ban=True),
     "away": Reason("elsewhere", fetch=False, ban=True),  # offline or unknown for too long
+    "price": Reason("elsewhere", fetch=False, ban=True),  # the contract costs more than the bound
+    "not-fetched": Reason("elsewhere", fetch=False, ban=True),  # done, and its machine died in the last pull
     "vanished": Reason("elsewhere", fetch=False),  # an authenticated listing said so, twice
     "outbid": Reason("elsewhere"),
     "contract-end": Reason("elsewhere"),
@@ -94,4 +98,5 @@ IMAGE_SIGNS = ("manifest unknown", "pull access denied", "repository does not ex
                "no basic auth credentials", "authorization token has expired", "401 unauthorized", "403 forbidden",
                "insufficient_scope")  # fmt: skip
 HOST_SIGNS = ("oci runtime create failed", "no space left on device", "failed to create shim", "nvidia-container-cli",
-              "failed to inject cdi devices", "error response from daemon", "tls handshake timeout")  # fmt: skip
+              "failed to inject cdi devices", "port is already allocated", "address already in use",
+              "error response from daemon", "tls handshake timeout")  # fmt: skip

@@ -6,8 +6,10 @@ import math
 from zlib import crc32
 
 from vast.policy import Policy
-from vast.supervisor.state import Machine, Phase, RunState, burn, spent
+from vast.supervisor.signs import unconfirmed
+from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, spent
 
+ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
 MARGIN = 15.0  # seconds after the expected end of the job
 LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
@@ -31,6 +33,7 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
     late = machine.failed_since is not None and t - machine.failed_since > policy.unreachable.replace_after / 3
     if (
         state.restart is not None
+        or unconfirmed(state)
         or machine.absent
         or machine.stopped
         or (machine.failed_since is not None and not late)
@@ -59,15 +62,25 @@ def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
     up = {
         "account": state.refused_since is not None,
         "network": state.network_down,
+        "market": any(
+            at is not None and t - at >= policy.confirm_after for at in (state.unlisted_since, state.unsearched_since)
+        ),
         "destroy": any(doomed.tries >= policy.destroy.alarm_tries for doomed in state.doomed),
         "local-disk-full": state.no_room_here,
         "pull": state.pull_failures >= 3,
         "unreachable": machine is not None and machine.failed >= policy.unreachable.looks,
-        "key-denied": machine is not None and machine.denied,
+        "key-denied": machine is not None and key_denied(machine, t),
         "stalled": machine is not None and machine.stalled > 0,
         "ends-soon": machine is not None and ends_soon(t, state, policy) and not machine.stalled,
     }
     return tuple(name for name, is_up in up.items() if is_up)
+
+
+def key_denied(machine: Machine, t: float) -> bool:
+    """Whether a refused key is news: every new machine refuses it until it was attached and has reached the host."""
+    if not machine.denied or machine.reached_at is not None:
+        return machine.denied
+    return machine.failed_since is not None and t - machine.failed_since >= ATTACHING
 
 
 def pause_before(state: RunState, policy: Policy) -> float:
@@ -101,4 +114,10 @@ def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
     hours = policy.low_credit_hours
     if state.credit is not None and state.credit < machine.price * hours:
         return True
-    return machine.stalled > 0 or (machine.end is not None and machine.end - state.begun_wall - t < 3600 * hours)
+    left = contract_left(state, t)
+    return machine.stalled > 0 or (left is not None and left < 3600 * hours)
+
+
+def may_show(t: float, state: RunState, policy: Policy) -> bool:
+    """Whether a machine of an unclear create may still show up in the list."""
+    return state.unclear_at is not None and t - state.unclear_at < policy.reconcile.late

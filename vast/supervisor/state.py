@@ -97,6 +97,8 @@ class Machine:
     machine_id: int
     price: Dollars  # per hour
     since: Seconds  # it bills from here
+    row_price: Dollars = 0.0  # per hour, in the last trusted answer; 0: not stated
+    renamed: bool = False  # its label in the market is not the run's
     seen_at: Seconds | None = None  # in a trusted answer
     status: Status = Status.CREATED
     message: str = ""
@@ -123,6 +125,7 @@ class Machine:
     job: JobReport | None = None  # as last seen
     gpu_fault: str | None = None
     stalled: int = 0
+    moved_at: Seconds | None = None  # the last poll that showed more steps than the one before
     pace: float | None = (
         None  # steps per second between the last two polls; None: unknown, as at the start of a new part
     )
@@ -139,7 +142,8 @@ class PendingDestroy:
     lost: bool = False  # it cannot be reached, so another machine may be taken before it is gone
     tries: int = 0
     next_try: Seconds = 0.0
-    accepted: bool = False
+    accepted: bool = False  # a DELETE was; absence counts only after it
+    addresses: tuple[Address, ...] = ()  # a host that answers here is not absent
     absent: int = 0
     absent_at: Seconds | None = None
 
@@ -152,6 +156,9 @@ class RunState:
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
     interruptible: bool = False
+    bid: Dollars | None = None  # per hour, of an interruptible contract
+    max_price: Dollars | None = None  # per hour, of the request
+    service_zero: Seconds | None = None  # unix time of t = 0 by the service's clock; None: unknown, as `begun_wall`
     phase: Phase = Phase.IDLE
     phase_since: Seconds = 0.0
     attempt: int = 0  # machines rented, or tried to
@@ -164,6 +171,10 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    traffic: Dollars = 0.0  # of the machines so far, for loading the image
+    refusal: str = ""  # the market's message, if it refused the last create
+    unclear_at: Seconds | None = None  # of the last create of unknown outcome: its machine may show up late
+    unclear_price: Dollars = 0.0  # per hour, of that create
     settled: Dollars = 0.0  # for machines that are gone
     absences: int = 0  # trusted listings, apart in time, without any machine of this run
     absent_at: Seconds | None = None
@@ -189,6 +200,9 @@ class RunState:
     lease_at: Seconds = 0.0
     looks: int = 0  # since the job was started on this machine
     refused_since: Seconds | None = None  # the account could not be seen
+    unlisted_since: Seconds | None = None  # the account answers, and neither list nor show shows the run's machines
+    unsearched_since: Seconds | None = None  # searches get no answer
+    signs: tuple[tuple[str, int, Seconds], ...] = ()  # (sign, polls that showed it, the last): vast/supervisor/signs.py
     network_down: bool = False  # at the last look
     credit: Dollars | None = None
     alerts: tuple[str, ...] = ()  # those that are up
@@ -198,12 +212,23 @@ class RunState:
 def begin(plan: Plan, wall: Seconds) -> RunState:
     deadline = int(wall + plan.max_seconds)
     label_text(plan.run_id, deadline)
-    return RunState(plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None)
+    bound = plan.query.max_dollars_per_hour if plan.bid is None else None  # a bid is its own bound
+    return RunState(
+        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound
+    )
+
+
+def contract_left(state: RunState, t: Seconds) -> Seconds | None:
+    """Seconds to the end of the machine's contract, by the service's clock if it is known; None: no end."""
+    if state.machine is None or state.machine.end is None:
+        return None
+    zero = state.begun_wall if state.service_zero is None else state.service_zero
+    return state.machine.end - zero - t
 
 
 def spent(state: RunState, t: Seconds) -> Dollars:
     """Cost of the run at `t`, if every machine bills until its absence is proven."""
-    total = state.settled
+    total = state.settled + state.traffic
     for part in (state.machine, state.intent, *state.doomed):
         if part is not None:
             total += part.price * (t - part.since) / 3600
@@ -231,6 +256,9 @@ class Observation:
         tuple[int, Instance | Gone | None], ...
     ] = ()  # own machines that the list does not show, asked for one by one
     host: Host | None = None
+    answered: tuple[
+        int, ...
+    ] = ()  # pending destroys whose host answered over ssh although the market shows them as gone
     network: bool = True  # our own; probed when something did not answer
 
 
@@ -241,6 +269,7 @@ class Do(StrEnum):
     CREATE = "create"
     DESTROY = "destroy"
     ATTACH_KEY = "attach-key"
+    RELABEL = "relabel"
     PUSH = "push"
     START = "start"
     STOP = "stop"
@@ -263,6 +292,7 @@ class Action:
     offer: Offer | None = None
     everything: bool = False
     until: Seconds = 0.0  # of a wait; of a lease: seconds to the deadline
+    ended: Seconds = 0.0  # when its result came; 0: unknown
 
 
 Result = Observation | tuple[Offer, ...] | CreateResult | Pulled | str | bool | None

@@ -20,8 +20,8 @@ from app.runtime.ending import RunEnded
 from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import Ranks, join
 from app.runtime.signals import StopFlag
-from app.training.callbacks import Recorder
-from app.training.trainer import PrefillTrainer
+from app.training.loop import TrainingLoop
+from app.training.recorder import Recorder
 
 WORLD = 2
 
@@ -36,11 +36,11 @@ def look(rank: int, port: int, out: Path) -> None:
         "sum": ranks.sum(rank + 1, True),
         "together": ranks.together(lambda: rank * 10, RunEnded),
         "one raises": _raised(ranks, at=1),
-        "not finite": _ended(_trainer(ranks, out / "nan"), broken=rank == 1),
-        "signal": _stopped_at(_trainer(ranks, out / "signal", steps=5), ranks, out, signalled=rank == 1),
-        "evaluation": _trainer(ranks, out / "eval").evaluate()["eval_loss"],
+        "not finite": _ended(_loop(ranks, out / "nan"), broken=rank == 1),
+        "signal": _stopped_at(ranks, out, signalled=rank == 1),
+        "evaluation": _loop(ranks, out / "eval").evaluate(),
         "graphs": _graphs_of_a_layer(),
-        "in training mode": _in_training_mode(_trainer(ranks, out / "mode")),
+        "in training mode": _in_training_mode(_loop(ranks, out / "mode")),
     }
     (out / f"{rank}.json").write_text(json.dumps(seen))
     ranks.leave()
@@ -86,45 +86,38 @@ def _raised(ranks: Ranks, at: int) -> str:
     return "nothing raised"
 
 
-def _trainer(ranks: Ranks, directory: Path, steps: int = 2) -> PrefillTrainer:
+def _loop(ranks: Ranks, directory: Path, steps: int = 2, recorder: Recorder | None = None) -> TrainingLoop:
     from tests.app.conftest import make_model
-    from tests.app.training.test_trainer import trainer_of
+    from tests.app.training.test_loop import prepared_loop
 
-    trainer = trainer_of(make_model("llama"), directory, max_steps=steps,
-                         ddp_find_unused_parameters=False)  # fmt: skip
-    trainer.ranks = ranks
-    steps_of: Any = trainer.data_collator
-    trainer.data_collator = replace(steps_of, rank=ranks.rank, world=ranks.world)
-    return trainer
+    return prepared_loop(make_model("llama"), directory, max_steps=steps, ranks=ranks, recorder=recorder)
 
 
-def _ended(trainer: PrefillTrainer, broken: bool) -> str:
+def _ended(loop: TrainingLoop, broken: bool) -> str:
     """How training ends when the loss of one rank's micro-batches is not finite."""
-    plain = trainer.batch_loss
+    plain: Any = loop.work.loss_of
 
-    def batch_loss(*arguments: Any, **named: Any) -> Any:
+    def loss_of(*arguments: Any, **named: Any) -> Any:
         loss = plain(*arguments, **named)
         return replace(loss, total=loss.total * float("nan")) if broken else loss
 
-    trainer.batch_loss = batch_loss  # type: ignore[method-assign]
+    loop.work.loss_of = loss_of  # type: ignore[assignment]
     try:
-        trainer.train()
+        loop.run()
     except RunEnded as error:
         return error.reason
-    return f"went on to step {trainer.state.global_step}"
+    return f"went on to step {loop.step}"
 
 
-def _stopped_at(trainer: PrefillTrainer, ranks: Ranks, out: Path, signalled: bool) -> int:
+def _stopped_at(ranks: Ranks, out: Path, signalled: bool) -> int:
     """The step at which training stops when only one rank got a signal."""
     stop = StopFlag()
     if signalled:
         stop.name = "SIGTERM"
     run: Any = SimpleNamespace(heartbeat=lambda *_: None, append_jsonl=lambda *_: None)
-    recorder = Recorder(run, stop, Heartbeat(run), ranks)
-    recorder.trainer = trainer
-    trainer.add_callback(recorder)
-    trainer.train()
-    return trainer.state.global_step if recorder.stopped else -1
+    loop = _loop(ranks, out / "signal", steps=5, recorder=Recorder(run, stop, Heartbeat(run)))
+    loop.run()
+    return loop.step if loop.stopped else -1
 
 
 def _graphs_of_a_layer() -> int:
@@ -145,8 +138,8 @@ def _graphs_of_a_layer() -> int:
     return len(graphs)
 
 
-def _in_training_mode(trainer: PrefillTrainer) -> bool:
+def _in_training_mode(loop: TrainingLoop) -> bool:
     """Whether all of a model that came in evaluation mode is trained in the other: DDP's own flag says nothing of it."""
-    trainer.model.eval()
-    trainer.train()
-    return all(module.training for module in trainer.model.modules())
+    loop.work.inner.eval()
+    loop.run()
+    return all(module.training for module in loop.work.model.modules())

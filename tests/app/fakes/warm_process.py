@@ -18,7 +18,7 @@ from typing import Final
 
 WARM: Final = "forkserver"
 _CONTEXT = multiprocessing.get_context(WARM)
-_CONTEXT.set_forkserver_preload(["accelerate", "datasets", "peft", "transformers.trainer"])
+_CONTEXT.set_forkserver_preload(["accelerate", "datasets", "peft", "transformers"])
 
 
 def _become_the_command(words: Sequence[str], environment: dict[str, str], output: Path) -> None:

@@ -13,7 +13,7 @@ from app.model import onednn
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import loglikelihood
-from tests.app.training.test_trainer import examples, trainer_of
+from tests.app.training.test_loop import examples, passes_of, prepared_loop
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not onednn.available(), reason="torch's own products are used on this processor")
@@ -91,8 +91,8 @@ def test_a_step_in_float32_is_that_of_torch(checkpointing: bool, model_of: Any, 
         model = model_of("llama")
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        trainer = trainer_of(model, tmp_path)
-        loss = trainer.training_step(model, trainer.data_collator(examples(6)))
+        loop = prepared_loop(model, tmp_path)
+        loss = torch.stack([loop.work.forward_backward(batch) for batch in passes_of(loop, examples(6))]).sum()
         return float(loss), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
     loss, gradients = step()

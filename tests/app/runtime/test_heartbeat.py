@@ -7,6 +7,7 @@ import signal
 from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
+from pkgutil import resolve_name
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ LONG = {
     "app.training.train.load_examples": "data",
     "app.training.train.drop_overlap": "data",
     "app.training.forward.from_hidden": "evaluate or train",
-    "app.training.trainer.mark_complete": "save",
+    "app.training.snapshot.host_copy": "evaluate or save",  # the disk is written to in a thread, meanwhile
     "app.training.train.checkpoint.save_final": "save",
     "app.stage.work.evaluate": "score",
 }
@@ -67,10 +68,7 @@ class Watched:
 
     def _note(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         module, _, attribute = name.rpartition(".")
-        parts = module.split(".")
-        owner = __import__(".".join(parts[:2]), fromlist=["_"])
-        for part in parts[2:]:
-            owner = getattr(owner, part)
+        owner = resolve_name(module)
         real = getattr(owner, attribute)
 
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -162,7 +160,7 @@ def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.training.trainer.mark_complete", "save"), ("app.training.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.snapshot.host_copy", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path

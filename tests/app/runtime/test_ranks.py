@@ -67,9 +67,9 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(seen: list[dict[str, An
 def test_an_evaluation_in_shares_is_that_of_one_process(
     seen: list[dict[str, Any]], model_of: Any, tmp_path: Path
 ) -> None:
-    from tests.app.training.test_trainer import trainer_of
+    from tests.app.training.test_loop import prepared_loop
 
-    alone = trainer_of(model_of("llama"), tmp_path).evaluate()["eval_loss"]
+    alone = prepared_loop(model_of("llama"), tmp_path).evaluate()
     assert [one["evaluation"] for one in seen] == pytest.approx([alone] * 2, rel=1e-6)
 
 

@@ -22,12 +22,13 @@ from app.stage.capacity import compared, require_capacity, require_means, resolv
 from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
-from app.training.train import _arguments, mixed_precision
+from app.training.train import _trainable, mixed_precision
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
 from jobs.runs.rundir import RunDir, list_runs
+from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 
 JOB = resolve("stage5b", "ministral-3b")
@@ -204,15 +205,16 @@ def test_what_training_lacks_is_said_before_the_model_is_loaded(
     require_means(spread, 1)
 
 
-def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu(tmp_path: Path) -> None:
+def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a_cpu() -> None:
     auto = resolve("stage3b", "ci", sets=["train.gradient_checkpointing=auto"])
     plain = resolve("stage3b", "ci")
     found = estimate_on(plain, Gpu("TEST", 989, 67, 80, 4800))
     unknown = replace(found, checkpointing=None)
 
     def taken(job: Job) -> bool:
-        with RunDir.create(tmp_path, job.stage.name, NOW) as run:
-            return bool(_arguments(job, run, torch.device("cpu")).gradient_checkpointing)
+        assert job.stage.train is not None
+        model = _trainable(make_model("llama"), job.stage.train)
+        return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
     cases = [None, found, replace(found, checkpointing=True), unknown]
     assert [taken(resolved(auto, case, 1)) for case in cases] == [False, False, True, True]
@@ -239,13 +241,18 @@ def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimate
     assert resolved(job, found, world).fingerprint({}) == job.fingerprint({})
 
 
-def test_rows_are_as_long_as_the_trainer_makes_them() -> None:
+def test_rows_are_as_long_as_the_estimate_reckons() -> None:
     rows = [
-        fast_path.row_tokens(None, quick, torch.device(kind))
-        for quick, kind in ((True, "cuda"), (False, "cuda"), (False, "cpu"))
+        fast_path.row_tokens(None, quick, torch.device(kind), parameters)
+        for quick, kind, parameters in (
+            (True, "cuda", 3e9),
+            (True, "cuda", 1e8),
+            (False, "cuda", 1e8),
+            (False, "cpu", 1e8),
+        )
     ]
-    assert rows == [4096, 1024, 512]
-    assert fast_path.row_tokens(77, True, torch.device("cuda")) == 77
+    assert rows == [4096, 16384, 1024, 512]
+    assert fast_path.row_tokens(77, True, torch.device("cuda"), 1e8) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.runtime.ending import RunEnded
+from app.stage import run as run_module
 from app.stage.run import require_paths, run_stage
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError, DataError, RunStateError, UserError
@@ -160,3 +161,11 @@ def test_paths_that_exist_are_accepted(tmp_path: Path) -> None:
         f"data.eval.path={tmp_path}",
     ]
     require_paths(resolve("stage1", "ci", sets=sets))
+
+
+@pytest.mark.parametrize(("given", "serial"), [("", 1), ("123456789", 123456789), ("0", 1), ("x", 1)])
+def test_the_suffix_of_a_new_run_comes_from_the_rented_machine(
+    monkeypatch: pytest.MonkeyPatch, given: str, serial: int
+) -> None:
+    monkeypatch.setenv("PREFILL_RUN_SERIAL", given)
+    assert run_module._serial() == serial

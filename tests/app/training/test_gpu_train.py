@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from app.attention.backends import NAMES
 from app.data.examples import TokenExample
 from app.model.compiled import speed_up, suits
 from app.model.load import Loaded
-from tests.app.training.test_trainer import trainer_of
+from app.runtime.ending import RunEnded
+from app.training.cuda_graph import Graphs
+from app.training.loop import TrainingLoop
+from jobs.config.schema import Objective
+from tests.app.training.test_loop import loop_of, passes_of, prepared_loop, rows
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -29,11 +34,19 @@ def long_examples(n: int, seed: int = 0) -> list[TokenExample]:
 
 
 def step_of(model: Any, tmp_path: Path, bf16: bool, data: list[TokenExample]) -> tuple[float, torch.Tensor]:
-    """Loss and gradients of one optimiser step of `data`, cut into rows of 512 tokens, whole tiles each."""
-    trainer = trainer_of(model, tmp_path, row_tokens=512, multiple=128, use_cpu=False, bf16=bf16)
+    return pass_of(a_loop(model, tmp_path, bf16), model, data)
+
+
+def a_loop(model: Any, tmp_path: Path, bf16: bool) -> TrainingLoop:
+    """Its rows have 512 tokens, whole tiles each. It asks the model for its output layer, which compiles a mask."""
+    sgd = lambda m: torch.optim.SGD(m.parameters())  # noqa: E731
+    return prepared_loop(model, tmp_path, row_tokens=512, multiple=128, device="cuda", bf16=bf16, optimizer=sgd)
+
+
+def pass_of(loop: TrainingLoop, model: Any, data: list[TokenExample]) -> tuple[float, torch.Tensor]:
+    """Loss and gradients of one optimiser step of `data`."""
     model.zero_grad()
-    with trainer.accelerator.autocast():  # in a run it is put around the model's forward pass
-        loss = trainer.training_step(model, trainer.data_collator(data))
+    loss = torch.stack([loop.work.forward_backward(batch) for batch in passes_of(loop, data)]).sum()
     return float(loss), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
 
 
@@ -55,9 +68,10 @@ def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str,
     speed_up(fast)
     exact = [step_of(dense, tmp_path, False, some) for some in (data, other)]
     want = [step_of(dense, tmp_path, bf16, some) for some in (data, other)]
-    got = [step_of(fast, tmp_path, bf16, data)]
+    loop = a_loop(fast, tmp_path, bf16)
+    got = [pass_of(loop, fast, data)]
     with torch.compiler.set_stance("fail_on_recompile"):
-        got.append(step_of(fast, tmp_path, bf16, other))
+        got.append(pass_of(loop, fast, other))
     for (true_loss, true), (loss, gradients), (fast_loss, fast_gradients) in zip(exact, want, got, strict=True):
         if bf16:  # both round, each in its own order: the fast path must not be further from float32
             assert abs(fast_loss - true_loss) < 2 * abs(loss - true_loss) + 0.002
@@ -85,3 +99,90 @@ def test_auto_takes_the_fast_path_on_a_gpu_where_the_model_allows_it(model_of: A
     assert good.config._attn_implementation == NAMES["sdpa"]
     assert [suits(Loaded(m, None, "", 128, any_attention=True)) for m in (good, narrow, drops)] == [True, False, False]
     assert not suits(Loaded(good, None, "", 128))  # sdpa was asked for
+
+
+# ---- steps launched as CUDA graphs -----------------------------------------------------------------------------------
+
+CASES: dict[str, dict[str, Any]] = {
+    "one row": {},
+    "several rows": {"row_tokens": 384},
+    "kl and a causal fraction": {"goal": Objective(ce=1.0, kl=0.5, causal_fraction=0.5)},
+    "lora": {"lora": 4, "goal": Objective(ce=1.0, kl=0.5)},
+}
+
+
+def trained(
+    model_of: Any, tmp_path: Path, *, graphs: bool, lora: int = 0, restore: Path | None = None, **settings: Any
+) -> TrainingLoop:
+    torch.compiler.reset()
+    model = model_of("llama", head_dim=64, max_position_embeddings=1024, initializer_range=0.1).cuda()
+    if lora:
+        torch.manual_seed(1)
+        config = LoraConfig(r=lora, lora_dropout=0.2, target_modules="all-linear", init_lora_weights=False)
+        model.enable_input_require_grads()
+        model = get_peft_model(model, config)
+        settings["lora"] = {"r": lora, "dropout": 0.2}
+    loop = loop_of(model, tmp_path, data=long_examples(64), batch_size=8, max_steps=16, multiple=128, device="cuda", bf16=True,
+                   graphs=Graphs() if graphs else None, **{"row_tokens": 4096, **settings})  # fmt: skip
+    for one in (model, loop.work.loss_of.teacher):
+        if one is not None:
+            speed_up(one)
+    loop.prepare()
+    if restore is not None:
+        loop.restore(restore, [])
+    loop.run()
+    loop.writer.wait()
+    return loop
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_as_graphs_are_the_steps_launched_kernel_by_kernel(case: str, model_of: Any, tmp_path: Path) -> None:
+    plain, fast = (trained(model_of, tmp_path / str(graphs), graphs=graphs, **CASES[case]) for graphs in (False, True))
+    assert fast.graphs is not None and fast.graphs.captured and fast.graphs.replayed >= 5
+    assert fast.tokens_seen == plain.tokens_seen and fast.padded_tokens_seen >= plain.padded_tokens_seen
+    want, got = ([row["loss"] for row in rows(loop)] for loop in (plain, fast))
+    if case == "lora":  # other lengths, other dropout: the first step has none of it behind it
+        assert len(got) == len(want) and all(torch.isfinite(torch.tensor(got)))
+    else:
+        assert got == pytest.approx(want, rel=2e-3)
+        assert got != [got[0]] * len(got)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_of_graphs_goes_on_from_a_checkpoint_to_the_same_losses(case: str, model_of: Any, tmp_path: Path) -> None:
+    whole = trained(model_of, tmp_path, graphs=True, save_every=7, keep_checkpoints=9, **CASES[case])
+    again = trained(
+        model_of, tmp_path / "again", graphs=True, restore=tmp_path / "checkpoints" / "checkpoint-7", **CASES[case]
+    )
+    assert [row["loss"] for row in rows(again)] == pytest.approx([row["loss"] for row in rows(whole)][7:], rel=1e-4)
+
+
+def test_the_guard_holds_within_a_graph(model_of: Any, tmp_path: Path) -> None:
+    """A weight that is not finite ends training at its step, although the host reads it one step late."""
+    loops: list[TrainingLoop] = []
+
+    def spoil(step: int, loss: float) -> bool:
+        with torch.no_grad():
+            loops[0].work.inner.model.norm.weight[0] = float("nan")
+        return False
+
+    torch.compiler.reset()
+    model = model_of("llama", head_dim=64, max_position_embeddings=1024, initializer_range=0.1).cuda()
+    loops.append(loop_of(model, tmp_path, data=long_examples(64), batch_size=8, max_steps=16, multiple=128, device="cuda",
+                         bf16=True, row_tokens=4096, graphs=Graphs(), eval_every=10, on_evaluation=lambda step, loss: step > 0 and spoil(step, loss)))  # fmt: skip
+    speed_up(model)
+    loops[0].prepare()
+    with pytest.raises(RunEnded, match="the loss is not finite at step 11"):
+        loops[0].run()
+    assert [row["step"] for row in rows(loops[0])] == list(range(1, 11))
+
+
+def test_bfloat16_weights_with_masters_train_as_autocast_does(model_of: Any, tmp_path: Path) -> None:
+    def losses(**settings: Any) -> list[float]:
+        return [row["loss"] for row in rows(trained(model_of, tmp_path, graphs=False, **settings))]
+
+    masters = losses()
+    torchs = losses(
+        optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+    )
+    assert masters[:2] == pytest.approx(torchs[:2], rel=1e-5) and masters == pytest.approx(torchs, rel=2e-3)

@@ -12,10 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from app.attention.backends import NAMES
 from app.model.lm_head import plain_lm_head
-from app.training.batch import Collator
+from app.training.batch import Collator, prepared
 from app.training.objective import Teacher, from_hidden, objective
 from jobs.config.schema import Objective
-from tests.app.training.test_trainer import examples, nll, trainer_of
+from tests.app.training.test_loop import examples, nll, prepared_loop
 
 SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, initializer_range=0.5)  # fmt: skip
@@ -42,6 +42,33 @@ def test_loss_in_chunks_equals_that_of_whole_logits_with_its_gradients(ce: float
 
     for got, want in zip(run(True), run(False), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+@pytest.mark.parametrize("chunk", [101 * 5, 101 * 100])
+def test_padding_among_the_response_tokens_counts_for_nothing(kl: float, chunk: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(17, 16), torch.randn(101, 16), torch.randint(101, (17,))
+    start = torch.randn(17, 16)
+    counted = torch.cat([torch.ones(13), torch.zeros(4)])
+
+    def run(whole: bool, padded: bool) -> tuple[torch.Tensor, ...]:
+        size = 17 if padded else 13
+        h, w = hidden[:size].clone().requires_grad_(), weight.clone().requires_grad_()
+        teacher = Teacher(start[:size], weight) if kl > 0 else None
+        mark = counted if padded else None
+        if whole:
+            logits = None if teacher is None else teacher.hidden @ teacher.weight.T
+            loss = objective(h @ w.T, targets[:size], logits, ce=1.0, kl=kl, counted=mark)
+        else:
+            loss = from_hidden(h, w, targets[:size], teacher, ce=1.0, kl=kl, chunk=chunk, counted=mark)
+        loss.total.backward()
+        assert h.grad is not None and w.grad is not None and not h.grad[13:].any()
+        return loss.total.detach(), loss.ce, loss.kl, h.grad[:13], w.grad
+
+    for whole in (True, False):
+        for got, want in zip(run(whole, True), run(whole, False), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
 def test_only_what_is_trained_gets_a_gradient() -> None:
@@ -112,8 +139,8 @@ def test_every_head_is_recognised_and_trained_with_its_own_logits(name: str, tmp
     one, other = make(), make()
     assert (plain_lm_head(one) is not None) == plain
     data = examples(4)
-    trainer = trainer_of(one, tmp_path)
-    loss = trainer.batch_loss(one, trainer.prepared(Collator("prefix")(data)))
+    loop = prepared_loop(one, tmp_path)
+    loss = loop.work.loss_of(one, prepared(Collator("prefix")(data)))
     loss.total.backward()
     want = torch.stack([nll(other, e, "prefix") for e in data]).sum()
     want.backward()
@@ -131,14 +158,25 @@ def test_kl_in_chunks_equals_kl_of_whole_logits(lora: bool, tmp_path: Path) -> N
             torch.manual_seed(1)
             config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
             student = get_peft_model(student, config)
-        trainer = trainer_of(student, tmp_path, goal=Objective(ce=0.5, kl=1.0))
-        assert (trainer.teacher is None) == lora  # no second copy beside an adapter
+        loss_of = prepared_loop(student, tmp_path, goal=Objective(ce=0.5, kl=1.0)).work.loss_of
+        assert (loss_of.teacher is None) == lora  # no second copy beside an adapter
         if not chunked:
-            trainer.head = None
-        loss = trainer.batch_loss(student, trainer.prepared(Collator("prefix")(examples(4))))
+            loss_of.head = None
+        loss = loss_of(student, prepared(Collator("prefix")(examples(4))))
         loss.total.backward()
         return float(loss.kl), torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
 
     (kl, gradient), (want_kl, want) = run(True), run(False)
     assert kl == pytest.approx(want_kl, rel=1e-4) and kl > 0
     torch.testing.assert_close(gradient, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))
+
+
+def test_a_teacher_s_states_in_float32_meet_a_head_in_bfloat16() -> None:
+    """accelerate gives outputs of a prepared model in float32; under LoRA the teacher is that model."""
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 8, generator=draw), torch.randn(11, 8, generator=draw).bfloat16()
+    targets = torch.randint(0, 11, (5,), generator=draw)
+    half = hidden.bfloat16()
+    want = from_hidden(half, weight, targets, Teacher(half, weight), ce=1.0, kl=0.5)
+    got = from_hidden(half, weight, targets, Teacher(half.float(), weight), ce=1.0, kl=0.5)
+    assert float(got.total) == float(want.total)

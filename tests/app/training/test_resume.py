@@ -69,13 +69,19 @@ def undisturbed(few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 def kill_at(runs_dir: Path, step: int, *more: str) -> Path:
-    """Start the run and SIGKILL it once its log shows `step`. Bounded by a count of looks, not by luck."""
+    """Start the run and SIGKILL it once its log shows `step`, and the checkpoints before that are complete.
+
+    They are written while training goes on, which waits for one before it begins the next. Bounded by a count of looks.
+    """
     process = start(runs_dir, *more)
     try:
         for _ in range(6000):
             logs = list(runs_dir.glob("stage3b/*/train_log.jsonl"))
+            due = {f"checkpoint-{n}" for n in range(2, step, 2)}
             if logs and len(logs[0].read_text().splitlines()) >= step:
-                break
+                found = {path.name for path in complete_checkpoints(logs[0].parent / "checkpoints")}
+                if due <= found:
+                    break
             assert process.runs(), "the run ended before it could be killed"
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -141,12 +147,14 @@ def test_without_a_sound_checkpoint_training_begins_from_its_start_and_says_so(
     undisturbed: Any, tmp_path: Path
 ) -> None:
     run = kill_at(tmp_path, 3)
-    (only,) = complete_checkpoints(run / "checkpoints")
-    zero(only / "model.safetensors")
+    sound = complete_checkpoints(run / "checkpoints")
+    for one in sound:
+        zero(one / "model.safetensors")
     again = finish(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
     log = (run / "log.txt").read_text()
-    assert f"{only}: model.safetensors is damaged" in log and "training begins from its start" in log
+    assert sound and all(f"{one}: model.safetensors is damaged" in log for one in sound)
+    assert "training begins from its start" in log
     assert losses(run) == undisturbed
 
 

@@ -11,11 +11,11 @@ from jobs.config.load import resolve
 SHIPPED = {
     "stage1": "28937cbf2a635ba4",
     "stage2": "21934a11ce60fec3",
-    "stage3a": "4f8ab97d40e6a0d0",
-    "stage3b": "9f52211f5effa3ab",
+    "stage3a": "3ee1984b284c7cef",
+    "stage3b": "852763ceac71d25a",
     "stage4": "c2f078ceb46f7d17",
-    "stage5a": "fc6ca55ea0ee81f8",
-    "stage5b": "344ddfcd2352fa1d",
+    "stage5a": "ea0fda1800d95838",
+    "stage5b": "f04dfadac497189c",
     "nonprefill": "76d77aedd7ef6432",
 }
 

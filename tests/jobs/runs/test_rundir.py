@@ -50,6 +50,12 @@ def test_runs_of_one_second_get_directories_of_their_own_in_order(tmp_path: Path
     assert [run.path.name for run in list_runs(tmp_path)] == names  # -10 after -9
 
 
+def test_a_serial_keeps_runs_of_one_second_on_two_machines_apart(tmp_path: Path) -> None:
+    names = [RunDir.create(tmp_path, "stage1", NOW, serial).path.name for serial in (123456789, 123456789, 1)]
+    assert names == ["20261122-234501-123456789", "20261122-234501-123456790", "20261122-234501"]
+    assert [run.path.name for run in list_runs(tmp_path)] == [names[2], *names[:2]]
+
+
 def test_a_run_is_running_until_it_is_closed(run: RunDir) -> None:
     assert RunDir.open(run.path).state() == "running"
     run.close()

@@ -289,6 +289,19 @@ def test_logs_come_from_the_host_while_there_is_one_and_then_from_home(
     assert world.vast("logs", "-f", folder.run_id).stdout == "from home\n"
 
 
+def test_logs_begin_with_the_last_lines_of_a_long_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = left_running(world, monkeypatch)
+    world.shell.text = b"".join(b"%d\n" % number for number in range(3000))
+    assert world.vast("logs", folder.run_id).stdout.split()[0] == "2000"
+    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
+    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
+    world.vast("down", folder.run_id)
+    (world.runs / RUN / "host").mkdir(parents=True)
+    (world.runs / RUN / "host" / "job.log").write_bytes(world.shell.text)
+    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
+    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
+
+
 def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = left_running(world, monkeypatch)
     real = world.clock.sleep

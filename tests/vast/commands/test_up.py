@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs import lock
 from jobs.config import strict_yaml
 from jobs.config.load import resolve
 from tests.vast.fakes.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.ports import Address, Pulled
+from vast.commands import up as up_module
+from vast.ports import Address, Host, Pulled
 from vast.records.run_dir import folders
-from vast.rental import earlier_runs
+from vast.rental import earlier_runs, preflight
 from vast.rental.image_registry import Found
 from vast.session import view
 
@@ -53,7 +55,10 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
     (rental,) = world.fake.market.rentals.values()
     request = rental.request
     assert (request["image"], request["disk"]) == (IMAGE + "-host", 77)
-    assert request["label"] == f"prefill/{world.folder.run_id}/{1_800_000_000 + 4 * 3600}"
+    deadline = int(request["label"].rpartition("/")[2])
+    assert (
+        request["label"].startswith(f"prefill/{world.folder.run_id}/") and 0 <= deadline - 1_800_000_000 - 4 * 3600 < 60
+    )
     assert f"--nonce {world.folder.nonce()}" in request["onstart"]
     assert "--max-dollars 5.0000 --dollars-per-hour 0.316" in request["onstart"]  # the offer's own price
     assert f"--t-hard {4 * 3600 + 1800 - 12} " in request["onstart"] or "--t-hard 16" in request["onstart"]
@@ -121,7 +126,15 @@ def test_destroy_on_done_keeps_a_failed_machine_until_a_cap_is_near(world: World
         (("--interruptible",), {}, ("--interruptible: goes with --bid",)),
         (("--destroy-on", "always"), {}, ("--destroy-on always: expected done, fail",)),
         (("--policy", "no-such.yaml"), {}, ("no-such.yaml", "cannot be read: No such file")),
-        (("--ssh-key", __file__), {}, ("others may read it", "chmod 600")),
+        (("--ssh-key", __file__), {}, (f"{__file__}: is no private key; give the path of one",)),
+        (("--ssh-key", "/etc/passwd"), {}, ("/etc/passwd: is no private key",)),
+        (("--gpu", "H100"), {}, ("the market has no GPU of that name; say --gpu H100_NVL or H100_PCIE or H100_SXM",)),
+        (("--gpu", "4090"), {}, ("the market has no GPU of that name; say --gpu RTX_4090",)),
+        (("--gpu", "GTX_1"), {}, ("the market has no GPU of that name; say --gpu as python -m vast offers shows it",)),
+        (("--interruptible", "--bid", "0.01"), {}, ("at most $0.01", "RTX 4090 at $0.20: raise --bid to 0.20")),
+        (("--disk", "nan"), {}, ("'--disk': 'nan' is not a finite number",)),
+        (("--max-cost", "inf"), {}, ("'--max-cost': 'inf' is not a finite number",)),
+        (("--interruptible", "--bid", "nan"), {}, ("'--bid': 'nan' is not a finite number",)),
         ((), {"missing": {"rsync"}}, ("PATH: no rsync; install",)),
         ((), {"missing": {"ssh", "ssh-keygen"}}, ("PATH: no ssh, no ssh-keygen",)),
     ],
@@ -259,6 +272,111 @@ def test_a_terminal_is_asked(world: World, answer: str, rented: int) -> None:
     done = world.vast("up", "stage3b", "--profile", "ci", input=answer)
     assert len(world.fake.market.rentals) == rented
     assert (done.exit_code == 0) == bool(rented)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "offers"),
+    [("403-scope", "the key may lack a scope", 1), ("spending", "the spending limit of the account", 1),
+     ("404", "two-factor authentication has expired", 1), ("409", "offer is being rented", 8), ("429", "too frequent", 8)],
+)  # fmt: skip
+def test_a_market_that_refuses_every_create_is_named_and_not_called_empty(
+    world: World, fault: str, words: str, offers: int
+) -> None:
+    for number in range(20, 30):
+        world.fake.market.add_offer(number)
+    world.fake.fail(fault, on="create")
+    done = world.vast(*UP)
+    assert json.loads(world.folder.report.read_text())["result"] == "refused", done.output
+    assert f"{words}" in done.stderr and "alert: refused: " in done.stderr
+    alert = next(line for line in done.stderr.splitlines() if "alert: refused: " in line)
+    assert words in alert and "; the market: " in alert
+    assert world.fake.count("create") == offers
+
+
+def test_why_ssh_fails_is_shown_and_a_fresh_machine_raises_no_alert(world: World) -> None:
+    changed = "wrong-host", "REMOTE HOST IDENTIFICATION HAS CHANGED"
+    refused = "unreachable", "ssh: connect to host 198.51.100.7 port 22: Connection refused"
+    before = [Host("denied", message="Permission denied (publickey)"), Host(*changed[:1], message=changed[1])]
+    real = world.shell.probe
+    seen: list[int] = []
+
+    def probe(addresses: tuple[Address, ...]) -> Host:
+        seen.append(1)
+        if len(seen) <= len(before):
+            return before[len(seen) - 1]
+        found = real(addresses)
+        return Host(refused[0], message=refused[1]) if world.shell.looks == 1 else found  # type: ignore[arg-type]
+
+    world.shell.probe = probe  # type: ignore[method-assign]
+    done = world.vast(*UP)
+    assert done.exit_code == 0, done.output
+    assert f"host {changed[0]}: {changed[1]}" in done.stderr and f"host unreachable: {refused[1]}" in done.stderr
+    assert "key-denied" not in done.stderr and "Permission denied" not in done.stderr
+
+
+@pytest.mark.parametrize(("endpoint", "fault"), [("list", "410"), ("list", "500"), ("show", "410")])
+def test_a_market_in_which_no_machine_could_be_watched_is_not_rented_from(
+    world: World, endpoint: str, fault: str
+) -> None:
+    world.fake.fail(fault, on=endpoint)
+    done = world.vast(*UP)
+    assert done.exit_code == 2, done.output
+    assert "cannot be listed: " in done.stderr or "a machine cannot be shown: " in done.stderr
+    assert "nothing is rented, since it could not be watched" in done.stderr
+    assert world.fake.market.rentals == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "https://console.vast.ai"),  # VAST_URL is on this machine
+        ({"VAST_HOST_URL": "http://10.0.0.7:8080"}, "http://10.0.0.7:8080"),
+    ],
+)
+def test_the_switch_gets_an_address_that_its_machine_can_reach(world: World, environ: dict[str, str], url: str) -> None:
+    world.environ = environ
+    assert world.vast(*UP).exit_code == 0
+    (rental,) = world.fake.market.rentals.values()
+    assert f"--url {url} " in rental.request["onstart"]
+
+
+@pytest.mark.parametrize(
+    ("url", "private"),
+    [("http://127.0.0.1:8", True), ("http://localhost", True), ("http://192.168.1.4", True), ("https://vast.lan", True),
+     ("https://localhost", True), ("https://eu.vast.ai", False), ("https://8.8.8.8", False)],
+)  # fmt: skip
+def test_which_addresses_only_this_machine_has(url: str, private: bool) -> None:
+    assert preflight.host_url({"VAST_URL": url}) == ("https://console.vast.ai" if private else url)
+
+
+def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(look: int) -> None:
+        raise Killed
+
+    def another_terminal(wiring: object) -> None:
+        monkeypatch.setattr(up_module, "_ask", lambda wiring: None)
+        world.shell.on_look = killed
+        assert world.vast(*UP).exit_code == KILLED
+
+    monkeypatch.setattr(up_module, "_ask", another_terminal)
+    done = world.vast(*UP[:-1])
+    assert done.exit_code == 2, done.output
+    assert "is a rented run of this very job, and open" in done.stderr
+    assert len(world.fake.market.rentals) == 1
+
+
+def test_two_terminals_that_answer_at_once_take_turns(world: World) -> None:
+    parent = world.runs / "vast"
+    parent.mkdir(parents=True)
+    held = lock.hold(parent / ".renting")
+    done = world.vast(*UP)
+    assert (done.exit_code, world.fake.market.rentals) == (2, {})
+    assert f"{parent}: is in use by process {os.getpid()} on" in done.stderr
+    held.close()
+    world.shell.on_look = lambda look: lock.hold(parent / ".renting").close()  # free while a job runs
+    assert world.vast(*UP).exit_code == 0
 
 
 # ---- a stage that is asked for again ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import main
 from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.records.run_dir import Folder, folders
-from vast.rental.image_registry import Found
+from vast.rental.image_registry import Found, Image
 
 IMAGE = "registry.example/you/prefill:1"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U run"
@@ -39,7 +39,7 @@ class World:
     contexts: list[ShellContext] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)  # programs that are not on PATH
     hours: float | None = None  # what the estimate says
-    pullable: Found = "there"  # what the image's registry says
+    pullable: Found | Image = "there"  # what the image's registry says
     memory: float | None = None
     change: Callable[[Wiring], Wiring] = lambda wiring: wiring
 

@@ -82,7 +82,8 @@ class Market:
             "dph_base": 0.40, "storage_cost": 0.15, "min_bid": 0.20, "reliability": 0.99, "direct_port_count": 40,
             "duration": 30 * 86400.0, "inet_down": 900.0, "inet_up": 700.0, "inet_down_cost": 0.001, "inet_up_cost": 0.002,
             "geolocation": "Norway, NO", "disk_space": 500.0, "verified": True, "external": False, "rentable": True,
-            "rented": False, "score": 100.0,
+            "rented": False, "score": 100.0, "cuda_max_good": 13.0, "driver_version": "580.95.05", "compute_cap": 890,
+            "cpu_arch": "amd64", "hosting_type": 1, "datacenter": True,
         } | fields  # fmt: skip
         self.offers[offer_id] = row
         return row

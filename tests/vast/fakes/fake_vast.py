@@ -188,6 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
     fake: FakeVast
     protocol_version = "HTTP/1.1"
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The header Date, by the clock of the fake."""
+        return super().date_time_string(int(self.fake.market.now()) if timestamp is None else timestamp)  # type: ignore[arg-type]
+
     def log_message(self, *_: Any) -> None:
         pass
 

@@ -24,9 +24,10 @@ CALLS: dict[str, Callable[[Cloud, int], object]] = {
     "show": lambda cloud, number: cloud.instance(number),
     "destroy": lambda cloud, number: cloud.destroy(number),
     "ssh": lambda cloud, number: cloud.attach_key(number, PUBLIC_KEY),
+    "label": lambda cloud, number: cloud.set_label(number, "prefill/run-1/1790000000"),
     "account": lambda cloud, _: cloud.account(),
 }
-NOTHING = {"create": "unclear", "destroy": "unclear", "ssh": False}  # the others: None
+NOTHING = {"create": "unclear", "destroy": "unclear", "ssh": False, "label": False}  # the others: None
 FAULTS = [*BODIES, "drop-before", "drop-after", "500-after", "truncated"]
 
 

@@ -94,6 +94,8 @@ class ScriptedShell:
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
         offset = follow_from or 0
+        if tail is not None:
+            offset = len(self.text) - len(b"".join(self.text.splitlines(keepends=True)[-tail:]))
         return {"offset": offset, "next": len(self.text), "text": self.text[offset:].decode()}
 
     def close(self) -> None:

@@ -71,6 +71,13 @@ def ended(state: RunState, t: float, **seen: Any) -> str:
     return action.why if action.do is Do.VERDICT else ""
 
 
+def twice(state: RunState, t: float, **seen: Any) -> str:
+    """The verdict after a second poll that agrees with the first; the first alone gives none."""
+    first, obs = look(state, t - POLICY.confirm_after, **seen)
+    assert decide(obs, first, POLICY).do is not Do.VERDICT
+    return ended(first, t, **seen)
+
+
 def then(state: RunState, do: Do, t: float, result: Any, **action: Any) -> RunState:
     return advance(state, Action(do, t, **action), result, POLICY)
 

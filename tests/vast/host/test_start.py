@@ -48,6 +48,18 @@ def test_a_switch_without_its_key_is_not_armed(machine: Rented) -> None:
     assert "CONTAINER_API_KEY" in machine.look()["message"]
 
 
+def test_runs_of_two_machines_have_different_names(machine: Rented) -> None:
+    """A run that came home under a name that is taken could not be fetched, and was destroyed with its machine."""
+    machine.arm()
+    for _ in range(2):
+        machine.start(
+            "import os; open('serials', 'a').write(os.environ['PREFILL_RUN_SERIAL'] + '\\n')", "run", "stage3b"
+        )
+        machine.ended()
+    serials = (machine.work / "serials").read_text().split()
+    assert len(set(serials)) == 2 and all(serial.isdecimal() and int(serial) > 1 for serial in serials)
+
+
 def test_a_second_start_of_a_job_that_runs_is_fine(machine: Rented) -> None:
     machine.arm()
     assert machine.start(WAITS, "run", "stage3b") == {"started": True, "attempt": 1}

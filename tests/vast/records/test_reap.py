@@ -41,7 +41,8 @@ def living(world: World) -> set[int]:
         (NOW + 60, "lately", False, False),
         (NOW + 60, "nobody", False, True),
         (NOW + 60, None, False, False),
-        (NOW - 1, "alive", False, True),
+        (NOW - 1, "alive", False, False),
+        (NOW - 1, "alive", True, True),
         (NOW - 1, "lately", False, True),
         (NOW - 1, "nobody", False, True),
         (NOW - 1, None, False, True),
@@ -70,6 +71,30 @@ def test_only_machines_past_their_deadline_or_without_a_live_run_go(world: World
     assert f"spare {watched.id} run=watched" in done.stdout
     assert f"{orphan.id}: gone, seen twice" in done.stdout
     assert str(foreign.id) not in done.stdout
+
+
+def test_nothing_is_printed_while_all_is_well(world: World) -> None:
+    """Cron mails what is printed."""
+    rent(world, "elsewhere", world.clock.now() + 9999)
+    rent(world, "watched", world.clock.now() - 10)
+    held = FileJournal(known(world, "watched").path)
+    world.fake.market.add_foreign()
+    quiet = world.vast("reap")
+    assert (quiet.exit_code, quiet.output, len(living(world))) == (0, "", 3)
+    assert "spare" in world.vast("reap", "--dry-run").stdout
+    held.close()
+
+
+@pytest.mark.parametrize("days", [-3, 3])
+def test_the_clock_of_the_service_counts(world: World, days: int) -> None:
+    late = rent(world, "late", world.clock.now() - 600)
+    early = rent(world, "early", world.clock.now() + 600)
+    world.fake.market.now = lambda: world.clock.time - days * 86_400
+    world.clock.time += days * 86_400
+    done = world.vast("reap")
+    assert done.exit_code == 0, done.output
+    assert living(world) == {early.id} and f"destroy {late.id} " in done.stdout
+    assert f"differs from the service's by {-days * 86_400} s" in done.stderr
 
 
 def test_a_dry_run_only_prints(world: World) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from vast.host.bounded_http import Response
 from vast.rental import image_registry
 from vast.secrets import Secret
 
@@ -132,3 +135,48 @@ def test_a_token_service_that_is_not_encrypted_gets_no_login() -> None:
 )
 def test_the_name_of_an_image_as_its_registry_spells_it(image: str, expected: tuple[str, str, str]) -> None:
     assert image_registry.parts(image) == expected
+
+
+# ---- labels and size --------------------------------------------------------------------------------------------------------
+
+
+CONFIG = {"config": {"Labels": {"prefill.needs.cuda": "13.0"}}}
+MANIFEST = {"config": {"digest": "sha256:c0"}, "layers": [{"size": 2_000_000_000}, {"size": 500_000_000}]}
+INDEX = {"manifests": [{"digest": "sha256:a0", "platform": {"architecture": "arm64"}},
+                       {"digest": "sha256:b0", "platform": {"architecture": "amd64"}}]}  # fmt: skip
+
+
+def answers(**bodies: object) -> image_registry.Open:
+    """A registry as a function: by the last part of the path, what a GET gives; a HEAD finds the tag 1-host."""
+
+    def open(request: urllib.request.Request, seconds: float) -> Response:
+        name = request.full_url.rpartition("/")[2].replace("sha256:", "").replace("1-host", "tag")
+        if request.get_method() == "HEAD":
+            return Response(200, Message(), b"")
+        body = bodies.get(name)
+        return Response(
+            200 if name in bodies else 404, Message(), body if isinstance(body, bytes) else json.dumps(body).encode()
+        )
+
+    return open
+
+
+@pytest.mark.parametrize("bodies", [{"tag": MANIFEST, "c0": CONFIG}, {"tag": INDEX, "b0": MANIFEST, "c0": CONFIG}])
+def test_labels_and_size_come_from_the_manifest_of_this_architecture(bodies: dict[str, object]) -> None:
+    found = image_registry.inspect("r.example/you/prefill:1-host", open=answers(**bodies))
+    assert found == image_registry.Image("there", {"prefill.needs.cuda": "13.0"}, 2.5)
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [{}, {"tag": b"<html>"}, {"tag": []}, {"tag": {}}, {"tag": MANIFEST}, {"tag": MANIFEST, "c0": {"config": None}},
+     {"tag": {"manifests": [{}]}}, {"tag": {**MANIFEST, "layers": [{"size": "x"}]}, "c0": CONFIG}],
+)  # fmt: skip
+def test_an_odd_manifest_leaves_the_image_there_and_its_needs_unknown(bodies: dict[str, object]) -> None:
+    found = image_registry.inspect("r.example/you/prefill:1-host", open=answers(**bodies))
+    assert found == image_registry.Image("there", None, None)
+
+
+def test_an_image_without_labels_has_no_needs() -> None:
+    bodies = {"tag": MANIFEST, "c0": {"config": {"Labels": None}}}
+    assert image_registry.inspect("r.example/you/prefill:1-host", open=answers(**bodies)).labels == {}

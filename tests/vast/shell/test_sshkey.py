@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from vast.shell.sshkey import SshKeyError, make_key, public_key
+from tests.vast.fakes.host import until
+from vast.shell.sshkey import SshKeyError, make_key, public_key, require_usable
 
 
 def test_a_run_has_a_key_of_its_own_made_once(tmp_path: Path) -> None:
@@ -32,6 +35,46 @@ def test_a_key_that_cannot_work_is_refused_with_a_remedy(tmp_path: Path) -> None
     with pytest.raises(SshKeyError, match="is no public key"):
         public_key(tmp_path / "key")
     (tmp_path / "key.pub").unlink()
-    (tmp_path / "key").write_text("no key\n")
+    (tmp_path / "key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     with pytest.raises(SshKeyError, match="ssh-keygen failed"):
         public_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [("root:x:0:0\n", "is no private key"), ("ssh-ed25519 AAAA me\n", "is a public key; give the private")],
+)
+def test_a_file_that_is_no_private_key_is_not_told_to_change_its_mode(tmp_path: Path, text: str, fact: str) -> None:
+    path = tmp_path / "id.pub"
+    path.write_text(text)
+    path.chmod(0o644)
+    with pytest.raises(SshKeyError, match=fact):
+        public_key(path)
+
+
+def test_a_key_with_a_passphrase_needs_an_agent_that_holds_it(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "a phrase", "-f", str(key)], check=True, timeout=30)
+    environ = {name: value for name, value in os.environ.items() if name != "SSH_AUTH_SOCK"}
+    with pytest.raises(SshKeyError, match="has a passphrase, and no agent runs; start one and: ssh-add"):
+        require_usable(key, environ)
+    environ["SSH_AUTH_SOCK"] = str(tmp_path / "agent")
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", environ["SSH_AUTH_SOCK"]], stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "agent").exists(), "the agent")
+        with pytest.raises(SshKeyError, match="no agent holds it"):
+            require_usable(key, environ)
+        asks = tmp_path / "asks"
+        asks.write_text("#!/bin/sh\necho a phrase\n")
+        asks.chmod(0o700)
+        given = environ | {"SSH_ASKPASS": str(asks), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":0"}
+        subprocess.run(["ssh-add", "-q", str(key)], env=given, check=True, timeout=30)
+        require_usable(key, environ)
+    finally:
+        agent.terminate()
+        agent.wait(timeout=10)
+
+
+def test_a_key_without_a_passphrase_needs_no_agent(tmp_path: Path) -> None:
+    make_key(tmp_path)
+    require_usable(tmp_path / "key", {"PATH": os.environ["PATH"]})

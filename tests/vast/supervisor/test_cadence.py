@@ -80,6 +80,9 @@ def test_alerts_are_up_from_their_numbers_on() -> None:
     assert alerts(running(failed=looks - 1), 1000.0, POLICY) == ()
     assert alerts(running(failed=looks), 1000.0, POLICY) == ("unreachable",)
     assert alerts(running(denied=True), 1000.0, POLICY) == ("key-denied",)
+    new = {"denied": True, "reached_at": None, "failed_since": 900.0}
+    assert alerts(running(**new), 1079.0, POLICY) == ()  # the market has not brought the key to the host yet
+    assert alerts(running(**new), 1080.0, POLICY) == ("key-denied",)
     assert alerts(running(stalled=1), 1000.0, POLICY) == ("stalled",)
     assert alerts(replace(START, no_room_here=True), 0.0, POLICY) == ("local-disk-full",)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.vast.fakes.states import POLICY, START, after, instance, provisioning, running
+from tests.vast.fakes.states import POLICY, START, after, instance, provisioning, running, twice
 from vast.policy import Policy
 from vast.ports import Account
 from vast.supervisor.decide import decide
@@ -30,9 +30,9 @@ def test_the_reserve_of_both_caps_is_kept_for_the_end() -> None:
 
 def test_credit_and_contract_end_the_run_while_there_is_time_for_an_end() -> None:
     assert after(running(), 1000.0, account=Account(0.25)).do is not Do.VERDICT
-    assert after(running(), 1000.0, account=Account(0.24999)).why == "low-credit"
+    assert twice(running(), 1000.0, account=Account(0.24999)) == "low-credit"
     assert after(running(), 1000.0, instances=(instance(end=2000 + RESERVE),)).do is not Do.VERDICT
-    assert after(running(), 1000.0, instances=(instance(end=1999 + RESERVE),)).why == "contract-end"
+    assert twice(running(), 1000.0, instances=(instance(end=1939 + RESERVE),)) == "contract-end"
 
 
 def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> None:

@@ -21,6 +21,7 @@ from tests.vast.fakes.states import (
     provisioning,
     running,
     then,
+    twice,
 )
 from vast.ports import Status
 from vast.supervisor.advance import advance
@@ -39,7 +40,7 @@ def test_an_image_that_does_not_load_by_its_deadline_is_given_up() -> None:
     assert ended(fresh(), LIMITS.loading - 1, **loading) == ""
     assert ended(fresh(), LIMITS.loading, **loading) == "loading"
     refused = replace(instance(status=Status.LOADING), message="Error: manifest unknown")
-    assert ended(fresh(), 30.0, instances=(refused,), host=None) == "image"
+    assert twice(fresh(), 90.0, instances=(refused,), host=None) == "image"
 
 
 def test_a_host_without_contact_or_without_an_armed_switch_is_given_up_at_its_deadline() -> None:
@@ -140,9 +141,9 @@ def test_a_lost_job_is_told_from_a_machine_that_was_started_again() -> None:
 
 
 def test_a_broken_gpu_is_the_machines_fault_whatever_the_job_says_of_its_end() -> None:
-    assert ended(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
+    assert twice(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
     crashed = job("ended", end_reason="bug", fingerprint="f")
-    assert ended(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
+    assert twice(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
     done = job("ended", end_reason="done", complete=True)
     assert ended(running(), 1000.0, host=host(done, gpu_fault="GPU is lost")) == "done"
 

@@ -18,6 +18,7 @@ from tests.vast.fakes.states import (
     look,
     provisioning,
     running,
+    twice,
 )
 from vast.ports import GONE, Account, Address, CreateResult, Host, JobReport, Pulled, Status
 from vast.supervisor import reasons
@@ -39,11 +40,11 @@ def test_a_look_that_saw_nothing_changes_no_count() -> None:
 def test_an_empty_list_is_no_absence_and_gone_has_to_be_said_twice_apart_in_time() -> None:
     state, _ = look(running(), 1000.0, instances=(), single=((5, None),), host=None)
     assert state.machine is not None and state.machine.absent == 0
-    for t, count in ((1100.0, 1), (1101.0, 1)):
+    for t, count in ((1100.0, 1), (1249.0, 1)):
         state, obs = look(state, t, instances=(), single=((5, GONE),), host=None)
         assert state.machine is not None and state.machine.absent == count
         assert decide(obs, state, POLICY).do is Do.WAIT
-    assert after(state, 1200.0, instances=(), single=((5, GONE),), host=None).why == "vanished"
+    assert after(state, 1250.0, instances=(), single=((5, GONE),), host=None).why == "vanished"
 
 
 def test_gone_from_an_account_that_cannot_be_seen_is_not_believed() -> None:
@@ -99,8 +100,8 @@ def test_low_credit_and_the_end_of_a_contract_fetch_early_and_then_end() -> None
     assert after(running(), 1000.0, host=with_news).do is Do.WAIT
     assert after(running(), 1000.0, host=with_news, account=Account(1.0)).do is Do.PULL
     assert after(running(), 1000.0, host=with_news, instances=(instance(end=1000.0 + 1000 + 3600),)).do is Do.PULL
-    assert after(running(), 1000.0, account=Account(0.1)).why == "low-credit"
-    assert after(running(), 1000.0, instances=(instance(end=2300.0),)).why == "contract-end"
+    assert twice(running(), 1000.0, account=Account(0.1)) == "low-credit"
+    assert twice(running(), 1000.0, instances=(instance(end=2300.0),)) == "contract-end"
 
 
 # ---- renting ------------------------------------------------------------------------------------------------------------
@@ -228,11 +229,11 @@ def test_closed_only_after_two_listings_without_the_run_apart_in_time() -> None:
     state = replace(START, phase=Phase.TERMINATING, over=True, verdict="done", complete=True, created_at=0.0)
     state, obs = look(state, 1000.0, instances=(), host=None)
     assert decide(obs, state, POLICY).do is Do.WAIT
-    state, obs = look(state, 1010.0, instances=(), host=None)
+    state, obs = look(state, 1149.0, instances=(), host=None)
     assert decide(obs, state, POLICY).do is Do.WAIT
     late, _ = look(state, 1050.0, instances=(instance(6),), host=None)  # one that nobody knew of
     assert late.absences == 0 and late.doomed[0].id == 6
-    state, obs = look(state, 1100.0, instances=(), host=None)
+    state, obs = look(state, 1150.0, instances=(), host=None)
     action = decide(obs, state, POLICY)
     assert action.do is Do.CLOSE and advance(state, action, None, POLICY).result == "done"
 

@@ -21,7 +21,7 @@ from tests.vast.fakes.states import (
     then,
 )
 from vast.ports import GONE, Host, Pulled, Status
-from vast.supervisor.decide import RULES, decide, destroy_due
+from vast.supervisor.decide import RULES, decide, destroy_due, renew_due
 from vast.supervisor.machine_rules import KEY_PAUSE
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase
 
@@ -126,7 +126,8 @@ def test_the_lease_is_renewed_at_its_pace_and_soon_again_after_a_failure() -> No
     assert after(due, 1000.0) == Action(Do.RENEW, 1000.0, until=35000.0)
     assert after(due, 999.0).do is not Do.RENEW
     collecting = replace(due, phase=Phase.COLLECTING, verdict="nan")
-    assert after(collecting, 36500.0) == Action(Do.RENEW, 36500.0, until=0.0)  # a deadline is never in the past
+    late = renew_due(Observation(36500.0), collecting, POLICY)
+    assert late == Action(Do.RENEW, 36500.0, until=0.0)  # a deadline is never in the past
     assert after(replace(due, machine=replace(machine(due), armed=False)), 1000.0, host=None).do is not Do.RENEW
 
 

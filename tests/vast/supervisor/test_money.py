@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.states import OFFER, POLICY, START, host, instance, job, look, provisioning, running
+from tests.vast.fakes.states import ADDRESS, OFFER, POLICY, START, host, instance, job, look, provisioning, running
 from vast.policy import Policy
 from vast.ports import GONE, CreateResult, Offer, Pulled
 from vast.supervisor.advance import advance, apply_verdict
@@ -157,9 +157,10 @@ def test_a_refused_create_is_followed_by_the_next_offer_and_no_credit_ends_the_r
     assert (broke.phase, broke.verdict, broke.over) == (Phase.TERMINATING, "no-credit", True)
 
 
-def test_the_dearer_of_offer_and_row_counts() -> None:
+def test_the_dearer_of_offer_and_row_counts_once_two_polls_agree() -> None:
     state = running()
-    for t, row, price in ((1000.0, 2.5, 2.5), (1100.0, 0.0, 2.5), (1200.0, 1.0, 2.5)):
+    rows = ((900.0, 9.9, 1.0), (1000.0, 1.0, 1.0), (1100.0, 2.5, 1.0), (1159.0, 2.5, 1.0), (1160.0, 2.5, 2.5))
+    for t, row, price in (*rows, (1200.0, 0.0, 2.5), (1300.0, 1.0, 2.5)):
         state, _ = look(state, t, instances=(replace(instance(), dollars_per_hour=row),))
         assert state.machine is not None and state.machine.price == price
 
@@ -210,7 +211,7 @@ def test_what_an_unseen_create_may_have_cost_while_nobody_looked_is_counted(sinc
 
 
 def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more() -> None:
-    one = PendingDestroy(5, 2.0, 100.0, "away", tries=1, next_try=9e9, absent=1, absent_at=1000.0)
+    one = PendingDestroy(5, 2.0, 100.0, "away", tries=1, next_try=9e9, accepted=True, absent=1, absent_at=1000.0)
     other = replace(one, id=6, absent=0, absent_at=None)
     state = replace(START, phase=Phase.TERMINATING, doomed=(one, other), settled=1.0, created_at=0.0)
     state, _ = look(state, 1900.0, instances=(instance(6),), single=((5, GONE),), host=None)
@@ -223,11 +224,11 @@ def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more
 
 def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> None:
     """A machine at fault is not rented again by the run; from one that still answers, work is fetched first."""
-    banned = {"gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
-    out_of_reach = {"no-credit", "no-offers", "image", "vanished", *banned} - {"gpu-fault"}
+    banned = {"price", "not-fetched", "gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
+    out_of_reach = {"no-credit", "no-offers", "refused", "image", "vanished", *banned} - {"gpu-fault"}
     quiet = {"done", "asked", "cuda-oom", "disk-full", "hub-timeout", "stale-lock", "stopped", "lost", "restarted"}
     over = {"done", "user", "nan", "no-learning", "deterministic", "asked", "budget", "time-cap", "low-credit",
-            "no-credit", "no-offers", "image"}  # fmt: skip
+            "no-credit", "no-offers", "refused", "image", "market"}  # fmt: skip
     moving = {"stopped", "lost", "restarted"}  # what follows when the machine had its chances
     assert {name for name, one in REASONS.items() if one.ban} == banned
     assert {name for name, one in REASONS.items() if not one.fetch} == out_of_reach
@@ -242,7 +243,8 @@ def test_a_machine_at_fault_is_not_rented_again_by_the_run(reason: str, banned: 
     if state.phase is Phase.COLLECTING:
         state = advance(state, Action(Do.PROCEED, 1010.0), None, POLICY)
     assert (state.phase, state.banned, state.machine) == (Phase.TERMINATING, banned, None)
-    assert state.doomed == (PendingDestroy(5, 1.0, 0.0, reason, lost=reason == "host-lost"),)
+    lost = reason == "host-lost"
+    assert state.doomed == (PendingDestroy(5, 1.0, 0.0, reason, lost=lost, addresses=ADDRESS),)
 
 
 def test_a_third_failed_pull_is_told_and_a_full_disk_is_not_waited_for_any_longer() -> None:

@@ -37,13 +37,13 @@ def test_a_market_row_is_taken_whole() -> None:
     )
     before = running(**NEWS, away_since=900.0)
     assert machine(look(before, 1000.0, instances=(row,), host=None)[0]) == replace(
-        machine(before), seen_at=1000.0, status=Status.STOPPED, message="words", end=9e9, price=1.5, addresses=row.addresses,
+        machine(before), seen_at=1000.0, status=Status.STOPPED, message="words", end=9e9, row_price=1.5, addresses=row.addresses,
         away_since=None, stopped=2, absent=0, absent_at=None,
     )  # fmt: skip
     rented = fresh(addresses=())
     started = machine(look(rented, 30.0, host=None)[0])
     assert started == replace(
-        machine(rented), seen_at=30.0, status=Status.RUNNING, message="", addresses=ADDRESS, ran_at=30.0
+        machine(rented), row_price=1.0, seen_at=30.0, status=Status.RUNNING, message="", addresses=ADDRESS, ran_at=30.0
     )
     loading = machine(look(rented, 30.0, instances=(instance(status=Status.LOADING),), host=None)[0])
     assert (loading.ran_at, loading.status) == (None, Status.LOADING)
@@ -61,6 +61,9 @@ def test_an_answer_of_the_host_is_taken_whole() -> None:
         reached_at=1000.0,
         job=now,
         gpu_fault="Xid 79",
+        moved_at=1000.0,
+        absent=0,
+        absent_at=None,
         pace=None,
     )
     silent = machine(look(running(), 1000.0, instances=None, host=UNREACHABLE)[0])
@@ -128,7 +131,8 @@ def test_a_machine_that_is_not_in_this_answer_is_not_judged_by_it() -> None:
     broken = running(gpu_fault="Xid 79")
     assert ended(broken, 1000.0, instances=None, host=None) == ""  # the list failed
     assert ended(broken, 1000.0, instances=(), single=((5, GONE),), host=None) == ""  # absent once
-    assert ended(broken, 1000.0, host=None) == "gpu-fault"
+    confirmed = replace(broken, signs=(("gpu-fault", 2, 900.0),))
+    assert ended(confirmed, 1000.0, host=None) == "gpu-fault"
     late = fresh(since=900.0)
     loading: dict[str, Any] = {"instances": (instance(status=Status.LOADING),), "host": None}
     assert ended(late, 899 + POLICY.deadlines.loading, **loading) == ""

@@ -9,6 +9,7 @@ from zlib import crc32
 import pytest
 
 from tests.vast.fakes.states import (
+    ADDRESS,
     OFFER,
     POLICY,
     START,
@@ -101,7 +102,7 @@ def test_a_verdict_on_a_machine_out_of_reach_destroys_it_and_names_the_loss(reas
     assert after_it == replace(
         before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, verdict=reason, restart=None, fetched=False,
         pull_failures=0, pull_next=0.0, waits_from=1000.0, look_at=1000.0, banned=banned,
-        doomed=(PendingDestroy(5, 1.0, 0.0, reason, lost=lost),), lost_artifacts=f"{reason}: {reason}; at home: nothing",
+        doomed=(PendingDestroy(5, 1.0, 0.0, reason, lost=lost, addresses=ADDRESS),), lost_artifacts=f"{reason}: {reason}; at home: nothing",
         history=((1000.0, f"verdict: {reason}"), (1000.0, f"destroying 5: {reason}")),
     )  # fmt: skip
     assert apply_verdict(fresh(ran_at=1.0), 1000.0, reason, POLICY).lost_artifacts is None  # no job was there
@@ -136,7 +137,7 @@ def test_after_fetching_the_machine_is_destroyed(fetched: bool, home: str | None
         look_at=9e9,
     )
     assert then(before, Do.PROCEED, 1000.0, None, why="the time is up") == replace(
-        before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, doomed=(PendingDestroy(5, 1.0, 0.0, "nan"),), restart=None,
+        before, machine=None, phase=Phase.TERMINATING, phase_since=1000.0, doomed=(PendingDestroy(5, 1.0, 0.0, "nan", addresses=ADDRESS),), restart=None,
         lost_artifacts=loss, look_at=1000.0, history=((1000.0, "destroying 5: nan"),),
     )  # fmt: skip
 
@@ -144,7 +145,10 @@ def test_after_fetching_the_machine_is_destroyed(fetched: bool, home: str | None
 def test_machines_that_are_being_destroyed_add_up() -> None:
     first = PendingDestroy(9, 2.0, 0.0, "extra")
     state = start_destroying(replace(running(), doomed=(first,), banned=(8,)), 10.0, "gpu-fault")
-    assert state.doomed == (first, PendingDestroy(5, 1.0, 0.0, "gpu-fault")) and state.banned == (8, 1)
+    assert state.doomed == (first, PendingDestroy(5, 1.0, 0.0, "gpu-fault", addresses=ADDRESS)) and state.banned == (
+        8,
+        1,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""CUDA graphs of a training step: what takes the host longer to launch than the GPU to run is launched as one.
+
+Whatever the length of its row, the host needs 70 to 90 ms to launch the 3,000 kernels of a step of a 135M model, 133 ms for
+those of a 3B model (docs/log.md). Captured once and replayed they take as long as the GPU needs. A graph runs the kernels
+that it was captured with, on the memory that it was captured on, so that each row has to be of one of a few shapes
+(`Steps.shapes` in app/training/batch.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jobs.config.schema import Train
+from jobs.errors import ConfigError
+
+# Below so many floating-point operations a pass, 6 for each parameter and token, the GPU waits for its host. Measured on an
+# H200: a pass of 4.7e13 (3B, 2,300 tokens) takes the host 133 ms to launch and the GPU 105 to run.
+SMALL = 6e13
+
+
+def suitable(
+    train: Train, *, cuda: bool, compiled: bool, world: int, parameters: int, tokens: float
+) -> tuple[bool, str]:
+    """Whether steps are launched as graphs, and the reason.
+
+    Args:
+        compiled: FlexAttention and compiled layers.
+        parameters: that a token goes through.
+        tokens: of a pass, on average.
+
+    Raises:
+        ConfigError: `train.graph: true` where they cannot be.
+    """
+    work = 6 * parameters * tokens
+    hindrance = ("a CPU" if not cuda else "layers that are not compiled" if not compiled
+                 else f"{world} processes" if world > 1 else f"optimizer {train.optimizer}" if train.optimizer != "adamw"
+                 else "gradient checkpointing" if train.gradient_checkpointing is True
+                 else "rows that are not packed" if not train.packing else "")  # fmt: skip
+    if train.graph is True and hindrance:
+        raise ConfigError("train.graph", f"true does not go with {hindrance}", "set train.graph: auto")
+    if hindrance or train.graph is False:
+        return False, hindrance or "train.graph: false"
+    if train.graph is True:
+        return True, "train.graph: true"
+    if train.lora is not None:
+        return False, "an adapter, whose graphs were not yet shown on a GPU (train.graph: true tries)"
+    size = f"{work:.1e} operations a pass, {'less' if work < SMALL else 'not less'} than {SMALL:.0e}"
+    return work < SMALL, size
+
+
+Inputs = list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    output: Tensor
+
+
+class Graphs:
+    """Runs a function of tensors on the GPU, as a graph from the second time on that its inputs have the same shapes.
+
+    The first time compiles and sets up what a capture must not. Everything runs inside `stream`.
+    """
+
+    def __init__(self) -> None:
+        # Called before each capture. Pinned memory must not be freed during one: its allocator then records an event on the
+        # capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
+        self.before_capture: Callable[[], None] = lambda: None
+        self._pool = torch.cuda.graph_pool_handle()
+        self._seen: dict[tuple[object, ...], _Captured | None] = {}
+        self.replayed = 0  # times
+
+    @property
+    def captured(self) -> int:
+        return sum(one is not None for one in self._seen.values())
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A capture takes a stream of its own, and gradients are added up on the one that they were first made on."""
+        side, own = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(own)
+        with torch.cuda.stream(side):
+            yield
+        own.wait_stream(side)
+
+    def __call__(self, work: Callable[[Inputs], Tensor], inputs: Inputs) -> Tensor:
+        """What `work` makes of `inputs`, which may be on the host; valid until the next call with the same shapes."""
+        key = tuple(tuple(tensor.shape) for one in inputs for tensor in one.values())
+        held = self._seen.get(key)
+        if key not in self._seen:
+            self._seen[key] = None
+            return work(_on_gpu(inputs))
+        if held is None:
+            held = self._seen[key] = self._capture(work, inputs)
+        for still, now in zip(held.inputs, inputs, strict=True):
+            for name, tensor in now.items():
+                still[name].copy_(tensor, non_blocking=True)
+        held.graph.replay()
+        self.replayed += 1
+        return held.output
+
+    def _capture(self, work: Callable[[Inputs], Tensor], inputs: Inputs) -> _Captured:
+        self.before_capture()
+        still = _on_gpu(inputs)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile: autograd has its own.
+        try:
+            with torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
+                output = work(still)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what follows a failed capture is not to be trusted
+            fact = f"a step could not be captured as a CUDA graph: {str(error).partition(chr(10))[0]}"
+            raise ConfigError("train.graph", fact, "start it with --set train.graph=false") from error
+        return _Captured(graph, still, output)
+
+
+def _on_gpu(inputs: Inputs) -> Inputs:
+    return [{name: tensor.to("cuda", non_blocking=True) for name, tensor in one.items()} for one in inputs]

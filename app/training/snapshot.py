@@ -1,0 +1,233 @@
+"""The state of a training in progress: copied to the host's memory, written in a thread while training goes on, read back.
+
+The copy is what training waits for; the disk is slower by an order of magnitude. A checkpoint counts once everything in it
+is on the disk (app/training/checkpoint.py), so that a kill at any moment leaves the one before. Where the host lacks the
+memory for a copy, the file is written at once, out of the GPU's.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from app.training import checkpoint
+from jobs.errors import CheckpointError
+
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
+_SPARE = 1.25  # of the memory that a copy takes, that has to be free
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def host_copy(state: Any) -> Any:
+    """`state` (tensors in mappings, lists and tuples) in the host's memory, apart from what training changes next."""
+    found = _mapped(state, _copied)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()  # the copies are under way
+    return found
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return type(value)(_mapped(item, change) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_cuda and type(tensor) is Tensor:  # pinned memory takes many times as much a second
+        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    return tensor.to("cpu", copy=True)
+
+
+def size_of(state: Any) -> int:
+    """Bytes of the tensors in `state`."""
+    sizes: list[int] = []
+    _mapped(state, lambda t: sizes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
+    return sum(sizes)
+
+
+def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> float:
+    """Bytes that this process may still take of the host's memory; infinity where the system does not say."""
+    free = float("inf")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = meminfo.read_text().splitlines()
+        free = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        free = min(free, int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
+    return free
+
+
+class Writer:
+    """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def write(self, here: Path, files: Mapping[str, Any], links: Mapping[str, Path], done: Callable[[], None]) -> None:
+        """Write `files` (name -> tensors) into `here`, mark it complete, and call `done`.
+
+        links: files that are on the disk already, in another checkpoint.
+        """
+        self.wait()
+        here.mkdir(parents=True, exist_ok=True)
+        for name, source in links.items():
+            _link(source, here / name)
+        copied = size_of(files) * _SPARE <= free_memory()
+        held = host_copy(files) if copied else files
+
+        def work() -> None:
+            for name, state in held.items():
+                _write(here / name, state)
+            checkpoint.mark_complete(here)
+            done()
+
+        if not copied:
+            return work()
+        self._thread = threading.Thread(target=self._guarded, args=(work,), name="checkpoint")
+        self._thread.start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is complete."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def best_name(step: int) -> str:
+    return f"best-{step}.safetensors"
+
+
+def best_on_disk(directory: Path, step: int) -> dict[str, Path]:
+    """A file with the weights of `step` in a complete checkpoint, by the name that it gets in the next one."""
+    for one in reversed(checkpoint.complete_checkpoints(directory)):
+        for path in (one / best_name(step), *([one / WEIGHTS] if checkpoint.step_of(one) == step else [])):
+            if path.is_file():
+                return {best_name(step): path}
+    return {}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, state: Any) -> None:
+    if path.suffix == ".safetensors":
+        save_file({name: t.contiguous() for name, t in state.items()}, path)
+    else:
+        torch.save(state, path)
+
+
+# ---- reading back ----------------------------------------------------------------------------------------------------
+
+
+def put(found: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of `found` into those of the same names, some of which may be views of a model's weights."""
+    with torch.no_grad():
+        for name, weight in into.items():
+            weight.copy_(found[name])
+
+
+def named_alike(found: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Tensors by the names of the model's trained parameters. A weight that two layers share may have either's name.
+
+    Raises:
+        CheckpointError: `path` lacks one of them, or it has another shape.
+    """
+    names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False) if name in found}
+    alike = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            if name not in found and id(weight) not in names:
+                raise _unknown(path, f"it has no weight {name}")
+            alike[name] = found.get(name, found[names[id(weight)]])
+            if weight.shape != alike[name].shape:
+                raise _unknown(
+                    path, f"its {name} has the shape {list(alike[name].shape)}, the model's {list(weight.shape)}"
+                )
+    return alike
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise _unknown(path, "no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(path, f"cannot be read: {error}", "start anew with --force") from None
+
+
+def _unknown(path: Path, fact: str) -> CheckpointError:
+    return CheckpointError(
+        path, f"{fact}: another version of this program, or another stage, wrote it", "start anew with --force"
+    )
+
+
+def load_optimizer(optimizer: Optimizer, path: Path) -> None:
+    """The moments of `path`; rates and options stay the optimiser's own."""
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        # On the host: each moment goes to its weight's device, and none is there twice.
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise _unknown(path, "no such file") from None
+    except (ValueError, pickle.UnpicklingError) as error:
+        raise _unknown(path, str(error).partition("\n")[0]) from None
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+
+
+# ---- random numbers --------------------------------------------------------------------------------------------------
+
+
+def _rng_file(here: Path, rank: int, world: int) -> Path:
+    return here / (f"rng_state_{rank}.pth" if world > 1 else "rng_state.pth")
+
+
+def save_rng(here: Path, rank: int, world: int) -> None:
+    here.mkdir(parents=True, exist_ok=True)
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    torch.save(states, _rng_file(here, rank, world))
+
+
+def load_rng(here: Path, rank: int, world: int) -> bool:
+    """Whether there were any: a run goes on with another number of processes, which draw otherwise where they do."""
+    path = _rng_file(here, rank, world)
+    if not path.is_file():
+        return False
+    try:
+        states = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # numpy's beside torch's: of the version before
+        return False
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+    return True

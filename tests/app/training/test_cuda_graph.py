@@ -1,0 +1,118 @@
+"""When a step is launched as CUDA graphs, and to which lengths its rows are then padded. What graphs do: test_gpu_train.py."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.data.examples import TokenExample
+from app.training.batch import Collator, Schedule, Shape, Steps, prepared, shapes_of
+from app.training.cuda_graph import SMALL, Graphs, suitable
+from jobs.config.schema import Train
+from jobs.errors import ConfigError
+from tests.app.training.test_loop import loop_of
+
+GPU: dict[str, Any] = dict(cuda=True, compiled=True, world=1, parameters=135_000_000, tokens=9000.0)
+
+
+def stage(**settings: Any) -> Train:
+    return Train(mask="prefix", max_steps=1, **settings)
+
+
+def test_small_steps_on_one_gpu_are_graphs() -> None:
+    assert suitable(stage(), **GPU) == (True, "7.3e+12 operations a pass, less than 6e+13")
+    assert suitable(stage(), **{**GPU, "parameters": 3_430_000_000, "tokens": 2240.0})[0]
+    assert not suitable(stage(), **{**GPU, "tokens": SMALL / 6 / 135_000_000})[0]
+    assert suitable(stage(graph=True), **{**GPU, "tokens": 1e9}) == (True, "train.graph: true")
+    assert not suitable(stage(lora={"r": 4}), **GPU)[0] and suitable(stage(lora={"r": 4}, graph=True), **GPU)[0]
+    assert suitable(stage(graph=False), **GPU) == (False, "train.graph: false")
+
+
+@pytest.mark.parametrize(
+    ("changed", "settings", "hindrance"),
+    [
+        ({"cuda": False}, {}, "a CPU"),
+        ({"compiled": False}, {}, "layers that are not compiled"),
+        ({"world": 2}, {}, "2 processes"),
+        ({}, {"optimizer": "adafactor"}, "optimizer adafactor"),
+        ({}, {"gradient_checkpointing": True}, "gradient checkpointing"),
+        ({}, {"packing": False}, "rows that are not packed"),
+    ],
+)
+def test_what_does_not_go_with_graphs_is_left_as_it_is_or_refused(changed: dict[str, Any], settings: dict[str, Any], hindrance: str) -> None:  # fmt: skip
+    assert suitable(stage(**settings), **{**GPU, **changed}) == (False, hindrance)
+    with pytest.raises(ConfigError, match=f"train.graph: true does not go with {hindrance}; set train.graph: auto"):
+        suitable(stage(graph=True, **settings), **{**GPU, **changed})
+
+
+# ---- lengths of rows -------------------------------------------------------------------------------------------------
+
+ROWS = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 40)), min_size=1, max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROWS, st.integers(1, 4))
+def test_few_shapes_hold_all_rows_with_the_least_padding(rows: list[tuple[int, int]], most: int) -> None:
+    shapes = shapes_of(rows, 8, most)
+    assert len(shapes) <= most and all(shape.columns % 8 == 0 for shape in shapes)
+
+    def held(tokens: int, columns: list[int]) -> int:
+        return next((c for c in columns if tokens <= c), 10**9)
+
+    mine = [shape.columns for shape in shapes]
+    for tokens, responses in rows:
+        assert any(held(tokens, mine) == shape.columns and responses <= shape.responses for shape in shapes)
+    widths = sorted({-(-tokens // 8) * 8 for tokens, _ in rows})
+    best = min(sum(held(tokens, list(some)) for tokens, _ in rows)
+               for n in range(1, most + 1) for some in combinations(widths, min(n, len(widths))))  # fmt: skip
+    assert sum(held(tokens, mine) for tokens, _ in rows) == best
+
+
+def test_a_row_is_padded_to_its_shape_and_padding_counts_for_nothing() -> None:
+    data = [TokenExample((11, 12, 13), (21, 22), "aa", ""), TokenExample((14,), (23,), "bb", "")]
+    (plain,) = Steps(Collator("prefix"))(data)
+    steps = Steps(Collator("prefix"), shapes=(Shape(4, 9), Shape(16, 5), Shape(64, 50)))
+    (batch,) = steps(data)
+    assert batch["input_ids"].shape == (1, 16)
+    want, got = prepared(plain), prepared(batch, steps.shapes)
+    assert got["at"].shape == got["targets"].shape == (5,) and got["counted"].tolist() == [1, 1, 1, 0, 0]
+    assert torch.equal(got["at"][:3], want["at"]) and torch.equal(got["targets"][:3], want["targets"])
+    assert float(got["step_tokens"]) == 3 and "counted" not in want
+    (long,) = steps([TokenExample(tuple(range(3, 93)), (1,), "cc", "")])  # longer than all of them: as it is
+    assert long["input_ids"].shape == (1, 91) and "counted" not in prepared(long, steps.shapes)
+
+
+def test_the_shapes_of_a_training_are_those_of_its_whole_schedule() -> None:
+    data = [TokenExample((1,) * n, (2,) * (n % 3 + 1), str(n), "") for n in range(1, 30)]
+    schedule = Schedule(data, 20, 4, 0)
+    steps = Steps(Collator("prefix", multiple=8), 64)
+    sizes = steps.sizes(schedule)
+    passes = [batch for i in range(20) for batch in steps(schedule.step(i))]
+    assert sizes == [(int((b["doc"] >= 0).sum()), int((b["labels"] >= 0).sum())) for b in passes]
+    two = [Steps(Collator("prefix", multiple=8), 64, rank=rank, world=2).sizes(schedule) for rank in range(2)]
+    assert sum(tokens for some in two for tokens, _ in some) == sum(tokens for tokens, _ in sizes)
+
+
+def test_no_checkpoint_is_being_written_while_a_graph_is_captured(
+    model_of: Any, tmp_path: Any, monkeypatch: Any
+) -> None:
+    """Pinned memory that a thread frees during a capture would spoil the allocator of the process."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    graphs, asked = Graphs(), []
+    loop = loop_of(model_of("llama"), tmp_path, graphs=graphs)
+    monkeypatch.setattr(loop.writer, "_thread", Joined(asked))
+    graphs.before_capture()
+    assert asked == ["joined"] and loop.writer._thread is None
+
+
+class Joined:
+    def __init__(self, asked: list[str]) -> None:
+        self.asked = asked
+
+    def join(self) -> None:
+        self.asked.append("joined")

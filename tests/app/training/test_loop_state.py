@@ -1,0 +1,226 @@
+"""What a training loop writes and goes on from: checkpoints made while it trains, and the weights that are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from app.training import snapshot
+from app.training.checkpoint import complete_checkpoints, mark_complete
+from app.training.loop import TrainingLoop
+from app.training.master_weights import MasterAdamW, linear_weights
+from app.training.optimizers import parameter_groups
+from app.training.saved import probe_logits
+from jobs.errors import CheckpointError
+from tests.app.training.test_loop import prepared_loop, rows
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_is_there_counts_no_longer_once_it_is_being_written_again(model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A kill while it is written would leave the old mark over files of two attempts."""
+    old = tmp_path / "checkpoints" / "checkpoint-1"
+    old.mkdir(parents=True)
+    (old / "rng_state_1.pth").write_bytes(b"of a process that there is no longer")
+    mark_complete(old)
+    seen: list[list[str]] = []
+
+    def killed(*_: Any) -> None:
+        seen.append([path.name for path in old.glob("*")])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.training.snapshot.save_rng", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepared_loop(model_of("llama"), tmp_path, max_steps=1, save_every=1).run()
+    assert seen == [[]]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_output_layer_is_not_missing_in_a_checkpoint(tied: bool, model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama", tie_word_embeddings=tied)
+    found = {name: weight + 1 for name, weight in model.state_dict().items() if name != "lm_head.weight"}
+    if not tied:
+        with pytest.raises(CheckpointError, match=r"it has no weight lm_head\.weight.*start anew with --force"):
+            snapshot.named_alike(found, model, tmp_path)
+        return
+    alike = snapshot.named_alike(found, model, tmp_path)
+    assert alike.keys() == dict(model.named_parameters()).keys()
+    # And under the other of the two names, as the version before wrote it for some models.
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+    assert torch.equal(
+        snapshot.named_alike(found, model, tmp_path)["model.embed_tokens.weight"], found["lm_head.weight"]
+    )
+
+
+@pytest.mark.parametrize("how", ["adamw", "masters", "halved masters"])
+def test_a_restored_loop_goes_on_as_if_nothing_had_happened(how: str, model_of: Any, tmp_path: Path) -> None:
+    def make(model: Any) -> Any:
+        if how == "adamw":
+            return None
+        return MasterAdamW(
+            parameter_groups(model, 0.0), lr=1e-3, halved=linear_weights(model) if "halved" in how else ()
+        )
+
+    def loop() -> TrainingLoop:
+        model = model_of("llama", attention_dropout=0.0)
+        return prepared_loop(model, tmp_path, optimizer=make if how != "adamw" else None, max_steps=6, save_every=3,
+                             bf16="halved" in how, keep_checkpoints=9)  # fmt: skip
+
+    whole, again = loop(), loop()
+    whole.run()
+    whole.writer.wait()
+    again.restore(tmp_path / "checkpoints" / "checkpoint-3", [])
+    again.run()
+    assert [row["loss"] for row in rows(again)] == [row["loss"] for row in rows(whole)][3:]
+    whole.finish(), again.finish()
+    for one, other in zip(whole.work.inner.parameters(), again.work.inner.parameters(), strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
+def test_checkpoints_fit_the_other_way_of_stepping(model_of: Any, tmp_path: Path) -> None:
+    """A run that began on a GPU goes on on a CPU, and the other way round."""
+    masters = lambda m: MasterAdamW(parameter_groups(m, 0.1), lr=1e-3, halved=linear_weights(m))  # noqa: E731
+    first = prepared_loop(model_of("llama"), tmp_path, optimizer=masters, max_steps=2, save_every=2, bf16=True)
+    first.run()
+    first.writer.wait()
+    second = prepared_loop(model_of("llama"), tmp_path / "other", max_steps=4, save_every=4, weight_decay=0.1)
+    second.restore(tmp_path / "checkpoints" / "checkpoint-2", [])
+    assert second.work.optimizer.param_groups[0]["weight_decay"] == 0.1
+    first.finish()
+    for one, other in zip(first.work.inner.parameters(), second.work.inner.parameters(), strict=True):
+        assert torch.equal(one, other)
+    second.run()
+    second.writer.wait()
+    third = prepared_loop(model_of("llama"), tmp_path / "third", optimizer=masters, max_steps=4, bf16=True)
+    third.restore(tmp_path / "other" / "checkpoints" / "checkpoint-4", [])
+    assert isinstance(third.work.optimizer, MasterAdamW) and float(third.work.optimizer.steps) == 4
+
+
+def test_the_finished_model_computes_in_float32_again(model_of: Any, tmp_path: Path) -> None:
+    """What is written is compared with it: autocast around its forward pass would be a difference."""
+    masters = lambda m: MasterAdamW(parameter_groups(m, 0.0), lr=1e-3, halved=linear_weights(m))  # noqa: E731
+    loop = prepared_loop(model_of("llama"), tmp_path, optimizer=masters, bf16=True)
+    loop.run()
+    loop.finish()
+    plain = model_of("llama")
+    plain.load_state_dict(loop.whole_model().state_dict())
+    assert torch.equal(probe_logits(loop.whole_model()), probe_logits(plain))
+
+
+def test_a_checkpoint_of_another_model_is_refused_before_anything_is_loaded(model_of: Any, tmp_path: Path) -> None:
+    first = prepared_loop(model_of("llama"), tmp_path, max_steps=1, save_every=1)
+    first.run()
+    first.finish()
+    other = prepared_loop(model_of("llama", intermediate_size=64), tmp_path)
+    with pytest.raises(CheckpointError, match=r"has the shape \[48, 32\], the model's \[64, 32\]"):
+        other.restore(tmp_path / "checkpoints" / "checkpoint-1", [])
+
+
+def test_an_error_of_the_thread_that_writes_ends_training(model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.training.snapshot._write", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepared_loop(model_of("llama"), tmp_path, max_steps=4, save_every=1).run()
+    last = prepared_loop(model_of("llama"), tmp_path / "last", max_steps=4, save_every=4)
+    last.run()
+    with pytest.raises(OSError, match="No space left"):
+        last.finish()
+
+
+@pytest.mark.parametrize("memory", [float("inf"), 0.0])
+def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile(memory: float, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Written in a thread that starts late; without the memory for a copy it is written at once."""
+    from threading import Event
+
+    monkeypatch.setattr("app.training.snapshot.free_memory", lambda: memory)
+    loop = prepared_loop(model_of("llama"), tmp_path, max_steps=5, save_every=2, keep_checkpoints=9)
+    trained, real, then = Event(), snapshot._write, {}
+
+    def late(path: Path, state: Any) -> None:
+        if memory:
+            assert trained.wait(60)
+        real(path, state)
+
+    monkeypatch.setattr("app.training.snapshot._write", late)
+    launch = loop._launch
+
+    def launched(passes: Any) -> None:
+        if loop.step in (2, 4):
+            then[loop.step] = {name: w.clone() for name, w in loop.work.weights().items()}
+        launch(passes)
+        if loop.step in (3, 5):
+            trained.set()
+
+    loop._launch = launched  # type: ignore[method-assign]
+    loop.run()
+    loop.writer.wait()
+    for step, weights in then.items():
+        found = snapshot.load_tensors(loop.directory / f"checkpoint-{step}" / snapshot.WEIGHTS)
+        assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+# ---- which weights are kept ------------------------------------------------------------------------------------------
+
+
+class ByStep:
+    """The loss of training, and of evaluation what a table says of the step."""
+
+    def __init__(self, loop: TrainingLoop, losses: dict[int, float]) -> None:
+        self.loop, self.losses, self.real = loop, losses, loop.work.loss_of
+
+    def __call__(self, model: Any, batch: Any, ce: float | None = None, kl: float | None = None) -> Any:
+        if torch.is_grad_enabled():
+            return self.real(model, batch)
+        return SimpleNamespace(ce=torch.tensor(self.losses[self.loop.step] * len(batch["at"])))
+
+
+def loop_that_finds(losses: dict[int, float], model: Any, tmp_path: Path, **settings: Any) -> TrainingLoop:
+    loop = prepared_loop(model, tmp_path, max_steps=6, eval_every=1, **settings)
+    loop.work.loss_of = ByStep(loop, losses)  # type: ignore[assignment]
+    return loop
+
+
+LOSSES = {0: 1.0, 1: 5.0, 2: 3.0, 3: 4.0, 4: 4.0, 5: 6.0, 6: 7.0}
+
+
+@pytest.mark.parametrize(("keep", "step"), [("best", 2), ("last", 6)])
+def test_the_weights_of_the_best_evaluation_after_the_start_are_kept(keep: str, step: int, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
+    loop = loop_that_finds(LOSSES, model_of("llama"), tmp_path, keep=keep, save_every=100)
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    loop.on_evaluation = lambda at, loss: seen.update(  # type: ignore[func-returns-value, assignment, return-value]
+        {at: {name: w.clone() for name, w in loop.work.weights().items()}}
+    )
+    loop.run()
+    assert loop.finish() == step
+    assert all(torch.equal(seen[step][name], weight) for name, weight in loop.work.weights().items())
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_the_best_weights_come_out_of_the_checkpoint_that_a_run_goes_on_from(
+    at: int, model_of: Any, tmp_path: Path
+) -> None:
+    whole = loop_that_finds(LOSSES, model_of("llama"), tmp_path, save_every=2, keep_checkpoints=9)
+    whole.run()
+    whole.writer.wait()
+    again = loop_that_finds(LOSSES, model_of("llama"), tmp_path, save_every=100)
+    again.restore(tmp_path / "checkpoints" / f"checkpoint-{at}", [(s, loss) for s, loss in LOSSES.items() if s <= at])
+    again.run()
+    assert whole.finish() == again.finish() == 2
+    for one, other in zip(whole.work.inner.parameters(), again.work.inner.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_best_weights_stand_once_on_the_disk(model_of: Any, tmp_path: Path) -> None:
+    loop = loop_that_finds(LOSSES, model_of("llama"), tmp_path, save_every=2, keep_checkpoints=9)
+    loop.run()
+    loop.writer.wait()
+    first, second, third = complete_checkpoints(loop.directory)
+    assert (second / "best-2.safetensors").stat().st_ino == (first / "model.safetensors").stat().st_ino
+    assert (third / "best-2.safetensors").stat().st_ino == (first / "model.safetensors").stat().st_ino
+    assert not list(first.glob("best-*"))

@@ -1,0 +1,73 @@
+"""Copies of a training's state, and whether the host has the memory for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app.training import snapshot
+from jobs.errors import CheckpointError
+
+
+def test_a_copy_is_apart_from_what_it_was_made_of() -> None:
+    tensor = torch.ones(3)
+    state: dict[str, Any] = {"a": tensor, "list": [tensor, ("text", 2)], "b": {"c": None}}
+    copy = snapshot.host_copy(state)
+    tensor.zero_()
+    assert copy["a"].tolist() == [1, 1, 1] and copy["list"][0].tolist() == [1, 1, 1]
+    assert copy["list"][1] == ("text", 2) and copy["b"] == {"c": None}
+    assert snapshot.size_of(state) == 24
+
+
+@pytest.mark.parametrize(
+    ("available", "limit", "free"),
+    [
+        ("8 kB", None, 8192),
+        ("8 kB", ("9000", "2000"), 7000),
+        ("8 kB", ("max", "2000"), 8192),
+        (None, None, float("inf")),
+    ],
+)
+def test_free_memory_is_the_systems_or_less_where_a_container_is_limited(available: str | None, limit: tuple[str, str] | None, free: float, tmp_path: Path) -> None:  # fmt: skip
+    meminfo = tmp_path / "meminfo"
+    if available is not None:
+        meminfo.write_text(f"MemTotal: 16 kB\nMemAvailable: {available}\n")
+    for name, value in zip(("memory.max", "memory.current"), limit or (), strict=False):
+        (tmp_path / name).write_text(value + "\n")
+    assert snapshot.free_memory(meminfo, tmp_path) == free
+
+
+def test_a_file_that_is_no_file_of_ours_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    for name, content in (("torn.safetensors", b"x"), ("gone.safetensors", None)):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="start anew with --force"):
+            snapshot.load_tensors(tmp_path / name)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
+    (tmp_path / "optimizer.pt").write_bytes(b"not a pickle")
+    for name in ("optimizer.pt", "gone.pt"):
+        with pytest.raises(CheckpointError, match="start anew with --force"):
+            snapshot.load_optimizer(optimizer, tmp_path / name)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    snapshot.save_rng(tmp_path, 1, 2)
+    want = torch.rand(4)
+    torch.rand(9)
+    assert snapshot.load_rng(tmp_path, 1, 2)
+    assert torch.equal(torch.rand(4), want)
+    assert not snapshot.load_rng(tmp_path, 0, 1)  # of another number of processes
+
+
+def test_without_hard_links_a_file_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None:
+        raise OSError("no links here")
+
+    (tmp_path / "one").write_text("text")
+    monkeypatch.setattr("app.training.snapshot.os.link", refused)
+    snapshot._link(tmp_path / "one", tmp_path / "other")
+    assert (tmp_path / "other").read_text() == "text"

@@ -1,0 +1,176 @@
+"""The faults of live markets and hosts, each alone in a quiet world: nothing breaks, and without its mend an invariant does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import vast.supervisor.advance as advance_module
+import vast.supervisor.decide as decide_module
+import vast.supervisor.machine_rules as rules_module
+import vast.supervisor.observe as observe_module
+import vast.supervisor.reasons as reasons_module
+import vast.supervisor.schedule as schedule_module
+import vast.supervisor.signs as signs_module
+from vast import policy as policies
+from vast.policy import Policy
+from vast.ports import Offer
+from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, Fault, Schedule, quiet
+from vast.simulate.run import run
+from vast.supervisor.state import Phase, RunState, changed
+
+POLICY = policies.load()
+VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
+HOURS = 1.5
+WORK = 3600 * HOURS
+INF = float("inf")
+TIMES = (0.0, 150.0, 1200.0, WORK + 450.0, WORK + 600.0)
+
+
+def schedules(mode: str, *also: Fault, times: Iterable[float] = TIMES) -> Iterator[Schedule]:
+    """Worlds with this one fault, early, late and at the end, in all its variants."""
+    lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0}.get(mode, INF)
+    for at in times:
+        for variant in VARIANTS:
+            made = quiet(int(at) + int(100 * variant), HOURS)
+            fault = Fault(mode, at, lasts, variant)
+            if mode in BY_CREATE:
+                made.creates[1] = fault
+            elif mode in BY_TIME:
+                made.times = [fault]
+            else:
+                made.machines[1] = [fault]
+            made.machines.setdefault(1, []).extend(also)
+            yield made
+
+
+def broken(mode: str, *also: Fault, policy: Policy = POLICY, times: Iterable[float] = TIMES, **more: Any) -> set[str]:
+    """The invariants that break in these worlds."""
+    worlds = (replace(made, **more) for made in schedules(mode, *also, times=times))
+    return {name for made in worlds for name, _ in run(made, policy).violations}
+
+
+@pytest.mark.parametrize("mode", FIELD)
+def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
+    results = [run(made, POLICY) for made in schedules(mode)]
+    assert [one.violations for one in results if one.violations] == []
+    assert sum(one.leaks for one in results) == 0
+    assert any(one.happened[mode] for one in results)
+
+
+def _early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One poll is enough."""
+
+    def one(state: RunState, sign: str) -> bool:
+        return any(name == sign for name, _, _ in state.signs)
+
+    for module in (signs_module, rules_module):
+        monkeypatch.setattr(module, "confirmed", one)
+
+
+def test_mutation_renewals_come_before_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = decide_module
+    row = (rules.destroy_due, rules.renew_due, rules.key_lost, rules.collected, rules.collect)
+    monkeypatch.setitem(rules.RULES, Phase.COLLECTING, row)
+    assert broken("commands-hang") == set()  # the pause after the attempt bounds it alone
+    monkeypatch.setattr(advance_module, "_retry_at", lambda action, pause: action.t + min(pause, 20.0))
+    assert broken("commands-hang") & {"deadline", "spend", "leak"}
+
+
+def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module._market
+
+    def market(state: RunState, obs: Any, policy: Policy) -> RunState:
+        unreached = state if state.machine is None else changed(state, machine=changed(state.machine, reached_at=-1.0))
+        new = original(unreached, obs, policy)
+        if new.machine is None or state.machine is None:
+            return new
+        return changed(new, machine=changed(new.machine, reached_at=state.machine.reached_at))
+
+    monkeypatch.setattr(observe_module, "_market", market)
+    short = POLICY.model_copy(update={"absence_spacing": 90.0})
+    assert "unknown" in broken("stale-replica", policy=short, times=range(300, 1200, 20))
+
+
+def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module._doomed
+    monkeypatch.setattr(
+        observe_module, "_doomed",
+        lambda one, *rest: changed(original(changed(one, accepted=True), *rest), accepted=one.accepted),
+    )  # fmt: skip
+    monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
+    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    assert "leak" in broken("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
+
+
+def test_mutation_a_hidden_market_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe_module, "_hidden", lambda state, obs: False)
+    outbid = Fault("outbid", 1100.0, 0.0, 0.5)
+    worlds = (replace(made, interruptible=True) for made in schedules("market-hidden", outbid))
+    monkeypatch.setattr("vast.simulate.fakes.FakeCloud.search", _search_works)
+    assert "blind" in {name for made in worlds for name, _ in run(made, POLICY).violations}
+
+
+def _search_works(self: Any, query: Any) -> Any:
+    self._call("search")
+    price = self.world.schedule.price
+    return tuple(Offer(10 * n, n, "A100", 1, 80.0, price, price / 2, 0.99, 900.0, 900.0, 500.0, 8) for n in range(5, 9))
+
+
+@pytest.mark.parametrize("mode", ["odd-account", "odd-row", "nvml-error"])
+def test_mutation_one_odd_poll_is_enough(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _early(monkeypatch)
+    assert broken(mode) == {"unknown"}
+
+
+def test_mutation_a_taken_port_is_no_fault_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = tuple(sign for sign in reasons_module.HOST_SIGNS if "already" not in sign)
+    monkeypatch.setattr(reasons_module, "HOST_SIGNS", signs)
+    assert broken("offer-sold-twice") == {"unknown"}
+
+
+def test_mutation_the_price_is_not_compared_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (signs_module, decide_module):
+        monkeypatch.setattr(module, "too_dear", lambda state, machine, policy: False)
+    assert "price" in broken("price-change")
+
+
+def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module._adopted
+    monkeypatch.setattr(
+        observe_module, "_adopted",
+        lambda found, intent: changed(original(found, intent), price=found.dollars_per_hour),
+    )  # fmt: skip
+    lost = {"creates": {1: Fault("create-ambiguous", 0.0, 0.0, 0.5)}, "cap_dollars": 1.0, "cap_seconds": 3e4}
+    assert broken("no-price", **lost) == {"spend"}
+
+
+def test_mutation_a_late_machine_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide_module, "may_show", lambda t, state, policy: False)
+    assert "leak" in broken("late-create", asked_at=60.0)
+
+
+def test_mutation_the_end_of_a_contract_is_told_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(state: RunState, t: float) -> float | None:
+        end = None if state.machine is None else state.machine.end
+        return None if end is None else max(0.0, end - state.begun_wall - t)  # and an end that is over counts as near
+
+    for module in (signs_module, schedule_module):
+        monkeypatch.setattr(module, "contract_left", left)
+    assert broken("clock-wrong") == {"unknown"}
+
+
+def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module._market
+
+    def market(state: RunState, obs: Any, policy: Policy) -> RunState:
+        ours = tuple(one for one in obs.instances or () if observe_module._is_ours(one, state.run_id))
+        return original(state, replace(obs, instances=None if obs.instances is None else ours), policy)
+
+    monkeypatch.setattr(observe_module, "_market", market)
+    monkeypatch.setattr(rules_module, "_host_trouble", lambda obs, state, machine, policy: None)
+    monkeypatch.setattr(decide_module, "relabel", lambda *seen: None)
+    assert "stuck" in broken("renamed", Fault("offline", 1500.0, INF, 0.9), cap_seconds=5e4, cap_dollars=50.0)
