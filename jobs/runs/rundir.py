@@ -62,8 +62,9 @@ class RunDir(RunFiles):
         stamp = now.strftime("%Y%m%d-%H%M%S")
         with atomic.io_errors_reported(parent):
             parent.mkdir(parents=True, exist_ok=True)
-            earlier = (match[1] for path in parent.iterdir() if (match := ID_PATTERN.fullmatch(path.name)))
-            stamp = max([stamp, *earlier])
+            earlier = [RunFiles(path).age_key for path in parent.iterdir() if ID_PATTERN.fullmatch(path.name)]
+            if earlier and max(earlier)[0] > stamp:
+                stamp, serial = max(earlier)[0], max(earlier)[1] + serial
             for number in itertools.count(serial):
                 path = parent / (stamp if number == 1 else f"{stamp}-{number}")
                 with suppress(FileExistsError):

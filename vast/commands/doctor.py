@@ -56,15 +56,16 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
     yield checks.disk(runs_dir)
     yield from checks.market(connect)
     try:
-        policy: Policy | None = policies.load(policy_file)
-        secrets = start.run_secrets(policy, wiring)
+        loaded = policies.load(policy_file)
+        secrets = start.run_secrets(loaded, wiring)
     except UserError as error:
         yield Check("policy", "missing", str(error))
-        policy = None
+        policy: Policy | None = None
     else:
+        policy = loaded
         for secret in secrets.named.values():
             redact.learn(secret)
-        yield Check("policy", "ok", f"secrets: {', '.join(policy.secrets) or 'none'}")
+        yield Check("policy", "ok", f"secrets: {', '.join(loaded.secrets) or 'none'}")
     if name is None:
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy is not None:

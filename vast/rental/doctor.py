@@ -81,7 +81,10 @@ def market(connect: Callable[[], Cloud]) -> Iterator[Check]:
     enough = account.credit is None or account.credit > 0
     credit = "not stated" if account.credit is None else f"${account.credit:.2f}"
     yield Check("credit", "ok", credit) if enough else Check("credit", "missing", f"{credit}; add some")
-    reads = {"instance_read": lambda: cloud.instances(), "misc": lambda: cloud.search(OfferQuery(limit=1))}
+    reads: dict[str, Callable[[], object]] = {
+        "instance_read": lambda: cloud.instances(),
+        "misc": lambda: cloud.search(OfferQuery(limit=1)),
+    }
     what = {"instance_read": "machines can be listed", "misc": "offers can be searched"}
     for scope, read in reads.items():
         if read() is not None:
