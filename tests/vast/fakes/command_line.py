@@ -48,6 +48,7 @@ class World:
     def wiring(self) -> Wiring:
         def make(context: ShellContext) -> RunShell:
             self.contexts.append(context)
+            self.shell.alive = lambda: bool(self.fake.market.living())
             return self.shell
 
         def engine(environ: object) -> str:

@@ -42,8 +42,11 @@ class ScriptedShell:
     text: bytes = b"job: hello\n"
     burned_in: BurnIn | None = None
     home_path: Path | None = None  # a pull of all writes the run there
+    alive: Callable[[], bool] = lambda: True  # a machine that is destroyed answers no more
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:
+        if not self.alive():
+            return Host("unreachable")
         if not self.started:
             return host(JobReport("absent"))
         self.looks += 1
