@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
 
 def test_the_switch_of_a_second_machine_has_what_is_left_of_the_caps(world: World) -> None:
     broken = replace(running(60), gpu_fault="Xid 79")
-    world.shell = ScriptedShell([broken, broken, running(90), ended()])
+    world.shell = ScriptedShell([broken] * 6 + [running(90), ended()])
     assert world.vast(*UP, "--max-cost", "5", "--max-hours", "4").exit_code == 0
     first, second = ([float(found) for found in re.findall(r"--(?:t-hard|max-dollars) ([0-9.]+)", one.request["onstart"])]
                      for one in world.fake.market.rentals.values())  # fmt: skip
@@ -513,8 +514,8 @@ def test_what_ssh_shows_counts_while_the_api_is_out_of_reach(world: World) -> No
         def network_is_up(self) -> bool:
             return False
 
-        def pull(self, addresses: tuple[Address, ...], everything: bool) -> Pulled | None:
-            pulled = super().pull(addresses, everything)
+        def pull(self, addresses: tuple[Address, ...], everything: bool, *proceed: Callable[[], bool]) -> Pulled | None:
+            pulled = super().pull(addresses, everything, *proceed)
             if everything:
                 world.fake.heal()
             return pulled
