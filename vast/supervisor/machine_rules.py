@@ -40,6 +40,8 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
     if machine.absent:
         return None
     if machine.seen_at == obs.t:
+        if any(name == "low-credit" for name, _, _ in state.signs) and machine.stopped:
+            return None  # the market stops machines without credit: one poll more decides
         if machine.stopped >= 2:
             never = machine.ran_at is None and not state.interruptible
             return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
