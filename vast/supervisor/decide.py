@@ -245,11 +245,12 @@ def _let_go(doomed: PendingDestroy) -> bool:
     return doomed.lost and doomed.accepted
 
 
+# A label that the market refuses at every poll must not hold back a start or a pull: it comes last.
 RULES: dict[Phase, tuple[Rule, ...]] = {
     Phase.IDLE: (leave_idle,),
-    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, relabel, rent, make_ready),
-    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, relabel, restart_job, pull_due),
-    Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, relabel, collect),
+    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready, relabel),
+    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due, relabel),
+    Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, collect, relabel),
     Phase.TERMINATING: (destroy_due, finish),
     Phase.CLOSED: (),
 }

@@ -348,7 +348,15 @@ def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_hold
 def test_a_label_is_written_again_in_every_phase_with_a_machine() -> None:
     renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
     for state in (fresh(), running(), collecting(pull_next=1e9)):
-        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is Do.RELABEL
+        unready = host(job(), armed=state.phase is not Phase.PROVISIONING)
+        assert after(replace(state, lease_at=1e9), 1000.0, **renamed, host=unready).do is Do.RELABEL
+
+
+def test_a_label_that_the_market_refuses_holds_nothing_back() -> None:
+    """A run that was done lost its results: each poll spent its one act on the label, and no pull was tried."""
+    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
+    for state, do in ((fresh(), Do.START), (replace(running(), restart="bug"), Do.START), (collecting(), Do.PULL)):
+        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is do
 
 
 def test_signs_go_with_their_machine() -> None:
