@@ -16,7 +16,7 @@ from vast.policy import Policy
 from vast.ports import hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
-from vast.supervisor.schedule import LEAD, ends_soon, may_show, wake_at
+from vast.supervisor.schedule import LEAD, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
 
@@ -236,7 +236,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     if state.machine is not None or state.intent is not None:
         return None
     if state.over:
-        proven = state.created_at is None or (state.absences >= 2 and not may_show(obs.t, state, policy))
+        proven = state.created_at is None or state.absences >= 2
         return Action(Do.CLOSE, obs.t) if proven and not state.doomed else None
     return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
 
