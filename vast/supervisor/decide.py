@@ -71,13 +71,17 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     fresh = state.offers_at is not None and obs.t - state.offers_at < policy.market.offers_fresh
     if state.asked_offers >= policy.offers:
         return verdict(obs, "refused" if state.refusal else "no-offers")
+    waited = obs.t - max(state.waits_from, state.pause_until)
     if fresh and state.offers:
         offer = state.offers[0]
-        hours = 2 * policy.caps.reserve_minutes / 60
-        if spent(state, obs.t) + (burn(state) + hourly(offer, state.bid)) * hours > state.cap_dollars:
+        hours, price = 2 * policy.caps.reserve_minutes / 60, hourly(offer, state.bid)
+        if spent(state, obs.t) + price * hours > state.cap_dollars:
             return verdict(obs, "budget")
+        if spent(state, obs.t) + (price + burn(state)) * hours > state.cap_dollars:
+            # the old machine may soon be proven absent, and then costs nothing more
+            return verdict(obs, "budget") if waited >= policy.deadlines.search else None
         return Action(Do.CREATE, obs.t, offer=offer)
-    if obs.t - max(state.waits_from, state.pause_until) >= policy.deadlines.search:
+    if not state.offers and waited >= policy.deadlines.search:
         return verdict(obs, "no-offers")
     if state.offers_at is None or obs.t - state.offers_at >= policy.cadence.urgent:
         return Action(Do.SEARCH, obs.t)
