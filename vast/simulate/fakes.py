@@ -104,9 +104,9 @@ class FakeCloud:
             return CreateResult("no-credit")
         if fault is not None and fault.mode == "create-ambiguous":
             world.happened[fault.mode] += 1
-            made = int(fault.variant * 3)
-            world.say(f"create: the answer is lost, {made} machines were made")
-            for _ in range(made):
+            number = int(fault.variant * 3)
+            world.say(f"create: the answer is lost, {number} machines were made")
+            for _ in range(number):
                 world.rent(machine, contract.label)
             return CreateResult("unclear")
         if fault is not None and fault.mode == "offer-gone":
@@ -115,7 +115,9 @@ class FakeCloud:
             return CreateResult("offer-gone")
         if fault is not None and fault.mode == "created-stopped":
             world.happened[fault.mode] += 1
-            return CreateResult("refused", world.rent(machine, contract.label, loads=False).id, "error")
+            made = world.rent(machine, contract.label, loads=False)
+            made.shown = True
+            return CreateResult("refused", made.id, "error")
         if fault is not None and fault.mode == "late-create":
             world.happened[fault.mode] += 1
             world.rent(machine, contract.label, late=200 + 1200 * fault.variant)
@@ -125,7 +127,9 @@ class FakeCloud:
             world.happened[fault.mode] += 1
             dearer = 1.2 + 5 * fault.variant if fault.mode == "price-change" else 1.0
         ports = fault is None or fault.mode != "offer-sold-twice"
-        return CreateResult("created", world.rent(machine, contract.label, dearer=dearer, ports=ports).id)
+        rented = world.rent(machine, contract.label, dearer=dearer, ports=ports)
+        rented.shown = True
+        return CreateResult("created", rented.id)
 
     def account(self) -> Account | None:
         world = self.world
@@ -185,7 +189,7 @@ class FakeCloud:
         return self._instance(machine) if machine is not None and there else GONE
 
     def _instance(self, machine: SimulatedMachine) -> Instance:
-        now = self.world.now
+        now, machine.shown = self.world.now, True
         up = now >= machine.running_at
         addresses = (Address(f"direct{machine.id}", 22), Address(f"proxy{machine.id}", 22)) if up else ()
         end = None if machine.end is None else WALL + machine.end

@@ -98,7 +98,8 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
 
 
 def _price_unknown(world: World) -> bool:
-    """Whether machines of unknown number or price must be counted beside the bill."""
+    """Whether machines of unknown number, price or end must be counted beside the bill: a destroyed one bills until its
+    absence is proven, which a market that hides its list puts off by hours."""
     unknown = {
         "create-ambiguous",
         "crash-after-create",
@@ -106,6 +107,7 @@ def _price_unknown(world: World) -> bool:
         "delete-refused",
         "own-network-down",
         "key-refused",
+        "market-hidden",
     }
     return bool(unknown & world.happened.keys() or world.supervisor_down)
 

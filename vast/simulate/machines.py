@@ -63,4 +63,5 @@ class SimulatedMachine:
     renews: bool = True  # while commands hang
     slow: float = 0.0  # seconds more for each pull
     glitches: int = 0  # probes that will show an error of the GPU's driver
+    shown: bool = False  # its id was in an answer of the market
     dead_since: float | None = None  # no contact since, for the invariant `stuck`

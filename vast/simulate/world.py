@@ -205,6 +205,8 @@ class World:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
+            # a machine of an unclear create has no id and no address until the market shows it
+            blind = blind or ("market-hidden" in self.active and not machine.shown)
             lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")

@@ -16,7 +16,7 @@ from vast.policy import Policy
 from vast.ports import hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
-from vast.supervisor.schedule import LEAD, ends_soon, may_show, wake_at
+from vast.supervisor.schedule import LEAD, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
 
@@ -71,13 +71,17 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     fresh = state.offers_at is not None and obs.t - state.offers_at < policy.market.offers_fresh
     if state.asked_offers >= policy.offers:
         return verdict(obs, "refused" if state.refusal else "no-offers")
+    waited = obs.t - max(state.waits_from, state.pause_until)
     if fresh and state.offers:
         offer = state.offers[0]
-        hours = 2 * policy.caps.reserve_minutes / 60
-        if spent(state, obs.t) + (burn(state) + hourly(offer, state.bid)) * hours > state.cap_dollars:
+        hours, price = 2 * policy.caps.reserve_minutes / 60, hourly(offer, state.bid)
+        if spent(state, obs.t) + price * hours > state.cap_dollars:
             return verdict(obs, "budget")
+        if spent(state, obs.t) + (price + burn(state)) * hours > state.cap_dollars:
+            # the old machine may soon be proven absent, and then costs nothing more
+            return verdict(obs, "budget") if waited >= policy.deadlines.search else None
         return Action(Do.CREATE, obs.t, offer=offer)
-    if obs.t - max(state.waits_from, state.pause_until) >= policy.deadlines.search:
+    if not state.offers and waited >= policy.deadlines.search:
         return verdict(obs, "no-offers")
     if state.offers_at is None or obs.t - state.offers_at >= policy.cadence.urgent:
         return Action(Do.SEARCH, obs.t)
@@ -236,7 +240,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     if state.machine is not None or state.intent is not None:
         return None
     if state.over:
-        proven = state.created_at is None or (state.absences >= 2 and not may_show(obs.t, state, policy))
+        proven = state.created_at is None or state.absences >= 2
         return Action(Do.CLOSE, obs.t) if proven and not state.doomed else None
     return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
 
@@ -245,11 +249,12 @@ def _let_go(doomed: PendingDestroy) -> bool:
     return doomed.lost and doomed.accepted
 
 
+# A label that the market refuses at every poll must not hold back a start or a pull: it comes last.
 RULES: dict[Phase, tuple[Rule, ...]] = {
     Phase.IDLE: (leave_idle,),
-    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, relabel, rent, make_ready),
-    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, relabel, restart_job, pull_due),
-    Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, relabel, collect),
+    Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready, relabel),
+    Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due, relabel),
+    Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, collect, relabel),
     Phase.TERMINATING: (destroy_due, finish),
     Phase.CLOSED: (),
 }

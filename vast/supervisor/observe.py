@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
+from vast.supervisor.schedule import may_show
 from vast.supervisor.signs import count_signs
 from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed
 
@@ -109,10 +110,10 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
 def _nothing_is_expected(
     state: RunState, intent: Intent | None, machine: Machine | None, t: float, policy: Policy
 ) -> bool:
-    """Whether a listing without the run counts: a created machine must have had time to show up."""
+    """Whether a listing without the run counts: every machine that was created must have had time to show up."""
     if intent is not None or machine is not None or state.created_at is None:
         return False
-    return t - state.created_at >= policy.reconcile.visible_after
+    return t - state.created_at >= policy.reconcile.visible_after and not may_show(t, state, policy)
 
 
 def _is_ours(instance: Instance, run_id: str) -> bool:

@@ -39,7 +39,8 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
         or (machine.failed_since is not None and not late)
     ):
         return cadence.urgent
-    if state.alerts or machine.stalled or late or machine.away_since is not None:
+    hidden = state.unlisted_since is not None  # and with it a second machine that may bill
+    if state.alerts or hidden or machine.stalled or late or machine.away_since is not None:
         return 60 * cadence.alert_minutes
     early = cadence.early_minutes
     if state.looks < len(early):

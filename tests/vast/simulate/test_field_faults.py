@@ -172,7 +172,7 @@ def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.Mo
 
 
 def test_mutation_a_late_machine_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide_module, "may_show", lambda t, state, policy: False)
+    monkeypatch.setattr(observe_module, "may_show", lambda t, state, policy: False)
     assert "leak" in broken("late-create", asked_at=60.0)
 
 

@@ -24,7 +24,7 @@ def test_looks_are_as_dense_as_what_is_waited_for() -> None:
     assert (pause(collecting), pause(replace(collecting, fetched=True))) == (urgent, alert)
     stable = replace(running(), looks=9)
     assert pause(stable) == 60 * rate.stable_minutes
-    for change in ({"network_down": True}, {"refused_since": 1.0}, {"alerts": ("pull",)}):
+    for change in ({"network_down": True}, {"refused_since": 1.0}, {"alerts": ("pull",)}, {"unlisted_since": 1.0}):
         assert pause(replace(stable, **change)) == alert
     assert pause(replace(stable, restart="bug")) == urgent
     for name, seconds in (("absent", urgent), ("stopped", urgent), ("stalled", alert)):

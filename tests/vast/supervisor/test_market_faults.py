@@ -263,11 +263,15 @@ def test_a_machine_renamed_in_the_console_is_still_ours_and_gets_its_label_again
 
 
 def test_a_run_stays_open_as_long_as_a_machine_of_an_unclear_create_may_show_up() -> None:
-    state = replace(
-        START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=0.0, absences=2, unclear_at=0.0
-    )
-    assert decide(Observation(POLICY.reconcile.late - 1), state, POLICY).do is Do.WAIT
-    assert decide(Observation(POLICY.reconcile.late), state, POLICY).do is Do.CLOSE
+    """A run closed over a machine that billed: its two listings were of the time before the machine showed up."""
+    state = replace(START, phase=Phase.TERMINATING, over=True, verdict="asked", created_at=0.0, unclear_at=0.0)
+    none: dict[str, Any] = {"instances": (), "host": None}
+    waiting = state
+    for t in (600.0, 1200.0, POLICY.reconcile.late - 1, POLICY.reconcile.late):
+        waiting, obs = look(waiting, t, **none)
+        assert decide(obs, waiting, POLICY).do is Do.WAIT
+    waiting, obs = look(waiting, POLICY.reconcile.late + SPACING, **none)
+    assert decide(obs, waiting, POLICY).do is Do.CLOSE
     late, obs = look(state, 1000.0, instances=(instance(6),), host=None)
     assert decide(obs, late, POLICY) == Action(Do.DESTROY, 1000.0, "extra", 6)
     unclear = advance(provisioning(), Action(Do.CREATE, 10.0, offer=OFFER), None, POLICY)
@@ -348,7 +352,15 @@ def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_hold
 def test_a_label_is_written_again_in_every_phase_with_a_machine() -> None:
     renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
     for state in (fresh(), running(), collecting(pull_next=1e9)):
-        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is Do.RELABEL
+        unready = host(job(), armed=state.phase is not Phase.PROVISIONING)
+        assert after(replace(state, lease_at=1e9), 1000.0, **renamed, host=unready).do is Do.RELABEL
+
+
+def test_a_label_that_the_market_refuses_holds_nothing_back() -> None:
+    """A run that was done lost its results: each poll spent its one act on the label, and no pull was tried."""
+    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
+    for state, do in ((fresh(), Do.START), (replace(running(), restart="bug"), Do.START), (collecting(), Do.PULL)):
+        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is do
 
 
 def test_signs_go_with_their_machine() -> None:

@@ -71,12 +71,20 @@ def test_one_attempt_asks_for_a_bounded_number_of_offers() -> None:
 
 
 def test_nothing_is_rented_that_the_budget_does_not_carry_through_two_reserves() -> None:
-    """$20 and $1.00/h: half an hour, twice the reserve, must be left. Machines that are not gone yet bill on."""
+    """$20 and $1.00/h: half an hour, twice the reserve, must be left. Machines that are not gone yet bill on, but only
+    until their absence is proven: a run with money left ended two minutes before that."""
     assert decided(provisioning(settled=19.5), 10.0).do is Do.CREATE
     assert decided(provisioning(settled=19.51), 10.0).why == "budget"
     old = (PendingDestroy(4, 1.0, 10.0, "away", tries=1, next_try=9e9),)
     assert decided(provisioning(settled=19.0, doomed=old), 10.0).do is Do.CREATE
-    assert decided(provisioning(settled=19.01, doomed=old), 10.0).why == "budget"
+    waits = provisioning(settled=19.01, doomed=old)
+    assert decided(waits, 10.0).do is Do.WAIT
+    assert decided(provisioning(settled=19.51, doomed=old), 10.0).why == "budget"
+    late = POLICY.deadlines.search
+    unpaid = replace(old[0], price=0.01, since=late)
+    dearer = replace(waits, doomed=(unpaid,), settled=19.4999, offers_at=late)
+    assert decided(dearer, late - 1).do is Do.WAIT and decided(dearer, late).why == "budget"
+    assert decided(replace(dearer, offers_at=0.0), late).do is Do.SEARCH  # the offers are old, and not missing
 
 
 def test_one_run_rents_a_bounded_number_of_machines() -> None:
