@@ -20,6 +20,7 @@ GRACE = 60.0  # seconds that a job takes for its last checkpoint
 STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
            "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
 RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
+HANG_KNOWN = 2 * 135.0  # seconds: a pull that hangs, and the pause after it
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
 
@@ -299,7 +300,8 @@ class World:
         corrupt = any(begin <= self.now < end for begin, end in machine.partial)
         too_slow = machine.slow > RESERVE  # what the caps keep for the end is over before a pull is
         ours = self.active.keys() & {"local-disk-full", "own-network-down"}
-        blocked = corrupt or too_slow or self.now < machine.hangs_until or ours
+        # a pull that hung is tried again after a pause of its own length: until then nobody can know that the hang is over
+        blocked = corrupt or too_slow or self.now < machine.hangs_until + HANG_KNOWN or ours
         return self.reachable(machine) and not blocked
 
     def behind(self, machine: SimulatedMachine) -> bool:

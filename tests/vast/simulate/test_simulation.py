@@ -45,6 +45,11 @@ def test_every_invariant_holds_in_2000_seeds(summary: Summary) -> None:
     assert summary.violations == summary.leaks == summary.double_rents == summary.wrong_verdicts == 0
 
 
+@pytest.mark.parametrize("seed", [2055, 2201, 4492, 6133, 6714, 7083, 10095, 10754, 11199, 13221, 14039, 15146])
+def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> None:
+    assert run(schedule(seed), POLICY).violations == []
+
+
 def test_every_failure_mode_is_met_in_2000_seeds(summary: Summary) -> None:
     assert sorted(MODES.values()) == list(range(1, len(MODES) + 1))
     assert {mode: summary.modes[mode] for mode in MODES if summary.modes[mode] < 10} == {}
