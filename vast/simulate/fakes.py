@@ -149,6 +149,7 @@ class FakeCloud:
         if world.on("bad-listing"):
             return None if world.active["bad-listing"].variant >= 0.7 else self._answered(())
         if "delete-refused" in world.active and world.active["delete-refused"].variant < 0.4:
+            world.happened["list-refused"] += 1  # the API answers 5xx to this too
             return None
         now = world.now
         found = [self._instance(machine) for machine in world.foreign]

@@ -66,7 +66,7 @@ def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> N
         if machine is None or not machine.complete:
             world.violate("unknown", "done, but the run is not complete")
     elif reason == "market":
-        if not world.happened["market-hidden"] + world.happened["bad-listing"]:
+        if not world.happened["market-hidden"] + world.happened["bad-listing"] + world.happened["list-refused"]:
             world.violate("unknown", "market, and it has hidden nothing")
     elif reason == "budget":
         rate = sum(one.price for one in world.alive()) + 2 * world.schedule.price  # one to rent, one not proven gone

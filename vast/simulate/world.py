@@ -221,7 +221,8 @@ class World:
         self.hit(machine, mode)
         if mode == "no-ssh" and 0.3 <= fault.variant < 0.6:
             machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
-            machine.truth.discard(mode)
+            if machine.no_ssh_until <= self.now:  # of an earlier fault
+                machine.truth.discard(mode)
         elif mode == "no-ssh":
             machine.no_ssh_until, machine.no_ssh_key = until, fault.variant < 0.3
         elif mode == "key-denied":

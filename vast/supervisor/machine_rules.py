@@ -55,8 +55,8 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
     if machine.ran_at is None:
         if obs.t - machine.since < limits.loading:
             return None
-        if machine.seen_at == obs.t:
-            return verdict(obs, "loading")
+        if machine.seen_at == obs.t:  # a message that names the fault needs one poll more, as after a restart
+            return None if reasons.of_message(machine.message) else verdict(obs, "loading")
         return verdict(obs, "market") if _hidden_for(state, obs.t) >= limits.loading else None
     return _host_trouble(obs, state, machine, policy)
 

@@ -387,3 +387,11 @@ def test_a_transfer_ends_at_a_cap_and_when_the_end_is_asked_for() -> None:
     last = collecting(waits_from=0.0)  # a deadline ends no transfer that makes progress
     assert transfer_proceeds(35_939.0, True, last, POLICY) and not transfer_proceeds(35_940.0, True, last, POLICY)
     assert not transfer_proceeds(1000.0, False, replace(last, settled=19.999), POLICY)
+
+
+def test_a_message_first_seen_after_the_deadline_for_loading_names_the_fault() -> None:
+    """A supervisor that was dead for hours called it loading, although the host had stated its fault all the time."""
+    late = POLICY.deadlines.loading + 1000
+    taken: dict[str, Any] = {"message": "port is already allocated", "status": Status.CREATED}
+    assert twice(fresh(), late, instances=(instance(**taken),), host=None) == "host-fault"
+    assert ended(fresh(), late, instances=(instance(status=Status.CREATED),), host=None) == "loading"
