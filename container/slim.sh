@@ -13,7 +13,6 @@ find . -depth -type d -name tests -path '*/tests' -exec rm -rf {} +
 # its modeling files.
 find . -type f \( -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.a' -o -name '*.lib' \) -delete
 rm -rf pyarrow/include pyarrow/src numpy/_core/include
-find fontTools -type f -name '*.c' -delete
 find transformers/models -type f -name 'modular_*.py' -delete
 # protoc and test programs; torch's Python code calls only torch_shm_manager.
 find torch/bin -type f ! -name torch_shm_manager -delete
@@ -22,8 +21,6 @@ rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_fl
 rm -f pyarrow/libarrow_s3.so* pyarrow/_s3fs.*.so
 # Two more copies of a library, under names for linkers and people; the loader asks for libarrow_python*.so.2600.
 rm -f pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*
-# Pictures in the AVIF format: pillow works without them, and no run opens a picture.
-rm -f PIL/_avif.*.so pillow.libs/libavif-*
 
 # Without a compiler nothing needs torch's headers. Symbol tables serve debuggers only: the loader uses another table. They
 # stay in cuda, where they are a twentieth of the whole, and in *.libs, whose files auditwheel has rewritten: stripped, such
@@ -44,7 +41,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers transformers.modeling_gguf_pytorch_utils
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
-transformers.models.ministral3.modeling_ministral3 transformers.trainer transformers.integrations.sdpa_attention
+transformers.models.ministral3.modeling_ministral3 transformers.integrations.sdpa_attention
 accelerate peft datasets gguf sentencepiece click jinja2 pydantic yaml rich.console rich.text tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:

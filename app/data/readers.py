@@ -78,7 +78,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _json_array(path: Path) -> Iterator[tuple[str, Any]]:
     text = "".join(line for _, line in _lines(path))
-    rows = loads(text, str(path), "give a JSON array of objects, or name a file .jsonl")
+    rows = loads(text, str(path), "give a JSON array of objects, or name a file .jsonl", is_file=True)
     if not isinstance(rows, list):
         raise DataError(path, f"expected a JSON array of objects, found {_kind(rows)}", "wrap the rows in [ ]")
     for index, row in enumerate(rows):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,8 @@ def _missing_package(error: Exception, fact: str) -> str | None:
         r"requires the (\w[\w.-]*) library but it was not found|[Yy]ou need to have (\w[\w.-]*)|pip install (\w[\w.-]*)"
     )
     found = re.search(wanted, fact) if isinstance(error, ImportError | ValueError) else None
-    return next((name for name in found.groups() if name), None) if found else None
+    name = next((name for name in found.groups() if name), None) if found else None
+    return name if name and find_spec(name) is None else None  # one that is there is not what is wrong
 
 
 @contextmanager

@@ -225,7 +225,7 @@ def _overrides(profile: Profile, where: str, stage: str, base: Layer, jobs_dir: 
 
 
 def _set_layer(text: str) -> Layer:
-    where = f"--set {text}"
+    where = f"--set {text}" if len(text) <= 200 else f"--set {text[:200]}..."
     key, equals, value_text = text.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):

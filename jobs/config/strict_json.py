@@ -9,12 +9,12 @@ from typing import Any
 from jobs.errors import DataError
 
 
-def loads(text: str, where: str, remedy: str = "") -> Any:
-    """The value in `text`. Raises DataError, naming `where` and, in a text of several lines, the line."""
+def loads(text: str, where: str, remedy: str = "", *, is_file: bool = False) -> Any:
+    """The value in `text`. Raises DataError, naming `where` and, in a file or a text of several lines, the line."""
     try:
         return json.loads(text, object_pairs_hook=_each_key_once, parse_constant=_not_json, parse_float=_finite)
     except json.JSONDecodeError as error:
-        at = f"{where}:{error.lineno}" if "\n" in text.strip() else where
+        at = f"{where}:{error.lineno}" if is_file or "\n" in text.strip() else where
         raise DataError(at, f"malformed JSON: {error.msg}, column {error.colno}", remedy) from None
     except RecursionError:
         raise DataError(where, "malformed JSON: brackets are nested too deeply", remedy) from None

@@ -19,7 +19,7 @@ from tests.app.fakes.command_line import Command, everything_in
 PAIRS = [
     {"context": "The sky is", "continuation": " blue", "id": 7, "of": {"deep": [1, None, True]}},
     {"context": "", "continuation": "Hello"},
-    {"context": "Trailing space ", "continuation": "moves", "logprob": "to be overwritten", "greedy": 3},
+    {"context": "Trailing space ", "continuation": "moves", "note": "kept as it is", "number": 3},
     {"context": "The sky is", "continuation": " green as grass is"},
     {"context": "Zeile\u2028ohne \u0085Ende", "continuation": " 天気\U0001f600"},
     {"context": "word " * 40, "continuation": "word", "half": "\ud800"},

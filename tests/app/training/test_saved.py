@@ -20,6 +20,8 @@ ABOUT = {"mask": "prefix", "origin": "base", "run": "stage3b/x", "steps": 1, "ob
 
 
 class NoTokenizer:
+    eos_token_id = chat_template = None
+
     def save_pretrained(self, directory: Path) -> None:
         """Writes nothing."""
 

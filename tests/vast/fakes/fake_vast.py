@@ -62,6 +62,7 @@ class Request:
 class FakeVast:
     def __init__(self, now: Callable[[], float] = time.time, host: str = "127.0.0.1", key: str = KEY) -> None:
         self.market = Market(now, key)
+        self.ahead = 0.0  # seconds by which the service's clock is ahead of ours
         self.requests: list[Request] = []
         self.account_id = 1
         self.limits = False  # whether calls that come too early are answered with 429
@@ -190,7 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         """The header Date, by the clock of the fake."""
-        return super().date_time_string(int(self.fake.market.now()) if timestamp is None else timestamp)  # type: ignore[arg-type]
+        return super().date_time_string(
+            int(self.fake.market.now() + self.fake.ahead) if timestamp is None else timestamp
+        )  # type: ignore[arg-type]
 
     def log_message(self, *_: Any) -> None:
         pass
