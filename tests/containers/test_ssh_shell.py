@@ -125,7 +125,7 @@ def pair(image: str) -> Iterator[Pair]:
                 "--entrypoint", "/bin/bash", HOST_IMAGE, "-c", BOOTSTRAP,
             ) as host:  # fmt: skip
                 docker("exec", host, "mkdir", "-p", "/tmp/tests/tests/vast/fakes")
-                for name in ("directory_host.py", "host.py"):
+                for name in ("directory_host.py", "host.py", "quick_runner.py"):
                     docker("cp", ROOT / "tests/vast/fakes" / name, f"{host}:/tmp/tests/tests/vast/fakes/{name}")
                 made = Pair(host, ours)
                 made.on_host("host.train(100)")
