@@ -27,8 +27,8 @@ def test_a_killed_job_is_started_again_and_goes_on_from_its_checkpoint(stage: St
 
 @scene
 def test_a_full_disk_is_made_room_on_by_what_is_at_home(stage: Stage) -> None:
-    """Room for two checkpoints of 39 MB: the third fails, the older one goes, and the job resumes from the newer."""
-    with stage.scene("disk-full", options=("--mount", "type=tmpfs,destination=/runs,tmpfs-size=100m")) as it:
+    """Room for two checkpoints of 39 MB and the result: the third fails, the older goes, the job resumes from the newer."""
+    with stage.scene("disk-full", options=("--mount", "type=tmpfs,destination=/runs,tmpfs-size=110m")) as it:
         watcher = it.up("--set", "train.save_every=30", "--set", "train.max_steps=100")
         assert watcher.ended() == 0
         assert it.results(steps=100)["train"]["resumed_from_step"] == 60
