@@ -170,18 +170,18 @@ def test_the_update_is_compiled_once_for_weights_of_all_sizes(monkeypatch: pytes
 
     update = _compiled(count)
     monkeypatch.setattr("app.training.master_weights._adamw", update)
-    monkeypatch.setattr(
-        torch.fx.experimental._config, "use_duck_shape", False
-    )  # as app.model.compiled.speed_up leaves it
     ours, theirs = two_of([(16, 8), (32, 8), (64, 4), (128, 64), (576,)])
     mine = MasterAdamW([{"params": ours, "weight_decay": 0.1}], lr=1e-2, halved=ours[:4])
     torchs = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1)
-    for _ in range(3):
-        for one, other in zip(ours, theirs, strict=True):
-            one.grad = torch.randn_like(one)
-            other.grad = one.grad.float()
-        mine.step()
-        torchs.step()
+    # As app.model.compiled.speed_up leaves it. Not by monkeypatch: its undo deletes the key of torch's configuration,
+    # which has no such attribute from then on.
+    with torch.fx.experimental._config.patch(use_duck_shape=False):
+        for _ in range(3):
+            for one, other in zip(ours, theirs, strict=True):
+                one.grad = torch.randn_like(one)
+                other.grad = one.grad.float()
+            mine.step()
+            torchs.step()
     assert len(graphs) == 2, graphs  # with a bfloat16 copy, and without
     assert all(isinstance(lines, torch.SymInt) and type(length) is int for shapes in graphs for lines, length in shapes)
     mine.release()
