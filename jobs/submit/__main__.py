@@ -119,7 +119,8 @@ def _submission(given: argparse.Namespace) -> Submission:
              *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
     found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
     return submission(job, words, found, nodes=given.nodes, gpu=given.gpu, hours=given.hours, memory_gb=given.memory,
-                      image=given.image, shared=shared, seeds=seeds, spot=given.spot, max_price=given.max_price, queue=given.queue)  # fmt: skip
+                      image=given.image, shared=shared, seeds=seeds, spot=given.spot, max_price=given.max_price,
+                      queue=given.queue)  # fmt: skip
 
 
 def _local_paths(job: Job, profile: str) -> str:

@@ -12,7 +12,7 @@ from jobs.errors import ConfigError, UserError
 
 CHECK_SECONDS, SUBMIT_SECONDS = 120, 600
 # In the interpreter of the client's own environment: the parser that its commands use.
-_SKYPILOT = "import sys, sky; sky.Task.from_yaml(sys.argv[1]).validate()"
+_SKYPILOT = "import sys, sky; sky.Task.from_yaml(sys.argv[1])"
 _DSTACK = """import sys, yaml
 from dstack._internal.core.models.configurations import parse_run_configuration
 with open(sys.argv[1]) as file: parse_run_configuration(yaml.safe_load(file))"""

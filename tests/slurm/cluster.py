@@ -46,11 +46,15 @@ class Cluster:
         return self.field(job, "JobState")
 
     def ended(self, job: str, runs: Path) -> str:
-        """Wait for its end; returns its state. A job that was requeued is asked to start at once, not in two minutes."""
+        """Wait for its end; returns its state. A requeued job is asked to start in five seconds, not in two minutes: at once would
+        be too early for the node, which has just ended it."""
+        hurried = False
 
         def over() -> bool:
-            if self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], timeout=60, check=False)
+            nonlocal hurried
+            if not hurried and self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
+                call("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+                hurried = True
             return self.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
         until(over, f"end of job {job}: {self.log(runs)}")
