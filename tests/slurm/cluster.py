@@ -45,15 +45,18 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.field(job, "JobState")
 
-    def ended(self, job: str, runs: Path) -> str:
-        """Wait for its end; returns its state. A requeued job is asked to start in five seconds, not in two minutes: at once would
-        be too early for the node, which has just ended it."""
+    def ended(self, job: str, runs: Path, start_in: int = 5) -> str:
+        """Wait for its end; returns its state.
+
+        start_in: seconds after which a requeued job starts, in place of two minutes. A node that is still ending the job's
+        first attempt would refuse the second.
+        """
         hurried = False
 
         def over() -> bool:
             nonlocal hurried
             if not hurried and self.state(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-                call("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+                call("scontrol", "update", f"JobId={job}", f"StartTime=now+{start_in}")
                 hurried = True
             return self.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 

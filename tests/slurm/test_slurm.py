@@ -61,7 +61,7 @@ def test_a_lost_node_requeues_the_job_which_resumes(cluster: Cluster, runs: Path
     call("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     until(lambda: cluster.field(job, "Restarts") == "1", f"requeued job: {cluster.log(runs)}")
     subprocess.run([os.environ["SLURM_TEST_CLUSTER"]], check=True, timeout=300)
-    assert cluster.ended(job, runs) == "COMPLETED", cluster.log(runs)
+    assert cluster.ended(job, runs, start_in=45) == "COMPLETED", cluster.log(runs)
     assert sorted(losses(runs, "stage3b")) == list(range(1, 61))
 
 
