@@ -207,14 +207,20 @@ docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
 	$(PYTHON) -m docs.generate_models
 
-.PHONY: setup lock clean help
+.PHONY: setup lock clean help help-all
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
 lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 	@$(find_python); "$$python" requirements/lock.py
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-help: ## This list
+FIRST := demo stage1 report runs submit vast-up image test check setup
+help: ## The targets to begin with
+	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
+	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\
+	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
+	@echo '  make help-all        Every target and every setting'
+help-all: ## Every target, stage and setting
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Stages, each a file under jobs/:'
 	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
