@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
 UV = "uv==0.13.9"
 IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
-IMAGE_EXTRAS = ["pip"]  # fetches the embedded model and data at run time
+IMAGE_EXTRAS = ["pip", "s3fs"]  # fetches the embedded model and data at run time; uploads artifacts to a bucket
 VASTAI = ["vastai==1.9.1"]
 MUTMUT = ["mutmut==3.8.1"]
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
