@@ -35,7 +35,14 @@ DOWNLOAD_SECONDS = 10.0
 LARGEST = 2**20  # bytes of a program's output that are read
 PYTHON = "/opt/venv/bin/python"  # of the image: it has torch
 SHARED = Path("/dev/shm")
-LEAST = {"to_gb_s": 1.5, "from_gb_s": 1.5, "disk_write_mb_s": 30.0, "disk_read_mb_s": 60.0, "shm_free_mb": 32.0}
+LEAST = {
+    "to_gb_s": 1.5,
+    "from_gb_s": 1.5,
+    "peer_gb_s": 0.7,
+    "disk_write_mb_s": 30.0,
+    "disk_read_mb_s": 60.0,
+    "shm_free_mb": 32.0,
+}
 FILLED = 0.85  # of a GPU's memory; the rest is the driver's, and 1 GB that is left alone
 
 NAMES = ("index", "name", "driver_version", "memory.total", "pcie.link.gen.max", "pcie.link.width.current")
@@ -103,6 +110,8 @@ def problems_of(found: Mapping[str, Any]) -> list[str]:
             continue
         if gpu.get("right") is not True:
             said.append(f"{name}: a bfloat16 product has a wrong result")
+        if gpu.get("peer_right") is False:
+            said.append(f"{name}: what the GPU before it sends arrives changed")
         said += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
         total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
         if total is not None and filled is not None and filled < FILLED * total - 1:

@@ -117,6 +117,8 @@ def test_a_program_that_fails_is_a_problem(code: int, printed: str, said: str) -
     ({"right": False}, ["GPU 0: a bfloat16 product has a wrong result"]),
     ({"to_gb_s": 0.8}, ["GPU 0: to_gb_s 0.8, expected at least 1.5"]),
     ({"filled_gb": 70}, ["GPU 0: 70 GB of 139.8 GB of memory could be written and read back"]),
+    ({"peer_gb_s": 0.3, "peer_right": True}, ["GPU 0: peer_gb_s 0.3, expected at least 0.7"]),
+    ({"peer_gb_s": 20.0, "peer_right": False}, ["GPU 0: what the GPU before it sends arrives changed"]),
     ({"error": "AcceleratorError: uncorrectable ECC error"}, ["GPU 0: AcceleratorError: uncorrectable ECC error"]),
 ])  # fmt: skip
 def test_problems_of_a_gpu_have_their_numbers(change: dict[str, Any], said: list[str]) -> None:
@@ -133,24 +135,38 @@ ON_CPU = """
 import torch
 torch.cuda.init = torch.cuda.empty_cache = lambda: None
 torch.cuda.synchronize = torch.cuda.set_device = lambda device: None
-torch.cuda.device_count, torch.cuda.get_device_name = (lambda: 1), (lambda index: "a CPU")
+torch.cuda.device_count, torch.cuda.get_device_name = (lambda: COUNT), (lambda index: "a CPU")
 torch.cuda.mem_get_info = lambda device: (2 * 2**30, 3 * 2**30)
 """
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_the_program_of_the_gpus_sees_a_wrong_product(right: bool) -> None:
-    """On the CPU, in place of a GPU: its device and its pinned memory are replaced, nothing else."""
-    code = PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")').replace(
-        "pin_memory=True", "pin_memory=False"
+def on_cpus(count: int, old: str = "", new: str = "") -> list[dict[str, Any]]:
+    """What the program finds on the CPU in place of GPUs: their devices and pinned memory are replaced, and `old` in its text."""
+    assert old in PROGRAM
+    code = (
+        PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")')
+        .replace('{"pin_memory": True}', "{}")
+        .replace("2**27", "2**20")
     )
-    if not right:
-        code = code.replace("    first = left @ right\n", "    first = left @ right\n    first[2, 5] += 1\n")
-    argv = [sys.executable, "-c", ON_CPU + code, "128", "0.01"]
-    out = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    (gpu,) = json.loads(out)["gpus"]
-    assert "error" not in gpu and gpu["right"] is right
-    assert gpu["tflops"] > 0 and gpu["to_gb_s"] > 0 and (gpu["filled_gb"], gpu["total_gb"]) == (1, 3.0)
+    argv = [sys.executable, "-c", f"COUNT = {count}" + ON_CPU + code.replace(old, new), "128", "0.01"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+    gpus: list[dict[str, Any]] = json.loads(done.stdout)["gpus"]
+    return gpus
+
+
+def test_the_program_of_the_gpus_sees_a_wrong_product() -> None:
+    line = "    first = left @ right\n"
+    (gpu,) = on_cpus(1, line, line + "    first[2, 5] += 1\n")
+    assert "error" not in gpu and gpu["right"] is False and "peer_gb_s" not in gpu
+
+
+def test_each_gpu_is_right_and_gets_data_from_the_one_before_it_or_garbage() -> None:
+    line = '    found["peer_right"]'
+    gpus = on_cpus(3, line, "    got[7] += index == 2\n" + line)
+    for gpu in gpus:
+        assert "error" not in gpu and gpu["right"] and gpu["tflops"] > 0 and gpu["to_gb_s"] > 0 and gpu["peer_gb_s"] > 0
+        assert (gpu["filled_gb"], gpu["total_gb"]) == (1, 3.0)
+    assert [gpu["peer_right"] for gpu in gpus] == [True, True, False]
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------------
