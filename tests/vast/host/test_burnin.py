@@ -136,19 +136,16 @@ import torch
 torch.cuda.init = torch.cuda.empty_cache = lambda: None
 torch.cuda.synchronize = torch.cuda.set_device = lambda device: None
 torch.cuda.device_count, torch.cuda.get_device_name = (lambda: COUNT), (lambda index: "a CPU")
-torch.cuda.mem_get_info = lambda device: (2 * 2**30, 3 * 2**30)
+torch.cuda.mem_get_info = lambda device: (2 * 2**24, 3 * 2**24)  # in place of GIB
 """
 
 
 def on_cpus(count: int, old: str = "", new: str = "") -> list[dict[str, Any]]:
     """What the program finds on the CPU in place of GPUs: their devices and pinned memory are replaced, and `old` in its text."""
     assert old in PROGRAM
-    code = (
-        PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")')
-        .replace('{"pin_memory": True}', "{}")
-        .replace("2**27", "2**20")
-    )
-    argv = [sys.executable, "-c", f"COUNT = {count}" + ON_CPU + code.replace(old, new), "128", "0.01"]
+    code = PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")').replace('{"pin_memory": True}', "{}")
+    code = code.replace("2**27", "2**20").replace("2**30", "2**24").replace(old, new)
+    argv = [sys.executable, "-c", f"COUNT = {count}" + ON_CPU + code, "128", "0.01"]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
     gpus: list[dict[str, Any]] = json.loads(done.stdout)["gpus"]
     return gpus
