@@ -123,8 +123,9 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill \
     PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
-# Whether the stage in this container makes progress; a container without a stage is healthy.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD ["/usr/bin/python3", "-m", "jobs.health"]
+# Whether the stage in this container makes progress, and its GPUs answer; a container without a stage or a GPU is healthy. The time
+# is for the one product of each GPU after the start, which loads torch.
+HEALTHCHECK --interval=30s --timeout=90s --start-period=120s --retries=2 CMD ["/usr/bin/python3", "-m", "vast.host.health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "prefill"]
 CMD ["--help"]

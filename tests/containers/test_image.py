@@ -192,7 +192,7 @@ def test_what_runs_beside_a_stage_needs_the_python_of_the_system_only(built: str
 def test_it_is_started_as_the_contract_says(built: str) -> None:
     config = inspect(built)["Config"]
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("1000:1000", ["tini", "--", "prefill"], ["--help"])
-    assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "jobs.health"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "vast.host.health"]
     assert config["StopSignal"] == "SIGTERM"
     assert {"PREFILL_RUNS=/runs", "PREFILL_CACHE=/cache/prefill", "HF_HOME=/cache/huggingface"} <= set(config["Env"])
 
@@ -205,7 +205,7 @@ def test_its_labels_ask_for_no_gpu(built: str) -> None:
 
 
 def test_the_health_check_of_a_container_without_a_stage_succeeds(built: str) -> None:
-    ask(built, "-m", "jobs.health", entrypoint="/usr/bin/python3", code=0)
+    ask(built, "-m", "vast.host.health", entrypoint="/usr/bin/python3", code=0)
 
 
 @pytest.mark.parametrize("user", ["4242:4242", "0:0", "65534:65534"])

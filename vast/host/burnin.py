@@ -160,10 +160,10 @@ def faults(details: str) -> list[str]:
     return memory + [" ".join(one[0].split()) for one in _FLAGS.finditer(details)]
 
 
-def product(run: Run, python: str) -> dict[str, Any]:
-    """torch, cuda and gpus: see vast/host/gpu_program.py."""
+def product(run: Run, python: str, side: int = SIDE, seconds: float = RATE_SECONDS, *steps: str) -> dict[str, Any]:
+    """torch, cuda and gpus: see vast/host/gpu_program.py. steps: the ones that are taken; none: all of them."""
     try:
-        code, out = run((python, "-c", PROGRAM, str(SIDE), str(RATE_SECONDS)), GPU_SECONDS)
+        code, out = run((python, "-c", PROGRAM, str(side), str(seconds), *steps), GPU_SECONDS)
     except FileNotFoundError:
         return {"gpu_error": f"{python} is not there, so no GPU was tried"}
     objects = [line for line in out.splitlines() if line.startswith("{")]

@@ -1,7 +1,7 @@
 """The program of the burn-in that needs torch: each GPU multiplies, copies and fills its memory, and gets data from another.
 
 A text, since the interpreter of vast/host has no torch; vast/host/burnin.py runs it with the image's: python -c PROGRAM SIDE
-SECONDS.
+SECONDS [STEP...]. Without steps it takes all: multiply, copy, fill, receive.
 It prints one JSON object: torch, cuda, and for each of `gpus` either `error`, or
 
 right       entries of the bf16 product are exact: of 4 rows against the CPU, of all against the first product
@@ -17,6 +17,7 @@ import json, sys, threading, time
 import torch
 
 SIDE, SECONDS, GIB, COPIED = int(sys.argv[1]), float(sys.argv[2]), 2**30, 2**27
+STEPS = sys.argv[3:] or ["multiply", "copy", "fill", "receive"]
 
 
 def gpu(index):
@@ -86,7 +87,8 @@ def check(index, found):
         device = gpu(index)
         torch.cuda.set_device(device)
         for step in (multiply, copy, fill):
-            step(device, found)
+            if step.__name__ in STEPS:
+                step(device, found)
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"[:300]
 
@@ -102,7 +104,7 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-for one in answer["gpus"] if len(answer["gpus"]) > 1 else []:
+for one in answer["gpus"] if len(answer["gpus"]) > 1 and "receive" in STEPS else []:
     try:
         receive(one["index"], len(answer["gpus"]), one)
     except Exception as error:
