@@ -219,19 +219,24 @@ def test_a_full_disk_is_named_and_not_filled(tmp_path: Path) -> None:
 def test_the_rate_of_a_download() -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/some" else 503)
-            self.send_header("Content-Length", "100000")
+            self.send_response(503 if self.path == "/none" else 200)
+            self.send_header("Content-Length", "100000" if self.path != "/slow" else "100000000")
             self.end_headers()
             self.wfile.write(b"x" * 100_000)
+            if self.path == "/slow":
+                over.wait(30)
 
         def log_message(self, *_: object) -> None:
             pass
 
+    over = threading.Event()
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         assert fetched(f"{url}/some")["down_mbit"] > 0
         assert fetched(f"{url}/none") == {"down_mbit": None}
+        assert fetched(f"{url}/slow", seconds=0.3)["down_mbit"] > 0  # what came of it
+        over.set()
         server.shutdown()
     assert fetched("http://127.0.0.1:1/") == {"down_mbit": None}  # no fault of the machine
 
