@@ -152,7 +152,7 @@ def test_it_is_as_old_as_its_commit_and_says_which_and_which_version(tree: Path,
     assert {"title", "description", "licenses", "source", "revision", "version"} == set(found)
     assert (found["revision"], found["version"], found["source"]) == (head, f"{version}+cpu", "")
     assert docker("run", "--rm", "--label", LABEL, "--entrypoint", "cat", built, "/opt/prefill/build.env").splitlines() == [
-        f"PREFILL_COMMIT={head}", f"PREFILL_VERSION={version}", "PREFILL_VARIANT=cpu"]  # fmt: skip
+        f"PREFILL_COMMIT={head}", f"PREFILL_VERSION={version}", "PREFILL_VARIANT=cpu", "PREFILL_DRIVER=580"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ DISK_SECONDS, DISK_BYTES, PIECE = 8.0, 512 * 2**20, 8 * 2**20
 DOWNLOAD = "https://speed.cloudflare.com/__down?bytes=25000000"  # a service made for this; --download names another
 DOWNLOAD_SECONDS = 10.0
 LARGEST = 2**20  # bytes of a program's output that are read
-PYTHON = "/opt/venv/bin/python"  # of the image: it has torch
+PYTHON = "/usr/local/bin/prefill"  # of the image: with -c it is Python with torch and, if need be, a newer libcuda
 SHARED = Path("/dev/shm")
 LEAST = {
     "to_gb_s": 1.5,

@@ -216,7 +216,8 @@ def bounds(query: OfferQuery) -> str:
         parts.append(f"at least {query.min_vram_gb:g} GB of memory")
     if query.max_dollars_per_hour is not None:
         parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
-    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
+    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch, query.compat_cuda,
+                  query.compat_driver)  # fmt: skip
     parts += [str(needs)] if needs != Needs() else []
     parts += ["in a data center"] if query.datacenter else []
     parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
