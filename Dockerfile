@@ -56,7 +56,7 @@ FROM system-cpu AS newer-libcuda
 ARG COMPAT_PACKAGE=cuda-compat-13-0_580.178.04-1ubuntu1_amd64.deb
 ARG COMPAT_SHA256=f7e29a545c1334bb5ca4b054213de9c9ceb70f8bf561aa214075020c4e0b60cf
 RUN --mount=type=bind,from=compat,target=/compat \
-    echo "${COMPAT_SHA256}  /compat/${COMPAT_PACKAGE}" | sha256sum --quiet --check; \
+    [ "$(sha256sum <"/compat/${COMPAT_PACKAGE}")" = "${COMPAT_SHA256}  -" ]; \
     dpkg -x "/compat/${COMPAT_PACKAGE}" /tmp/compat; mv /tmp/compat/usr/local/cuda-13.0/compat /cuda-compat
 
 FROM system-cuda AS system-cuda-compat
