@@ -18,8 +18,13 @@ PACKAGES = "opt/venv/lib/python3.11/site-packages"
 CPU_LIMIT = 1_050_000_000  # bytes
 SECRETS = ("id_*", "*.key", "*.pem", "*.p12", ".env*", ".netrc", ".pypirc", "pip.conf", ".git*", "authorized_keys", "known_hosts",
            "ssh_host_*", "*credential*", "kubeconfig", ".docker")  # fmt: skip
-PUBLIC = ("*/certifi/cacert.pem", "etc/ssl/certs/*.pem", "usr/lib/ssl/cert.pem")  # certificates of authorities
-CODE = {"*.py", "*.pyi", "*.so", "*.h", "*.so.*"}  # of a library: a module may be called credentials
+PUBLIC = (
+    "*/certifi/cacert.pem",
+    "*/botocore/cacert.pem",
+    "etc/ssl/certs/*.pem",
+    "usr/lib/ssl/cert.pem",
+)  # certificates of authorities
+CODE = {"*.py", "*.pyc", "*.pyi", "*.so", "*.h", "*.so.*"}  # of a library: a module may be called credentials
 
 
 @pytest.fixture(scope="module")
