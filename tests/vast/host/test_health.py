@@ -12,6 +12,7 @@ import pytest
 from jobs import lock
 from tests.vast.host.test_burnin import CARDS, DETAILS
 from vast.host import health
+from vast.host.subprocess_run import Ended
 
 RIGHT = {"gpus": [{"index": 0, "right": True}, {"index": 1, "right": True}]}
 
@@ -27,12 +28,16 @@ class Machine:
         for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
             (self.devices / name).touch()
 
-    def run(self, argv: Sequence[str], seconds: float) -> tuple[int, str]:
+    def run(self, argv: Sequence[str], seconds: float) -> Ended:
         if argv[0] == "nvidia-smi":
-            return (0, DETAILS) if argv[1] == "-q" else (0 if self.cards else 9, self.cards or "no devices were found")
+            return (
+                Ended(0, DETAILS)
+                if argv[1] == "-q"
+                else Ended(0 if self.cards else 9, self.cards or "no devices were found")
+            )
         assert argv[2:] == (argv[2], "512", "0.0", "multiply")
         self.products += 1
-        return 0, json.dumps(self.found)
+        return Ended(0, json.dumps(self.found))
 
     def check(self, given: str = "all") -> int:
         environ = {"NVIDIA_VISIBLE_DEVICES": given, "PREFILL_RUNS": str(self.runs)}
@@ -55,7 +60,7 @@ def test_gpus_that_answer_are_healthy_and_multiply_once_after_a_start(
 @pytest.mark.parametrize(("given", "cards", "found", "said"), [
     ("all", CARDS.splitlines()[0], RIGHT, "nvidia-smi lists 1 GPUs, and the container was given 2"),
     ("0,1,2", CARDS, RIGHT, "nvidia-smi lists 2 GPUs, and the container was given 3"),
-    ("all", "", RIGHT, "driver: no devices were found"),
+    ("all", "", RIGHT, "driver: exit code 9: no devices were found"),
     ("all", CARDS, {"gpus": RIGHT["gpus"][:1]}, "torch sees 1 GPUs, and nvidia-smi lists 2"),
     ("all", CARDS, {"gpus": [{"index": 0, "right": False}, RIGHT["gpus"][1]]}, "GPU 0: a bfloat16 product has a wrong result"),
     ("all", CARDS, {"gpus": [], "error": "RuntimeError: driver too old"}, "gpu: RuntimeError: driver too old"),
