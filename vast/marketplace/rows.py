@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from jobs.estimate.gpus import is_datacenter
 from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status, parse_label
@@ -122,6 +123,11 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
     has asked for it, and the machine itself shows the rest."""
     most = query.max_dollars_per_hour
     caps = query.compute_caps
+
+    def least(one: Offer) -> tuple[float, int]:
+        compat = query.compat_cuda and is_datacenter(one.gpu)
+        return (query.compat_cuda, query.compat_driver) if compat else (query.min_cuda, query.min_driver)
+
     return [
         (f"{query.gpus} x {query.gpu or 'any GPU'}",
          lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
@@ -132,8 +138,8 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
         (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
         (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
         ("a port", lambda one: one.direct_ports >= 1 and one.machine_id not in query.banned_machines),
-        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
-        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
+        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= least(one)[0]),
+        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= least(one)[1]),
         ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(
             one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
         (query.cpu_arch or "any processor", lambda one: not query.cpu_arch or one.cpu_arch in ("", query.cpu_arch)),
@@ -168,7 +174,7 @@ def filters(query: OfferQuery) -> dict[str, object]:
     if query.max_dollars_per_hour is not None:
         body[cost] = {"lte": query.max_dollars_per_hour}
     if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
-        body["cuda_max_good"] = {"gte": query.min_cuda}
+        body["cuda_max_good"] = {"gte": query.compat_cuda or query.min_cuda}
         body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
     if query.cpu_arch:
         body["cpu_arch"] = {"eq": query.cpu_arch}

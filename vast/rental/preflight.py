@@ -50,7 +50,8 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
 
 def require_no_paths(job: Job) -> None:
     """Raises ConfigError for a model or data in a local directory: a rented host has only the image and the sent runs."""
-    for where in _paths(job.profile.model_dump(mode="json")):
+    kept = ["artifacts"] if (job.profile.artifacts or "").startswith("file:") else []
+    for where in [*_paths(job.profile.model_dump(mode="json")), *kept]:
         fact = "is a path of this machine, which a rented one does not have"
         raise ConfigError(f"profile {job.profile.name}: {where}", fact, "use the hub, or what is in the image")
 
@@ -215,7 +216,8 @@ def bounds(query: OfferQuery) -> str:
         parts.append(f"at least {query.min_vram_gb:g} GB of memory")
     if query.max_dollars_per_hour is not None:
         parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
-    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
+    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch, query.compat_cuda,
+                  query.compat_driver)  # fmt: skip
     parts += [str(needs)] if needs != Needs() else []
     parts += ["in a data center"] if query.datacenter else []
     parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
