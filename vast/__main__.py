@@ -15,9 +15,10 @@ try:
     from vast.commands.doctor import doctor
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
+    from vast.commands.offers import offers
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
-    from vast.commands.up import offers, up
+    from vast.commands.up import up
     from vast.commands.wiring import Wiring
     from vast.session.signals import EXIT_INTERRUPTED
     from vast.simulate.__main__ import main as simulate

@@ -17,7 +17,6 @@ from vast.ports import Cloud
 from vast.rental import doctor as checks
 from vast.rental import preflight
 from vast.rental.doctor import Check
-from vast.rental.image_registry import Image
 from vast.rental.plan import host_image
 from vast.secrets import Redactor
 
@@ -80,5 +79,4 @@ def _image(wiring: Wiring, policy: Policy, name: str) -> Check:
         login = preflight.registry_login(policy, wiring.environ)
     except UserError as error:
         return Check("image", "missing", str(error))
-    found = wiring.registry(pulled, login)
-    return checks.image(pulled, found if isinstance(found, Image) else Image(found), login is not None)
+    return checks.image(pulled, wiring.registry(pulled, login), login is not None)

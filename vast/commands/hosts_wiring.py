@@ -35,6 +35,9 @@ def with_hosts(wiring: Wiring) -> Wiring:
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
 
+    def root_of(run_id: str) -> str:
+        return f"{hosts.root}/{run_id}"
+
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         directory = home / ".cache" / "prefill" / "hosts"  # of the machines' host keys
         with io_errors_reported(directory):
@@ -53,10 +56,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
 
     def shell(context: ShellContext) -> RunShell:
         folder, request = context.folder, context.request
-        if request.profile_file is not None:  # its path on the machine is that of a rented one
-            fact = "a profile file of one's own is not sent to the machines of hosts.yaml"
-            raise ConfigError(f"--profile {request.profile_file}", fact, "use a profile of jobs/profiles")
-        root, policy = f"{hosts.root}/{folder.run_id}", policies.load(folder.policy)
+        root, policy = root_of(folder.run_id), policies.load(folder.policy)
         machines = tuple((one.address, one.port) for one in hosts.machines)
         return HostShell(
             SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=hosts.user, environ=context.environ),
@@ -66,7 +66,9 @@ def with_hosts(wiring: Wiring) -> Wiring:
             program=("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST),
         )  # fmt: skip
 
-    return replace(wiring, connect=market, shell=shell, first_process=lambda switch: first_process(switch, hosts))
+    return replace(
+        wiring, connect=market, shell=shell, root=root_of, first_process=lambda switch: first_process(switch, hosts)
+    )
 
 
 def first_process(switch: Switch, hosts: Hosts) -> str:

@@ -11,6 +11,7 @@ from vast.policy import Policy
 from vast.ports import Offer
 from vast.records.run_dir import RunRequest
 from vast.rental import plan as plans
+from vast.rental import preflight
 from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.image_registry import Image
 from vast.rental.plan import Wanted
@@ -48,7 +49,7 @@ def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: 
 
 def print_image(plan: Plan, image: Image, wanted: Wanted, best: Offer, left: str) -> None:
     """What the image needs and weighs, and how many offers each filter leaves."""
-    needs = "not known: the registry does not show its labels" if image.labels is None else str(wanted.needs)
+    needs = preflight.UNKNOWN_NEEDS if image.labels is None else str(wanted.needs)
     rows = {"needs": needs}
     if image.gb is not None:
         minutes = 60 * loading_hours(best, image.gb)

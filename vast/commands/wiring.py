@@ -23,13 +23,13 @@ from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
-from vast.rental.image_registry import Found, Image
+from vast.rental.image_registry import Image
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
 from vast.session.clock import SystemClock
 from vast.shell import network
-from vast.shell.hostshell import HostShell
+from vast.shell.hostshell import ROOT, HostShell
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
 from vast.shell.sshkey import make_key
@@ -126,6 +126,7 @@ class Wiring:
     shell: Callable[[ShellContext], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
-    registry: Callable[[str, Secret | None], Image | Found] = image_registry.inspect
+    registry: Callable[[str, Secret | None], Image] = image_registry.inspect
     engine: Callable[[Mapping[str, str]], str] = engine
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch
+    root: Callable[[str], str] = lambda run_id: ROOT  # the runs directory of that run's machine

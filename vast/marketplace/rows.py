@@ -131,7 +131,8 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
         (f"reliability {query.min_reliability:g}", lambda one: one.reliability >= query.min_reliability),
         (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
         (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
-        ("a port", lambda one: one.direct_ports >= 1 and one.machine_id not in query.banned_machines),
+        ("a direct port", lambda one: one.direct_ports >= 1),
+        ("a machine that is not banned", lambda one: one.machine_id not in query.banned_machines),
         (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
         (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
         ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(

@@ -31,16 +31,20 @@ def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
         raise RunStateError(done.path, "is complete, with the very same settings", "repeat it with --force")
 
 
-def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
-    """Raises RunStateError if a rented run of the same job is open: `attach` was meant, not a second machine."""
+def refuse_open(runs_dir: Path, command: tuple[str, ...], run_id: str) -> None:
+    """Raises RunStateError if a rented run of the same job is open: `attach` was meant, not a second machine.
+
+    run_id: of the run that `command` is for; paths on a machine of one's own contain it.
+    """
     for folder in folders(runs_dir):
         try:
             last = folder.last()
         except UserError:
             continue
-        if last is not None and last.state.phase != "closed" and last.plan.command == command:
-            name = folder.run_id
-            remedy = f"go on with it: python -m vast attach {name}; end it: python -m vast down {name}; or --force a second one"
+        name = folder.run_id
+        same = last is not None and last.plan.command == tuple(word.replace(run_id, name) for word in command)
+        if last is not None and last.state.phase != "closed" and same:
+            remedy = f"continue it: python -m vast attach {name}; end it: python -m vast down {name}; or --force a second one"
             raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
 
 

@@ -24,6 +24,7 @@ from vast.secrets import Redactor, Secret
 
 WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
 TOOLS = ("ssh", "rsync", "ssh-keygen")
+UNKNOWN_NEEDS = "not known: the registry does not show the image's labels"
 UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
 
 

@@ -18,7 +18,7 @@ from jobs.config.load import resolve
 from tests.vast.fakes.command_line import IMAGE, KILLED, Killed, World
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.commands import up as up_module
+from vast.commands import rent
 from vast.ports import Address, Host, Pulled
 from vast.records.run_dir import folders
 from vast.rental import earlier_runs, preflight
@@ -357,11 +357,11 @@ def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_no
         raise Killed
 
     def another_terminal(wiring: object) -> None:
-        monkeypatch.setattr(up_module, "_ask", lambda wiring: None)
+        monkeypatch.setattr(rent, "_ask", lambda wiring: None)
         world.shell.on_look = killed
         assert world.vast(*UP).exit_code == KILLED
 
-    monkeypatch.setattr(up_module, "_ask", another_terminal)
+    monkeypatch.setattr(rent, "_ask", another_terminal)
     done = world.vast(*UP[:-1])
     assert done.exit_code == 2, done.output
     assert "is a rented run of this very job, and open" in done.stderr
@@ -541,7 +541,7 @@ def test_a_job_that_an_open_run_is_about_is_not_rented_for_again(world: World) -
     world.shell.on_look = lambda number: None
     again_ = world.vast(*UP)
     assert again_.exit_code == 2
-    assert f"open; go on with it: python -m vast attach {world.folder.run_id}" in again_.stderr
+    assert f"open; continue it: python -m vast attach {world.folder.run_id}" in again_.stderr
     assert len(world.fake.market.rentals) == 1
     assert world.vast("attach").exit_code == 0
 

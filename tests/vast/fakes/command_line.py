@@ -61,12 +61,15 @@ class World:
             return PUBLIC_KEY
 
         made = replace(
-            Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pullable),
+            Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pulled()),
             environ={"VAST_URL": self.fake.url, "VAST_API_KEY": KEY, **self.environ},
             engine=engine, home=self.runs / "nobody", clock=self.clock, shell=make, make_key=make_key,
             which=lambda name: None if name in self.missing else f"/usr/bin/{name}",
         )  # fmt: skip
         return self.change(made)
+
+    def pulled(self) -> Image:
+        return Image(self.pullable) if isinstance(self.pullable, str) else self.pullable
 
     def estimate(self, gpu: str) -> Estimate:
         """Of every GPU the same; `memory`: GB that the job needs, of which an RTX 4090 has 24."""
