@@ -13,6 +13,7 @@ try:
 
     from vast.commands.attach import attach, down, pull
     from vast.commands.doctor import doctor
+    from vast.commands.drill import drill
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.offers import offers
@@ -42,7 +43,7 @@ def cli(context: click.Context) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (offers, up, attach, status, logs, down, pull, reap, doctor, local):
+for command in (offers, up, attach, status, logs, down, pull, reap, doctor, drill, local):
     cli.add_command(command)
 cli.add_command(simulate, "simulate")
 

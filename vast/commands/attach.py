@@ -32,7 +32,7 @@ def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> Non
 
     Without RUN: the one that is open. Ctrl-C while following only ends the following.
     """
-    raise click.exceptions.Exit(_attached(wiring, find(runs_dir.absolute(), run), detach))
+    raise click.exceptions.Exit(attached(wiring, find(runs_dir.absolute(), run), detach))
 
 
 @click.command()
@@ -60,7 +60,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
-    code = _attached(wiring, folder, False, ending=True)
+    code = attached(wiring, folder, False, ending=True)
     raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
 
 
@@ -105,7 +105,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
 # ---- following and taking over ----------------------------------------------------------------------------------------------
 
 
-def _attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
+def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
     """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
     shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
     while True:

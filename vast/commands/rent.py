@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -55,6 +55,7 @@ class RentOptions(JobOptions):
     force: bool = False
     ssh_key: Path | None = None
     yes: bool = False
+    PRICE_OPTION: ClassVar[str] = "--max-price"  # for the remedy where every offer is dearer
 
     def policy(self) -> Policy:
         return policies.load(self.policy_file, {**caps(self.max_cost, self.max_hours), **self.overrides()})
@@ -121,7 +122,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
     wanted = replace(wanted, needs=needs_of(asked.image, image.labels or {}), image_gb=image.gb or 0.0)
-    wanted, found, estimate = _choose(cloud, wiring, job, wanted, policy)
+    wanted, found, estimate = _choose(cloud, wiring, job, wanted, policy, asked.PRICE_OPTION)
     plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
     best, hours = found[0], plans.hours_of(estimate)
     price = plans.price_of(best, plan)
@@ -148,20 +149,20 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
 
 def _choose(
-    cloud: Cloud, wiring: Wiring, job: Job, wanted: Wanted, policy: Policy
+    cloud: Cloud, wiring: Wiring, job: Job, wanted: Wanted, policy: Policy, price_option: str
 ) -> tuple[Wanted, tuple[Offer, ...], Estimate | None]:
     """The offers, cheapest for the work first, with the estimate for the first one; without --gpu a GPU that holds the stage.
 
     Raises MarketError, ConfigError.
     """
-    found = preflight.offers(cloud, plans.query_of(wanted, policy))
+    found = preflight.offers(cloud, plans.query_of(wanted, policy), price_option)
     estimate = plans.estimated(wiring.estimate, job, found[0])
     wanted = replace(wanted, work_hours=plans.hours_of(estimate) or 0.0)
     query = plans.query_of(wanted, policy)
     found = tuple(sorted(found, key=lambda one: rank(one, query)))
     if wanted.gpu is None and (need := plans.least_vram(estimate)):
         wanted = replace(wanted, min_vram_gb=max(need, wanted.min_vram_gb))
-        found = preflight.offers(cloud, plans.query_of(wanted, policy))
+        found = preflight.offers(cloud, plans.query_of(wanted, policy), price_option)
         estimate = plans.estimated(wiring.estimate, job, found[0])
     preflight.require_memory(estimate, found[0])
     return wanted, found, estimate
@@ -169,6 +170,6 @@ def _choose(
 
 def _ask(wiring: Wiring) -> None:
     if not wiring.is_terminal():
-        raise ConfigError("up", "nobody can be asked, since the input is no terminal", "check the plan and add --yes")
+        raise ConfigError("standard input", "is no terminal, so nobody can be asked", "check the plan, then add --yes")
     if not click.confirm("rent?", default=False):
         raise click.exceptions.Abort

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -88,10 +88,23 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """One try of a call, for `Client.observe`."""
+
+    method: str
+    path: str
+    status: int | None  # None: no answer
+    skew: Seconds | None  # by the header Date; None: there was none
+    words: str  # the error that the answer names, redacted
+    body: Mapping[str, object] = field(repr=False)  # may hold secrets
+
+
+@dataclass(frozen=True)
 class _Raw:
     status: int
     retry_after: str | None
     data: bytes = field(repr=False)
+    skew: Seconds | None = None
 
 
 class Client:
@@ -110,6 +123,7 @@ class Client:
         self.redact = Redactor(key)
         self.trouble = ""
         self.skew: Seconds | None = None  # the service's clock minus this machine's, by the last header Date
+        self.observe: Callable[[Exchange], None] = lambda exchange: None
 
     def call(
         self, kind: Kind, method: str, path: str, body: object = None, query: Mapping[str, object] | None = None,
@@ -126,6 +140,9 @@ class Client:
             if raw is not None and self._note_retry_after(kind, raw):
                 pause = None if pause is None else 0.0  # the service has named the pause
             answer = None if raw is None else self._read(what, raw)
+            status, skew = (None, None) if raw is None else (raw.status, raw.skew)
+            words, seen = ("", {}) if answer is None else (self.redact(answer.words), answer.body)
+            self.observe(Exchange(method, path, status, skew, words, seen))
             busy = raw is None or raw.status in BUSY
             if not busy or pause is None or (answer is not None and answer.lasting):
                 return answer
@@ -169,9 +186,12 @@ class Client:
                 request.add_header("Content-Type", "application/json")
             limits = self._timeouts
             found = exchange(request, limits.whole, connect=limits.connect, largest=LARGEST, proxies=self._proxies)
+            skew = None
             with suppress(ValueError, TypeError):
-                self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
-            return _Raw(found.status, found.headers.get("Retry-After"), found.body)
+                self.skew = skew = (
+                    parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
+                )
+            return _Raw(found.status, found.headers.get("Retry-After"), found.body, skew)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The text of an exception may quote what was sent; its type does not.
             cause = getattr(error, "reason", error)

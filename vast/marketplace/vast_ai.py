@@ -6,8 +6,10 @@ Not covered: reserved contracts, volumes, templates, and more than one thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vast.marketplace import rows
-from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
+from vast.marketplace.http import DEFAULT_URL, Answer, Client, Exchange, Timeouts
 from vast.ports import (
     GONE,
     Account,
@@ -42,6 +44,10 @@ class VastAI:
     def skew(self) -> Seconds | None:
         """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
         return self._client.skew
+
+    def observe(self, callback: Callable[[Exchange], None]) -> None:
+        """`callback` gets every try of every call from here on."""
+        self._client.observe = callback
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
         answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))

@@ -9,6 +9,7 @@ lines.txt       one line a poll; log.txt: the output of a supervisor in the back
 down, pull      requests of a person to the supervisor
 staging/        files that are being fetched
 report.md, report.json   at the end
+drill.jsonl, drill.md    of a drill, see vast/commands/drill.py
 """
 
 from __future__ import annotations

@@ -175,13 +175,16 @@ def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
         raise MarketError("Vast.ai", fact, "add credit")
 
 
-def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
-    """Offers, cheapest first. Raises MarketError if there is none, naming the bounds of the search."""
+def offers(cloud: Cloud, query: OfferQuery, price_option: str = "--max-price") -> tuple[Offer, ...]:
+    """Offers, cheapest first. Raises MarketError if there is none, naming the bounds of the search.
+
+    price_option: what bounds the price on the command line.
+    """
     found = cloud.search(query)
     if found is None:
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
-        remedy = _what_is_in_the_way(cloud, query)
+        remedy = _what_is_in_the_way(cloud, query, price_option)
         left = filters_left(cloud, query)
         raise MarketError("Vast.ai", f"no offer for {bounds(query)}", remedy + (f"; offers: {left}" if left else ""))
     return found
@@ -224,7 +227,7 @@ def bounds(query: OfferQuery) -> str:
     return ", ".join(parts) + (", interruptible" if query.interruptible else "")
 
 
-def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
+def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> str:
     """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
     if query.gpu is not None:
         known = set(map(gpu_name, GPU_NAMES))
@@ -237,8 +240,8 @@ def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
     if dearer:
         first = dearer[0]
         price = first.min_bid if query.interruptible and first.min_bid is not None else first.dollars_per_hour
-        raised = "raise --max-price and market.max_dollars_per_hour"
+        raised = f"raise {price_option} and market.max_dollars_per_hour"
         if query.interruptible:
-            raised = f"raise --bid to {price:.2f} or more, within --max-price and market.max_dollars_per_hour"
+            raised = f"raise --bid to {price:.2f} or more, within {price_option} and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
     return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
