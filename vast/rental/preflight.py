@@ -12,7 +12,7 @@ from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES
-from jobs.runs.rundir import resolve_init
+from jobs.runs.rundir import command_for, resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.rows import checks, gpu_name
@@ -43,9 +43,9 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
     found = sorted({run for run in resolve_init(runs_dir, job).values() if run != "base"})
     for run in found:
         if not (runs_dir / run / "final").is_dir():
-            stage = run.partition("/")[0]
             fact = "is gone, and the stage starts from it"
-            raise RunStateError(runs_dir / run / "final", fact, f"run: make {stage} FORCE=1")
+            remedy = f"run: {command_for(runs_dir, job, run.partition('/')[0])} FORCE=1"
+            raise RunStateError(runs_dir / run / "final", fact, remedy)
     return tuple(found)
 
 

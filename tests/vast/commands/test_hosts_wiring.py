@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigError
-from tests.vast.fakes.command_line import KILLED, Killed, World
+from tests.vast.fakes.command_line import KILLED, World, die_at
 from vast import policy as policies
 from vast.commands.hosts_wiring import with_hosts
 from vast.commands.wiring import ShellContext, Wiring
@@ -57,10 +57,7 @@ def test_an_open_run_of_the_same_profile_file_is_found_although_its_path_differs
     own.write_text(Path("jobs/profiles/ci.yaml").read_text())
     world.change = lambda made: replace(made, root=wiring.root)
 
-    def die(look: int) -> None:
-        raise Killed
-
-    world.shell.on_look = die
+    world.shell.on_look = die_at(1)
     words = ("up", "stage3b", "--profile", str(own), "--yes")
     assert world.vast(*words).exit_code == KILLED
     refused = world.vast(*words)

@@ -20,6 +20,7 @@ from vast.records.run_dir import Folder, folders
 from vast.rental.image_registry import Found, Image
 
 IMAGE = "registry.example/you/prefill:1"
+UP = ("up", "stage3b", "--profile", "ci", "--yes")
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U run"
 
 
@@ -28,6 +29,16 @@ KILLED = 128 + 9
 
 class Killed(BaseException):
     """kill -9 of this process: no handler of an error sees it."""
+
+
+def die_at(number: int) -> Callable[[int], None]:
+    """For ScriptedShell.on_look: the supervisor dies at that look, and at each later one."""
+
+    def look(looks: int) -> None:
+        if looks >= number:
+            raise Killed
+
+    return look
 
 
 @dataclass
@@ -85,6 +96,14 @@ class World:
         if words[0] not in ("offers", "simulate"):
             words = (*words, "--runs-dir", str(self.runs))
         return CliRunner().invoke(_Main(), list(words), obj=self.wiring(), **more)  # type: ignore[arg-type]
+
+    def left_running(self) -> Folder:
+        """A run whose job goes on and whose supervisor is dead."""
+        self.shell = ScriptedShell([running(step) for step in range(1, 500)], on_look=die_at(3))
+        assert self.vast(*UP).exit_code == KILLED
+        self.shell.on_look = lambda look: None
+        self.shell.calls.clear()
+        return self.folder
 
     @property
     def folder(self) -> Folder:

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from jobs.errors import ConfigError
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from vast.marketplace import rows
 from vast.ports import OfferQuery
 from vast.rental.image_needs import Needs, needs_of
 from vast.rental.image_registry import Image
 
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 LABELS = {
     "prefill.needs.cuda": "13.0",
     "prefill.needs.driver": "580",
