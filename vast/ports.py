@@ -21,7 +21,7 @@ Dollars = float
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine that could be rented now. `dollars_per_hour` includes the disk asked for."""
+    """A machine that could be rented now. `dollars_per_hour` includes the disk asked for. The defaults bound nothing."""
 
     id: int
     machine_id: int
@@ -29,12 +29,12 @@ class Offer:
     gpus: int
     vram_gb: float  # of one GPU
     dollars_per_hour: Dollars
-    min_bid: Dollars | None  # dollars per hour, of an interruptible contract
-    reliability: float  # 0 to 1
-    down_mbit: float
-    up_mbit: float
-    hours_left: float  # until its owner takes it back
-    direct_ports: int
+    min_bid: Dollars | None = None  # dollars per hour, of an interruptible contract
+    reliability: float = 1.0  # 0 to 1
+    down_mbit: float = 1e6
+    up_mbit: float = 1e6
+    hours_left: float = 24 * 365.0  # until its owner takes it back
+    direct_ports: int = 1
     place: str = ""
     cuda: float | None = None  # the latest version that the driver runs
     driver: int | None = None  # major version

@@ -9,15 +9,13 @@ from pathlib import Path
 
 from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
-from vast import policy as policies
-from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
+from vast.commands.wiring import RunShell, ShellContext, Wiring, over_ssh
 from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
-from vast.shell import network
-from vast.shell.hostshell import CODE, HostShell
+from vast.shell.hostshell import CODE
 from vast.shell.ssh import SshTransport
 
 VARIABLE = "VAST_HOSTS"
@@ -55,16 +53,10 @@ def with_hosts(wiring: Wiring) -> Wiring:
         return SshHosts(hosts, ask, clock), Secret("")
 
     def shell(context: ShellContext) -> RunShell:
-        folder, request = context.folder, context.request
-        root, policy = root_of(folder.run_id), policies.load(folder.policy)
-        machines = tuple((one.address, one.port) for one in hosts.machines)
-        return HostShell(
-            SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=hosts.user, environ=context.environ),
-            folder.runs_dir, folder.path, folder.nonce(), context.clock, lambda: network.is_up(machines),
-            secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), grace=policy.watchdog.grace,
-            gpus=request.gpus, mbit=policy.bandwidth_mbit, root=root,
-            program=("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST),
-        )  # fmt: skip
+        root = root_of(context.folder.run_id)
+        machines = [(one.address, one.port) for one in hosts.machines]
+        program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)
+        return over_ssh(context, key=key, user=hosts.user, probes=machines, root=root, program=program)
 
     return replace(
         wiring, connect=market, shell=shell, root=root_of, first_process=lambda switch: first_process(switch, hosts)

@@ -16,6 +16,7 @@ from vast import policy as policies
 from vast.commands import local_wiring, start
 from vast.commands.local_wiring import Local
 from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
+from vast.commands.plan_text import print_rows
 from vast.commands.wiring import Wiring
 from vast.local import container_spec
 from vast.local.container_spec import Asked
@@ -76,8 +77,15 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     run_id = plans.run_id_of(asked.stage, now, token_hex(2))
     command = asked.command(wiring.root(run_id))
     plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)
-    for name, value in words_of(plan, policy, made.spec, request):
-        click.echo(f"{name:<12} {value}", err=True)
+    print_rows({
+        "stage": f"{asked.stage}, profile {request.profile}",
+        "starts from": ", ".join(request.init_runs) or "the base model",
+        "image": f"{image} ({made.spec.image_id.removeprefix('sha256:')[:12]})",
+        "container": f"user {made.spec.user}, GPUs: {made.spec.gpus}, cache {made.spec.cache}; removed at the end",
+        "caps": f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end",
+        "attempts": f"{policy.attempts} containers, one after the other",
+        "secrets": policy.secrets and f"{', '.join(policy.secrets)}, handed over when the job starts",
+    })  # fmt: skip
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
     container_spec.write(folder.local, made.spec)
@@ -113,20 +121,3 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
 
 def has_gpu() -> bool:
     return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
-
-
-def words_of(
-    plan: Plan, policy: Policy, decided: container_spec.ContainerSpec, request: RunRequest
-) -> list[tuple[str, str]]:
-    """The plan as text."""
-    rows = [
-        ("stage", f"{request.stage}, profile {request.profile}"),
-        ("starts from", ", ".join(request.init_runs) or "the base model"),
-        ("image", f"{plan.image} ({decided.image_id.removeprefix('sha256:')[:12]})"),
-        ("container", f"user {decided.user}, GPUs: {decided.gpus}, cache {decided.cache}; removed at the end"),
-        ("caps", f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end"),
-        ("attempts", f"{policy.attempts} containers, one after the other"),
-    ]
-    if policy.secrets:
-        rows.append(("secrets", f"{', '.join(policy.secrets)}, handed over when the job starts"))
-    return rows

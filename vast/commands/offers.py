@@ -14,13 +14,14 @@ from jobs.columns import Column, table_lines
 from jobs.config.load import resolve
 from vast import policy as policies
 from vast.commands.options import cap_options, caps, machine_options, policy_option, profile_option
+from vast.commands.plan_text import print_rows
 from vast.commands.wiring import Wiring
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental.image_needs import needs_of
-from vast.rental.plan import Wanted, overhead_hours
+from vast.rental.plan import overhead_hours
 
 COLUMNS = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
 _DROP = {"machine": 9, "mbit/s": 8, "days": 7, "reliability": 6, "gb": 5, "bid": 4, "place": 3, "hours": 2}
@@ -43,7 +44,8 @@ def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, g
     """Show offers that fit now, cheapest first; with a STAGE also what it would cost there."""
     policy = policies.load(policy_file, caps(max_cost, max_hours))
     job = None if stage is None else resolve(stage, profile)
-    wanted = Wanted(gpu, gpus, min_vram or 0.0, max_price, disk, interruptible)
+    query = plans.query_of(policy, gpu=gpu, gpus=gpus, min_vram_gb=min_vram or 0.0, max_price=max_price, disk_gb=disk,
+                           interruptible=interruptible)  # fmt: skip
     pulled = None if image is None else plans.host_image(image)
     login = preflight.registry_login(policy, wiring.environ)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
@@ -51,14 +53,13 @@ def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, g
     if pulled is not None:
         seen = wiring.registry(pulled, login)
         preflight.image(seen.found, pulled, login is not None)
-        wanted = replace(wanted, needs=needs_of(pulled, seen.labels or {}), image_gb=seen.gb or 0.0)
-        click.echo(f"needs        {wanted.needs if seen.labels is not None else preflight.UNKNOWN_NEEDS}", err=True)
-    query = plans.query_of(wanted, policy)
+        needs = needs_of(pulled, seen.labels or {})
+        query = plans.for_image(query, needs, seen.gb or 0.0, policy)
+        print_rows({"needs": needs if seen.labels is not None else preflight.UNKNOWN_NEEDS})
     found = preflight.offers(cloud, replace(query, limit=limit))
-    if left := preflight.filters_left(cloud, query):
-        click.echo(f"offers       {left}", err=True)
+    print_rows({"offers": preflight.filters_left(cloud, query)})
     hours = [None if job is None else plans.hours_of(plans.estimated(wiring.estimate, job, one)) for one in found]
-    _show(rows(found, hours, policy, interruptible, wanted.image_gb))
+    _show(rows(found, hours, policy, interruptible, query.down_gb))
 
 
 def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, interruptible: bool,

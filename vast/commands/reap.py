@@ -14,6 +14,7 @@ from vast.commands.wiring import Wiring
 from vast.records import reap as reaping
 from vast.records.run_dir import supervision
 from vast.rental import preflight
+from vast.secrets import Redactor
 
 SKEW = 300.0  # seconds between two clocks that are worth a word
 PATIENCE = 900.0  # seconds for each machine
@@ -34,7 +35,7 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     """
     policy = policies.load(policy_file)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    redact = preflight.redactor(key, {}, None)
+    redact = Redactor(key)
     preflight.account(cloud, wiring.environ, wiring.home)
     instances = cloud.instances()
     if instances is None:
@@ -51,10 +52,12 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         click.echo(text, err=True)
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
-        until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        fields = f"{one.instance} run={one.run} status={one.status} deadline={until} price={one.dollars_per_hour:.3f}"
+        seen, until = one.instance, f"{datetime.fromtimestamp(one.label.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        fields = (
+            f"{seen.id} run={one.label.run_id} status={seen.status} deadline={until} price={seen.dollars_per_hour:.3f}"
+        )
         click.echo(redact(f"{word} {fields}: {one.why}"))
-    to_destroy = [one.instance for one in found if one.destroy]
+    to_destroy = [one.instance.id for one in found if one.destroy]
     if dry_run:
         raise click.exceptions.Exit(EXIT_BUG if to_destroy else 0)
     reaper = reaping.Reaper(

@@ -18,16 +18,15 @@ from jobs.runs.rundir import resolve_init
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import JobOptions, caps
-from vast.commands.plan_text import print_image, print_plan
+from vast.commands.plan_text import print_plan
 from vast.commands.wiring import Wiring, inputs_of
 from vast.marketplace.rows import rank
 from vast.policy import Policy
-from vast.ports import Cloud, Offer
+from vast.ports import Cloud, Offer, OfferQuery
 from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.image_needs import needs_of
-from vast.rental.plan import Wanted
 from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
@@ -76,20 +75,22 @@ class RentOptions(JobOptions):
         preflight.require_no_paths(job)
         return job
 
-    def machine(self) -> Wanted:
+    def machine(self, policy: Policy) -> OfferQuery:
         """The machine to look for. Raises ConfigError unless --interruptible and --bid come together."""
         if self.interruptible != (self.bid is not None):
             remedy = "see the least bids: python -m vast offers --interruptible"
             raise ConfigError("--interruptible", "goes with --bid", remedy)
-        return Wanted(
-            self.gpu, self.gpus, self.min_vram or 0.0, self.max_price, self.disk, self.interruptible, self.bid
-        )
+        return plans.query_of(
+            policy, gpu=self.gpu, gpus=self.gpus, min_vram_gb=self.min_vram or 0.0, max_price=self.max_price, bid=self.bid,
+            disk_gb=self.disk, interruptible=self.interruptible,
+        )  # fmt: skip
 
 
 def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     """Check, print the plan, ask, and launch a supervisor. Returns its exit code. Raises UserError before money is spent."""
     preflight.tools(wiring.which)
-    policy, job, wanted, runs_dir = asked.policy(), asked.job(), asked.machine(), asked.runs_dir.absolute()
+    policy, job, runs_dir = asked.policy(), asked.job(), asked.runs_dir.absolute()
+    query = asked.machine(policy)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
     run_id = plans.run_id_of(asked.stage, now, token_hex(2))
     command = asked.command(wiring.root(run_id))
@@ -121,18 +122,19 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
-    wanted = replace(wanted, needs=needs_of(asked.image, image.labels or {}), image_gb=image.gb or 0.0)
-    wanted, found, estimate = _choose(cloud, wiring, job, wanted, policy, asked.PRICE_OPTION)
-    plan = plans.plan_of(run_id, asked.image, command, wanted, policy)
+    needs = needs_of(asked.image, image.labels or {})
+    query = plans.for_image(query, needs, image.gb or 0.0, policy)
+    query, found, estimate = _choose(cloud, wiring, job, query, asked.PRICE_OPTION)
+    plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)
     best, hours = found[0], plans.hours_of(estimate)
     price = plans.price_of(best, plan)
     preflight.require_credit(account, price, policy)
-    overhead = plans.overhead_hours(policy, best, wanted.image_gb)
+    overhead = plans.overhead_hours(policy, best, query.down_gb)
     plans.require_caps(policy, price, hours, overhead=overhead, traffic=best.traffic)
     dollars = None if hours is None else price * (hours + overhead) + best.traffic
     request = replace(request, estimate_hours=hours, estimate_dollars=dollars)
-    print_plan(plan, policy, job, request, best, len(found), estimate, begun)
-    print_image(plan, image, wanted, best, preflight.filters_left(cloud, plan.query))
+    left = preflight.filters_left(cloud, query)
+    print_plan(plan, policy, job, request, found, estimate, begun, image, needs, left)
     if image.found == "unknown":
         click.echo("its registry could not be asked for the image; the first machine will show it", err=True)
     if not asked.yes:
@@ -149,23 +151,22 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
 
 def _choose(
-    cloud: Cloud, wiring: Wiring, job: Job, wanted: Wanted, policy: Policy, price_option: str
-) -> tuple[Wanted, tuple[Offer, ...], Estimate | None]:
+    cloud: Cloud, wiring: Wiring, job: Job, query: OfferQuery, price_option: str
+) -> tuple[OfferQuery, tuple[Offer, ...], Estimate | None]:
     """The offers, cheapest for the work first, with the estimate for the first one; without --gpu a GPU that holds the stage.
 
     Raises MarketError, ConfigError.
     """
-    found = preflight.offers(cloud, plans.query_of(wanted, policy), price_option)
+    found = preflight.offers(cloud, query, price_option)
     estimate = plans.estimated(wiring.estimate, job, found[0])
-    wanted = replace(wanted, work_hours=plans.hours_of(estimate) or 0.0)
-    query = plans.query_of(wanted, policy)
+    query = replace(query, work_hours=plans.hours_of(estimate) or 0.0)
     found = tuple(sorted(found, key=lambda one: rank(one, query)))
-    if wanted.gpu is None and (need := plans.least_vram(estimate)):
-        wanted = replace(wanted, min_vram_gb=max(need, wanted.min_vram_gb))
-        found = preflight.offers(cloud, plans.query_of(wanted, policy), price_option)
+    if query.gpu is None and (need := plans.least_vram(estimate)):
+        query = replace(query, min_vram_gb=max(need, query.min_vram_gb))
+        found = preflight.offers(cloud, query, price_option)
         estimate = plans.estimated(wiring.estimate, job, found[0])
     preflight.require_memory(estimate, found[0])
-    return wanted, found, estimate
+    return query, found, estimate
 
 
 def _ask(wiring: Wiring) -> None:

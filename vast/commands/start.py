@@ -21,7 +21,7 @@ from vast.host.detach import leave_session, redirect
 from vast.policy import Policy
 from vast.records.run_dir import Folder
 from vast.rental import preflight
-from vast.secrets import Secret
+from vast.secrets import Redactor, Secret
 from vast.session.notify import Notifier
 from vast.session.session import Session, exit_code
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
@@ -98,7 +98,9 @@ def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     own = run_secrets(policy, wiring, folder.run_id, lenient=ending)
-    redact = preflight.redactor(key, own.named, own.login)
+    redact = Redactor(key, *own.named.values())
+    if own.login is not None:
+        redact.learn_login(own.login)
     hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
     environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
     made: Session

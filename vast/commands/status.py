@@ -53,7 +53,7 @@ def _print(found: list[statuses.RunStatus]) -> None:
         width = get_terminal_size().columns
         lines = table_lines(statuses.TERMINAL, statuses.terminal_rows(found), width)
     else:
-        lines = ["\t".join(row) for row in (statuses.COLUMNS, *statuses.rows(found))]
+        lines = ["\t".join(row) for row in (statuses.COLUMNS, *map(statuses.row, found))]
     for line in lines:
         click.echo(line)
 

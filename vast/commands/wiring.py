@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from vast.shell.hostshell import ROOT, HostShell
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
 from vast.shell.sshkey import make_key
+from vast.shell.transport import Transport
 
 
 class RunShell(Shell, Protocol):
@@ -70,25 +71,26 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
     return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL), key
 
 
-def over_ssh(context: ShellContext) -> RunShell:
-    """Raises UserError if ssh or rsync is missing."""
-    folder, request = context.folder, context.request
-    key = None if request.ssh_key is None else Path(request.ssh_key)
-    probe = api_address(context.environ)
-    policy = policies.load(folder.policy)
+def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
+    """more: of HostShell."""
+    folder = context.folder
     return HostShell(
-        SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), environ=context.environ),
-        folder.runs_dir,
-        folder.path,
-        folder.nonce(),
-        context.clock,
-        lambda: network.is_up((probe,)),
-        secrets=lambda: context.secrets,
-        inputs=inputs_of(folder.runs_dir, request),
-        grace=policy.watchdog.grace,
-        mbit=policy.bandwidth_mbit,
-        gpus=request.gpus,
-    )
+        way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,
+        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request), **more,
+    )  # fmt: skip
+
+
+def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "root",
+             probes: Sequence[tuple[str, int]] = (), **more: Any) -> RunShell:  # fmt: skip
+    """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
+    folder, own = context.folder, context.request.ssh_key
+    key = key or (None if own is None else Path(own))
+    policy, seen = policies.load(folder.policy), tuple(probes) or (api_address(context.environ),)
+    way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
+    return host_shell(
+        context, way, lambda: network.is_up(seen), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
+        gpus=context.request.gpus, **more,
+    )  # fmt: skip
 
 
 def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:

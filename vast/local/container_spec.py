@@ -138,7 +138,8 @@ def read(path: Path) -> ContainerSpec:
         return ContainerSpec.model_validate(found, strict=False)  # JSON has no tuples
     except ValidationError:
         fact = "is not what this version writes"
-        raise RunStateError(path, fact, "see the run's container: docker ps --all --filter label=prefill.run; end it: docker rm --force --volumes ID") from None
+        remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
+        raise RunStateError(path, fact, remedy) from None
 
 
 # ---- as the engine wants it ---------------------------------------------------------------------------------------------

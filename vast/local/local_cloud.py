@@ -38,8 +38,6 @@ T = TypeVar("T")
 RUN = "prefill.run"  # the docker label that holds the label of the run
 MACHINE = "prefill.machine"
 ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
-FOREVER = 24 * 365.0  # hours
-PLENTY = 1e6  # Mbit/s
 # `created` is also what a container stays whose start failed; create() has said so then.
 STATUS = {
     "created": Status.CREATED,
@@ -65,10 +63,7 @@ class LocalCloud:
             return None
         number = next(one for one in itertools.count(1) if one not in query.banned_machines)
         gpus = 0 if self._spec.gpus == "none" else query.gpus
-        offer = Offer(
-            number, number, "this machine", gpus, 0.0, 0.0, None, 1.0, PLENTY, PLENTY, FOREVER, 1, place="here"
-        )
-        return (offer,)
+        return (Offer(number, number, "this machine", gpus, 0.0, 0.0, place="here"),)
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
         """The container's pid 1 is tini and its only child the command `contract.onstart`, the dead-man's switch."""

@@ -38,7 +38,6 @@ from vast.ports import (
 )
 from vast.secrets import printable
 
-FOREVER, PLENTY = 24 * 365.0, 1e6  # hours, Mbit/s
 STAMPS = 2**20  # an instance's id is its machine's times this, and a number that is another one for each rental
 PORT = Annotated[int, Field(gt=0, lt=65536)]
 WORD = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
@@ -105,7 +104,10 @@ class SshHosts:
         if all(rental is None for _, rental in answers):
             return None
         free = [one for one, rental in answers if rental is not None and (not rental or not rental["alive"])]
-        return tuple(offer for offer in map(_offer, free) if rows.fits(offer, query))[: query.limit]
+        offers = [
+            Offer(one.number, one.number, one.gpu, one.gpus, one.memory_gb, 0.0, 0.0, place=one.address) for one in free
+        ]
+        return tuple(offer for offer in offers if rows.fits(offer, query))[: query.limit]
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
         machine = self._machine(offer_id)
@@ -198,24 +200,6 @@ class SshHosts:
         last = words.strip().splitlines()[-1:] or ["no reason given"]
         self.trouble = printable(f"{machine.address}:{machine.port}: {re.sub('^error: ', '', last[0])}")[:500]
         return self.trouble
-
-
-def _offer(one: Machine) -> Offer:
-    return Offer(
-        one.number,
-        one.number,
-        one.gpu,
-        one.gpus,
-        one.memory_gb,
-        0.0,
-        0.0,
-        1.0,
-        PLENTY,
-        PLENTY,
-        FOREVER,
-        1,
-        place=one.address,
-    )
 
 
 def _made(one: Machine, number: int, label: str, status: Status) -> Instance:

@@ -176,18 +176,18 @@ class VastAI:
         if "PRIVATE KEY" in public_key or self._client.redact.holds(public_key):
             self._client.note("ssh key: not a public one; not sent")
             return False
-        path = f"/api/v0/instances/{instance_id}/ssh/"
-        answer = self._client.call("manage", "POST", path, {"ssh_key": public_key.strip()})
-        done = answer is not None and answer.ok and answer.body.get("success") is True
-        if not done:
-            self._explain("ssh key", answer)
-        return done
+        return self._managed(
+            "ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", {"ssh_key": public_key.strip()}
+        )
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        return self._managed("label", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+
+    def _managed(self, what: str, method: str, path: str, body: dict[str, str]) -> bool:
+        answer = self._client.call("manage", method, path, body)
         done = answer is not None and answer.ok and answer.body.get("success") is True
         if not done:
-            self._explain("label", answer)
+            self._explain(what, answer)
         return done
 
     def account(self) -> Account | None:

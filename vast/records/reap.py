@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds, parse_label
+from vast.ports import GONE, Clock, Cloud, Instance, Label, Seconds, parse_label
 from vast.records.run_dir import Supervision
 
 FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted; doubled up to LONGEST_PAUSE
@@ -26,16 +26,11 @@ LONGEST_PAUSE: Seconds = 60.0
 class ReapVerdict:
     """The decision on one machine with our label."""
 
-    instance: int
-    run: str
-    deadline: int  # unix time
-    dollars_per_hour: Dollars
-    status: str
+    instance: Instance
+    label: Label
     destroy: bool
     why: str
-    expected: bool = (
-        False  # nothing that a person needs to know: it is spared, and its supervisor is elsewhere or alive
-    )
+    expected: bool  # nothing that a person needs to know: it is spared, and its supervisor is elsewhere or alive
 
 
 def judge(
@@ -47,14 +42,9 @@ def judge(
         label = parse_label(one.label)
         if label is None:
             continue
-        destroy, why = _decision(now, label.deadline, here.get(label.run_id), all_mine)
-        price, status = one.dollars_per_hour, one.status.value
         care = here.get(label.run_id)
-        found.append(
-            ReapVerdict(
-                one.id, label.run_id, label.deadline, price, status, destroy, why, not destroy and care != "lately"
-            )
-        )
+        destroy, why = _decision(now, label.deadline, care, all_mine)
+        found.append(ReapVerdict(one, label, destroy, why, not destroy and care != "lately"))
     return tuple(found)
 
 
@@ -116,9 +106,10 @@ class Reaper:
             trial.next_at = self._clock.monotonic() + pause
 
 
+@dataclass
 class _Teardown:
     """Progress of destroying one machine."""
 
-    def __init__(self) -> None:
-        self.proofs = self.tries = 0
-        self.next_at: Seconds = 0.0
+    proofs: int = 0
+    tries: int = 0
+    next_at: Seconds = 0.0

@@ -90,7 +90,9 @@ class Folder:
         try:
             return (self.path / "nonce").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
-            raise RunStateError(self.path / "nonce", "cannot be read", "end its machines: python -m vast reap") from None
+            raise RunStateError(
+                self.path / "nonce", "cannot be read", "end its machines: python -m vast reap"
+            ) from None
 
     def is_supervised(self) -> bool:
         """Whether a living process of this machine supervises the run."""

@@ -91,21 +91,6 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
     )
 
 
-COLUMNS = (
-    "run",
-    "phase",
-    "supervisor",
-    "attempt",
-    "step",
-    "loss",
-    "instance",
-    "$ / cap",
-    "$/h",
-    "h left",
-    "at home",
-    "alerts",
-)
-
 # On a terminal: dollars and cap in two right-aligned columns; alerts are printed below the table.
 TERMINAL = (
     Column("run"),
@@ -121,6 +106,9 @@ TERMINAL = (
     Column("h left", right=True, drop=4),
     Column("at home", drop=8, least=15),
 )
+_NAMES = [column.name for column in TERMINAL]
+_AT = _NAMES.index("$")
+COLUMNS = (*_NAMES[:_AT], "$ / cap", *_NAMES[_AT + 2 :], "alerts")  # in a pipe
 
 
 def row(one: RunStatus) -> list[str]:
@@ -135,11 +123,6 @@ def row(one: RunStatus) -> list[str]:
     ]  # fmt: skip
 
 
-def rows(found: Sequence[RunStatus]) -> list[list[str]]:
-    return [row(one) for one in found]
-
-
 def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
     """The cells of TERMINAL."""
-    at = COLUMNS.index("$ / cap")
-    return [[*cells[:at], *cells[at].split("/"), *cells[at + 1 : -1]] for cells in rows(found)]
+    return [[*cells[:_AT], *cells[_AT].split("/"), *cells[_AT + 1 : -1]] for cells in map(row, found)]

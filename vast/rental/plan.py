@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError
@@ -88,46 +89,31 @@ def least_vram(found: Estimate | None) -> float:
 # ---- the plan ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Requirements for a machine from the command line."""
-
-    gpu: str | None = None
-    gpus: int = 1
-    min_vram_gb: float = 0.0
-    max_price: Dollars | None = None
-    disk_gb: float = DISK_GB
-    interruptible: bool = False
-    bid: Dollars | None = None
-    needs: Needs = field(default_factory=Needs)  # of the image
-    image_gb: float = 0.0  # 0: not known
-    work_hours: float = 0.0  # 0: not known
-
-
-def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> OfferQuery:
-    """hours: the least time until the contract ends; default: the cap of the run."""
+def query_of(policy: Policy, *, gpu: str | None = None, max_price: Dollars | None = None, bid: Dollars | None = None,
+             **bounds: Any) -> OfferQuery:  # fmt: skip
+    """bounds: of OfferQuery, from the command line. The contract must last for as long as the run may."""
     market = policy.market
-    limits = [price for price in (wanted.max_price, wanted.bid, market.max_dollars_per_hour) if price is not None]
+    limits = [price for price in (max_price, bid, market.max_dollars_per_hour) if price is not None]
     return OfferQuery(
-        gpu=None if wanted.gpu is None else gpu_name(wanted.gpu),
-        gpus=wanted.gpus,
-        min_vram_gb=wanted.min_vram_gb,
+        gpu=None if gpu is None else gpu_name(gpu),
         max_dollars_per_hour=min(limits),
         min_reliability=market.min_reliability,
-        min_down_mbit=max(market.min_down_mbit, 1.5 * wanted.image_gb * 8000 / policy.deadlines.loading),
-        min_hours=policy.caps.hours if hours is None else hours,
-        disk_gb=wanted.disk_gb,
-        interruptible=wanted.interruptible,
-        min_cuda=wanted.needs.cuda,
-        min_driver=wanted.needs.driver,
-        compute_caps=wanted.needs.compute_caps,
-        cpu_arch=wanted.needs.cpu,
+        min_down_mbit=market.min_down_mbit,
+        min_hours=policy.caps.hours,
         regions=tuple(market.regions),
         datacenter=only_datacenters(policy),
-        work_hours=wanted.work_hours,
-        down_gb=wanted.image_gb,
         banned_machines=frozenset(market.banned_machines),
+        **bounds,
     )
+
+
+def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> OfferQuery:
+    """`query` for machines that can run the image, and load it in time. gb: 0 if not known."""
+    in_time = 1.5 * gb * 8000 / policy.deadlines.loading
+    return replace(
+        query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
+        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
+    )  # fmt: skip
 
 
 def command_of(
@@ -147,22 +133,6 @@ def command_of(
 def run_id_of(stage: str, now: datetime, random: str) -> str:
     """`random`: two runs of one account with the same name would adopt each other's machines."""
     return f"{stage}-{now:%Y%m%d-%H%M%S}-{random}"
-
-
-def plan_of(
-    run_id: str, image: str, command: tuple[str, ...], wanted: Wanted, policy: Policy, public_key: str = ""
-) -> Plan:
-    """onstart is made later, with each contract, since it holds the price: see vast/rental/onstart.py."""
-    return Plan(
-        run_id=run_id,
-        image=host_image(image),
-        command=command,
-        query=query_of(wanted, policy),
-        max_dollars=policy.caps.dollars,
-        max_seconds=policy.caps.hours * HOUR,
-        bid=wanted.bid if wanted.interruptible else None,
-        public_key=public_key,
-    )
 
 
 # ---- the caps ----------------------------------------------------------------------------------------------------------------

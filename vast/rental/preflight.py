@@ -20,7 +20,7 @@ from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
 from vast.rental.image_needs import Needs
-from vast.secrets import Redactor, Secret
+from vast.secrets import Secret
 
 WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
 TOOLS = ("ssh", "rsync", "ssh-keygen")
@@ -100,14 +100,6 @@ def image(found: image_registry.Found, name: str, has_login: bool) -> None:
     if found == "denied":
         fact = "its registry wants a login for it, or does not have it"
         raise ConfigError(where, fact, "push it, or name the login in the policy: registry_login")
-
-
-def redactor(key: Secret | None, named: Mapping[str, Secret], login: Secret | None) -> Redactor:
-    """The redactor for everything printed, logged or sent to hooks."""
-    made = Redactor(*([] if key is None else [key]), *named.values())
-    if login is not None:
-        made.learn_login(login)
-    return made
 
 
 def key_source(environ: Mapping[str, str], home: Path) -> str:

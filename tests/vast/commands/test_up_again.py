@@ -85,13 +85,13 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
     world.shell = ScriptedShell([ended()], checkpoint=f"{RUN}/checkpoints/checkpoint-90")
     done = world.vast(*UP)
     assert done.exit_code == 0
-    assert f"goes on      with {RUN}, which is unfinished here" in done.stderr
+    assert f"continues    {RUN}, which is unfinished here" in done.stderr
     assert [call.split()[0] for call in world.shell.calls if call.startswith(("push", "start"))] == ["push", "start"]
     assert (world.folder.path / "home.json").read_text() == (first.path / "home.json").read_text()
 
     world.clock.time += 60
     world.shell = ScriptedShell([ended()])
-    assert "goes on" not in world.vast(*UP, "--force").stderr
+    assert "continues  " not in world.vast(*UP, "--force").stderr
     assert not (world.folder.path / "home.json").exists()
 
 
