@@ -114,9 +114,8 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
     except EngineError as error:
         fact = f"no such image here, and it cannot be pulled ({error})"
         raise UserError(where, fact, "build it: make image; or correct --image") from None
-    return Local(
-        engine, container_spec.decide(asked, info, identity, image_id, environ, container_spec.caller(), has_gpu)
-    )
+    caller = (os.getuid(), os.getgid())
+    return Local(engine, container_spec.decide(asked, info, identity, image_id, environ, caller, has_gpu))
 
 
 def has_gpu() -> bool:

@@ -6,7 +6,6 @@ Nothing of it is secret.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -171,7 +170,3 @@ def environment(spec: ContainerSpec) -> dict[str, str]:
     if spec.wheels is not None:
         env["PREFILL_WHEELS"] = MOUNTS["wheels"]
     return env | (ENVIRONMENT["without_gpu"] if spec.gpus == "none" else {})
-
-
-def caller() -> tuple[int, int]:
-    return os.getuid(), os.getgid()

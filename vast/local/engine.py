@@ -12,26 +12,17 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import UserError
 from vast.local.engine_errors import EngineError, Refused, Silent, brief, split, told_apart
 from vast.ports import Seconds
+from vast.shell.transport import Reply
 
 CALL: Seconds = 30.0  # of a plain request
 CONNECT: Seconds = 10.0
 CHUNK = 1 << 16
 MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended by itself."""
-
-    code: int
-    out: bytes
-    err: bytes
 
 
 def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> Engine:
@@ -135,8 +126,8 @@ class Engine:
 
     # ---- streams
 
-    def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Ran | None:
-        """A command in the container, as its user; None if it has not ended within `timeout` seconds.
+    def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Reply:
+        """A command in the container, as its user.
 
         The command has the same limit in there, so that one which nobody waits for any more does not stay.
         """
@@ -158,7 +149,7 @@ class Engine:
                 return self._ended(execution, out, err, until)
         except Silent:
             if self.now() >= until:
-                return None
+                return Reply("timeout", err=f"no end within {timeout:g} s")
             raise
 
     def _chunks(self, answer: Any, line: socket.socket, until: float) -> Iterator[bytes]:
@@ -176,14 +167,14 @@ class Engine:
                 raise Silent(f"a command wrote more than {MOST_OUTPUT} bytes")
             yield chunk
 
-    def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Ran | None:
+    def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Reply:
         """Its output ends a moment before the engine knows the exit code."""
         while True:
             state = self._object(self.api.exec_inspect, execution)
             if not state.get("Running") and isinstance(state.get("ExitCode"), int):
-                return Ran(state["ExitCode"], out, err)
+                return Reply("ok", state["ExitCode"], out.decode(errors="replace"), err.decode(errors="replace"))
             if self.now() >= until:
-                return None
+                raise Silent("it has not ended in time")
             self._sleep(0.02)
 
     @contextmanager

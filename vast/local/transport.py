@@ -47,12 +47,9 @@ class LocalTransport:
         if not NAME.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no container")
         try:
-            ran = self._engine.run(address.host, argv, stdin, timeout)
+            return self._engine.run(address.host, argv, stdin, timeout)
         except EngineError as error:  # also: it is paused, it is not running
             return Reply("unreachable", err=str(error))
-        if ran is None:
-            return Reply("timeout", err=f"no end within {timeout:g} s")
-        return Reply("ok", ran.code, ran.out.decode(errors="replace"), ran.err.decode(errors="replace"))
 
     def fetch(
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY

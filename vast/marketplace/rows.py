@@ -118,29 +118,34 @@ def loading_hours(one: Offer, gb: float) -> float:
 
 
 def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
-    """Every bound of the query by a name for people. An offer that does not state a need of the image passes: the search
-    has asked for it, and the machine itself shows the rest."""
-    most = query.max_dollars_per_hour
-    caps = query.compute_caps
-    return [
-        (f"{query.gpus} x {query.gpu or 'any GPU'}",
+    """Every bound that the query sets, by a name for people. An offer that does not state a need of the image passes: the
+    search has asked for it, and the machine itself shows the rest."""
+    most, caps = query.max_dollars_per_hour, query.compute_caps
+    price_name = (
+        "a price" if most is None else f"at most ${most:.2f} per hour"
+    ) + ", interruptible" * query.interruptible
+    bounds: list[tuple[object, str, Callable[[Offer], bool]]] = [
+        (True, f"{query.gpus} x {query.gpu or 'any GPU'}",
          lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
-        ("the price" if most is None else f"${most:.2f} an hour",
+        (True, price_name,
          lambda one: (cost := price(one, query.interruptible)) is not None and (most is None or cost <= most)),
-        (f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
-        (f"reliability {query.min_reliability:g}", lambda one: one.reliability >= query.min_reliability),
-        (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
-        (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
-        ("a direct port", lambda one: one.direct_ports >= 1),
-        ("a machine that is not banned", lambda one: one.machine_id not in query.banned_machines),
-        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
-        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
-        ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(
+        (query.min_vram_gb, f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
+        (query.min_reliability, f"reliability {query.min_reliability:g}",
+         lambda one: one.reliability >= query.min_reliability),
+        (query.min_down_mbit, f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
+        (query.min_hours, f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
+        (True, "a direct port", lambda one: one.direct_ports >= 1),
+        (query.banned_machines, "machines that are not banned", lambda one: one.machine_id not in query.banned_machines),
+        (query.min_cuda, f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
+        (query.min_driver, f"driver {query.min_driver}",
+         lambda one: one.driver is None or one.driver >= query.min_driver),
+        (caps, "a compute capability for the image", lambda one: one.compute_cap is None or any(
             one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
-        (query.cpu_arch or "any processor", lambda one: not query.cpu_arch or one.cpu_arch in ("", query.cpu_arch)),
-        ("a data center", lambda one: not query.datacenter or one.datacenter),
-        (f"in {', '.join(query.regions)}", lambda one: not query.regions or one.place[-2:].upper() in query.regions),
+        (query.cpu_arch, query.cpu_arch, lambda one: one.cpu_arch in ("", query.cpu_arch)),
+        (query.datacenter, "a data center", lambda one: one.datacenter),
+        (query.regions, " or ".join(query.regions), lambda one: one.place[-2:].upper() in query.regions),
     ]  # fmt: skip
+    return [(name, holds) for is_set, name, holds in bounds if is_set]
 
 
 def fits(one: Offer, query: OfferQuery) -> bool:

@@ -19,7 +19,6 @@ from vast.marketplace.rows import checks, gpu_name
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
-from vast.rental.image_needs import Needs
 from vast.secrets import Secret
 
 WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
@@ -177,8 +176,8 @@ def offers(cloud: Cloud, query: OfferQuery, price_option: str = "--max-price") -
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
         remedy = _what_is_in_the_way(cloud, query, price_option)
-        left = filters_left(cloud, query)
-        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", remedy + (f"; offers: {left}" if left else ""))
+        left, wanted = filters_left(cloud, query), ", ".join(name for name, _ in checks(query))
+        raise MarketError("Vast.ai", f"no offer for {wanted}", remedy + (f"; offers: {left}" if left else ""))
     return found
 
 
@@ -203,20 +202,6 @@ def require_memory(estimate: Estimate | None, offer: Offer) -> None:
             f"{offer.gpus} x {offer.gpu} with {offer.vram_gb:g} GB, and the stage needs {estimate.peak_gb:g} GB a GPU"
         )
         raise ConfigError("--gpu", fact, estimate.remedy or "take a larger one")
-
-
-def bounds(query: OfferQuery) -> str:
-    parts = [f"{query.gpus} x {query.gpu or 'any GPU'}"]
-    if query.min_vram_gb:
-        parts.append(f"at least {query.min_vram_gb:g} GB of memory")
-    if query.max_dollars_per_hour is not None:
-        parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
-    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
-    parts += [str(needs)] if needs != Needs() else []
-    parts += ["in a data center"] if query.datacenter else []
-    parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
-    parts.append(f"reliability {query.min_reliability:g}, {query.min_down_mbit:g} Mbit/s, for {query.min_hours:g} h")
-    return ", ".join(parts) + (", interruptible" if query.interruptible else "")
 
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> str:

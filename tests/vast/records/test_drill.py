@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.fake_vast import FakeVast
 from vast import policy as policies
@@ -41,7 +42,9 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
     with FakeVast(clock.now) as fake:
         fake.market.add_offer(11)
         world = World(fake, clock, base / "runs", change=recorded)
-        assert world.vast("up", "stage3b", "--profile", "ci", "--yes").exit_code == 0
+        level = logging.getLogger().level
+        assert world.vast(*UP).exit_code == 0
+        logging.getLogger().setLevel(level)  # the command line sets it for its own process
         found = list(records(world.folder.path))
         killed = next(one for one in found if one.state.machine is not None and one.state.machine.starts).stamp.wall
         policy = policies.load(world.folder.policy)

@@ -113,7 +113,7 @@ def test_up_rents_no_host_that_cannot_run_the_image_and_prints_what_each_filter_
     assert rental.offer["id"] == 12
     assert "needs        CUDA 13.0, driver 580, compute capability 7.5" in done.stderr
     assert "loading      5.50 GB, about 1 min, $0.00" in done.stderr
-    assert "offers       5 with 1 x any GPU, 4 with $3.00 an hour, 3 with CUDA 13, 2 with amd64" in done.stderr
+    assert "offers       5 with 1 x any GPU, 4 with at most $3.00 per hour, 3 with CUDA 13, 2 with amd64" in done.stderr
 
 
 def test_no_host_that_can_run_the_image_is_a_message_with_the_numbers(world: World) -> None:
@@ -122,7 +122,7 @@ def test_no_host_that_can_run_the_image_is_a_message_with_the_numbers(world: Wor
         offer["cuda_max_good"] = 12.8
     done = world.vast(*UP)
     assert (done.exit_code, world.fake.market.rentals) == (2, {})
-    assert "no offer for 1 x any GPU" in done.stderr and "CUDA 13.0, driver 580" in done.stderr
+    assert "no offer for 1 x any GPU" in done.stderr and "CUDA 13, driver 580" in done.stderr
     assert "2 with 1 x any GPU, 0 with CUDA 13" in done.stderr
 
 
