@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from vast.ports import Clock, Seconds
 from vast.records.run_dir import Folder, find
 from vast.session.session import exit_code, pull_outcome
 from vast.supervisor.journal import FileJournal
-from vast.supervisor.state import Phase, RunState
+from vast.supervisor.state import Phase
 
 POLL: Seconds = 0.5
 PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull may take minutes
@@ -46,11 +45,9 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     The request is written down first. If nobody looks after the run, this command does it.
     """
     folder = find(runs_dir.absolute(), run)
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun, so nothing was rented", f"remove it: rm -r {folder.path}")
-    if last.state.phase is Phase.CLOSED:
-        click.echo(f"{folder.run_id}: closed already: {last.state.result}", err=True)
+    state = folder.state()
+    if state.phase is Phase.CLOSED:
+        click.echo(f"{folder.run_id}: closed already: {state.result}", err=True)
         return
     try:
         folder.ask(folder.down, "vast down")
@@ -61,7 +58,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
     code = attached(wiring, folder, False, ending=True)
-    raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
+    raise click.exceptions.Exit(0 if folder.state().phase is Phase.CLOSED else code)
 
 
 @click.command()
@@ -74,17 +71,19 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     Nothing else is done to the run; a supervisor that looks after it is asked to fetch.
     """
     folder = find(runs_dir.absolute(), run)
-    last = folder.last()
-    if last is not None and last.state.phase is Phase.CLOSED:
+    state = folder.state()
+    if state.phase is Phase.CLOSED:
         raise RunStateError(folder.path, "is closed: nothing is left to fetch from", "what there was is under runs/")
     if folder.is_supervised():
         folder.ask(folder.pull, "vast pull")
         click.echo(f"asked {folder.supervisor()}", err=True)
-        _wait_until(wiring.clock, lambda: not folder.pull.exists() or not folder.is_supervised(), PATIENCE)
+        until = wiring.clock.monotonic() + PATIENCE
+        while folder.pull.exists() and folder.is_supervised() and wiring.clock.monotonic() < until:
+            wiring.clock.sleep(POLL)
         if folder.pull.exists():
             raise RunStateError(folder.path, "the supervisor has not fetched yet", f"see {folder.log}, and wait")
         return
-    machine = None if last is None else last.state.machine
+    machine = state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
     secrets = start.run_secrets(policies.load(folder.policy), wiring, lenient=True).named
@@ -112,7 +111,7 @@ def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False)
         if folder.is_supervised():
             click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
             shown = follow(folder, wiring.clock, shown)
-        state = _state(folder)
+        state = folder.state()
         if state.phase is Phase.CLOSED and folder.report.exists():
             start.print_end(folder, state)
             return exit_code(state)
@@ -134,16 +133,3 @@ def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
             if not alive:
                 return shown
             clock.sleep(POLL)
-
-
-def _wait_until(clock: Clock, done: Callable[[], bool], seconds: Seconds) -> None:
-    until = clock.monotonic() + seconds
-    while not done() and clock.monotonic() < until:
-        clock.sleep(POLL)
-
-
-def _state(folder: Folder) -> RunState:
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun", "start a new one: python -m vast up")
-    return last.state

@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from jobs.errors import RunStateError, UserError
+from jobs.runs.atomic import read_json
 from vast import policy as policies
 from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
@@ -155,7 +156,11 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
 
 
 def print_end(folder: Folder, state: RunState) -> None:
-    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
+    """Also our count of its cost and what the account's credit went down by."""
+    found = read_json(folder.report)
+    bill = found["credit_used"]
+    cost = f"cost: ${found['dollars']:.2f}" + ("" if bill is None else f", of the account's credit ${bill:.2f}")
+    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}; {cost}", err=True)
 
 
 def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False,

@@ -93,12 +93,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
 
 def _where(folder: Folder) -> tuple[Machine | None, bool]:
     """The machine with a job, and whether the run is closed."""
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun", "see: python -m vast status")
-    machine = last.state.machine
+    state = folder.state()
+    machine = state.machine
     there = machine is not None and machine.starts and machine.addresses
-    return machine if there else None, last.state.phase is Phase.CLOSED
+    return machine if there else None, state.phase is Phase.CLOSED
 
 
 def _from_host(

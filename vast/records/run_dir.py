@@ -30,6 +30,7 @@ from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomicall
 from vast.ports import Clock, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
+from vast.supervisor.state import RunState
 
 VAST = "vast"  # below the runs directory
 RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a key pair is made meanwhile
@@ -107,6 +108,14 @@ class Folder:
 
     def last(self) -> journal.Last | None:
         return journal.read(self.path)
+
+    def state(self) -> RunState:
+        """The newest one. Raises RunStateError, also where the run was never begun."""
+        last = self.last()
+        if last is None:
+            fact = "was never begun, so nothing was rented"
+            raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
+        return last.state
 
     # ---- requests of a person
 

@@ -72,6 +72,13 @@ def test_the_report_names_dollars_by_phase_that_add_up(world: World) -> None:
     assert "| training |" in world.folder.report_text.read_text()
 
 
+def test_the_end_shows_our_count_beside_what_the_credit_went_down_by(world: World) -> None:
+    done = world.vast(*UP)
+    report = json.loads(world.folder.report.read_text())
+    assert 0 < report["credit_used"] <= report["dollars"]
+    assert f"cost: ${report['dollars']:.2f}, of the account's credit ${report['credit_used']:.2f}" in done.stderr
+
+
 def test_a_failed_job_ends_with_its_own_exit_code(world: World) -> None:
     world.shell = ScriptedShell([running(60), ended("nan", 3, complete=False)])
     done = world.vast(*UP)
