@@ -35,7 +35,7 @@ PROGRAM = "prefill-vast" if Path(sys.argv[0]).name == "prefill-vast" else "pytho
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Rent a GPU, run a stage on it, watch it, bring everything home, and always tear down.
+    """Rent a GPU, run a stage on it, watch it, fetch everything, and always destroy the machine.
 
     The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
     """

@@ -23,11 +23,11 @@ PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull ma
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--detach", is_flag=True, help="If nobody looks after the run: do that in the background.")
+@click.option("--detach", is_flag=True, help="If the run has no supervisor: supervise it in the background.")
 @runs_option
 @click.pass_obj
 def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> None:
-    """Follow RUN; if nobody looks after it, such as after a reboot, take it over and go on.
+    """Follow RUN; if it has no supervisor, such as after a reboot, take it over and continue.
 
     Without RUN: the one that is open. Ctrl-C while following only ends the following.
     """
@@ -36,13 +36,13 @@ def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> Non
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--no-wait", is_flag=True, help="Do not wait for the end of a run that a supervisor looks after.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the end of a run that has a supervisor.")
 @runs_option
 @click.pass_obj
 def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None:
     """End RUN: a checkpoint, a last pull, and its machine is destroyed until its absence is proven.
 
-    The request is written down first. If nobody looks after the run, this command does it.
+    The request is written to disk first. If the run has no supervisor, this command ends it.
     """
     folder = find(runs_dir.absolute(), run)
     state = folder.state()
@@ -68,7 +68,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
 def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     """Fetch now what is new of RUN: metrics, logs, the newest complete checkpoint.
 
-    Nothing else is done to the run; a supervisor that looks after it is asked to fetch.
+    Nothing else is done to the run; its supervisor, if it has one, is asked to fetch.
     """
     folder = find(runs_dir.absolute(), run)
     state = folder.state()
@@ -109,14 +109,14 @@ def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False)
     shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
-            click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
+            click.echo(f"{folder.run_id}: {folder.supervisor()} supervises it", err=True)
             shown = follow(folder, wiring.clock, shown)
         state = folder.state()
         if state.phase is Phase.CLOSED and folder.report.exists():
             start.print_end(folder, state)
             return exit_code(state)
         try:
-            click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
+            click.echo(f"{folder.run_id}: it has no supervisor: taking it over", err=True)
             return start.supervise(folder, wiring, None, detach, ending)
         except RunStateError:
             if not folder.is_supervised():

@@ -1,9 +1,9 @@
 """`drill`: one small, cheap run on the live market on purpose, to compare what the market does with what we assume.
 
-Two processes of their own look after the run: a supervisor, which this command kills while the job runs, and a successor, which
-follows as `attach` does and takes the run over. The successor is there before the kill, so that at no moment nobody is left to
-destroy the machine, even if this command is killed too. Behind both stand `down` and `reap` in this process, and the dead-man's
-switch on the machine.
+Two processes in the background supervise the run: a supervisor, which this command kills while the job runs, and a successor,
+which follows as `attach` does and takes the run over. The successor is started before the kill, so that at every moment one of
+them can destroy the machine, even if this command is killed too. If both fail, this process ends the run as `down` does
+and destroys its machines as `reap` does; the last safeguard is the dead-man's switch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DrillOptions(RentOptions):
     PRICE_OPTION: ClassVar[str] = f"--max-cost, which must pay for {LONGEST:g} h,"
 
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
-        """Short intervals; nothing is kept, and no secret is sent."""
+        """Short intervals; no machine is kept, and no secret is sent."""
         return {
             "vast drill": {
                 "cadence": {"early_minutes": [0.5], "stable_minutes": 0.5, "alert_minutes": 0.5},
@@ -82,8 +82,8 @@ def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
     """Try the live market for a few cents and compare it with what this program assumes.
 
     Rents the cheapest machine that fits, runs stage1 of profile ci, kills the supervisor on purpose, resumes, destroys the
-    machine, and prints a table of what was assumed and seen. Exit code 1: something differs, or may remain. Ctrl-C ends it
-    early and destroys the machine.
+    machine, and prints a table of what was assumed and seen. Exit code 1: something differs, or a machine
+    may remain. Ctrl-C ends it early and destroys the machine.
     """
     if wiring.environ.get(hosts_wiring.VARIABLE):
         fact = "names machines of your own, and a drill is about the market"
@@ -130,7 +130,7 @@ def _run(folder: Folder, wiring: Wiring, plan: Plan, release: Any) -> int:
 
 @dataclass
 class _Crew:
-    """The processes in the background that look after the run."""
+    """The processes in the background that supervise the run."""
 
     folder: Folder
     wiring: Wiring
@@ -153,7 +153,7 @@ class _Crew:
         self.pids.append(start.in_background(self.folder, work))
 
     def watch(self, signals: Signals) -> None:
-        """Show the run until nobody looks after it any more; kill the supervisor once, while the job runs."""
+        """Show the run until both processes have ended; kill the supervisor once, while the job runs."""
         shown, view = 0, start.view_for(self.folder.run_id)
         with view:
             while self.alive():
@@ -178,7 +178,7 @@ class _Crew:
                 self.folder.ask(self.folder.down, "vast drill")
 
     def end(self) -> None:
-        """Wait until the run is closed by whoever is alive; else close it in this process."""
+        """Wait until one of the processes has closed the run; else close it in this process."""
         if not folder_closed(self.folder):
             self.ask_for_the_end()
         while self.alive():

@@ -1,4 +1,4 @@
-"""Machines of one's own in place of the market: VAST_HOSTS names a hosts.yaml, and every command then works over those."""
+"""A user's own machines in place of the market: VAST_HOSTS names a hosts.yaml, and every command then uses those machines."""
 
 from __future__ import annotations
 

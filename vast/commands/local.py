@@ -59,7 +59,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     """Run STAGE in a container of this machine under the supervisor: watched, restarted, fetched and removed.
 
     It needs a container engine and neither an account nor ssh. Ctrl-C asks for the end: a checkpoint, a last pull, and the
-    container is removed; a second Ctrl-C leaves, and `attach` goes on.
+    container is removed; a second Ctrl-C leaves, and `attach` continues.
     """
     asked = JobOptions(**options)
     policy = load_policy(policy_file, caps(max_hours=max_hours))

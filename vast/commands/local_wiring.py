@@ -31,7 +31,7 @@ class Local:
 
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
-    """For an existing run. Raises UserError if no engine answers, or a different one."""
+    """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
     engine = connect(environ)
     try:

@@ -84,7 +84,7 @@ job_options = options(
 
 
 def caps(max_cost: float | None = None, max_hours: float | None = None) -> dict[str, dict[str, Any]]:
-    """Layers of a policy, see vast/policy.py."""
+    """The caps as layers of a policy, see vast/policy.py."""
     given = (("--max-cost", "dollars", max_cost), ("--max-hours", "hours", max_hours))
     return {f"{name} {value:g}": {"caps": {key: value}} for name, key, value in given if value is not None}
 
@@ -100,7 +100,7 @@ class JobOptions:
     sets: Sequence[str] = ()
 
     def job(self) -> Job:
-        """Everything decided. Raises ConfigError."""
+        """The job with everything decided. Raises ConfigError."""
         return resolve(self.stage, self.profile, limit=self.limit, sets=self.sets, seed=self.seed)
 
     @property
@@ -109,7 +109,7 @@ class JobOptions:
         return None if self.profile in profile_names() else str(Path(self.profile).absolute())
 
     def command(self, root: str) -> tuple[str, ...]:
-        """Of the job on a machine whose runs directory is `root`."""
+        """The job's command on a machine whose runs directory is `root`."""
         own = self.profile_file
         sent = self.profile if own is None else f"{root}/{plans.INPUTS}/{Path(own).name}"
         return plans.command_of(self.stage, sent, limit=self.limit, sets=tuple(self.sets), seed=self.seed)

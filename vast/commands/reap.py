@@ -1,4 +1,4 @@
-"""`reap`: destroys our machines without a supervisor. ShellContext only the account's key, and works from cron."""
+"""`reap`: destroys our machines without a supervisor. It needs only the account's key, and works from cron."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vast.records.run_dir import supervision
 from vast.rental import preflight
 from vast.secrets import Redactor
 
-SKEW = 300.0  # seconds between two clocks that are worth a word
+SKEW = 300.0  # seconds between two clocks that are worth a message
 PATIENCE = 900.0  # seconds for each machine
 
 
 @click.command()
-@click.option("--all-mine", is_flag=True, help="Every machine with our label, also of runs that are looked after.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be destroyed.")
+@click.option("--all-mine", is_flag=True, help="Every machine with our label, also of runs that have a supervisor.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be destroyed.")
 @policy_option
 @runs_option
 @click.pass_obj
 def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None, runs_dir: Path) -> None:
-    """Destroy machines with our label that are past their deadline, or whose run is kept here and looked after by nobody.
+    """Destroy machines with our label that are past their deadline, or whose run is kept here without a supervisor.
 
     A run of another machine is spared until its deadline, by the service's clock; a run with a living supervisor here
-    always. Goes on until each is gone, seen twice. Prints nothing while all is well. Exit code 0: nothing is left to
+    always. Continues until each is gone, seen twice. Prints nothing while all is well. Exit code 0: nothing is left to
     destroy; 1: something may remain; 2: no key, or one that is refused.
     """
     policy = policies.load(policy_file)

@@ -39,7 +39,7 @@ class RunSecrets:
 
 
 def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> RunSecrets:
-    """Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
+    """The secrets of a run. Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
     try:
         return RunSecrets(
             preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ)
@@ -94,7 +94,7 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
 
 
 def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
-    """Raises UserError: no key, a secret that is not set, a damaged run directory."""
+    """The session of a run. Raises UserError: no key, a secret that is not set, a damaged run directory."""
     policy = policies.load(folder.policy)
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
@@ -143,7 +143,7 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
     except Exception:
         click.echo(
             f"error: the supervisor of {run_id} failed, and its machine may still run, under its dead-man's switch; "
-            f"go on with: python -m vast attach {run_id}",
+            f"continue with: python -m vast attach {run_id}",
             err=True,
         )
         raise
@@ -156,7 +156,7 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
 
 
 def print_end(folder: Folder, state: RunState) -> None:
-    """Also our count of its cost and what the account's credit went down by."""
+    """Print the result, the report's path, our count of the cost, and what the account's credit went down by."""
     found = read_json(folder.report)
     bill = found["credit_used"]
     cost = f"cost: ${found['dollars']:.2f}" + ("" if bill is None else f", of the account's credit ${bill:.2f}")
@@ -173,7 +173,7 @@ def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, e
     if not detach:
         return work()
     pid = in_background(folder, work)
-    click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
+    click.echo(f"process {pid} supervises it; follow: python -m vast attach {folder.run_id}", err=True)
     return 0
 
 
@@ -187,11 +187,11 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    answer, tell = os.pipe()
+    answer, report = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(folder, work, tell)
-    os.close(tell)
+        _child(folder, work, report)
+    os.close(report)
     try:
         with open(answer, "rb") as pipe:
             data = pipe.read()
@@ -211,16 +211,16 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     return pid
 
 
-def _child(folder: Folder, work: Callable[[Callable[[], None]], int], tell: int) -> NoReturn:
+def _child(folder: Folder, work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
     code = 1
 
     def report(error: UserError | None) -> None:
         with suppress(OSError):  # reported already, or the parent is gone
-            os.write(tell, pickle.dumps(error))
-            os.close(tell)
+            os.write(pipe, pickle.dumps(error))
+            os.close(pipe)
 
     try:
-        leave_session(tell)
+        leave_session(pipe)
         redirect(folder.log)
         code = work(lambda: report(None))
     except UserError as error:

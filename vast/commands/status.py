@@ -30,7 +30,7 @@ JOB_LOG = Path("host") / "job.log"  # in a fetched run
 @runs_option
 @click.pass_obj
 def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> None:
-    """What is known here of RUN, or of every rented run: from their journals, without asking anybody."""
+    """The state of RUN, or of every rented run, from their journals, without a network."""
     runs_dir = runs_dir.absolute()
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
@@ -60,7 +60,7 @@ def _print(found: list[statuses.RunStatus]) -> None:
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the run is closed.")
+@click.option("-f", "--follow", "follow", is_flag=True, help="Continue until the run is closed.")
 @click.option("-n", "--tail", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
               help="Begin with the last N lines.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="Begin with the first line.")

@@ -42,7 +42,7 @@ from vast.commands.wiring import Wiring
 @click.option("--detach", is_flag=True, help="Watch in the background; the terminal may be closed.")
 @click.pass_obj
 def up(wiring: Wiring, /, detach: bool, **options: Any) -> None:
-    """Rent a machine, run STAGE on it, watch it, bring everything home, and destroy it.
+    """Rent a machine, run STAGE on it, watch it, fetch everything, and destroy the machine.
 
     Prints the plan and asks, unless --yes. Ctrl-C asks for the end: a checkpoint, a last pull, and the machine is
     destroyed; a second Ctrl-C leaves, and `attach` continues.

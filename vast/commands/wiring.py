@@ -72,7 +72,7 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
 
 
 def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
-    """more: of HostShell."""
+    """The shell of a run over the transport `way`. more: arguments of HostShell."""
     folder = context.folder
     return HostShell(
         way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,

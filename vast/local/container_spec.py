@@ -1,7 +1,7 @@
 """The specification of a local run's container, from vast/local/container.yaml, which container/run.sh uses too.
 
-Decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container just like the first.
-Nothing of it is secret.
+It is decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container like the
+first. It holds no secret.
 """
 
 from __future__ import annotations

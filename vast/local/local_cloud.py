@@ -1,7 +1,7 @@
 """The port Cloud over the container engine of this machine: its one offer costs nothing, its instances are containers.
 
-Only the engine on which the run began is believed. Another engine behind the same socket, as after a change of DOCKER_HOST or a
-new data directory, does not know the run's container, and its 404 proves nothing.
+Only answers of the engine on which the run began count. Another engine behind the same socket, as after a change of
+DOCKER_HOST or a new data directory, does not have the run's container, and its 404 proves nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 RUN = "prefill.run"  # the docker label that holds the label of the run
 MACHINE = "prefill.machine"
 ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
-# `created` is also what a container stays whose start failed; create() has said so then.
+# A container whose start failed also stays `created`; create() has reported that.
 STATUS = {
     "created": Status.CREATED,
     "running": Status.RUNNING,
@@ -51,14 +51,14 @@ NAME_TAKEN = 409
 
 
 class LocalCloud:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, False, "refused" or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, False, "refused" or "unclear"."""
 
     def __init__(self, engine: Engine, spec: ContainerSpec) -> None:
         self._engine, self._spec = engine, spec
         self.trouble = ""
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
-        """This machine. Each time that it is banned it gets another number: a container failed, not the machine."""
+        """The one offer: this machine. After each ban it gets another number, since a container failed and not the machine."""
         if self.account() is None:
             return None
         number = next(one for one in itertools.count(1) if one not in query.banned_machines)
@@ -81,8 +81,8 @@ class LocalCloud:
                 user=self._spec.user,
                 environment=environment(self._spec) | dict(contract.env),
                 working_dir="/opt/prefill",
-                # The supervisor looks after it. Each command that begins while somebody pauses a container can lock up an
-                # engine: runc waits for a process that is frozen, and the engine for runc.
+                # The supervisor checks its health. A command that begins while a container is being paused can lock up an
+                # engine: runc waits for the frozen process, and the engine for runc.
                 healthcheck={"test": ["NONE"]},
                 labels={**dict(self._spec.labels), **marks, MACHINE: str(offer_id)},
                 host_config=self._engine.api.create_host_config(**host_config(self._spec, marks)),
@@ -100,7 +100,7 @@ class LocalCloud:
         except (Missing, Refused) as error:
             return self._refused(number, str(error))
         except EngineError as error:
-            self._note("start", error)  # it exists; what its status says then decides
+            self._note("start", error)  # it exists, and its status decides
         return CreateResult("created", number)
 
     def instances(self) -> tuple[Instance, ...] | None:
@@ -113,7 +113,7 @@ class LocalCloud:
         return self._known(name, lambda: self._looked(name))
 
     def destroy(self, instance_id: int) -> Destroyed:
-        """At once, with its volume /runs. Only what carries a run's label is touched."""
+        """Remove the container at once, with its volume /runs. Only containers with a run's label are touched."""
         name = _name(instance_id)
         try:
             found = self._looked(name)
@@ -143,7 +143,7 @@ class LocalCloud:
         return Account(0.0) if found == self._spec.engine else None
 
     def sweep(self, run_label: str) -> int | None:
-        """Remove what a container left that was removed by hand: its volume. How many there were."""
+        """Remove the volumes of containers that were removed by hand. Returns their number."""
         return self._known("volumes", lambda: self._engine.remove_left_volumes(f"{RUN}={run_label}"))
 
     # ---- answers
@@ -156,7 +156,7 @@ class LocalCloud:
             return None
 
     def _looked(self, name: str) -> Instance | Gone | None:
-        """Raises EngineError but Missing. None: there is such a container, and it is none of ours."""
+        """Raises EngineError, except Missing. None: the container is not one of ours."""
         try:
             row = self._engine.inspect(name)
         except Missing:
@@ -193,7 +193,7 @@ def _instance(row: dict[str, Any], name: str) -> Instance | None:
     """Raises KeyError and the like where the answer is not what the engine's API promises."""
     ident, labels, state = str(row["Id"]), row["Config"]["Labels"] or {}, row["State"]
     if not ident.startswith(name):
-        raise ValueError(f"asked for {name}, told of {ident}")
+        raise ValueError(f"asked for {name}, and the answer is about {ident}")
     if RUN not in labels:
         return None
     status = STATUS.get(str(state["Status"]), Status.UNKNOWN)
@@ -213,10 +213,10 @@ def _instance(row: dict[str, Any], name: str) -> Instance | None:
 
 
 def _message(state: dict[str, Any], status: Status) -> str:
-    said = str(state.get("Error") or "")
-    if status is Status.EXITED and not said:
-        said = f"ended with {state.get('ExitCode')}"
-    return f"{said}; out of memory" if state.get("OOMKilled") else said
+    text = str(state.get("Error") or "")
+    if status is Status.EXITED and not text:
+        text = f"ended with {state.get('ExitCode')}"
+    return f"{text}; out of memory" if state.get("OOMKilled") else text
 
 
 def _unix(text: str) -> Seconds | None:

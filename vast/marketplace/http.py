@@ -100,7 +100,7 @@ class Exchange:
 
 
 class Client:
-    """For one thread. `trouble` says why the last call that failed did, without any secret."""
+    """For one thread. `trouble`: why the last failed call failed, without any secret."""
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._base = _checked_url(url)
@@ -190,7 +190,7 @@ class Client:
             return None
 
     def _read(self, what: str, raw: Response) -> Answer | None:
-        """What the bytes say, if it is a JSON object and the key was accepted."""
+        """The answer, if it is a JSON object and the key was accepted."""
         try:
             body = {} if raw.status == 204 else json.loads(raw.body)
         except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, 10,000 brackets

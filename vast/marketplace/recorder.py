@@ -25,7 +25,7 @@ ENDPOINTS = tuple(
         ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"), ("account", "GET", r"/api/v0/users/current"),
     )
 )  # fmt: skip
-# The kinds of value that are assumed. A field that may be absent says so.
+# The assumed kinds of each field's value; "absent" where a field may be missing.
 NUMBERS = ("id", "machine_id", "num_gpus", "gpu_ram", "dph_total", "min_bid", "reliability", "inet_down", "inet_up",
            "inet_down_cost", "duration", "direct_port_count", "cuda_max_good", "compute_cap")  # fmt: skip
 OFFER = {**dict.fromkeys(NUMBERS, "number"), **dict.fromkeys(("gpu_name", "geolocation", "driver_version", "cpu_arch"), "text"),

@@ -102,18 +102,18 @@ def price(one: Offer, interruptible: bool) -> float | None:
 
 
 def total(one: Offer, query: OfferQuery) -> float:
-    """Dollars for the expected work on it, the loading of the image, and the traffic of that."""
+    """Dollars for the expected work on an offer, for loading the image, and for that traffic."""
     hours = query.work_hours + loading_hours(one, query.down_gb)
     return (price(one, query.interruptible) or 0.0) * hours + one.traffic
 
 
 def rank(one: Offer, query: OfferQuery) -> float:
-    """The cheapest first: for the expected work, or for an hour where that is not known."""
+    """The sort key, cheapest first: dollars for the expected work, or for an hour where that is not known."""
     return total(one, query) if query.work_hours else price(one, query.interruptible) or 0.0
 
 
 def loading_hours(one: Offer, gb: float) -> float:
-    """Of an image of that size: its download, and half as long again to unpack it."""
+    """Hours to load an image of `gb` GB: its download, and half as long again to unpack it."""
     return 1.5 * gb * 8000 / max(one.down_mbit, 1.0) / HOUR
 
 
@@ -233,7 +233,7 @@ def _text(row: Mapping[str, object], name: str) -> str:
 
 
 def _known(read: Callable[..., T], *words: object) -> T | None:
-    """None where `read` raises OddRow."""
+    """The value that `read` returns; None where it raises OddRow."""
     try:
         return read(*words)
     except OddRow:

@@ -1,4 +1,4 @@
-"""The port Cloud over machines of one's own that have an ssh server: hosts.yaml in place of a market, at the price of 0.
+"""The port Cloud over a user's own machines that have an ssh server: hosts.yaml in place of a market, at the price of 0.
 
 Each machine runs the host image (`make push` names it NAME:TAG-host), as a rented one does. To rent one is to write the run's
 label into a file there and to start its dead-man's switch (vast/host/rental.py); to destroy it is to end both and to remove the
@@ -38,7 +38,7 @@ from vast.ports import (
 )
 from vast.secrets import printable
 
-STAMPS = 2**20  # an instance's id is its machine's times this, and a number that is another one for each rental
+STAMPS = 2**20  # an instance's id is its machine's number times this, plus a number that differs for each rental
 PORT = Annotated[int, Field(gt=0, lt=65536)]
 WORD = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
 
@@ -73,13 +73,13 @@ class Hosts(Strict):
 
 
 def load(path: Path) -> Hosts:
-    """Raises ConfigError."""
+    """The list of machines in a file. Raises ConfigError."""
     return validate(Hosts, [Layer(str(path), strict_yaml.read(path, str(path)))])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of `python3 -m vast.host` on a machine, whose host key and login were accepted."""
+    """The answer of `python3 -m vast.host` on a machine whose host key and login were accepted."""
 
     code: int
     out: str
@@ -91,7 +91,7 @@ Ask = Callable[[Machine, tuple[str, ...], bytes], Answer | None]
 
 
 class SshHosts:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, "refused" or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, "refused" or "unclear"."""
 
     def __init__(self, hosts: Hosts, ask: Ask, clock: Clock) -> None:
         self._hosts, self._ask, self._clock = hosts, ask, clock
@@ -124,7 +124,7 @@ class SshHosts:
         return CreateResult("offer-gone" if "is rented by" in answer.err else "refused", None, words)
 
     def instances(self) -> tuple[Instance, ...] | None:
-        """Of a machine that does not answer what was seen of it last, as offline."""
+        """The rentals. A machine that does not answer counts as offline, with its last known rental."""
         found = [one for one in map(self._instance, self._hosts.machines) if one is not None]
         return tuple(one for one in found if isinstance(one, Instance))
 
@@ -148,7 +148,7 @@ class SshHosts:
         return "accepted"
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        return False  # nobody but the run itself writes it
+        return False  # only the run itself writes it
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the machines know the key already
@@ -163,7 +163,7 @@ class SshHosts:
         return next((one for one in self._hosts.machines if one.number == number), None)
 
     def _rental(self, machine: Machine) -> Mapping[str, Any] | None:
-        """{} if nobody has the machine; None: no answer, or an odd one."""
+        """{} if the machine is free; None: no answer, or an odd one."""
         answer = self._ask(machine, ("rental", "--root", self._hosts.root), b"")
         if answer is None or answer.code != 0:
             self._note(machine, "does not answer" if answer is None else answer.err)

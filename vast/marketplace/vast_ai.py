@@ -30,7 +30,7 @@ PAGES = 400  # a token that never ends is a fault
 
 
 class VastAI:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, False or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, False or "unclear"."""
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._client = Client(key, clock, url, timeouts)
@@ -127,7 +127,7 @@ class VastAI:
             if token:
                 seen.add(str(token))
                 continue
-            # Only the count tells an account without instances from a list that came back empty.
+            # Only the count distinguishes an account without instances from a list that came back empty.
             counted = isinstance(total, int) and not isinstance(total, bool)
             rows_seen = len(found) + left_out
             if (counted and total != rows_seen) or (not counted and (total is not None or not found)):

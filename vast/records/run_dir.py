@@ -110,7 +110,7 @@ class Folder:
         return journal.read(self.path)
 
     def state(self) -> RunState:
-        """The newest one. Raises RunStateError, also where the run was never begun."""
+        """The newest state. Raises RunStateError, also where the run was never begun."""
         last = self.last()
         if last is None:
             fact = "was never begun, so nothing was rented"
@@ -143,7 +143,7 @@ def require_writable(runs_dir: Path) -> None:
 
 @contextmanager
 def renting(runs_dir: Path, clock: Clock) -> Iterator[Callable[[], None]]:
-    """Hold the lock of whoever is about to rent, so that two terminals do not rent for the same job.
+    """Hold the lock that a process needs to rent, so that two terminals do not rent for the same job.
 
     The block's value releases it early. Raises RunStateError if another process still holds it after RENTING seconds.
     """

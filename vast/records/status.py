@@ -61,7 +61,7 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
     job = None if machine is None else machine.job
     note = ""
     if not closed and not supervised:
-        note = f"nobody looks after it: python -m vast attach {state.run_id}"
+        note = f"it has no supervisor: python -m vast attach {state.run_id}"
     settling = state.over and machine is None and not state.doomed and not closed
     late = settling and state.unclear_at is not None  # it is kept open for a machine that may show up late
     if late and not note:
@@ -104,7 +104,7 @@ TERMINAL = (
     Column("cap", right=True, drop=5),
     Column("$/h", right=True, drop=7),
     Column("h left", right=True, drop=4),
-    Column("at home", drop=8, least=15),
+    Column("local copy", drop=8, least=15),
 )
 _NAMES = [column.name for column in TERMINAL]
 _AT = _NAMES.index("$")

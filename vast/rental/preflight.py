@@ -155,7 +155,7 @@ def skew_of(cloud: Cloud) -> float:
 
 
 def trouble_of(cloud: Cloud) -> str:
-    """Why the last call failed."""
+    """Why the last call to the market failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
 
 
@@ -212,7 +212,7 @@ def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> s
         known |= {gpu_name(one.gpu) for one in others or ()}
         like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
         if query.gpu not in known:
-            return f"the market has no GPU of that name; say --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
+            return f"the market has no GPU of that name; use --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]

@@ -194,7 +194,7 @@ def test_a_run_that_is_not_there_is_one_line(world: World, command: str) -> None
 def test_attach_follows_a_living_supervisor_until_it_has_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = world.left_running()
     shown = folder.lines.read_text()
-    held = FileJournal(folder.path)  # somebody who looks after it
+    held = FileJournal(folder.path)  # another supervisor
     world.shell.script = [ended()]
     sleeps = 0
     real = world.clock.sleep
@@ -210,7 +210,7 @@ def test_attach_follows_a_living_supervisor_until_it_has_ended(world: World, mon
     done = world.vast("attach", folder.run_id)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(shown)
-    assert "looks after it" in done.stderr and "taking it over" in done.stderr
+    assert "supervises it" in done.stderr and "taking it over" in done.stderr
     assert world.fake.market.living() == []
 
 

@@ -61,7 +61,7 @@ def test_an_open_run_of_the_same_profile_file_is_found_although_its_path_differs
     words = ("up", "stage3b", "--profile", str(own), "--yes")
     assert world.vast(*words).exit_code == KILLED
     refused = world.vast(*words)
-    assert refused.exit_code == 2 and "is a rented run of this very job, and open" in refused.stderr, refused.output
+    assert refused.exit_code == 2 and "is a rented run of the same job, and open" in refused.stderr, refused.output
     assert len(world.fake.market.rentals) == 1
 
 

@@ -21,7 +21,7 @@ def test_status_tells_of_every_run_and_counts_money_on(world: World) -> None:
     assert later["dollars"] - first["dollars"] == pytest.approx(first["dollars_per_hour"], rel=0.01)
     shown = world.vast("status")
     assert shown.stdout.splitlines()[1].startswith(f"{folder.run_id}\trunning\tno\t1\t2/300\t")
-    assert f"nobody looks after it: python -m vast attach {folder.run_id}" in shown.stderr
+    assert f"it has no supervisor: python -m vast attach {folder.run_id}" in shown.stderr
 
 
 def test_status_needs_no_key_and_shows_a_broken_journal(world: World) -> None:

@@ -28,7 +28,7 @@ def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_no
     monkeypatch.setattr(rent, "_ask", another_terminal)
     done = world.vast(*UP[:-1])
     assert done.exit_code == 2, done.output
-    assert "is a rented run of this very job, and open" in done.stderr
+    assert "is a rented run of the same job, and open" in done.stderr
     assert len(world.fake.market.rentals) == 1
 
 
@@ -53,7 +53,7 @@ def test_a_stage_that_is_complete_here_is_not_paid_for_again(world: World) -> No
     (run / "summary.json").write_text(json.dumps({"profile": "ci", "fingerprint": record["fingerprint"]}))
     refused = world.vast(*UP)
     assert refused.exit_code == 2
-    assert f"{run}: is complete, with the very same settings; repeat it with --force" in refused.stderr
+    assert f"{run}: is complete, with the same settings; repeat it with --force" in refused.stderr
     assert world.fake.market.rentals == {}
     assert world.vast(*UP, "--seed", "7").exit_code == 0  # another job
     assert world.vast(*UP, "--force").exit_code == 0
