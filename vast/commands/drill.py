@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any, ClassVar
 
 import click
 
-from jobs.columns import Column, table_lines
+from jobs.columns import Column
 from jobs.errors import EXIT_BUG, ConfigError, UserError
 from jobs.runs.atomic import write_text_atomically
 from vast import policy as policies
 from vast.commands import hosts_wiring, start
 from vast.commands.attach import POLL, attached
 from vast.commands.options import POSITIVE, image_option, policy_option, runs_option, ssh_key_option
+from vast.commands.plan_text import print_table
 from vast.commands.rent import RentOptions, rent
 from vast.commands.wiring import Wiring
 from vast.marketplace import recorder
@@ -229,10 +228,5 @@ def _print(folder: Folder, rows: list[drills.Row]) -> None:
     marks = [["---"] * len(names)]
     text = "\n".join(f"| {' | '.join(row)} |" for row in (names, *marks, *cells))
     write_text_atomically(folder.path / TABLE, f"# {folder.run_id}: assumed and seen\n\n{text}\n")
-    if sys.stdout.isatty():
-        lines = table_lines(COLUMNS, cells, get_terminal_size().columns)
-    else:
-        lines = ["\t".join(row) for row in (names, *cells)]
-    for line in lines:
-        click.echo(line)
+    print_table(COLUMNS, cells)
     click.echo(f"{folder.run_id}: the table is in {folder.path / TABLE}", err=True)

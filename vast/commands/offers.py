@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from shutil import get_terminal_size
 
 import click
 
-from jobs.columns import Column, table_lines
+from jobs.columns import Column
 from jobs.config.load import resolve
 from vast import policy as policies
 from vast.commands.options import cap_options, caps, machine_options, policy_option, profile_option
-from vast.commands.plan_text import print_rows
+from vast.commands.plan_text import print_rows, print_table
 from vast.commands.wiring import Wiring
 from vast.policy import Policy
 from vast.ports import Offer
@@ -23,9 +21,9 @@ from vast.rental import preflight
 from vast.rental.image_needs import needs_of
 from vast.rental.plan import overhead_hours
 
-COLUMNS = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
+NAMES = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
 _DROP = {"machine": 9, "mbit/s": 8, "days": 7, "reliability": 6, "gb": 5, "bid": 4, "place": 3, "hours": 2}
-TERMINAL = tuple(Column(name, right=name not in ("gpu", "place"), drop=_DROP.get(name, 0)) for name in COLUMNS)
+TERMINAL = tuple(Column(name, right=name not in ("gpu", "place"), drop=_DROP.get(name, 0)) for name in NAMES)
 
 
 @click.command()
@@ -59,7 +57,7 @@ def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, g
     found = preflight.offers(cloud, replace(query, limit=limit))
     print_rows({"offers": preflight.filters_left(cloud, query)})
     hours = [None if job is None else plans.hours_of(plans.estimated(wiring.estimate, job, one)) for one in found]
-    _show(rows(found, hours, policy, interruptible, query.down_gb))
+    print_table(TERMINAL, rows(found, hours, policy, interruptible, query.down_gb))
 
 
 def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, interruptible: bool,
@@ -76,12 +74,3 @@ def rows(found: Sequence[Offer], hours: Sequence[float | None], policy: Policy, 
             "-" if total is None else f"{total:.2f}",
         ])  # fmt: skip
     return made
-
-
-def _show(table: Sequence[Sequence[str]]) -> None:
-    if sys.stdout.isatty():
-        lines = table_lines(TERMINAL, table, get_terminal_size().columns)
-    else:
-        lines = ["\t".join(row) for row in (COLUMNS, *table)]
-    for line in lines:
-        click.echo(line)

@@ -1,18 +1,20 @@
-"""The plan of `up` in words."""
+"""What commands print: the plan of `up` in words, tables."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
 
 import click
 
+from jobs.columns import Column, table_lines
 from jobs.config.load import Job
 from jobs.estimate.estimate import Estimate
 from vast.marketplace.rows import loading_hours
 from vast.policy import Policy
-from vast.ports import Offer
+from vast.ports import Offer, hourly
 from vast.records.run_dir import RunRequest
-from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.image_needs import Needs
@@ -25,6 +27,16 @@ def print_rows(rows: Mapping[str, object]) -> None:
     for name, text in rows.items():
         if text:
             click.echo(f"{name:<12} {text}", err=True)
+
+
+def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *piped: Sequence[str]) -> None:
+    """A table as wide as the terminal; in a pipe tab-separated lines, `piped` if given: the names and the rows."""
+    if sys.stdout.isatty():
+        lines = table_lines(columns, cells, get_terminal_size().columns)
+    else:
+        lines = ["\t".join(row) for row in piped or ([column.name for column in columns], *cells)]
+    for line in lines:
+        click.echo(line)
 
 
 def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
@@ -44,7 +56,7 @@ def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found:
         "starts from": ", ".join(request.init_runs) or "the base model",
         "continues": begun and f"{begun.run}, which is unfinished here; --force begins anew",
         "image": plan.image,
-        "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${plans.price_of(best, plan):.3f} per hour, "
+        "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${hourly(best, plan.bid):.3f} per hour, "
         f"{best.place or 'place unknown'}; the cheapest of {len(found)} that fit, or the next one if it is gone",
         "estimate": estimate,
         "caps": f"${caps.dollars:.2f} and {caps.hours:g} h, of which {caps.reserve_minutes:g} min are kept for the end",

@@ -22,7 +22,7 @@ from vast.commands.plan_text import print_plan
 from vast.commands.wiring import Wiring, inputs_of
 from vast.marketplace.rows import rank
 from vast.policy import Policy
-from vast.ports import Cloud, Offer, OfferQuery
+from vast.ports import Cloud, Offer, OfferQuery, hourly
 from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
@@ -127,7 +127,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     query, found, estimate = _choose(cloud, wiring, job, query, asked.PRICE_OPTION)
     plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)
     best, hours = found[0], plans.hours_of(estimate)
-    price = plans.price_of(best, plan)
+    price = hourly(best, asked.bid)
     preflight.require_credit(account, price, policy)
     overhead = plans.overhead_hours(policy, best, query.down_gb)
     plans.require_caps(policy, price, hours, overhead=overhead, traffic=best.traffic)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from shutil import get_terminal_size
 
 import click
 
-from jobs.columns import table_lines
 from jobs.errors import RunStateError
 from vast.commands import start
 from vast.commands.options import runs_option
+from vast.commands.plan_text import print_table
 from vast.commands.wiring import Wiring
 from vast.ports import Seconds
 from vast.records import status as statuses
@@ -40,22 +38,13 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     if not found:
         click.echo("no rented run is kept here", err=True)
         return
-    _print(found)
+    piped = (statuses.COLUMNS, *map(statuses.row, found))
+    print_table(statuses.TERMINAL, statuses.terminal_rows(found), *piped)
     for one in found:
         alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
         for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else ""):
             if text:
                 click.echo(f"{one.run}: {text}", err=True)
-
-
-def _print(found: list[statuses.RunStatus]) -> None:
-    if sys.stdout.isatty():
-        width = get_terminal_size().columns
-        lines = table_lines(statuses.TERMINAL, statuses.terminal_rows(found), width)
-    else:
-        lines = ["\t".join(row) for row in (statuses.COLUMNS, *map(statuses.row, found))]
-    for line in lines:
-        click.echo(line)
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""From a stage, a profile and options to a Plan: the search for a machine, the estimate, the check of the caps. Pure."""
+"""The parts of a Plan: the image, the search for a machine, the command, the estimate, the check of the caps. Pure."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name, loading_hours
 from vast.policy import Policy, only_datacenters
-from vast.ports import Dollars, Offer, OfferQuery, Seconds, hourly
+from vast.ports import Dollars, Offer, OfferQuery, Seconds
 from vast.rental.image_needs import Needs
-from vast.supervisor.state import Plan
 
 HOUR: Seconds = 3600.0
 MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one
@@ -136,11 +135,6 @@ def run_id_of(stage: str, now: datetime, random: str) -> str:
 
 
 # ---- the caps ----------------------------------------------------------------------------------------------------------------
-
-
-def price_of(offer: Offer, plan: Plan) -> Dollars:
-    """Dollars per hour; for an interruptible contract the bid, its highest price."""
-    return hourly(offer, plan.bid)
 
 
 def overhead_hours(policy: Policy, offer: Offer | None = None, image_gb: float = 0.0) -> float:
