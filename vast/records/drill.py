@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from jobs.runs.atomic import finite
 from vast.policy import Policy
 from vast.ports import Seconds, Status, label_text, parse_label
 from vast.records.report import RunReport
@@ -99,10 +100,11 @@ def _machine(drill: Drill) -> Iterator[Row]:
     kept = {row["label"] for _, row in rows} == {label_text(state.run_id, state.deadline)}
     yield _row("label", "kept as it was sent", f"in {len(rows)} rows", kept, bool(rows))
     machines = [one.state.machine for one in drill.records if one.state.machine is not None]
-    priced = [one for one in machines if one.row_price]
-    seen = "" if not priced else f"${priced[-1].row_price:.4f} of ${priced[-1].price:.4f} an hour"
-    same = all(one.row_price <= 1.005 * one.price for one in priced)
-    yield _row("price of the instance", "that of its offer", seen, same, bool(priced))
+    offers = [one.pending.offer for one in drill.records if one.pending is not None and one.pending.offer is not None]
+    offered = max((one.dollars_per_hour for one in offers), default=0.0)
+    price = max((finite(row["dph_total"]) or 0.0 for _, row in rows), default=0.0)
+    seen = f"${price:.4f} per hour, offered at ${offered:.4f}"
+    yield _row("price of the instance", "that of its offer", seen, price <= 1.005 * offered, bool(price and offered))
     ran = next((one for one in machines if one.ran_at is not None), None)
     armed = next((one for one in machines if one.armed and one.ran_at is not None and one.reached_at is not None), None)
     loading = None if ran is None or ran.ran_at is None else ran.ran_at - ran.since
@@ -117,9 +119,8 @@ def _leases(drill: Drill) -> Row:
     every, killed = drill.policy.watchdog.renew, drill.killed_at
     tried = accepted = 0
     for before, after in pairwise(drill.records):
-        cut = (
-            killed is not None and before.stamp.wall <= killed < after.stamp.wall
-        )  # its answer was lost with the supervisor
+        # Of a killed supervisor's last renewal the answer is lost.
+        cut = killed is not None and before.stamp.wall <= killed < after.stamp.wall
         if before.pending is not None and before.pending.do is Do.RENEW and not cut:
             tried += 1
             accepted += after.state.lease_at - before.pending.t >= 0.99 * every

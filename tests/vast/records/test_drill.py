@@ -103,7 +103,7 @@ def lingering(drill: Drill) -> Drill:
         ("create", lambda one: replace(one, calls=[*one.calls, *one.of("create")])),
         ("a new machine is listed", lambda one: later(later(one, "list", 300), "show", 300)),
         ("label", lambda one: rows(one, label=f"prefill/{one.state.run_id}/1900000000")),
-        ("price of the instance", lambda one: machines(one, row_price=2.0)),
+        ("price of the instance", lambda one: rows(one, dph_total=2.0)),
         ("the image is loaded", lambda one: machines(one, ran_at=1e6)),
         ("ssh, with an armed switch", lambda one: machines(one, ran_at=0.0, reached_at=1e5)),
         ("renewals of the lease", lambda one: replace(one, policy=policies.load(options={
