@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from tests.vast.fakes.fake_engine import Box, FakeEngine, Handler
 from vast.local.engine import Engine, connect
 from vast.local.engine_errors import Missing, Refused, Silent
 from vast.shell.transport import Reply
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
