@@ -17,6 +17,7 @@ import click
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
 from vast import policy as policies
+from vast.commands import local_wiring
 from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.policy import Policy
@@ -57,8 +58,6 @@ def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
     """`wiring`; for a run of `vast local` with the container engine in place of the market."""
     if not folder.local.exists():
         return wiring
-    from vast.commands import local_wiring  # which needs the docker SDK
-
     return local_wiring.wiring_for(folder, wiring)
 
 

@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 from jobs.errors import UserError
 from jobs.estimate.estimate import estimate
 from vast import policy as policies
+from vast.local.engine import connect as reach
+from vast.local.engine_errors import EngineError
 from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.vast_ai import VastAI
@@ -104,13 +106,6 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
 
 def engine(environ: Mapping[str, str]) -> str:
     """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    try:
-        from vast.local.engine import connect as reach
-        from vast.local.engine_errors import EngineError
-    except ImportError:
-        raise UserError(
-            "docker", "its Python package is not installed", "pip install docker, as make setup does"
-        ) from None
     try:
         return f"answers: {reach(environ).identity()}"
     except EngineError as error:

@@ -132,13 +132,9 @@ def require_writable(runs_dir: Path) -> None:
     parent = runs_dir / VAST
     with io_errors_reported(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".writable.", dir=parent)
-        try:
-            os.write(descriptor, bytes(65536))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-            Path(name).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(prefix=".writable.", dir=parent, buffering=0) as file:
+            file.write(bytes(65536))
+            os.fsync(file.fileno())
 
 
 @contextmanager
