@@ -67,9 +67,8 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
 
         way = LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep)
         gpus = 0 if local.spec.gpus == "none" else None
-        return host_shell(
-            context, way, lambda: cloud.account() is not None, gpus=gpus
-        )  # whether the run's engine answers
+        # In place of a network: whether the run's engine answers.
+        return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
 
     return replace(wiring, connect=market, shell=shell, first_process=first_process)
 

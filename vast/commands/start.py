@@ -157,9 +157,10 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
 def print_end(folder: Folder, state: RunState) -> None:
     """Print the result, the report's path, our count of the cost, and what the account's credit went down by."""
     found = read_json(folder.report)
-    bill = found["credit_used"]
-    cost = f"cost: ${found['dollars']:.2f}" + ("" if bill is None else f", of the account's credit ${bill:.2f}")
-    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}; {cost}", err=True)
+    dollars, bill = found.get("dollars"), found.get("credit_used")
+    cost = f"; cost: ${dollars:.2f}" if dollars else ""  # nothing is charged for machines of one's own
+    cost += f", of the account's credit ${bill:.2f}" if cost and bill is not None else ""
+    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}{cost}", err=True)
 
 
 def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False,
