@@ -13,24 +13,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
+from vast import ports
 from vast.local.container_spec import ContainerSpec, environment, host_config
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused, Silent
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    Contract,
-    CreateResult,
-    Destroyed,
-    Gone,
-    Instance,
-    Offer,
-    OfferQuery,
-    Seconds,
-    Status,
-    parse_label,
-)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,12 +26,12 @@ MACHINE = "prefill.machine"
 ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
 # A container whose start failed also stays `created`; create() has reported that.
 STATUS = {
-    "created": Status.CREATED,
-    "running": Status.RUNNING,
-    "paused": Status.FROZEN,
-    "restarting": Status.REBOOTING,
-    "exited": Status.EXITED,
-    "dead": Status.EXITED,
+    "created": ports.Status.CREATED,
+    "running": ports.Status.RUNNING,
+    "paused": ports.Status.FROZEN,
+    "restarting": ports.Status.REBOOTING,
+    "exited": ports.Status.EXITED,
+    "dead": ports.Status.EXITED,
 }
 NAME_TAKEN = 409
 
@@ -57,17 +43,17 @@ class LocalCloud:
         self._engine, self._spec = engine, spec
         self.trouble = ""
 
-    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+    def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
         """The one offer: this machine. After each ban it gets another number, since a container failed and not the machine."""
         if self.account() is None:
             return None
         number = next(one for one in itertools.count(1) if one not in query.banned_machines)
         gpus = 0 if self._spec.gpus == "none" else query.gpus
-        return (Offer(number, number, "this machine", gpus, 0.0, 0.0, place="here"),)
+        return (ports.Offer(number, number, "this machine", gpus, 0.0, 0.0, place="here"),)
 
-    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         """The container's pid 1 is tini and its only child the command `contract.onstart`, the dead-man's switch."""
-        label = parse_label(contract.label)
+        label = ports.parse_label(contract.label)
         if label is None:
             return self._refused(None, f"{contract.label!r} is no label of a run")
         marks = {RUN: contract.label}
@@ -101,23 +87,23 @@ class LocalCloud:
             return self._refused(number, str(error))
         except EngineError as error:
             self._note("start", error)  # it exists, and its status decides
-        return CreateResult("created", number)
+        return ports.CreateResult("created", number)
 
-    def instances(self) -> tuple[Instance, ...] | None:
+    def instances(self) -> tuple[ports.Instance, ...] | None:
         """Containers of every local run; one that is removed while they are listed is left out."""
         states = self._known("list", lambda: [self._looked(one) for one in self._engine.containers(RUN)])
-        return None if states is None else tuple(one for one in states if isinstance(one, Instance))
+        return None if states is None else tuple(one for one in states if isinstance(one, ports.Instance))
 
-    def instance(self, instance_id: int) -> Instance | Gone | None:
+    def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         name = _name(instance_id)
         return self._known(name, lambda: self._looked(name))
 
-    def destroy(self, instance_id: int) -> Destroyed:
+    def destroy(self, instance_id: int) -> ports.Destroyed:
         """Remove the container at once, with its volume /runs. Only containers with a run's label are touched."""
         name = _name(instance_id)
         try:
             found = self._looked(name)
-            if isinstance(found, Instance):
+            if isinstance(found, ports.Instance):
                 self._engine.remove(name)
             elif found is None:
                 return "unclear"
@@ -135,12 +121,12 @@ class LocalCloud:
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the way in is the engine's, and needs none
 
-    def account(self) -> Account | None:
+    def account(self) -> ports.Account | None:
         """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""
         found = self._known("engine", self._engine.identity)
         if found is not None and found != self._spec.engine:
             self._note("engine", f"another one answers ({found}); the run is on {self._spec.engine}")
-        return Account(0.0) if found == self._spec.engine else None
+        return ports.Account(0.0) if found == self._spec.engine else None
 
     def sweep(self, run_label: str) -> int | None:
         """Remove the volumes of containers that were removed by hand. Returns their number."""
@@ -155,12 +141,12 @@ class LocalCloud:
             self._note(what, error)
             return None
 
-    def _looked(self, name: str) -> Instance | Gone | None:
+    def _looked(self, name: str) -> ports.Instance | ports.Gone | None:
         """Raises EngineError, except Missing. None: the container is not one of ours."""
         try:
             row = self._engine.inspect(name)
         except Missing:
-            return GONE
+            return ports.GONE
         try:
             return _instance(row, name)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -172,13 +158,13 @@ class LocalCloud:
             log.warning("%s", words)  # once, however often it is asked again
         self.trouble = words
 
-    def _refused(self, number: int | None, words: str) -> CreateResult:
+    def _refused(self, number: int | None, words: str) -> ports.CreateResult:
         self._note("create", words)
-        return CreateResult("refused", number, words)
+        return ports.CreateResult("refused", number, words)
 
-    def _unclear(self, error: EngineError) -> CreateResult:
+    def _unclear(self, error: EngineError) -> ports.CreateResult:
         self._note("create", error)
-        return CreateResult("unclear", None, str(error))
+        return ports.CreateResult("unclear", None, str(error))
 
 
 def _number(container: str) -> int:
@@ -189,16 +175,16 @@ def _name(instance_id: int) -> str:
     return f"{instance_id:0{ID_DIGITS}x}"
 
 
-def _instance(row: dict[str, Any], name: str) -> Instance | None:
+def _instance(row: dict[str, Any], name: str) -> ports.Instance | None:
     """Raises KeyError and the like where the answer is not what the engine's API promises."""
     ident, labels, state = str(row["Id"]), row["Config"]["Labels"] or {}, row["State"]
     if not ident.startswith(name):
         raise ValueError(f"asked for {name}, and the answer is about {ident}")
     if RUN not in labels:
         return None
-    status = STATUS.get(str(state["Status"]), Status.UNKNOWN)
+    status = STATUS.get(str(state["Status"]), ports.Status.UNKNOWN)
     machine = str(labels.get(MACHINE, ""))
-    return Instance(
+    return ports.Instance(
         id=_number(ident),
         label=str(labels[RUN]),
         machine_id=int(machine) if machine.isdigit() else 0,
@@ -208,18 +194,18 @@ def _instance(row: dict[str, Any], name: str) -> Instance | None:
         dollars_per_hour=0.0,
         started=_unix(str(state.get("StartedAt", ""))),
         end=None,
-        addresses=(Address(ident[:ID_DIGITS], 0),),
+        addresses=(ports.Address(ident[:ID_DIGITS], 0),),
     )
 
 
-def _message(state: dict[str, Any], status: Status) -> str:
+def _message(state: dict[str, Any], status: ports.Status) -> str:
     text = str(state.get("Error") or "")
-    if status is Status.EXITED and not text:
+    if status is ports.Status.EXITED and not text:
         text = f"ended with {state.get('ExitCode')}"
     return f"{text}; out of memory" if state.get("OOMKilled") else text
 
 
-def _unix(text: str) -> Seconds | None:
+def _unix(text: str) -> ports.Seconds | None:
     """0001-01-01T00:00:00Z: never. The engine writes nanoseconds, which Python 3.11 cuts off."""
     try:
         at = datetime.fromisoformat(text)
