@@ -115,8 +115,7 @@ class LocalCloud:
         return "accepted"
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        self._note("label", "a container keeps the labels that it was made with")
-        return False
+        return False  # a container keeps the labels that it was made with
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the way in is the engine's, and needs none
