@@ -52,7 +52,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
-ENGINES := .venv/.engines/.done
+ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
 
@@ -115,7 +115,9 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs
+.PHONY: report runs track
+track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
+	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
@@ -169,7 +171,7 @@ test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
-test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, read by the engines' own packages
+test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, and what trackers keep, read by their own packages
 	$(PYTEST) -m engines tests/engines $(ARGS)
 test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER names the program that starts one
 	$(PYTEST) -m slurm tests/slurm $(ARGS)
@@ -250,6 +252,12 @@ endef
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 # So do those of the engines whose parsers read what jobs/submit writes.
+# The clients of trackers work in the same process as torch.
+.venv/.trackers/.done: requirements/trackers.lock .venv/.base
+	@rm -rf .venv/.trackers && .venv/bin/python -m venv .venv/.trackers
+	@.venv/.trackers/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) --no-deps -r $<
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo .venv/.trackers/lib/python3*/site-packages)/base.pth"
+	@touch $@
 .venv/.%/.done: requirements/%.lock .venv/.base
 	@rm -rf .venv/.$* && .venv/bin/python -m venv .venv/.$*
 	@.venv/.$*/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
