@@ -31,6 +31,11 @@ class Killed(BaseException):
     """kill -9 of this process: no handler of an error sees it."""
 
 
+def make_key(directory: Path) -> str:
+    (directory / "key").write_text("the private key")
+    return PUBLIC_KEY
+
+
 def die_at(number: int) -> Callable[[int], None]:
     """For ScriptedShell.on_look: the supervisor dies at that look, and at each later one."""
 
@@ -66,10 +71,6 @@ class World:
             if isinstance(self.engine, UserError):
                 raise self.engine
             return self.engine
-
-        def make_key(directory: Path) -> str:
-            (directory / "key").write_text("the private key")
-            return PUBLIC_KEY
 
         made = replace(
             Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pulled()),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.vast.fakes.command_process import make_key
+from tests.vast.fakes.command_line import make_key
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.machines import PROGRAM, FastClock, MachineTransport
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
