@@ -191,7 +191,7 @@ def test_an_address_that_a_later_instance_is_given_is_a_first_contact_again(benc
     ("mode", "kind"),
     [("denied", "denied"), ("refused", "unreachable"), ("timed", "unreachable"), ("changed", "wrong-host")],
 )
-def test_what_ssh_says_is_told_apart(bench: Bench, mode: str, kind: str) -> None:
+def test_what_ssh_says_is_classified(bench: Bench, mode: str, kind: str) -> None:
     bench.mode(mode)
     assert run(bench).kind == kind
 
