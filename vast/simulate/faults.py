@@ -54,8 +54,13 @@ MODES: dict[str, int] = {
     "slow-pull": 41,
     "nvml-error": 42,
     "renamed": 43,
+    # before the job
+    "burn-in-fails": 44,
+    "burn-in-hangs": 45,
+    "burn-in-missing": 46,
+    "slow-gpu": 47,
 }
-FIELD = tuple(MODES)[30:]
+FIELD, LATER = tuple(MODES)[30:43], tuple(MODES)[43:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
@@ -121,6 +126,9 @@ def schedule(seed: int) -> Schedule:
     field = Random(seed ^ 0xF1E1D)  # a stream of its own, so that a new mode changes no older fault of a seed
     for mode in field.choices(FIELD, k=field.choice((0, 0, 1, 1, 2, 3))):
         _add(made, mode, field, made.work)
+    later = Random(seed ^ 0x1A7E4)
+    for mode in later.choices(LATER, k=later.choice((0, 0, 0, 1, 1, 2))):
+        _add(made, mode, later, made.work)
     return made
 
 

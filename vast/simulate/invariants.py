@@ -27,6 +27,7 @@ NAMES = {
     "fetch": "work that can be fetched is fetched before its machine is destroyed, unless a cap forces it",
     "named-loss": "every loss is named in the state",
     "price": "no job starts on a machine above the bound of the policy",
+    "burn-in": "no job starts on a machine that was not tried, or that failed its burn-in",
     "blind": "nothing is rented while the market hides what there is",
     "stuck": "a machine that cannot work is given up in bounded time, while our side and the market work",
     "last-good": "the checkpoint that the state calls local is here",
@@ -39,6 +40,8 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
     "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
+    "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
+    "slow": frozenset({"slow-gpu"}),
     "unguarded": frozenset({"container-restart"}),
     "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),

@@ -118,7 +118,7 @@ class SeedOutcome:
 
 
 def plan_of(made: Schedule) -> Plan:
-    query = OfferQuery(interruptible=made.interruptible)
+    query = OfferQuery(interruptible=made.interruptible, work_hours=made.work / 3600)
     bid = made.price if made.interruptible else None
     return Plan(
         "run", "image", ("prefill", "stage"), query, made.cap_dollars, made.cap_seconds, bid=bid, public_key="k"
@@ -128,7 +128,7 @@ def plan_of(made: Schedule) -> Plan:
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     """One run, with the crashes of its schedule."""
     world = World(made, watchdog=True, silent=policy.watchdog.silent, trace=trace)
-    world.bound = policy.market.max_dollars_per_hour
+    world.bound, world.burns_in = policy.market.max_dollars_per_hour, policy.burn_in.enabled
     cloud, shell, clock = FakeCloud(world), FakeShell(world), FakeClock(world)
     journal = MemoryJournal(world)
     told: list[str] = []

@@ -32,6 +32,7 @@ class World:
         self.wall_shift = 0.0
         self.watchdog, self.silent = watchdog, silent
         self.bound = INF  # dollars per hour, of the policy
+        self.burns_in = False  # by the policy
         self.machines: dict[int, SimulatedMachine] = {}
         self.ours: list[SimulatedMachine] = []
         self.foreign: list[SimulatedMachine] = []
@@ -149,6 +150,8 @@ class World:
         if "no-price" in modes:
             self.hit(machine, "no-price")
             machine.priced, machine.price = False, self.schedule.price
+        slow = machine.fault("slow-gpu")
+        machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if not ports:
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
@@ -159,7 +162,8 @@ class World:
             return machine
         if "bad-image" in modes:
             self.hit(machine, "bad-image")
-            fault = next(one for one in machine.faults if one.mode == "bad-image")
+            fault = machine.fault("bad-image")
+            assert fault is not None
             machine.message = "manifest unknown" if fault.variant < 0.5 else "nvidia-container-cli: driver error"
             machine.truth.add("image" if fault.variant < 0.5 else "host-fault")
             return machine
@@ -318,13 +322,16 @@ class World:
         if job is None:
             return machine.saved
         until = min(self.now, job.hung_at, INF if job.ended is None else job.ended)
-        return min(self.schedule.steps, job.first_step + int(max(0.0, until - job.began) * self.schedule.steps_per_s))
+        return min(
+            self.schedule.steps,
+            job.first_step + int(max(0.0, until - job.began) * machine.rate * self.schedule.steps_per_s),
+        )
 
     def start_job(self, machine: SimulatedMachine, home: int) -> None:
         old = machine.job
         job = machine.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now, machine.saved)
         self.say(f"machine {machine.id}: job attempt {job.attempt} from step {job.first_step}")
-        end = self.now + (self.schedule.steps - job.first_step) / self.schedule.steps_per_s + 1
+        end = self.now + (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s) + 1
         self.at(end, lambda: self._complete(machine, job))
         for fault in machine.faults:
             self._plan(machine, job, fault, home)
@@ -361,7 +368,7 @@ class World:
     def _complete(self, machine: SimulatedMachine, job: SimulatedJob) -> None:
         if machine.job is not job or job.ended is not None or machine.dead_at is not None or job.hung_at < INF:
             return
-        fault = next((one for one in machine.faults if one.mode == "no-manifest"), None)
+        fault = machine.fault("no-manifest")
         if fault is not None and (job.attempt == 1 or fault.variant < 0.4):
             self.hit(machine, "no-manifest")
         else:

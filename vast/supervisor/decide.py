@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 
 from vast.policy import Policy
-from vast.ports import hourly
+from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
 from vast.supervisor.schedule import LEAD, ends_soon, wake_at
@@ -89,17 +89,39 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 
 def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Push the local checkpoint, then start: only after this very poll has seen the dead-man's switch armed."""
+    """Burn-in, the local checkpoint, start: only after this very poll has seen the dead-man's switch armed."""
     machine = state.machine
-    if machine is None or not in_touch(obs, machine) or not machine.armed:
+    if machine is None:
+        return None
+    if machine.burn_in is not None and not machine.starts:
+        if not machine.burn_in.good:
+            return verdict(obs, "burn-in")
+        if _too_slow(obs.t, state, machine.burn_in, policy):
+            return verdict(obs, "slow")
+    if not in_touch(obs, machine) or not machine.armed:
         return None
     if machine.starts >= policy.starts:
         return verdict(obs, "ssh")
     if too_dear(state, machine, policy):
         return None  # one poll more decides: vast/supervisor/signs.py
+    if policy.burn_in.enabled and machine.burn_in is None and not machine.starts:
+        if machine.burn_in_lost >= policy.burn_in.tries:
+            return verdict(obs, "burn-in")
+        return Action(Do.BURN_IN, obs.t) if obs.t >= machine.burn_in_next else None
     if not machine.pushed and state.home is not None:
         return Action(Do.PUSH, obs.t, state.home)
     return Action(Do.START, obs.t, "first")
+
+
+def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
+    """Whether the estimate, corrected by the burn-in, exceeds what is left of the caps, and another machine may be taken.
+
+    Not for a run that goes on from a checkpoint: how much work is left is not known.
+    """
+    if found.slowdown <= 1.0 or state.home is not None or state.attempt >= policy.attempts:
+        return False
+    hours = state.work_hours * found.slowdown + policy.caps.reserve_minutes / 60
+    return t + 3600 * hours > state.cap_seconds or spent(state, t) + burn(state) * hours > state.cap_dollars
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------

@@ -123,8 +123,8 @@ class Supervisor:
             state = advance(state, last.pending, answer, self.policy)
         state = changed(state, look_at=0.0, waits_from=self.run_clock.t(), unlisted_since=None, unsearched_since=None)
         if state.machine is not None and not state.machine.starts:
-            # nothing was polled meanwhile: its deadline restarts
-            state = changed(state, machine=changed(state.machine, ran_at=None))
+            # nothing was polled meanwhile: its deadline restarts, and an answer that we lost is no fault of the host
+            state = changed(state, machine=changed(state.machine, ran_at=None, burn_in_lost=0))
         self.journal.state(state, self.run_clock.stamp())
         return state
 
@@ -182,6 +182,8 @@ class Supervisor:
                 return self.cloud.attach_key(action.instance_id, self.plan.public_key)
             case Do.RELABEL:
                 return self.cloud.set_label(action.instance_id, self.label)
+            case Do.BURN_IN:
+                return self.shell.burn_in(addresses, self.policy.burn_in.seconds)
             case Do.PUSH:
                 return self.shell.push(addresses, self._transfer_proceeds)
             case Do.START:

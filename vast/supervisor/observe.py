@@ -29,7 +29,8 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if blind or (state.phase is Phase.COLLECTING and not obs.network):
         changes["waits_from"] = obs.t
     if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
-        state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # no job could be started meanwhile
+        # no job could be started meanwhile
+        state = changed(state, machine=changed(state.machine, ran_at=obs.t, burn_in_lost=0))
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
         if state.machine is not None and _started_after_all(state, state.machine):
@@ -191,7 +192,9 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
         failed = machine.failed + (not denied)  # a refused key does not mean a dead host
-        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned)
+        return changed(
+            machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0
+        )  # fmt: skip
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     watchdog = host.watchdog

@@ -17,6 +17,7 @@ from typing import TypeVar
 from vast.ports import (
     Account,
     Address,
+    BurnIn,
     CreateResult,
     Dollars,
     Gone,
@@ -117,6 +118,9 @@ class Machine:
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
+    burn_in: BurnIn | None = None  # what it showed before its job
+    burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
+    burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
     pushed: bool = False  # the local checkpoint was sent to it, or there was none
     starts: int = 0
     started_boot: str = ""
@@ -139,7 +143,7 @@ class PendingDestroy:
     price: Dollars
     since: Seconds
     reason: str
-    lost: bool = False  # it cannot be reached, so another machine may be taken before it is gone
+    lost: bool = False  # it cannot be reached, or nothing ran there: another machine may be taken before it is gone
     tries: int = 0
     next_try: Seconds = 0.0
     accepted: bool = False  # a DELETE was; absence counts only after it
@@ -158,6 +162,7 @@ class RunState:
     interruptible: bool = False
     bid: Dollars | None = None  # per hour, of an interruptible contract
     max_price: Dollars | None = None  # per hour, of the request
+    work_hours: float = 0.0  # expected by the plan; 0: not known
     service_zero: Seconds | None = None  # unix time of t = 0 by the service's clock; None: unknown, as `begun_wall`
     phase: Phase = Phase.IDLE
     phase_since: Seconds = 0.0
@@ -214,8 +219,9 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     label_text(plan.run_id, deadline)
     bound = plan.query.max_dollars_per_hour if plan.bid is None else None  # a bid is its own bound
     return RunState(
-        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound
-    )
+        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound,
+        plan.query.work_hours,
+    )  # fmt: skip
 
 
 def contract_left(state: RunState, t: Seconds) -> Seconds | None:
@@ -270,6 +276,7 @@ class Do(StrEnum):
     DESTROY = "destroy"
     ATTACH_KEY = "attach-key"
     RELABEL = "relabel"
+    BURN_IN = "burn-in"
     PUSH = "push"
     START = "start"
     STOP = "stop"
@@ -295,4 +302,4 @@ class Action:
     ended: Seconds = 0.0  # when its result came; 0: unknown
 
 
-Result = Observation | tuple[Offer, ...] | CreateResult | Pulled | str | bool | None
+Result = Observation | tuple[Offer, ...] | CreateResult | BurnIn | Pulled | str | bool | None

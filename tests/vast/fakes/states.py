@@ -6,7 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 from vast import policy
-from vast.ports import Account, Address, Host, Instance, JobReport, Offer, OfferQuery, Status, Watchdog, label_text
+from vast.ports import (
+    Account,
+    Address,
+    BurnIn,
+    Host,
+    Instance,
+    JobReport,
+    Offer,
+    OfferQuery,
+    Status,
+    Watchdog,
+    label_text,
+)
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Machine, Observation, Phase, Plan, RunState, begin
@@ -60,8 +72,10 @@ def provisioning(**more: Any) -> RunState:
 
 
 def fresh(**more: Any) -> RunState:
-    """A machine that has just been rented, at t = 0."""
-    blank: dict[str, Any] = dict(starts=0, armed=False, reached_at=None, boot="", ran_at=None, job=None)
+    """A machine that has just been rented, at t = 0; its burn-in, which most tests are not about, is behind it."""
+    blank: dict[str, Any] = dict(
+        starts=0, armed=False, reached_at=None, boot="", ran_at=None, job=None, burn_in=BurnIn(True)
+    )
     return replace(running(**{**blank, **more}), phase=Phase.PROVISIONING)
 
 

@@ -18,11 +18,11 @@ import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
 from vast import policy as policies
 from vast.policy import Policy
-from vast.ports import Offer
-from vast.simulate.fake_shell import HANG
-from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, Fault, Schedule, quiet
+from vast.ports import BurnIn, Offer
+from vast.simulate.fake_shell import HANG, FakeShell
+from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, LATER, Fault, Schedule, quiet
 from vast.simulate.run import run
-from vast.supervisor.state import Phase, RunState, changed
+from vast.supervisor.state import Do, Phase, RunState, changed
 
 POLICY = policies.load()
 VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
@@ -55,12 +55,43 @@ def broken(mode: str, *also: Fault, policy: Policy = POLICY, times: Iterable[flo
     return {name for made in worlds for name, _ in run(made, policy).violations}
 
 
-@pytest.mark.parametrize("mode", FIELD)
+@pytest.mark.parametrize("mode", (*FIELD, *LATER))
 def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     results = [run(made, POLICY) for made in schedules(mode)]
     assert [one.violations for one in results if one.violations] == []
     assert sum(one.leaks for one in results) == 0
     assert any(one.happened[mode] for one in results)
+
+
+def test_mutation_the_answer_of_a_burn_in_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = advance_module.AFTER[Do.BURN_IN]
+    monkeypatch.setitem(
+        advance_module.AFTER, Do.BURN_IN, lambda state, action, result, policy: original(state, action, BurnIn(True), policy)
+    )  # fmt: skip
+    assert broken("burn-in-fails") == broken("burn-in-hangs") == {"burn-in"}
+
+
+def test_mutation_a_burn_in_that_hangs_is_tried_for_ever() -> None:
+    endless = POLICY.model_copy(update={"burn_in": POLICY.burn_in.model_copy(update={"tries": 10**9})})
+    assert broken("burn-in-hangs", policy=endless) == {"unknown"}  # as `ssh`, although ssh works
+
+
+def test_mutation_an_image_without_a_burn_in_counts_as_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = FakeShell.burn_in
+    monkeypatch.setattr(
+        FakeShell, "burn_in",
+        lambda *args: None if (found := original(*args)) is None else replace(found, good=found.good and found.ran),
+    )  # fmt: skip
+    assert broken("burn-in-missing") == {"unknown"}
+
+
+def test_mutation_a_slow_gpu_does_not_correct_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is paid for to the cap, and the work is not done."""
+    small = {"cap_dollars": 3.6, "cap_seconds": 1e5}
+    slow = [replace(made, **small) for made in schedules("slow-gpu")]
+    assert {run(made, POLICY).result for made in slow} == {"done"}
+    monkeypatch.setattr(decide_module, "_too_slow", lambda *seen: False)
+    assert "budget" in {run(made, POLICY).result for made in slow}
 
 
 def _early(monkeypatch: pytest.MonkeyPatch) -> None:

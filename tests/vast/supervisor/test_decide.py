@@ -20,7 +20,7 @@ from tests.vast.fakes.states import (
     running,
     twice,
 )
-from vast.ports import GONE, Account, Address, CreateResult, Host, JobReport, Pulled, Status
+from vast.ports import GONE, Account, Address, BurnIn, CreateResult, Host, JobReport, Pulled, Status
 from vast.supervisor import reasons
 from vast.supervisor.advance import AFTER, advance, apply_verdict
 from vast.supervisor.decide import RULES, decide
@@ -150,7 +150,7 @@ def test_nothing_is_rented_while_the_account_cannot_be_seen() -> None:
 
 
 def test_no_job_starts_before_this_look_has_seen_the_switch_armed() -> None:
-    state = replace(provisioning(), machine=Machine(5, 1, 1.0, 0.0), lease_at=1e9)
+    state = replace(provisioning(), machine=Machine(5, 1, 1.0, 0.0, burn_in=BurnIn(True)), lease_at=1e9)
     assert after(state, 50.0, host=host(job("absent"), armed=False)).do is Do.WAIT
     assert after(state, 50.0, host=host(job("absent"))).do is Do.START
     armed, _ = look(state, 50.0, host=host(job("absent")))

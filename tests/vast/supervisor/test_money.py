@@ -232,7 +232,19 @@ def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more
 
 def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> None:
     """A machine at fault is not rented again by the run; from one that still answers, work is fetched first."""
-    banned = {"price", "not-fetched", "gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
+    banned = {
+        "burn-in",
+        "slow",
+        "price",
+        "not-fetched",
+        "gpu-fault",
+        "host-fault",
+        "loading",
+        "ssh",
+        "not-started",
+        "host-lost",
+        "away",
+    }
     out_of_reach = {"no-credit", "no-offers", "refused", "image", "vanished", *banned} - {"gpu-fault"}
     quiet = {"done", "asked", "cuda-oom", "disk-full", "hub-timeout", "stale-lock", "stopped", "lost", "restarted"}
     over = {"done", "user", "nan", "no-learning", "deterministic", "asked", "budget", "time-cap", "low-credit",
