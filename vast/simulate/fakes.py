@@ -21,6 +21,7 @@ from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import WALL, World
 
 MARKET = 12  # machines for rent
+DRIFT = 300.0  # seconds by which a label's deadline may differ from the run's
 
 
 class FakeClock:
@@ -88,6 +89,9 @@ class FakeCloud:
         hidden = world.active.get("market-hidden")
         if hidden is not None and world.now - max(hidden.at, 0.0) > 300:
             world.violate("blind", "a machine is rented while the market hides what there is")
+        label, end = parse_label(contract.label), WALL + world.begun + world.schedule.cap_seconds
+        if label is None or abs(label.deadline - end) > DRIFT:
+            world.violate("label", f"{contract.label}, and the run ends at {end:.0f}")
         world.creates += 1
         world.absence_answers.clear()
         machine = offer_id // 10

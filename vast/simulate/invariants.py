@@ -8,7 +8,7 @@ from __future__ import annotations
 from vast.policy import Policy
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
-from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.state import Phase, RunState
 
 NAMES = {
@@ -27,6 +27,8 @@ NAMES = {
     "fetch": "work that can be fetched is fetched before its machine is destroyed, unless a cap forces it",
     "named-loss": "every loss is named in the state",
     "price": "no job starts on a machine above the bound of the policy",
+    "told": "every verdict of which a person must know is told",
+    "label": "the deadline in a machine's label is the run's, by the service's clock",
     "burn-in": "no job starts on a machine that was not tried, or that failed its burn-in",
     "blind": "nothing is rented while the market hides what there is",
     "stuck": "a machine that cannot work is given up in bounded time, while our side and the market work",
@@ -141,6 +143,14 @@ def at_rest(world: World, state: RunState, looked_at: float) -> None:
     kept = [machine for machine in world.alive() if machine.id not in doomed and machine.visible_at + 5 < looked_at]
     if len(kept) > 1:
         world.violate("double-rent", f"machines {[machine.id for machine in kept]} at rest")
+
+
+def of_alerts(world: World, state: RunState, told: list[str]) -> None:
+    """Every reason in the state's history must have been told, if the table says so."""
+    notes = (note.split(": ") for _, note in state.history if note.startswith(("verdict: ", "destroying ")))
+    for reason in {words[1] for words in notes} & REASONS.keys():
+        if REASONS[reason].alert and reason not in told:
+            world.violate("told", f"{reason} is in the history, and nobody was told")
 
 
 def at_close(world: World, state: RunState, policy: Policy) -> None:

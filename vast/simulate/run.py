@@ -47,6 +47,7 @@ class Handle:
             raise Superseded
 
     def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
+        self._world.begun = self._world.now
         self._write(Last(plan, state, None, stamp))
 
     def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
@@ -154,6 +155,7 @@ def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     state = supervisor.state
     if state.phase is Phase.CLOSED:
         invariants.at_close(world, state, policy)
+        invariants.of_alerts(world, state, told)
     invariants.at_end(world, state, policy)
     texts = [*told, repr(journal.last)] if made.seed % 50 else [*told, repr(journal.last), to_json(state)]
     if any(SECRET in text for text in texts):

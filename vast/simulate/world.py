@@ -29,6 +29,7 @@ class World:
         self.schedule = schedule
         self.rng = Random(schedule.seed ^ 0x5EED)
         self.now = 0.0
+        self.begun = 0.0  # when the journal was: a crash before that begins the run anew
         self.wall_shift = 0.0
         self.watchdog, self.silent = watchdog, silent
         self.bound = INF  # dollars per hour, of the policy

@@ -108,8 +108,6 @@ class Supervisor:
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.state(self.state, self.run_clock.stamp())
-        if action.do is Do.VERDICT and REASONS[action.why].alert:
-            self.tell(action.why, self.state)
         if self.state.phase is Phase.CLOSED:
             self.tell(CLOSED, self.state)
 
@@ -129,11 +127,15 @@ class Supervisor:
         return state
 
     def _advance(self, action: Action, result: Result) -> None:
-        before = self.state.alerts
-        self.state = advance(self.state, action, result, self.policy)
-        for alert in self.state.alerts:
-            if alert not in before:
-                self.tell(alert, self.state)
+        """Tell what is new before it is journalled: after a crash in between it is told twice, and never not at all."""
+        before = self.state
+        self.state = advance(before, action, result, self.policy)
+        new = [alert for alert in self.state.alerts if alert not in before.alerts]
+        reason = action.why if action.do is Do.VERDICT else self.state.verdict
+        if reason is not None and (action.do is Do.VERDICT or reason != before.verdict) and REASONS[reason].alert:
+            new.append(reason)
+        for what in new:
+            self.tell(what, self.state)
 
     # ---- polling: reads only ---------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
         changes["refused_since"] = None
         changes["credit"] = obs.account.credit
         if obs.account.at is not None:
-            changes["service_zero"] = obs.account.at - obs.t
+            changes["service_zero"] = zero = obs.account.at - obs.t
+            if state.created_at is None:  # no label is written yet: its deadline is compared with the service's clock
+                changes["deadline"] = int(zero + state.cap_seconds)
     elif state.refused_since is None:
         changes["refused_since"] = obs.t
     blind = obs.account is None and state.machine is None

@@ -155,7 +155,7 @@ class PendingDestroy:
 @dataclass(frozen=True)
 class RunState:
     run_id: str
-    deadline: int  # unix time, for the label
+    deadline: int  # unix time, for the label: by the service's clock, as far as it was known before the first create
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0

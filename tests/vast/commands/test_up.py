@@ -294,6 +294,23 @@ def test_a_market_that_refuses_every_create_is_named_and_not_called_empty(
     assert world.fake.count("create") == offers
 
 
+def test_an_account_without_credit_at_the_create_is_an_alert(world: World) -> None:
+    world.fake.fail("no-credit", on="create")
+    done = world.vast(*UP)
+    assert json.loads(world.folder.report.read_text())["result"] == "no-credit", done.output
+    assert done.stderr.count("alert: no-credit: the account has no credit to rent with") == 1
+
+
+def test_the_deadline_of_a_label_is_by_the_services_clock(world: World) -> None:
+    """This machine's clock is five days ahead."""
+    days, real = 5 * 86_400, world.clock.now
+    world.clock.now = lambda: real() + days  # type: ignore[method-assign]
+    world.vast(*UP, "--max-hours", "4")
+    (rental,) = world.fake.market.rentals.values()
+    deadline = int(rental.request["label"].rpartition("/")[2])
+    assert 0 <= deadline - 1_800_000_000 - 4 * 3600 < 60
+
+
 def test_why_ssh_fails_is_shown_and_a_fresh_machine_raises_no_alert(world: World) -> None:
     changed = "wrong-host", "REMOTE HOST IDENTIFICATION HAS CHANGED"
     refused = "unreachable", "ssh: connect to host 198.51.100.7 port 22: Connection refused"

@@ -22,7 +22,8 @@ from vast.ports import BurnIn, Offer
 from vast.simulate.fake_shell import HANG, FakeShell
 from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, LATER, Fault, Schedule, quiet
 from vast.simulate.run import run
-from vast.supervisor.state import Do, Phase, RunState, changed
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Phase, RunState, changed
 
 POLICY = policies.load()
 VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
@@ -215,6 +216,40 @@ def test_mutation_the_end_of_a_contract_is_told_by_our_clock(monkeypatch: pytest
     for module in (signs_module, schedule_module):
         monkeypatch.setattr(module, "contract_left", left)
     assert broken("clock-wrong") == {"unknown"}
+
+
+def test_mutation_the_deadline_of_a_label_is_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module.observe
+    monkeypatch.setattr(
+        advance_module, "observe", lambda state, *seen: changed(original(state, *seen), deadline=state.deadline)
+    )
+    assert broken("clock-wrong") == {"label"}
+
+
+def test_mutation_only_the_verdicts_of_a_rule_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Supervisor._advance
+
+    def silent(self: Supervisor, action: Action, result: Any) -> None:
+        tell = self.tell
+        self.tell = tell if action.do in (Do.LOOK, Do.VERDICT) else lambda what, state: None
+        original(self, action, result)
+        self.tell = tell
+
+    in_the_last_pull = range(int(WORK) + 100, int(WORK) + 500, 25)
+    assert broken("offline", times=in_the_last_pull) == set()
+    monkeypatch.setattr(Supervisor, "_advance", silent)
+    assert broken("offline", times=in_the_last_pull) == {"told"}
+
+
+def test_mutation_two_odd_answers_within_a_minute_are_believed() -> None:
+    """Seed 21150: a row is odd for 26 s, and 7 s later, with no poll in between, for 31 s."""
+    hasty = POLICY.model_copy(update={"confirm_after": 60.0})
+    for mode in ("odd-row", "odd-account"):
+        worlds = [replace(quiet(0, HOURS), machines={1: [Fault("stuck-loading", 0.0, INF, 0.5)]}) for _ in range(10)]
+        for made, at in zip(worlds, range(610, 630, 2), strict=True):
+            made.times = [Fault(mode, at, 26.0, 0.5), Fault(mode, at + 33.0, 31.0, 0.5)]
+        assert [name for made in worlds for name, _ in run(made, POLICY).violations] == []
+        assert {name for made in worlds for name, _ in run(made, hasty).violations} == {"unknown"}
 
 
 def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:

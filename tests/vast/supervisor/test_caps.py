@@ -32,7 +32,7 @@ def test_credit_and_contract_end_the_run_while_there_is_time_for_an_end() -> Non
     assert after(running(), 1000.0, account=Account(0.25)).do is not Do.VERDICT
     assert twice(running(), 1000.0, account=Account(0.24999)) == "low-credit"
     assert after(running(), 1000.0, instances=(instance(end=2000 + RESERVE),)).do is not Do.VERDICT
-    assert twice(running(), 1000.0, instances=(instance(end=1939 + RESERVE),)) == "contract-end"
+    assert twice(running(), 1000.0, instances=(instance(end=1999 - POLICY.confirm_after + RESERVE),)) == "contract-end"
 
 
 def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> None:

@@ -190,7 +190,7 @@ def test_the_end_of_a_contract_is_told_by_the_services_clock() -> None:
     days = 864_000.0
     ending: dict[str, Any] = {"instances": (instance(end=days + 2500.0),), "host": UNREACHABLE}
     assert twice(running(), 1000.0, **ending, account=replace(RICH, at=None)) == ""
-    first, _ = look(running(), 940.0, **ending, account=replace(RICH, at=days + 1940.0))
+    first, _ = look(running(), 1000.0 - CONFIRM, **ending, account=replace(RICH, at=days + 2000.0 - CONFIRM))
     assert ended(first, 1000.0, **ending, account=replace(RICH, at=days + 2000.0)) == "contract-end"
 
 

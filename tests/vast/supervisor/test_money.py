@@ -167,8 +167,9 @@ def test_a_refused_create_is_followed_by_the_next_offer_and_no_credit_ends_the_r
 
 def test_the_dearer_of_offer_and_row_counts_once_two_polls_agree() -> None:
     state = running()
-    rows = ((900.0, 9.9, 1.0), (1000.0, 1.0, 1.0), (1100.0, 2.5, 1.0), (1159.0, 2.5, 1.0), (1160.0, 2.5, 2.5))
-    for t, row, price in (*rows, (1200.0, 0.0, 2.5), (1300.0, 1.0, 2.5)):
+    until = 1100.0 + POLICY.confirm_after
+    rows = ((900.0, 9.9, 1.0), (1000.0, 1.0, 1.0), (1100.0, 2.5, 1.0), (until - 1, 2.5, 1.0), (until, 2.5, 2.5))
+    for t, row, price in (*rows, (until + 40.0, 0.0, 2.5), (until + 100.0, 1.0, 2.5)):
         state, _ = look(state, t, instances=(replace(instance(), dollars_per_hour=row),))
         assert state.machine is not None and state.machine.price == price
 
