@@ -19,6 +19,7 @@ class FakeShell:
         world = self.world
         world.calls["ssh"] += 1
         world.advance_to(world.now + seconds)
+        world.interrupt()
         if world.on("own-network-down"):
             return "unreachable", None
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
@@ -173,6 +174,7 @@ class FakeShell:
         until = world.now + 60.0 + machine.slow
         while world.now < until:
             world.advance_to(min(until, world.now + 60.0))
+            world.interrupt()
             machine.lease = world.now  # as vast/shell/hostshell.py renews it
             if world.now < until and not proceed():
                 return Pulled(False, "stage/1", message="the transfer was ended")
@@ -183,6 +185,7 @@ class FakeShell:
                 world.hit(machine, "partial-pull")
             world.happened["partial-pull"] += 1
             return Pulled(False, "stage/1", message="sha256 differs")
+        machine.slowest_pull, machine.pulled_at = max(machine.slowest_pull, machine.slow), world.now
         world.home_step = max(world.home_step, step)
         world.home_complete |= complete
         world.say(f"pulled step {step}{', complete' if complete else ''}")

@@ -59,13 +59,20 @@ MODES: dict[str, int] = {
     "burn-in-hangs": 45,
     "burn-in-missing": 46,
     "slow-gpu": 47,
+    # of the service's answers, and of our own machine
+    "list-retired": 48,
+    "delete-404": 49,
+    "scoped-key": 50,
+    "reap": 51,
+    "reboot": 52,
 }
 FIELD, LATER = tuple(MODES)[30:43], tuple(MODES)[43:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
-             "offer-sold-twice", "price-change", "late-create")  # fmt: skip
+             "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
-           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong")  # fmt: skip  # all others: by machine
+           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
+           "list-retired", "delete-404", "reap", "reboot")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)
@@ -137,13 +144,15 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
     number = rng.choice((1, 1, 1, 2))
     if mode in BY_CREATE:
-        if mode in FIELD:
+        if mode in FIELD + LATER:
             made.creates.setdefault(number, fault)
         else:
             made.creates[number] = fault
         return
     if mode in BY_TIME:
-        if mode == "delete-refused":
+        if mode == "list-retired":
+            fault.lasts = rng.uniform(3600, 40_000)
+        if mode in ("delete-refused", "delete-404"):
             fault.lasts = rng.uniform(600, 9000)
             fault.at = rng.choice((fault.at, work + rng.uniform(0, 900)))
         if mode == "bad-listing" and fault.variant < 0.7:

@@ -63,10 +63,12 @@ class SimulatedMachine:
     hangs_until: float = -INF  # commands
     renews: bool = True  # while commands hang
     slow: float = 0.0  # seconds more for each pull
+    slowest_pull: float = 0.0  # seconds more that a whole pull took
+    pulled_at: float = -INF  # the end of the last whole pull
     rate: float = 1.0  # of the GPUs, of what was expected
     burn_ins: int = 0  # that were begun
     glitches: int = 0  # probes that will show an error of the GPU's driver
-    shown: bool = False  # its id was in an answer of the market
+    shown_at: float = INF  # its id was in a list of the market, or in the journal
     dead_since: float | None = None  # no contact since, for the invariant `stuck`
 
     def fault(self, mode: str) -> Fault | None:

@@ -8,22 +8,20 @@ from typing import Any
 
 from vast.policy import Policy
 from vast.ports import Contract, OfferQuery
+from vast.records.run_dir import Supervision
 from vast.simulate import invariants
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule
-from vast.simulate.world import World
+from vast.simulate.world import Crash, World
 from vast.supervisor.journal import Last, Stamp, Superseded, to_json
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Phase, Plan, Result, RunState
 
 SECRET = "registry-login-9d1c"
 AFTERWARDS = 24 * 3600.0  # seconds after the caps; a run that is not closed by then never will be
+LONGEST = 4 * 3600.0  # seconds until somebody calls `attach`
 MOST_STEPS = 20_000
-
-
-class Crash(BaseException):
-    """kill -9 of the supervisor."""
 
 
 class MemoryJournal:
@@ -52,6 +50,8 @@ class Handle:
 
     def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
         assert self._journal.last is not None
+        if action.do is Do.CREATE:
+            self._world.intents.append(self._world.now)
         self._write(Last(self._journal.last.plan, state, action, stamp))
 
     def state(self, state: RunState, stamp: Stamp) -> None:
@@ -65,6 +65,8 @@ class Handle:
         crash = world.crash_next or journal.writes in journal.crashes
         if not crash or (not world.crash_next and (journal.writes + world.schedule.seed) % 2):
             journal.last = record
+            if record.state.machine is not None:
+                world.show(world.machines[record.state.machine.id])
         if crash:
             if world.crash_next:
                 world.happened["crash-after-create"] += 1
@@ -87,10 +89,12 @@ class Watched(Supervisor):
                 self.looked_at = action.t
         elif action.do is Do.VERDICT:
             world.say(f"verdict {action.why}")
-            invariants.of_verdict(world, action.why, machine)
+            invariants.of_verdict(world, before, action.why, machine)
         elif world.lines is not None:
             world.say(f"{action.do} {action.why} -> {result!r}"[:150])
         super()._advance(action, result)
+        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+        world.proven.update(dict.fromkeys(gone - known, world.now))
         if before.machine is not None and self.state.machine is None:
             capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
             invariants.of_destroy(world, self.state, machine, capped)
@@ -104,8 +108,7 @@ class SeedOutcome:
     result: str | None
     rentals: int
     leaks: int
-    lost: int
-    avoidable: int
+    lost: Counter[str]  # by cause
     named: int
     over: float
     idle_dollars: float
@@ -132,6 +135,7 @@ def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     world.bound, world.burns_in = policy.market.max_dollars_per_hour, policy.burn_in.enabled
     cloud, shell, clock = FakeCloud(world), FakeShell(world), FakeClock(world)
     journal = MemoryJournal(world)
+    world.care = lambda: _care(world, clock, journal, policy)
     told: list[str] = []
     ends = made.cap_seconds + AFTERWARDS
     supervisor: Watched | None = None
@@ -167,14 +171,13 @@ def outcome(world: World, made: Schedule, result: str | None, state: RunState | 
     bill = world.bill(world.now)
     for machine in world.ours:
         world.end_job(machine, None)
-    named = sum(1 for _ in world.lost) if state is not None and state.lost_artifacts is not None else 0
+    named = len(world.lost) if state is not None and state.lost_artifacts is not None else 0
     return SeedOutcome(
         seed=made.seed,
         result=result,
         rentals=len(world.ours),
         leaks=len(world.alive()),
-        lost=len(world.lost),
-        avoidable=sum(reachable for _, reachable in world.lost),
+        lost=Counter(world.lost),
         named=named,
         over=invariants.overspend(world),
         idle_dollars=bill - world.busy_dollars,
@@ -238,16 +241,26 @@ def _taken_over(
     return new
 
 
+def _care(world: World, clock: FakeClock, journal: MemoryJournal, policy: Policy) -> Supervision:
+    """As vast/records/run_dir.py finds it: by the lock, and by the clock of our machine."""
+    if not any(begin <= world.now < end for begin, end in world.supervisor_down):
+        return "alive"
+    last = journal.last
+    lately = last is not None and 0 <= clock.now() - last.stamp.wall < policy.watchdog.silent
+    return "lately" if lately else "nobody"
+
+
 def _downtime(world: World, clock: FakeClock, journal: MemoryJournal) -> None:
     """The supervisor is dead for a while; after a long one its machine has rebooted too."""
     fault = world.active.pop("killed", None)
-    seconds = journal.crashes.pop(journal.writes, 30.0) if fault is None else fault.lasts
-    if fault is not None:
-        world.happened["killed"] += 1
+    world.happened["killed"] += fault is not None
+    rebooted, world.leave = world.leave, None
+    fault = fault or rebooted
+    seconds = journal.crashes.pop(journal.writes, 30.0) if fault is None else min(fault.lasts, LONGEST)
     world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
     world.supervisor_down.append((world.now, world.now + seconds))
     world.advance_to(world.now + seconds)
     # After a reboot only the wall clock measures the time in between: together with a jump of it, no code can know.
-    if seconds > 600 and not world.happened["wall-jump"]:
+    if (seconds > 600 or rebooted) and not world.happened["wall-jump"]:
         clock.boots += 1
         clock.offset = world.now

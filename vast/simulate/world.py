@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from vast.ports import Status
+from vast.ports import Instance, Status
+from vast.records import reap
+from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
 from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
 
@@ -19,9 +21,17 @@ WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
 STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
            "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
+IN_REACH = "within reach: "
 RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
-HANG_KNOWN = 2 * 135.0  # seconds: a pull that hangs, and the pause after it
+PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
+REAP = 1200.0  # seconds between two calls of cron
+ASKED = 1900.0  # seconds: the longest pause between two polls, and some
+HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
+
+
+class Crash(BaseException):
+    """kill -9 of the supervisor, or a second's notice."""
 
 
 class World:
@@ -46,13 +56,20 @@ class World:
         self.home_complete = False
         self.busy_dollars = 0.0
         self.absence_answers: list[float] = []
+        self.listed_at = -INF  # when the list was asked for
+        self.intents: list[float] = []  # when creates were journalled
+        self.unclear: list[float] = []  # when creates without an answer were sent
+        self.proven: dict[int, float] = {}  # when the supervisor stopped counting a machine
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
         self.active: dict[str, Fault] = {}
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
         self.crash_next = False  # at the next journal write
-        self.lost: list[tuple[str, bool]] = []  # the reason, and whether the machine could be reached
+        self.refused_for_good = False
+        self.leave: Fault | None = None  # SIGTERM, of a reboot of our machine: in the midst of the next call
+        self.care: Callable[[], Supervision] = lambda: "alive"  # of the run, as `reap` beside it sees it
+        self.lost: list[str] = []  # of each loss its cause: an obstacle, or IN_REACH and the verdict
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         for number in range(2):
@@ -87,6 +104,12 @@ class World:
         self.violations.append((invariant, f"t={self.now:.0f}: {what}"))
         self.say(f"VIOLATION {invariant}: {what}")
 
+    def interrupt(self) -> None:
+        """In the midst of a call of the supervisor."""
+        if self.leave is not None:
+            self.happened["reboot"] += 1
+            raise Crash
+
     def act(self, what: str) -> None:
         """Record an act of a supervisor, which must hold the run."""
         if self.actor != self.token:
@@ -109,7 +132,13 @@ class World:
             self.happened[mode] += 1
             return
         self.active[mode] = fault
-        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica"):
+        if mode == "reap":
+            self._reap(fault)
+            return
+        if mode == "reboot":
+            self.leave = fault
+            return
+        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
             self.down.append((self.now, self.now + fault.lasts))
         self.at(self.now + fault.lasts, lambda: self._end(fault))
 
@@ -117,6 +146,22 @@ class World:
         if self.active.get(fault.mode) is fault:
             del self.active[fault.mode]
             self.say(f"ends: {fault.mode}")
+
+    def _reap(self, fault: Fault) -> None:
+        """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
+        care = {"run": self.care()} if fault.variant >= 0.5 else {}
+        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", "", 1.0, None, None, ()) for one in self.alive()]
+        for found in reap.judge(rows, WALL + self.now, care):
+            self.happened["reap"] += 1
+            if found.destroy:
+                machine = self.machines[found.instance]
+                early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
+                if early or care.get("run") == "alive":
+                    self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
+                machine.truth.add("reaped")
+                self.kill(machine, "reap")
+        if self.now < self.schedule.cap_seconds + 86_400:
+            self.at(self.now + REAP, lambda: self._reap(fault))
 
     # ---- machines --------------------------------------------------------------------------------------------------------
 
@@ -205,14 +250,14 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif self.now < machine.offline_until or "delete-refused" in self.active:
+        elif self.now < machine.offline_until or self.active.keys() & {"delete-refused", "delete-404"}:
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            # a machine of an unclear create has no id and no address until the market shows it
-            blind = blind or ("market-hidden" in self.active and not machine.shown)
+            # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
+            blind = blind or (machine.shown_at == INF and self.now - self.listed_at < ASKED)
             lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
@@ -271,6 +316,9 @@ class World:
             machine.stopped = True
             self.say(f"machine {machine.id} is stopped: no credit")
 
+    def show(self, machine: SimulatedMachine) -> None:
+        machine.shown_at = min(machine.shown_at, self.now)
+
     def kill(self, machine: SimulatedMachine, by: str) -> None:
         if machine.dead_at is None:
             self.end_job(machine, None)
@@ -296,19 +344,35 @@ class World:
         )
 
     def reachable(self, machine: SimulatedMachine) -> bool:
-        until = max(
-            machine.no_ssh_until, machine.stranger_until, machine.offline_until, machine.denied_until, machine.ssh_at
-        )
-        return self.now >= until and not machine.stopped and machine.dead_at is None
+        return not self._out_of_reach(machine)
 
-    def fetchable(self, machine: SimulatedMachine) -> bool:
-        """Whether a pull would bring its work home now."""
-        corrupt = any(begin <= self.now < end for begin, end in machine.partial)
-        too_slow = machine.slow > RESERVE  # what the caps keep for the end is over before a pull is
-        ours = self.active.keys() & {"local-disk-full", "own-network-down"}
-        # a pull that hung is tried again after a pause of its own length: until then nobody can know that the hang is over
-        blocked = corrupt or too_slow or self.now < machine.hangs_until + HANG_KNOWN or ours
-        return self.reachable(machine) and not blocked
+    def _out_of_reach(self, machine: SimulatedMachine) -> str:
+        until = {
+            "offline": machine.offline_until,
+            "no ssh": machine.no_ssh_until,
+            "another host answers": machine.stranger_until,
+            "key refused": machine.denied_until,
+            "container starting": machine.ssh_at,
+        }
+        if machine.stopped or machine.dead_at is not None:
+            return "stopped"
+        return next((why for why, end in until.items() if self.now < end), "")
+
+    def obstacle(self, machine: SimulatedMachine) -> str:
+        """Why no pull would bring its work home now; empty if one would."""
+        most = self.schedule.cap_seconds / 4 - 2 * PULL
+        obstacles = {
+            "local disk full": "local-disk-full" in self.active,
+            "own network down": "own-network-down" in self.active,
+            # a pull that hangs notices the end of the hang only in the next try
+            "commands hang": self.now < machine.hangs_until + HANG_KNOWN,
+            "files arrive corrupt": any(begin <= self.now < end for begin, end in machine.partial),
+            # what the caps keep for the end is over before a pull is: none has shown that yet, or too late, or they keep no more
+            "pull slower than the reserve": machine.slow > max(RESERVE, min(machine.slowest_pull, most)),
+            "pull slower than what was left": machine.slow > 0 and self.now - machine.pulled_at < machine.slow + PULL,
+            "supervisor dead until a cap": any(end > self.now - PULL for _, end in self.supervisor_down),
+        }
+        return self._out_of_reach(machine) or next((why for why, is_so in obstacles.items() if is_so), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

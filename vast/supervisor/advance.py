@@ -201,6 +201,7 @@ def _renewed(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     """Only a verified pull counts; until then the previous copy stays the last good one."""
+    state = changed(state, pull_tried_at=action.t)
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
         pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
@@ -215,6 +216,7 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         home=result.checkpoint or state.home,
         complete=result.complete or state.complete,
         pulled_at=action.t,
+        pull_seconds=max(0.0, action.ended - action.t),
         pull_failures=failures,
         pull_next=_retry_at(action, policy.cadence.urgent) if failures else action.t + policy.cadence.urgent,
         no_room_here=False,

@@ -18,7 +18,17 @@ from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
 from vast.supervisor.schedule import LEAD, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
+from vast.supervisor.state import (
+    Action,
+    Do,
+    Observation,
+    PendingDestroy,
+    Phase,
+    RunState,
+    burn,
+    kept_for_the_end,
+    spent,
+)
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"
@@ -187,6 +197,8 @@ def collected(obs: Observation, state: RunState, policy: Policy) -> Action | Non
     if machine is None or state.fetched or not machine.starts:
         return None if machine is not None and _is_held(obs, state, policy) else Action(Do.PROCEED, obs.t)
     why = _no_more_time(obs, state, policy)
+    if why == FETCH_DEADLINE and _last_try(obs, state, policy):
+        return Action(Do.PULL, obs.t, everything=True)
     return None if why is None else Action(Do.PROCEED, obs.t, why)
 
 
@@ -233,6 +245,13 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
     return None
 
 
+def _last_try(obs: Observation, state: RunState, policy: Policy) -> bool:
+    """Whether the host answers and no pull was begun since the deadline: commands that hung may work again, and the pause
+    between two tries is as long as a try took."""
+    until = state.waits_from + _patience(obs, state, policy)
+    return state.machine is not None and in_touch(obs, state.machine) and state.pull_tried_at < until
+
+
 def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
     """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
     as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
@@ -252,7 +271,7 @@ def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
         return False
     if on.done if state.verdict == reasons.SUCCESS else on.fail:
         return False
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     in_time = obs.t < state.cap_seconds - reserve
     return in_time and spent(state, obs.t) + burn(state) * reserve / 3600 < state.cap_dollars
 

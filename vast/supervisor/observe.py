@@ -84,7 +84,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
                 settled += _unseen(state.intent, obs.t, policy)
     since = state.intent.since if state.intent is not None else state.created_at
     for one in strays:  # a second machine of an unclear create, or one that showed up late
-        price = max(listed[one].dollars_per_hour, state.unclear_price if state.intent is None else state.intent.price)
+        agreed = state.unclear_price if state.intent is None else state.intent.price
+        price = agreed or listed[one].dollars_per_hour  # one odd row must not use up the budget
         doomed.append(PendingDestroy(one, price, obs.t if since is None else since, "extra"))
     if machine is not None:
         if machine.id in seen:
@@ -159,8 +160,8 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
-    """At the dearer of the agreed price and the row's, which may be missing."""
-    return Machine(found.id, found.machine_id, max(intent.price, found.dollars_per_hour), intent.since)
+    """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
+    return Machine(found.id, found.machine_id, intent.price, intent.since)
 
 
 def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:

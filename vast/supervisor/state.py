@@ -32,6 +32,8 @@ from vast.ports import (
     label_text,
 )
 
+GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
+
 # ---- the request ------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +196,8 @@ class RunState:
     home: str | None = None  # the newest checkpoint that is here, verified
     complete: bool = False  # the complete run is here, verified
     pulled_at: Seconds = 0.0
+    pull_seconds: Seconds = 0.0  # that the last whole pull took
+    pull_tried_at: Seconds = 0.0  # when the last pull began
     waits_from: Seconds = 0.0  # of the deadlines of searching and collecting; moves while nothing can be seen
     fetched: bool = False  # a pull since the verdict succeeded
     pull_failures: int = 0
@@ -230,6 +234,12 @@ def contract_left(state: RunState, t: Seconds) -> Seconds | None:
         return None
     zero = state.begun_wall if state.service_zero is None else state.service_zero
     return state.machine.end - zero - t
+
+
+def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
+    """What the caps keep for a last checkpoint and a last pull: `minutes`, or more where pulls are seen to take longer."""
+    longer = GRACE + 1.25 * state.pull_seconds if state.pull_seconds else 0.0
+    return max(60 * minutes, min(longer, state.cap_seconds / 4))
 
 
 def spent(state: RunState, t: Seconds) -> Dollars:

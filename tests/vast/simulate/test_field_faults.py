@@ -18,12 +18,14 @@ import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
 from vast import policy as policies
 from vast.policy import Policy
-from vast.ports import BurnIn, Offer
+from vast.ports import BurnIn, Offer, Pulled
+from vast.records import reap
 from vast.simulate.fake_shell import HANG, FakeShell
 from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, LATER, Fault, Schedule, quiet
 from vast.simulate.run import run
+from vast.supervisor.journal import Last
 from vast.supervisor.loop import Supervisor
-from vast.supervisor.state import Action, Do, Phase, RunState, changed
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
 
 POLICY = policies.load()
 VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
@@ -35,7 +37,8 @@ TIMES = (0.0, 150.0, 1200.0, WORK + 450.0, WORK + 600.0)
 
 def schedules(mode: str, *also: Fault, times: Iterable[float] = TIMES) -> Iterator[Schedule]:
     """Worlds with this one fault, early, late and at the end, in all its variants."""
-    lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0}.get(mode, INF)
+    lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0,
+             "list-retired": 30_000.0, "delete-404": 3600.0, "reboot": 1200.0}.get(mode, INF)  # fmt: skip
     for at in times:
         for variant in VARIANTS:
             made = quiet(int(at) + int(100 * variant), HOURS)
@@ -93,6 +96,54 @@ def test_mutation_a_slow_gpu_does_not_correct_the_estimate(monkeypatch: pytest.M
     assert {run(made, POLICY).result for made in slow} == {"done"}
     monkeypatch.setattr(decide_module, "_too_slow", lambda *seen: False)
     assert "budget" in {run(made, POLICY).result for made in slow}
+
+
+def test_mutation_an_accepted_delete_is_a_proof_of_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
+        done = state.over and all(one.accepted for one in state.doomed)
+        return Action(Do.CLOSE, obs.t) if done else decide_module.finish(obs, state, policy)
+
+    monkeypatch.setitem(decide_module.RULES, Phase.TERMINATING, (decide_module.destroy_due, finish))
+    assert "leak" in broken("delete-404", times=(WORK, WORK + 300.0))
+
+
+def test_mutation_a_retired_list_is_an_empty_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module.observe
+
+    def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
+        return original(state, replace(obs, instances=obs.instances or ()), policy)
+
+    monkeypatch.setattr(advance_module, "observe", observe)
+    assert "absence" in broken("list-retired", times=(1200.0,))
+
+
+def test_mutation_a_refusal_for_good_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = advance_module.AFTER[Do.CREATE]
+    monkeypatch.setitem(
+        advance_module.AFTER, Do.CREATE,
+        lambda state, action, result, policy: original(state, action, replace(result, lasting=False), policy),
+    )  # fmt: skip
+    assert broken("scoped-key") == {"refused"}
+
+
+def test_mutation_cron_reaps_a_run_that_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reap, "_decision", lambda *seen: (True, "with our label"))
+    assert "reap" in broken("reap")
+
+
+def test_mutation_a_pull_that_a_reboot_interrupted_counts_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_last_pull = range(int(WORK) + 200, int(WORK) + 700, 20)
+    assert broken("reboot", times=in_the_last_pull) == set()
+    original = Supervisor._resumed
+
+    def resumed(self: Supervisor, last: Last) -> RunState:
+        if last.pending is not None and last.pending.do is Do.PULL:
+            whole = advance_module.advance(last.state, last.pending, Pulled(True, complete=True), POLICY)
+            last = replace(last, state=whole, pending=None)
+        return original(self, last)
+
+    monkeypatch.setattr(Supervisor, "_resumed", resumed)
+    assert "hashes" in broken("reboot", times=in_the_last_pull)
 
 
 def _early(monkeypatch: pytest.MonkeyPatch) -> None:

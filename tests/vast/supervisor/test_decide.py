@@ -205,7 +205,10 @@ def test_a_machine_is_destroyed_only_after_a_verified_pull() -> None:
     assert decide(obs, partial, POLICY).do is Do.WAIT and partial.home is None
     whole = advance(state, action, Pulled(True, checkpoint="checkpoint-5"), POLICY)
     assert decide(obs, whole, POLICY).do is Do.PROCEED and whole.home == "checkpoint-5"
-    late = decide(replace(obs, t=3000.0), partial, POLICY)
+    last = decide(replace(obs, t=3000.0), partial, POLICY)
+    assert (last.do, last.everything) == (Do.PULL, True)
+    partial = advance(partial, last, None, POLICY)
+    late = decide(replace(obs, t=3100.0), partial, POLICY)
     assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
     assert "deadline" in (advance(partial, late, None, POLICY).lost_artifacts or "")
 
@@ -336,7 +339,7 @@ def test_a_machine_that_is_kept_for_a_person_is_not_destroyed_because_a_pull_tak
     assert state.phase is Phase.COLLECTING
     late, obs = look(state, 1001.0 + POLICY.deadlines.collecting, host=host(job("ended", end_reason="nan")))
     assert decide(obs, late, keeps).do is Do.PULL
-    assert decide(obs, late, POLICY).do is Do.PROCEED
+    assert decide(obs, replace(late, pull_tried_at=obs.t), POLICY).do is Do.PROCEED
 
 
 def test_proofs_of_absence_are_of_one_machine() -> None:

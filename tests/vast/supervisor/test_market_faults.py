@@ -52,7 +52,8 @@ def test_caps_and_deadlines_come_before_renewals() -> None:
     state = collecting(lease_at=0.0)
     late = 1000 + POLICY.deadlines.collecting
     assert after(state, late - 1).do is Do.RENEW
-    assert after(state, late).do is Do.PROCEED
+    assert after(state, late).do is Do.PULL  # the last try
+    assert after(replace(state, pull_tried_at=late), late).do is Do.PROCEED
     assert decide(Observation(36000.0), state, POLICY) == Action(Do.PROCEED, 36000.0, "the time is up")
 
 
@@ -335,7 +336,7 @@ def test_a_done_job_that_is_here_is_not_run_again() -> None:
 
 def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_holds() -> None:
     """Verdict at 10,000 s; the last pull was at 2,000 s, so 8,000 s of work are on the machine alone."""
-    state = collecting(phase_since=10_000.0, waits_from=10_000.0, pulled_at=2_000.0, pull_next=1e9)
+    state = collecting(phase_since=10_000.0, waits_from=10_000.0, pulled_at=2_000.0, pull_next=1e9, pull_tried_at=1e9)
     assert after(state, 17_999.0).do is not Do.PROCEED
     assert after(state, 18_000.0).why == "the deadline for fetching is over"
     recent = replace(state, pulled_at=9_900.0)  # never shorter than the policy's deadline

@@ -179,8 +179,19 @@ def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(r
     found = replace(instance(), dollars_per_hour=row)
     state, _ = look(created(CreateResult("unclear")), 90.0, instances=(found,), host=None)
     assert state.machine is not None and state.intent is None
-    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (price, 10.0, found.machine_id)
+    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (1.5, 10.0, found.machine_id)
+    state, _ = look(state, 90.0 + POLICY.confirm_after, instances=(found,), host=None)
+    assert state.machine is not None and state.machine.price == price  # one odd row is not believed
     assert spent(state, 10.0 + 3600) == price
+
+
+def test_one_odd_row_of_a_second_machine_uses_up_no_budget() -> None:
+    odd = replace(instance(6), dollars_per_hour=150.0)
+    for unclear in (created(CreateResult("unclear")), replace(created(CreateResult("created", 5)), unclear_price=1.5)):
+        state, _ = look(unclear, 90.0, instances=(instance(), odd), host=None)
+        assert [one.price for one in state.doomed] == [1.5]
+    state, _ = look(created(CreateResult("created", 5)), 90.0, instances=(instance(), odd), host=None)
+    assert [one.price for one in state.doomed] == [150.0]  # nothing else is known of it
 
 
 def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
