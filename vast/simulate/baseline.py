@@ -12,8 +12,9 @@ from vast.ports import Contract, Instance, Status, label_text
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
+from vast.simulate.losses import IN_REACH
 from vast.simulate.run import AFTERWARDS, SeedOutcome, outcome, plan_of
-from vast.simulate.world import IN_REACH, Crash, World
+from vast.simulate.world import Crash, World
 
 ATTEMPTS = 3
 POLL = 1800.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from vast.policy import Policy
 from vast.simulate.faults import schedule
+from vast.simulate.losses import IN_REACH
 from vast.simulate.run import SeedOutcome, run
-from vast.simulate.world import IN_REACH
 from vast.supervisor.reasons import SUCCESS
 
 
@@ -73,7 +73,7 @@ class Summary:
         self.idle_dollars += one.idle_dollars
         self.dollars += one.dollars
         self.results[str(one.result)] += 1
-        self.modes.update(one.happened.keys())
+        self.modes.update((+one.happened).keys())
         self.broken.update(names.keys())
         self.failing.extend((one.seed, name, what) for name, what in one.violations[:3])
 

@@ -251,26 +251,21 @@ class FakeCloud:
         return "accepted"
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
-        world = self.world
-        machine = self._ours("attach-key", instance_id)
-        if machine is None:
-            return True
-        if not self._call("attach") or "key-refused" in world.active or "delete-refused" in world.active:
-            return False
-        machine.denied_until = -INF
-        if machine.no_ssh_key:
-            machine.no_ssh_until = -INF
-        return True
+        machine = self._managed("attach-key", instance_id)
+        if machine is not None:
+            machine.denied_until = -INF
+            if machine.no_ssh_key:
+                machine.no_ssh_until = -INF
+        return machine is not None
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        world = self.world
-        machine = self._ours("label", instance_id)
-        if (
-            machine is None
-            or not self._call("label")
-            or "key-refused" in world.active
-            or "delete-refused" in world.active
-        ):
-            return False
-        machine.label = label
-        return True
+        machine = self._managed("label", instance_id)
+        if machine is not None:
+            machine.label = label
+        return machine is not None
+
+    def _managed(self, what: str, instance_id: int) -> SimulatedMachine | None:
+        """None: the call was refused."""
+        machine = self._ours(what, instance_id)
+        refused = not self._call(what) or self.world.active.keys() & {"key-refused", "delete-refused"}
+        return None if refused else machine

@@ -6,8 +6,9 @@ The fakes check `fencing`, `armed` and `foreign` as they happen.
 from __future__ import annotations
 
 from vast.policy import Policy
+from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
-from vast.simulate.world import IN_REACH, World
+from vast.simulate.world import World
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.state import Phase, RunState, kept_for_the_end
 
@@ -97,7 +98,7 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
     """Check that a machine may be given up; `state` is the state after it."""
     if machine is None or not world.behind(machine):
         return
-    obstacle = world.obstacle(machine)
+    obstacle = obstacle_to_a_pull(world, machine)
     world.lost.append(obstacle or f"{IN_REACH}{state.verdict}")
     if state.lost_artifacts is None:
         world.violate("named-loss", f"machine {machine.id} had work that is not at home, and the state does not say so")
@@ -231,11 +232,5 @@ def _when_billed(world: World, dollars: float) -> float:
     low, high = 0.0, world.now
     while high - low > 10:
         middle = (low + high) / 2
-        billed = sum(
-            machine.price
-            * max(0.0, min(middle, middle if machine.dead_at is None else machine.dead_at) - machine.born)
-            / 3600
-            for machine in world.ours
-        )
-        low, high = (middle, high) if billed < dollars else (low, middle)
+        low, high = (middle, high) if world.bill(middle) < dollars else (low, middle)
     return low

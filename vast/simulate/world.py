@@ -15,18 +15,13 @@ from vast.records import reap
 from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
 from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
+from vast.simulate.strikes import STRIKES, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
-           "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
-IN_REACH = "within reach: "
-RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
-PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
 REAP = 1200.0  # seconds between two calls of cron
 ASKED = 1900.0  # seconds: the longest pause between two polls, and some
-HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
 
@@ -236,7 +231,7 @@ class World:
             self.at(self.now + self.silent, lambda: self._watchdog(machine))
         for fault in machine.faults:
             if fault.mode in STRIKES:
-                self.at(self.now + fault.at, lambda fault=fault: self._strike(machine, fault))  # type: ignore[misc]
+                self.at(self.now + fault.at, lambda fault=fault: strike(self, machine, fault))  # type: ignore[misc]
             elif fault.mode == "partial-pull":
                 machine.partial.append((self.now + fault.at, self.now + fault.at + fault.lasts))
             elif fault.mode == "delete-lingers":
@@ -264,58 +259,6 @@ class World:
             self.end_job(machine, "stopped")
             self.kill(machine, "its dead-man's switch")
 
-    def _strike(self, machine: SimulatedMachine, fault: Fault) -> None:
-        if machine.dead_at is not None or machine.stopped:
-            return
-        mode, until = fault.mode, self.now + fault.lasts
-        self.hit(machine, mode)
-        if mode == "no-ssh" and 0.3 <= fault.variant < 0.6:
-            machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
-            if machine.no_ssh_until <= self.now:  # of an earlier fault
-                machine.truth.discard(mode)
-        elif mode == "no-ssh":
-            machine.no_ssh_until, machine.no_ssh_key = until, fault.variant < 0.3
-        elif mode == "key-denied":
-            machine.denied_until = INF
-        elif mode == "wrong-host":
-            machine.stranger_until = until
-        elif mode == "offline":
-            machine.offline_until = until
-        elif mode == "ends-soon" and fault.variant < 0.3:
-            self.credit_ends = min(self.credit_ends, self.now + 600 + 30_000 * fault.variant)
-            self.at(self.credit_ends, self._credit_is_used_up)
-        elif mode == "ends-soon":
-            machine.end = self.now + 600 + 9000 * fault.variant
-            self.at(machine.end, lambda: self._owner_takes_back(machine))
-        elif mode == "commands-hang":
-            machine.hangs_until, machine.renews = until, fault.variant < 0.5
-        elif mode == "slow-pull":
-            machine.slow = 60 + 9000 * fault.variant
-        elif mode == "nvml-error":
-            machine.glitches = 1
-        elif mode == "renamed":
-            machine.label = "my machine" if machine.job is not None else machine.label  # by a person who saw it at work
-        elif mode == "outbid":
-            self.end_job(machine, None)
-            machine.stopped = True
-        elif mode == "container-restart":
-            self.end_job(machine, None)
-            machine.boot += 1
-            machine.armed = False
-            machine.ssh_at = self.now + 40
-            self.at(self.now + 90, lambda: setattr(machine, "armed", machine.dead_at is None and self.watchdog))
-
-    def _owner_takes_back(self, machine: SimulatedMachine) -> None:
-        if machine.dead_at is None:
-            self.end_job(machine, None)
-            self.kill(machine, "the end of its contract")
-
-    def _credit_is_used_up(self) -> None:
-        for machine in self.alive():
-            self.end_job(machine, None)
-            machine.stopped = True
-            self.say(f"machine {machine.id} is stopped: no credit")
-
     def show(self, machine: SimulatedMachine) -> None:
         machine.shown_at = min(machine.shown_at, self.now)
 
@@ -338,15 +281,13 @@ class World:
         return [machine for machine in self.ours if machine.dead_at is None]
 
     def bill(self, until: float) -> float:
-        return sum(
-            machine.price * ((until if machine.dead_at is None else machine.dead_at) - machine.born) / 3600
-            for machine in self.ours
-        )
+        ends = ((one, until if one.dead_at is None else min(until, one.dead_at)) for one in self.ours)
+        return sum(one.price * max(0.0, end - one.born) / 3600 for one, end in ends)
 
     def reachable(self, machine: SimulatedMachine) -> bool:
-        return not self._out_of_reach(machine)
+        return not self.out_of_reach(machine)
 
-    def _out_of_reach(self, machine: SimulatedMachine) -> str:
+    def out_of_reach(self, machine: SimulatedMachine) -> str:
         until = {
             "offline": machine.offline_until,
             "no ssh": machine.no_ssh_until,
@@ -357,22 +298,6 @@ class World:
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
         return next((why for why, end in until.items() if self.now < end), "")
-
-    def obstacle(self, machine: SimulatedMachine) -> str:
-        """Why no pull would bring its work home now; empty if one would."""
-        most = self.schedule.cap_seconds / 4 - 2 * PULL
-        obstacles = {
-            "local disk full": "local-disk-full" in self.active,
-            "own network down": "own-network-down" in self.active,
-            # a pull that hangs notices the end of the hang only in the next try
-            "commands hang": self.now < machine.hangs_until + HANG_KNOWN,
-            "files arrive corrupt": any(begin <= self.now < end for begin, end in machine.partial),
-            # what the caps keep for the end is over before a pull is: none has shown that yet, or too late, or they keep no more
-            "pull slower than the reserve": machine.slow > max(RESERVE, min(machine.slowest_pull, most)),
-            "pull slower than what was left": machine.slow > 0 and self.now - machine.pulled_at < machine.slow + PULL,
-            "supervisor dead until a cap": any(end > self.now - PULL for _, end in self.supervisor_down),
-        }
-        return self._out_of_reach(machine) or next((why for why, is_so in obstacles.items() if is_so), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,47 +15,14 @@ import vast.supervisor.observe as observe_module
 import vast.supervisor.reasons as reasons_module
 import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
-from vast import policy as policies
+from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, broken, schedules
 from vast.policy import Policy
-from vast.ports import BurnIn, Offer, Pulled
-from vast.records import reap
-from vast.simulate.fake_shell import HANG, FakeShell
-from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, LATER, Fault, Schedule, quiet
+from vast.ports import Offer
+from vast.simulate.fake_shell import HANG
+from vast.simulate.faults import FIELD, LATER, Fault, quiet
 from vast.simulate.run import run
-from vast.supervisor.journal import Last
 from vast.supervisor.loop import Supervisor
-from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
-
-POLICY = policies.load()
-VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
-HOURS = 1.5
-WORK = 3600 * HOURS
-INF = float("inf")
-TIMES = (0.0, 150.0, 1200.0, WORK + 450.0, WORK + 600.0)
-
-
-def schedules(mode: str, *also: Fault, times: Iterable[float] = TIMES) -> Iterator[Schedule]:
-    """Worlds with this one fault, early, late and at the end, in all its variants."""
-    lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0,
-             "list-retired": 30_000.0, "delete-404": 3600.0, "reboot": 1200.0}.get(mode, INF)  # fmt: skip
-    for at in times:
-        for variant in VARIANTS:
-            made = quiet(int(at) + int(100 * variant), HOURS)
-            fault = Fault(mode, at, lasts, variant)
-            if mode in BY_CREATE:
-                made.creates[1] = fault
-            elif mode in BY_TIME:
-                made.times = [fault]
-            else:
-                made.machines[1] = [fault]
-            made.machines.setdefault(1, []).extend(also)
-            yield made
-
-
-def broken(mode: str, *also: Fault, policy: Policy = POLICY, times: Iterable[float] = TIMES, **more: Any) -> set[str]:
-    """The invariants that break in these worlds."""
-    worlds = (replace(made, **more) for made in schedules(mode, *also, times=times))
-    return {name for made in worlds for name, _ in run(made, policy).violations}
+from vast.supervisor.state import Action, Do, Phase, RunState, changed
 
 
 @pytest.mark.parametrize("mode", (*FIELD, *LATER))
@@ -65,85 +31,6 @@ def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     assert [one.violations for one in results if one.violations] == []
     assert sum(one.leaks for one in results) == 0
     assert any(one.happened[mode] for one in results)
-
-
-def test_mutation_the_answer_of_a_burn_in_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = advance_module.AFTER[Do.BURN_IN]
-    monkeypatch.setitem(
-        advance_module.AFTER, Do.BURN_IN, lambda state, action, result, policy: original(state, action, BurnIn(True), policy)
-    )  # fmt: skip
-    assert broken("burn-in-fails") == broken("burn-in-hangs") == {"burn-in"}
-
-
-def test_mutation_a_burn_in_that_hangs_is_tried_for_ever() -> None:
-    endless = POLICY.model_copy(update={"burn_in": POLICY.burn_in.model_copy(update={"tries": 10**9})})
-    assert broken("burn-in-hangs", policy=endless) == {"unknown"}  # as `ssh`, although ssh works
-
-
-def test_mutation_an_image_without_a_burn_in_counts_as_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FakeShell.burn_in
-    monkeypatch.setattr(
-        FakeShell, "burn_in",
-        lambda *args: None if (found := original(*args)) is None else replace(found, good=found.good and found.ran),
-    )  # fmt: skip
-    assert broken("burn-in-missing") == {"unknown"}
-
-
-def test_mutation_a_slow_gpu_does_not_correct_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is paid for to the cap, and the work is not done."""
-    small = {"cap_dollars": 3.6, "cap_seconds": 1e5}
-    slow = [replace(made, **small) for made in schedules("slow-gpu")]
-    assert {run(made, POLICY).result for made in slow} == {"done"}
-    monkeypatch.setattr(decide_module, "_too_slow", lambda *seen: False)
-    assert "budget" in {run(made, POLICY).result for made in slow}
-
-
-def test_mutation_an_accepted_delete_is_a_proof_of_absence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-        done = state.over and all(one.accepted for one in state.doomed)
-        return Action(Do.CLOSE, obs.t) if done else decide_module.finish(obs, state, policy)
-
-    monkeypatch.setitem(decide_module.RULES, Phase.TERMINATING, (decide_module.destroy_due, finish))
-    assert "leak" in broken("delete-404", times=(WORK, WORK + 300.0))
-
-
-def test_mutation_a_retired_list_is_an_empty_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = observe_module.observe
-
-    def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
-        return original(state, replace(obs, instances=obs.instances or ()), policy)
-
-    monkeypatch.setattr(advance_module, "observe", observe)
-    assert "absence" in broken("list-retired", times=(1200.0,))
-
-
-def test_mutation_a_refusal_for_good_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = advance_module.AFTER[Do.CREATE]
-    monkeypatch.setitem(
-        advance_module.AFTER, Do.CREATE,
-        lambda state, action, result, policy: original(state, action, replace(result, lasting=False), policy),
-    )  # fmt: skip
-    assert broken("scoped-key") == {"refused"}
-
-
-def test_mutation_cron_reaps_a_run_that_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reap, "_decision", lambda *seen: (True, "with our label"))
-    assert "reap" in broken("reap")
-
-
-def test_mutation_a_pull_that_a_reboot_interrupted_counts_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_the_last_pull = range(int(WORK) + 200, int(WORK) + 700, 20)
-    assert broken("reboot", times=in_the_last_pull) == set()
-    original = Supervisor._resumed
-
-    def resumed(self: Supervisor, last: Last) -> RunState:
-        if last.pending is not None and last.pending.do is Do.PULL:
-            whole = advance_module.advance(last.state, last.pending, Pulled(True, complete=True), POLICY)
-            last = replace(last, state=whole, pending=None)
-        return original(self, last)
-
-    monkeypatch.setattr(Supervisor, "_resumed", resumed)
-    assert "hashes" in broken("reboot", times=in_the_last_pull)
 
 
 def _early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,14 +58,6 @@ def test_a_renewal_that_hangs_leaves_time_for_everything_else() -> None:
     lines = [line.split() for line in run(made, POLICY, trace=True).lines]
     failed = [float(line[0]) for line in lines if line[1:] == ["renew", "->", "None"]]
     assert len(failed) > 5 and min(b - a for a, b in pairwise(failed[:-1])) > 2 * HANG  # the last found the host dead
-
-
-@pytest.mark.parametrize("write", range(1, 8))
-def test_a_long_downtime_during_the_search_hides_no_market(write: int) -> None:
-    for seed in (0, 1):
-        made = quiet(seed, HOURS)
-        made.crashes, made.cap_seconds, made.cap_dollars = {write: 10_800.0}, 1e5, 50.0
-        assert run(made, POLICY).result == "done"
 
 
 def test_mutation_a_transfer_does_not_look_at_the_caps(monkeypatch: pytest.MonkeyPatch) -> None:
