@@ -65,6 +65,7 @@ MODES: dict[str, int] = {
     "scoped-key": 50,
     "reap": 51,
     "reboot": 52,
+    "hook-hangs": 53,
 }
 FIELD, LATER = tuple(MODES)[30:43], tuple(MODES)[43:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
@@ -72,7 +73,7 @@ BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-c
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
-           "list-retired", "delete-404", "reap", "reboot")  # fmt: skip  # all others: by machine
+           "list-retired", "delete-404", "reap", "reboot", "hook-hangs")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)

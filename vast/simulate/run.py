@@ -105,10 +105,15 @@ class Seed:
             last=self.journal.last,
             contract=lambda label, offer: Contract(label, "image", 40.0, "onstart", registry_login=SECRET),
             asked=lambda: world.now >= made.asked_at,
-            tell=lambda what, state: self.told.append(what),
+            tell=self._tell,
         )  # fmt: skip
         self.clock.before_sleep = lambda: self._at_rest(supervisor)
         return supervisor
+
+    def _tell(self, what: str, state: RunState) -> None:
+        self.told.append(what)
+        if self.world.on("hook-hangs"):
+            self.world.advance_to(self.world.now + self.policy.hooks.seconds)
 
     def _at_rest(self, supervisor: Watched) -> None:
         invariants.not_stuck(self.world, supervisor.state)

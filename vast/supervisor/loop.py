@@ -55,15 +55,15 @@ class Supervisor:
         clock: Clock,
         journal: Journal,
         *,
+        contract: Callable[[str, Offer], Contract],
         last: Last | None = None,
-        contract: Callable[[str, Offer], Contract] | None = None,
         asked: Callable[[], bool] = lambda: False,
         tell: Tell = lambda what, state: None,
         on_look: OnLook = lambda seen, state: None,
     ) -> None:
         self.plan, self.policy = plan, policy
         self.cloud, self.shell, self.clock, self.journal = cloud, shell, clock, journal
-        self.contract = contract or self._plain_contract
+        self.contract = contract
         self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
@@ -210,7 +210,3 @@ class Supervisor:
         """Of both caps, for the dead-man's switch of the next machine."""
         t = self.run_clock.t()
         return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)
-
-    def _plain_contract(self, label: str, offer: Offer) -> Contract:
-        plan = self.plan
-        return Contract(label, plan.image, plan.query.disk_gb, plan.onstart, plan.env, plan.bid)

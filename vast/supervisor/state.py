@@ -47,8 +47,6 @@ class Plan:
     query: OfferQuery
     max_dollars: Dollars
     max_seconds: Seconds
-    onstart: str = ""
-    env: tuple[tuple[str, str], ...] = ()
     bid: Dollars | None = None  # dollars per hour: interruptible
     public_key: str = ""
     account: int | None = None  # that rents; see vast/session/account_guard.py

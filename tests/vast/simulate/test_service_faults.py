@@ -9,9 +9,10 @@ import pytest
 import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
 import vast.supervisor.observe as observe_module
-from tests.vast.fakes.worlds import WORK, broken
+from tests.vast.fakes.worlds import POLICY, WORK, broken
 from vast.policy import Policy
 from vast.records import reap
+from vast.simulate.faults import Fault
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState
 
 
@@ -46,3 +47,11 @@ def test_mutation_a_refusal_for_good_is_asked_again(monkeypatch: pytest.MonkeyPa
 def test_mutation_cron_reaps_a_run_that_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reap, "_decision", lambda *seen: (True, "with our label"))
     assert "reap" in broken("reap")
+
+
+def test_mutation_a_hook_has_no_limit() -> None:
+    """Hung: the verdict is told, and the job is killed and started again only after that."""
+    hung = Fault("hang", 600.0, 0.0, 0.5)
+    assert broken("hook-hangs", hung, times=(0.0,)) == set()
+    endless = POLICY.model_copy(update={"hooks": POLICY.hooks.model_copy(update={"seconds": 9000.0})})
+    assert "lease" in broken("hook-hangs", hung, times=(0.0,), policy=endless)
