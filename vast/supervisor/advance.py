@@ -134,7 +134,16 @@ def start_destroying(state: RunState, t: float, reason: str) -> RunState:
     rule = reasons.REASONS[reason]
     banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
     return _noted(
-        changed(state, machine=None, doomed=(*state.doomed, doomed), banned=banned, restart=None, look_at=t, signs=()),
+        changed(
+            state,
+            machine=None,
+            doomed=(*state.doomed, doomed),
+            banned=banned,
+            restart=None,
+            look_at=t,
+            signs=(),
+            pull_seconds=0.0,
+        ),
         t,
         f"destroying {machine.id}: {reason}",
     )

@@ -21,6 +21,7 @@ from tests.vast.fakes.states import (
     then,
 )
 from vast.ports import GONE, Host, Pulled, Status
+from vast.supervisor.advance import start_destroying
 from vast.supervisor.decide import RULES, decide, destroy_due, renew_due
 from vast.supervisor.machine_rules import KEY_PAUSE
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, kept_for_the_end
@@ -56,6 +57,7 @@ def test_where_pulls_take_long_the_caps_keep_more_for_the_end() -> None:
     assert kept_for_the_end(replace(slow, pull_seconds=100.0), 15.0) == kept_for_the_end(START, 15.0) == 900.0
     failed = then(slow, Do.PULL, 3000.0, None, ended=9000.0)
     assert failed.pull_seconds == 1600.0  # how long a failure takes says nothing
+    assert start_destroying(slow, 4000.0, "away").pull_seconds == 0.0  # nor does it say anything of the next machine
 
 
 def test_a_machine_that_is_stopped_and_still_answers_is_fetched_from() -> None:
