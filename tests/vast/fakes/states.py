@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from vast import policy
+from vast.policy import Policy
 from vast.ports import (
     Account,
     Address,
@@ -33,6 +34,15 @@ LABEL = label_text("run", START.deadline)
 UNREACHABLE = Host("unreachable")
 
 
+def policy_with(**sections: Any) -> Policy:
+    """The package's policy with some keys of its sections changed: policy_with(destroy_on={"fail": False})."""
+    changed = {
+        name: getattr(POLICY, name).model_copy(update=keys) if isinstance(keys, dict) else keys
+        for name, keys in sections.items()
+    }
+    return POLICY.model_copy(update=changed)
+
+
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
     return Instance(
         ident, label, 1, status, "running", more.pop("message", ""), 1.0, None, more.pop("end", None), ADDRESS
@@ -54,6 +64,12 @@ def running(**more: Any) -> RunState:
     return replace(
         START, phase=Phase.RUNNING, attempt=1, machine=machine, created_at=0.0, lease_at=1e9, pulled_at=900.0
     )
+
+
+def collecting(verdict: str = "nan", **more: Any) -> RunState:
+    """After a verdict at t = 1000; the job was asked to end."""
+    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict=verdict, over=True, waits_from=1000.0)
+    return replace(state, **more)
 
 
 def look(state: RunState, t: float, **seen: Any) -> tuple[RunState, Observation]:

@@ -8,6 +8,7 @@ import pytest
 
 import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
+from tests.vast.fakes.states import policy_with
 from tests.vast.fakes.worlds import POLICY, broken, schedules
 from vast.ports import BurnIn
 from vast.simulate.fake_shell import FakeShell
@@ -24,7 +25,7 @@ def test_mutation_the_answer_of_a_burn_in_is_not_looked_at(monkeypatch: pytest.M
 
 
 def test_mutation_a_burn_in_that_hangs_is_tried_for_ever() -> None:
-    endless = POLICY.model_copy(update={"burn_in": POLICY.burn_in.model_copy(update={"tries": 10**9})})
+    endless = policy_with(burn_in={"tries": 10**9})
     assert broken("burn-in-hangs", policy=endless) == {"unknown"}  # as `ssh`, although ssh works
 
 

@@ -15,6 +15,7 @@ import vast.supervisor.observe as observe_module
 import vast.supervisor.reasons as reasons_module
 import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
+from tests.vast.fakes.states import policy_with
 from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, broken, schedules
 from vast.policy import Policy
 from vast.ports import Offer
@@ -76,7 +77,7 @@ def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.Mon
         return changed(new, machine=changed(new.machine, reached_at=state.machine.reached_at))
 
     monkeypatch.setattr(observe_module, "_market", market)
-    short = POLICY.model_copy(update={"absence_spacing": 90.0})
+    short = policy_with(absence_spacing=90.0)
     assert "unknown" in broken("stale-replica", policy=short, times=range(300, 1200, 20))
 
 
@@ -87,7 +88,7 @@ def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPat
         lambda one, *rest: changed(original(changed(one, accepted=True), *rest), accepted=one.accepted),
     )  # fmt: skip
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
-    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    short = policy_with(absence_spacing=60.0)
     assert "leak" in broken("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
 
 
@@ -173,7 +174,7 @@ def test_mutation_only_the_verdicts_of_a_rule_are_told(monkeypatch: pytest.Monke
 
 def test_mutation_two_odd_answers_within_a_minute_are_believed() -> None:
     """Seed 21150: a row is odd for 26 s, and 7 s later, with no poll in between, for 31 s."""
-    hasty = POLICY.model_copy(update={"confirm_after": 60.0})
+    hasty = policy_with(confirm_after=60.0)
     for mode in ("odd-row", "odd-account"):
         worlds = [replace(quiet(0, HOURS), machines={1: [Fault("stuck-loading", 0.0, INF, 0.5)]}) for _ in range(10)]
         for made, at in zip(worlds, range(610, 630, 2), strict=True):
@@ -197,7 +198,7 @@ def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) 
 
 def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that does not know the machine yet accepts its DELETE, and nothing is destroyed."""
-    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    short = policy_with(absence_spacing=60.0)
     end = range(int(WORK) + 200, int(WORK) + 700, 20)
     assert broken("stale-replica", policy=short, times=end) == set()
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)

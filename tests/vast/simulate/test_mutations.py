@@ -13,7 +13,8 @@ import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
 import vast.supervisor.loop as supervise_module
 import vast.supervisor.observe as observe_module
-from tests.vast.fakes.worlds import POLICY, caught, replace_rule, see_changed
+from tests.vast.fakes.states import policy_with
+from tests.vast.fakes.worlds import caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
@@ -163,7 +164,7 @@ def test_mutation_our_own_dead_network_is_taken_for_a_dead_host(monkeypatch: pyt
 
 def test_a_hasty_policy_breaks_no_invariant() -> None:
     update = {"looks": 1, "seconds": 0.1, "replace_after": 0.1}
-    hasty = POLICY.model_copy(update={"unreachable": POLICY.unreachable.model_copy(update=update)})
+    hasty = policy_with(unreachable=update)
     summary = campaign.campaign(range(100), partial(campaign.run_seed, policy=hasty))
     assert not summary.failing
 

@@ -9,7 +9,8 @@ import pytest
 import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
 import vast.supervisor.observe as observe_module
-from tests.vast.fakes.worlds import POLICY, WORK, broken
+from tests.vast.fakes.states import policy_with
+from tests.vast.fakes.worlds import WORK, broken
 from vast.policy import Policy
 from vast.records import reap
 from vast.simulate.faults import Fault
@@ -53,5 +54,5 @@ def test_mutation_a_hook_has_no_limit() -> None:
     """Hung: the verdict is told, and the job is killed and started again only after that."""
     hung = Fault("hang", 600.0, 0.0, 0.5)
     assert broken("hook-hangs", hung, times=(0.0,)) == set()
-    endless = POLICY.model_copy(update={"hooks": POLICY.hooks.model_copy(update={"seconds": 9000.0})})
+    endless = policy_with(hooks={"seconds": 9000.0})
     assert "lease" in broken("hook-hangs", hung, times=(0.0,), policy=endless)

@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.states import ADDRESS, POLICY, UNREACHABLE, after, fresh, host, job, look, machine, running, then
+from tests.vast.fakes.states import (
+    ADDRESS,
+    POLICY,
+    UNREACHABLE,
+    after,
+    fresh,
+    host,
+    job,
+    look,
+    machine,
+    policy_with,
+    running,
+    then,
+)
 from vast.ports import BurnIn
 from vast.supervisor.advance import apply_verdict
 from vast.supervisor.decide import decide
@@ -48,7 +61,7 @@ def test_one_that_cannot_be_reached_is_not_tried() -> None:
 
 
 def test_the_policy_can_leave_it_out() -> None:
-    without = POLICY.model_copy(update={"burn_in": POLICY.burn_in.model_copy(update={"enabled": False})})
+    without = policy_with(burn_in={"enabled": False})
     seen, obs = look(reachable(), 200.0, **UP)
     assert decide(obs, seen, without).do is Do.PUSH
 

@@ -16,6 +16,7 @@ from tests.vast.fakes.states import (
     instance,
     job,
     look,
+    policy_with,
     provisioning,
     running,
     twice,
@@ -249,7 +250,7 @@ def test_a_lost_machine_may_be_replaced_while_it_is_still_being_destroyed_and_ot
 
 
 def test_destroy_on_keeps_a_machine_for_a_person_until_the_caps() -> None:
-    keep = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+    keep = policy_with(destroy_on={"fail": False})
     state = replace(running(), phase=Phase.COLLECTING, verdict="nan", over=True, fetched=True)
     assert decide(Observation(1000.0), state, keep).do is Do.WAIT
     assert decide(Observation(1000.0, asked=True), state, keep).do is Do.PROCEED
@@ -333,7 +334,7 @@ def test_a_job_without_checkpoints_is_fetched_from_too() -> None:
 
 
 def test_a_machine_that_is_kept_for_a_person_is_not_destroyed_because_a_pull_takes_long() -> None:
-    keeps = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+    keeps = policy_with(destroy_on={"fail": False})
     state, obs = look(running(), 1000.0, host=host(job("ended", end_reason="nan")))
     state = advance(state, decide(obs, state, keeps), None, keeps)
     assert state.phase is Phase.COLLECTING

@@ -12,6 +12,7 @@ from tests.vast.fakes.states import (
     START,
     UNREACHABLE,
     after,
+    collecting,
     host,
     instance,
     job,
@@ -33,7 +34,7 @@ LIMITS = POLICY.deadlines
 
 
 def test_fetching_is_given_up_at_its_deadline_after_one_more_try() -> None:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+    state = collecting()
     assert after(state, 999 + LIMITS.collecting).do is Do.PULL
     end = 1000 + LIMITS.collecting
     hung = replace(
@@ -88,7 +89,7 @@ def test_a_machine_that_vanished_is_not_waited_for() -> None:
 
 
 def test_other_machines_are_destroyed_while_one_is_fetched_from() -> None:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+    state = collecting()
     state = replace(state, doomed=(PendingDestroy(9, 1.0, 0.0, "extra"),))
     assert after(state, 1010.0) == Action(Do.DESTROY, 1010.0, "extra", 9)
     for phase in (Phase.PROVISIONING, Phase.RUNNING, Phase.COLLECTING, Phase.TERMINATING):

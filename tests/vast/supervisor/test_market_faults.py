@@ -16,6 +16,7 @@ from tests.vast.fakes.states import (
     START,
     UNREACHABLE,
     after,
+    collecting,
     ended,
     fresh,
     host,
@@ -32,16 +33,11 @@ from vast.ports import GONE, Account, CreateResult, Pulled, Status, hourly
 from vast.supervisor.advance import advance, apply_verdict
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.schedule import alerts
-from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, begin, spent
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, begin, spent
 
 SPACING, CONFIRM = POLICY.absence_spacing, POLICY.confirm_after
 HIDDEN: dict[str, Any] = {"instances": None, "single": ((5, None),)}
 GONE_5: dict[str, Any] = {"instances": (), "single": ((5, GONE),)}
-
-
-def collecting(verdict: str = "nan", **more: Any) -> RunState:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict=verdict, over=True, waits_from=1000.0)
-    return replace(state, **more)
 
 
 # ---- commands that hang -------------------------------------------------------------------------------------------------

@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.states import ADDRESS, OFFER, POLICY, START, host, instance, job, look, provisioning, running
+from tests.vast.fakes.states import (
+    ADDRESS,
+    OFFER,
+    POLICY,
+    START,
+    host,
+    instance,
+    job,
+    look,
+    policy_with,
+    provisioning,
+    running,
+)
 from vast.policy import Policy
 from vast.ports import GONE, CreateResult, Offer, Pulled
 from vast.supervisor.advance import advance, apply_verdict
@@ -22,7 +34,7 @@ def decided(state: RunState, t: float, policy: Policy = POLICY, **seen: Any) -> 
 
 
 def market(**update: Any) -> Policy:
-    return POLICY.model_copy(update={"market": POLICY.market.model_copy(update=update)})
+    return policy_with(market=update)
 
 
 def searched(*offers: Offer, policy: Policy = POLICY, **state: Any) -> list[int]:
