@@ -14,7 +14,7 @@ import vast.supervisor.decide as decide_module
 import vast.supervisor.loop as supervise_module
 import vast.supervisor.observe as observe_module
 from tests.vast.fakes.states import policy_with
-from tests.vast.fakes.worlds import caught, replace_rule, see_changed
+from tests.vast.fakes.worlds import broken, caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
@@ -31,7 +31,7 @@ def test_mutation_an_empty_list_is_taken_for_none(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
     see_changed(monkeypatch, change)
-    assert caught("unknown", seeds=800)
+    assert "unknown" in broken("bad-listing", times=range(180, 300, 20))  # before the first contact over ssh
 
 
 def test_mutation_a_listing_that_failed_is_taken_for_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +192,7 @@ def test_mutation_foreign_labels_are_taken_for_ours(monkeypatch: pytest.MonkeyPa
 def test_mutation_a_job_starts_before_the_switch_is_armed(monkeypatch: pytest.MonkeyPatch) -> None:
     original = observe_module._host
     monkeypatch.setattr(observe_module, "_host", lambda *args: replace(original(*args), armed=True))
-    assert caught("armed", seeds=600)
+    assert broken("container-restart", times=(0.0, 60.0, 150.0)) == {"armed"}
 
 
 def test_mutation_the_lease_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
