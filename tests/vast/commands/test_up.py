@@ -68,7 +68,7 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
 
 def test_the_switch_of_a_second_machine_has_what_is_left_of_the_caps(world: World) -> None:
     broken = replace(running(60), gpu_fault="Xid 79")
-    world.shell = ScriptedShell([broken] * 6 + [running(90), ended()])
+    world.shell = ScriptedShell([broken] * 12 + [running(90), ended()])
     assert world.vast(*UP, "--max-cost", "5", "--max-hours", "4").exit_code == 0
     first, second = ([float(found) for found in re.findall(r"--(?:t-hard|max-dollars) ([0-9.]+)", one.request["onstart"])]
                      for one in world.fake.market.rentals.values())  # fmt: skip
