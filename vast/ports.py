@@ -238,11 +238,17 @@ class Pulled:
 
 @dataclass(frozen=True)
 class BurnIn:
-    """What a machine showed before its job. A machine that is not `good` is left for the next."""
+    """What a machine showed before its job. A machine that is not `good` is left for the next.
+
+    ran: False if the image on the host has no burn-in, so that nothing is known of any of its machines.
+    slowdown: how many times longer the work takes than the estimate expects, by the slowest GPU's rate; 1 if not slower.
+    """
 
     good: bool
     problems: tuple[str, ...] = ()  # with their numbers, for people
     numbers: tuple[tuple[str, float], ...] = ()  # such as ("gpu0_tflops", 640.0), by name
+    ran: bool = True
+    slowdown: float = 1.0
 
 
 def always() -> bool:
@@ -257,8 +263,8 @@ class Shell(Protocol):
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
-        """Try GPUs, disk and network for up to a minute, before the job. None: no answer, or a host without a burn-in."""
+    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+        """Try GPUs, disk and network for up to a minute, before the job. None: no answer within `seconds`."""
 
     def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         """Send the local run, with its newest checkpoint, to a new host, which continues from it."""

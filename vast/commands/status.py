@@ -14,6 +14,7 @@ from vast.commands.plan_text import print_table
 from vast.commands.wiring import Wiring
 from vast.ports import Seconds
 from vast.records import status as statuses
+from vast.records.report import burn_in_words
 from vast.records.run_dir import Folder, find, folders
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
@@ -42,7 +43,8 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     print_table(statuses.TERMINAL, statuses.terminal_rows(found), *piped)
     for one in found:
         alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
-        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else ""):
+        tried = f"burn-in: {burn_in_words(one.burn_in)}" if one.burn_in is not None else ""
+        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else "", tried):
             if text:
                 click.echo(f"{one.run}: {text}", err=True)
 

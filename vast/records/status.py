@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.columns import Column
 from jobs.errors import UserError
-from vast.ports import Clock
+from vast.ports import BurnIn, Clock
 from vast.records.run_dir import Folder
 from vast.supervisor.journal import Last, RunClock
 from vast.supervisor.state import Phase, burn, spent
@@ -37,6 +37,7 @@ class RunStatus:
     alerts: tuple[str, ...] = ()
     fixes: tuple[str, ...] = ()
     lost: str | None = None
+    burn_in: BurnIn | None = None  # of the machine that there is
     note: str = ""
 
     def to_dict(self) -> dict[str, object]:
@@ -87,6 +88,7 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
         alerts=state.alerts if not closed else (),
         fixes=() if job is None else job.fixes,
         lost=state.lost_artifacts,
+        burn_in=None if machine is None else machine.burn_in,
         note=note,
     )
 

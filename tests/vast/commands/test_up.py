@@ -53,7 +53,7 @@ def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) 
 
 def test_the_switch_of_a_second_machine_has_what_is_left_of_the_caps(world: World) -> None:
     broken = replace(running(60), gpu_fault="Xid 79")
-    world.shell = ScriptedShell([broken] * 6 + [running(90), ended()])
+    world.shell = ScriptedShell([broken] * 12 + [running(90), ended()])
     assert world.vast(*UP, "--max-cost", "5", "--max-hours", "4").exit_code == 0
     first, second = ([float(found) for found in re.findall(r"--(?:t-hard|max-dollars) ([0-9.]+)", one.request["onstart"])]
                      for one in world.fake.market.rentals.values())  # fmt: skip
@@ -113,6 +113,23 @@ def test_a_market_that_refuses_every_create_is_named_and_not_called_empty(
     alert = next(line for line in done.stderr.splitlines() if "alert: refused: " in line)
     assert words in alert and "; the market: " in alert
     assert world.fake.count("create") == offers
+
+
+def test_an_account_without_credit_at_the_create_is_an_alert(world: World) -> None:
+    world.fake.fail("no-credit", on="create")
+    done = world.vast(*UP)
+    assert json.loads(world.folder.report.read_text())["result"] == "no-credit", done.output
+    assert done.stderr.count("alert: no-credit: the account has no credit to rent with") == 1
+
+
+def test_the_deadline_of_a_label_is_by_the_services_clock(world: World) -> None:
+    """This machine's clock is five days ahead."""
+    days, real = 5 * 86_400, world.clock.now
+    world.clock.now = lambda: real() + days  # type: ignore[method-assign]
+    world.vast(*UP, "--max-hours", "4")
+    (rental,) = world.fake.market.rentals.values()
+    deadline = int(rental.request["label"].rpartition("/")[2])
+    assert 0 <= deadline - 1_800_000_000 - 4 * 3600 < 60
 
 
 def test_why_ssh_fails_is_shown_and_a_fresh_machine_raises_no_alert(world: World) -> None:
