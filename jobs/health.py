@@ -49,7 +49,7 @@ _OTHERWISE = "train"  # a phase that is not in the table is held to the strictes
 
 
 class HealthVerdict(NamedTuple):
-    """About one run; the sentence says why."""
+    """Whether one run is healthy, and the reason as a sentence."""
 
     healthy: bool
     sentence: str

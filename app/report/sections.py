@@ -108,7 +108,7 @@ def _unequal_training(trained: Sequence[Run]) -> list[str]:
 
 
 _TELL_TALE = (
-    "The negative log-likelihood of the right answer, per token, tells whether a mask lets the answer be copied. "
+    "The negative log-likelihood of the right answer, per token, shows whether a mask lets the answer be copied. "
     "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
     "leaking one drives it below causal, because each answer token is an input to its own prediction."
 )

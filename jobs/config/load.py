@@ -120,9 +120,9 @@ class Job:
 
     def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
-        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
+        if job["profile"]["data"]["train"]["revision"] is None:  # jobs of older code lack this key
             del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
+        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # as above
             del job["stage"]["score"]["exact"]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}

@@ -22,7 +22,7 @@ _serial = itertools.count()  # two threads that write the same file must not sha
 
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
-    """JSON. NaN and infinity are no JSON: an error in results, null in logs (`null_for_nan`), where they are news."""
+    """JSON. NaN and infinity are no JSON: they raise ValueError in results and become null in logs (`null_for_nan`)."""
     return json.dumps(_nulled(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 

@@ -67,7 +67,7 @@ class RunFiles:
         return "interrupted" if self._stopped() else "failed"
 
     def _stopped(self) -> bool:
-        """Whether whoever ended it did so from outside. A failed.json that cannot be read is one of a failure."""
+        """Whether a signal or a kill ended it. A failed.json that cannot be read counts as a failure."""
         try:
             return bool(atomic.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
         except UserError:
