@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.report.runs import Evaluation, Run
-from app.stats import McNemar, Paired, holm, mcnemar_exact, paired_bootstrap
+from app.stats.bootstrap import Paired, paired_bootstrap
+from app.stats.mcnemar import McNemar, holm, mcnemar_exact
 from jobs.errors import DataError
 
 RESAMPLES = 10_000

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 from jobs.errors import DataError
 from jobs.runs.atomic import read_json, read_jsonl

@@ -9,7 +9,7 @@ from app.report.comparisons import Comparison, paired
 from app.report.format import DASH, number, p_value, task_order, task_title, with_interval
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 
 
 @dataclass(frozen=True)

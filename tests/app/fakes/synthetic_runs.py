@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from app.stats import macro_interval, stderr
+from app.stats.bootstrap import macro_interval, stderr
 from jobs.runs.rundir import RunDir
 
 CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "arc_easy": 0.25, "arc_challenge": 0.25, "winogrande": 0.5}

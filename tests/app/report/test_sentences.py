@@ -8,7 +8,7 @@ import pytest
 
 from app.report.format import duration, moment, number, p_value, signed, with_interval
 from app.report.render import Report, build_report
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 from jobs.config import strict_yaml
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
 
