@@ -57,6 +57,12 @@ def points(difference: Interval) -> str:
     return f"{v} points, 95 % interval {lo} to {hi}"
 
 
+def nats(difference: Interval) -> str:
+    """`+0.123 nats a token, 95 % interval +0.045 to +0.201`."""
+    v, lo, hi = (signed(x) for x in (difference.value, difference.lo, difference.hi))
+    return f"{v} nats a token, 95 % interval {lo} to {hi}"
+
+
 def duration(seconds: float | None) -> str:
     """`45 s`, `12 min 05 s` or `1 h 02 min`."""
     if seconds is None:

@@ -12,10 +12,11 @@ from math import ceil, floor, log10
 
 from markupsafe import escape
 
-from app.report.comparisons import Comparison
+from app.report.comparisons import Comparison, macro_over_seeds
 from app.report.format import number, points, task_order, task_title
 from app.report.runs import Evaluation
 from app.report.study import Study
+from app.stats.bootstrap import Interval
 
 # The colour is the mask, the shape the model; a hollow mark is the untrained model, or a mask that leaks the answer.
 _MASKS = {"causal": "causal", "prefix": "prefix", "bidirectional": "leaks"}
@@ -120,26 +121,47 @@ class _Chart:
         return Plot(key, title, description, "\n".join([head, *self.parts, "</svg>"]))
 
 
+def answer_plot(study: Study) -> Plot | None:
+    """The first screen's plot: macro accuracy of the model as trained and finetuned, under both ways to read the prompt."""
+    m, control = study.prefix_model, study.control
+    rows = [
+        ("as trained: left to right", study.baseline),
+        ("as trained: both directions", study.evaluation("base", "prefix")),
+        ("finetuned: both directions", study.evaluation(m, "prefix") if m else None),
+        ("control: left to right", control.second if control else None),
+    ]
+    named = [(name, e, macro_over_seeds(e, study.trainings)) for name, e in rows if e is not None]
+    title = "Accuracy, and how surely it is known"
+    return _accuracies("answer", title, named, study.baseline) if len(named) > 1 else None
+
+
 def macro_plot(study: Study) -> Plot:
     """Macro accuracy with its interval, one line an evaluation, and the chance line."""
-    evaluations, chance = study.evaluations, study.evaluations[0].chance
-    least, most = min(chance, *(e.macro.lo for e in evaluations)), max(chance, *(e.macro.hi for e in evaluations))
+    rows = [(study.row_name(e), e, e.macro) for e in study.evaluations]
+    return _accuracies("macro", "Macro accuracy by stage", rows, study.baseline)
+
+
+_AccuracyRow = tuple[str, Evaluation, Interval]
+
+
+def _accuracies(key: str, title: str, rows: Sequence[_AccuracyRow], baseline: Evaluation | None) -> Plot:
+    chance, macros = rows[0][1].chance, [macro for _, _, macro in rows]
+    least, most = min(chance, *(m.lo for m in macros)), max(chance, *(m.hi for m in macros))
     x = least - 0.06 * (most - least), most + 0.03 * (most - least)
-    chart = _rows([study.row_name(e) for e in evaluations], x, 34, right=46, top=_LINE + 5)
+    chart = _rows([name for name, _, _ in rows], x, 34, right=46, top=_LINE + 5)
     chart.x_axis("macro accuracy, 95 % interval", ticks=4)
     chart.line([(chance, chart.y[0]), (chance, chart.y[1])], "muted", 1, "stroke-dasharray: 4 3")
     chart.text(chart.at(chance, 0)[0], _LINE / 2, "chance", "muted", "middle")
-    if study.baseline is not None:
-        value = study.baseline.macro.value
+    if baseline is not None:
+        value = baseline.macro.value
         chart.line([(value, chart.y[0]), (value, chart.y[1])], "causal", 0.8, "opacity: 0.5")
-    for y, e in enumerate(evaluations):
-        chart.interval(e, e.macro.value, e.macro.lo, e.macro.hi, y)
-        chart.text(_WIDTH - 40, chart.at(0, y)[1], number(e.macro.value), "muted" if e.leaks else "ink")
+    for y, (_, e, macro) in enumerate(rows):
+        chart.interval(e, macro.value, macro.lo, macro.hi, y)
+        chart.text(_WIDTH - 40, chart.at(0, y)[1], number(macro.value), "muted" if e.leaks else "ink")
     text = "; ".join(
-        f"{study.row_name(e)} {number(e.macro.value)} ({number(e.macro.lo)} to {number(e.macro.hi)})"
-        for e in evaluations
+        f"{name} {number(macro.value)} ({number(macro.lo)} to {number(macro.hi)})" for name, _, macro in rows
     )
-    return chart.plot("macro", "Macro accuracy by stage", f"Chance is {number(chance, 2)}. {text}.")
+    return chart.plot(key, title, f"Chance is {number(chance, 2)}. {text}.")
 
 
 def delta_plot(comparisons: Sequence[Comparison]) -> Plot:

@@ -43,7 +43,7 @@ def sections(study: Study) -> list[Section]:
         found.append(_training(study))
     side = [c for c in study.comparisons if c.group == "side effect"]
     if side:
-        table = report_tables.overview(side, "Causal scores after finetuning")
+        table = report_tables.overview(study, side, "Causal scores after finetuning")
         found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), (table,)))
     if any(run.estimate for run in study.runs):
         found.append(Section("estimate", "Estimate against actual", (), (run_tables.estimate(study),)))
@@ -58,9 +58,9 @@ def sections(study: Study) -> list[Section]:
 
 def plots(study: Study) -> dict[str, Plot]:
     """The plots that these runs can fill, by key."""
-    found = []
+    found: list[Plot | None] = []
     if study.evaluations:
-        found.append(report_plots.macro_plot(study))
+        found += [report_plots.macro_plot(study), report_plots.answer_plot(study)]
     shown = _delta_series(study)
     if shown:
         found.append(report_plots.delta_plot(shown))
@@ -68,7 +68,7 @@ def plots(study: Study) -> dict[str, Plot]:
         found.append(report_plots.loss_plot(study))
     if any(e.gold_nll is not None for e in study.evaluations):
         found.append(report_plots.nll_plot(study.evaluations))
-    return {plot.key: plot for plot in found}
+    return {plot.key: plot for plot in found if plot is not None}
 
 
 def _delta_series(study: Study) -> list[Comparison]:
@@ -78,7 +78,9 @@ def _delta_series(study: Study) -> list[Comparison]:
 
 
 def _comparisons(study: Study) -> Section:
-    tables = [report_tables.overview(study.comparisons, "Comparisons on the same items")]
+    tables = [report_tables.overview(study, study.comparisons, "Comparisons on the same items")]
+    if any(c.seeds for c in study.comparisons):
+        tables.append(report_tables.each_seed(study.comparisons))
     tables += [report_tables.paired_by_task(c) for c in study.comparisons]
     return Section("comparisons", "Differences", (_READING,), tuple(tables))
 
@@ -89,7 +91,9 @@ def _training(study: Study) -> Section:
     text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
     tables = [run_tables.training(study)]
     if control:
-        tables.append(report_tables.overview(control, "The control: prefix against causal finetuning on the same data"))
+        tables.append(
+            report_tables.overview(study, control, "The control: prefix against causal finetuning on the same data")
+        )
     elif study.compared is None:
         text.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
     drawn = ("loss",) if any(run.train_log or run.eval_log for run in trained) else ()
@@ -123,8 +127,9 @@ _REFERENCE = (
 )
 _READING = (
     "A macro difference is read by its 95 % bootstrap interval, a single task by McNemar's exact test adjusted over "
-    "the tasks of its comparison (Holm). Within noise means that these items cannot tell the two apart, not that they "
-    "are equal. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance."
+    "the tasks of its comparison (Holm). Within noise does not mean equal: a difference smaller than the column Can show "
+    "would often go unnoticed. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance, "
+    "so a campaign declares one of them as primary before it runs, and all others are exploratory."
 )
 _TRAINING = (
     "Each eval loss is under the stage's own mask and on held-out examples of the training set, so it is no score on "

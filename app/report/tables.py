@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.report.comparisons import Comparison, paired
-from app.report.format import DASH, number, p_value, task_order, task_title, with_interval
+from app.report.format import DASH, number, p_value, signed, task_order, task_title, with_interval
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.stats.bootstrap import Interval
+from app.stats.difference import Difference
+from app.stats.power import smallest_difference
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,62 @@ def accuracy_by_task(study: Study) -> Table:
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
 
 
-def overview(comparisons: Sequence[Comparison], title: str) -> Table:
-    """One row for each comparison: the macro difference and the tasks that differ."""
+def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Table:
+    """One row for each comparison: both measures, the smallest differences that could be shown, the tasks that differ."""
     rows = []
     for c in comparisons:
         verdicts = {t: c.task_verdict(t) for t in sorted(c.tests)}
         differing = [f"{task_title(t)} {verdict}" for t, verdict in verdicts.items() if verdict != "within noise"]
-        difference = with_interval(c.paired.difference, sign=True)
-        cells = (c.title, " minus ".join(c.names), difference, _verdict(c, c.verdict), ", ".join(differing) or "none")
+        names = " minus ".join(c.names) + (f", seeds {', '.join(map(str, c.seeds))}" if c.seeds else "")
+        role = study.primary.role(c, study.setting)
+        cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([role] if role else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
-    columns = ("Question", "Evaluations", ">Macro difference [95 %]", "Reading", "Tasks that differ (Holm)")
-    note = "Paired on the same items; the interval is a bootstrap stratified by task."
-    return Table(title, columns, tuple(rows), note)
+    columns = ("Question", "Evaluations", *BOTH_MEASURES, "Tasks that differ (Holm)")
+    note = "Paired on the same items; intervals are a bootstrap over the items of each task"
+    note += (
+        " and over the seeds; tasks are compared in the newest seed alone."
+        if any(c.seeds for c in comparisons)
+        else "."
+    )
+    note += " NLL is that of the right answer, so that less is better. Can show: the smallest true difference whose interval "
+    note += "excludes zero four times in five."
+    return Table(title, (*columns, "Role") if study.primary.suite else columns, tuple(rows), note)
+
+
+BOTH_MEASURES = (
+    ">Accuracy [95 %]",
+    "Reading",
+    ">Can show",
+    ">NLL, nats a token [95 %]",
+    "Reading of NLL",
+    ">Can show, nats",
+)
+
+
+def both_measures(c: Comparison) -> tuple[str, ...]:
+    """The cells under BOTH_MEASURES."""
+    accuracy = with_interval(c.accuracy.total, sign=True), _verdict(c, c.verdict), _can_show(c.accuracy)
+    if c.nll is None:
+        return (*accuracy, DASH, DASH, DASH)
+    return (*accuracy, with_interval(c.nll.total, sign=True), _verdict(c, c.nll_verdict), _can_show(c.nll))
+
+
+def _can_show(difference: Difference) -> str:
+    """The smallest difference; a dash where no item differs, from which nothing can be estimated."""
+    return number(smallest_difference(difference.variance) or None)
+
+
+def each_seed(comparisons: Sequence[Comparison]) -> Table:
+    """Every seed of the comparisons that have several, in both measures."""
+    rows = []
+    for c in (c for c in comparisons if c.seeds):
+        nlls = c.nll.by_seed if c.nll else [None] * len(c.seeds)
+        for seed, accuracy, nll in zip(c.seeds, c.accuracy.by_seed, nlls, strict=True):
+            rows.append(TableRow((c.title, str(seed), signed(accuracy), signed(nll))))
+        rows.append(
+            TableRow((c.title, "mean", signed(c.accuracy.total.value), signed(c.nll and c.nll.total.value)), "total")
+        )
+    return Table("Each seed by itself", ("Question", ">Seed", ">Accuracy", ">NLL, nats a token"), tuple(rows))
 
 
 def paired_by_task(c: Comparison) -> Table:

@@ -10,6 +10,7 @@ choice of items; `difference` of several seeds covers the choice of seeds too.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,29 +142,39 @@ def resampled_macro(columns: Mapping[str, Floats], samples: int, seed: int) -> t
     if not columns:
         raise ValueError("bootstrap: no task given")
     rng = np.random.default_rng(seed)
-    by_task = {task: _resampled_means(columns[task], samples, rng) for task in sorted(columns)}
+    by_task = {
+        task: _resampled_means(columns[task], samples, rng, (seed, position))
+        for position, task in enumerate(sorted(columns))
+    }
     return by_task, np.mean(np.stack(list(by_task.values())), axis=0)
 
 
-def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator) -> Floats:
+def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator, own_seed: tuple[int, int]) -> Floats:
     """Means (samples, k) of `samples` resamples with replacement of the rows of x_nk (items, k).
 
     Drawing n rows with replacement is a multinomial draw of how often each distinct row appears, and right/wrong
     outcomes have few distinct rows: ten thousand items cost what four do. Of rows that mostly differ, such as
-    log-likelihoods, indices are drawn and counted, which is several times faster there.
+    log-likelihoods, indices are counted, with random numbers of their own: the counts serve every comparison on those items.
     """
     rows_uk, counts_u = np.unique(x_nk, axis=0, return_counts=True)
     n, u = len(x_nk), len(rows_uk)
+    if 2 * u > n:
+        chunk = max(1, _CHUNK // n)
+        counts_sn = _item_counts(n, samples, own_seed)
+        return np.concatenate([counts_sn[start : start + chunk] @ x_nk / n for start in range(0, samples, chunk)])
     chunk = max(1, _CHUNK // u)
+    drawn = [
+        rng.multinomial(n, counts_u / n, size=min(chunk, samples - start)) @ rows_uk / n
+        for start in range(0, samples, chunk)
+    ]
+    return np.concatenate(drawn)
 
-    def counts(size: int) -> NDArray[Any]:  # (size, u)
-        if 2 * u <= n:
-            return rng.multinomial(n, counts_u / n, size=size)
-        row_of = np.repeat(np.arange(u), counts_u)[rng.integers(n, size=(size, n))]
-        return np.bincount((row_of + u * np.arange(size)[:, None]).ravel(), minlength=size * u).reshape(size, u)
 
-    sizes = (min(chunk, samples - start) for start in range(0, samples, chunk))
-    return np.concatenate([counts(size) @ rows_uk / n for size in sizes])
+@functools.lru_cache(maxsize=16)
+def _item_counts(n: int, samples: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
+    """How often each of n items is drawn in each resample (samples, n)."""
+    rng = np.random.default_rng(seed)
+    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n).astype(np.uint8) for _ in range(samples)])
 
 
 def percentiles(values_s: Floats) -> tuple[float, float]:

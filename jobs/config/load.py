@@ -124,12 +124,18 @@ class Job:
             del job["profile"]["data"]["train"]["revision"]
         if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # as above
             del job["stage"]["score"]["exact"]
-        content = {
-            part: {key: value for key, value in job[part].items() if key not in left_out}
-            for part, left_out in _NOT_RESULTS.items()
-        }
-        text = json.dumps({**content, **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(
+            {**affecting_results(job), **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":")
+        )
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
+    return {
+        part: {key: value for key, value in job[part].items() if key not in left_out}
+        for part, left_out in _NOT_RESULTS.items()
+    }
 
 
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
