@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.report.power import power_rows, print_power
 from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
@@ -150,3 +151,11 @@ def test_the_live_table(width: int) -> None:
     text = board._table().plain.splitlines()
     cells = [list(vars(replace(line, fix=line.fix.replace("_", " "))).values()) for line in lines]
     check(text[2:], width, cells)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_power(runs_dir: Path, width: int) -> None:
+    study = build_report(runs_dir).study
+    lines = printed(lambda console: print_power(study, console, 1.0), width)
+    shown = check(lines, width, power_rows(study, 1.0))
+    assert len(shown[0]) == 7 or width < 120

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from app.report.comparisons import Comparison, paired
 from app.report.format import DASH, number, p_value, signed, task_order, task_title, with_interval
+from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.stats.bootstrap import Interval
-from app.stats.difference import Difference
-from app.stats.power import smallest_difference
 
 
 @dataclass(frozen=True)
@@ -108,15 +107,10 @@ BOTH_MEASURES = (
 
 def both_measures(c: Comparison) -> tuple[str, ...]:
     """The cells under BOTH_MEASURES."""
-    accuracy = with_interval(c.accuracy.total, sign=True), _verdict(c, c.verdict), _can_show(c.accuracy)
+    accuracy = with_interval(c.accuracy.total, sign=True), _verdict(c, c.verdict), can_show(c.accuracy.variance)
     if c.nll is None:
         return (*accuracy, DASH, DASH, DASH)
-    return (*accuracy, with_interval(c.nll.total, sign=True), _verdict(c, c.nll_verdict), _can_show(c.nll))
-
-
-def _can_show(difference: Difference) -> str:
-    """The smallest difference; a dash where no item differs, from which nothing can be estimated."""
-    return number(smallest_difference(difference.variance) or None)
+    return (*accuracy, with_interval(c.nll.total, sign=True), _verdict(c, c.nll_verdict), can_show(c.nll.variance))
 
 
 def each_seed(comparisons: Sequence[Comparison]) -> Table:
