@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.text import Text
 
 from app.report import tables
+from app.report.chart import Plot
 from app.report.format import DASH, number
-from app.report.plots import Plot
 from app.report.run_list import RunRow, list_rows, print_runs
 from app.report.sections import Section, plots, sections
 from app.report.sentences import Fact, cautions, details, facts, headline, question

@@ -45,16 +45,17 @@ def finding(c: Comparison) -> Finding:
     by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
     if c.verdict != "within noise":
         direction = {"higher": "better", "lower": "worse"}[c.verdict]
-        sure = "surer" if by_nll == "better" else "less sure"
-        beside = f" though {sure} of the right answers" if by_nll and by_nll != direction else ""
+        other = "surer" if by_nll == "better" else "less sure"
+        beside = f" though {other} of the right answers" if by_nll and by_nll != direction else ""
         return Finding(direction, abs(100 * c.accuracy.total.value), "", beside)
     if c.too_few_items:
         if by_nll:
             return Finding(by_nll, None, "")
         return Finding("unclear", None, not_enough(c))
-    least = f"no difference of {100 * smallest_difference(c.accuracy.variance):.1f} points or more in accuracy"
-    beside = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
-    return Finding("level", None, least + beside.get(by_nll or "", ""))
+    least = 100 * smallest_difference(c.accuracy.variance)
+    level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
+    sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
+    return Finding("level", None, level + sure.get(by_nll or "", ""))
 
 
 def not_enough(c: Comparison) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from app.report.campaign import Primary, Setting, read_primary, setting_of
 from app.report.comparisons import (
     Comparison,
+    compare,
     find_baseline,
     planned_comparisons,
     refuse_different_items,
@@ -22,7 +23,8 @@ from app.report.comparisons import (
     what_differs,
 )
 from app.report.runs import Evaluation, Run, load_run
-from app.report.trainings import Trainings, find_trainings
+from app.report.trainings import Recipe, Trainings, find_trainings
+from jobs.config.schema import MASKS
 from jobs.errors import DataError, RunStateError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 
@@ -95,6 +97,31 @@ class Study:
         masks = trained_under(self.runs)
         scored = {e.model for e in self.evaluations if e.mask == "prefix"}
         return next((s for s in reversed(stage_order(masks)) if masks[s] == "prefix" and s in scored), None)
+
+    @property
+    def settings(self) -> list[tuple[str, Comparison]]:
+        """The decisive comparison of every setting that has one, this study's first."""
+        studies = (self, *self.other_settings)
+        return [(str(s.setting).replace(", ", ": ", 1), s.control) for s in studies if s.control is not None]
+
+    @property
+    def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
+        """The recipes of the prefix model against the control, best accuracy first; empty unless there are several."""
+        if self.control is None or len(recipes := self.trainings.of_prefix("prefix")) < 2:
+            return []
+        second = self.control.second
+        found = []
+        for recipe in recipes:
+            first = next(iter(recipe.replicates.values()))
+            pairs = self.trainings.seeds_of(first, second)
+            found.append((recipe, compare("recipe", recipe.changes or "as shown", first, second, pairs)))
+        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value)
+
+    @property
+    def recovery(self) -> list[Recipe]:
+        """The prefix model's recipes that differ in their steps alone, under each mask; empty unless there are several."""
+        found = [r for m in MASKS if m != "causal" for r in self.trainings.of_prefix(m) if r.differs_in_steps_alone]
+        return found if len({r.steps for r in found}) > 1 else []
 
     def evaluation(self, model: str, mask: str) -> Evaluation | None:
         return next((e for e in self.evaluations if (e.model, e.mask) == (model, mask)), None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from app.report.comparisons import Comparison, paired
-from app.report.format import DASH, number, p_value, signed, task_order, task_title, with_interval
+from app.report.format import DASH, count, number, p_value, signed, task_order, task_title, with_interval
 from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
@@ -95,22 +95,40 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
     return Table(title, (*columns, "Role") if study.primary.suite else columns, tuple(rows), note)
 
 
-BOTH_MEASURES = (
-    ">Accuracy [95 %]",
-    "Reading",
-    ">Can show",
-    ">NLL, nats a token [95 %]",
-    "Reading of NLL",
-    ">Can show, nats",
-)
+BOTH_MEASURES = (">Accuracy [95 %]", ">Can show", ">NLL, nats a token [95 %]", ">Can show", "Reading")
 
 
 def both_measures(c: Comparison) -> tuple[str, ...]:
-    """The cells under BOTH_MEASURES."""
-    accuracy = with_interval(c.accuracy.total, sign=True), _verdict(c, c.verdict), can_show(c.accuracy.variance)
+    """The cells under BOTH_MEASURES: differences, smallest differences, and what they mean together."""
+    accuracy = with_interval(c.accuracy.total, sign=True), can_show(c.accuracy.variance)
     if c.nll is None:
-        return (*accuracy, DASH, DASH, DASH)
-    return (*accuracy, with_interval(c.nll.total, sign=True), _verdict(c, c.nll_verdict), can_show(c.nll.variance))
+        return (*accuracy, DASH, DASH, _verdict(c, c.verdict))
+    reading = c.verdict if c.nll_verdict == c.verdict == "within noise" else f"{c.verdict}; NLL {c.nll_verdict}"
+    return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, reading))
+
+
+def settings(study: Study) -> Table:
+    """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
+    rows = []
+    for name, c in study.settings:
+        role = (
+            study.primary.role(c, study.setting) if c is study.control else "exploratory" if study.primary.suite else ""
+        )
+        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([role] if role else []))))
+    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary.suite else []))
+    return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
+
+
+def recipes(study: Study) -> Table:
+    """The recipes, best first, each against the control."""
+    rows = []
+    for rank, (recipe, c) in enumerate(study.ranked_recipes, start=1):
+        seeds = ", ".join(map(str, sorted(recipe.replicates)))
+        rows.append(
+            TableRow((str(rank), recipe.changes or "as in this report", seeds, count(recipe.steps), *both_measures(c)))
+        )
+    columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
+    return Table("Recipes against the control, best first", columns, tuple(rows))
 
 
 def each_seed(comparisons: Sequence[Comparison]) -> Table:
@@ -121,7 +139,9 @@ def each_seed(comparisons: Sequence[Comparison]) -> Table:
         for seed, accuracy, nll in zip(c.seeds, c.accuracy.by_seed, nlls, strict=True):
             rows.append(TableRow((c.title, str(seed), signed(accuracy), signed(nll))))
         rows.append(
-            TableRow((c.title, "mean", signed(c.accuracy.total.value), signed(c.nll and c.nll.total.value)), "total")
+            TableRow(
+                (c.title, "mean", signed(c.accuracy.total.value), signed(c.nll.total.value if c.nll else None)), "total"
+            )
         )
     return Table("Each seed by itself", ("Question", ">Seed", ">Accuracy", ">NLL, nats a token"), tuple(rows))
 

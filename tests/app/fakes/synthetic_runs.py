@@ -54,6 +54,7 @@ def write_run(
     seed: int = 0,
     model_runs: Mapping[str, str] | None = None,
     suite: tuple[str, str] = ("short", "context_first"),
+    steps: int = 60,
     extra: dict[str, Any] | None = None,
 ) -> RunDir:
     """One run of `stage`, `minute` minutes after START, on items `first`.. of each task; ids in `changed` get another
@@ -61,6 +62,8 @@ def write_run(
     now = START + timedelta(minutes=minute)
     with RunDir.create(runs_dir, stage, now) as run:
         job = {"name": stage, "reference": REFERENCE.get(stage), "seed": seed, "suite": suite[0], "order": suite[1]}
+        if not STAGES[stage]:
+            job["train"] = {"max_steps": steps}
         model = {"source": "embedded", "name": "SmolLM2-135M-Instruct"}
         run.write_job({"fingerprint": "f" * 64, "stage": job, "profile": {"name": profile, "model": model}})
         run.write_environment({"commit": "0123456789abcdef", "gpu": None})
@@ -74,7 +77,7 @@ def write_run(
                 evaluations.append(evaluation)
                 for row in rows:
                     samples.write(row)
-        train = None if evaluations else _train(run, stage)
+        train = None if evaluations else _train(run, stage) | {"steps": steps, "max_steps": steps}
         run.write_metrics(
             {"schema": 1, "stage": stage, "profile": profile, "seed": seed, "evaluations": evaluations, "train": train}
             | (extra or {})
@@ -198,3 +201,16 @@ def _train(run: RunDir, stage: str) -> dict[str, Any]:
         "params_trained": 134_515_008,
         "params_total": 134_515_008, "precision": "fp32", "objective": {"ce": 1.0, "kl": 0.0, "causal_fraction": 0.0},
     }  # fmt: skip
+
+
+def write_campaign(runs_dir: Path, **options: Any) -> None:
+    """Two suites in two orders, and for the first setting three lengths of training."""
+    for minute, suite in enumerate(
+        (("short", "context_first"), ("reading", "context_first"), ("reading", "question_first"))
+    ):
+        write_seeds(runs_dir, seeds=(0, 1), suite=suite, changed=frozenset({f"piqa/{minute}"}), **options)
+    for n, steps in enumerate((30, 300)):
+        runs = {"stage3a": next((runs_dir / "stage3a").iterdir())}
+        path = write_run(runs_dir, "stage3b", minute=200 + n, steps=steps, **options)
+        models = {"stage3a": f"stage3a/{runs['stage3a'].name}", "stage3b": path.id}
+        write_run(runs_dir, "stage4", minute=210 + n, model_runs=models, changed=frozenset({"piqa/0"}), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -87,6 +88,26 @@ def test_an_answer_has_at_most_two_sentences(tmp_path: Path, monkeypatch: pytest
     for n, (harder, items) in enumerate([(0.0, 40), (0.0, 800), (1.2, 40), (-0.8, 250)]):
         found = report_with(tmp_path / str(n), monkeypatch, items, base_prefix=harder)
         assert len(re.findall(r"[.?!](?= |$)", found.headline)) <= 2
+
+
+def test_where_no_item_differs_no_smallest_difference_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for minute, stage in enumerate(("stage1", "stage2")):
+        run = write_run(tmp_path, stage, minute=minute)
+        lines = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+        (run.path / "samples.jsonl").write_text(
+            "".join(json.dumps(row | dict.fromkeys(("pred_acc", "pred_acc_norm"), row["gold"])) + "\n" for row in lines)
+        )
+        metrics = run.read_metrics()
+        for e in metrics["evaluations"]:
+            e["macro"] |= {"value": 1.0, "ci95": [1.0, 1.0]}
+            for task in e["tasks"].values():
+                task["headline"] = 1.0
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+    found = build_report(tmp_path)
+    assert "changes little (right on the very same items, but it is less sure of the right answers)" in found.headline
+    assert "unknown for accuracy, since no item differs" in found.details[0]
 
 
 def test_measures_that_disagree_are_both_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
