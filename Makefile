@@ -27,6 +27,11 @@ ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as AR
 BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
 STAGE   =## the stage that vast-up runs
+ON      =## the engine of `make submit`: slurm, skypilot, dstack or kubernetes
+NODES   =## machines of a submitted stage
+GPUS    =## GPUs of each of these machines; without it the profile's
+SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
+SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
 RUN     =## a rented run; without it the open one
 
@@ -47,6 +52,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
+ENGINES := .venv/.engines/.done
 endif
 MUTMUT := .venv/.mutmut/.done
 
@@ -139,6 +145,13 @@ vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for c
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
+.PHONY: submit
+submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
+	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
+	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
+	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(SET)) $(ARGS)
+
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
 	@container/image.sh build
@@ -151,13 +164,17 @@ sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu test-zoo fuzz golden
+.PHONY: test test-containers test-engines test-slurm test-gpu test-zoo fuzz golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not engines and not slurm and not zoo' $(ARGS)
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
+test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, read by the engines' own packages
+	$(PYTEST) -m engines tests/engines $(ARGS)
+test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER names the program that starts one
+	$(PYTEST) -m slurm tests/slurm $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
@@ -228,9 +245,10 @@ endef
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
-.venv/.vastai/.done: requirements/vastai.lock .venv/.base
-	@rm -rf .venv/.vastai && .venv/bin/python -m venv .venv/.vastai
-	@.venv/.vastai/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+# So do those of the engines whose parsers read what jobs/submit writes.
+.venv/.%/.done: requirements/%.lock .venv/.base
+	@rm -rf .venv/.$* && .venv/bin/python -m venv .venv/.$*
+	@.venv/.$*/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
 # The tool of `make mutants` runs in the tests' interpreter but is installed apart from its packages.
 .venv/.mutmut/.done: requirements/mutmut.lock $(VENV)
