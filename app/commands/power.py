@@ -43,7 +43,7 @@ def power(runs_dir: Path, profile: str | None, points: float, items: int | None,
     from rich.console import Console
 
     from app.report.power import print_power
-    from app.report.study import study_of_profile
+    from app.report.profile_runs import study_of_profile
 
     study = study_of_profile(runs_dir, profile)
     if not any(not c.leaks for c in study.comparisons):

@@ -253,12 +253,12 @@ def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Compa
     for c in controls:
         asked.append(("control", f"Finetuning alone, causally ({c})", (c, "causal"), ("base", "causal")))
         asked.append(("control", f"{c}, never trained with the mask, under it", (c, "prefix"), ("base", "prefix")))
-        for m in trained_prefix:
+        for m in (m for m in trained_prefix if m.rpartition(".")[0] == c.rpartition(".")[0]):  # of one recipe
             asked.append(("control", f"{m} under its mask against {c} under its own", (m, "prefix"), (c, "causal")))
             asked.append(("control", f"{m} against {c}, both under the prefix mask", (m, "prefix"), (c, "prefix")))
     for m in trained_prefix:
         asked.append(("side effect", f"Normal causal use after {m}", (m, "causal"), ("base", "causal")))
-        for c in controls:
+        for c in (c for c in controls if m.rpartition(".")[0] == c.rpartition(".")[0]):
             asked.append(("side effect", f"Normal causal use: {m} against {c}", (m, "causal"), (c, "causal")))
     for (model, mask), e in sorted(at.items(), key=lambda entry: (["base", *models].index(entry[0][0]), entry[0][1])):
         if e.leaks:

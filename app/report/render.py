@@ -20,10 +20,11 @@ from rich.text import Text
 from app.report import tables
 from app.report.chart import Plot
 from app.report.format import DASH, number
+from app.report.profile_runs import study_of_profile
 from app.report.run_list import RunRow, list_rows, print_runs
 from app.report.sections import Section, plots, sections
 from app.report.sentences import Fact, cautions, details, facts, headline, question
-from app.report.study import Study, study_of_profile
+from app.report.study import Study
 from app.report.tables import Table
 from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines

@@ -112,8 +112,8 @@ def headline_metric(task: str, metric: str) -> str:
     return "acc" if task == "winogrande" and metric == "acc_norm" else metric
 
 
-def load_run(run: RunDir) -> Run:
-    """A completed run.
+def load_run(run: RunDir, model: str | None = None) -> Run:
+    """A completed run. model: the name of the model that it trains, in place of its stage's.
 
     Raises:
         DataError: a file is missing, malformed or disagrees with another; names the file (and line) and the remedy.
@@ -130,7 +130,7 @@ def load_run(run: RunDir) -> Run:
     try:
         return Run(
             id=run.id,
-            stage=str(metrics["stage"]),
+            stage=model or str(metrics["stage"]),
             profile=str(metrics["profile"]),
             path=path,
             seed=metrics.get("seed"),
@@ -139,7 +139,7 @@ def load_run(run: RunDir) -> Run:
             finished=str(summary.get("finished") or ""),
             seconds=summary.get("seconds"),
             base_model=_base_model(job),
-            evaluations=_evaluations(path, run.id, metrics),
+            evaluations=_evaluations(path, run.id, metrics, model or str(metrics["stage"])),
             train=metrics.get("train"),
             train_log=tuple(run.read_jsonl("train_log.jsonl")),
             eval_log=tuple(run.read_jsonl("eval_log.jsonl")),
@@ -153,7 +153,7 @@ def load_run(run: RunDir) -> Run:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
 
 
-def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str) -> tuple[Evaluation, ...]:
     written = metrics.get("evaluations") or []
     if not written:
         return ()
@@ -164,7 +164,8 @@ def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any]) -> tuple[E
         by_task = {task: _sorted(samples.get(e["label"], {}).get(task, [])) for task in e["tasks"]}
         for task, score in e["tasks"].items():
             _refuse_disagreement(samples_path, e, task, score, by_task[task])
-        loaded.append(_evaluation(run_id, metrics["stage"], e, by_task))
+        named = {**e, "model": model} if e["model"] == metrics["stage"] else e
+        loaded.append(_evaluation(run_id, model, named, by_task))
     return tuple(loaded)
 
 

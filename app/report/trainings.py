@@ -96,7 +96,7 @@ def _evaluations(
         return
     yield from (e for e in scored if e.model_run)
     ids = {run.id for run in shown}
-    stages = {e.stage for e in scored if e.model_run}
+    stages = {run.path.parent.name for run in shown if any(e.model_run for e in run.evaluations)}
     for directory in reversed(complete):
         if directory.id in ids or directory.stage not in stages:
             continue

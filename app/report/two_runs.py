@@ -7,8 +7,9 @@ import itertools
 from pathlib import Path
 
 from app.report.comparisons import compare_runs, find_baseline, refuse_different_items, share_items
+from app.report.profile_runs import complete_runs
 from app.report.runs import Run, load_run
-from app.report.study import LeftOut, Study, complete_runs
+from app.report.study import LeftOut, Study
 from jobs.errors import RunStateError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import ID_PATTERN

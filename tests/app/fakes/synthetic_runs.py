@@ -55,29 +55,38 @@ def write_run(
     model_runs: Mapping[str, str] | None = None,
     suite: tuple[str, str] = ("short", "context_first"),
     steps: int = 60,
+    scored: Sequence[tuple[str, str]] | None = None,
+    job: Mapping[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> RunDir:
     """One run of `stage`, `minute` minutes after START, on items `first`.. of each task; ids in `changed` get another
     sha. model_runs: {model: the training run that it comes from}. suite: its name, and the order of its prompts."""
     now = START + timedelta(minutes=minute)
     with RunDir.create(runs_dir, stage, now) as run:
-        job = {"name": stage, "reference": REFERENCE.get(stage), "seed": seed, "suite": suite[0], "order": suite[1]}
-        if not STAGES[stage]:
-            job["train"] = {"max_steps": steps}
+        given, job = job, {"name": stage, "reference": REFERENCE.get(stage), "seed": seed}
+        job |= {"suite": suite[0], "order": suite[1], **({} if STAGES.get(stage) else {"train": {"max_steps": steps}})}
+        job |= given or {}
         model = {"source": "embedded", "name": "SmolLM2-135M-Instruct"}
         run.write_job({"fingerprint": "f" * 64, "stage": job, "profile": {"name": profile, "model": model}})
         run.write_environment({"commit": "0123456789abcdef", "gpu": None})
         evaluations = []
         with run.samples() as samples:
-            for model, mask in STAGES[stage]:
+            for model, mask in STAGES[stage] if scored is None else scored:
                 evaluation, rows = _evaluate(
                     model, mask, format, {t: range(first, first + items) for t in tasks}, changed, seed
                 )
                 evaluation |= {"model_run": (model_runs or {}).get(model), "suite": suite[0], "order": suite[1]}
+                if stage == "cell":
+                    evaluation |= {"label": f"cell/{mask}", "model": stage, "model_run": run.id}
+                    rows = [row | {"evaluation": f"cell/{mask}"} for row in rows]
                 evaluations.append(evaluation)
                 for row in rows:
                     samples.write(row)
-        train = None if evaluations else _train(run, stage) | {"steps": steps, "max_steps": steps}
+        train = (
+            None
+            if evaluations and stage != "cell"
+            else _train(run, stage) | (given or {}).get("train", {}) | {"steps": steps, "max_steps": steps}
+        )
         run.write_metrics(
             {"schema": 1, "stage": stage, "profile": profile, "seed": seed, "evaluations": evaluations, "train": train}
             | (extra or {})
@@ -113,6 +122,23 @@ def write_seeds(runs_dir: Path, seeds: Sequence[int] = (0, 1, 2), **options: Any
         }
         for n, stage in enumerate(("stage4", "nonprefill"), start=2):
             write_run(runs_dir, stage, minute=start + n, seed=seed, model_runs=runs, **options)
+
+
+def write_cells(
+    runs_dir: Path,
+    recipes: Sequence[str] = ("full", "lora"),
+    seeds: Sequence[int] = (0, 1),
+    suite: tuple[str, str] = ("reading", "context_first"),
+    **options: Any,
+) -> None:
+    """A campaign's runs: the untrained model, and a cell for each recipe, mask and seed."""
+    write_run(runs_dir, "stage1", suite=suite, scored=[("base", "causal"), ("base", "prefix")], **options)
+    for n, recipe in enumerate(recipes):
+        for seed in seeds:
+            for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):
+                job = {"recipe": recipe, "train": {"mask": mask, "learning_rate": 1e-5 * (n + 1)}}
+                scored = dict.fromkeys([(model, mask), (model, "causal")])
+                write_run(runs_dir, "cell", minute=5, seed=seed, suite=suite, scored=list(scored), job=job, **options)
 
 
 def _evaluate(

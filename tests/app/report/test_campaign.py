@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from app.report.render import Report, build_report
-from jobs.errors import ConfigError
-from tests.app.fakes.synthetic_runs import write_campaign, write_run
+from jobs.errors import DataError
+from tests.app.fakes.synthetic_runs import write_campaign, write_cells, write_run
 
-PRIMARY = "primary: {suite: reading, order: context_first, measure: nll, trained: stage3b, control: stage3a}\n"
+PRIMARY = {"suite": "reading", "order": "context_first", "profile": None, "recipe": None, "measure": "gold_nll",
+           "trained": "prefix", "control": "causal"}  # fmt: skip
+
+
+def declare(runs_dir: Path, name: str = "mine", declared: str = "2026-01-01T00:00:00+00:00", **primary: object) -> Path:
+    path = runs_dir / "campaigns" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"campaign": name, "declared": declared, "primary": PRIMARY | primary}))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +68,48 @@ def test_one_setting_and_one_recipe_have_no_such_sections(tmp_path: Path) -> Non
 
 def test_the_declared_comparison_is_primary_and_all_others_are_exploratory(runs_dir: Path, report: Report) -> None:
     assert "exploratory |" not in report.to_markdown()
-    (runs_dir / "campaign.yaml").write_text(PRIMARY)
+    path = declare(runs_dir)
     try:
         declared = build_report(runs_dir)
     finally:
-        (runs_dir / "campaign.yaml").unlink()
+        path.unlink()
     text = declared.to_markdown()
     assert str(declared.study.setting) == "reading, context first"  # the page is about the primary one
-    primary = [line for line in text.splitlines() if line.endswith("| primary (nll) |")]
+    primary = [line for line in text.splitlines() if line.endswith("| primary (gold nll) |")]
     assert {line.split(" | ")[0] for line in primary} == {
         "| reading: context first", "| stage3b under its mask against stage3a under its own",
     }  # fmt: skip
     assert text.count("| exploratory |") > 10
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["primary: reading\n", "{}\n", "primary: {suite: reading, mask: prefix}\n", "primary: {suite: a, measure: f1}\n"],
-)
-def test_a_campaign_without_a_primary_comparison_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_leads(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    declare(tmp_path, "older", "2025-01-01T00:00:00+00:00", recipe="lora")
+    declare(tmp_path, recipe="full")
+    report = build_report(tmp_path)
+    control = report.study.control
+    assert control is not None and control.seeds == (0, 1)
+    assert control.names == ("full.prefix/prefix", "full.causal/causal")
+    assert [recipe.changes for recipe, _ in report.study.ranked_recipes].count("lora") == 1
+    pairs = {(c.first.model, c.second.model) for c in report.study.comparisons}
+    assert not any({"full.prefix", "lora.causal"} == set(pair) for pair in pairs)
+    (line,) = {line for line in report.to_markdown().splitlines() if line.endswith("| primary (gold nll) |")}
+    assert line.startswith("| full.prefix under its mask against full.causal under its own")
+    assert report.study.missing == ()
+
+
+def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_path: Path) -> None:
+    for order in ("context_first", "question_first"):
+        write_cells(tmp_path, suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
+    report = build_report(tmp_path)
+    assert [name for name, _ in report.study.settings] == ["reading: context first", "reading: question first"]
+    assert {"when", "recipes"} <= {section.key for section in report.sections}
+    assert "answer" in report.to_html()
+
+
+@pytest.mark.parametrize("primary", [{"measure": "f1"}, {"suite": None}, {"surprise": 1}])
+def test_a_campaign_without_a_primary_comparison_is_refused(tmp_path: Path, primary: dict[str, object]) -> None:
     write_run(tmp_path, "stage1")
-    (tmp_path / "campaign.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"campaign.yaml: primary"):
+    declare(tmp_path, **primary)
+    with pytest.raises(DataError, match=r"mine.json: declares no primary comparison"):
         build_report(tmp_path)
