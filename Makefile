@@ -115,7 +115,7 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs power
+.PHONY: report runs power status
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
@@ -126,6 +126,9 @@ runs: ## List runs with their state and result
 power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+
+status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
 
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')

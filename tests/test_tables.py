@@ -20,6 +20,7 @@ from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
 from vast.commands import offer_table
 from vast.policy import load as load_policy
 from vast.ports import Offer
+from vast.records.overview import overview
 from vast.records.status import TERMINAL, RunStatus, terminal_rows
 from vast.session.view import Board, Line
 
@@ -159,3 +160,12 @@ def test_power(runs_dir: Path, width: int) -> None:
     lines = printed(lambda console: print_power(study, console, 1.0), width)
     shown = check(lines, width, power_rows(study, 1.0))
     assert len(shown[0]) == 7 or width < 120
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_overview(runs_dir: Path, width: int) -> None:
+    stages, rented, _ = overview(runs_dir, ("stage1", "stage2", "stage5a"), STATUSES)
+    for part in (stages, rented):
+        lines = table_lines(part.columns, part.rows, width)
+        shown = check(lines[1:], width, part.rows)
+        assert [row[0].strip() for row in shown] == [row[0] for row in part.rows]

@@ -15,6 +15,7 @@ try:
     from vast.commands.doctor import doctor
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
+    from vast.commands.overview import overview_command
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
     from vast.commands.up import offers, up
@@ -41,7 +42,7 @@ def cli(context: click.Context) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (offers, up, attach, status, logs, down, pull, reap, doctor, local):
+for command in (offers, up, attach, status, logs, down, pull, reap, doctor, local, overview_command):
     cli.add_command(command)
 cli.add_command(simulate, "simulate")
 
