@@ -70,7 +70,7 @@ def test_missing_stages_are_named_with_their_command(tmp_path: Path) -> None:
     assert "the bidirectional prompt has not been scored yet" in text
 
 
-def test_without_stage1_there_is_no_retention_and_it_says_why(tmp_path: Path) -> None:
+def test_without_stage1_there_is_no_retention_and_the_reason_is_given(tmp_path: Path) -> None:
     write_run(tmp_path, "stage2")
     report = build_report(tmp_path)
     assert "nothing can be compared with it" in report.headline
@@ -85,7 +85,7 @@ def test_a_training_run_alone_gives_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_an_empty_runs_directory_says_what_to_run(tmp_path: Path, make: bool) -> None:
+def test_the_error_for_an_empty_runs_directory_names_what_to_run(tmp_path: Path, make: bool) -> None:
     with pytest.raises(RunStateError, match="no run to report; run: make demo"):
         build_report(tmp_path if make else tmp_path / "nowhere")
 
@@ -148,7 +148,7 @@ def test_an_older_run_that_is_damaged_takes_nothing_away(tmp_path: Path) -> None
     assert [run.stage for run in build_report(tmp_path).study.runs] == ["stage2"]
 
 
-def test_the_command_that_is_missing_scores_as_many_items_in_the_same_directory(tmp_path: Path) -> None:
+def test_the_command_for_a_missing_stage_has_the_same_limit_and_directory(tmp_path: Path) -> None:
     run = write_run(tmp_path, "stage1")
     job = strict_yaml.read(run.path / "stage.yaml", "stage.yaml")
     job["stage"]["score"] = {"limit": 32}
@@ -196,7 +196,7 @@ def test_compares_two_named_runs(runs_dir: Path) -> None:
     assert by_path.to_markdown() == report.to_markdown()
 
 
-def test_comparing_runs_of_one_stage_tells_them_apart(tmp_path: Path) -> None:
+def test_runs_of_one_stage_that_are_compared_have_different_labels(tmp_path: Path) -> None:
     a, b = write_run(tmp_path, "stage1"), write_run(tmp_path, "stage1", minute=1)
     text = build_report(tmp_path, compare=(a.id, b.id)).to_markdown()
     assert f"base/causal of {b.id} minus base/causal of {a.id}" in text

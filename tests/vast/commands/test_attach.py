@@ -193,7 +193,7 @@ def test_a_supervisor_that_was_superseded_serves_no_pull(world: World) -> None:
     assert not [call for call in world.shell.calls if call.startswith("pull")]
 
 
-def test_pull_of_a_closed_run_says_so(world: World) -> None:
+def test_pull_of_a_closed_run_is_refused(world: World) -> None:
     world.vast(*UP)
     done = world.vast("pull", world.folder.run_id)
     assert (done.exit_code, "is closed" in done.stderr) == (2, True)
@@ -252,7 +252,7 @@ def test_two_supervisors_cannot_hold_one_run(world: World, monkeypatch: pytest.M
 # ---- status and logs ----------------------------------------------------------------------------------------------------------
 
 
-def test_status_tells_of_every_run_and_counts_money_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_lists_every_run_and_keeps_counting_money(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no rented run" in world.vast("status").stderr
     folder = left_running(world, monkeypatch)
     (first,) = json.loads(world.vast("status", "--json").stdout)

@@ -342,7 +342,7 @@ def test_mutation_the_fencing_token_is_not_checked(monkeypatch: pytest.MonkeyPat
     assert caught("fencing")
 
 
-def test_mutation_a_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutation_a_secret_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     original = supervise_module.Supervisor._act
 
     def act(self: supervise_module.Supervisor, action: Action) -> Any:
