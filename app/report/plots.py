@@ -74,7 +74,7 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
     """Differences per task against one baseline, up to four series, each with its interval."""
     shown = comparisons[:4]
     tasks = sorted(shown[0].tests, key=task_order)
-    series = [[*(c.paired.difference_by_task[t] for t in tasks), c.paired.difference] for c in shown]
+    series = [[*(c.accuracy.by_task[t] for t in tasks), c.accuracy.total] for c in shown]
     bounds = [100 * bound for intervals in series for i in intervals for bound in (i.lo, i.hi, i.value)]
     names = [" minus ".join(c.names) for c in shown]
     x, top = (min(bounds) - 1, max(bounds) + 1), below_legend(names)
@@ -88,7 +88,7 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
         offset = (k - (len(shown) - 1) / 2) * 0.72 / len(shown)
         for y, i in enumerate(intervals):
             _interval(chart, c.first, 100 * i.value, 100 * i.lo, 100 * i.hi, y + offset)
-    text = "; ".join(f"{name}: macro {points(c.paired.difference)}" for name, c in zip(names, shown, strict=True))
+    text = "; ".join(f"{name}: macro {points(c.accuracy.total)}" for name, c in zip(names, shown, strict=True))
     return chart.plot("deltas", "Difference per task, on the same items", f"{text}.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.report.comparisons import Comparison, paired
+from app.report.comparisons import Comparison, paired, reading
 from app.report.format import DASH, count, number, p_value, signed, task_order, task_title, with_interval
 from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
@@ -103,8 +103,8 @@ def both_measures(c: Comparison) -> tuple[str, ...]:
     accuracy = with_interval(c.accuracy.total, sign=True), can_show(c.accuracy.variance)
     if c.nll is None:
         return (*accuracy, DASH, DASH, _verdict(c, c.verdict))
-    reading = c.verdict if c.nll_verdict == c.verdict == "within noise" else f"{c.verdict}; NLL {c.nll_verdict}"
-    return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, reading))
+    both = c.verdict if c.nll_verdict == c.verdict == "within noise" else f"{c.verdict}; NLL {c.nll_verdict}"
+    return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, both))
 
 
 def settings(study: Study) -> Table:
@@ -150,10 +150,10 @@ def paired_by_task(c: Comparison) -> Table:
     """One row for each task: exact McNemar with its discordant counts, bootstrap difference and Holm."""
 
     def row(
-        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], reading: str
+        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], verdict: str
     ) -> TableRow:
         numbers = (number(first), number(second), with_interval(difference, sign=True))
-        return TableRow((name, *numbers, *tests, _verdict(c, reading)), "total" if name == "Macro" else "")
+        return TableRow((name, *numbers, *tests, _verdict(c, verdict)), "total" if name == "Macro" else "")
 
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
@@ -161,9 +161,11 @@ def paired_by_task(c: Comparison) -> Table:
         tests = (discordant, p_value(test.mcnemar.p_value), p_value(test.p_holm))
         accuracies = c.first.tasks[t].headline, c.second.tasks[t].headline
         rows.append(row(task_title(t), *accuracies, c.paired.difference_by_task[t], tests, c.task_verdict(t)))
-    rows.append(row("Macro", c.first.macro.value, c.second.macro.value, c.paired.difference, ("", "", ""), c.verdict))
+    macro = reading(c.paired.difference)
+    rows.append(row("Macro", c.first.macro.value, c.second.macro.value, c.paired.difference, ("", "", ""), macro))
     names = (f">{c.names[0]}", f">{c.names[1]}", ">Difference [95 %]", ">Right only in first : second")
-    return Table(c.title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)
+    title = f"{c.title}, the newest seed" if c.seeds else c.title
+    return Table(title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)
 
 
 def gold_nll(study: Study) -> Table:
