@@ -114,6 +114,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json_or_nothing(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where it is missing or damaged, for lists that one bad file must not hide."""
+    try:
+        return read_json(path)
+    except DataError:
+        return {}
+
+
 def finite(value: object) -> float | None:
     """A number out of JSON as a float; None for anything else, NaN and infinity, and an integer beyond all floats."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -103,9 +103,6 @@ class RunFiles:
     def read_summary(self) -> dict[str, Any]:
         return atomic.read_json(self.path / "summary.json")
 
-    def read_heartbeat(self) -> dict[str, Any]:
-        return atomic.read_json(self.path / "heartbeat.json")
-
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
         return atomic.read_jsonl(self.path / name)

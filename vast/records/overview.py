@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.columns import Column, table_lines
 from jobs.errors import UserError, make_command, runs_setting
-from jobs.runs.atomic import read_json
+from jobs.runs.atomic import read_json_or_nothing
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import State
 from vast.records.status import RunStatus
@@ -92,14 +92,14 @@ def _newest(runs: Sequence[RunDir]) -> str:
         return "not run yet"
     run = runs[-1]
     state = run.state()
-    beat, failed = _read(run.path / "heartbeat.json"), _read(run.path / "failed.json")
+    beat, failed = read_json_or_nothing(run.path / "heartbeat.json"), read_json_or_nothing(run.path / "failed.json")
     if state == "running" and beat.get("total"):
         return f"running: {beat.get('phase')} {beat.get('step')} of {beat['total']}"
     return f"{state}: {failed['message']}" if state != "complete" and failed.get("message") else state
 
 
 def _campaigns(runs_dir: Path) -> dict[str, Mapping[str, Any]]:
-    return {path.stem: _read(path) for path in sorted((runs_dir / CAMPAIGNS).glob("*.json"))}
+    return {path.stem: read_json_or_nothing(path) for path in sorted((runs_dir / CAMPAIGNS).glob("*.json"))}
 
 
 def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: Mapping[str, Mapping[str, Any]],
@@ -131,13 +131,5 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
 def _job(run: RunDir) -> dict[str, Any]:
     try:
         return run.read_job()
-    except UserError:
-        return {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where it is missing or damaged: one bad file must not hide the rest."""
-    try:
-        return read_json(path)
     except UserError:
         return {}
