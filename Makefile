@@ -52,7 +52,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
-ENGINES := .venv/.engines/.done
+ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
 
@@ -115,7 +115,9 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs power status
+.PHONY: report runs power status track
+track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
+	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
@@ -174,7 +176,7 @@ test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
-test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, read by the engines' own packages
+test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, and what trackers keep, read by their own packages
 	$(PYTEST) -m engines tests/engines $(ARGS)
 test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER names the program that starts one
 	$(PYTEST) -m slurm tests/slurm $(ARGS)
@@ -214,14 +216,20 @@ docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
 	$(PYTHON) -m docs.generate_models
 
-.PHONY: setup lock clean help
+.PHONY: setup lock clean help help-all
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
 lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 	@$(find_python); "$$python" requirements/lock.py
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-help: ## This list
+FIRST := demo stage1 report runs submit vast-up image test check setup
+help: ## The targets to begin with
+	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
+	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\
+	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
+	@echo '  make help-all        Every target and every setting'
+help-all: ## Every target, stage and setting
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Stages, each a file under jobs/:'
 	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
@@ -249,6 +257,12 @@ endef
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 # So do those of the engines whose parsers read what jobs/submit writes.
+# The clients of trackers work in the same process as torch.
+.venv/.trackers/.done: requirements/trackers.lock .venv/.base
+	@rm -rf .venv/.trackers && .venv/bin/python -m venv .venv/.trackers
+	@.venv/.trackers/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) --no-deps -r $<
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo .venv/.trackers/lib/python3*/site-packages)/base.pth"
+	@touch $@
 .venv/.%/.done: requirements/%.lock .venv/.base
 	@rm -rf .venv/.$* && .venv/bin/python -m venv .venv/.$*
 	@.venv/.$*/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
