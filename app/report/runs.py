@@ -32,6 +32,7 @@ class TaskScore:
     headline: float
     stderr: float | None  # None for a single item
     gold_nll: float | None  # nats per token of the right answer
+    gold_nll_rounding: float  # by which bfloat16 may have moved it
     chance: float
     prefix_violations: int
     truncated: int
@@ -237,7 +238,8 @@ def _evaluation(
 def _task_score(t: Mapping[str, Any]) -> TaskScore:
     counts = (int(t.get(key, 0)) for key in ("prefix_violations", "truncated"))
     headline, chance = float(t["headline"]), float(t["chance"])
-    return TaskScore(int(t["items"]), headline, t.get("stderr"), t.get("gold_nll_per_token"), chance, *counts)
+    nll = t.get("gold_nll_per_token"), float(t.get("gold_nll_rounding", 0.0))
+    return TaskScore(int(t["items"]), headline, t.get("stderr"), *nll, chance, *counts)
 
 
 def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -40,9 +40,15 @@ class Finding:
         return f"{self.points:.1f} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
 
 
-def finding(c: Comparison) -> Finding:
-    """The reading of a comparison: by accuracy if that is clear, else by NLL, else level or unclear."""
+def finding(c: Comparison, measure: str = "accuracy") -> Finding:
+    """The reading of a comparison: by accuracy if that is clear, else by NLL, else level or unclear. If a campaign declared
+    NLL as its `measure`, by that alone."""
     by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
+    if measure == "gold_nll" and c.nll is not None:
+        least = smallest_difference(c.nll.variance)
+        return Finding(
+            by_nll or "level", None, "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
+        )
     if c.verdict != "within noise":
         direction = {"higher": "better", "lower": "worse"}[c.verdict]
         other = "surer" if by_nll == "better" else "less sure"
@@ -111,7 +117,8 @@ def _recovery(study: Study, damage: Finding) -> str:
             text = f"finetuning changes little ({gain.text})."
     if control is None:
         return f"{text} The control, finetuned and read from left to right, has not been scored."
-    against, other = finding(control), "the control, which is finetuned and read from left to right"
+    declared = study.primary.measure if study.primary.suite else "accuracy"
+    against, other = finding(control, declared), "the control, which is finetuned and read from left to right"
     endings = {
         "level": f"It then ends level with {other}: {against.text}.",
         "unclear": against.text.replace(":", f" whether it is then better than {other}:") + ".",

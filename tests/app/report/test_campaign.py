@@ -9,7 +9,7 @@ import pytest
 
 from app.report.render import Report, build_report
 from jobs.errors import DataError
-from tests.app.fakes.synthetic_runs import write_campaign, write_cells, write_run
+from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
 
 PRIMARY = {"suite": "reading", "order": "context_first", "profile": None, "recipe": None, "measure": "gold_nll",
            "trained": "prefix", "control": "causal"}  # fmt: skip
@@ -96,6 +96,15 @@ def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_le
     (line,) = {line for line in report.to_markdown().splitlines() if line.endswith("| primary (gold nll) |")}
     assert line.startswith("| full.prefix under its mask against full.causal under its own")
     assert report.study.missing == ()
+
+
+def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.2, 2.3))  # more accurate, and less sure
+    write_cells(tmp_path, recipes=("full",), seeds=(0,))
+    declare(tmp_path, measure="accuracy")
+    assert "points more accurate though less sure" in build_report(tmp_path).headline
+    declare(tmp_path, measure="gold_nll")
+    assert "It is then less sure of the right answers than the control" in build_report(tmp_path).headline
 
 
 def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_path: Path) -> None:

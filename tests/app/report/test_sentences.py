@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_where_no_item_differs_no_smallest_difference_is_claimed(
     found = build_report(tmp_path)
     assert "changes little (right on the very same items, but it is less sure of the right answers)" in found.headline
     assert "unknown for accuracy, since no item differs" in found.details[0]
+
+
+def test_a_difference_in_log_likelihood_within_rounding_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for minute, stage in enumerate(("stage1", "stage2")):
+        run = write_run(tmp_path, stage, minute=minute)
+        metrics = run.read_metrics()
+        for e in metrics["evaluations"]:
+            for task in e["tasks"].values():
+                task["gold_nll_rounding"] = 0.24  # the difference is 0.5
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+    (c,) = [c for c in build_report(tmp_path).study.comparisons if c.group == "ablation"]
+    assert c.nll_verdict == "higher"
+    coarse = {t: replace(score, gold_nll_rounding=0.26) for t, score in c.first.tasks.items()}
+    assert replace(c, first=replace(c.first, tasks=coarse)).nll_verdict == "within noise"
+    assert "2.60 ± 0.24" in build_report(tmp_path).to_markdown()
 
 
 def test_measures_that_disagree_are_both_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
