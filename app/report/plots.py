@@ -15,6 +15,7 @@ from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.report.trainings import Recipe
 from app.stats.bootstrap import Interval
+from jobs.config.schema import LEAKING
 
 # The colour is the mask, the shape the model; a hollow mark is the untrained model, or a mask that leaks the answer.
 _MASKS = {"causal": "causal", "prefix": "prefix", "bidirectional": "leaks"}
@@ -107,32 +108,33 @@ def forest_plot(rows: Sequence[tuple[str, Comparison]]) -> Plot:
 
 
 def recovery_plot(recipes: Sequence[Recipe], baseline: Evaluation | None) -> Plot:
-    """Macro accuracy (mean over seeds) against training steps, a line for each mask that the models are scored under."""
-    lines: dict[str, list[tuple[float, float, Evaluation]]] = {}
+    """Macro accuracy (mean over seeds) against the response tokens trained on, or the steps where those are not known.
+
+    One line for each mask that the models are scored under.
+    """
+    by_tokens = all(r.tokens for r in recipes)
+    lines: dict[str, list[tuple[float, float]]] = {}
     for r in sorted(recipes, key=lambda r: r.steps):
-        e = next(iter(r.replicates.values()))
-        mean = sum(one.macro.value for one in r.replicates.values()) / len(r.replicates)
-        lines.setdefault(mask_name(r.mask), []).append((r.steps, mean, e))
-    values = [value for line in lines.values() for _, value, _ in line] + ([baseline.macro.value] if baseline else [])
-    steps = [step for line in lines.values() for step, _, _ in line]
-    top = below_legend(list(lines)) + LINE
-    chart = Chart((min(steps), max(steps)), (max(values) + 0.01, min(values) - 0.01), 170, 44, right=16, top=top)
-    chart.legend(
-        [(name, _SHAPES.get(line[0][2].mask, "circle"), _colour(line[0][2]), False) for name, line in lines.items()]
-    )
+        mean = sum(e.macro.value for e in r.replicates.values()) / len(r.replicates)
+        lines.setdefault(r.mask, []).append(((r.tokens or 0) / 1000 if by_tokens else r.steps, mean))
+    across, values = zip(*(point for line in lines.values() for point in line), strict=True)
+    bounds = [*values, *([baseline.macro.value] if baseline else [])]
+    names = {mask: mask_name(mask) for mask in lines}
+    top = below_legend(list(names.values())) + LINE
+    chart = Chart((min(across), max(across)), (max(bounds) + 0.01, min(bounds) - 0.01), 170, 44, right=20, top=top)
+    chart.legend([(names[mask], _SHAPES[mask], _MASKS[mask], False) for mask in lines])
     chart.text(0, top - LINE, "macro accuracy; dashed: as trained, left to right", "muted")
-    chart.x_axis("optimiser steps of finetuning", grid=False)
+    unit = "thousand response tokens" if by_tokens else "steps"
+    chart.x_axis(f"{unit} of finetuning", grid=False)
     chart.y_axis()
     if baseline:
         chart.line([(x, baseline.macro.value) for x in chart.x], "causal", 1, "stroke-dasharray: 4 3")
-    for line in lines.values():
-        chart.line([(step, value) for step, value, _ in line], _colour(line[0][2]), 1.6)
-        for step, value, e in line:
-            chart.mark(step, value, _SHAPES.get(e.mask, "circle"), _colour(e), hollow=e.leaks)
-    text = "; ".join(
-        f"{name}: " + ", ".join(f"{number(v)} after {s:g} steps" for s, v, _ in line) for name, line in lines.items()
-    )
-    return chart.plot("recovery", "Recovery with training", f"{text}.")
+    for mask, line in lines.items():
+        chart.line(line, _MASKS[mask], 1.6)
+        for x, value in line:
+            chart.mark(x, value, _SHAPES[mask], _MASKS[mask], hollow=mask in LEAKING)
+    described = (f"{names[m]}: " + ", ".join(f"{number(v)} after {x:g}" for x, v in line) for m, line in lines.items())
+    return chart.plot("recovery", "Recovery with training", f"In {unit}. {'; '.join(described)}.")
 
 
 def loss_plot(study: Study) -> Plot:

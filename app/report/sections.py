@@ -130,7 +130,7 @@ _RECIPES = (
     "believing its lead."
 )
 _RECOVERY = (
-    "Accuracy against the steps of finetuning, for recipes that differ in nothing else. Under the leaking mask "
+    "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
     "the curve levels off although the model is repaired."
 )
 _TELL_TALE = (

@@ -6,6 +6,7 @@ others it shows the decisive comparison.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -112,7 +113,7 @@ class Study:
         studies = (self, *self.other_settings)
         return [(str(s.setting).replace(", ", ": ", 1), s.control) for s in studies if s.control is not None]
 
-    @property
+    @functools.cached_property
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
         """The recipes against the control, best accuracy first; empty unless there are several. A campaign's recipes have
         each a control of its own."""

@@ -47,7 +47,7 @@ class Trainings:
 
     def replicates(self, e: Evaluation) -> Replicates:
         """The evaluations of all seeds of the model in `e`; empty for a model without a known training run."""
-        return next((r.replicates for r in self.recipes if e in r.replicates.values()), {})
+        return next((r.replicates for r in self.recipes if any(e is one for one in r.replicates.values())), {})
 
     def seeds_of(self, first: Evaluation, second: Evaluation) -> dict[int, tuple[Evaluation, Evaluation]]:
         """{seed: (first, second)} for the seeds that both have; an untrained model is the same in all of them.

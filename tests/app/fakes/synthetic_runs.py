@@ -85,7 +85,9 @@ def write_run(
         train = (
             None
             if evaluations and stage != "cell"
-            else _train(run, stage) | (given or {}).get("train", {}) | {"steps": steps, "max_steps": steps}
+            else _train(run, stage)
+            | (given or {}).get("train", {})
+            | {"steps": steps, "max_steps": steps, "response_tokens": 150 * steps}
         )
         run.write_metrics(
             {"schema": 1, "stage": stage, "profile": profile, "seed": seed, "evaluations": evaluations, "train": train}
