@@ -122,7 +122,7 @@ def recovery_plot(recipes: Sequence[Recipe], baseline: Evaluation | None) -> Plo
     names = {mask: mask_name(mask) for mask in lines}
     top = below_legend(list(names.values())) + LINE
     chart = Chart((min(across), max(across)), (max(bounds) + 0.01, min(bounds) - 0.01), 170, 44, right=20, top=top)
-    chart.legend([(names[mask], _SHAPES[mask], _MASKS[mask], False) for mask in lines])
+    chart.legend([(names[mask], *_look(mask), False) for mask in lines])
     chart.text(0, top - LINE, "macro accuracy; dashed: as trained, left to right", "muted")
     unit = "thousand response tokens" if by_tokens else "steps"
     chart.x_axis(f"{unit} of finetuning", grid=False)
@@ -130,9 +130,10 @@ def recovery_plot(recipes: Sequence[Recipe], baseline: Evaluation | None) -> Plo
     if baseline:
         chart.line([(x, baseline.macro.value) for x in chart.x], "causal", 1, "stroke-dasharray: 4 3")
     for mask, line in lines.items():
-        chart.line(line, _MASKS[mask], 1.6)
+        shape, colour = _look(mask)
+        chart.line(line, colour, 1.6)
         for x, value in line:
-            chart.mark(x, value, _SHAPES[mask], _MASKS[mask], hollow=mask in LEAKING)
+            chart.mark(x, value, shape, colour, hollow=mask in LEAKING)
     described = (f"{names[m]}: " + ", ".join(f"{number(v)} after {x:g}" for x, v in line) for m, line in lines.items())
     return chart.plot("recovery", "Recovery with training", f"In {unit}. {'; '.join(described)}.")
 
@@ -186,6 +187,11 @@ def nll_plot(evaluations: Sequence[Evaluation]) -> Plot:
         chart.mark(value, models.index(e.model), _SHAPES.get(e.mask, "circle"), _colour(e), hollow=e.leaks)
     described = dict.fromkeys(f"{e.label} {number(value, 2)}" for e, value in scored)
     return chart.plot("nll", "How surprising the right answer is", f"{'; '.join(described)}.")
+
+
+def _look(mask: str) -> tuple[str, str]:
+    """Shape and colour of a line that is a mask."""
+    return _SHAPES.get(mask, "circle"), _MASKS.get(mask, "ink")
 
 
 def _colour(e: Evaluation) -> str:
