@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.options import (
-    FILE,
-    batch_tokens_option,
-    dtype_option,
-    model_option,
-    profile_option,
-    runs_option,
-    set_option,
-)
+from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
 from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
 from jobs.config.load import resolve
 from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask
@@ -45,10 +37,11 @@ def _load(
               "are kept.")  # fmt: skip
 @click.option("--out", type=FILE, required=True, help="The same lines in the same order, with logprob (nats), n_tokens, n_chars "
               "and greedy: whether greedy decoding gives this continuation.")  # fmt: skip
-@dtype_option
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
 @click.option("--format", "boundary", type=click.Choice(["harness", "reference"]), default="harness", show_default=True,
               help="The rule for where a continuation begins, in tokens; see docs/mask.md.")  # fmt: skip
-@batch_tokens_option
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
+              help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @runs_option
 def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out: Path, dtype: str | None, boundary: str,
                   batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip

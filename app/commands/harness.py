@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import FILE, batch_tokens_option, dtype_option, model_option, profile_option, runs_option
+from app.commands.options import FILE, model_option, profile_option, runs_option
 from jobs.config.load import resolve
 from jobs.config.schema import MASKS, Mask
 from jobs.errors import ConfigError
@@ -27,8 +27,9 @@ from jobs.errors import ConfigError
 @click.option("--include-path", type=click.Path(path_type=Path, file_okay=False, exists=True),
               help="A directory of task files of your own.")  # fmt: skip
 @click.option("--out", type=FILE, help="Results and samples as JSON, in lm_eval's form, with mask and model in config.")
-@dtype_option
-@batch_tokens_option
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
+              help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @runs_option
 def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int | None, num_fewshot: int | None,
             chat: bool, include_path: Path | None, out: Path | None, dtype: str | None, batch_tokens: int,

@@ -40,16 +40,6 @@ model_option = click.option(
 )  # fmt: skip
 
 
-dtype_option = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
-batch_tokens_option = click.option(
-    "--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
-    help="Tokens a batch, padding included; lower it if memory runs out.",
-)  # fmt: skip
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
-)
-
-
 def set_option(text: str) -> Callable[[F], F]:
     """--set, with the help `text`."""
     return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=f"{text} Repeatable.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import limit_option, profile_option, runs_option, set_option
+from app.commands.options import profile_option, runs_option, set_option
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
@@ -19,6 +19,9 @@ from jobs.config.load import Job, resolve, stage_names
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed."
 )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.text import Text
 
 from app.report.format import DASH, moment, number
 from jobs.columns import Column, table_lines
 from jobs.config.schema import LEAKING
-from jobs.errors import UserError, make_command
-from jobs.runs.atomic import read_json_or_nothing
+from jobs.errors import make_command
 from jobs.runs.rundir import RunDir, list_runs
 
 _COLUMNS = (
@@ -64,9 +65,9 @@ def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = Non
 def _row(run: RunDir) -> RunRow:
     state = run.state()
     summary, metrics, failed, beat = (
-        read_json_or_nothing(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
+        _read(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
     )
-    profile = summary.get("profile") or _profile(run) or DASH
+    profile = summary.get("profile") or _read(run.path / "stage.yaml").get("profile", {}).get("name") or DASH
     result, when = DASH, beat.get("wall_time")
     if state == "complete":
         (result, headline), when = _result(summary, metrics), summary.get("finished")
@@ -92,10 +93,11 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
 
 
-def _profile(run: RunDir) -> str | None:
-    """That of a run without a summary; None where its job cannot be read either."""
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON or YAML mapping; {} when missing or damaged: a list of runs must not die of one of them."""
     try:
-        name: str | None = run.read_job().get("profile", {}).get("name")
-    except UserError:
-        return None
-    return name
+        text = path.read_text(encoding="utf-8")
+        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -220,26 +220,37 @@ def _evaluation(
         for key in ("nll", "tokens")
     )
     return Evaluation(
-        **{key: e[key] for key in ("model", "mask", "items", "seconds", "items_per_s", "tokens_per_s", "format")},
         run_id=run_id,
         stage=stage,
+        model=e["model"],
         model_run=e.get("model_run"),
+        mask=e["mask"],
         leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
-        tasks={task: _task_score(t) for task, t in e["tasks"].items()},
+        format=e["format"],
+        tasks={
+            task: TaskScore(
+                items=int(t["items"]),
+                headline=float(t["headline"]),
+                stderr=t.get("stderr"),
+                gold_nll=t.get("gold_nll_per_token"),
+                gold_nll_rounding=float(t.get("gold_nll_rounding", 0.0)),
+                chance=float(t["chance"]),
+                prefix_violations=int(t.get("prefix_violations", 0)),
+                truncated=int(t.get("truncated", 0)),
+            )
+            for task, t in e["tasks"].items()
+        },
         macro=Interval(float(e["macro"]["value"]), float(lo), float(hi)),
         chance=float(e["macro"]["chance"]),
+        items=int(e["items"]),
+        seconds=float(e["seconds"]),
+        items_per_s=float(e["items_per_s"]),
+        tokens_per_s=float(e["tokens_per_s"]),
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
         correct=correct,
         nll=nll,
         tokens=tokens,
     )
-
-
-def _task_score(t: Mapping[str, Any]) -> TaskScore:
-    counts = (int(t.get(key, 0)) for key in ("prefix_violations", "truncated"))
-    headline, chance = float(t["headline"]), float(t["chance"])
-    nll = t.get("gold_nll_per_token"), float(t.get("gold_nll_rounding", 0.0))
-    return TaskScore(int(t["items"]), headline, t.get("stderr"), *nll, chance, *counts)
 
 
 def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -123,22 +123,16 @@ class Job:
 
     def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
-        if job["profile"]["data"]["train"]["revision"] is None:  # jobs of older code lack this key
+        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
             del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # as above
+        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
             del job["stage"]["score"]["exact"]
-        text = json.dumps(
-            {**affecting_results(job), **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":")
-        )
+        content = {
+            part: {key: value for key, value in job[part].items() if key not in left_out}
+            for part, left_out in _NOT_RESULTS.items()
+        }
+        text = json.dumps({**content, **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
-    return {
-        part: {key: value for key, value in job[part].items() if key not in left_out}
-        for part, left_out in _NOT_RESULTS.items()
-    }
 
 
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
@@ -292,3 +286,11 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
 
 def _trains(stage: str, jobs_dir: Path) -> bool:
     return _stage_layer(stage, jobs_dir).values.get("train") is not None
+
+
+def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
+    return {
+        part: {key: value for key, value in job[part].items() if key not in left_out}
+        for part, left_out in _NOT_RESULTS.items()
+    }
