@@ -115,7 +115,7 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs track
+.PHONY: report runs power status track
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
 	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
@@ -124,6 +124,13 @@ report: ## Print the results; write runs/report.md and runs/report.html
 runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
+
+power: ## The smallest difference that the items and seeds of the runs can show
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+
+status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
 
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')

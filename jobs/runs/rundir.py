@@ -151,8 +151,8 @@ class RunDir(RunFiles):
     ) -> None:
         """Record that the run is alive, how far it is, and when its last progress was: `since_progress` seconds ago.
 
-        The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
-        busy with a checkpoint of 41 GB, it would come minutes late.
+        With the monotonic times a reader can distinguish a stuck run from a changed clock. The file need not survive a power
+        cut: flushing it to a disk that is busy with a checkpoint of 41 GB would delay it by minutes.
         """
         now, monotonic = clock.time(), clock.monotonic()
         beat = {

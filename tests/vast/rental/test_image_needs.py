@@ -161,7 +161,7 @@ def test_an_image_that_cannot_load_in_time_from_a_slow_host_is_not_tried_there(w
     assert "300 Mbit/s" in done.stderr
 
 
-def test_a_secret_goes_only_to_data_centers_and_the_plan_says_so(world: World, tmp_path: Any) -> None:
+def test_a_secret_goes_only_to_data_centers_as_the_plan_states(world: World, tmp_path: Any) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("secrets: [HF_TOKEN]\n")
     world.environ = {"HF_TOKEN": "hf-secret-77"}
