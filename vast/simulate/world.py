@@ -149,7 +149,7 @@ class World:
         for found in reap.judge(rows, WALL + self.now, care):
             self.happened["reap"] += 1
             if found.destroy:
-                machine = self.machines[found.instance]
+                machine = self.machines[found.instance.id]
                 early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
                 if early or care.get("run") == "alive":
                     self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
