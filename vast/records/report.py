@@ -28,7 +28,7 @@ KINDS = ("loading", "training", "idle", "teardown")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One machine."""
+    """One machine of the run."""
 
     number: int
     instance: int
@@ -55,7 +55,7 @@ class RunReport:
     profile: str
     image: str
     result: str | None
-    lost: str | None  # what had no local copy when a machine was destroyed, and why
+    lost: str | None  # artifacts without a local copy when a machine was destroyed, and why
     at_home: str | None
     complete: bool
     began: str
@@ -192,13 +192,13 @@ def json_text(run: RunReport) -> str:
 
 
 def text(run: RunReport) -> str:
-    """Markdown."""
+    """The report as Markdown."""
     lines = [
         f"# {run.run}: {run.result or 'not closed'}",
         "",
         f"Stage {run.stage} with profile {run.profile}, image `{run.image}`; began {run.began}, took "
         f"{run.hours:.2f} h, cost ${run.dollars:.2f} of ${run.cap_dollars:.2f}.",
-        f"At home: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
+        f"Local copy: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
     ]
     if run.lost is not None:
         lines += ["", f"**Destroyed without a verified pull:** {run.lost}."]
