@@ -20,6 +20,7 @@ from vast.simulate.strikes import STRIKES, strike
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
+SCOPE = "the key lacks instance_write"  # the market's words for a refusal that no other offer changes
 REAP = 1200.0  # seconds between two calls of cron
 ASKED = 1900.0  # seconds: the longest pause between two polls, and some
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
@@ -61,7 +62,7 @@ class World:
         self.active: dict[str, Fault] = {}
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
         self.crash_next = False  # at the next journal write
-        self.refused_for_good = False
+        self.refused_for_good = False  # and the journal knows it
         self.leave: Fault | None = None  # SIGTERM, of a reboot of our machine: in the midst of the next call
         self.care: Callable[[], Supervision] = lambda: "alive"  # of the run, as `reap` beside it sees it
         self.lost: list[str] = []  # of each loss its cause: an obstacle, or IN_REACH and the verdict
