@@ -68,6 +68,8 @@ class OfferQuery:
     min_driver: int = 0
     compute_caps: tuple[int, ...] = ()  # what the image is built for; a later minor version of one of them fits too
     cpu_arch: str = ""
+    compat_cuda: float = 0.0  # enough on a data center GPU, for an image with a newer libcuda; 0: none is
+    compat_driver: int = 0
     regions: tuple[str, ...] = ()  # countries, by two letters
     datacenter: bool = False  # only hosts in a data center
     work_hours: float = 0.0  # expected: offers are ranked by what they cost for these

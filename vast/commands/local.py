@@ -18,6 +18,7 @@ from vast.commands.local_wiring import Local
 from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
 from vast.commands.plan_text import print_rows
 from vast.commands.wiring import Wiring
+from vast.host import subprocess_run
 from vast.local import container_spec
 from vast.local.container_spec import Asked
 from vast.local.engine import Engine
@@ -28,7 +29,6 @@ from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
-from vast.shell import subprocess_run
 from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).parents[1] / "local" / "policy.yaml"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from jobs.estimate.gpus import is_datacenter
 from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status, parse_label
@@ -121,6 +122,11 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
     """Every bound that the query sets, by a name for people. An offer that does not state a need of the image passes: the
     search has asked for it, and the machine itself shows the rest."""
     most, caps = query.max_dollars_per_hour, query.compute_caps
+
+    def least(one: Offer) -> tuple[float, int]:
+        compat = query.compat_cuda and is_datacenter(one.gpu)
+        return (query.compat_cuda, query.compat_driver) if compat else (query.min_cuda, query.min_driver)
+
     price_name = (
         "a price" if most is None else f"at most ${most:.2f} per hour"
     ) + ", interruptible" * query.interruptible
@@ -136,9 +142,9 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
         (query.min_hours, f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
         (True, "a direct port", lambda one: one.direct_ports >= 1),
         (query.banned_machines, "machines that are not banned", lambda one: one.machine_id not in query.banned_machines),
-        (query.min_cuda, f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
+        (query.min_cuda, f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= least(one)[0]),
         (query.min_driver, f"driver {query.min_driver}",
-         lambda one: one.driver is None or one.driver >= query.min_driver),
+         lambda one: one.driver is None or one.driver >= least(one)[1]),
         (caps, "a compute capability for the image", lambda one: one.compute_cap is None or any(
             one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
         (query.cpu_arch, query.cpu_arch, lambda one: one.cpu_arch in ("", query.cpu_arch)),
@@ -174,7 +180,7 @@ def filters(query: OfferQuery) -> dict[str, object]:
     if query.max_dollars_per_hour is not None:
         body[cost] = {"lte": query.max_dollars_per_hour}
     if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
-        body["cuda_max_good"] = {"gte": query.min_cuda}
+        body["cuda_max_good"] = {"gte": query.compat_cuda or query.min_cuda}
         body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
     if query.cpu_arch:
         body["cpu_arch"] = {"eq": query.cpu_arch}

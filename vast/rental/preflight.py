@@ -50,7 +50,8 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
 
 def require_no_paths(job: Job) -> None:
     """Raises ConfigError for a model or data in a local directory: a rented host has only the image and the sent runs."""
-    for where in _paths(job.profile.model_dump(mode="json")):
+    kept = ["artifacts"] if (job.profile.artifacts or "").startswith("file:") else []
+    for where in [*_paths(job.profile.model_dump(mode="json")), *kept]:
         fact = "is a path of this machine, which a rented one does not have"
         raise ConfigError(f"profile {job.profile.name}: {where}", fact, "use the hub, or what is in the image")
 

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import ConfigError
-from jobs.estimate.gpus import gpu_named
+from jobs.estimate.gpus import PCIE, gpu_named
 from jobs.runs.atomic import finite
 from vast.ports import BurnIn, Seconds
 from vast.shell import host_reports
 
 PLAUSIBLE = 0.35  # of the data sheet's rate of bfloat16 products; 0.8 was measured on an H200
+NVLINK = 0.3  # of the rate between GPUs that the estimate assumes; over PCIe they would reach half of that
 MEMORY = 0.9  # of what the model is sold with
 SKEW: Seconds = 600.0  # certificates and tokens fail somewhere beyond it
 MOST = 8  # problems that are kept
@@ -57,6 +58,11 @@ def _too_little(name: str, found: Mapping[str, float]) -> list[str]:
     least = PLAUSIBLE * known.bf16
     if "tflops" in found and found["tflops"] < least:
         said.append(f"{found['tflops']:g} TFLOP/s in bfloat16, expected at least {least:.0f} of a {known.name}")
+    least = NVLINK * known.link
+    if known.link > PCIE and found.get("peer_gb_s", least) < least:
+        said.append(
+            f"{found['peer_gb_s']:g} GB/s from the GPU before it, expected at least {least:.0f} over a {known.name}'s NVLink"
+        )
     if "total_gb" in found and found["total_gb"] < MEMORY * known.memory_gb:
         said.append(f"{found['total_gb']:g} GB of memory, and a {known.name} has {known.memory_gb:g}")
     return said

@@ -91,6 +91,13 @@ def test_a_profile_with_a_path_of_this_machine_is_refused(world: World, tmp_path
     assert "data.eval: is a path of this machine, which a rented one does not have" in done.stderr
 
 
+def test_artifacts_in_a_directory_of_this_machine_are_refused(world: World) -> None:
+    done = world.vast("up", "stage3b", "--profile", "ci", "--yes", "--set", "artifacts=file:///data")
+    assert (
+        done.exit_code == 2 and "artifacts: is a path of this machine, which a rented one does not have" in done.stderr
+    )
+
+
 def test_a_profile_of_ones_own_is_named_by_its_place_on_the_host(world: World, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(Path("jobs/profiles/ci.yaml").read_text())

@@ -10,10 +10,12 @@ import pytest
 
 from jobs.errors import ConfigError
 from tests.vast.fakes.command_line import UP, World
+from vast import policy as policies
 from vast.marketplace import rows
 from vast.ports import OfferQuery
 from vast.rental.image_needs import Needs, needs_of
 from vast.rental.image_registry import Image
+from vast.rental.plan import for_image, query_of
 
 LABELS = {
     "prefill.needs.cuda": "13.0",
@@ -63,6 +65,30 @@ def row(**more: Any) -> dict[str, Any]:
 )
 def test_an_offer_that_cannot_run_the_image_does_not_fit(fields: dict[str, Any], fits: bool) -> None:
     assert rows.fits(rows.offer(row(**fields)), QUERY) is fits
+
+
+COMPAT = {**LABELS, "prefill.compat.cuda": "12.2", "prefill.compat.driver": "535"}
+
+
+@pytest.mark.parametrize(("gpu", "cuda", "driver", "fits"), [
+    ("H200", 12.4, "550.54.15", True),
+    ("A100 SXM4", 12.2, "535.104.05", True),
+    ("H200", 12.0, "525.60.13", False),  # too old for the newer libcuda too
+    ("H200", 13.0, "580.95.05", True),
+    ("RTX 4090", 12.4, "550.54.15", False),  # which NVIDIA does not support there
+    ("RTX 4090", 13.0, "580.95.05", True),
+    ("A GPU of next year", 12.4, "550.54.15", False),
+])  # fmt: skip
+def test_an_older_driver_is_enough_for_a_compat_image_on_a_data_center_gpu(
+    gpu: str, cuda: float, driver: str, fits: bool
+) -> None:
+    needs = needs_of("x", COMPAT)
+    policy = policies.load()
+    query = for_image(query_of(policy), needs, 0.0, policy)
+    offer = rows.offer(row(gpu_name=gpu, cuda_max_good=cuda, driver_version=driver, compute_cap=900))
+    assert [holds(offer) for name, holds in rows.checks(query) if name.startswith(("CUDA", "driver"))] == [fits, fits]
+    assert rows.filters(query)["cuda_max_good"] == {"gte": 12.2}
+    assert "or CUDA 12.2 and driver 535 with a data center GPU" in str(needs)
 
 
 def test_the_search_sends_cuda_and_the_architecture_together() -> None:

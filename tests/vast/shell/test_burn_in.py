@@ -37,6 +37,7 @@ def test_a_good_machine_shows_its_numbers() -> None:
     ({"problems": ["GPU 0: a bfloat16 product has a wrong result"]}, "GPU 0: a bfloat16 product has a wrong result"),
     ({"gpus": [GPU | {"tflops": 90.0}]}, "GPU 0: 90 TFLOP/s in bfloat16, expected at least 346 of a H200"),
     ({"gpus": [GPU | {"total_gb": 70.0}]}, "GPU 0: 70 GB of memory, and a H200 has 141"),
+    ({"gpus": [GPU | {"peer_gb_s": 48.0}]}, "GPU 0: 48 GB/s from the GPU before it, expected at least 99 over a H200's NVLink"),
     ({"gpus": []}, "0 GPUs answer, and the contract has 1"),
     ({"gpus": [GPU, GPU]}, "2 GPUs answer, and the contract has 1"),
     ({"unix_time": NOW - 86_400}, "its clock differs from ours by -86400 s"),
@@ -44,6 +45,15 @@ def test_a_good_machine_shows_its_numbers() -> None:
 def test_each_problem_is_named_with_its_number(change: dict[str, Any], said: str) -> None:
     found = judged(GOOD | change, 1, NOW)
     assert found is not None and not found.good and found.problems == (said,)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("NVIDIA H200", 370.0), ("NVIDIA GeForce RTX 4090", 9.0), ("NVIDIA H200 NVL", 48.0)]
+)
+def test_the_rate_between_gpus_is_judged_by_the_link_that_their_model_has(name: str, rate: float) -> None:
+    card = {"name": name, "peer_gb_s": rate}
+    found = judged(GOOD | {"gpus": [card, card]}, 2, NOW)
+    assert found is not None and found.good and dict(found.numbers)["gpu1_peer_gb_s"] == rate
 
 
 @pytest.mark.parametrize("name", ["An unknown GPU", "", None, 7])
