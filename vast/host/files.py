@@ -8,8 +8,6 @@ summary.json last.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -129,9 +127,10 @@ class _Listing:
         return link
 
     def _tree(self, directory: Path) -> None:
-        for path in sorted(_walk(directory)):
-            with suppress(OSError):
-                self._add(path, self.hashes.of(path))
+        for path in sorted(directory.rglob("*")):
+            if path.is_file() and not path.is_symlink() and not _is_left_out(path):
+                with suppress(OSError):
+                    self._add(path, self.hashes.of(path))
 
     # ---- files of the machine itself
 
@@ -163,14 +162,3 @@ class _Listing:
 
 def _is_left_out(path: Path) -> bool:
     return path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink() and not _is_left_out(path):
-            yield path
-
-
-def forget(root: Path) -> None:
-    """Remove all snapshots."""
-    shutil.rmtree(root / SNAPSHOTS, ignore_errors=True)

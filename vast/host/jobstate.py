@@ -16,7 +16,7 @@ import errno
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -213,3 +213,10 @@ def observe(directory: Path) -> State:
     lost = state["phase"] in ACTIVE and not runner_alive
     alive = {"runner_alive": runner_alive, "job_alive": bool(job_members(directory, state))}
     return {**state, "phase": "lost" if lost else state["phase"], **alive}
+
+
+def known(directory: Path) -> State | None:
+    """`observe`; None where no job was started, or its state cannot be read."""
+    with suppress(RunStateError):
+        return observe(directory)
+    return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,10 @@ from secrets import randbelow
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast.host import attempt, classify, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
+from vast.host import attempt, classify, detach, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
-CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
 SERIALS = 10**8  # more than the digits that anybody counts to
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
 
@@ -68,9 +66,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 def stop(root: Path, grace: float) -> None:
     """Ask for a checkpoint and an end, in a process that nobody waits for."""
     directory = str((root / RUNNER).resolve())
-    argv = [sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"]
-    nothing = subprocess.DEVNULL
-    subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+    detach.spawn([sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"])
 
 
 def _runs(observed: jobstate.State) -> bool:
@@ -104,7 +100,7 @@ def prune(root: Path, home: str | None) -> list[str]:
     removed = []
     for run in _unfinished_runs(root):
         found = hostruns.checkpoints(root, run)
-        at_home = hostruns.step_of(home) if home is not None and _is_of(home, root, run) else -1
+        at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
         spare = {one.path for one in found if one.step > at_home or one is found[-1]}
         doomed = [path for path in _directories(run / "checkpoints") if path not in spare]
         doomed += [path for path in _directories(run) if path.name.endswith(".tmp")]
@@ -120,10 +116,6 @@ def _unfinished_runs(root: Path) -> Iterator[Path]:
     for stage in _directories(root):
         if not stage.name.startswith("."):
             yield from (run for run in hostruns.runs_of(root, stage.name) if not hostruns.is_complete(run))
-
-
-def _is_of(checkpoint: str, root: Path, run: Path) -> bool:
-    return checkpoint.startswith(f"{hostruns.name_of(root, run)}/")
 
 
 def _directories(directory: Path) -> list[Path]:

@@ -122,7 +122,11 @@ class LocalCopy:
     def write(self, run: str, files: dict[str, Known]) -> None:
         """Record the files that are about to be moved here. Known files stay known until they are replaced. Raises DiskFull."""
         before = self.receipt
-        kept = {path: known for path, known in before.files.items() if run == before.run and self._is_there(path)}
+        kept = {
+            path: known
+            for path, known in before.files.items()
+            if run == before.run and os.path.lexists(self.runs_dir / path)
+        }
         new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
         runs = [*before.runs, *([] if run in before.runs else [run])]
         receipt = Receipt(run, runs, kept | new)
@@ -179,9 +183,6 @@ class LocalCopy:
 
     def clear_staging(self) -> None:
         shutil.rmtree(self.staging, ignore_errors=True)
-
-    def _is_there(self, path: str) -> bool:
-        return os.path.lexists(self.runs_dir / path)
 
     def _read(self) -> Receipt:
         """A missing or odd receipt is empty: then no file here is believed."""
