@@ -19,7 +19,7 @@ from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
 GROWING = (".jsonl", ".txt")
 NEVER = {"lock"}  # of the run's writer
-HOST = "host"  # the folder of the run at home for what the machine itself wrote
+HOST = "host"  # the folder of the run's local copy for files of the machine itself
 MOMENT = "moment"  # the folder of a run's snapshot for files that are replaced whole
 
 Entry = dict[str, Any]
@@ -135,7 +135,7 @@ class _Listing:
     # ---- files of the machine itself
 
     def host(self, over: bool) -> None:
-        """state.json and the logs of runner and watchdog, into the folder `host` of the run at home."""
+        """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy."""
         listed = {entry["path"] for entry in self.entries}
         base = self.run / HOST if self.run is not None else self.root / HOST
         for path in (
@@ -153,7 +153,7 @@ class _Listing:
     # ----
 
     def _add(self, path: Path, sha256: str | None, size: int | None = None, source: Path | None = None) -> None:
-        """path: where it is to lie at home, below the same root."""
+        """path: its place in the local copy, below the same root."""
         source = source or path
         size = source.stat().st_size if size is None else size
         names = [hostruns.name_of(self.root, one) for one in (path, source)]

@@ -95,7 +95,7 @@ def exit_code_of(returned: int) -> int:
 def ended(
     state: State, returned: int, now: datetime, reason: str | None = None, fingerprint: str | None = None
 ) -> State:
-    """`returned`: see `exit_code_of`. `reason`: what the log says, where that is more than the exit code."""
+    """`returned`: see `exit_code_of`. `reason`: what the log shows, where that is more than the exit code."""
     exit_code = exit_code_of(returned)
     return {
         **state,

@@ -30,12 +30,12 @@ class NotNow(RunStateError):
 def start(root: Path, program: str, arguments: Sequence[str], home: str | None, secrets: Mapping[str, str]) -> bool:
     """Start `program arguments...`; False if the job runs already. Raises NotNow, and what the runner raises.
 
-    home: the newest checkpoint that is at home, verified. secrets: environment variables that name files.
+    home: the newest checkpoint that the local copy has, verified. secrets: environment variables that name files.
     """
     armed = lease.view(root / WATCHDOG)
     if armed is None or not armed["armed"]:
-        said = lease.message(root / WATCHDOG) or "no living process watches"
-        raise NotNow(root / WATCHDOG, f"the dead-man's switch is not armed: {said}", "no job starts without it")
+        why = lease.message(root / WATCHDOG) or "no living process watches"
+        raise NotNow(root / WATCHDOG, f"the dead-man's switch is not armed: {why}", "no job starts without it")
     directory = root / RUNNER
     previous = jobstate.observe(directory) if jobstate.read(directory) is not None else None
     if previous is not None and _runs(previous):
@@ -95,16 +95,16 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
 
 
 def prune(root: Path, home: str | None) -> list[str]:
-    """Make room in the unfinished runs, and return what was removed: checkpoints that are at home or older than that, torn
+    """Make room in the unfinished runs, and return what was removed: checkpoints that the local copy has or older ones, torn
     ones, half a final model, snapshots. Never the newest complete checkpoint of a run."""
     removed = []
     for run in _unfinished_runs(root):
         found = hostruns.checkpoints(root, run)
         at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
         spare = {one.path for one in found if one.step > at_home or one is found[-1]}
-        doomed = [path for path in _directories(run / "checkpoints") if path not in spare]
-        doomed += [path for path in _directories(run) if path.name.endswith(".tmp")]
-        for path in doomed:
+        removable = [path for path in _directories(run / "checkpoints") if path not in spare]
+        removable += [path for path in _directories(run) if path.name.endswith(".tmp")]
+        for path in removable:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(hostruns.name_of(root, path))
         if found:  # else the snapshot is the only checkpoint

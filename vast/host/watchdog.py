@@ -37,13 +37,13 @@ TICK = 5.0  # seconds; less where the limits are that short
 
 def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -> None:
     """Watch until the machine and this process are gone. No error ends the loop."""
-    said: str | None = memory.ending
+    logged: str | None = memory.ending
     while True:
         try:
             memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked())
-            if memory.ending != said:
-                said = memory.ending
-                world.say(f"ending: {said}" if said else "the lease is renewed: watching again")
+            if memory.ending != logged:
+                logged = memory.ending
+                world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
             world.keep(memory)  # before the act: a DELETE must be remembered after a crash
             if act is Act.ASK:
                 world.signal_job(signal.SIGTERM)

@@ -151,6 +151,6 @@ def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
     try:
         answer = exchange(request, timeout)
         return f"{answer.status} {answer.body[:300].decode(errors='replace')!r}"
-    except Exception as error:  # whatever it is, it is tried again
-        said = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
-        return f"{type(error).__name__}: {said or 'no answer'}"
+    except Exception as error:  # of any kind: the DELETE is repeated
+        why = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
+        return f"{type(error).__name__}: {why or 'no answer'}"

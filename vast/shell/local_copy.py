@@ -99,7 +99,7 @@ class LocalCopy:
         return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
 
     def is_complete(self) -> bool:
-        """The run itself is complete and every file is what its manifest says; all of them are read."""
+        """The run itself is complete and every file agrees with its manifest; all of them are read."""
         run = self.receipt.run
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
