@@ -52,7 +52,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
-ENGINES := .venv/.engines/.done
+ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
 
@@ -115,7 +115,9 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs
+.PHONY: report runs power status track
+track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
+	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
@@ -123,11 +125,18 @@ runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
+power: ## The smallest difference that the items and seeds of the runs can show
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+
+status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
+
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap vast-contract
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
@@ -138,6 +147,8 @@ vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down 
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
@@ -167,7 +178,7 @@ test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
-test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, read by the engines' own packages
+test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, and what trackers keep, read by their own packages
 	$(PYTEST) -m engines tests/engines $(ARGS)
 test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER names the program that starts one
 	$(PYTEST) -m slurm tests/slurm $(ARGS)
@@ -248,6 +259,12 @@ endef
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 # So do those of the engines whose parsers read what jobs/submit writes.
+# The clients of trackers work in the same process as torch.
+.venv/.trackers/.done: requirements/trackers.lock .venv/.base
+	@rm -rf .venv/.trackers && .venv/bin/python -m venv .venv/.trackers
+	@.venv/.trackers/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) --no-deps -r $<
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo .venv/.trackers/lib/python3*/site-packages)/base.pth"
+	@touch $@
 .venv/.%/.done: requirements/%.lock .venv/.base
 	@rm -rf .venv/.$* && .venv/bin/python -m venv .venv/.$*
 	@.venv/.$*/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<

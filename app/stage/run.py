@@ -23,6 +23,7 @@ from app.runtime.ranks import Ranks, join
 from app.runtime.uploads import Uploads
 from app.stage.contents import contents_of
 from app.stage.shared_runs import require_shared
+from app.stage.tracking import Tracking, require_installed
 from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
@@ -66,6 +67,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
     require_paths(job)
+    require_installed(job.profile.report_to)
     store = store_of(job)
     job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
@@ -174,8 +176,11 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             require_shared(run.path, ranks, os.environ)
             if found.unfinished is not None and store is not None:
                 fetch_newer(store, run)
-            headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
-                            ranks=ranks, uploads=uploads)  # fmt: skip
+            with Tracking(job.profile.report_to, run.path, runs_dir, found.record,
+                          cpu=job.profile.model.device == "cpu") as tracking:  # fmt: skip
+                run.on_write = tracking.note
+                headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,
+                                resume=found.unfinished is not None, ranks=ranks, uploads=uploads)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,

@@ -23,10 +23,10 @@ from jobs.errors import ConfigError
 JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
 # The keys of a profile that --set may change.
-_OF_PROFILE = ("model", "data", "gpus", "sharding", "artifacts", "artifacts_mbit")
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
 _NOT_RESULTS = {
     "stage": {"title", "reference"},
-    "profile": {"name", "gpus", "sharding", "artifacts", "artifacts_mbit", "train", "score", "stages"},
+    "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
 }
 
 
@@ -290,3 +290,11 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
 
 def _trains(stage: str, jobs_dir: Path) -> bool:
     return _stage_layer(stage, jobs_dir).values.get("train") is not None
+
+
+def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
+    return {
+        part: {key: value for key, value in job[part].items() if key not in left_out}
+        for part, left_out in _NOT_RESULTS.items()
+    }

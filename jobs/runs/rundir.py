@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,8 @@ class RunDir(RunFiles):
         super().__init__(path)
         self._lock = held
         self._logs: dict[str, atomic.JsonlLog] = {}
+        # Called with each line of a log and with the metrics, after they are written: for trackers.
+        self.on_write: Callable[[str, Mapping[str, Any]], None] = lambda name, value: None
 
     # ---- opening and closing
 
@@ -135,6 +137,7 @@ class RunDir(RunFiles):
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
+        self.on_write("metrics.json", metrics)
 
     def heartbeat(
         self,
@@ -148,8 +151,8 @@ class RunDir(RunFiles):
     ) -> None:
         """Record that the run is alive, how far it is, and when its last progress was: `since_progress` seconds ago.
 
-        The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
-        busy with a checkpoint of 41 GB, it would come minutes late.
+        With the monotonic times a reader can distinguish a stuck run from a changed clock. The file need not survive a power
+        cut: flushing it to a disk that is busy with a checkpoint of 41 GB would delay it by minutes.
         """
         now, monotonic = clock.time(), clock.monotonic()
         beat = {
@@ -180,6 +183,7 @@ class RunDir(RunFiles):
             with atomic.io_errors_reported(self.path / name):
                 self._logs[name] = atomic.JsonlLog(self.path / name)
         self._logs[name].append(value)
+        self.on_write(name, value)
 
     def rewind_jsonl(self, name: str, step: int) -> None:
         """Keep a log's lines up to `step`: a resumed run writes the later ones again."""
@@ -302,9 +306,13 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
+    raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def command_for(runs_dir: Path, job: Job, stage: str) -> str:
+    """The make command that runs `stage` with the job's profile, as it was given."""
     given = job.profile_given or job.profile.name
-    profile = None if given == DEFAULT_PROFILE else given
-    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
+    return make_command(stage, profile=None if given == DEFAULT_PROFILE else given, runs_dir=runs_dir)
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:

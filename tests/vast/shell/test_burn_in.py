@@ -62,6 +62,13 @@ def test_a_gpu_that_is_not_in_the_table_is_not_judged_by_its_rate(name: object) 
     assert found is not None and found.good
 
 
+def test_the_slowest_gpu_corrects_the_estimate() -> None:
+    slow = judged(GOOD | {"gpus": [GPU, GPU | {"tflops": 400.0}, GPU | {"name": "unknown", "tflops": 1.0}]}, 3, NOW)
+    assert slow is not None and slow.good and slow.slowdown == pytest.approx(0.8 * 989 / 400, abs=0.01)
+    quick = judged(GOOD | {"gpus": [GPU | {"tflops": 900.0}]}, 1, NOW)
+    assert quick is not None and quick.slowdown == 1.0
+
+
 @pytest.mark.parametrize("answer", [None, {}, {"problems": "none"}, {"gpus": []}])
 def test_what_cannot_be_understood_is_no_verdict(answer: dict[str, Any] | None) -> None:
     assert judged(answer, 1, NOW) is None
@@ -79,13 +86,21 @@ def test_words_and_numbers_of_a_hostile_host_are_bounded() -> None:
     assert found.numbers == ()
 
 
-def test_the_shell_asks_our_machine_alone_and_an_older_image_gives_no_verdict(tmp_path: Path) -> None:
+def test_the_shell_asks_our_machine_alone_and_an_older_image_has_none(tmp_path: Path) -> None:
     way = DirectoryTransport(DirectoryHost(tmp_path / "host"))
     shell = Ours(tmp_path / "runs", way).shell()
     way.replies["burnin"] = Reply("ok", out=json.dumps(GOOD | {"unix_time": shell.clock.now()}))
-    assert isinstance(shell.burn_in(BOTH), BurnIn)
+    assert isinstance(shell.burn_in(BOTH, 75.0), BurnIn)
     way.replies["burnin"] = Reply("ok", 2, err="error: argument ACTION: invalid choice: 'burnin'")
-    assert shell.burn_in(BOTH) is None
+    old = shell.burn_in(BOTH, 75.0)
+    assert old is not None and (old.good, old.ran, old.problems) == (
+        True,
+        False,
+        ("vast.host of the image has no burn-in",),
+    )
+    for failure in (Reply("ok", 1, err="a traceback"), Reply("ok", 137), Reply("timeout"), Reply("ok", out="{}")):
+        way.replies["burnin"] = failure
+        assert shell.burn_in(BOTH, 75.0) is None
     shell.clock.sleep(3600)
     way.kinds = dict.fromkeys(BOTH, "timeout")
-    assert shell.burn_in(BOTH) is None
+    assert shell.burn_in(BOTH, 75.0) is None

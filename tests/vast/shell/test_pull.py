@@ -77,7 +77,7 @@ def test_a_run_that_failed_is_not_complete(host: DirectoryHost, ours: Ours) -> N
     assert json.loads((ours.run / "host/state.json").read_text())["exit_code"] == 1
 
 
-def test_what_ends_before_there_is_a_run_is_still_told(host: DirectoryHost, ours: Ours) -> None:
+def test_an_end_before_there_is_a_run_is_still_reported(host: DirectoryHost, ours: Ours) -> None:
     host.train()
     host.run.rename(host.root / "elsewhere")
     pulled = ours.pull(everything=True)
