@@ -198,7 +198,8 @@ def facts(study: Study) -> list[Fact]:
     if study.evaluations:
         one = study.evaluations[0]
         seeds = max((len(c.seeds) for c in study.comparisons), default=0)
-        measured = f"{one.items:,} questions of {len(one.tasks)} tasks; chance is {number(one.chance, 2)}."
+        tasks = f"{len(one.tasks)} task{'s' * (len(one.tasks) > 1)}"
+        measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
         decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
         sure = [measured, runs, f"{sensitivity(decisive)}." if decisive else ""]
