@@ -91,7 +91,8 @@ class Tracking:
 
     def _work(self) -> None:
         ready: dict[str, Any] = {}
-        for name in self._names:
+        names: list[str] = list(self._names)
+        for name in names:
             with _one_warning(name):
                 one = self._make(name, self._run, _in(self._store, self._environ))
                 one.main_process_only = False  # this is rank 0, and nothing need be asked for it

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,13 +20,6 @@ from vast.local import tar_stream
 from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 
 from jobs.errors import UserError
 from tests.vast.fakes.host import gone, until
+from vast.host.subprocess_run import Ended
 from vast.ports import Address
 from vast.shell import rsync
 from vast.shell.ssh import SshTransport, outcome
-from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Pace, Reply
 
 HOST, OTHER = Address("203.0.113.5", 40022), Address("ssh5.example.org", 12345)
