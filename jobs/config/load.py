@@ -94,9 +94,14 @@ class Job:
                    contents={str(key): str(value) for key, value in contents.items()})  # fmt: skip
 
     @property
+    def commits(self) -> dict[str, str]:
+        """The hub's commits among `contents`, by the same keys."""
+        return {key: value.split()[-1] for key, value in self.contents.items() if value.startswith("commit ")}
+
+    @property
     def pinned(self) -> Job:
         """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
-        profile, commits = self.profile, {k: v.split()[-1] for k, v in self.contents.items() if v.startswith("commit ")}
+        profile, commits = self.profile, self.commits
         if "model" in commits:
             model = profile.model.model_copy(update={"revision": commits["model"]})
             profile = profile.model_copy(update={"model": model})
