@@ -19,7 +19,8 @@ from app.report.comparisons import (
     what_differs,
 )
 from app.report.runs import Evaluation, Run, load_run
-from jobs.errors import DataError, RunStateError, make_command
+from jobs.config.load import profile_name, profile_names, profile_to_give
+from jobs.errors import DataError, RunStateError, UserError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import ID_PATTERN
 
@@ -103,7 +104,7 @@ def stage_order(stages: Sequence[str] | dict[str, str]) -> list[str]:
 
 
 def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
-    """The newest completed run of each stage; `profile` defaults to the one of the newest completed run.
+    """The newest completed run of each stage; `profile`, a name or a path, defaults to that of the newest completed run.
 
     Runs on different items are never compared. The report shows the set of runs on the same items with the most
     stages, and of several such sets the newest.
@@ -119,20 +120,21 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         fact = f"no completed run to report ({unfinished})" if unfinished else "no run to report"
         begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
         raise RunStateError(str(runs_dir), fact, "run: {}, or one stage: {}".format(*begin))
-    chosen = profile or complete[-1][1]
+    chosen = profile_name(profile) if profile else complete[-1][1]
     others = sorted({name for _, name in complete} - {chosen})
     candidates = [run for run, name in complete if name == chosen]
     if not candidates:
-        raise RunStateError(
-            str(runs_dir),
-            f"no completed run of profile {chosen}; there are runs of {', '.join(others)}",
-            f"run: {make_command('stage1', profile=chosen, runs_dir=runs_dir)}",
-        )
+        fact = f"no completed run of profile {chosen}; there are runs of {', '.join(others)}"
+        known = chosen != profile or chosen in profile_names()
+        remedy = f"run: {make_command('stage1', profile=profile, runs_dir=runs_dir)}" if known else (
+            f"name one of these, such as --profile {others[0]}")  # fmt: skip
+        raise RunStateError(str(runs_dir), fact, remedy)
     shown, left_out = _on_the_same_items(candidates)
     runs = tuple(shown[stage] for stage in stage_order(list(shown)))
     limit = next((run.limit for run in runs if run.limit is not None), None)
+    given = _given(candidates[-1])
     missing = tuple(
-        _missing(stage, found, left_out, make_command(stage, profile=chosen, limit=limit))
+        _missing(stage, found, left_out, make_command(stage, profile=given, limit=limit))
         for stage in STAGES
         if stage not in shown
     )
@@ -229,7 +231,8 @@ def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = N
 
 def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
     """The completed runs that a name may mean, newest first: one, unless it names a stage."""
-    complete = [(run, of) for run, of in _complete(list_runs(runs_dir)) if profile in (None, of)]
+    wanted = profile_name(profile) if profile else None
+    complete = [(run, of) for run, of in _complete(list_runs(runs_dir)) if wanted in (None, of)]
     of_stage = [run for run, _ in reversed(complete) if run.stage == name.strip("/")]
     if of_stage:
         return of_stage
@@ -241,7 +244,7 @@ def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
         raise RunStateError(name, f"no such run or stage with a completed run in {runs_dir}", remedy)
     run = RunDir.open(path)
     if run.state() != "complete":
-        again = make_command(run.stage, profile=profile, runs_dir=runs_dir)
+        again = make_command(run.stage, profile=_given(run), runs_dir=runs_dir)
         raise RunStateError(run.id, f"the run is {run.state()}, not complete", f"run: {again}")
     return [run]
 
@@ -260,8 +263,18 @@ def _how_to_agree(runs_dir: Path, first: Run, second: Run) -> str:
     for run, profile in reversed(_complete(list_runs(runs_dir))):
         if (run.stage, profile) == (first.stage, first.profile) and share_items(load_run(run), second):
             return f"{run.id} has the same items: python -m app report --compare {run.id} {second.id}"
-    again = make_command(first.stage, profile=first.profile, limit=second.limit, runs_dir=runs_dir)
+    given = _given(RunDir.open(first.path))
+    again = make_command(first.stage, profile=given, limit=second.limit, runs_dir=runs_dir)
     return f"score {first.stage} on the items of {second.id}: {again}; then: --compare {first.stage} {second.id}"
+
+
+def _given(run: RunDir) -> str | None:
+    """What a command takes for the profile of the run; None for a run that was killed before it wrote its job."""
+    try:
+        record = run.read_job()
+    except UserError:
+        return None
+    return profile_to_give(str(record["profile"]["name"]), record)
 
 
 def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], command: str) -> Missing:

@@ -116,6 +116,17 @@ class _Evaluations:
         return self.stop
 
 
+def require_length(section: Train, loaded: Loaded) -> None:
+    """Raises ConfigError where an example may be longer than the model's context, or have its other position encoding."""
+    if section.max_length > loaded.max_length:
+        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
+                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if loaded.is_long(section.max_length):
+        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
+        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
+                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
+
+
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
           resume: bool) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
@@ -134,13 +145,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     run, heartbeat, ranks = context.run, context.heartbeat, context.ranks
     section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
-    if section.max_length > loaded.max_length:
-        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
-                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
-    if loaded.is_long(section.max_length):
-        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
-        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
-                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
+    require_length(section, loaded)
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
