@@ -286,7 +286,7 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
         if steps[0] in keys_at(model, (section,))
     ]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
-    raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
+    raise ConfigError(f"{where}: {steps[0][:80]}", "unknown key", remedy)
 
 
 def _head(layer: Layer) -> str:

@@ -56,7 +56,7 @@ class Shape:
 _SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True)
 _MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
 # Model types that `attention: auto` runs eagerly; a test compares them with docs/models.md.
-EAGER_TYPES = frozenset({"flint", "gemma2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"})
+EAGER_TYPES = {"flint", "gemma2", "got_ocr2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"}
 _EAGER_NAMES = re.compile(r"gemma-2-|gpt-oss|vaultgemma|mimo-v2-flash", re.IGNORECASE)
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 
@@ -87,12 +87,13 @@ def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, s
     """From a transformers config; a vision-language model's counts by its language model."""
     inner = config.get("text_config")
     values = {**config, **inner} if isinstance(inner, Mapping) else config
+    kinds = {str(config.get("model_type")), str(values.get("model_type"))}
     try:
         hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
         return Shape(
             hidden, int(values["num_hidden_layers"]), heads, int(values.get("num_key_value_heads") or heads),
             int(values.get("head_dim") or hidden // heads), int(values["intermediate_size"]), int(values["vocab_size"]),
-            bool(values.get("tie_word_embeddings", False)), eager=values.get("model_type") in EAGER_TYPES,
+            bool(values.get("tie_word_embeddings", False)), eager=bool(EAGER_TYPES & kinds),
         ), where  # fmt: skip
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return None, f"{where} lacks what its size depends on ({error})"

@@ -674,5 +674,15 @@ def _(w: World) -> Steps:
     yield lambda: require_length(section("train.max_length=8"), long)
 
 
+@remedy("app/training/train.py", "train another model; this one can be scored")
+def _(w: World) -> Steps:
+    from app.training.train import require_loadable
+
+    emu = from_config(zoo.tiny("emu3"), "auto", "x")
+    yield lambda: require_loadable(emu, "x")
+    yield lambda: require_loadable(make_model("llama"), "x")
+    assert not zoo.faults(Loaded(emu.eval(), None, "x", 128))
+
+
 not_run("asks for a report: it is a fault of ours; tests/app/training/test_saved.py sees that the checkpoints stay",
         ("app/training/saved.py", "the run's checkpoints are kept; report this with its stage.yaml"))  # fmt: skip

@@ -212,6 +212,15 @@ def _(w: World) -> Steps:
     yield parsed("a: 10")
 
 
+@remedy(YAML, "write fewer, without aliases of aliases")
+def _(w: World) -> Steps:
+    laughs = f"a: &a [{', '.join('l' * 9)}]\n"
+    for name, of in zip("bcdefghi", "abcdefgh", strict=True):
+        laughs += f"{name}: &{name} [{', '.join([f'*{of}'] * 9)}]\n"
+    yield parsed(laughs)
+    yield parsed("a: &a [l, l]\nb: *a\n")
+
+
 @remedy(YAML, "save as UTF-8")
 def _(w: World) -> Steps:
     w.write("a.yaml", "a: é".encode("latin-1"))
