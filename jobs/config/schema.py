@@ -9,12 +9,22 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Mask = Literal["causal", "prefix", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = (
     "bidirectional",
@@ -265,6 +275,7 @@ class Profile(Strict):
     data: Data
     gpus: Positive = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
+    report_to: Annotated[list[Tracker], AfterValidator(_unique)] = []
     train: dict[str, JsonValue] | None = None
     score: dict[str, JsonValue] | None = None
     stages: dict[str, StageOverride] = {}
