@@ -24,6 +24,7 @@ MOUNTS  ?=## directories outside the repository that a profile names, for contai
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+OLDEST  =## 1: test-zoo and docs-models with the oldest transformers that is supported, in place of the newest
 BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
 STAGE   =## the stage that vast-up runs
@@ -55,6 +56,7 @@ VASTAI := .venv/.vastai/.done
 ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
+OLDEST_DONE := .venv/.oldest/.done
 
 ifeq ($(filter auto docker native,$(RUNNER)),)
 $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
@@ -184,10 +186,10 @@ test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER
 	$(PYTEST) -m slurm tests/slurm $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
-test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
+test-zoo: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
-	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 tests/test_fuzz.py $(ARGS)
+	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
@@ -215,8 +217,8 @@ check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m pytest -q tests/test_docs.py
 docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 	$(PYTHON) -m docs.generate_cli
-docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
-	$(PYTHON) -m docs.generate_models
+docs-models: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Write docs/models.md anew: which models are right, which are refused; minutes
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTHON) -m docs.generate_models
 
 .PHONY: setup lock clean help help-all
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
@@ -272,6 +274,10 @@ endef
 # The tool of `make mutants` runs in the tests' interpreter but is installed apart from its packages.
 .venv/.mutmut/.done: requirements/mutmut.lock $(VENV)
 	@rm -rf .venv/.mutmut && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.mutmut -r $<
+	@touch $@
+# The oldest transformers that is supported, put before the newest.
+$(OLDEST_DONE): requirements/oldest.lock $(VENV)
+	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
-from app.data.records import Record, Template, TextDocument, content, identity, is_empty, render
+from app.data.records import Conversation, Record, Template, TextDocument, content, identity, is_empty, render
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from jobs.config.schema import TrainData
@@ -31,7 +31,7 @@ BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads,
 class TokenExample:
     """One example as token ids; the response ends with the token that ends an answer.
 
-    text: its words without template, for the overlap check. key: sha256 of its identity, in hex.
+    text: its words without template, for the overlap check. key: sha256 in hex, by which it is sampled and split.
     """
 
     prompt_ids: tuple[int, ...]
@@ -158,12 +158,14 @@ def _distinct(records: Iterable[Record | None], report: DataReport) -> list[_Key
         if is_empty(record):
             report.dropped_empty += 1
             continue
-        text = content(record)
-        key = hashlib.sha256(identity(record).encode()).hexdigest()
-        if key in found:
+        text, same = content(record), identity(record)
+        # By the key an example is sampled and split: of all but chats that of the words, as ever, since with another one the
+        # same data would be split elsewhere.
+        key = _sha256(same if isinstance(record, Conversation) else text)
+        if (digest := _sha256(same)) in found:
             report.dropped_duplicate += 1
         else:
-            found[key] = _Keyed(key, text, record)
+            found[digest] = _Keyed(key, text, record)
     return list(found.values())
 
 
@@ -171,9 +173,13 @@ def _sample(records: list[_Keyed], limit: int | None, report: DataReport) -> lis
     if limit is None or limit >= len(records):
         return records
     # Sort by the hash's tail: its head picks the split, so sorting by it would select only evaluation examples.
-    chosen = {keyed.key for keyed in sorted(records, key=lambda keyed: keyed.key[-16:])[:limit]}
+    chosen = sorted(range(len(records)), key=lambda index: records[index].key[-16:])[:limit]
     report.dropped_limit = len(records) - limit
-    return [keyed for keyed in records if keyed.key in chosen]
+    return [records[index] for index in sorted(chosen)]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _tokenise(

