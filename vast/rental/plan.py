@@ -113,7 +113,6 @@ def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> Off
         query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
         compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
         min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
-        compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
     )  # fmt: skip
 
 
