@@ -60,6 +60,7 @@ class World:
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
         self.active: dict[str, Fault] = {}
+        self.ended: dict[str, float] = {}  # when a fault was last over
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
         self.crash_next = False  # at the next journal write
         self.refused_for_good = False  # and the journal knows it
@@ -141,6 +142,7 @@ class World:
     def _end(self, fault: Fault) -> None:
         if self.active.get(fault.mode) is fault:
             del self.active[fault.mode]
+            self.ended[fault.mode] = self.now
             self.say(f"ends: {fault.mode}")
 
     def _reap(self, fault: Fault) -> None:
@@ -286,9 +288,10 @@ class World:
         return sum(one.price * max(0.0, end - one.born) / 3600 for one, end in ends)
 
     def reachable(self, machine: SimulatedMachine) -> bool:
-        return not self.out_of_reach(machine)
+        return not self.out_of_reach(machine, self.now)
 
-    def out_of_reach(self, machine: SimulatedMachine) -> str:
+    def out_of_reach(self, machine: SimulatedMachine, since: float) -> str:
+        """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
         until = {
             "offline": machine.offline_until,
             "no ssh": machine.no_ssh_until,
@@ -298,7 +301,7 @@ class World:
         }
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        return next((why for why, end in until.items() if self.now < end), "")
+        return next((why for why, end in until.items() if since < end), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""
