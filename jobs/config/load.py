@@ -17,12 +17,14 @@ from pydantic import BaseModel
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
 from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
 _OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
+_OF_SUITE = {"suite": DEFAULT_SUITE, "order": "context_first", "shots": 0}  # keys that jobs of older code lack
 _NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
 
 
@@ -124,6 +126,11 @@ class Job:
             del job["profile"]["data"]["train"]["revision"]
         if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
             del job["stage"]["score"]["exact"]
+        if job["stage"]["train"] is not None and job["stage"]["train"]["data"] == "auto":
+            del job["stage"]["train"]["data"]
+        if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
+            for key in _OF_SUITE:
+                del job["stage"][key]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()
@@ -163,7 +170,9 @@ def resolve(
     set_layers = [_set_layer(text) for text in sets]
     chosen = validate(Profile, [of_profile, *(layer for layer in set_layers if _head(layer) in _OF_PROFILE)])
 
-    layers = [base, *_overrides(chosen, of_profile.where, stage, base, jobs_dir)]
+    suites = [layer for layer in (base, *set_layers) if _head(layer) == "suite" or "suite" in layer.values]
+    layers = [base, *_suite_layers(suites, base)]
+    layers += _overrides(chosen, of_profile.where, stage, base, jobs_dir)
     if limit is not None and base.values.get("score") is not None:
         layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
     if seed is not None:
@@ -175,6 +184,7 @@ def resolve(
     resolved = validate(Stage, layers)
     giver = next((layer for layer in reversed(layers) if "init_from" in layer.values), base)
     _check_init(resolved, giver.where, jobs_dir)
+    _check_suite(resolved, layers)
     return Job(stage=resolved, profile=chosen, profile_given=profile)
 
 
@@ -265,6 +275,51 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
     if head in ("train", "score") and base.values.get(head) is None:
         at = f"{layer.where}: {layer.prefix}.{head}" if layer.prefix else layer.where
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
+
+
+def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
+    """What the chosen suite sets, over the stage: its tasks, order and shots. The stages are written for the default one.
+
+    choosing: the layers that name a suite; the last counts.
+    """
+    if not choosing or (name := str(choosing[-1].values["suite"])) == DEFAULT_SUITE:
+        return []
+    suite = read_suite(name, f"{choosing[-1].where}: suite")
+    values: dict[str, Any] = {"order": suite.orders[0], "shots": suite.shots}
+    if base.values.get("score") is not None:
+        values["score"] = {"tasks": suite.task_names}
+    return [Layer(f"jobs/suites/{name}.yaml", values)]
+
+
+def _check_suite(stage: Stage, layers: Sequence[Layer]) -> None:
+    """The suite is there and has these tasks, in this order and format."""
+
+    def where(*path: str) -> str:
+        """The last layer that gives a key, and the key."""
+        for layer in reversed(layers):
+            values: Any = layer.values
+            for step in path:
+                values = values.get(step) if isinstance(values, Mapping) else None
+            if values is not None:
+                return f"{layer.where}: {'.'.join(path)}"
+        return ".".join(path)
+
+    suite = read_suite(stage.suite, where("suite"))
+    if stage.order not in suite.orders:
+        fact = f"suite {stage.suite} has no order {stage.order}"
+        raise ConfigError(where("order"), fact, f"its orders: {', '.join(suite.orders)}")
+    if stage.shots and stage.suite == DEFAULT_SUITE:
+        raise ConfigError(
+            where("shots"), f"suite {stage.suite} is scored without examples", "set shots: 0, or another suite"
+        )
+    if stage.score is None:
+        return
+    if unknown := next((task for task in stage.score.tasks if task not in suite.task_names), None):
+        fact = f"suite {stage.suite} has no task {json.dumps(unknown)}"
+        raise ConfigError(where("score", "tasks"), fact, nearest(unknown, suite.task_names))
+    if stage.score.format != "harness" and stage.suite != DEFAULT_SUITE:
+        fact = f"suite {stage.suite} is written in format harness alone"
+        raise ConfigError(where("score", "format"), fact, "set score.format: harness")
 
 
 def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:

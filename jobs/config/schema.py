@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 Mask = Literal["causal", "prefix", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
+Order = Literal["context_first", "question_first", "repeat"]  # of a prompt's parts; repeat: the whole prompt twice
 MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = (
     "bidirectional",
@@ -35,7 +36,7 @@ def combination(key: str, fact: str, remedy: str = "", also: tuple[str, ...] = (
     return PydanticCustomError("combination", "{fact}", {"key": key, "also": also, "fact": fact, "remedy": remedy})
 
 
-def _unique(values: list[Any]) -> list[Any]:
+def unique(values: list[Any]) -> list[Any]:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise refused(f"expected each entry once, found {json.dumps(value)} twice")
@@ -91,6 +92,7 @@ class AutoStop(Strict):
 
 class Train(Strict):
     mask: Mask
+    data: Literal["auto", "profile", "suite"] = "auto"
     max_steps: Positive
     batch_size: Positive = 16
     micro_batch_size: Positive = 4
@@ -139,14 +141,14 @@ class Train(Strict):
 
 class Score(Strict):
     masks: Annotated[list[Mask], Field(min_length=1)]
-    tasks: Annotated[list[TaskName], Field(min_length=1)] = list(TASK_NAMES)
+    tasks: Annotated[list[Name], Field(min_length=1)] = list(TASK_NAMES)  # of the suite: jobs.config.load checks it
     limit: Positive | None = None
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
     exact: bool = False
     bootstrap: Positive = 2000
 
-    _each_once = field_validator("masks", "tasks")(_unique)
+    _each_once = field_validator("masks", "tasks")(unique)
 
 
 class Stage(Strict):
@@ -156,6 +158,9 @@ class Stage(Strict):
     title: Text
     init_from: Name | Annotated[list[Name], Field(min_length=1)] = "base"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # numpy takes no more
+    suite: Name = "short"
+    order: Order = "context_first"
+    shots: NotNegative = 0
     train: Train | None = None
     score: Score | None = None
     reference: dict[str, float] | None = None
@@ -163,7 +168,7 @@ class Stage(Strict):
     @field_validator("init_from")
     @classmethod
     def _each_once(cls, value: str | list[str]) -> str | list[str]:
-        return _unique(value) if isinstance(value, list) else value
+        return unique(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Stage:

@@ -297,6 +297,8 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
             others.append(f"{run.id} is of profile {profile}")
         elif not _same_model(run.read_job(), job):
             others.append(f"{run.id} started from another model")
+        elif (suite := _suite(run.read_job()["stage"])) != (wanted := _suite(job.to_dict()["stage"])):
+            others.append(f"{run.id} is of {suite}, not {wanted}")
         else:
             return run.id
     fact = f"init_from {name} has no completed run"
@@ -304,7 +306,16 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
     given = job.profile_given or job.profile.name
     profile = None if given == DEFAULT_PROFILE else given
-    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
+    stage = job.stage
+    command = make_command(name, profile=profile, runs_dir=runs_dir, suite=stage.suite if stage.suite != "short" else None,
+                           order=stage.order if stage.order != "context_first" else None)  # fmt: skip
+    raise RunStateError(job.stage.name, fact, f"run: {command}")
+
+
+def _suite(stage: Mapping[str, Any]) -> str:
+    """In words. A stage scores what it starts from in the suite and order that it was trained for: what the suite scores is
+    kept out of the training of that suite alone. Runs of older code have no such keys."""
+    return f"suite {stage.get('suite', 'short')}, order {stage.get('order', 'context_first')}"
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:

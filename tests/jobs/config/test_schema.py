@@ -59,7 +59,7 @@ def complaint(path: str, value: object) -> str:
         ("train.lora.targets", [], "train.lora.targets: expected all-linear or a list that is not empty"),
         ("score.masks", [], "expected a list that is not empty, each entry one of causal, prefix, bidirectional"),
         ("score.masks", ["prefix", "prefix"], 'expected each entry once, found "prefix" twice'),
-        ("score.tasks", ["piqa", "pica"], "score.tasks[1]: expected one of hellaswag, piqa, arc_easy"),
+        ("score.tasks", ["piqa", 3], "score.tasks[1]: expected a name of a-z"),
         ("score.tasks", "piqa", 'found "piqa"'),
         ("score.limit", 0, "expected a positive integer or null, found 0"),
         ("score.format", "lmeval", 'expected one of harness, reference, found "lmeval"'),
