@@ -12,6 +12,7 @@ PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file
 LIMIT   =## items a task
 SUITE   =## which tasks a stage trains for and scores: short (the default), reading, lookup; docs/suites.md
 ORDER   =## of the parts of a prompt: context_first, question_first, or repeat (the prompt twice)
+RECIPE  =## how a stage trains: a name in jobs/recipes, such as lora-mas
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: run a stage again although it is complete
@@ -85,7 +86,7 @@ runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(call sets,$(SUITE:%=suite=%) $(ORDER:%=order=%)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+         $(call sets,$(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)

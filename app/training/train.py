@@ -151,6 +151,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
         (f"training example {e.key}" for e in (*kept, *held_out)),
     )
+    if section.epochs is not None:
+        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,27 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.schema import Profile, Recipe, Score, Stage, Train
 from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
+RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
 _OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
-_OF_SUITE = {"suite": DEFAULT_SUITE, "order": "context_first", "shots": 0}  # keys that jobs of older code lack
-_NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
+# Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
+_LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto", "stage.train.epochs": None,
+          "stage.train.objective.causal_anneal": None}  # fmt: skip
+_OF_SUITE = {
+    "suite": DEFAULT_SUITE,
+    "order": "context_first",
+    "shots": 0,
+}  # the same, of which all are left out or none
+_NOT_RESULTS = {
+    "stage": {"title", "reference", "recipe"},
+    "profile": {"name", "gpus", "sharding", "train", "score", "stages"},
+}
 
 
 @dataclass(frozen=True)
@@ -122,12 +134,11 @@ class Job:
 
     def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
-        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
-            del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
-            del job["stage"]["score"]["exact"]
-        if job["stage"]["train"] is not None and job["stage"]["train"]["data"] == "auto":
-            del job["stage"]["train"]["data"]
+        for path, default in _LATER.items():
+            *steps, key = path.split(".")
+            section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
+            if section is not None and section[key] == default:
+                del section[key]
         if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
             for key in _OF_SUITE:
                 del job["stage"][key]
@@ -173,6 +184,7 @@ def resolve(
     suites = [layer for layer in (base, *set_layers) if _head(layer) == "suite" or "suite" in layer.values]
     layers = [base, *_suite_layers(suites, base)]
     layers += _overrides(chosen, of_profile.where, stage, base, jobs_dir)
+    layers += _recipe_layers([layer for layer in (base, *set_layers) if layer.values.get("recipe") is not None], base)
     if limit is not None and base.values.get("score") is not None:
         layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
     if seed is not None:
@@ -275,6 +287,26 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
     if head in ("train", "score") and base.values.get(head) is None:
         at = f"{layer.where}: {layer.prefix}.{head}" if layer.prefix else layer.where
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
+
+
+def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
+    """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
+    if not choosing:
+        return []
+    name, where = choosing[-1].values["recipe"], f"{choosing[-1].where}: recipe"
+    if name not in recipe_names(directory):
+        raise ConfigError(where, f'unknown recipe "{name}"', nearest(name, recipe_names(directory)))
+    if base.values.get("train") is None:
+        raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
+    file = f"jobs/recipes/{name}.yaml"
+    recipe = validate(Recipe, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
+    layer = Layer(file, {"train": recipe.train})
+    check_part(Stage, layer)
+    return [layer]
 
 
 def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:

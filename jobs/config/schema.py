@@ -76,11 +76,16 @@ class Objective(Strict):
     ce: NotNegativeFloat = 1.0
     kl: NotNegativeFloat = 0.0
     causal_fraction: Fraction = 0.0
+    causal_anneal: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Objective:
         if self.ce == 0 and self.kl == 0:
             raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
+        if self.causal_anneal is not None and self.causal_fraction == 0:
+            raise combination(
+                "causal_anneal", "expected causal_fraction above 0, which it lets fall", also=("causal_fraction",)
+            )
         return self
 
 
@@ -94,6 +99,7 @@ class Train(Strict):
     mask: Mask
     data: Literal["auto", "profile", "suite"] = "auto"
     max_steps: Positive
+    epochs: PositiveFloat | None = None
     batch_size: Positive = 16
     micro_batch_size: Positive = 4
     learning_rate: PositiveFloat = 2e-5
@@ -151,6 +157,13 @@ class Score(Strict):
     _each_once = field_validator("masks", "tasks")(unique)
 
 
+class Recipe(Strict):
+    """Settings of training to lay over a stage: jobs/recipes/NAME.yaml."""
+
+    title: Text
+    train: dict[str, JsonValue]
+
+
 class Stage(Strict):
     """One make target: where the model comes from, and what is done to it. `train` comes before `score`."""
 
@@ -161,6 +174,7 @@ class Stage(Strict):
     suite: Name = "short"
     order: Order = "context_first"
     shots: NotNegative = 0
+    recipe: Name | None = None
     train: Train | None = None
     score: Score | None = None
     reference: dict[str, float] | None = None
