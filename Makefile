@@ -12,6 +12,7 @@ PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file
 LIMIT   =## items a task
 SUITE   =## which tasks a stage trains for and scores: short (the default), reading, lookup; docs/suites.md
 ORDER   =## of the parts of a prompt: context_first, question_first, or repeat (the prompt twice)
+CAMPAIGN =## a matrix of runs for `make campaign`: a name in jobs/campaigns, or the path of a YAML file
 RECIPE  =## how a stage trains: a name in jobs/recipes, such as lora-mas
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
@@ -111,6 +112,11 @@ $(STAGES):
 	@$(call $(call runner,$(engine))_check,$@ $(call stage_words,docker))
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
+
+.PHONY: campaign
+campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
 .PHONY: report runs
 report: ## Print the results; write runs/report.md and runs/report.html

@@ -26,7 +26,7 @@ from jobs.config.suites import LookupTask
 
 Side = Literal["train", "scored"]
 CHOICES = 4
-SCORED = 0.1  # share of all rings
+SCORED = 0.5  # share of all rings
 _NAMES = (
     "Adam Alan Albert Alex Alice Amanda Amy Andrea Andrew Angela Ann Anna Anthony Arthur Barbara Ben "
     "Betty Bill Bob Brandon Brian Bruce Carl Carol Catherine Charles Charlie Chris Christine Claire Dan Daniel "

@@ -23,6 +23,7 @@ from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
+CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
 RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
 _OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
@@ -201,10 +202,12 @@ def resolve(
 
 
 def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
-    if stage not in stage_names(jobs_dir):
-        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
     where = f"{jobs_dir.name}/{stage}.yaml"
-    values = strict_yaml.read(jobs_dir / f"{stage}.yaml", where)
+    if stage == CELL:
+        where = f"jobs/campaigns/stages/{stage}.yaml"
+    elif stage not in stage_names(jobs_dir):
+        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
+    values = strict_yaml.read((JOBS_DIR.parent if stage == CELL else jobs_dir.parent) / where, where)
     if values.setdefault("name", stage) != stage:
         raise ConfigError(f"{where}: name", f"expected {stage}, found {strict_yaml.show(values['name'])}", "remove it")
     return Layer(where, values)

@@ -65,10 +65,10 @@ def test_training_and_evaluation_share_no_ring_whatever_the_seed(name: str) -> N
 def test_the_first_items_are_the_same_on_every_machine() -> None:
     one = made("lookup_4_1", limit=1)[0]
     assert one.prompt == (
-        "Victor points to Sharon.\nKate points to Victor.\nRose points to Kate.\nSharon points to Rose.\n"
-        "Question: Start at Victor and follow 1 step. Who is reached?\nAnswer:"
+        "Matthew points to Sean.\nSean points to Lawrence.\nLawrence points to Tom.\nTom points to Matthew.\n"
+        "Question: Start at Lawrence and follow 1 step. Who is reached?\nAnswer:"
     )
-    assert (one.choices, one.gold) == (("Sharon", "Kate", "Rose"), 0)
+    assert (one.choices, one.gold) == (("Matthew", "Sean", "Tom"), 2)
 
 
 def test_orders_ask_the_same_and_a_limit_takes_the_first() -> None:
