@@ -86,8 +86,9 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
+named = $(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(call sets,$(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+         $(call sets,$(named)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
@@ -134,7 +135,7 @@ needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a

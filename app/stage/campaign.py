@@ -125,10 +125,8 @@ def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> N
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
         _free_memory()
     if failed:
-        first, error = failed[0]
-        raise RunEnded(
-            f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {error}", error.exit_code, AGAIN
-        )
+        first, why = failed[0]
+        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {why}", why.exit_code, AGAIN)
 
 
 def _free_memory() -> None:

@@ -193,6 +193,8 @@ class _Stage:
                 samples.extend(rows)
                 self._write(section, entries)
         self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
+        if self.job.stage.train is not None and not self.job.stage.train.keep_weights and self.ranks.main:
+            shutil.rmtree(self.run.final)
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)

@@ -140,6 +140,8 @@ class Job:
             section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
             if section is not None and section[key] == default:
                 del section[key]
+        if job["stage"]["train"] is not None:
+            del job["stage"]["train"]["keep_weights"]  # no result
         if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
             for key in _OF_SUITE:
                 del job["stage"][key]

@@ -122,6 +122,7 @@ class Train(Strict):
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
     keep: Literal["best", "last"] = "best"
+    keep_weights: bool = True
     auto_stop: AutoStop | None = None
     kill_after_steps: Positive | None = 300
     min_loss_improvement: NotNegativeFloat = 0.01
@@ -191,6 +192,9 @@ class Stage(Strict):
         if self.train is not None and len(self.init_names) > 1:
             fact = f"expected one start for a stage that trains, found {len(self.init_names)}"
             raise combination("init_from", fact, "score them in a stage without train", also=("train",))
+        if self.train is not None and self.score is None and not self.train.keep_weights:
+            fact = "expected true for a stage that does not score: nothing would be left of it"
+            raise combination("train.keep_weights", fact, also=("score",))
         return self
 
     @property

@@ -44,6 +44,11 @@ def test_a_recipe_counts_by_its_values_and_not_by_its_name() -> None:
             '--set recipe=lora-msa: recipe: unknown recipe "lora-msa"; did you mean "lora-mas"?',
         ),
         ("stage1", "recipe=lora", "--set recipe=lora: recipe: stage1 does not train"),
+        (
+            "stage3b",
+            "train.keep_weights=false",
+            "--set train.keep_weights=false: train.keep_weights: expected true for a stage",
+        ),
         ("stage3b", "train.objective.causal_anneal=0.5", "causal_anneal: expected causal_fraction above 0"),
     ],
 )
