@@ -91,6 +91,7 @@ def test_what_is_scored_is_never_trained_on_and_mmlu_never_trains(embedded: Any)
     trained = {one.origin for one in records()}
     assert {origin.split("/")[0] for origin in trained} == {name for name, task in TASKS.items() if task.trains}
     assert "mmlu" not in {origin.split("/")[0] for origin in trained}
+    assert 48 < len(items("cb", limit=None)) < 56  # a tenth of 56 is left for shots
     for name, task in TASKS.items():
         if not task.trains:
             continue
