@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from app.commands.options import runs_option
+from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
 from jobs.columns import Column, table_lines
@@ -37,13 +38,16 @@ _MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
 @click.option("--share", "part", metavar="I/N", help="Run only every N-th run from the I-th on, counted from 0: a worker, or an "
               "element of a Slurm array.")  # fmt: skip
-def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int,
-             part: str | None) -> None:  # fmt: skip
+@click.option("--worker", is_flag=True, hidden=True)  # started by --workers: ends with the process that deals
+def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int, part: str | None,
+             worker: bool) -> None:  # fmt: skip
     """Carry out a CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
 
     Runs that are complete already are passed over, and those that were interrupted go on: a killed campaign is started
     again with the same command.
     """
+    if worker:
+        die_with_the_launcher()
     chosen, where = read_campaign(name)
     every = cells(chosen, where)
     mine = share(every, *_part(part)) if part is not None else every
@@ -60,8 +64,7 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         else:
             run_cells(mine, runs_dir, now=lambda: datetime.now(UTC), say=click.echo)
     finally:
-        if part is None:  # several workers would write it at once
-            ledger.record()
+        ledger.record()
     if part is None:
         for line in table(ledger.standings(), Console().width):
             click.echo(line)

@@ -90,16 +90,17 @@ def load_examples(
         ConfigError: prompts to be written twice that are not ours to write.
     """
     where = source.name or source.path or "embedded" if own is None else f"suite {suite}"
-    if repeat and (source.template == "chat" or (own is None and source.format in ("messages", "text"))):
-        fact = f"repeat writes a prompt twice, and {source.format} data with template {source.template} has none of plain text"
+    template: Template = source.template if own is None else "plain"  # a suite's records are prompts as they are scored
+    if repeat and own is None and (template == "chat" or source.format in ("messages", "text")):
+        fact = f"repeat writes a prompt twice, and {source.format} data with template {template} has none of plain text"
         raise ConfigError("order", fact, "use data.train.template plain or alpaca, of format qa or alpaca")
     if tokenizer.eos_token_id is None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
-    report = DataReport(where, source.format if own is None else "suite", source.template)
+    report = DataReport(where, source.format if own is None else "suite", template)
     records = _sample(_distinct(_records(source) if own is None else own, report), source.limit, report)
     if not report.read:
         raise DataError(where, "holds no examples", "give at least one")
-    examples = list(_tokenise(records, source.template, tokenizer, max_length, seed, report, repeat))
+    examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat))
     if not examples:
         counts = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "of weight 0": report.dropped_weight,
                   f"longer than {max_length} tokens": report.dropped_length}  # fmt: skip

@@ -6,13 +6,14 @@ simply started again. What was declared (`primary`) is written down before the f
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -81,27 +82,35 @@ class Ledger:
         """
         primary = self.campaign.primary.model_dump(mode="json")
         declared = now.isoformat(timespec="seconds")
-        if self.path.is_file():
+        with self._locked():
+            if not self.path.is_file():
+                self._write(
+                    {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary}
+                )
             before = read_json(self.path)
-            if before.get("primary") != primary:
-                fact = (
-                    f"the primary comparison is not the one that was declared on {before.get('declared')} ({self.path})"
-                )
-                raise ConfigError(
-                    f"campaign {self.name}: primary", fact, "restore it, or give the new one a file of its own"
-                )
-            declared = str(before["declared"])
-        self._write({"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary})
+        if before.get("primary") != primary:
+            fact = f"another primary comparison was declared on {before.get('declared')} ({self.path})"
+            raise ConfigError(f"campaign {self.name}: primary", fact, "restore it, or give this one a file of its own")
 
     def record(self) -> None:
         """The runs of the cells that are complete, beside what was declared."""
         runs = [
-            {"run": one.run.id, **one.cell.place} for one in self.standings() if one.run and one.state == "complete"
+            {"run": run.id, **one.cell.place}
+            for one in self.standings()
+            if one.state == "complete" and (run := one.run)
         ]
-        self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs})
+        with self._locked():
+            self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Of several workers one at a time writes the file; the others wait."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(self.path, encode(value, indent=2) + "\n")
 
 
@@ -168,7 +177,7 @@ def deal(
         for part, device in enumerate(devices):
             log = stack.enter_context(open(logs / f"worker-{part}.log", "ab"))
             environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
-            command = [sys.executable, "-m", "app", *words, "--share", f"{part}/{len(devices)}"]
+            command = [sys.executable, "-m", "app", *words, "--share", f"{part}/{len(devices)}", "--worker"]
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
         stack.callback(_end, children)
         while any(child.poll() is None for child in children) and not stop:

@@ -153,6 +153,11 @@ def cells(campaign: Campaign, where: str) -> list[Cell]:
     found = [*_untrained(campaign), *_trained(campaign)]
     known: dict[str, Cell] = {}
     for cell in found:
+        if (gpus := cell.job.profile.gpus) > 1:
+            fact = f"profile {cell.profile} has gpus: {gpus}, and each run of a campaign takes one GPU"
+            raise ConfigError(
+                f"{where}: profiles", fact, "set gpus: 1 in the profile, and deal the runs with --workers"
+            )
         same = known.setdefault(cell.job.fingerprint({}) + cell.profile, cell)
         if same is not cell:
             raise ConfigError(where, f"{same.name} and {cell.name} are one and the same job", "leave one out")

@@ -85,7 +85,13 @@ def tokenizer(embedded: EmbeddedPaths) -> Any:
 
 def test_a_suite_trains_on_prompts_written_as_its_items_are(tokenizer: Any) -> None:
     for order, opens in (("context_first", False), ("question_first", True)):
-        job = resolve("stage3b", "ci", sets=["suite=lookup", f"order={order}", "data.train.limit=40"])
+        sets = [
+            "suite=lookup",
+            f"order={order}",
+            "data.train.limit=40",
+            "data.train.template=chat",
+        ]  # of the profile's data
+        job = resolve("stage3b", "ci", sets=sets)
         train, _, counts = prepare_data(job, tokenizer, [])
         assert counts["source"] == "suite lookup" and counts["format"] == "suite" and counts["read"] == 3 * 40
         assert sum(counts["kept_by_set"].values()) == counts["kept"] == 40

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, campaign_names, cells, read_campaign, share
+from jobs.config.load import JOBS_DIR
 from jobs.errors import ConfigError
 
 GOOD: dict[str, Any] = strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci.yaml")
@@ -76,10 +77,17 @@ def test_settings_of_a_campaign_win_over_its_recipes_and_shares_are_the_whole(tm
         ({"primary": {**GOOD["primary"], "measure": "loss"}}, "primary.measure: expected one of gold_nll, accuracy"),
         ({"recipes": ["full", "lora"]}, "primary.recipe: missing; the campaign has 2; name the one that decides"),
         ({"train": {"max_stepz": 3}}, 'train.max_stepz: unknown key; did you mean "max_steps"?'),
+        ({"profiles": ["two.yaml"]}, "mine.yaml: profiles: profile two has gpus: 2, and each run of a campaign takes one GPU"),
         ({"seed": 3}, "mine.yaml: seed: unknown key"),
     ],
 )  # fmt: skip
-def test_a_campaign_that_does_not_fit_is_one_line(changes: dict[str, Any], line: str, tmp_path: Path) -> None:
+def test_a_campaign_that_does_not_fit_is_one_line(
+    changes: dict[str, Any], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.yaml").write_text(
+        (JOBS_DIR / "profiles" / "ci.yaml").read_text().replace("name: ci", "name: two\ngpus: 2")
+    )
     with pytest.raises(ConfigError) as error:
         cells(*read_campaign(write(tmp_path, **changes)))
     assert line in str(error.value) and "\n" not in str(error.value)
