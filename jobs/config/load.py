@@ -26,7 +26,7 @@ JOBS_DIR = Path(__file__).resolve().parents[1]
 CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
 RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to")  # the keys of a profile that --set may change
 # Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto", "stage.train.epochs": None,
           "stage.train.objective.causal_anneal": None}  # fmt: skip
@@ -37,7 +37,7 @@ _OF_SUITE = {
 }  # the same, of which all are left out or none
 _NOT_RESULTS = {
     "stage": {"title", "reference", "recipe"},
-    "profile": {"name", "gpus", "sharding", "train", "score", "stages"},
+    "profile": {"name", "gpus", "sharding", "report_to", "train", "score", "stages"},
 }
 
 
