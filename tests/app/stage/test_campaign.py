@@ -20,6 +20,7 @@ from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
 from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
 from jobs.runs.rundir import list_runs
 from tests.app.fakes.command_line import Command, everything_in
+from tests.app.fakes.small_cache import ROWS
 from tests.app.fakes.warm_process import WarmProcess
 
 pytestmark = pytest.mark.usefixtures("few_rows")
@@ -74,6 +75,9 @@ def test_a_killed_campaign_goes_on_and_repeats_nothing(command: Command, tmp_pat
         assert (
             train["steps"] == train["max_steps"] == -(-train["train_examples"] * 8 // 400)
         )  # 0.08 epochs of batches of 4
+        assert (
+            train["data"]["overlap"]["items"] == 5 * ROWS + 3 * 1000
+        )  # the guard covers the five tasks and the whole suite
         assert not run.final.exists() and run.verify() == []  # a matrix of weights would fill any disk
         rows = run.read_jsonl("samples.jsonl")
         assert all(row["logprobs"][row["gold"]] < 0 < row["n_tokens"][row["gold"]] for row in rows)
