@@ -23,7 +23,7 @@ COMPARE =## two runs for `make report`, in place of all stages
 RUNNER  ?= auto## how stages run: docker, native (in .venv), or auto: docker if an engine answers and no PYTHON is given, else native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
 IMAGE   ?=## the image to run or to push; without it prefill:local, rebuilt whenever the code has changed
-VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
+VARIANT ?=## of the image: cuda, compat (cuda for older drivers too) or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
@@ -125,7 +125,7 @@ campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIG
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
-.PHONY: report runs track
+.PHONY: report runs power status track
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
 	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
@@ -135,11 +135,18 @@ runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
+power: ## The smallest difference that the items and seeds of the runs can show
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+
+status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
+
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap vast-contract
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
@@ -150,6 +157,8 @@ vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down 
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 

@@ -16,6 +16,7 @@ try:
     from app.commands.campaign import campaign
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
+    from app.commands.power import power
     from app.commands.report import report, runs
     from app.commands.run import check, run
     from app.runtime.ending import FollowerEnded, RunEnded
@@ -56,7 +57,7 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, campaign, estimate_command, loglikelihood, generate, probe, harness, report, runs):
+for command in (run, check, campaign, estimate_command, loglikelihood, generate, probe, harness, report, power, runs):
     cli.add_command(command)
 
 

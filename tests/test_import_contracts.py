@@ -19,7 +19,7 @@ LINT = "from importlinter.cli import lint_imports_command as run; run(['--no-log
 PLANTS = {
     "jobs stands on the standard library, yaml and pydantic": ("jobs/columns.py", "click"),
     "the floors of jobs, top down; a room or a file without a floor fails": ("jobs/columns.py", "jobs.clock"),
-    "app and vast stand on jobs, and neither on the other": ("app/stats.py", "vast.ports"),
+    "app and vast stand on jobs, and neither on the other": ("app/stats/bootstrap.py", "vast.ports"),
     "the supervisor runs where torch is not installed": ("vast/supervisor/state.py", "numpy"),
     "what runs on a rented machine stands on the standard library": ("vast/host/lease.py", "yaml"),
     "the floors of app, top down; a room or a file without a floor fails": ("app/data/qa.py", "app.scoring.rows"),

@@ -20,7 +20,7 @@ from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import ENCODERS, Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
-from app.stats import macro_interval, stderr
+from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import Mask, Score
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ JOBS_DIR = Path(__file__).resolve().parents[1]
 CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
 RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to")  # the keys of a profile that --set may change
+# The keys of a profile that --set may change.
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
 # Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto", "stage.train.epochs": None,
           "stage.train.objective.causal_anneal": None}  # fmt: skip
@@ -37,7 +38,7 @@ _OF_SUITE = {
 }  # the same, of which all are left out or none
 _NOT_RESULTS = {
     "stage": {"title", "reference", "recipe"},
-    "profile": {"name", "gpus", "sharding", "report_to", "train", "score", "stages"},
+    "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
 }
 
 
@@ -127,8 +128,9 @@ class Job:
     def settings(self, init_runs: Mapping[str, str]) -> str:
         """The fingerprint without contents: equal where the same was asked for, of whatever data.
 
-        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
-        may go on with others; and the profile's sections for training and scoring: their values are in the stage already.
+        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding, halvings and the store of
+        artifacts, since a run may go on with others; and the profile's sections for training and scoring: their values are in
+        the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         return self._digest(init_runs, {})
@@ -255,6 +257,8 @@ def _set_layer(text: str) -> Layer:
     where = f"--set {text}" if len(text) <= 200 else f"--set {text[:200]}..."
     key, equals, value_text = text.partition("=")
     steps = key.strip().split(".")
+    if steps == ["artifacts"]:
+        where = "--set artifacts"  # a wrong address may hold a password
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
@@ -375,3 +379,11 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
 
 def _trains(stage: str, jobs_dir: Path) -> bool:
     return _stage_layer(stage, jobs_dir).values.get("train") is not None
+
+
+def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
+    return {
+        part: {key: value for key, value in job[part].items() if key not in left_out}
+        for part, left_out in _NOT_RESULTS.items()
+    }

@@ -74,7 +74,7 @@ def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float)
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     """(forward passes a GPU and step, tokens of each with their padding).
 
-    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), as many on each GPU; else
+    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), the same number on each GPU; else
     micro_batch_size examples, each as long as the longest of them.
     """
     step = train.batch_size * mean

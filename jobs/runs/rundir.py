@@ -151,8 +151,8 @@ class RunDir(RunFiles):
     ) -> None:
         """Record that the run is alive, how far it is, and when its last progress was: `since_progress` seconds ago.
 
-        The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
-        busy with a checkpoint of 41 GB, it would come minutes late.
+        With the monotonic times a reader can distinguish a stuck run from a changed clock. The file need not survive a power
+        cut: flushing it to a disk that is busy with a checkpoint of 41 GB would delay it by minutes.
         """
         now, monotonic = clock.time(), clock.monotonic()
         beat = {
@@ -308,12 +308,15 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
+    raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def command_for(runs_dir: Path, job: Job, stage: str) -> str:
+    """The make command that runs `stage` with the job's profile, as it was given."""
     given = job.profile_given or job.profile.name
-    profile = None if given == DEFAULT_PROFILE else given
-    stage = job.stage
-    command = make_command(name, profile=profile, runs_dir=runs_dir, suite=stage.suite if stage.suite != "short" else None,
-                           order=stage.order if stage.order != "context_first" else None)  # fmt: skip
-    raise RunStateError(job.stage.name, fact, f"run: {command}")
+    suite, order = job.stage.suite, job.stage.order
+    return make_command(stage, profile=None if given == DEFAULT_PROFILE else given, runs_dir=runs_dir,
+                        suite=None if suite == "short" else suite, order=None if order == "context_first" else order)  # fmt: skip
 
 
 def _suite(stage: Mapping[str, Any]) -> str:

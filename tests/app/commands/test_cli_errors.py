@@ -150,7 +150,7 @@ def test_a_runs_directory_below_a_file_is_refused(command: Command, tmp_path: Pa
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_without_runs_the_list_says_how_to_begin_and_the_report_is_refused(
+def test_without_runs_the_list_names_a_first_command_and_the_report_is_refused(
     exists: bool, command: Command, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"

@@ -98,7 +98,7 @@ def test_what_is_scored_is_never_trained_on_and_mmlu_never_trains(embedded: Any)
         scored = {item.id for item in items(name, limit=None)}
         assert scored.isdisjoint(trained)
         rows = len(scored) + sum(origin.startswith(f"{name}/") for origin in trained)
-        assert rows == sum(1 for _ in reading.read(name, task, "context_first", embedded.datasets))
+        assert rows == sum(1 for _ in reading._rows(embedded.datasets, task))
         assert 0.4 < len(scored) / rows < 0.6
     asked = {one.origin for one in records("order=question_first", "shots=2")}
     assert asked < trained and len(trained) - len(asked) == 2 * 5  # shots show two of each set

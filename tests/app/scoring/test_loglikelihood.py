@@ -162,7 +162,7 @@ def test_logits_are_computed_at_continuation_tokens_only(model_of: Any) -> None:
     assert [tuple(s) for s in seen] == [(1, 3, 97)]
 
 
-def test_greedy_says_whether_decoding_would_agree(model_of: Any) -> None:
+def test_greedy_is_whether_decoding_would_agree(model_of: Any) -> None:
     model = model_of("qwen3")
     context = (5, 6, 7, 8)
     best: tuple[int, ...] = ()

@@ -147,9 +147,7 @@ def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
 
 
-def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_is_not_refused_for_rows_that_are_halved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = resolve("stage5b", "ministral-3b",
                   sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
     on_a_gpu(monkeypatch, 66)
@@ -191,7 +189,7 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
         assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
 
 
-def test_what_training_lacks_is_said_before_the_model_is_loaded(
+def test_what_training_lacks_is_reported_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)

@@ -129,7 +129,7 @@ def test_packing_wastes_at_most_two_percent(batch_size: int) -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_a_step_and_make_as_many_passes(world: int, packing: bool) -> None:
+def test_processes_share_a_step_and_make_equal_numbers_of_passes(world: int, packing: bool) -> None:
     data = EXAMPLES * 3
     hands = [Steps(Collator("prefix", packing), 10, 2, rank, world)(data) for rank in range(world)]
     assert len({len(hand) for hand in hands}) == 1

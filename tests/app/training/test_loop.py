@@ -160,7 +160,7 @@ def test_how_a_step_is_cut_into_passes_does_not_change_it(rows: dict[str, Any], 
 # ---- KL to the frozen start ------------------------------------------------------------------------------------------
 
 
-def test_objective_is_the_sum_it_says() -> None:
+def test_objective_is_the_weighted_sum_of_its_terms() -> None:
     torch.manual_seed(0)
     student, teacher, targets = torch.randn(6, 11), torch.randn(6, 11), torch.randint(11, (6,))
     loss = objective(student, targets, teacher, ce=0.3, kl=2.0)

@@ -28,7 +28,7 @@ def test_every_stage_resolves_with_every_profile(stage: str, profile: str) -> No
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_in_a_comment_what_it_answers(stage: str) -> None:
+def test_every_stage_has_its_question_in_a_comment(stage: str) -> None:
     lines = (JOBS_DIR / f"{stage}.yaml").read_text().splitlines()
     opening = " ".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert "?" in opening
