@@ -10,6 +10,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file; without it embedded
 LIMIT   =## items a task
+SUITE   =## which tasks a stage trains for and scores: short (the default), reading, lookup; docs/suites.md
+ORDER   =## of the parts of a prompt: context_first, question_first, or repeat (the prompt twice)
+CAMPAIGN =## a matrix of runs for `make campaign`: a name in jobs/campaigns, or the path of a YAML file
+RECIPE  =## how a stage trains: a name in jobs/recipes, such as lora-mas
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: run a stage again although it is complete
@@ -90,8 +94,9 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
+named = $(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+         $(call sets,$(named)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
@@ -116,6 +121,11 @@ $(STAGES):
 	@$(call $(call runner,$(engine))_check,$@ $(call stage_words,docker))
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
+
+.PHONY: campaign
+campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
 .PHONY: report runs power status track
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
@@ -142,7 +152,7 @@ needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
@@ -159,7 +169,7 @@ submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=s
 	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
-	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(SET)) $(ARGS)
+	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources

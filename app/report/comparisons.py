@@ -116,7 +116,7 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
             raise DataError(
                 where,
                 f"scored in different formats, {first.format} and {other.format} ({pair})",
-                "their accuracies are not the same quantity; score both with one score.format",
+                "their accuracies are not the same quantity; score both with one suite, order, shots and score.format",
             )
         differences = _item_differences(first, other)
         if differences:

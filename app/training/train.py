@@ -17,6 +17,7 @@ from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
+from app.data.suites import suite_records, trains_on_suite
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
@@ -69,9 +70,10 @@ def prepare_data(job: Job, tokenizer: Any,
     """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
     train = job.stage.train
     assert train is not None
-    examples, report = load_examples(
-        job.profile.data.train, tokenizer, max_length=train.max_length, seed=job.stage.seed
-    )
+    stage, data = job.stage, job.profile.data
+    own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
+    examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
     held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
@@ -171,6 +173,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
         (f"training example {e.key}" for e in (*kept, *held_out)),
     )
+    if section.epochs is not None:
+        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
