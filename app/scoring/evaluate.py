@@ -17,9 +17,10 @@ from app.data.tasks import TASKS, Item
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
-from app.scoring.encode import ENCODERS, Request, require_clean, require_fits, unclean
+from app.scoring.encode import Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
+from app.scoring.token_cache import requests_of
 from app.stats import macro_interval, stderr
 from jobs.config.schema import Mask, Score
 
@@ -70,23 +71,30 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
     }  # fmt: skip
 
 
+def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
+    """(context, continuation) of every choice, item after item."""
+    return [(c.context, c.continuation) for item in items for c in item.choices]
+
+
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE, float32: Loaded | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+             ranks: Ranks = ALONE, float32: Loaded | None = None,
+             requests: Sequence[Request] | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
         ranks: the processes to spread the items over; every one of them returns the whole result.
         float32: the same model in float32, to score again where its choice may be another (app/scoring/exact.py).
+        requests: of `pairs_of(items)`, where they were made already.
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
             nearly every context once a continuation follows it.
     """
-    pairs = [(c.context, c.continuation) for item in items for c in item.choices]
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
-    requests = ENCODERS[settings.format](loaded.tokenizer, pairs)
+    if requests is None:
+        requests = requests_of(loaded.tokenizer, pairs_of(items), settings.format)
     require_fits(loaded, requests, names)
     if settings.format == "harness":  # the reference rule is unclean by its nature (docs/mask.md)
         require_clean(requests, loaded.tokenizer)
