@@ -32,6 +32,7 @@ class TaskScore:
     headline: float
     stderr: float | None  # None for a single item
     gold_nll: float | None  # nats per token of the right answer
+    gold_nll_rounding: float  # by which bfloat16 may have moved it
     chance: float
     prefix_violations: int
     truncated: int
@@ -209,6 +210,7 @@ def _evaluation(
                 headline=float(t["headline"]),
                 stderr=t.get("stderr"),
                 gold_nll=t.get("gold_nll_per_token"),
+                gold_nll_rounding=float(t.get("gold_nll_rounding", 0.0)),
                 chance=float(t["chance"]),
                 prefix_violations=int(t.get("prefix_violations", 0)),
                 truncated=int(t.get("truncated", 0)),

@@ -108,9 +108,15 @@ def paired_by_task(c: Comparison) -> Table:
 
 def gold_nll(study: Study) -> Table:
     tasks = _tasks(study)
-    rows = _by_evaluation(
-        study, lambda e: [number(value, 2) for value in (*(e.tasks[t].gold_nll for t in tasks), e.gold_nll)]
-    )
+
+    def cells(e: Evaluation) -> list[str]:
+        roundings = [e.tasks[t].gold_nll_rounding for t in tasks]
+        values = zip(
+            (*(e.tasks[t].gold_nll for t in tasks), e.gold_nll), (*roundings, sum(roundings) / len(tasks)), strict=True
+        )
+        return [number(value, 2) + (f" ± {number(by, 2)}" if by >= 0.005 else "") for value, by in values]
+
+    rows = _by_evaluation(study, cells)
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks), ">Mean")
     return Table("NLL per token of the right answer, in nats", columns, tuple(rows))
 

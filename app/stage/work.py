@@ -112,7 +112,8 @@ class _Stage:
         if not self.trained:
             capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
-        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world)
+        job = capacity.exact_or_not(self.job, self.ranks.world)
+        job = capacity.following(job, self.ranks.share(at), self.ranks.world)
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
@@ -177,11 +178,11 @@ class _Stage:
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
-            loaded = self._load(name)
+            loaded = self._load(name, dtype="bfloat16" if settings.exact else None)
             self._write_environment(loaded)
             with requests_ahead(loaded.tokenizer, pairs_of(items), settings.format) as ahead:
                 self._check(loaded, masks)
-                float32 = self._load(name, dtype="float32") if settings.exact and loaded.dtype == "bfloat16" else None
+                float32 = self._load(name, dtype="float32") if settings.exact else None
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
                     entry, rows = self._evaluate(loaded, float32, items, ahead.result(), name, mask, settings, show)

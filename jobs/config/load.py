@@ -122,7 +122,7 @@ class Job:
         job = self.to_dict()
         if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
             del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
+        if job["stage"]["score"] is not None and job["stage"]["score"]["exact"] is False:  # the same
             del job["stage"]["score"]["exact"]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}

@@ -143,7 +143,7 @@ class Score(Strict):
     limit: Positive | None = None
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
-    exact: bool = False
+    exact: bool | Literal["auto"] = "auto"
     bootstrap: Positive = 2000
 
     _each_once = field_validator("masks", "tasks")(_unique)
