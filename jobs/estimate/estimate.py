@@ -133,7 +133,7 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
         steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
         tokens = round(train.max_steps * train.batch_size * mean)
         rate = steps_per_s * train.batch_size * mean
-        evaluated = train.max_steps // train.eval_every * train.eval_samples * mean
+        evaluated = train.max_steps // train.eval_every * train.held_out * mean
         train_hours = (train.max_steps / steps_per_s + evaluated / (2.5 * rate)) / 3600
     if score is not None:
         score_hours = _score_seconds(job, score, shape, gpu, gpus) / 3600
