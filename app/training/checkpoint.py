@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import xxhash
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
@@ -188,10 +187,9 @@ def save_final(
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     trained = probe_logits(model)
-    if isinstance(model, PeftModel):
+    if (merge := getattr(model, "merge_and_unload", None)) is not None:  # peft's models only; without LoRA it is not loaded
         model.save_pretrained(temporary / "adapter")
-        merged: Any = model.merge_and_unload()
-        model = merged
+        model = merge()
     model.config.prefill = about
     model.config.use_cache = True  # gradient checkpointing may have switched it off
     ends = end_ids(tokenizer, model.generation_config.eos_token_id)
