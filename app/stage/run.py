@@ -19,6 +19,7 @@ from typing import Any
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
 from app.stage.contents import contents_of
+from app.stage.shared_runs import require_shared
 from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
@@ -161,6 +162,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
+            require_shared(run.path, ranks, os.environ)
             headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
                             ranks=ranks)  # fmt: skip
         finished = now()
@@ -186,6 +188,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     job = replace(job, contents=sent["contents"])
     with StopFlag().listening() as stop:
         try:
+            require_shared(run.path, ranks, os.environ)
             work(job.pinned, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
         except RuntimeError as error:  # a collective broke because rank 0 ended and recorded why, such as a full disk
             if (code := ranks.ended_with()) is None:

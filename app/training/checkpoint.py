@@ -27,6 +27,7 @@ import xxhash
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
+from app.training import custom_generate
 from app.training.saved import probe_logits, require_same
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
@@ -170,8 +171,10 @@ _MEANING = {
 }
 _USE = {
     "causal": "Its plain `generate` reads the prompt as it was trained to.",
-    "prefix": "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for: use "
-    "`python -m app generate --mask prefix`.",
+    "prefix": "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for. With transformers alone "
+    "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
+    "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`. Other servers, and llama.cpp, "
+    "read the prompt causally unless they are told otherwise.",
 }
 
 
@@ -200,6 +203,9 @@ def save_final(
     tokenizer.save_pretrained(temporary)
     mask = about["mask"]
     (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))
+    if mask == "prefix":
+        (temporary / "custom_generate").mkdir()
+        shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
     same = require_same(temporary, trained, dtype, model.device)
     for path in temporary.rglob("*"):
         if path.is_file():
