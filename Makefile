@@ -208,13 +208,15 @@ mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the chang
 	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
 	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
 
-.PHONY: bench-stages bench-score bench-train bench-gpus
+.PHONY: bench-all bench-stages bench-score bench-train bench-gpus
 bench-stages: $(DEV) ## The real stages of PROFILE at their own settings, by phase; against a commit: make bench-stages BASE=HEAD~1
 	$(PYTHON) -m benchmarks.stages --profile '$(PROFILE)' $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET)) $(if $(BASE),--base '$(BASE)') $(ARGS)
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json
 	$(PYTHON) -m benchmarks.score $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+bench-all: $(DEV) ## What is open on a GPU, in one call of under eight minutes: whole experiment, exact scoring, 3B, LoRA, KL; ARGS=--peers adds others
+	$(PYTHON) -m benchmarks.one_call $(ARGS)
 bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
 	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
@@ -266,8 +268,8 @@ endef
 
 # The packages of a run come first, so that `make demo` does not wait for developers' tools.
 .venv/.base: requirements/base.lock
-	@$(find_python); echo "making .venv with $$python: about two minutes the first time"; "$$python" -m venv .venv
-	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@$(find_python); echo "making .venv with $$python: a minute or two the first time"; "$$python" -m venv .venv
+	@.venv/bin/python requirements/install.py $<
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 # So do those of the engines whose parsers read what jobs/submit writes.
@@ -290,5 +292,5 @@ $(OLDEST_DONE): requirements/oldest.lock $(VENV)
 	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
-	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@.venv/bin/python requirements/install.py $<
 	@touch $@

@@ -19,7 +19,9 @@ try:
     from app.commands.power import power
     from app.commands.report import report, runs
     from app.commands.run import check, run
+    from app.embedded.cache import cache_dir
     from app.runtime.ending import FollowerEnded, RunEnded
+    from app.runtime.kernel_cache import keep_kernels
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
@@ -71,6 +73,7 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_kernels(os.environ, cache_dir())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's

@@ -22,7 +22,9 @@ from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
-from app.scoring.evaluate import Sample, evaluate
+from app.scoring.encode import Request
+from app.scoring.evaluate import Sample, evaluate, pairs_of
+from app.scoring.token_cache import requests_ahead
 from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
@@ -114,7 +116,8 @@ class _Stage:
         if not self.trained:
             capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
-        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world)
+        job = capacity.exact_or_not(self.job, self.ranks.world)
+        job = capacity.following(job, self.ranks.share(at), self.ranks.world)
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
@@ -191,13 +194,14 @@ class _Stage:
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
-            loaded = self._load(name)
+            loaded = self._load(name, dtype="bfloat16" if settings.exact else None)
             self._write_environment(loaded)
-            self._check(loaded, masks)
-            float32 = self._load(name, dtype="float32") if settings.exact and loaded.dtype == "bfloat16" else None
+            with requests_ahead(loaded.tokenizer, pairs_of(items), settings.format) as ahead:
+                self._check(loaded, masks)
+                float32 = self._load(name, dtype="float32") if settings.exact else None
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
-                    entry, rows = self._evaluate(loaded, float32, items, name, mask, settings, show)
+                    entry, rows = self._evaluate(loaded, float32, items, ahead.result(), name, mask, settings, show)
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
@@ -209,8 +213,8 @@ class _Stage:
                 writer.write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], name: str, mask: Mask, settings: Score,
-                  show: Any) -> Any:  # fmt: skip
+    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], requests: list[Request], name: str,
+                  mask: Mask, settings: Score, show: Any) -> Any:  # fmt: skip
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)
@@ -225,7 +229,7 @@ class _Stage:
         entry, rows = evaluate(
             loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
             model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks, float32=float32,
+            ranks=self.ranks, float32=float32, requests=requests,
         )  # fmt: skip
         stage = self.job.stage
         entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}

@@ -76,7 +76,7 @@ def prepare_data(job: Job, tokenizer: Any,
                                      suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
-    held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
+    held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
     counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
     return kept, held_out, counts
 

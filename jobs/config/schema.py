@@ -99,6 +99,10 @@ Store = Annotated[str, AfterValidator(_store)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+# With eval_samples: auto, evaluations take at most this share of a run's operations, unless LEAST_HELD_OUT examples take more.
+EVALUATION_SHARE, LEAST_HELD_OUT, MOST_HELD_OUT = 0.03, 64, 500
+
+
 class Lora(Strict):
     r: Positive = 16
     alpha: PositiveFloat = 32.0
@@ -151,7 +155,7 @@ class Train(Strict):
     lora: Lora | None = None
     objective: Objective = Objective()
     eval_every: Positive = 100
-    eval_samples: Positive = 500
+    eval_samples: Positive | Literal["auto"] = "auto"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
@@ -161,6 +165,18 @@ class Train(Strict):
     kill_after_steps: Positive | None = 300
     min_loss_improvement: NotNegativeFloat = 0.01
     overlap_ngram: Positive = 13
+
+    @property
+    def held_out(self) -> int:
+        """Examples of an evaluation: eval_samples, or what keeps the evaluations of a long run within EVALUATION_SHARE.
+
+        They are counted in examples of one mean length; an evaluation is a forward pass, a third of a training pass.
+        """
+        if self.eval_samples != "auto":
+            return self.eval_samples
+        evaluations = 1 + -(-self.max_steps // self.eval_every)  # one before the first step
+        affordable = int(EVALUATION_SHARE * 3 * self.max_steps * self.batch_size / evaluations)
+        return min(max(affordable, LEAST_HELD_OUT), MOST_HELD_OUT)
 
     @field_validator("mask")
     @classmethod
@@ -186,7 +202,7 @@ class Score(Strict):
     limit: Positive | None = None
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
-    exact: bool = False
+    exact: bool | Literal["auto"] = "auto"
     bootstrap: Positive = 2000
 
     _each_once = field_validator("masks", "tasks")(unique)

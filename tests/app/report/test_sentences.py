@@ -6,11 +6,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app.report.format import duration, moment, number, p_value, signed, with_interval
 from app.report.render import Report, build_report
+from app.report.tables import gold_nll
 from app.stats.bootstrap import Interval
 from jobs.config import strict_yaml
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
@@ -203,3 +206,14 @@ def test_numbers_are_written_alike_everywhere() -> None:
     assert (p_value(0.0004), p_value(0.0213)) == ("<0.001", "0.021")
     assert [duration(s) for s in (None, 4.23, 45, 725, 3731.8)] == ["–", "4.2 s", "45 s", "12 min 05 s", "1 h 02 min"]
     assert [moment(t) for t in ("2026-01-02T04:04:05+01:00", "soon", "")] == ["2026-01-02 03:04", "soon", "–"]
+
+
+def test_rounding_stands_beside_the_nll_where_two_digits_show_it() -> None:
+    def scored(nll: float, rounding: float) -> Any:
+        return SimpleNamespace(gold_nll=nll, gold_nll_rounding=rounding)
+
+    tasks = {"piqa": scored(1.5, 0.02), "arc_easy": scored(2.5, 0.0004)}
+    one = SimpleNamespace(tasks=tasks, gold_nll=2.0, leaks=False)
+    study: Any = SimpleNamespace(evaluations=[one], row_name=lambda e: "base/causal")
+    (row,) = gold_nll(study).rows
+    assert row.cells == ("base/causal", "1.50 ± 0.02", "2.50", "2.00 ± 0.01")

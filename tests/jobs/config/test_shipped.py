@@ -67,8 +67,8 @@ def test_the_long_stages_stop_as_in_the_design() -> None:
         train = resolve(stage, "ministral-3b").stage.train
         assert train is not None and train.auto_stop is not None
         stop = train.auto_stop
-        found[stage] = (train.max_steps, train.eval_every, train.eval_samples, *stop.model_dump().values())
-    assert found == {"stage5a": (6000, 100, 500, 4, 0.003, 600), "stage5b": (6000, 100, 500, 8, 0.001, 3000)}
+        found[stage] = (train.max_steps, train.eval_every, train.held_out, *stop.model_dump().values())
+    assert found == {"stage5a": (6000, 100, 141, 4, 0.003, 600), "stage5b": (6000, 100, 141, 8, 0.001, 3000)}
 
 
 def test_the_reference_numbers_are_those_of_the_design() -> None:
