@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,13 @@ def test_a_row_for_each_training_and_evaluation_names_what_was_scored_again(tmp_
 
 def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
     child = tmp_path / "child"
-    program = f"import os, signal; pid = os.fork() or open({str(child)!r}, 'w').write(str(os.getpid())); signal.pause()"
-    assert ended([sys.executable, "-c", program], 1.0, tmp_path / "out") is None
-    status = Path(f"/proc/{child.read_text()}/stat")
-    assert not status.exists() or status.read_text().split()[2] in "ZX"
+    assert ended(["sh", "-c", f"sleep 1000 & echo $! >{child}; wait"], 1.0, tmp_path / "out") is None
+    status = Path(f"/proc/{int(child.read_text())}/stat")
+    for _ in range(3000):  # a killed process gets its moment to die
+        if not status.exists() or status.read_text().split()[2] in "ZX":
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("it is still running")
     assert ended([sys.executable, "-c", "print(1); raise SystemExit(3)"], 60.0, tmp_path / "out") == 3
     assert (tmp_path / "out").read_text() == "1\n"
