@@ -61,7 +61,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
     assert hadolint(DOCKERFILE) == []
 
 
-def test_everything_that_hadolint_is_told_to_ignore_is_there_and_has_a_reason() -> None:
+def test_every_rule_that_hadolint_ignores_exists_and_has_a_reason() -> None:
     ignored = set()
     for line in DOCKERFILE.splitlines():
         if line.startswith("# hadolint ignore="):
@@ -129,7 +129,7 @@ DRIVERS = {"12": "525", "13": "580"}
 CAPABILITIES = {"2.13.0": "7.5 8.0 8.6 9.0 10.0 12.0"}
 
 
-def test_the_labels_say_what_the_locked_torch_needs() -> None:
+def test_the_labels_name_what_the_locked_torch_needs() -> None:
     lock = (ROOT / "requirements/image-cuda.lock").read_text(encoding="utf-8")
     major, minor = re.findall(r"^cuda-toolkit==(\d+)\.(\d+)", lock, re.M)[0]
     (torch,) = re.findall(r"^torch==(\S+)", lock, re.M)

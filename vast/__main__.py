@@ -18,6 +18,7 @@ try:
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.offers import offers
+    from vast.commands.overview import overview_command
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
     from vast.commands.up import up
@@ -44,7 +45,7 @@ def cli(context: click.Context) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (offers, up, attach, status, logs, down, pull, reap, doctor, drill, local):
+for command in (offers, up, attach, status, logs, down, pull, reap, doctor, drill, local, overview_command):
     cli.add_command(command)
 cli.add_command(simulate, "simulate")
 

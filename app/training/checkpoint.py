@@ -13,6 +13,7 @@ digests say is skipped too, before it is loaded. Old ones are pruned only after 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,17 +26,15 @@ from typing import Any
 
 import torch
 import xxhash
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
 from app.training import custom_generate
-from app.training.saved import probe_logits, require_same
+from app.training.saved import Logged, probe_logits, require_same, require_same_adapter
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
-_BLOCK = 8 << 20  # bytes read at a time
 _AT_ONCE = 4  # files; two of a checkpoint are large, the weights and the optimiser's state
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -69,11 +68,8 @@ def _flush(path: Path) -> None:
 
 def _digest(path: Path) -> str:
     """Its xxh3_128: against bits that flipped and blocks that were lost, ten times as fast as a cryptographic one."""
-    digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def clear(checkpoint: Path) -> None:
@@ -193,21 +189,30 @@ _USE = {
 
 
 def save_final(
-    model: PreTrainedModel, tokenizer: Any, final: Path, *, dtype: torch.dtype, about: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: Any,
+    final: Path,
+    *,
+    dtype: torch.dtype,
+    about: dict[str, Any],
+    logged: Logged | None = None,
 ) -> dict[str, float]:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
     The model itself becomes what is written: merged, and of `dtype`. Returns how far the written model, read back, is from
-    the trained one (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that is beyond rounding.
+    the trained one and from what it `logged` (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that
+    is beyond rounding.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     trained = probe_logits(model)
-    if isinstance(model, PeftModel):
+    if (
+        merge := getattr(model, "merge_and_unload", None)
+    ) is not None:  # peft's models only; without LoRA it is not loaded
         model.save_pretrained(temporary / "adapter")
-        merged: Any = model.merge_and_unload()
-        model = merged
+        require_same_adapter(model, temporary / "adapter", trained)
+        model = merge()
     model.config.prefill = about
     model.config.use_cache = True  # gradient checkpointing may have switched it off
     ends = end_ids(tokenizer, model.generation_config.eos_token_id)
@@ -221,7 +226,7 @@ def save_final(
     if mask == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
-    same = require_same(temporary, trained, dtype, model.device)
+    same = require_same(temporary, trained, dtype, model.device, logged)
     for path in temporary.rglob("*"):
         if path.is_file():
             _flush(path)

@@ -194,7 +194,7 @@ def test_what_runs_beside_a_stage_needs_the_python_of_the_system_only(built: str
 # ---- how it starts --------------------------------------------------------------------------------------------------------
 
 
-def test_it_is_started_as_the_contract_says(built: str) -> None:
+def test_it_is_started_as_the_contract_defines(built: str) -> None:
     config = inspect(built)["Config"]
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("1000:1000", ["tini", "--", "prefill"], ["--help"])
     assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "vast.host.health"]

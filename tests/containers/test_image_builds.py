@@ -148,7 +148,7 @@ def labels(image: str) -> dict[str, str]:
     }
 
 
-def test_it_is_as_old_as_its_commit_and_says_which_and_which_version(tree: Path, built: str) -> None:
+def test_its_age_commit_and_version_are_those_of_the_commit(tree: Path, built: str) -> None:
     head = run("git", "rev-parse", "HEAD", cwd=tree).stdout.strip()
     version = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert created(built) == EPOCH

@@ -1,7 +1,7 @@
 """One HTTP exchange with one deadline around all of it: name lookup, connection, TLS, every byte of head and body.
 
 A socket's time limit is for each read, so a server that sends a byte now and then, or "100 Continue" without end, holds a caller
-for ever. Here the exchange runs in a thread, and at the deadline its socket is shut down and the caller goes on.
+for ever. Here the exchange runs in a thread, and at the deadline its socket is shut down and the caller continues.
 
 Proxies are those of urllib (HTTPS_PROXY, NO_PROXY, user and password in the URL). Standard library only, as all of vast/host.
 """

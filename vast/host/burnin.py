@@ -99,23 +99,23 @@ def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -
 
 def problems_of(found: Mapping[str, Any]) -> list[str]:
     """Pure. What a job cannot run with, in words with numbers."""
-    said = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
-    said += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
-    said += [_low(name, found[name]) for name in LEAST if _is_low(name, found.get(name))]
+    problems = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
+    problems += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
+    problems += [_low(name, found[name]) for name in LEAST if _is_low(name, found.get(name))]
     for gpu in found.get("gpus", ()):
         name = f"GPU {gpu.get('index')}"
         if gpu.get("error"):
-            said.append(f"{name}: {gpu['error']}")
+            problems.append(f"{name}: {gpu['error']}")
             continue
         if gpu.get("right") is not True:
-            said.append(f"{name}: a bfloat16 product has a wrong result")
+            problems.append(f"{name}: a bfloat16 product has a wrong result")
         if gpu.get("peer_right") is False:
-            said.append(f"{name}: what the GPU before it sends arrives changed")
-        said += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
+            problems.append(f"{name}: what the GPU before it sends arrives changed")
+        problems += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
         total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
         if total is not None and filled is not None and filled < FILLED * total - 1:
-            said.append(f"{name}: {filled:g} GB of {total:g} GB of memory could be written and read back")
-    return said
+            problems.append(f"{name}: {filled:g} GB of {total:g} GB of memory could be written and read back")
+    return problems
 
 
 def _is_low(name: str, value: Any) -> bool:
@@ -150,7 +150,7 @@ def driver(run: Run) -> dict[str, Any]:
 
 
 def faults(details: str) -> list[str]:
-    """Of `nvidia-smi -q`: memory errors since the driver was loaded, and whatever asks for a reset of the GPU."""
+    """Of `nvidia-smi -q`: memory errors since the driver was loaded, and flags that ask for a reset of the GPU."""
     memory = [
         f"{one[1]}: {one[2]}" for block in _VOLATILE.finditer(details) for one in _UNCORRECTABLE.finditer(block[2])
     ]

@@ -174,7 +174,7 @@ def gpu(answer: tuple[int, str] | None) -> GpuReading:
             percent, memory, total = (float(word) for word in line.split(","))
             used.append(100 * memory / total)
             busy.append(percent)
-    said = " ".join(fault[0].split()) if fault else None
+    words = " ".join(fault[0].split()) if fault else None
     return GpuReading(
-        max(busy, default=None), round(max(used), 1) if used else None, said if code != 0 or not busy else None
+        max(busy, default=None), round(max(used), 1) if used else None, words if code != 0 or not busy else None
     )

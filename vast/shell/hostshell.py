@@ -91,7 +91,7 @@ class HostShell:
     def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
         """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
-        for address in self._in_order(addresses):
+        for address in sorted(dict.fromkeys(addresses), key=lambda one: one != self._worked):
             found = self._probe_at(address)
             if found.contact == "ok":
                 self._worked, self._failure = address, ""
@@ -116,9 +116,6 @@ class HostShell:
             found = Host("unreachable", message=_cause(address, reply))
         self.transport.settle(address, found.contact == "ok")
         return found
-
-    def _in_order(self, addresses: tuple[Address, ...]) -> list[Address]:
-        return sorted(dict.fromkeys(addresses), key=lambda address: address != self._worked)
 
     def _reach(self, addresses: tuple[Address, ...]) -> Address | None:
         """A pair at which our machine answered within the last minute."""

@@ -165,6 +165,17 @@ def test_duplicates_and_empty_responses_are_dropped_and_counted(load: Callable[.
     assert DataReport(**report.to_dict()) == report
 
 
+def test_rows_that_differ_in_where_instruction_input_and_output_meet_are_no_duplicates(
+    load: Callable[..., Any],
+) -> None:
+    texts = [("a\nb", "", "c"), ("a", "b", "c"), ("a", "", "b\nc"), ("", "a\nb", "c"), ("a", "b", "c")]
+    rows = [{"instruction": one, "input": two, "output": three} for one, two, three in texts]
+    examples, report = load("a.json", rows, "alpaca", template="alpaca")
+    assert (report.dropped_duplicate, report.kept) == (1, 4)
+    assert len({example.key for example in examples}) == 1  # so near to each other that one side of the split has them
+    assert load("a.json", rows, "alpaca", template="alpaca", limit=2)[1].kept == 2
+
+
 def test_a_limit_is_a_sample_that_does_not_depend_on_order(load: Callable[..., Any]) -> None:
     few, report = load("a.json", ROWS, "alpaca", limit=5)
     assert (len(few), report.dropped_limit) == (5, 15)
@@ -211,7 +222,7 @@ def test_empty_data_is_refused(name: str, content: str, format: str, load: Calla
         load(name, content, format)
 
 
-def test_nothing_left_says_why(load: Callable[..., Any]) -> None:
+def test_the_error_when_no_example_is_left_names_the_reasons(load: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="no example is left of 20: 20 longer than 2 tokens; raise"):
         load("a.json", ROWS, "alpaca", max_length=2)
 

@@ -58,6 +58,19 @@ def test_a_beginning_that_is_written_out_is_not_doubled() -> None:
     assert got[0][0] == pytest.approx(got[1][0], abs=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "arguments"), [
+    ("loglikelihood", [("a b", " c"), ("a b", " d")]),
+    ("loglikelihood_rolling", [("a b c",), ("a b d",)]),
+    ("generate_until", [(text, {"until": ["."], "max_gen_toks": 4}) for text in ("a b c", "a b d")]),
+])  # fmt: skip
+def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(kind: str, arguments: list[Any]) -> None:
+    tokenizer = word_tokenizer("<s> $A")
+    rows = tokenizer.convert_tokens_to_ids("d")
+    model = make_model("llama", vocab_size=rows, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    with pytest.raises(DataError, match=rf"(request|prompt) 2: its token 'd' has the id {rows}, and the embedding of"):
+        ask(ours(model, tokenizer, "causal"), kind, arguments)
+
+
 # ---- what the prefix is -----------------------------------------------------------------------------------------------
 
 
@@ -141,7 +154,7 @@ def test_a_task_that_there_is_not_is_one_line_of_the_harness_s_own_command_too(m
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_a_profile_of_several_gpus_is_scored_on_one_and_that_is_said(gpus: int, caplog: Any, tmp_path: Path) -> None:
+def test_a_profile_of_several_gpus_is_scored_on_one_with_a_notice(gpus: int, caplog: Any, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     text = Path("jobs/profiles/ci.yaml").read_text(encoding="utf-8")
     profile.write_text(f"{text}\ngpus: {gpus}\n", encoding="utf-8")

@@ -35,7 +35,7 @@ ADAPTER = [
     "--set",
     "train.lora={r: 4, dropout: 0.2}",
     "--set",
-    "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}",
+    "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.8, causal_anneal: 0.75}",
 ]
 
 
@@ -158,7 +158,7 @@ def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
     assert losses(run) == undisturbed
 
 
-def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(undisturbed: Any, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before_with_a_warning(undisturbed: Any, tmp_path: Path) -> None:
     """Its optimiser's state used to end each attempt with a traceback, its weights in a loss that is not finite."""
     run = kill_at(tmp_path, 5)
     older, newer = complete_checkpoints(run / "checkpoints")
@@ -172,9 +172,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before_and_said(undisturbed
     assert losses(run) == undisturbed
 
 
-def test_without_a_sound_checkpoint_training_begins_from_its_start_and_says_so(
-    undisturbed: Any, tmp_path: Path
-) -> None:
+def test_without_a_sound_checkpoint_training_starts_over_with_a_warning(undisturbed: Any, tmp_path: Path) -> None:
     run = kill_at(tmp_path, 3)
     sound = complete_checkpoints(run / "checkpoints")
     for one in sound:

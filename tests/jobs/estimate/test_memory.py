@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jobs.config.load import Job, resolve
+from jobs.config.schema import ModelSource
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand, gpu_named
+from jobs.estimate.memory import with_sizes
+from jobs.estimate.model_shape import EAGER_TYPES, shape_of
 from tests.jobs.estimate.measured import gpus_3b
 
 
@@ -26,9 +30,10 @@ def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None
 
 def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
     assert estimate(job(), "H200", 2).sharding == "ddp"
-    spread = estimate(job(), "A100-40GB", 4)
+    half = ("stage5b", "ministral-3b", "score.exact=false")  # else scoring needs more than a shard of training
+    spread = estimate(job(*half), "A100-40GB", 4)
     assert spread.sharding == "fsdp" and spread.fits
-    alone = estimate(job(), "A100-40GB")
+    alone = estimate(job(*half), "A100-40GB")
     assert spread.peak_gb is not None and alone.peak_gb is not None and spread.peak_gb < alone.peak_gb / 2
 
 
@@ -60,7 +65,7 @@ def test_a_row_no_longer_than_the_longest_example_to_expect_is_not_made_shorter_
     assert peak(far) == peak(farther)
 
 
-def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
+def test_rows_are_short_under_a_dense_mask_and_eager_attention_keeps_its_matrices() -> None:
     def parts(*sets: str) -> float:
         found = estimate(job("stage5b", "ministral-3b", "train.batch_size=64", *sets), "H200")
         assert found.parts_gb is not None
@@ -68,9 +73,9 @@ def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
 
     long = parts("model.attention=auto")
     assert parts("model.attention=flex_attention") == long
-    for dense in ("sdpa", "eager"):
-        assert parts(f"model.attention={dense}") == pytest.approx(long / 4, rel=0.05)
-        assert parts(f"model.attention={dense}", "train.pack_tokens=4096") == long  # as the stage says, if it says
+    assert parts("model.attention=sdpa") == pytest.approx(long / 4, rel=0.05)
+    assert parts("model.attention=sdpa", "train.pack_tokens=4096") == long  # as the stage says, if it says
+    assert parts("model.attention=eager") > 2 * parts("model.attention=sdpa")
 
 
 @pytest.mark.parametrize("model", ["mistralai/Ministral-3-3B-Instruct-2512", "some/Model-13B"])
@@ -138,7 +143,7 @@ def test_what_only_the_buckets_make_too_large_is_spread() -> None:
 
 def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_whole() -> None:
     def parts(gpus: int) -> dict[str, float]:
-        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false")
+        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false", "score.exact=false")
         found = estimate(job("stage5b", "ministral-3b", *sets), "H200", gpus)
         assert found.parts_gb is not None
         return found.parts_gb
@@ -159,8 +164,8 @@ def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_who
 def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
     """16,384 tokens: logits of half of them at a time, 131,072 each. Its weights alone are half of float32's."""
 
-    def parts(dtype: str) -> dict[str, float]:
-        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}")
+    def parts(dtype: str, exact: str = "false") -> dict[str, float]:
+        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}", f"score.exact={exact}")
         found = estimate(job("stage1", "ministral-3b", *sets), "H200").parts_gb
         assert found is not None
         return found
@@ -169,6 +174,8 @@ def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
     assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
     assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
     assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
+    for both in (parts("bfloat16", "auto"), parts("float32", "true")):  # float32's choices: both are in memory
+        assert both["weights"] == pytest.approx(half["weights"] + full["weights"], rel=1e-2)
 
 
 # ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------
@@ -213,3 +220,41 @@ def test_the_3b_profile_leaves_checkpointing_to_the_estimate() -> None:
     train = job().stage.train
     assert train is not None and train.gradient_checkpointing == "auto"
     assert estimate(job("stage1"), "H200").checkpointing is None  # which does not train
+
+
+def test_a_model_that_runs_eagerly_gets_short_rows_and_keeps_its_attention_matrices() -> None:
+    config = ("hidden_size: 2304, num_hidden_layers: 26, num_attention_heads: 8, num_key_value_heads: 4, head_dim: 256, "
+              "intermediate_size: 9216, vocab_size: 256000, tie_word_embeddings: true")  # fmt: skip
+    plain, eager = (
+        job(
+            "stage5b",
+            "ministral-3b",
+            "train.pack_tokens=null",
+            "train.batch_size=64",
+            f"model={{source: random, name: null, config: {{model_type: {kind}, {config}}}}}",
+        )
+        for kind in ("llama", "gemma2")
+    )
+    assert with_sizes(plain, shape_of(plain.profile.model)[0]).train.pack_tokens == 4096  # type: ignore[arg-type, union-attr]
+    assert with_sizes(eager, shape_of(eager.profile.model)[0]).train.pack_tokens == 1024  # type: ignore[arg-type, union-attr]
+    short = replace(
+        plain,
+        stage=plain.stage.model_copy(update={"train": plain.stage.train.model_copy(update={"pack_tokens": 1024})}),
+    )  # type: ignore[union-attr]
+    both = [estimate(one, "H200").parts_gb or {} for one in (short, eager)]
+    # 8 bytes an entry, as autograd keeps them for Gemma 2 of transformers 5.23, in float32 and under bfloat16 autocast alike
+    matrices = 26 * 8 * 1024 * 8 / 2**30
+    tokens = both[0]["activations"] / shape_of(plain.profile.model)[0].activation_bytes / 26 * 2**30  # type: ignore[union-attr]
+    assert both[1]["activations"] - both[0]["activations"] == pytest.approx(tokens * matrices, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "eager"), [("google/gemma-2-2b", True), ("google/gemma-3-4b-it", False),
+                                             ("openai/gpt-oss-20b", True), ("google/gemma-2b", False)])  # fmt: skip
+def test_a_model_by_name_runs_eagerly_where_its_kind_does(name: str, eager: bool) -> None:
+    shape, _ = shape_of(ModelSource(source="hub", name=name))
+    assert shape is not None and shape.eager is eager
+
+
+def test_the_kinds_that_run_eagerly_are_those_of_the_table_of_models() -> None:
+    rows = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows if " | right | eager | " in row} == EAGER_TYPES

@@ -175,7 +175,7 @@ def test_a_supervisor_that_was_superseded_serves_no_pull(world: World) -> None:
     assert not [call for call in world.shell.calls if call.startswith("pull")]
 
 
-def test_pull_of_a_closed_run_says_so(world: World) -> None:
+def test_pull_of_a_closed_run_is_refused(world: World) -> None:
     world.vast(*UP)
     done = world.vast("pull", world.folder.run_id)
     assert (done.exit_code, "is closed" in done.stderr) == (2, True)

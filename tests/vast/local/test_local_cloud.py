@@ -134,7 +134,7 @@ def test_every_state_of_a_container_has_a_status(
     assert isinstance(found, Instance) and found.status is status
 
 
-def test_an_instance_is_told_as_it_is(fake: FakeEngine, cloud: LocalCloud) -> None:
+def test_an_instance_is_reported_as_it_is(fake: FakeEngine, cloud: LocalCloud) -> None:
     ident = rented(cloud)
     (box,) = fake.boxes.values()
     box.status, box.code = "exited", 137
@@ -213,7 +213,9 @@ def test_labels_cannot_be_changed_and_no_key_is_needed(cloud: LocalCloud) -> Non
     assert cloud.set_label(ident, LABEL) is False and cloud.attach_key(ident, "") is True
 
 
-def test_the_same_trouble_is_told_once(fake: FakeEngine, cloud: LocalCloud, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_fault_is_reported_once(
+    fake: FakeEngine, cloud: LocalCloud, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.odd["GET /info"] = Handler.drop
     for _ in range(3):
         cloud.account()

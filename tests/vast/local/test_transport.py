@@ -181,7 +181,7 @@ def test_a_transfer_that_trickles_ends_at_its_limit(
     assert time.monotonic() - began < 10
 
 
-def test_a_full_disk_here_is_classified(
+def test_a_full_disk_here_is_distinguished(
     transport: LocalTransport, at: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: object, target: IO[bytes], length: int) -> None:

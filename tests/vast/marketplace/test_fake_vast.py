@@ -48,7 +48,7 @@ def test_the_fake_refuses_what_comes_too_early(fake: FakeVast, rented: Rental) -
     assert rented.ssh_keys == ["ssh-ed25519 a"]
 
 
-def test_a_market_without_credit_or_offer_says_so() -> None:
+def test_a_market_without_credit_or_offer_returns_an_error() -> None:
     market = Market(time.time)
     market.add_offer(1)
     market.credit = 0.0

@@ -84,7 +84,7 @@ def test_an_older_driver_is_enough_for_a_compat_image_on_a_data_center_gpu(
 ) -> None:
     needs = needs_of("x", COMPAT)
     policy = policies.load()
-    query = for_image(query_of(policy), needs, 0, policy)
+    query = for_image(query_of(policy), needs, 0.0, policy)
     offer = rows.offer(row(gpu_name=gpu, cuda_max_good=cuda, driver_version=driver, compute_cap=900))
     assert [holds(offer) for name, holds in rows.checks(query) if name.startswith(("CUDA", "driver"))] == [fits, fits]
     assert rows.filters(query)["cuda_max_good"] == {"gte": 12.2}
@@ -161,7 +161,7 @@ def test_an_image_that_cannot_load_in_time_from_a_slow_host_is_not_tried_there(w
     assert "300 Mbit/s" in done.stderr
 
 
-def test_a_secret_goes_only_to_data_centers_and_the_plan_says_so(world: World, tmp_path: Any) -> None:
+def test_a_secret_goes_only_to_data_centers_as_the_plan_states(world: World, tmp_path: Any) -> None:
     path = tmp_path / "policy.yaml"
     path.write_text("secrets: [HF_TOKEN]\n")
     world.environ = {"HF_TOKEN": "hf-secret-77"}

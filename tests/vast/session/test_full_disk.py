@@ -90,7 +90,7 @@ def test_ctrl_c_ends_a_run_whose_request_cannot_be_written(world: World, monkeyp
     assert "stop" in world.shell.calls
 
 
-def test_down_destroys_the_machine_on_a_full_disk_and_attach_says_how(
+def test_down_destroys_the_machine_on_a_full_disk_as_attach_suggests(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = world.left_running()

@@ -139,7 +139,7 @@ def test_mutation_a_late_machine_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     assert "leak" in broken("late-create", asked_at=60.0)
 
 
-def test_mutation_the_end_of_a_contract_is_told_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutation_the_end_of_a_contract_is_judged_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def left(state: RunState, t: float) -> float | None:
         end = None if state.machine is None else state.machine.end
         return None if end is None else max(0.0, end - state.begun_wall - t)  # and an end that is over counts as near

@@ -136,12 +136,12 @@ def test_a_job_hangs_after_enough_looks() -> None:
     assert ended(state, 1000.0, host=host(beating, gpu=0.0)) == ""
 
 
-def test_a_lost_job_is_told_from_a_machine_that_was_started_again() -> None:
+def test_a_lost_job_is_distinguished_from_a_machine_that_was_started_again() -> None:
     assert ended(running(), 1000.0, host=host(job("lost"))) == "lost"
     assert ended(running(started_boot="b0"), 1000.0, host=host(job("lost"))) == "restarted"
 
 
-def test_a_broken_gpu_is_the_machines_fault_whatever_the_job_says_of_its_end() -> None:
+def test_a_broken_gpu_is_the_machines_fault_whatever_exit_the_job_reports() -> None:
     assert twice(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
     crashed = job("ended", end_reason="bug", fingerprint="f")
     assert twice(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"

@@ -38,7 +38,7 @@ def test_a_look_that_saw_nothing_changes_no_count() -> None:
     assert state.refused_since == 1000.0 and set(state.alerts) == {"account", "network"}
 
 
-def test_an_empty_list_is_no_absence_and_gone_has_to_be_said_twice_apart_in_time() -> None:
+def test_an_empty_list_is_no_absence_and_gone_needs_two_reports_apart_in_time() -> None:
     state, _ = look(running(), 1000.0, instances=(), single=((5, None),), host=None)
     assert state.machine is not None and state.machine.absent == 0
     for t, count in ((1100.0, 1), (1249.0, 1)):
@@ -316,7 +316,7 @@ def test_a_turned_pair_of_addresses_is_kept_turned() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.UNKNOWN, Status.OFFLINE])
-def test_a_machine_that_answers_over_ssh_is_not_away_whatever_the_market_says(status: Status) -> None:
+def test_a_machine_that_answers_over_ssh_is_not_away_whatever_the_market_reports(status: Status) -> None:
     state = running()
     for t in (1000.0, 1300.0, 1000.0 + POLICY.deadlines.away + 60):
         state, obs = look(state, t, instances=(instance(status=status),))

@@ -182,7 +182,7 @@ def test_steps_veto_a_fault_of_the_gpu() -> None:
         assert decide(obs, state, POLICY).do is not Do.VERDICT
 
 
-def test_the_end_of_a_contract_is_told_by_the_services_clock() -> None:
+def test_the_end_of_a_contract_is_judged_by_the_services_clock() -> None:
     """Our clock, 1000.0 at t = 0, is ten days behind the service's."""
     days = 864_000.0
     ending: dict[str, Any] = {"instances": (instance(end=days + 2500.0),), "host": UNREACHABLE}

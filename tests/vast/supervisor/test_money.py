@@ -152,7 +152,7 @@ def created(result: CreateResult, **more: Any) -> RunState:
     return advance(state, Action(Do.CREATE, 10.0, offer=offers[0]), result, POLICY)
 
 
-def test_a_machine_costs_what_its_offer_said_from_the_moment_it_was_asked_for() -> None:
+def test_a_machine_costs_its_offers_price_from_the_request_on() -> None:
     state = created(CreateResult("created", 5))
     assert state.machine == Machine(5, OFFER.machine_id, 1.5, 10.0)
     assert [one.id for one in state.offers] == [12] and state.asked_offers == 1
@@ -161,7 +161,7 @@ def test_a_machine_costs_what_its_offer_said_from_the_moment_it_was_asked_for() 
 
 
 @pytest.mark.parametrize("outcome", ["unclear", "created"])
-def test_a_create_without_an_id_costs_what_its_offer_said_until_it_is_known_to_have_made_nothing(outcome: Any) -> None:
+def test_a_create_without_an_id_costs_its_offers_price_until_it_is_known_to_have_made_nothing(outcome: Any) -> None:
     state = created(CreateResult(outcome))
     assert state.intent == Intent(OFFER.id, OFFER.machine_id, 1.5, 10.0, 10.0) and state.machine is None
     assert spent(state, 10.0 + 3600) == 1.5 and burn(state) == 1.5
@@ -291,7 +291,7 @@ def test_a_machine_at_fault_is_not_rented_again_by_the_run(reason: str, banned: 
     assert state.doomed == (PendingDestroy(5, 1.0, 0.0, reason, lost=lost, addresses=ADDRESS),)
 
 
-def test_a_third_failed_pull_is_told_and_a_full_disk_is_not_waited_for_any_longer() -> None:
+def test_a_third_failed_pull_is_an_alert_and_a_full_disk_is_not_waited_for_any_longer() -> None:
     state, obs = look(replace(running(job=job("ended", end_reason="disk-full")), restart="disk-full"), 1000.0)
     obs = replace(obs, host=host(job("ended", end_reason="disk-full")))
     state = replace(state, machine=replace(state.machine, job=obs.host.job))  # type: ignore[type-var, union-attr]
