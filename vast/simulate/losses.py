@@ -27,6 +27,10 @@ def obstacle_to_a_pull(world: World, machine: SimulatedMachine, capped: bool) ->
         # what the caps keep for the end is over before a pull is: none has shown that yet, or too late, or they keep no more
         "pull slower than the reserve": machine.slow > max(RESERVE, min(machine.slowest_pull, most)),
         "pull slower than what was left": machine.slow > 0 and world.now - machine.pulled_at < machine.slow + PULL,
+        # what it has cost is known only once the market shows it
+        "late machine used up the budget": any(
+            since < one.shown_at <= world.now and one.shown_at - one.born > PULL for one in world.ours
+        ),
         "supervisor dead until a cap": any(end > world.now - PULL for _, end in world.supervisor_down),
     }
     return world.out_of_reach(machine, since) or next((why for why, is_so in obstacles.items() if is_so), "")

@@ -65,7 +65,7 @@ def _hang(world: World, machine: SimulatedMachine, fault: Fault) -> None:
 
 
 def _slow(world: World, machine: SimulatedMachine, fault: Fault) -> None:
-    machine.slow = 60 + 9000 * fault.variant
+    machine.slow = max(machine.slow, 60 + 9000 * fault.variant)
 
 
 def _glitch(world: World, machine: SimulatedMachine, fault: Fault) -> None:
