@@ -10,6 +10,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file; without it embedded
 LIMIT   =## items a task
+SUITE   =## which tasks a stage trains for and scores: short (the default), reading, lookup; docs/suites.md
+ORDER   =## of the parts of a prompt: context_first, question_first, or repeat (the prompt twice)
+CAMPAIGN =## a matrix of runs for `make campaign`: a name in jobs/campaigns, or the path of a YAML file
+RECIPE  =## how a stage trains: a name in jobs/recipes, such as lora-mas
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: run a stage again although it is complete
@@ -24,6 +28,7 @@ MOUNTS  ?=## directories outside the repository that a profile names, for contai
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+OLDEST  =## 1: test-zoo and docs-models with the oldest transformers that is supported, in place of the newest
 BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
 STAGE   =## the stage that vast-up runs
@@ -55,6 +60,7 @@ VASTAI := .venv/.vastai/.done
 ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
+OLDEST_DONE := .venv/.oldest/.done
 
 ifeq ($(filter auto docker native,$(RUNNER)),)
 $(error RUNNER=$(RUNNER): no such runner; expected docker, native or auto)
@@ -88,8 +94,9 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
+named = $(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+         $(call sets,$(named)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
@@ -114,6 +121,11 @@ $(STAGES):
 	@$(call $(call runner,$(engine))_check,$@ $(call stage_words,docker))
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
+
+.PHONY: campaign
+campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
 .PHONY: report runs power status track
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
@@ -140,7 +152,7 @@ needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
@@ -157,7 +169,7 @@ submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=s
 	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
-	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(SET)) $(ARGS)
+	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
@@ -184,10 +196,10 @@ test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER
 	$(PYTEST) -m slurm tests/slurm $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
-test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
+test-zoo: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
-	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 tests/test_fuzz.py $(ARGS)
+	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 
@@ -215,8 +227,8 @@ check: $(DEV) ## ruff, mypy, import contracts, links and commands in the docs
 	$(PYTHON) -m pytest -q tests/test_docs.py
 docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 	$(PYTHON) -m docs.generate_cli
-docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
-	$(PYTHON) -m docs.generate_models
+docs-models: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Write docs/models.md anew: which models are right, which are refused; minutes
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTHON) -m docs.generate_models
 
 .PHONY: setup lock clean help help-all
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
@@ -272,6 +284,10 @@ endef
 # The tool of `make mutants` runs in the tests' interpreter but is installed apart from its packages.
 .venv/.mutmut/.done: requirements/mutmut.lock $(VENV)
 	@rm -rf .venv/.mutmut && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.mutmut -r $<
+	@touch $@
+# The oldest transformers that is supported, put before the newest.
+$(OLDEST_DONE): requirements/oldest.lock $(VENV)
+	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<

@@ -13,6 +13,7 @@ try:
     import click
 
     from app.commands.ask import generate, loglikelihood, probe
+    from app.commands.campaign import campaign
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
     from app.commands.power import power
@@ -56,7 +57,7 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, estimate_command, loglikelihood, generate, probe, harness, report, power, runs):
+for command in (run, check, campaign, estimate_command, loglikelihood, generate, probe, harness, report, power, runs):
     cli.add_command(command)
 
 

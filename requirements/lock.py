@@ -11,6 +11,9 @@ image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
 cryptography, pycares) are at odds with dev.lock. Only tests run it.
 
+oldest.lock, for .venv/.oldest: the oldest transformers that pyproject.toml allows, and what it needs besides dev.lock, for
+`make test-zoo OLDEST=1`.
+
 engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes. Only
 tests run them.
 
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,6 +51,7 @@ TRACKERS = [
     "trackio==0.43.0",
 ]
 MUTMUT = ["mutmut==3.8.1"]
+OLDEST = ["transformers"]  # of these the lower bound
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
 
@@ -99,6 +104,18 @@ def write(name: str, text: str, packages: int) -> None:
     print(f"wrote {path}: {packages} packages", file=sys.stderr)
 
 
+def write_oldest(scratch: Path, dependencies: list[str]) -> None:
+    """oldest.lock: what differs from dev.lock once the lower bounds of OLDEST are installed in its place."""
+    bounds = [re.match(r"([a-z]+)>=([0-9.]+)", one) for one in dependencies]
+    wanted = [f"{match[1]}=={match[2]}.*" for match in bounds if match and match[1] in OLDEST]
+    dev = (HERE / "dev.lock").read_text(encoding="utf-8").splitlines()
+    free = scratch.with_suffix(".txt")  # these and what they pull down are not held to dev.lock
+    free.write_text("".join(f"{line}\n" for line in dev if line.partition("==")[0] not in (*OLDEST, "huggingface_hub")))
+    venv.create(scratch, with_pip=True)
+    lines = sorted(set(install(scratch / "bin" / "python", wanted, [free])) - set(dev), key=str.lower)
+    write("oldest", "".join(f"{line}\n" for line in lines), len(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -130,6 +147,7 @@ def main() -> None:
                 if name == "trackers":  # its environment also sees .venv
                     lines = [line for line in lines if line not in pins["base"]]
                 write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
+            write_oldest(Path(scratch) / "oldest", project["dependencies"])
         base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
         others, torch = without_torch(base)
         subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)

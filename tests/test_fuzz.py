@@ -1,12 +1,14 @@
 """Inputs that nobody thought of: one line for a mistake, never a traceback, no half-written file, every row kept or counted.
 
-50 inputs a kind in `make test`, the same each time; `make fuzz` tries FUZZ of them (10,000), others each time.
+200 inputs a kind in `make test`, the same each time; `make fuzz` tries FUZZ of them (10,000), others each time.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,13 +18,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from app.commands.textfiles import read_pairs, write_scored
 from app.data.examples import load_examples
+from app.data.readers import PARSERS
+from app.data.records import is_empty, render
+from app.data.tokenize import encode, turn_end
 from app.report.run_list import list_rows
-from jobs.config import strict_yaml
+from jobs.config import load, strict_yaml
 from jobs.config.load import JOBS_DIR, Job, resolve
 from jobs.config.schema import TrainData
 from jobs.errors import UserError
@@ -30,7 +36,7 @@ from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, list_run
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from vast import policy
 
-COUNT = int(os.environ.get("FUZZ") or 50)
+COUNT = int(os.environ.get("FUZZ") or 200)
 fuzzed = settings(
     max_examples=COUNT, derandomize="FUZZ" not in os.environ, deadline=None, database=None,
     suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if "FUZZ" in os.environ else [])],
@@ -66,6 +72,16 @@ json_values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def stages_read_once() -> Iterator[None]:
+    """The shipped stages and the default policy are not what is fuzzed, and to read them takes most of the time."""
+    read, default = strict_yaml.read, strict_yaml.read(policy.DEFAULT, "vast/policy.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_yaml, "read", lambda path, where: default if path == policy.DEFAULT else read(path, where))
+        patch.setattr(load, "_stage_layer", functools.cache(load._stage_layer))
+        yield
+
+
 @contextmanager
 def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="prefill-fuzz-"))
@@ -84,7 +100,9 @@ def one_line(error: UserError) -> None:
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
 
-PROFILES = [path.read_bytes() for path in sorted((JOBS_DIR / "profiles").glob("*.yaml"))]
+PROFILES = [
+    re.sub(rb"(?m)^ *#.*\n| +#.*$", b"", path.read_bytes()) for path in sorted((JOBS_DIR / "profiles").glob("*.yaml"))
+]
 
 
 @fuzzed
@@ -121,8 +139,15 @@ def test_a_setting_is_read_or_refused(text: str) -> None:
         one_line(error)
 
 
+# Without its comments, which are most of it and of the time to read it.
+POLICY = re.sub(rb"(?m)^ *#.*\n| +#.*$", b"", policy.DEFAULT.read_bytes())
+
+
+SECTIONS = re.split(rb"\n(?=[a-z])", POLICY)
+
+
 @fuzzed
-@given(edited([policy.DEFAULT.read_bytes(), b"caps: {dollars: 5, hours: 3}\n", b"hooks: {}\n"]))
+@given(edited([*SECTIONS, b"caps: {dollars: 5, hours: 3}\n", b"hooks: {}\n"]))
 def test_a_policy_is_read_or_refused(text: bytes) -> None:
     with directory() as place:
         path = place / "policy.yaml"
@@ -191,6 +216,48 @@ def test_training_rows_are_kept_counted_or_refused(
     assert all(one.prompt_ids and one.response_ids and len(one) <= length for one in examples)
 
 
+TEMPLATES = [
+    b"{% for m in messages %}{{ m.role[0] }} : {{ m.content }} {{ m.name }} {% endfor %}",
+    b"{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+    b"{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    b"{{ raise_exception('alternate') }}{% endif %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{{ eos_token }}{% endfor %}",
+]
+PIECES = [b"{%", b"%}", b"{{", b"}}", b"{#", b"|", b" if ", b" else ", b"{% endif %}", b"{% endfor %}", b"{% set a = 1 %}", b"{{ a }}", b"\x02",
+          b"m.content", b"messages", b"[0]", b"[-1:]", b"['role']", b" + ", b"~", b" / 0", b"{{ 1 / 0 }}", b"{{ none.x }}", b"{% generation %}",
+          b"{{ strftime_now('%Y') }}", b"{% raw %}", b"a", b" ", b"\n", b"</s>", b"<s>"]  # fmt: skip
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> str:
+    text = draw(st.sampled_from(TEMPLATES))
+    for _ in range(draw(st.integers(0, 4))):
+        at, cut = draw(st.integers(0, len(text))), draw(st.sampled_from([0, 0, 1, 4, 20]))
+        text = text[:at] + draw(st.sampled_from(PIECES)) + text[at + cut :]
+    return text.decode()
+
+
+@fuzzed
+@given(templates(), ROWS["messages"])
+def test_a_chat_template_writes_every_field_or_is_refused(template: str, row: dict[str, Any]) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = template
+    turn_end(tokenizer)
+    try:
+        record = PARSERS["messages"](row, "row 0")
+        if record is None or is_empty(record):
+            return
+        example = render(record, "chat", tokenizer)  # type: ignore[arg-type]
+        pairs, _ = encode([example], tokenizer)
+    except UserError as error:
+        one_line(error)
+        return
+    # What it makes of the whole chat ends in what is learnt, but for white space.
+    whole = tokenizer.apply_chat_template(
+        list(record.messages), tokenize=False, **({"tools": list(record.tools)} if record.tools else {})
+    )  # type: ignore[union-attr]
+    assert whole.rstrip().endswith(example.response.strip()) and len(pairs) == 1
+
+
 @fuzzed
 @given(st.lists(st.fixed_dictionaries({"context": st.text(max_size=6), "continuation": st.text(max_size=6)},
                                       optional={"id": json_values, "greedy": json_values}) | json_values, max_size=5)
@@ -241,6 +308,7 @@ def whole_run() -> dict[str, bytes]:
 
 
 WHOLE = whole_run()
+STAGE1, STAGE4 = resolve("stage1", "ci"), resolve("stage4", "ci", sets=["init_from=stage3b"])
 
 
 @fuzzed
@@ -254,8 +322,7 @@ def test_a_run_s_directory_is_read_or_refused_and_left_as_it_is(changed: dict[st
             if content is not None:
                 (path / file).write_bytes(content)
         before = {file.name: file.read_bytes() for file in path.iterdir()}
-        job = resolve("stage1", "ci")
-        fingerprint = job.fingerprint({"base": "base"})
+        fingerprint = STAGE1.fingerprint({"base": "base"})
         for look in (
             lambda: [(run.state(), run.verify()) for run in list_runs(runs)],
             lambda: [run.read_metrics() for run in list_runs(runs)],
@@ -264,7 +331,7 @@ def test_a_run_s_directory_is_read_or_refused_and_left_as_it_is(changed: dict[st
             lambda: latest_complete(runs, "stage1", "ci", fingerprint),
             lambda: latest_complete(runs, "stage1", settings=fingerprint),
             lambda: latest_resumable(runs, "stage1", fingerprint),
-            lambda: resolve_init(runs, resolve("stage4", "ci", sets=["init_from=stage3b"])),
+            lambda: resolve_init(runs, STAGE4),
             lambda: list_rows(runs),
         ):
             try:

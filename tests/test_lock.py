@@ -89,6 +89,14 @@ def test_the_mutation_tool_is_pinned_and_runs_beside_the_packages_of_the_tests()
     assert {name: mutmut[name] for name in mutmut.keys() & dev.keys()}.items() <= dev.items()
 
 
+def test_the_oldest_transformers_is_the_lower_bound_and_runs_beside_the_packages_of_the_tests() -> None:
+    oldest, dev = pins("oldest"), pins("dev")
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    (bound,) = [one for one in bounds if one.startswith("transformers")]
+    assert oldest["transformers"].startswith(bound.partition(">=")[2].partition(",")[0])
+    assert oldest.items() - dev.items() == oldest.items(), "what dev.lock has already"
+
+
 def test_what_is_mutated_and_what_tests_it_is_there() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mutmut"]
     named = [*settings["only_mutate"], *settings["pytest_add_cli_args_test_selection"], *settings["also_copy"]]

@@ -171,8 +171,9 @@ def refuse_unsupported(model: PreTrainedModel, where: str) -> None:
         reason = "its configuration switches the causal mask off for every token: that leaks the answer"
     elif not getattr(decoder, "_supports_attention_backend", False):
         reason = "its attention does not go through transformers' attention interface"
-    elif used not in NAMES.values():
+    remedy = "use a decoder with full or sliding softmax attention"
+    if not reason and used not in NAMES.values():
         reason = f"its attention is {used!r}" + (": FlashAttention drops custom masks" if "flash" in str(used) else "")
+        remedy = "set model.attention: auto, sdpa, eager or flex_attention"
     if reason:
-        raise ModelError(where, f"{type(model).__name__} cannot run under a prefix mask: {reason}",
-                         "use a decoder with full or sliding softmax attention, and attention: sdpa")  # fmt: skip
+        raise ModelError(where, f"{type(model).__name__} cannot run under a prefix mask: {reason}", remedy)

@@ -47,14 +47,23 @@ def head_dims(model_or_config: Any) -> list[int]:
     return [setting(model_or_config, "hidden_size") // max(values(model_or_config, "num_attention_heads"))]
 
 
+def caps_scores(model_or_config: Any) -> bool:
+    """Whether attention has soft caps on its scores (Gemma 2), which sdpa cannot compute."""
+    return values(model_or_config, "attn_logit_softcapping") != [None]
+
+
 def layer_types(model_or_config: Any) -> list[str]:
-    """Attention type of every layer, first to last."""
+    """Attention type of every layer, first to last. Raises ModelError where the number of layers is not known."""
     types = setting(model_or_config, "layer_types")
     if types is None:
         windowed = values(model_or_config, "sliding_window") != [None]
         windowed = windowed and setting(model_or_config, "use_sliding_window", True)
         kind = "sliding_attention" if windowed else "full_attention"
-        types = [kind] * setting(model_or_config, "num_hidden_layers")
+        count = setting(model_or_config, "num_hidden_layers")
+        if count is None:
+            fact = "it has no num_hidden_layers, so it is not one stack of layers"
+            raise ModelError("the model's configuration", fact, "use another decoder")
+        types = [kind] * count
     return list(types)
 
 

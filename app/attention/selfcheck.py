@@ -141,6 +141,8 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
         with torch.no_grad(), attend(None):
             # One pass each: two rows of one batch round differently, by as much as the tolerance (SmolLM2-135M on a CPU).
             logits = torch.cat([model(input_ids=row[None], use_cache=False).logits[:, :2] for row in ids])
+    except ModelError:
+        raise
     except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(where, f"{type(model).__name__} does not run on plain text: {' '.join(str(error).split())[:200]}",
                          "use a decoder-only model of text") from error  # fmt: skip

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @runs_option
-@click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
+@click.option(
+    "--profile", help="Only runs of this profile, a name or a path. Default: that of the newest complete run."
+)
 @click.option("--compare", nargs=2, metavar="RUN RUN",
               help="Compare two runs instead of all stages. Each is a run such as stage1/20261122-234501, its "
               "directory, or a stage, meaning its newest complete run on the items of the other.")  # fmt: skip

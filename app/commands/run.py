@@ -92,6 +92,7 @@ def _sets_by_stage(stages: Sequence[str], profile: str, sets: Sequence[str]) -> 
     chosen: dict[str, list[str]] = {stage: [] for stage in stages}
     for pair in sets:
         section = pair.partition("=")[0].partition(".")[0]
+        section = "train" if section == "recipe" else section
         takers = [name for name, stage in sections.items() if getattr(stage, section, stage) is not None]
         if not takers:
             raise ConfigError("--set", f"{pair}: none of {', '.join(stages)} has a section {section}", "leave it out")

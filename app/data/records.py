@@ -85,6 +85,11 @@ class Example:
     special_tokens: bool
 
 
+def repeated(prompt: str) -> str:
+    """The prompt twice, with an empty line between: order `repeat`."""
+    return f"{prompt}\n\n{prompt}"
+
+
 def content(record: Record) -> str:
     """The record's words without any template, for the overlap check.
 
@@ -109,10 +114,9 @@ def _texts(message: dict[str, Any]) -> list[str]:
 
 
 def identity(record: Record) -> str:
-    """The text that is equal for duplicates and no other records: of a chat with its roles, calls and tools."""
-    if isinstance(record, Conversation):
-        return json.dumps([record.messages, record.tools], ensure_ascii=False, sort_keys=True)
-    return content(record)
+    """The text that is equal for duplicates and no other records: each field apart, of a chat with its roles and calls."""
+    fields = [value for name, value in vars(record).items() if name != "origin"]
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 
 
 def is_empty(record: Record) -> bool:

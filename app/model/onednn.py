@@ -62,8 +62,9 @@ def _suits(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weight, bias)):
-        found: Tensor = _WithGradients.apply(rows, weight, bias)
-        return found
+        # Rows in two dimensions: the operator returns a view of more, and no model may change a Function's view in place.
+        found: Tensor = _WithGradients.apply(rows.flatten(0, -2), weight, bias)
+        return found.unflatten(0, rows.shape[:-1])
     return _matmul(rows, weight, bias)
 
 
@@ -85,9 +86,8 @@ class _WithGradients(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight = ctx.saved_tensors
         by_rows, by_weight, by_bias = ctx.needs_input_grad
-        flat = above.flatten(0, -2)
         return (
             _matmul(above, weight.T) if by_rows else None,
-            _matmul(flat.T, rows.flatten(0, -2).T) if by_weight else None,
-            flat.sum(0) if by_bias else None,
+            _matmul(above.T, rows.T) if by_weight else None,
+            above.sum(0) if by_bias else None,
         )

@@ -116,7 +116,7 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
             raise DataError(
                 where,
                 f"scored in different formats, {first.format} and {other.format} ({pair})",
-                "their accuracies are not the same quantity; score both with one score.format",
+                "their accuracies are not the same quantity; score both with one suite, order, shots and score.format",
             )
         differences = _item_differences(first, other)
         if differences:
@@ -242,10 +242,8 @@ def trained_under(runs: Iterable[Run]) -> dict[str, str]:
 def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Comparison]:
     """The comparisons that answer the experiment's questions, in reading order; those without an evaluation are left out."""
     at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
-    baseline = find_baseline(runs)
-    if baseline is None:
-        return []
-    at["base", "causal"] = baseline
+    if (baseline := find_baseline(runs)) is not None:
+        at["base", "causal"] = baseline
     masks = trained_under(runs)
     models = list(dict.fromkeys(e.model for run in runs for e in run.evaluations if e.model != "base"))
     trained_prefix = [m for m in models if masks.get(m) == "prefix"]

@@ -18,12 +18,13 @@ from app.report.comparisons import (
 from app.report.runs import Run, load_run
 from app.report.study import STAGES, LeftOut, Missing, Study, stage_order
 from app.report.trainings import find_trainings
-from jobs.errors import DataError, RunStateError, make_command
+from jobs.config.load import profile_name, profile_names, profile_to_give
+from jobs.errors import DataError, RunStateError, UserError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 
 
 def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
-    """The newest completed run of each stage; `profile` defaults to the one of the newest completed run.
+    """The newest completed run of each stage; `profile`, a name or a path, defaults to that of the newest completed run.
 
     Runs on different items are never compared. The report shows the set of runs on the same items with the most
     stages, and of several such sets the newest.
@@ -39,15 +40,15 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         fact = f"no completed run to report ({unfinished})" if unfinished else "no run to report"
         begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
         raise RunStateError(str(runs_dir), fact, "run: {}, or one stage: {}".format(*begin))
-    chosen = profile or complete[-1][1]
+    chosen = profile_name(profile) if profile else complete[-1][1]
     others = sorted({name for _, name in complete} - {chosen})
     candidates = [run for run, name in complete if name == chosen]
     if not candidates:
-        raise RunStateError(
-            str(runs_dir),
-            f"no completed run of profile {chosen}; there are runs of {', '.join(others)}",
-            f"run: {make_command('stage1', profile=chosen, runs_dir=runs_dir)}",
-        )
+        fact = f"no completed run of profile {chosen}; there are runs of {', '.join(others)}"
+        known = chosen != profile or chosen in profile_names()
+        remedy = f"run: {make_command('stage1', profile=profile, runs_dir=runs_dir)}" if known else (
+            f"name one of these, such as --profile {others[0]}")  # fmt: skip
+        raise RunStateError(str(runs_dir), fact, remedy)
     records = {run.id: run.read_job() for run in candidates}
     models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
     by_setting: dict[Setting, list[RunDir]] = {}
@@ -77,8 +78,9 @@ def _study(
     shown, left_out = _on_the_same_items(candidates, models, load)
     runs = tuple(shown[stage] for stage in stage_order(list(shown)))
     limit = next((run.limit for run in runs if run.limit is not None), None)
+    given = profile_of(candidates[-1])
     missing = tuple(
-        _missing(stage, found, left_out, make_command(stage, profile=profile, limit=limit))
+        _missing(stage, found, left_out, make_command(stage, profile=given, limit=limit))
         for stage in STAGES
         if stage not in shown and setting == Setting() and not any(map(recipe_of, shown))
     )
@@ -99,6 +101,15 @@ def _study(
         trainings=trainings,
         primary=primary,
     )
+
+
+def profile_of(run: RunDir) -> str | None:
+    """What a command takes for the profile of the run; None for a run that was killed before it wrote its job."""
+    try:
+        record = run.read_job()
+    except UserError:
+        return None
+    return profile_to_give(str(record["profile"]["name"]), record)
 
 
 def complete_runs(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app.report import tables
+from app.report.campaign import Setting
 from app.report.chart import Plot
 from app.report.format import DASH, number
 from app.report.profile_runs import study_of_profile
@@ -100,7 +101,8 @@ def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[s
     study = study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile)
     return Report(
         study=study,
-        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}",
+        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}"
+        + (f", {study.setting}" if study.setting != Setting() else ""),
         question=question(study),
         headline=headline(study),
         details=tuple(details(study)),

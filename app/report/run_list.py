@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
 from app.report.format import DASH, moment, number
 from jobs.columns import Column, table_lines
+from jobs.config import strict_yaml
 from jobs.config.schema import LEAKING
-from jobs.errors import make_command
+from jobs.errors import UserError, make_command
+from jobs.runs.atomic import read_json
 from jobs.runs.rundir import RunDir, list_runs
 
 _COLUMNS = (
@@ -96,8 +96,6 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
 def _read(path: Path) -> dict[str, Any]:
     """A JSON or YAML mapping; {} when missing or damaged: a list of runs must not die of one of them."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (OSError, ValueError, yaml.YAMLError):
+        return strict_yaml.read(path, str(path)) if path.suffix == ".yaml" else read_json(path)
+    except UserError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -226,7 +226,7 @@ def _evaluation(
         model_run=e.get("model_run"),
         mask=e["mask"],
         leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
-        format=e["format"],
+        format=_format(e),
         tasks={
             task: TaskScore(
                 items=int(t["items"]),
@@ -251,6 +251,14 @@ def _evaluation(
         nll=nll,
         tokens=tokens,
     )
+
+
+def _format(e: Mapping[str, Any]) -> str:
+    """How the prompts were written: evaluations of another suite, order or number of shots are never compared."""
+    suite, order, shots = e.get("suite", "short"), e.get("order", "context_first"), e.get("shots", 0)
+    if (suite, order, shots) == ("short", "context_first", 0):
+        return str(e["format"])
+    return f"{e['format']} ({suite}, {order}, {shots} shots)"
 
 
 def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

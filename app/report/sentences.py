@@ -83,9 +83,11 @@ def headline(study: Study) -> str:
     """The answer in at most two sentences, as far as these runs support one; its numbers are in `details`."""
     if study.compared is not None:
         return _headline_of_two(study)
+    ablation = study.find(("base", "prefix"), ("base", "causal"))
+    if ablation is None and study.control is not None:
+        return _against_control(study, "The model finetuned to read its prompt in both directions")
     if study.baseline is None:
         return "There is no causal score of the base model yet, so nothing can be compared with it."
-    ablation = study.find(("base", "prefix"), ("base", "causal"))
     if ablation is None:
         return (
             f"{study.base_model} is scored with its causal mask only; the bidirectional prompt has not been scored yet."
@@ -117,18 +119,25 @@ def _recovery(study: Study, damage: Finding) -> str:
             text = f"finetuning changes little ({gain.text})."
     if control is None:
         return f"{text} The control, finetuned and read from left to right, has not been scored."
-    declared = study.primary.measure if study.primary.suite else "accuracy"
-    against, other = finding(control, declared), "the control, which is finetuned and read from left to right"
+    return f"{text} {_against_control(study, 'It')}"
+
+
+def _against_control(study: Study, model: str) -> str:
+    """The sentence of the decisive comparison, by the measure that a campaign declared."""
+    assert study.control is not None
+    against = finding(study.control, study.primary.measure if study.primary.suite else "accuracy")
+    subject = "it is then" if model == "It" else "the finetuned model is"
+    other, then = "the control, which is finetuned and read from left to right", " then" if model == "It" else ""
     endings = {
-        "level": f"It then ends level with {other}: {against.text}.",
-        "unclear": against.text.replace(":", f" whether it is then better than {other}:") + ".",
+        "level": f"{model}{then} ends level with {other}: {against.text}.",
+        "unclear": against.text.replace(":", f" whether {subject} better than {other}:") + ".",
     }
-    return f"{text} {endings.get(against.direction, f'It is then {against.change} than {other}.')}"
+    return endings.get(against.direction, f"{model} is{then} {against.change} than {other}.")
 
 
 def details(study: Study) -> list[str]:
     """The numbers behind the headline: each change in both measures with its interval, and what could be shown at all."""
-    if study.compared is not None or study.baseline is None:
+    if study.compared is not None:
         return []
     named = zip(
         ("Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"),
@@ -189,7 +198,8 @@ def facts(study: Study) -> list[Fact]:
     if study.evaluations:
         one = study.evaluations[0]
         seeds = max((len(c.seeds) for c in study.comparisons), default=0)
-        measured = f"{one.items:,} questions of {len(one.tasks)} tasks; chance is {number(one.chance, 2)}."
+        tasks = f"{len(one.tasks)} task{'s' * (len(one.tasks) > 1)}"
+        measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
         decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
         sure = [measured, runs, f"{sensitivity(decisive)}." if decisive else ""]

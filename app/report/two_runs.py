@@ -7,9 +7,10 @@ import itertools
 from pathlib import Path
 
 from app.report.comparisons import compare_runs, find_baseline, refuse_different_items, share_items
-from app.report.profile_runs import complete_runs
+from app.report.profile_runs import complete_runs, profile_of
 from app.report.runs import Run, load_run
 from app.report.study import LeftOut, Study
+from jobs.config.load import profile_name
 from jobs.errors import RunStateError, make_command
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import ID_PATTERN
@@ -53,7 +54,8 @@ def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = N
 
 def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
     """The completed runs that a name may mean, newest first: one, unless it names a stage."""
-    complete = [(run, of) for run, of in complete_runs(list_runs(runs_dir)) if profile in (None, of)]
+    wanted = profile_name(profile) if profile else None
+    complete = [(run, of) for run, of in complete_runs(list_runs(runs_dir)) if wanted in (None, of)]
     of_stage = [run for run, _ in reversed(complete) if run.stage == name.strip("/")]
     if of_stage:
         return of_stage
@@ -65,7 +67,7 @@ def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
         raise RunStateError(name, f"no such run or stage with a completed run in {runs_dir}", remedy)
     run = RunDir.open(path)
     if run.state() != "complete":
-        again = make_command(run.stage, profile=profile, runs_dir=runs_dir)
+        again = make_command(run.stage, profile=profile_of(run), runs_dir=runs_dir)
         raise RunStateError(run.id, f"the run is {run.state()}, not complete", f"run: {again}")
     return [run]
 
@@ -84,5 +86,6 @@ def _how_to_agree(runs_dir: Path, first: Run, second: Run) -> str:
     for run, profile in reversed(complete_runs(list_runs(runs_dir))):
         if (run.stage, profile) == (first.stage, first.profile) and share_items(load_run(run), second):
             return f"{run.id} has the same items: python -m app report --compare {run.id} {second.id}"
-    again = make_command(first.stage, profile=first.profile, limit=second.limit, runs_dir=runs_dir)
+    given = profile_of(RunDir.open(first.path))
+    again = make_command(first.stage, profile=given, limit=second.limit, runs_dir=runs_dir)
     return f"score {first.stage} on the items of {second.id}: {again}; then: --compare {first.stage} {second.id}"

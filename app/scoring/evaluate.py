@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.attention.mask import PATTERNS
-from app.data.tasks import TASKS, Item
+from app.data.tasks import Item
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
@@ -56,9 +56,9 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
     }  # fmt: skip
 
 
-def _task_result(task: str, samples: Sequence[Sample], format: str, violations: int) -> dict[str, Any]:
+def _task_result(items: Sequence[Item], samples: Sequence[Sample], violations: int) -> dict[str, Any]:
     hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
-    metric = TASKS[task].headline(format)  # type: ignore[arg-type]
+    metric = items[0].metric
     n = len(samples)
     accuracy = float(hits[metric].mean())
     nll = -sum(s["logprobs"][s["gold"]] for s in samples) / sum(s["n_tokens"][s["gold"]] for s in samples)
@@ -66,7 +66,7 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
         "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
         "metric": metric, "headline": accuracy,
         "stderr": stderr(hits[metric]),
-        "gold_nll_per_token": float(nll), "chance": TASKS[task].chance, "prefix_violations": violations,
+        "gold_nll_per_token": float(nll), "chance": float(np.mean([i.chance for i in items])), "prefix_violations": violations,
     }  # fmt: skip
 
 
@@ -117,7 +117,8 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
             sample["arithmetic"] = "float32" if number in exact.rescored else loaded.dtype
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
-    tasks = {task: _task_result(task, rows, settings.format, violations[task]) for task, rows in by_task.items()}
+    tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
+             for task, rows in by_task.items()}  # fmt: skip
     correct: dict[str, Any] = {
         str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
         for task, rows in by_task.items()
@@ -128,7 +129,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "label": label, "model": model, "model_run": model_run, "mask": mask, "leaks": PATTERNS[mask].leaks,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
         "macro": {"value": value, "ci95": [low, high], "bootstrap": settings.bootstrap,
-                  "chance": float(np.mean([TASKS[task].chance for task in settings.tasks]))},
+                  "chance": float(np.mean([result["chance"] for result in tasks.values()]))},
         "items": len(items), "items_sha256": items_sha256(items), "requests": len(requests),
         "tokens": count.tokens, "padding": 1 - count.tokens / count.padded, "seconds": round(seconds, 3),
         "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,

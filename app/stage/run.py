@@ -106,6 +106,8 @@ def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str
 
 def _source(job: Job, key: str) -> str:
     """The path or hub name of a key of `Job.contents`."""
+    if key == "suite":
+        return f"jobs/suites/{job.stage.suite}.yaml"
     if key == "model":
         return str(job.profile.model.name)
     data = job.profile.data

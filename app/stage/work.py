@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from app.attention import selfcheck
+from app.data.suites import suite_items, suite_of
 from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
@@ -27,7 +28,7 @@ from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
+from jobs.config.schema import TASK_NAMES, Mask, Score
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
@@ -129,11 +130,18 @@ class _Stage:
         return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
                     seed=self.job.stage.seed)  # fmt: skip
 
-    def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
+    def _guarded(self) -> list[Item]:
+        """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
+        whatever the limit. The training data must not depend on which items are scored."""
         self.heartbeat.phase("data")
-        data = self.job.profile.data.eval
-        return [item for task in tasks
-                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit)]  # fmt: skip
+        stage, data = self.job.stage, self.job.profile.data.eval
+        commits = self.job.commits
+        items = [item for task in TASK_NAMES
+                 for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+        suite = suite_of(stage)
+        others = [task for task in suite.task_names if task not in suite.tasks]
+        plain = stage.model_copy(update={"order": "context_first", "shots": 0})
+        return items + suite_items(plain, others, data, commits=commits)
 
     def _write_environment(self, loaded: Loaded) -> None:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)
@@ -156,10 +164,10 @@ class _Stage:
         loaded = self._load(init, dtype="float32")
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
-        # The whole validation splits, whatever the limit: the training data must not depend on which items are scored.
-        guarded = self._items(TASK_NAMES, "harness", None)
         context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
-        section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
+        section = train(
+            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume
+        )
         self._write(section, [])
         self.drop_checkpoints()
         return section
@@ -175,7 +183,9 @@ class _Stage:
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.score
         assert settings is not None
-        items = self._items(settings.tasks, settings.format, settings.limit)
+        self.heartbeat.phase("data")
+        items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
+                            limit=settings.limit, commits=self.job.commits)  # fmt: skip
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
         masks = settings.masks
         entries: list[dict[str, Any]] = []
@@ -192,6 +202,8 @@ class _Stage:
                 samples.extend(rows)
                 self._write(section, entries)
         self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
+        if self.job.stage.train is not None and not self.job.stage.train.keep_weights and self.ranks.main:
+            shutil.rmtree(self.run.final)
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
@@ -215,6 +227,8 @@ class _Stage:
             model_run=None if model_run == "base" else model_run, progress=progress,
             ranks=self.ranks, float32=float32,
         )  # fmt: skip
+        stage = self.job.stage
+        entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}
         leaks = ", LEAKS the answer" if entry["leaks"] else ""
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
                  f"in {time.monotonic() - started:.1f} s")  # fmt: skip

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
 from app.training import custom_generate
-from app.training.saved import probe_logits, require_same
+from app.training.saved import Logged, probe_logits, require_same, require_same_adapter
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
@@ -193,12 +193,19 @@ _USE = {
 
 
 def save_final(
-    model: PreTrainedModel, tokenizer: Any, final: Path, *, dtype: torch.dtype, about: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: Any,
+    final: Path,
+    *,
+    dtype: torch.dtype,
+    about: dict[str, Any],
+    logged: Logged | None = None,
 ) -> dict[str, float]:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
     The model itself becomes what is written: merged, and of `dtype`. Returns how far the written model, read back, is from
-    the trained one (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that is beyond rounding.
+    the trained one and from what it `logged` (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that
+    is beyond rounding.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
@@ -206,6 +213,7 @@ def save_final(
     trained = probe_logits(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(temporary / "adapter")
+        require_same_adapter(model, temporary / "adapter", trained)
         merged: Any = model.merge_and_unload()
         model = merged
     model.config.prefill = about
@@ -221,7 +229,7 @@ def save_final(
     if mask == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
-    same = require_same(temporary, trained, dtype, model.device)
+    same = require_same(temporary, trained, dtype, model.device, logged)
     for path in temporary.rglob("*"):
         if path.is_file():
             _flush(path)

@@ -24,7 +24,7 @@ from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
 from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
-from app.training.batch import Schedule, Steps, prepared
+from app.training.batch import Schedule, Steps, causal_left, prepared
 from app.training.cuda_graph import Graphs, Inputs
 from app.training.recorder import Recorder
 from app.training.step import Launched, OptimizerStep
@@ -138,7 +138,8 @@ class TrainingLoop:
         """Of the step to come, on the host."""
         if self.step >= self.train.max_steps:
             return []
-        return [prepared(batch, self.steps.shapes) for batch in self.steps(self.schedule.step(self.step))]
+        left = causal_left(self.train.objective, self.step, self.train.max_steps)
+        return [prepared(batch, self.steps.shapes) for batch in self.steps(self.schedule.step(self.step), left)]
 
     def _launch(self, passes: Inputs) -> None:
         launched = self.work.launch(self.step + 1, passes)

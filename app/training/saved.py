@@ -1,11 +1,15 @@
-"""Saved = trained: stock transformers loads the written model again, and it must give the logits of the trained one.
+"""Saved = trained: stock transformers loads the written model again, and its logits and losses must be the trained one's.
 
 A merge of an adapter, tied weights, a conversion to another dtype or a sharded save can each write another model than the
-one whose losses were logged, without an error. The comparison is under the causal mask, which stock transformers uses.
+one whose losses were logged, without an error. Logits are compared under the causal mask, which stock transformers uses, and
+the loss of the held-out examples under the training mask with the loss that training logged.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +17,34 @@ import torch
 from torch import Tensor
 
 from app.attention.backends import NAMES
-from app.attention.model_config import text_config
+from app.attention.model_config import caps_scores, text_config
 from app.model.load import auto_class
+from app.training.forward import ResponseLoss
+from jobs.config.schema import Objective
 from jobs.errors import CheckpointError
 
+log = logging.getLogger(__name__)
 TOKENS = 32  # of the probe
 # Root mean square of the difference, as a share of the spread of the logits. Rounding of float32 stays below 1e-4; that of
 # bfloat16 weights reached 0.06 on SmolLM2-135M; between two masks, as between two models, it is 1 and more.
 SHARE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
+# Difference of the losses, nats a token, for losses up to 1 and as a share of larger ones.
+CLOSE, CLOSE_IN_HALF = 1e-3, 2e-2
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What training logged for the weights that are kept.
+
+    loss: cross-entropy of the held-out examples, nats a response token. batches: their tensors, as app/training/batch.py makes
+    them. attention: of app/attention/backends.py, that they can run under without compiled kernels. in_half: whether the loss was
+    computed in bfloat16.
+    """
+
+    loss: float
+    batches: Iterable[dict[str, Tensor]]
+    attention: str
+    in_half: bool
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -40,24 +64,70 @@ def probe_logits(model: Any) -> Tensor:
         model.train(training)
 
 
-def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: torch.device,
+                 logged: Logged | None = None) -> dict[str, float]:  # fmt: skip
     """Load `directory` as stock transformers does and compare with `trained`, what probe_logits gave before the save.
 
-    Returns the root mean square difference as a share of the logits' spread, and the share allowed.
+    Returns the root mean square difference as a share of the logits' spread, and the share allowed; with `logged` also the
+    loss of the held-out examples, unless the device has no memory left for them.
 
     Raises:
-        CheckpointError: the difference is beyond rounding, or not finite.
+        CheckpointError: a difference is beyond rounding, or not finite.
     """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(directory)
-    model = auto_class(config, str(directory)).from_pretrained(directory, dtype=dtype).to(device)
-    found = probe_logits(model)
-    spread = max(float(trained.std()), 1e-6)
-    share = float((found - trained).square().mean().sqrt()) / spread
+    options = {"attn_implementation": "eager"} if caps_scores(config) else {}  # transformers 5.17 would drop the caps
+    model = auto_class(config, str(directory)).from_pretrained(directory, dtype=dtype, **options).to(device)
+    share = _share(probe_logits(model), trained)
     if not share <= SHARE[dtype]:
-        fact = (
-            f"read back, its logits differ from the trained model's by {share:.3g} of their spread, more than rounding"
+        raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
+    same = {"difference": share, "allowed": SHARE[dtype]}
+    if logged is None:
+        return same
+    model.set_attn_implementation(logged.attention)  # which takes the training mask
+    try:
+        loss = held_out_loss(model, logged.batches)
+    except torch.OutOfMemoryError:
+        log.warning(
+            f"{directory}: no memory for the losses of the model that was read back; only its logits were compared"
         )
-        raise CheckpointError(str(directory), fact, "the run's checkpoints are kept; report this with its stage.yaml")
-    return {"difference": share, "allowed": SHARE[dtype]}
+        return same
+    close = CLOSE_IN_HALF if logged.in_half or dtype != torch.float32 else CLOSE
+    if not abs(loss - logged.loss) <= close * max(1.0, logged.loss):
+        raise _other_model(
+            directory, f"its loss of the held-out examples is {loss:.5f}, and training logged {logged.loss:.5f}"
+        )
+    return {**same, "loss": loss}
+
+
+def require_same_adapter(model: Any, directory: Path, trained: Tensor) -> None:
+    """Load the adapter in `directory` as stock peft does, beside the one of `model`, and compare as `require_same` does."""
+    model.load_adapter(str(directory), adapter_name="written", torch_device=str(model.device))
+    model.set_adapter("written")
+    found = probe_logits(model)
+    model.set_adapter("default")
+    model.delete_adapter("written")
+    share = _share(found, trained)
+    if not share <= SHARE[torch.float32]:
+        raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
+
+
+def _share(found: Tensor, trained: Tensor) -> float:
+    return float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+
+
+def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
+    """Cross-entropy per response token (nats) under the masks of the batches, without compiled layers."""
+    loss_of = ResponseLoss(model.eval(), Objective())
+    losses: list[tuple[float, int]] = []
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for batch in batches:
+            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            losses.append((float(loss_of(model, here).ce), len(here["at"])))
+    return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
+
+
+def _other_model(directory: Path, fact: str) -> CheckpointError:
+    return CheckpointError(str(directory), f"read back, {fact}, more than rounding",
+                           "the run's checkpoints are kept; report this with its stage.yaml")  # fmt: skip

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
+from app.data.suites import suite_records, trains_on_suite
 from app.model.compiled import require_dependence, speed_up, suits
-from app.model.load import Loaded, cpu_has_bf16, pick_dtype
+from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
@@ -26,16 +28,18 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, shapes_of
+from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
+from app.training.saved import Logged
 from jobs.config.load import Job
 from jobs.config.schema import Train
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, ModelError
+from jobs.estimate.memory import DENSE
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -66,9 +70,10 @@ def prepare_data(job: Job, tokenizer: Any,
     """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
     train = job.stage.train
     assert train is not None
-    examples, report = load_examples(
-        job.profile.data.train, tokenizer, max_length=train.max_length, seed=job.stage.seed
-    )
+    stage, data = job.stage, job.profile.data
+    own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
+    examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
     held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
@@ -118,6 +123,28 @@ class _Evaluations:
         return self.stop
 
 
+def require_loadable(model: PreTrainedModel, where: str) -> None:
+    """Raises ModelError where what training writes could not be loaded: the text part of some wrappers has no Auto class."""
+    try:
+        auto_class(model.config, where)
+    except ModelError as error:
+        fact = (
+            f"its language model alone would be written, of type {model.config.model_type}, which no Auto class loads"
+        )
+        raise ModelError(where, fact, "train another model; this one can be scored") from error
+
+
+def require_length(section: Train, loaded: Loaded) -> None:
+    """Raises ConfigError where an example may be longer than the model's context, or have its other position encoding."""
+    if section.max_length > loaded.max_length:
+        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
+                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
+    if loaded.is_long(section.max_length):
+        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
+        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
+                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
+
+
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
           resume: bool) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
@@ -136,13 +163,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     run, heartbeat, ranks = context.run, context.heartbeat, context.ranks
     section, spread = job.train, job.profile.sharding == "fsdp"
     assert section is not None
-    if section.max_length > loaded.max_length:
-        raise ConfigError("train.max_length", f"{section.max_length} tokens are more than the {loaded.max_length} of the model's "
-                          "context", f"set train.max_length: {loaded.max_length}")  # fmt: skip
-    if loaded.is_long(section.max_length):
-        fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
-        raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
-                          f"set train.max_length: {loaded.longest_short}")  # fmt: skip
+    require_length(section, loaded)
+    require_loadable(loaded.model, loaded.origin)
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
@@ -151,12 +173,17 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
         (f"training example {e.key}" for e in (*kept, *held_out)),
     )
+    if section.epochs is not None:
+        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
-    fast = suits(loaded)
+    fast, attention = suits(loaded), loaded.attention
+    if attention == NAMES["flex_attention"]:  # for the model that is read back, whose layers are not compiled
+        attention = NAMES["sdpa"]
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
@@ -217,15 +244,22 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     finished = loop.whole_model()
     saved = None
     if ranks.main:
-        saved = checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about)
+        rows = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE)).passes(
+            held_out
+        )
+        logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16)
+        with heartbeat.beating("save"):
+            saved = checkpoint.save_final(
+                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
+            )
     ranks.wait()
-    logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
+    train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
         "mask": section.mask, "steps": steps, "max_steps": section.max_steps,
         "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
         "train_examples": counts["train"], "eval_examples": counts["eval"],
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
-        "train_loss": logged[-1] if logged else math.nan, "eval_loss_first": evaluations.losses[0][1],
+        "train_loss": train_losses[-1] if train_losses else math.nan, "eval_loss_first": evaluations.losses[0][1],
         "eval_loss_best": min(losses.values()), "eval_loss_last": losses[steps], "best_step": evaluations.plateau.best_step,
         "saved": saved,  # how far final/, read back, is from what was trained
         "keep": section.keep, "kept_step": kept_step, "eval_loss": losses[kept_step],

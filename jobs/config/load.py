@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,27 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.schema import Profile, Recipe, Score, Stage, Train
+from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
+CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
+RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
 # The keys of a profile that --set may change.
 _OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
+# Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
+_LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto", "stage.train.epochs": None,
+          "stage.train.objective.causal_anneal": None}  # fmt: skip
+_OF_SUITE = {
+    "suite": DEFAULT_SUITE,
+    "order": "context_first",
+    "shots": 0,
+}  # the same, of which all are left out or none
 _NOT_RESULTS = {
-    "stage": {"title", "reference"},
+    "stage": {"title", "reference", "recipe"},
     "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
 }
 
@@ -80,7 +92,15 @@ class Job:
     def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
         """What `RunDir.write_job` takes: this job, its fingerprint, and the runs it starts from."""
         contents = {"settings": self.settings(init_runs), "contents": dict(self.contents)} if self.contents else {}
-        return {"fingerprint": self.fingerprint(init_runs), "init_runs": dict(init_runs), **contents, **self.to_dict()}
+        by_path = self.profile_given is not None and self.profile_given not in profile_names()
+        given = {"profile_given": self.profile_given} if by_path else {}
+        return {
+            "fingerprint": self.fingerprint(init_runs),
+            "init_runs": dict(init_runs),
+            **given,
+            **contents,
+            **self.to_dict(),
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str = "job") -> Job:
@@ -98,9 +118,14 @@ class Job:
                    contents={str(key): str(value) for key, value in contents.items()})  # fmt: skip
 
     @property
+    def commits(self) -> dict[str, str]:
+        """The hub's commits among `contents`, by the same keys."""
+        return {key: value.split()[-1] for key, value in self.contents.items() if value.startswith("commit ")}
+
+    @property
     def pinned(self) -> Job:
         """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
-        profile, commits = self.profile, {k: v.split()[-1] for k, v in self.contents.items() if v.startswith("commit ")}
+        profile, commits = self.profile, self.commits
         if "model" in commits:
             model = profile.model.model_copy(update={"revision": commits["model"]})
             profile = profile.model_copy(update={"model": model})
@@ -125,10 +150,16 @@ class Job:
 
     def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
-        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
-            del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
-            del job["stage"]["score"]["exact"]
+        for path, default in _LATER.items():
+            *steps, key = path.split(".")
+            section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
+            if section is not None and section[key] == default:
+                del section[key]
+        if job["stage"]["train"] is not None:
+            del job["stage"]["train"]["keep_weights"]  # no result
+        if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
+            for key in _OF_SUITE:
+                del job["stage"][key]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()
@@ -145,6 +176,24 @@ def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
 
 def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
     return sorted(path.stem for path in (jobs_dir / "profiles").glob("*.yaml"))
+
+
+def profile_name(given: str, jobs_dir: Path = JOBS_DIR) -> str:
+    """The name that runs have it by, of a profile given by path; any other text is a name. Raises ConfigError."""
+    return str(_profile_layer(given, jobs_dir).values["name"]) if _is_path(given) else given
+
+
+def profile_to_give(name: str, record: Mapping[str, Any] | None = None) -> str:
+    """What a command takes for the profile of this name: the name, or for one of the user's own the path of its file.
+
+    record: stage.yaml of a run of it, where the path stands.
+    """
+    given = (record or {}).get("profile_given")
+    return str(given) if given else name if name in profile_names() else f"{name}.yaml"
+
+
+def _is_path(profile: str) -> bool:
+    return profile.endswith((".yaml", ".yml")) or "/" in profile
 
 
 def resolve(
@@ -168,7 +217,10 @@ def resolve(
     set_layers = [_set_layer(text) for text in sets]
     chosen = validate(Profile, [of_profile, *(layer for layer in set_layers if _head(layer) in _OF_PROFILE)])
 
-    layers = [base, *_overrides(chosen, of_profile.where, stage, base, jobs_dir)]
+    suites = [layer for layer in (base, *set_layers) if _head(layer) == "suite" or "suite" in layer.values]
+    layers = [base, *_suite_layers(suites, base)]
+    layers += _overrides(chosen, of_profile.where, stage, base, jobs_dir)
+    layers += _recipe_layers([layer for layer in (base, *set_layers) if layer.values.get("recipe") is not None], base)
     if limit is not None and base.values.get("score") is not None:
         layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
     if seed is not None:
@@ -180,14 +232,17 @@ def resolve(
     resolved = validate(Stage, layers)
     giver = next((layer for layer in reversed(layers) if "init_from" in layer.values), base)
     _check_init(resolved, giver.where, jobs_dir)
+    _check_suite(resolved, layers)
     return Job(stage=resolved, profile=chosen, profile_given=profile)
 
 
 def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
-    if stage not in stage_names(jobs_dir):
-        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
     where = f"{jobs_dir.name}/{stage}.yaml"
-    values = strict_yaml.read(jobs_dir / f"{stage}.yaml", where)
+    if stage == CELL:
+        where = f"jobs/campaigns/stages/{stage}.yaml"
+    elif stage not in stage_names(jobs_dir):
+        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
+    values = strict_yaml.read((JOBS_DIR.parent if stage == CELL else jobs_dir.parent) / where, where)
     if values.setdefault("name", stage) != stage:
         raise ConfigError(f"{where}: name", f"expected {stage}, found {strict_yaml.show(values['name'])}", "remove it")
     return Layer(where, values)
@@ -196,7 +251,7 @@ def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
 def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     if profile in profile_names(jobs_dir):
         path, where = jobs_dir / "profiles" / f"{profile}.yaml", f"{jobs_dir.name}/profiles/{profile}.yaml"
-    elif profile.endswith((".yaml", ".yml")) or "/" in profile:
+    elif _is_path(profile):
         path, where = Path(profile), profile
         if not path.is_file():
             remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
@@ -238,7 +293,9 @@ def _set_layer(text: str) -> Layer:
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
-        raise ConfigError(where, "the name is that of the file", "copy the file to another name")
+        raise ConfigError(
+            where, "the name is that of the file", "copy the file to another name and remove its line name"
+        )
     _refuse_unknown_head(steps, where)
     values: Any = strict_yaml.parse(value_text, where)
     for step in reversed(steps):
@@ -260,7 +317,7 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
         if steps[0] in keys_at(model, (section,))
     ]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
-    raise ConfigError(f"{where}: {steps[0]}", "unknown key", remedy)
+    raise ConfigError(f"{where}: {steps[0][:80]}", "unknown key", remedy)
 
 
 def _head(layer: Layer) -> str:
@@ -272,6 +329,71 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
     if head in ("train", "score") and base.values.get(head) is None:
         at = f"{layer.where}: {layer.prefix}.{head}" if layer.prefix else layer.where
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
+
+
+def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
+    """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
+    if not choosing:
+        return []
+    name, where = choosing[-1].values["recipe"], f"{choosing[-1].where}: recipe"
+    if name not in recipe_names(directory):
+        raise ConfigError(where, f'unknown recipe "{name}"', nearest(name, recipe_names(directory)))
+    if base.values.get("train") is None:
+        raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
+    file = f"jobs/recipes/{name}.yaml"
+    recipe = validate(Recipe, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
+    layer = Layer(file, {"train": recipe.train})
+    check_part(Stage, layer)
+    return [layer]
+
+
+def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
+    """What the chosen suite sets, over the stage: its tasks, order and shots. The stages are written for the default one.
+
+    choosing: the layers that name a suite; the last counts.
+    """
+    if not choosing or (name := str(choosing[-1].values["suite"])) == DEFAULT_SUITE:
+        return []
+    suite = read_suite(name, f"{choosing[-1].where}: suite")
+    values: dict[str, Any] = {"order": suite.orders[0], "shots": suite.shots}
+    if base.values.get("score") is not None:
+        values["score"] = {"tasks": suite.task_names}
+    return [Layer(f"jobs/suites/{name}.yaml", values)]
+
+
+def _check_suite(stage: Stage, layers: Sequence[Layer]) -> None:
+    """The suite is there and has these tasks, in this order and format."""
+
+    def where(*path: str) -> str:
+        """The last layer that gives a key, and the key."""
+        for layer in reversed(layers):
+            values: Any = layer.values
+            for step in path:
+                values = values.get(step) if isinstance(values, Mapping) else None
+            if values is not None:
+                return f"{layer.where}: {'.'.join(path)}"
+        return ".".join(path)
+
+    suite = read_suite(stage.suite, where("suite"))
+    if stage.order not in suite.orders:
+        fact = f"suite {stage.suite} has no order {stage.order}"
+        raise ConfigError(where("order"), fact, f"its orders: {', '.join(suite.orders)}")
+    if stage.shots and stage.suite == DEFAULT_SUITE:
+        raise ConfigError(
+            where("shots"), f"suite {stage.suite} is scored without examples", "set shots: 0, or another suite"
+        )
+    if stage.score is None:
+        return
+    if unknown := next((task for task in stage.score.tasks if task not in suite.task_names), None):
+        fact = f"suite {stage.suite} has no task {json.dumps(unknown)}"
+        raise ConfigError(where("score", "tasks"), fact, nearest(unknown, suite.task_names))
+    if stage.score.format != "harness" and stage.suite != DEFAULT_SUITE:
+        fact = f"suite {stage.suite} is written in format harness alone"
+        raise ConfigError(where("score", "format"), fact, "set score.format: harness")
 
 
 def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 Mask = Literal["causal", "prefix", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
+Order = Literal["context_first", "question_first", "repeat"]  # of a prompt's parts; repeat: the whole prompt twice
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = (
@@ -46,7 +47,7 @@ def combination(key: str, fact: str, remedy: str = "", also: tuple[str, ...] = (
     return PydanticCustomError("combination", "{fact}", {"key": key, "also": also, "fact": fact, "remedy": remedy})
 
 
-def _unique(values: list[Any]) -> list[Any]:
+def unique(values: list[Any]) -> list[Any]:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise refused(f"expected each entry once, found {json.dumps(value)} twice")
@@ -109,11 +110,16 @@ class Objective(Strict):
     ce: NotNegativeFloat = 1.0
     kl: NotNegativeFloat = 0.0
     causal_fraction: Fraction = 0.0
+    causal_anneal: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Objective:
         if self.ce == 0 and self.kl == 0:
             raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
+        if self.causal_anneal is not None and self.causal_fraction == 0:
+            raise combination(
+                "causal_anneal", "expected causal_fraction above 0, which it lets fall", also=("causal_fraction",)
+            )
         return self
 
 
@@ -125,7 +131,9 @@ class AutoStop(Strict):
 
 class Train(Strict):
     mask: Mask
+    data: Literal["auto", "profile", "suite"] = "auto"
     max_steps: Positive
+    epochs: PositiveFloat | None = None
     batch_size: Positive = 16
     micro_batch_size: Positive = 4
     learning_rate: PositiveFloat = 2e-5
@@ -148,6 +156,7 @@ class Train(Strict):
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
     keep: Literal["best", "last"] = "best"
+    keep_weights: bool = True
     auto_stop: AutoStop | None = None
     kill_after_steps: Positive | None = 300
     min_loss_improvement: NotNegativeFloat = 0.01
@@ -173,14 +182,21 @@ class Train(Strict):
 
 class Score(Strict):
     masks: Annotated[list[Mask], Field(min_length=1)]
-    tasks: Annotated[list[TaskName], Field(min_length=1)] = list(TASK_NAMES)
+    tasks: Annotated[list[Name], Field(min_length=1)] = list(TASK_NAMES)  # of the suite: jobs.config.load checks it
     limit: Positive | None = None
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
     exact: bool = False
     bootstrap: Positive = 2000
 
-    _each_once = field_validator("masks", "tasks")(_unique)
+    _each_once = field_validator("masks", "tasks")(unique)
+
+
+class Recipe(Strict):
+    """Settings of training to lay over a stage: jobs/recipes/NAME.yaml."""
+
+    title: Text
+    train: dict[str, JsonValue]
 
 
 class Stage(Strict):
@@ -190,6 +206,10 @@ class Stage(Strict):
     title: Text
     init_from: Name | Annotated[list[Name], Field(min_length=1)] = "base"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # numpy takes no more
+    suite: Name = "short"
+    order: Order = "context_first"
+    shots: NotNegative = 0
+    recipe: Name | None = None
     train: Train | None = None
     score: Score | None = None
     reference: dict[str, float] | None = None
@@ -197,7 +217,7 @@ class Stage(Strict):
     @field_validator("init_from")
     @classmethod
     def _each_once(cls, value: str | list[str]) -> str | list[str]:
-        return _unique(value) if isinstance(value, list) else value
+        return unique(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Stage:
@@ -206,6 +226,9 @@ class Stage(Strict):
         if self.train is not None and len(self.init_names) > 1:
             fact = f"expected one start for a stage that trains, found {len(self.init_names)}"
             raise combination("init_from", fact, "score them in a stage without train", also=("train",))
+        if self.train is not None and self.score is None and not self.train.keep_weights:
+            fact = "expected true for a stage that does not score: nothing would be left of it"
+            raise combination("train.keep_weights", fact, also=("score",))
         return self
 
     @property
@@ -299,7 +322,7 @@ class Profile(Strict):
     data: Data
     gpus: Positive = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
-    report_to: Annotated[list[Tracker], AfterValidator(_unique)] = []
+    report_to: Annotated[list[Tracker], AfterValidator(unique)] = []
     artifacts: Store | None = None
     artifacts_mbit: PositiveFloat | None = None
     train: dict[str, JsonValue] | None = None

@@ -5,9 +5,10 @@ It is PyYAML's YAML 1.1 with the floats of YAML 1.2: 2e-5 is a number. Numbers o
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import yaml
 
 from jobs.errors import ConfigError
 
+# Values in a document, those of an alias counted each time: a few lines of aliases of aliases ("billion laughs") hold 10**9.
+MOST_VALUES = 10_000
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
@@ -38,7 +41,7 @@ def parse(text: str, where: str) -> Any:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check(node, where, "", ())
+            _check(node, where, "", (), itertools.count(1))
             return loader.construct_document(node)
         finally:
             loader.dispose()
@@ -83,9 +86,12 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...]) -> None:
-    """Refuse input that PyYAML accepts: a key given twice (the last would win), an anchor inside itself, 010 and 1:30."""
+def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
+    """Refuse input that PyYAML accepts: a key given twice (the last would win), an anchor inside itself, 010 and 1:30, and more
+    than MOST_VALUES values. `count`: of the values of the document."""
     line = node.start_mark.line + 1
+    if next(count) > MOST_VALUES:
+        raise ConfigError(where, f"holds more than {MOST_VALUES:,} values", "write fewer, without aliases of aliases")
     if id(node) in parents:
         raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")
     parents = (*parents, id(node))
@@ -94,7 +100,7 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...]) -> 
         raise ConfigError(f"{where}:{line}", fact.removeprefix(": "), "write a plain decimal number")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _check(item, where, f"{path}[{index}]", parents)
+            _check(item, where, f"{path}[{index}]", parents, count)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
@@ -105,7 +111,7 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...]) -> 
                 fact = f"{inside}: given twice, first in line {seen[key]}"
                 raise ConfigError(f"{where}:{line}", fact, "keep one of them")
             seen[key] = line
-            _check(value_node, where, inside, parents)
+            _check(value_node, where, inside, parents, count)
 
 
 def _explained(error: yaml.YAMLError, text: str, where: str) -> ConfigError:

@@ -19,6 +19,7 @@ from jobs.config.strict_yaml import show
 from jobs.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
+_LONGEST = 200  # characters of a key that an error names
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
     except ValidationError as error:
         details = _first(error)
         path = _existing(details["loc"], merged)
-        touched = [(*path, key) for key in _keys(details)] if details["type"] == "combination" else [path]
+        touched = [(*path, *key.split(".")) for key in _keys(details)] if details["type"] == "combination" else [path]
         layer = _blame(layers, touched)
         raise _explained(model, details, merged, layer) from None
 
@@ -116,4 +117,5 @@ def _address(layer: Layer, path: Path_) -> str:
     text = layer.prefix
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return f"{layer.where}: {text}" if text else layer.where

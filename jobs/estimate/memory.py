@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.config.load import Job
-from jobs.config.schema import Lora, Score, Train
+from jobs.config.schema import Attention, Lora, Score, Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape
 
@@ -27,6 +27,9 @@ SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
+_MATRIX_BYTES = (
+    8  # eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap
+)
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
@@ -40,7 +43,8 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     """
     train, attention = job.train, job.profile.model.attention
     if train is not None:
-        fast = attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD)
+        compilable = shape.head_dim >= LEAST_HEAD and not shape.eager
+        fast = attention == "flex_attention" or (attention == "auto" and compilable)
         packed = PACKED_SMALL if shape.parameters < SMALL_MODEL else PACKED
         update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (packed if fast else DENSE))}
         if job.halvings and train.gradient_checkpointing == "auto":
@@ -121,7 +125,9 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
     return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
 
 
-def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding) -> dict[str, float]:
+def _train_memory(
+    train: Train, attention: Attention, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding
+) -> dict[str, float]:
     """By parts, GB, of each GPU."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half, spread = trains_in_half(train, gpu), sharding == "fsdp"
@@ -129,9 +135,12 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
     tokens = _most_tokens(train, mean, gpus)
     wide = 1.0 if half else 2.0
-    layers = wide * shape.layers * shape.activation_bytes
+    layer = wide * shape.activation_bytes
+    if attention == "eager" or (attention == "auto" and shape.eager):
+        layer += _MATRIX_BYTES * shape.heads * (train.pack_tokens or DENSE if train.packing else train.max_length)
+    layers = shape.layers * layer
     if train.gradient_checkpointing:  # the input of every layer, and one layer in full
-        layers = 4.0 * shape.layers * shape.hidden + wide * shape.activation_bytes
+        layers = 4.0 * shape.layers * shape.hidden + layer
     parts = {
         "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
         "bf16 copy": (2.0 if half and not spread else 0.0) * shape.parameters / GB,
@@ -148,8 +157,8 @@ def _train_memory(train: Train, shape: Shape, gpu: Gpu, mean: float, gpus: int, 
         # Gathered whole, in the precision of the arithmetic: the embedding throughout, a layer and the prefetched next one;
         # and one of these with its gradient, once in that precision and once in float32 for the exchange.
         width = 2.0 if half else 4.0
-        layer, embedding = shape.layer_parameters, shape.embedding_parameters
-        parts["whole"] = (width * (embedding + 2 * layer) + (width + 4.0) * max(layer, embedding)) / GB
+        one, embedding = shape.layer_parameters, shape.embedding_parameters
+        parts["whole"] = (width * (embedding + 2 * one) + (width + 4.0) * max(one, embedding)) / GB
     return parts
 
 
@@ -176,10 +185,10 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
-    training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+    training = whole(_train_memory(train, job.profile.model.attention, shape, gpu, mean, gpus, sharding))
     if gpus > 1 and wanted == "auto" and shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
         sharding = "fsdp"
-        training = whole(_train_memory(train, shape, gpu, mean, gpus, sharding))
+        training = whole(_train_memory(train, job.profile.model.attention, shape, gpu, mean, gpus, sharding))
     # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
     loading = whole({"weights": 4.0 * shape.parameters / GB}) if sharding == "fsdp" else {}
     return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from jobs.config.schema import ModelSource
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder with gated MLPs. `stated`: parameters by its name, where the sizes are only a guess from them."""
+    """A decoder with gated MLPs. `stated`: parameters by its name, where the sizes are only a guess from them. `eager`: its
+    attention has soft caps or sinks, so `attention: auto` computes it eagerly, without FlexAttention and compiled layers."""
 
     hidden: int
     layers: int
@@ -25,6 +26,7 @@ class Shape:
     vocab: int
     tied: bool
     stated: int | None = None
+    eager: bool = False
 
     @property
     def parameters(self) -> int:
@@ -53,6 +55,9 @@ class Shape:
 
 _SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True)
 _MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
+# Model types that `attention: auto` runs eagerly; a test compares them with docs/models.md.
+EAGER_TYPES = {"flint", "gemma2", "got_ocr2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"}
+_EAGER_NAMES = re.compile(r"gemma-2-|gpt-oss|vaultgemma|mimo-v2-flash", re.IGNORECASE)
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 
 
@@ -73,7 +78,8 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
         return _MINISTRAL_3B, "the published config of Ministral 3 3B"
     if found := _SIZE.search(name):
         size = float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6)
-        return _of_size(int(size)), f"a typical model of the size in its name, {found[0]}"
+        eager = _EAGER_NAMES.search(name) is not None
+        return replace(_of_size(int(size)), eager=eager), f"a typical model of the size in its name, {found[0]}"
     return None, f"the name {name} holds no size, and only the hub knows its config"
 
 
@@ -81,12 +87,13 @@ def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, s
     """From a transformers config; a vision-language model's counts by its language model."""
     inner = config.get("text_config")
     values = {**config, **inner} if isinstance(inner, Mapping) else config
+    kinds = {str(config.get("model_type")), str(values.get("model_type"))}
     try:
         hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
         return Shape(
             hidden, int(values["num_hidden_layers"]), heads, int(values.get("num_key_value_heads") or heads),
             int(values.get("head_dim") or hidden // heads), int(values["intermediate_size"]), int(values["vocab_size"]),
-            bool(values.get("tie_word_embeddings", False)),
+            bool(values.get("tie_word_embeddings", False)), eager=bool(EAGER_TYPES & kinds),
         ), where  # fmt: skip
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return None, f"{where} lacks what its size depends on ({error})"

@@ -75,7 +75,7 @@ def submission(job: Job, words: Sequence[str], estimate: Estimate | None, *, nod
     if image and not _DIGEST.fullmatch(image):
         remedy = "give NAME@sha256:DIGEST, which make push prints"
         raise ConfigError("--image", f"{image} has no digest, so it can be another image tomorrow", remedy)
-    if twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None):
+    if (twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None)) is not None:  # 0 is one
         raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
     processes = job.profile.gpus
     weights = (estimate.parameters or 0) * 4 / 2**30 if estimate is not None else 0.0

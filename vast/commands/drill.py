@@ -62,7 +62,7 @@ class DrillOptions(RentOptions):
                 "caps": {"hours": HOURS},
                 "attempts": 2,
                 "destroy_on": {"done": True, "fail": True},
-                "watchdog": {"renew": 60.0, "silent": 60 * SLACK_MINUTES, "slack_minutes": SLACK_MINUTES},
+                "watchdog": {"renew": 60.0, "silent": 1800.0, "slack_minutes": SLACK_MINUTES},
                 "secrets": [],
             }
         }

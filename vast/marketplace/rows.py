@@ -122,14 +122,14 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
     """Every bound that the query sets, by a name for people. An offer that does not state a need of the image passes: the
     search has asked for it, and the machine itself shows the rest."""
     most, caps = query.max_dollars_per_hour, query.compute_caps
-    price_name = (
-        "a price" if most is None else f"at most ${most:.2f} per hour"
-    ) + ", interruptible" * query.interruptible
 
     def least(one: Offer) -> tuple[float, int]:
         compat = query.compat_cuda and is_datacenter(one.gpu)
         return (query.compat_cuda, query.compat_driver) if compat else (query.min_cuda, query.min_driver)
 
+    price_name = (
+        "a price" if most is None else f"at most ${most:.2f} per hour"
+    ) + ", interruptible" * query.interruptible
     bounds: list[tuple[object, str, Callable[[Offer], bool]]] = [
         (True, f"{query.gpus} x {query.gpu or 'any GPU'}",
          lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),

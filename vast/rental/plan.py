@@ -111,8 +111,8 @@ def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> Off
     in_time = 1.5 * gb * 8000 / policy.deadlines.loading
     return replace(
         query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
-        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
         compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
+        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
     )  # fmt: skip
 
 

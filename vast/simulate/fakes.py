@@ -18,7 +18,7 @@ from vast.ports import (
     parse_label,
 )
 from vast.simulate.machines import INF, SimulatedMachine
-from vast.simulate.world import WALL, World
+from vast.simulate.world import SCOPE, WALL, World
 
 MARKET = 12  # machines for rent
 DRIFT = 300.0  # seconds by which a label's deadline may differ from the run's
@@ -124,8 +124,7 @@ class FakeCloud:
             world.violate("refused", "another create after one that was refused for good")
         if fault is not None and fault.mode == "scoped-key":
             world.happened[fault.mode] += 1
-            world.refused_for_good = True
-            return CreateResult("refused", None, "the key lacks instance_write", lasting=True)
+            return CreateResult("refused", None, SCOPE, lasting=True)
         if fault is not None and fault.mode == "offer-gone":
             world.happened[fault.mode] += 1
             world.say("create: the offer is gone")

@@ -98,7 +98,7 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
     """Check that a machine may be given up; `state` is the state after it."""
     if machine is None or not world.behind(machine):
         return
-    obstacle = obstacle_to_a_pull(world, machine)
+    obstacle = obstacle_to_a_pull(world, machine, capped)
     world.lost.append(obstacle or f"{IN_REACH}{state.verdict}")
     if state.lost_artifacts is None:
         world.violate("named-loss", f"machine {machine.id} had work that is not at home, and the state does not say so")

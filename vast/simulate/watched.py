@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vast.simulate import invariants
-from vast.simulate.world import Crash, World
+from vast.simulate.world import SCOPE, Crash, World
 from vast.supervisor.journal import Last, Stamp, Superseded
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Plan, Result, RunState
@@ -26,6 +26,7 @@ class SimulatedJournal:
         crash = world.crash_next or self.writes in self.crashes
         if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
             self.last = record
+            world.refused_for_good = record.state.refusal == SCOPE
             if record.state.machine is not None:
                 world.show(world.machines[record.state.machine.id])
         if crash:

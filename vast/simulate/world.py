@@ -20,6 +20,7 @@ from vast.simulate.strikes import STRIKES, strike
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
+SCOPE = "the key lacks instance_write"  # the market's words for a refusal that no other offer changes
 REAP = 1200.0  # seconds between two calls of cron
 ASKED = 1900.0  # seconds: the longest pause between two polls, and some
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
@@ -59,9 +60,10 @@ class World:
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
         self.active: dict[str, Fault] = {}
+        self.ended: dict[str, float] = {}  # when a fault was last over
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
         self.crash_next = False  # at the next journal write
-        self.refused_for_good = False
+        self.refused_for_good = False  # and the journal knows it
         self.leave: Fault | None = None  # SIGTERM, of a reboot of our machine: in the midst of the next call
         self.care: Callable[[], Supervision] = lambda: "alive"  # of the run, as `reap` beside it sees it
         self.lost: list[str] = []  # of each loss its cause: an obstacle, or IN_REACH and the verdict
@@ -140,6 +142,7 @@ class World:
     def _end(self, fault: Fault) -> None:
         if self.active.get(fault.mode) is fault:
             del self.active[fault.mode]
+            self.ended[fault.mode] = self.now
             self.say(f"ends: {fault.mode}")
 
     def _reap(self, fault: Fault) -> None:
@@ -149,7 +152,7 @@ class World:
         for found in reap.judge(rows, WALL + self.now, care):
             self.happened["reap"] += 1
             if found.destroy:
-                machine = self.machines[found.instance]
+                machine = self.machines[found.instance.id]
                 early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
                 if early or care.get("run") == "alive":
                     self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
@@ -285,9 +288,10 @@ class World:
         return sum(one.price * max(0.0, end - one.born) / 3600 for one, end in ends)
 
     def reachable(self, machine: SimulatedMachine) -> bool:
-        return not self.out_of_reach(machine)
+        return not self.out_of_reach(machine, self.now)
 
-    def out_of_reach(self, machine: SimulatedMachine) -> str:
+    def out_of_reach(self, machine: SimulatedMachine, since: float) -> str:
+        """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
         until = {
             "offline": machine.offline_until,
             "no ssh": machine.no_ssh_until,
@@ -297,7 +301,7 @@ class World:
         }
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        return next((why for why, end in until.items() if self.now < end), "")
+        return next((why for why, end in until.items() if since < end), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

@@ -213,7 +213,9 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     state = changed(state, pull_tried_at=action.t)
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
-        pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
+        # a disk is not full for seconds; but near a cap each of them counts
+        may_wait = state.phase is Phase.RUNNING or (full and state.verdict not in reasons.FORCED)
+        pause = 60 * policy.cadence.alert_minutes if may_wait else policy.cadence.urgent
         return changed(
             state, pull_failures=state.pull_failures + 1, pull_next=_retry_at(action, pause), no_room_here=full
         )

@@ -37,8 +37,8 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
         return verdict(obs, "market") if _hidden_for(state, obs.t) >= limits.search else None
     if machine.absent >= 2:
         return verdict(obs, "vanished")
-    if machine.absent:
-        return None
+    if machine.absent and obs.instances is not None:
+        return None  # the second proof decides, where there can be one
     if machine.seen_at == obs.t:
         if any(name == "low-credit" for name, _, _ in state.signs) and machine.stopped:
             return None  # the market stops machines without credit: one poll more decides

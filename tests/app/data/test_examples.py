@@ -165,6 +165,17 @@ def test_duplicates_and_empty_responses_are_dropped_and_counted(load: Callable[.
     assert DataReport(**report.to_dict()) == report
 
 
+def test_rows_that_differ_in_where_instruction_input_and_output_meet_are_no_duplicates(
+    load: Callable[..., Any],
+) -> None:
+    texts = [("a\nb", "", "c"), ("a", "b", "c"), ("a", "", "b\nc"), ("", "a\nb", "c"), ("a", "b", "c")]
+    rows = [{"instruction": one, "input": two, "output": three} for one, two, three in texts]
+    examples, report = load("a.json", rows, "alpaca", template="alpaca")
+    assert (report.dropped_duplicate, report.kept) == (1, 4)
+    assert len({example.key for example in examples}) == 1  # so near to each other that one side of the split has them
+    assert load("a.json", rows, "alpaca", template="alpaca", limit=2)[1].kept == 2
+
+
 def test_a_limit_is_a_sample_that_does_not_depend_on_order(load: Callable[..., Any]) -> None:
     few, report = load("a.json", ROWS, "alpaca", limit=5)
     assert (len(few), report.dropped_limit) == (5, 15)

@@ -131,10 +131,12 @@ def write_cells(
     recipes: Sequence[str] = ("full", "lora"),
     seeds: Sequence[int] = (0, 1),
     suite: tuple[str, str] = ("reading", "context_first"),
+    untrained: bool = True,
     **options: Any,
 ) -> None:
-    """A campaign's runs: the untrained model, and a cell for each recipe, mask and seed."""
-    write_run(runs_dir, "stage1", suite=suite, scored=[("base", "causal"), ("base", "prefix")], **options)
+    """A campaign's runs: the untrained model, if it has that, and a cell for each recipe, mask and seed."""
+    if untrained:
+        write_run(runs_dir, "stage1", suite=suite, scored=[("base", "causal"), ("base", "prefix")], **options)
     for n, recipe in enumerate(recipes):
         for seed in seeds:
             for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):

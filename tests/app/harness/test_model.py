@@ -58,6 +58,19 @@ def test_a_beginning_that_is_written_out_is_not_doubled() -> None:
     assert got[0][0] == pytest.approx(got[1][0], abs=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "arguments"), [
+    ("loglikelihood", [("a b", " c"), ("a b", " d")]),
+    ("loglikelihood_rolling", [("a b c",), ("a b d",)]),
+    ("generate_until", [(text, {"until": ["."], "max_gen_toks": 4}) for text in ("a b c", "a b d")]),
+])  # fmt: skip
+def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(kind: str, arguments: list[Any]) -> None:
+    tokenizer = word_tokenizer("<s> $A")
+    rows = tokenizer.convert_tokens_to_ids("d")
+    model = make_model("llama", vocab_size=rows, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    with pytest.raises(DataError, match=rf"(request|prompt) 2: its token 'd' has the id {rows}, and the embedding of"):
+        ask(ours(model, tokenizer, "causal"), kind, arguments)
+
+
 # ---- what the prefix is -----------------------------------------------------------------------------------------------
 
 

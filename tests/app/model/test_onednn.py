@@ -53,6 +53,15 @@ def test_results_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias: 
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
 
 
+def test_a_model_may_change_the_result_in_place() -> None:
+    layer, rows = torch.nn.Linear(48, 72), torch.randn(2, 50, 48)
+    want = torch.autograd.grad((layer(rows) * 2).sum(), [layer.weight])
+    with onednn.on_cpu(CPU):
+        out = layer(rows)
+        out *= 2  # as Gemma 3n does
+        torch.testing.assert_close(torch.autograd.grad(out.sum(), [layer.weight]), want, rtol=1e-5, atol=1e-4)
+
+
 def test_a_bias_with_strides_is_read_right() -> None:
     layer = torch.nn.Linear(48, 72)
     layer.bias = torch.nn.Parameter(torch.randn(72, 3)[:, 1])

@@ -107,6 +107,15 @@ def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: py
     assert "It is then less sure of the right answers than the control" in build_report(tmp_path).headline
 
 
+def test_a_campaign_without_the_untrained_model_answers_against_the_control_alone(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), untrained=False)
+    report = build_report(tmp_path)
+    assert report.study.baseline is None and report.study.control is not None
+    assert report.headline.startswith("Not enough seeds to tell whether the finetuned model is better than")
+    assert len(report.details) == 1 and "answer-title" in report.to_html()
+    assert report.study.control.seeds == (0, 1)
+
+
 def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_path: Path) -> None:
     for order in ("context_first", "question_first"):
         write_cells(tmp_path, suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
@@ -114,6 +123,7 @@ def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_pat
     assert [name for name, _ in report.study.settings] == ["reading: context first", "reading: question first"]
     assert {"when", "recipes"} <= {section.key for section in report.sections}
     assert "answer" in report.to_html()
+    assert report.title.endswith("profile embedded, reading, context first")
 
 
 @pytest.mark.parametrize("primary", [{"measure": "f1"}, {"suite": None}, {"surprise": 1}])

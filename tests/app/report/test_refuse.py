@@ -54,7 +54,9 @@ def test_names_that_are_no_completed_run_are_refused(tmp_path: Path) -> None:
     b = write_run(tmp_path, "stage2", minute=1, complete=False)
     with pytest.raises(RunStateError, match=f"no such run or stage .*; completed runs: {a.id}"):
         build_report(tmp_path, compare=(a.id, "stage2/19990101-000000"))
-    with pytest.raises(RunStateError, match="the run is interrupted, not complete; run: make stage2 RUNS="):
+    with pytest.raises(
+        RunStateError, match="the run is interrupted, not complete; run: make stage2 PROFILE=embedded RUNS="
+    ):
         build_report(tmp_path, compare=(a.id, b.id))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import datasets
 import pytest
 
 from app.runtime.ending import RunEnded
+from app.runtime.ranks import ALONE
+from app.runtime.signals import StopFlag
 from app.stage.contents import contents_of, digest_of
+from app.stage.work import _Stage
 from jobs.config import strict_yaml
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError, RunStateError
@@ -175,6 +180,24 @@ def test_what_is_worked_on_is_the_commit(start: Start, cached_hub: Path) -> None
     run = start(work, sets=HUB[:1]).run
     assert seen == ["1" * 40] and run.read_job()["profile"]["model"]["revision"] is None
     assert run.read_job()["contents"] == {"model": f"commit {'1' * 40}"}
+
+
+def test_the_items_that_are_scored_are_those_of_the_commit_in_the_fingerprint(
+    cached_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refer(cached_hub, "dataset", "baber/piqa", "4" * 40)
+    job = resolve("stage1", "ci", sets=["data.eval.source=hub", "score.tasks=[piqa]"])
+    job = replace(job, contents=contents_of(job))
+    asked: list[Any] = []
+
+    def load_dataset(name: str, config: Any, *, split: str, revision: str | None) -> Any:
+        asked.append((name, revision))
+        return datasets.Dataset.from_list([{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with RunDir.create(tmp_path / "runs", "stage1", datetime(2026, 11, 22, tzinfo=UTC)) as run:
+        items = _Stage(job, run, tmp_path, {}, StopFlag(), ALONE)._items(["piqa"], "harness", None)
+    assert len(items) == 1 and asked == [("baber/piqa", "4" * 40)]
 
 
 def test_a_revision_is_only_for_the_hub(data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
-from app.training.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
+from app.training.batch import IGNORE, Collator, Schedule, Steps, causal_left, layout_of, pack
+from jobs.config.schema import Objective
 
 EXAMPLES = [
     TokenExample((11, 12, 13), (21, 22), "aa", "one"),
@@ -55,6 +57,18 @@ def test_the_causal_fraction_is_a_matter_of_the_examples_alone() -> None:
     assert drawn != causal(0, data[::-1])[::-1]  # another step, another draw: no example is causal for ever
     assert 0.25 < sum(drawn) / len(drawn) < 0.35
     assert not any(bool(Collator("prefix", causal_fraction=0.0)([e])["block"].any()) is False for e in EXAMPLES)
+
+
+def test_an_annealed_share_of_causal_examples_falls_to_none_and_takes_no_example_back() -> None:
+    goal = Objective(causal_fraction=0.8, causal_anneal=0.5)
+    left = [causal_left(goal, step, 8) for step in range(8)]
+    assert left == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    assert {causal_left(Objective(causal_fraction=0.8), step, 8) for step in range(8)} == {1.0}
+    data = [TokenExample((1, 2), (3,), str(n), "") for n in range(1000)]
+    steps = Steps(Collator("prefix", causal_fraction=0.8), row_tokens=4000)
+    causal = [set((steps(data, part)[0]["block"].flatten()[0::3] == 0).nonzero().flatten().tolist()) for part in left]
+    assert [round(len(some) / 1000, 1) for some in causal[:5]] == [0.8, 0.6, 0.4, 0.2, 0.0]
+    assert all(later < earlier for earlier, later in pairwise(causal[:5]))
 
 
 def test_every_epoch_meets_every_example_in_an_order_of_its_own() -> None:

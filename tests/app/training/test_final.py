@@ -72,6 +72,9 @@ def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:
     assert section["params_total"] >= section["params_trained"] > 0
     assert len(finished.read_jsonl("train_log.jsonl")) == 3
     assert not finished.checkpoints.exists()  # nothing is left to resume
+    assert section["saved"]["loss"] == pytest.approx(
+        section["eval_loss"], abs=1e-4
+    )  # read back from final/ by stock transformers
     assert finished.verify() == []
 
 

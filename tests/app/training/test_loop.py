@@ -106,6 +106,16 @@ def nll(model: Any, example: TokenExample, pattern: str) -> torch.Tensor:
     return F.cross_entropy(logits[start - 1 : -1].float(), ids[0, start:], reduction="sum")
 
 
+def test_annealing_goes_from_causal_steps_to_steps_of_the_mask(model_of: Any, tmp_path: Path) -> None:
+    goal = Objective(causal_fraction=1.0, causal_anneal=0.5)
+    loop = prepared_loop(model_of("llama"), tmp_path, "prefix", goal, max_steps=4)
+    seen = []
+    for loop.step in range(4):
+        (batch,) = loop._passes()
+        seen.append({bool(batch["block"][batch["doc"] == doc].any()) for doc in range(4)})
+    assert (seen[0], seen[2], seen[3]) == ({False}, {True}, {True})
+
+
 @pytest.mark.parametrize("pattern", ["causal", "prefix"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_step_s_loss_and_gradients_equal_one_example_at_a_time(architecture: str, pattern: str, packing: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip

@@ -35,7 +35,7 @@ ADAPTER = [
     "--set",
     "train.lora={r: 4, dropout: 0.2}",
     "--set",
-    "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}",
+    "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.8, causal_anneal: 0.75}",
 ]
 
 

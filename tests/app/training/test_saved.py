@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
+from app.attention.backends import NAMES
+from app.data.examples import TokenExample
 from app.model.load import _directory
+from app.training.batch import Collator, prepared
 from app.training.checkpoint import save_final
 from app.training.lora import with_adapter
-from app.training.saved import probe_logits, require_same
+from app.training.saved import Logged, probe_logits, require_same
 from jobs.config.schema import Lora
 from jobs.errors import CheckpointError, ConfigError
+from tests.app import oracle
 
 ABOUT = {"mask": "prefix", "origin": "base", "run": "stage3b/x", "steps": 1, "objective": {}, "data": "test"}
 
@@ -52,6 +57,49 @@ def test_a_save_that_writes_another_model_leaves_nothing(
 
     monkeypatch.setattr(type(model), "save_pretrained", wrong)
     with pytest.raises(CheckpointError, match="differ from the trained model's by"):
+        save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
+    assert not (tmp_path / "final").exists()
+
+
+def logged(loss: float, attention: str = "sdpa") -> Logged:
+    batch = prepared(Collator("prefix")([TokenExample((3, 4, 5), (6, 7), "0", "")]))
+    return Logged(loss, [batch], NAMES[attention], in_half=False)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_loss_of_the_written_model_is_the_one_that_was_logged(
+    attention: str, model_of: Any, tmp_path: Path
+) -> None:
+    model = model_of("gemma3-hybrid")
+    want = -oracle.logprob(oracle.plain(model), [3, 4, 5], [6, 7], "prefix", feed_last=True) / 2
+    found = save_final(
+        model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=logged(want, attention)
+    )
+    assert found["loss"] == pytest.approx(want, abs=1e-4)
+    causal = -oracle.logprob(oracle.plain(model), [3, 4, 5], [6, 7], "causal") / 2
+    assert abs(causal - want) > 0.01  # or the mask would not be seen
+
+
+def test_another_loss_than_the_logged_one_leaves_nothing(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama")
+    with pytest.raises(CheckpointError, match=r"its loss of the held-out examples is .*, and training logged 0\.5"):
+        save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=logged(0.5))
+    assert not (tmp_path / "final").exists()
+
+
+def test_an_adapter_that_is_written_wrong_leaves_nothing(
+    model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = get_peft_model(model_of("llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    real = type(model).save_pretrained
+
+    def wrong(self: Any, directory: Path, **named: Any) -> None:
+        real(self, directory, **named)
+        weights = load_file(directory / "adapter_model.safetensors")
+        save_file({name: weight * 2 for name, weight in weights.items()}, directory / "adapter_model.safetensors")
+
+    monkeypatch.setattr(type(model), "save_pretrained", wrong)
+    with pytest.raises(CheckpointError, match=r"adapter: read back, its logits differ"):
         save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
     assert not (tmp_path / "final").exists()
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from jobs.config.load import Job, resolve
+from jobs.config.schema import ModelSource
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand, gpu_named
+from jobs.estimate.memory import with_sizes
+from jobs.estimate.model_shape import EAGER_TYPES, shape_of
 from tests.jobs.estimate.measured import gpus_3b
 
 
@@ -60,7 +64,7 @@ def test_a_row_no_longer_than_the_longest_example_to_expect_is_not_made_shorter_
     assert peak(far) == peak(farther)
 
 
-def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
+def test_rows_are_short_under_a_dense_mask_and_eager_attention_keeps_its_matrices() -> None:
     def parts(*sets: str) -> float:
         found = estimate(job("stage5b", "ministral-3b", "train.batch_size=64", *sets), "H200")
         assert found.parts_gb is not None
@@ -68,9 +72,9 @@ def test_rows_are_short_under_an_attention_that_stores_its_matrix() -> None:
 
     long = parts("model.attention=auto")
     assert parts("model.attention=flex_attention") == long
-    for dense in ("sdpa", "eager"):
-        assert parts(f"model.attention={dense}") == pytest.approx(long / 4, rel=0.05)
-        assert parts(f"model.attention={dense}", "train.pack_tokens=4096") == long  # as the stage says, if it says
+    assert parts("model.attention=sdpa") == pytest.approx(long / 4, rel=0.05)
+    assert parts("model.attention=sdpa", "train.pack_tokens=4096") == long  # as the stage says, if it says
+    assert parts("model.attention=eager") > 2 * parts("model.attention=sdpa")
 
 
 @pytest.mark.parametrize("model", ["mistralai/Ministral-3-3B-Instruct-2512", "some/Model-13B"])
@@ -213,3 +217,41 @@ def test_the_3b_profile_leaves_checkpointing_to_the_estimate() -> None:
     train = job().stage.train
     assert train is not None and train.gradient_checkpointing == "auto"
     assert estimate(job("stage1"), "H200").checkpointing is None  # which does not train
+
+
+def test_a_model_that_runs_eagerly_gets_short_rows_and_keeps_its_attention_matrices() -> None:
+    config = ("hidden_size: 2304, num_hidden_layers: 26, num_attention_heads: 8, num_key_value_heads: 4, head_dim: 256, "
+              "intermediate_size: 9216, vocab_size: 256000, tie_word_embeddings: true")  # fmt: skip
+    plain, eager = (
+        job(
+            "stage5b",
+            "ministral-3b",
+            "train.pack_tokens=null",
+            "train.batch_size=64",
+            f"model={{source: random, name: null, config: {{model_type: {kind}, {config}}}}}",
+        )
+        for kind in ("llama", "gemma2")
+    )
+    assert with_sizes(plain, shape_of(plain.profile.model)[0]).train.pack_tokens == 4096  # type: ignore[arg-type, union-attr]
+    assert with_sizes(eager, shape_of(eager.profile.model)[0]).train.pack_tokens == 1024  # type: ignore[arg-type, union-attr]
+    short = replace(
+        plain,
+        stage=plain.stage.model_copy(update={"train": plain.stage.train.model_copy(update={"pack_tokens": 1024})}),
+    )  # type: ignore[union-attr]
+    both = [estimate(one, "H200").parts_gb or {} for one in (short, eager)]
+    # 8 bytes an entry, as autograd keeps them for Gemma 2 of transformers 5.23, in float32 and under bfloat16 autocast alike
+    matrices = 26 * 8 * 1024 * 8 / 2**30
+    tokens = both[0]["activations"] / shape_of(plain.profile.model)[0].activation_bytes / 26 * 2**30  # type: ignore[union-attr]
+    assert both[1]["activations"] - both[0]["activations"] == pytest.approx(tokens * matrices, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "eager"), [("google/gemma-2-2b", True), ("google/gemma-3-4b-it", False),
+                                             ("openai/gpt-oss-20b", True), ("google/gemma-2b", False)])  # fmt: skip
+def test_a_model_by_name_runs_eagerly_where_its_kind_does(name: str, eager: bool) -> None:
+    shape, _ = shape_of(ModelSource(source="hub", name=name))
+    assert shape is not None and shape.eager is eager
+
+
+def test_the_kinds_that_run_eagerly_are_those_of_the_table_of_models() -> None:
+    rows = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows if " | right | eager | " in row} == EAGER_TYPES

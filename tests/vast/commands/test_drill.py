@@ -39,6 +39,7 @@ confirm_after: 4.0
 absence_spacing: 8.0
 destroy: {first_pause: 4.0, longest_pause: 8.0, alarm_tries: 4}
 pause: {first: 1.0, longest: 1.0, jitter: 0.0}
+burn_in: {enabled: false}  # the machines of these scenes are directories of this one, without a GPU
 """
 Step = Callable[["Scene"], bool]  # True: there is nothing more to do
 

@@ -84,7 +84,7 @@ def test_an_older_driver_is_enough_for_a_compat_image_on_a_data_center_gpu(
 ) -> None:
     needs = needs_of("x", COMPAT)
     policy = policies.load()
-    query = for_image(query_of(policy), needs, 0, policy)
+    query = for_image(query_of(policy), needs, 0.0, policy)
     offer = rows.offer(row(gpu_name=gpu, cuda_max_good=cuda, driver_version=driver, compute_cap=900))
     assert [holds(offer) for name, holds in rows.checks(query) if name.startswith(("CUDA", "driver"))] == [fits, fits]
     assert rows.filters(query)["cuda_max_good"] == {"gte": 12.2}

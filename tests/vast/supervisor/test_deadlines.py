@@ -24,7 +24,7 @@ from tests.vast.fakes.states import (
     then,
     twice,
 )
-from vast.ports import Status
+from vast.ports import GONE, Status
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Intent, Observation, Phase
@@ -260,3 +260,15 @@ def test_an_unclear_create_is_listed_often_enough_and_long_enough() -> None:
     kept = look(close, late, **nothing)[0].intent
     assert kept is not None and kept.listings == rule.listings - 1  # too soon after the last to be another proof
     assert look(state, late, instances=None, host=None)[0].intent == intent
+
+
+def test_one_proof_of_absence_holds_up_no_verdict_where_the_list_gives_no_second() -> None:
+    """A machine that ended itself, and then a list that answers 410 for ever: it was neither vanished nor lost."""
+    late = 1000.0 + POLICY.unreachable.seconds + POLICY.unreachable.replace_after
+    gone = running(absent=1, absent_at=900.0, failed=9, failed_since=1000.0, key_at=1e9)
+    hidden: dict[str, Any] = {"instances": None, "single": ((5, None),), "host": UNREACHABLE}
+    assert ended(gone, late, **hidden) == "host-lost"
+    listed = {**hidden, "instances": (), "single": ((5, GONE),)}
+    assert (
+        ended(replace(gone, machine=replace(machine(gone), absent_at=late - 1)), late, **listed) == ""
+    )  # the second proof is near

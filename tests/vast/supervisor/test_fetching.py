@@ -126,6 +126,11 @@ def test_a_failed_pull_is_counted_and_repeated(phase: Phase, pulled: Pulled | No
     assert state.pulled_at == 900.0
 
 
+def test_near_a_cap_a_full_disk_is_tried_again_at_once() -> None:
+    near = replace(running(), phase=Phase.COLLECTING, verdict="budget")
+    assert then(near, Do.PULL, 1000.0, Pulled(False, local_disk_full=True)).pull_next == 1000 + POLICY.cadence.urgent
+
+
 def test_a_pull_counts_for_a_done_run_only_if_the_run_is_complete_here() -> None:
     done = replace(running(), phase=Phase.COLLECTING, verdict="done", pull_failures=1, no_room_here=True)
     half = then(done, Do.PULL, 1000.0, Pulled(True, checkpoint="c"))
