@@ -175,6 +175,7 @@ class ArtifactStore:
     def _unmark(self, unit: str) -> None:
         fs, root = self._fs()
         with suppress(FileNotFoundError):
+            fs.info(f"{root}/{unit}/{MANIFEST}")  # a hub refuses to remove what is not there
             fs.rm_file(f"{root}/{unit}/{MANIFEST}")
 
     def remove(self, unit: str) -> None:

@@ -64,7 +64,7 @@ def test_a_cancelled_upload_leaves_no_parts_behind(bucket: Bucket, tmp_path: Pat
 
 
 def test_refusals_name_the_cause_and_no_credential(bucket: Bucket, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="Access") as wrong:
+    with pytest.raises(StoreError, match="PermissionError: Forbidden") as wrong:
         store_in(bucket, tmp_path, key="AKIAOTHER").put(UNIT, {"a": b"x"})
     bucket.refused = True
     with pytest.raises(StoreError) as busy:
