@@ -30,7 +30,7 @@ def loaded(model: Any) -> Loaded:
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_scorer_generator_and_a_recomputation_agree(
+def test_scorer_and_generator_agree(
     architecture: str, attention: str, mask: str, model_of: Any
 ) -> None:
     model = model_of(architecture, attention)
