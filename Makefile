@@ -10,6 +10,10 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PROFILE ?=## model and data: a name in jobs/profiles, or the path of a YAML file; without it embedded
 LIMIT   =## items a task
+SUITE   =## which tasks a stage trains for and scores: short (the default), reading, lookup; docs/suites.md
+ORDER   =## of the parts of a prompt: context_first, question_first, or repeat (the prompt twice)
+CAMPAIGN =## a matrix of runs for `make campaign`: a name in jobs/campaigns, or the path of a YAML file
+RECIPE  =## how a stage trains: a name in jobs/recipes, such as lora-mas
 SEED    =## in place of the stage's seed
 SET     =## keys to override, such as SET="train.max_steps=20 train.batch_size=8"
 FORCE   =## 1: run a stage again although it is complete
@@ -19,7 +23,7 @@ COMPARE =## two runs for `make report`, in place of all stages
 RUNNER  ?= auto## how stages run: docker, native (in .venv), or auto: docker if an engine answers and no PYTHON is given, else native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
 IMAGE   ?=## the image to run or to push; without it prefill:local, rebuilt whenever the code has changed
-VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
+VARIANT ?=## of the image: cuda, compat (cuda for older drivers too) or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
@@ -90,8 +94,9 @@ ready = $($(1)_ready)
 runs_dir = $(if $(filter native,$(1)),$(if $(RUNS),--runs-dir '$(RUNS)'))
 on = $(filter-out 0 no false,$($(1)))
 sets = $(foreach pair,$(1),--set '$(pair)')
+named = $(SUITE:%=suite=%) $(ORDER:%=order=%) $(RECIPE:%=recipe=%)
 common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED)) \
-         $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
+         $(call sets,$(named)) $(if $(call on,FORCE),--force) $(if $(call on,RESUME),$(resume))
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
@@ -117,7 +122,12 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs track
+.PHONY: campaign
+campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
+
+.PHONY: report runs power status track
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
 	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
@@ -127,21 +137,30 @@ runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
 
+power: ## The smallest difference that the items and seeds of the runs can show
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+
+status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
+
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap vast-contract
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
@@ -150,7 +169,7 @@ submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=s
 	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
-	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(SET)) $(ARGS)
+	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
@@ -189,13 +208,15 @@ mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the chang
 	PYTHONPATH=.venv/.mutmut OMP_NUM_THREADS=1 $(PYTHON) -m mutmut run $(ARGS)
 	@PYTHONPATH=.venv/.mutmut $(PYTHON) -m mutmut results
 
-.PHONY: bench-stages bench-score bench-train bench-gpus
+.PHONY: bench-all bench-stages bench-score bench-train bench-gpus
 bench-stages: $(DEV) ## The real stages of PROFILE at their own settings, by phase; against a commit: make bench-stages BASE=HEAD~1
 	$(PYTHON) -m benchmarks.stages --profile '$(PROFILE)' $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET)) $(if $(BASE),--base '$(BASE)') $(ARGS)
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json
 	$(PYTHON) -m benchmarks.score $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
+bench-all: $(DEV) ## What is open on a GPU, in one call of under eight minutes: whole experiment, exact scoring, 3B, LoRA, KL; ARGS=--peers adds others
+	$(PYTHON) -m benchmarks.one_call $(ARGS)
 bench-gpus: $(DEV) ## One GPU against several: tokens/s and equal losses
 	$(PYTHON) -m benchmarks.gpus $(ARGS)
 
@@ -247,8 +268,8 @@ endef
 
 # The packages of a run come first, so that `make demo` does not wait for developers' tools.
 .venv/.base: requirements/base.lock
-	@$(find_python); echo "making .venv with $$python: about two minutes the first time"; "$$python" -m venv .venv
-	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@$(find_python); echo "making .venv with $$python: a minute or two the first time"; "$$python" -m venv .venv
+	@.venv/bin/python requirements/install.py $<
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
 # So do those of the engines whose parsers read what jobs/submit writes.
@@ -271,5 +292,5 @@ $(OLDEST_DONE): requirements/oldest.lock $(VENV)
 	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
-	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+	@.venv/bin/python requirements/install.py $<
 	@touch $@

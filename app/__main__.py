@@ -13,11 +13,15 @@ try:
     import click
 
     from app.commands.ask import generate, loglikelihood, probe
+    from app.commands.campaign import campaign
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
+    from app.commands.power import power
     from app.commands.report import report, runs
     from app.commands.run import check, run
+    from app.embedded.cache import cache_dir
     from app.runtime.ending import FollowerEnded, RunEnded
+    from app.runtime.kernel_cache import keep_kernels
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
@@ -55,7 +59,7 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, estimate_command, loglikelihood, generate, probe, harness, report, runs):
+for command in (run, check, campaign, estimate_command, loglikelihood, generate, probe, harness, report, power, runs):
     cli.add_command(command)
 
 
@@ -69,6 +73,7 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_kernels(os.environ, cache_dir())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's

@@ -28,6 +28,7 @@ PROCESS_STARTED = time.time()
 # Defaults on a GPU by shape: tokens of a row, examples of a step. Large models fill the GPU with less.
 ROWS = {"ministral-3b": (16384, 220), "smollm2-135m": (65536, 440), "tiny": (4096, 64)}
 UNTIMED = 3  # steps
+DEFAULT_WAYS = ("ours-prefix", "ours-causal", "reference", "padded")
 
 
 class _Over(Exception):
@@ -130,7 +131,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=None, help="ours: examples of a step")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for ours too")
     parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="ours: CUDA graphs of a step")
-    parser.add_argument("--ways", default=None, help="some of the lines, comma-separated")
+    parser.add_argument("--ways", default=None, help="lines, comma-separated; also ours-lora, ours-kl, sft")
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; default runs/bench-train.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, default=PROCESS_STARTED, help=argparse.SUPPRESS)
@@ -154,7 +155,7 @@ def main() -> int:
     words += ["--checkpointing"] if arguments.checkpointing else []
     names = {way: name for way, (name, _) in WAYS.items()}
     found = []
-    for way in arguments.ways.split(",") if arguments.ways else WAYS:
+    for way in arguments.ways.split(",") if arguments.ways else DEFAULT_WAYS:
         found.append(child(way, words, 3 * arguments.seconds + 120))
         print(table(found[-1:], names).splitlines()[-1], flush=True)
     by_way = {row["way"]: row for row in found if "error" not in row}

@@ -28,8 +28,9 @@ from app.training.batch import Collator, Schedule, Steps, shapes_of
 from app.training.cuda_graph import Graphs, suitable
 from app.training.fast_path import tokens_multiple
 from app.training.loop import TrainingLoop
+from app.training.lora import with_adapter
 from app.training.train import MOST_SHAPES
-from jobs.config.schema import Mask, Train
+from jobs.config.schema import Lora, Mask, Objective, Train
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,
@@ -124,7 +125,7 @@ class _Silent:
     def close(self) -> None: ...
 
 
-def ours(setting: Setting, done: Done, mask: Mask) -> None:
+def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl: float = 0.0) -> None:
     """The product's own loop, as a stage calls it: float32 weights, bf16 autocast, fused AdamW, packed rows."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     model = random_model(setting, NAMES["sdpa"], torch.float32)
@@ -132,7 +133,7 @@ def ours(setting: Setting, done: Done, mask: Mask) -> None:
     fast, total = suits(loaded), 10_000
     train = Train(mask=mask, max_steps=total, batch_size=setting.batch_size, micro_batch_size=setting.batch_size,
                   warmup_steps=10, gradient_checkpointing=setting.gradient_checkpointing, graph=setting.graph, keep="last",
-                  eval_every=total, save_every=total + 1)  # fmt: skip
+                  eval_every=total, save_every=total + 1, lora=lora, objective=Objective(kl=kl))  # fmt: skip
     data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
     schedule = Schedule(data, total, setting.batch_size, setting.seed)
     steps = Steps(Collator(mask, multiple=tokens_multiple(fast, loaded.device)), setting.row_tokens)
@@ -145,14 +146,16 @@ def ours(setting: Setting, done: Done, mask: Mask) -> None:
         steps = replace(steps, shapes=shapes_of(steps.sizes(some), TILE, MOST_SHAPES))
     if setting.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained = model if lora is None else with_adapter(model, lora)
     recorder: Any = _Silent(lambda: done(loop.tokens_seen, loop.padded_tokens_seen))
     loop = TrainingLoop(
-        model, train, accelerator=sharded.accelerator(loaded.device, _bf16(setting.device)), steps=steps,
+        trained, train, accelerator=sharded.accelerator(loaded.device, _bf16(setting.device)), steps=steps,
         schedule=schedule, eval_batches=[data[:16]], directory=Path(tempfile.mkdtemp()), recorder=recorder,
         graphs=Graphs() if graphed else None,
     )  # fmt: skip
-    if fast:
-        speed_up(model)
+    for one in (model, loop.work.loss_of.teacher) if fast else ():
+        if one is not None:
+            speed_up(one)
     loop.prepare()
     loop.run()
 
@@ -215,6 +218,29 @@ def padded(setting: Setting, done: Done) -> None:
     trainer.train()
 
 
+def sft(setting: Setting, done: Done) -> None:
+    """TRL's SFTTrainer with packing, where it is installed; causal, as it comes. Not tried here: its wheel is no dependency."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    model = random_model(setting, "sdpa", torch.float32)
+    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    mean, width, rows = sum(map(len, data)) / len(data), 1024, 16
+    steps = 0
+
+    def step_over() -> None:  # a packed row has few tokens less than its width
+        nonlocal steps
+        steps += 1
+        done(round(steps * rows * (width - mean / 2)), steps * rows * width)
+
+    words = Dataset.from_list([{"input_ids": [*e.prompt_ids, *e.response_ids]} for e in data])
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(), max_steps=10_000, per_device_train_batch_size=rows, packing=True, max_length=width,
+        bf16=_bf16(setting.device), save_strategy="no", report_to=[], disable_tqdm=True, optim="adamw_torch_fused",
+    )  # fmt: skip
+    SFTTrainer(model, args=arguments, train_dataset=words, callbacks=[_Each(step_over)]).train()
+
+
 def peak(device: str) -> float:
     """FLOP/s of a matrix product of 8192 by 8192 (CPU: 2048) in the type that is trained in."""
     n = 8192 if device == "cuda" else 2048
@@ -239,5 +265,8 @@ WAYS: dict[str, tuple[str, Callable[[Setting, Done], None]]] = {
     "ours-prefix": ("ours, prefix mask", lambda s, done: ours(s, done, "prefix")),
     "ours-causal": ("ours, causal mask", lambda s, done: ours(s, done, "causal")),
     "reference": ("(a) batch 1, dense 4D mask, checkpointing, Adafactor, all logits", reference),
+    "ours-lora": ("ours, prefix mask, LoRA", lambda s, done: ours(s, done, "prefix", lora=Lora())),
+    "ours-kl": ("ours, prefix mask, KL to the frozen start", lambda s, done: ours(s, done, "prefix", kl=0.5)),
     "padded": ("(b) Trainer, padded length-grouped batches of 16, causal", padded),
+    "sft": ("(c) TRL's SFTTrainer, packed rows of 1,024, causal", sft),
 }

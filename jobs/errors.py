@@ -50,10 +50,11 @@ def wrong_python(error: ImportError) -> UserError:
 
 
 def make_command(
-    target: str, *, profile: str | None = None, limit: int | None = None, runs_dir: Path | None = None
-) -> str:
+    target: str, *, profile: str | None = None, limit: int | None = None, runs_dir: Path | None = None,
+    suite: str | None = None, order: str | None = None,
+) -> str:  # fmt: skip
     """A remedy to be typed as it stands: with the runs directory, without which it would work on other runs."""
-    given = {"PROFILE": profile, "LIMIT": limit}
+    given = {"PROFILE": profile, "LIMIT": limit, "SUITE": suite, "ORDER": order}
     settings = (f" {name}={shlex.quote(str(value))}" for name, value in given.items() if value is not None)
     return f"make {target}{''.join(settings)}{runs_setting(runs_dir)}"
 

@@ -12,7 +12,6 @@ It is started every half minute beside a run: standard library only.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import socket
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import lock
 from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
-from jobs.runs.atomic import finite
+from jobs.runs.atomic import finite, read_json_or_nothing
 
 if TYPE_CHECKING:
     from jobs.clock import Clock
@@ -49,7 +48,7 @@ _OTHERWISE = "train"  # a phase that is not in the table is held to the strictes
 
 
 class HealthVerdict(NamedTuple):
-    """About one run; the sentence says why."""
+    """Whether one run is healthy, and the reason as a sentence."""
 
     healthy: bool
     sentence: str
@@ -118,8 +117,7 @@ def _remedy(allowed: float) -> str:
 
 
 def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
-    if beat is None:
-        return None
+    beat = beat or {}
     phase, at = beat.get("phase"), _times(beat, "")
     if not isinstance(phase, str) or at is None:
         return None
@@ -145,7 +143,9 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
         except (OSError, ValueError):  # another user's, or removed meanwhile: not a run of ours
             continue
         if written_here:
-            beat = _read(path.with_name("heartbeat.json"))  # before the clocks, or a new beat would be from the future
+            beat = read_json_or_nothing(
+                path.with_name("heartbeat.json")
+            )  # before the clocks, or a new beat would be from the future
             wall = clock.time()
             verdict = judge(beat, wall - locked_at, clock.monotonic(), wall, limits)
             yield f"{path.parent.parent.name}/{path.parent.name}", verdict
@@ -154,14 +154,6 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
 def _holder_host(text: str) -> str:
     """The host in what `jobs.lock.hold` writes: process PID on HOST."""
     return text.strip().partition(" on ")[2]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 
+from benchmarks.one_call import ended, leak_ratio, printed, rows_of
 from benchmarks.stages import checkout, phases, rates, table, total
 
 ROW = {"stage": "stage3b", "seconds": 50.0, "phases": {"start": 10.0, "train": 40.0}, "tokens_per_s": 1000.0,
@@ -34,3 +39,31 @@ def test_the_ratio_is_the_base_s_wall_time_over_ours() -> None:
 def test_a_base_that_is_no_commit_is_one_line() -> None:
     with pytest.raises(SystemExit, match=r"^error: --base nosuch: .*; name a commit"), checkout("nosuch"):
         pass
+
+
+# ---- everything in one call
+
+
+def test_a_row_for_each_training_and_evaluation_names_what_was_scored_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    evaluations = [
+        {"label": f"base/{mask}", "mask": mask, "items": 100, "seconds": seconds, "items_per_s": 100 / seconds, "dtype": "bfloat16",
+         "exact": {"rescored": 9}} for mask, seconds in (("prefix", 2.0), ("bidirectional", 3.0))
+    ]  # fmt: skip
+    train = {"steps": 6, "seconds": 2.5, "tokens_per_s": 1000.0, "graph_reason": "a CPU", "padding": 0.25}
+    path.write_text(json.dumps({"stage": "stage3b", "train": train, "evaluations": evaluations}))
+    rows = list(rows_of([path]))
+    assert leak_ratio(rows) == {"what": "bidirectional over prefix", "rate": 1.5, "unit": "x"}
+    assert leak_ratio(rows[:2]) is None
+    text = printed(rows)
+    assert "100 items, bfloat16; 9.0% scored again in float32" in text and "graphs: a CPU; padding 25.0%" in text
+
+
+def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    program = f"import os, signal; pid = os.fork() or open({str(child)!r}, 'w').write(str(os.getpid())); signal.pause()"
+    assert ended([sys.executable, "-c", program], 1.0, tmp_path / "out") is None
+    status = Path(f"/proc/{child.read_text()}/stat")
+    assert not status.exists() or status.read_text().split()[2] in "ZX"
+    assert ended([sys.executable, "-c", "print(1); raise SystemExit(3)"], 60.0, tmp_path / "out") == 3
+    assert (tmp_path / "out").read_text() == "1\n"

@@ -175,7 +175,7 @@ def test_every_stage_is_a_make_target_and_in_the_help() -> None:
     assert missing == []
 
 
-def test_the_command_line_page_is_what_the_commands_say() -> None:
+def test_the_command_line_page_is_the_help_of_the_commands() -> None:
     assert generate_cli.TARGET.read_text(encoding="utf-8") == generate_cli.text(), "run: make docs"
 
 

@@ -19,7 +19,7 @@ LINT = "from importlinter.cli import lint_imports_command as run; run(['--no-log
 PLANTS = {
     "jobs stands on the standard library, yaml and pydantic": ("jobs/columns.py", "click"),
     "the floors of jobs, top down; a room or a file without a floor fails": ("jobs/columns.py", "jobs.clock"),
-    "app and vast stand on jobs, and neither on the other": ("app/stats.py", "vast.ports"),
+    "app and vast stand on jobs, and neither on the other": ("app/stats/bootstrap.py", "vast.ports"),
     "the supervisor runs where torch is not installed": ("vast/supervisor/state.py", "numpy"),
     "what runs on a rented machine stands on the standard library": ("vast/host/lease.py", "yaml"),
     "the floors of app, top down; a room or a file without a floor fails": ("app/data/qa.py", "app.scoring.rows"),
@@ -84,3 +84,13 @@ def test_one_forbidden_import_breaks_its_contract_and_no_other(tree: Path, contr
 def test_a_file_without_a_floor_breaks_the_floors_of_its_package(tree: Path, package: str) -> None:
     (tree / package / "attic.py").touch()
     assert broken(tree) == [f"the floors of {package}, top down; a room or a file without a floor fails"]
+
+
+@pytest.mark.parametrize("library", ["peft", "lm_eval", "docker", "datasets"])
+def test_a_library_that_few_commands_need_is_loaded_by_those_only(library: str) -> None:
+    """Each costs every start of a stage up to a second of a core."""
+    allowed = {"lm_eval": ["app/harness"], "docker": ["vast/local"], "datasets": []}.get(library, [])
+    loads = re.compile(rf"^(?:from|import) {library}\b", re.MULTILINE)  # not indented: when the module is imported
+    found = [path.relative_to(ROOT).as_posix() for folder in ("app", "jobs", "vast") for path in (ROOT / folder).rglob("*.py")
+             if loads.search(path.read_text(encoding="utf-8"))]  # fmt: skip
+    assert [name for name in found if not name.startswith(tuple(allowed) or ("-",))] == []

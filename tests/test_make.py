@@ -96,7 +96,7 @@ def tree(tmp_path: Path) -> Tree:
         (["RESUME=1", "FORCE=1"], "exclude each other"),
     ],
 )
-def test_a_mistake_is_told_before_an_image_is_built(words: list[str], said: str, tree: Tree) -> None:
+def test_a_mistake_is_reported_before_an_image_is_built(words: list[str], said: str, tree: Tree) -> None:
     output = tree.make("stage3a", *words)
     assert "running in a container" in output and said in output
     assert not tree.built()
@@ -112,7 +112,7 @@ def test_a_venv_older_than_its_lock_is_not_asked(tree: Tree) -> None:
     assert "unknown profile" not in tree.make("stage1", "PROFILE=nosuch") and tree.built()
 
 
-def test_without_an_engine_nothing_is_said_to_be_building(tree: Tree) -> None:
+def test_without_an_engine_no_build_is_announced(tree: Tree) -> None:
     output = tree.make("stage1", "RUNNER=docker", NO_ENGINE="1")
     assert "error: docker: no container engine answers; start it, or use RUNNER=native" in output
     assert "building" not in output and not tree.built()

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.report.power import power_rows, print_power
 from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
-from vast.commands import offer_table
+from vast.commands import offers
 from vast.policy import load as load_policy
 from vast.ports import Offer
+from vast.records.overview import overview
 from vast.records.status import TERMINAL, RunStatus, terminal_rows
 from vast.session.view import Board, Line
 
@@ -132,8 +134,8 @@ def test_offers(width: int) -> None:
         Offer(12345678 + n, 4567, "RTX PRO 6000 WS", 8, 96.0, 1.2 + n, 0.7, 0.99, 8123.4, 900.0, 1234.5, 8, place="Sweden, SE")
         for n in range(3)
     ]  # fmt: skip
-    cells = offer_table.rows(found, [1.5, 12.5, None], load_policy(), interruptible=False)
-    check(table_lines(offer_table.TERMINAL, cells, width)[1:], width, cells)
+    cells = offers.rows(found, [1.5, 12.5, None], load_policy(), interruptible=False)
+    check(table_lines(offers.TERMINAL, cells, width)[1:], width, cells)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -150,3 +152,20 @@ def test_the_live_table(width: int) -> None:
     text = board._table().plain.splitlines()
     cells = [list(vars(replace(line, fix=line.fix.replace("_", " "))).values()) for line in lines]
     check(text[2:], width, cells)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_power(runs_dir: Path, width: int) -> None:
+    study = build_report(runs_dir).study
+    lines = printed(lambda console: print_power(study, console, 1.0), width)
+    shown = check(lines, width, power_rows(study, 1.0))
+    assert len(shown[0]) == 7 or width < 120
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_overview(runs_dir: Path, width: int) -> None:
+    stages, rented, _ = overview(runs_dir, ("stage1", "stage2", "stage5a"), STATUSES)
+    for part in (stages, rented):
+        lines = table_lines(part.columns, part.rows, width)
+        shown = check(lines[1:], width, part.rows)
+        assert [row[0].strip() for row in shown] == [row[0] for row in part.rows]

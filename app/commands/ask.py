@@ -31,12 +31,12 @@ def _load(
 @click.command()
 @profile_option
 @model_option
-@click.option("--mask", type=click.Choice(MASKS), required=True, help="Who sees whom; the context is the prefix. "
-              "bidirectional leaks the answer. See docs/mask.md.")  # fmt: skip
+@click.option("--mask", type=click.Choice(MASKS), required=True, help="Which token may attend to which; the context is "
+              "the prefix. bidirectional leaks the answer. See docs/mask.md.")  # fmt: skip
 @click.option("--pairs", type=FILE, required=True, help='JSON lines {"context": "...", "continuation": "..."}; other keys '
               "are kept.")  # fmt: skip
 @click.option("--out", type=FILE, required=True, help="The same lines in the same order, with logprob (nats), n_tokens, n_chars "
-              "and greedy: whether greedy decoding would say the same.")  # fmt: skip
+              "and greedy: whether greedy decoding gives this continuation.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
 @click.option("--format", "boundary", type=click.Choice(["harness", "reference"]), default="harness", show_default=True,
               help="The rule for where a continuation begins, in tokens; see docs/mask.md.")  # fmt: skip

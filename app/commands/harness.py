@@ -15,8 +15,9 @@ from jobs.errors import ConfigError
 @click.command()
 @profile_option
 @model_option
-@click.option("--mask", type=click.Choice(MASKS), required=True, help="Who sees whom; the context, with its few-shot examples, "
-              "is the prefix. bidirectional leaks the answer and cannot generate. See docs/harness.md.")  # fmt: skip
+@click.option("--mask", type=click.Choice(MASKS), required=True, help="Which token may attend to which; the context, "
+              "with its few-shot examples, is the prefix. bidirectional leaks the answer and cannot generate. See "
+              "docs/harness.md.")  # fmt: skip
 @click.option("--tasks", required=True, metavar="NAMES", help="Tasks, groups or tags of lm_eval, separated by commas; wildcards "
               "may be used. With a profile on the embedded data, their rows are read from there if they are in it.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items of each task.")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from jobs.config.load import DEFAULT_PROFILE
+from jobs.errors import RunStateError, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -42,3 +43,10 @@ model_option = click.option(
 def set_option(text: str) -> Callable[[F], F]:
     """--set, with the help `text`."""
     return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=f"{text} Repeatable.")
+
+
+def require_directory(runs_dir: Path) -> None:
+    """Refuse a missing directory: a mistyped path must not look like a directory without runs."""
+    if not runs_dir.exists():
+        begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
+        raise RunStateError(runs_dir, "no such directory, so no run", begin)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.options import runs_option
-from jobs.errors import RunStateError, make_command
+from app.commands.options import require_directory, runs_option
 
 if TYPE_CHECKING:
     from app.report.render import Report
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
     """Print the results; write report.md and report.html into the runs directory."""
     if serve is None:  # a server waits for the first run
-        _require_directory(runs_dir)
+        require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.render import build_report, print_results, write_report
@@ -46,13 +45,6 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         click.echo(f"wrote {path}")
 
 
-def _require_directory(runs_dir: Path) -> None:
-    """Refuse a missing directory: a mistyped path must not look like a directory without runs."""
-    if not runs_dir.exists():
-        begin = f"correct --runs-dir (make: RUNS), or begin there: {make_command('demo', runs_dir=runs_dir)}"
-        raise RunStateError(runs_dir, "no such directory, so no run", begin)
-
-
 def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
     from app.report.server import ReportPages, ReportServer, parse_address, serve
 
@@ -65,7 +57,7 @@ def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
 @runs_option
 def runs(runs_dir: Path) -> None:
     """List runs, newest first, with their state and result."""
-    _require_directory(runs_dir)
+    require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.run_list import list_rows, print_runs

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
+from app.runtime.artifact_store import store_of
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
@@ -37,18 +38,20 @@ seed_option = click.option(
 @runs_option
 @seed_option
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
-@click.option("--resume", is_flag=True, help="Go on with the newest unfinished run of this very job.")
+@click.option(
+    "--resume", is_flag=True, help="Resume the newest unfinished run that has the same settings, data and weights."
+)
 @click.option("--continue", "proceed", is_flag=True,
-              help="Like --resume where there is an unfinished run of this very job, and else start.")  # fmt: skip
+              help="Resume if there is an unfinished run that --resume would take; otherwise start a new one.")  # fmt: skip
 @click.option("--halve-memory", type=click.IntRange(0, 16), default=0, metavar="K",
               help="Halve the tokens of a packed row (without packing train.micro_batch_size) and score.batch_tokens K times. "
-              "The batch stays, and so does what makes this very job: a run that ended out of memory is resumed.")  # fmt: skip
+              "The batch size does not change, so a run that ended out of memory can be resumed.")  # fmt: skip
 def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
         force: bool, resume: bool, proceed: bool, halve_memory: int) -> None:  # fmt: skip
     """Run a STAGE: the name of a file in jobs/, such as stage1. Several run one after the other in this process.
 
-    A stage that is complete already, with the very same settings, data and weights, is not repeated. Of several stages
-    each takes what --set overrides in a section that it has: train.* those that train, score.* those that score.
+    A stage that is complete already, with the same settings, data and weights, is not repeated. With several stages, a
+    --set of a section applies to the stages that have it: train.* to those that train, score.* to those that score.
     """
     chosen = _sets_by_stage(stages, profile, sets)
     jobs = [replace(resolve(stage, profile, limit=limit, sets=chosen[stage], seed=seed), halvings=halve_memory)
@@ -89,6 +92,7 @@ def _sets_by_stage(stages: Sequence[str], profile: str, sets: Sequence[str]) -> 
     chosen: dict[str, list[str]] = {stage: [] for stage in stages}
     for pair in sets:
         section = pair.partition("=")[0].partition(".")[0]
+        section = "train" if section == "recipe" else section
         takers = [name for name, stage in sections.items() if getattr(stage, section, stage) is not None]
         if not takers:
             raise ConfigError("--set", f"{pair}: none of {', '.join(stages)} has a section {section}", "leave it out")
@@ -139,4 +143,5 @@ def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ..
     for name in stage_names() if everything else [str(stage)]:
         job = resolve(name, profile, limit=limit, sets=sets, seed=seed)
         require_paths(job)
+        store_of(job)
         click.echo(f"{name}: valid with profile {job.profile.name}")

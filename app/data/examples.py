@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
-from app.data.records import Conversation, Record, Template, TextDocument, content, identity, is_empty, render
+from app.data.records import Conversation, Record, Template, TextDocument, content, identity, is_empty, render, repeated
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from jobs.config.schema import TrainData
-from jobs.errors import DataError
+from jobs.errors import ConfigError, DataError
 
 BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads, small enough for a lively bar
 
@@ -67,8 +67,9 @@ class DataReport:
 
 
 def load_examples(
-    source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0
-) -> tuple[list[TokenExample], DataReport]:
+    source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
+    suite: str = "", repeat: bool = False,
+) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
     """Read, deduplicate, limit, render and tokenise.
 
     Examples within `source.limit` are chosen by hash, so that a small limit is a sample of every set and does not depend on
@@ -78,21 +79,28 @@ def load_examples(
         tokenizer: a fast transformers tokenizer.
         max_length: tokens of prompt and response together, end-of-sequence included.
         seed: where plain text is cut; nothing else depends on it.
+        own: records of the stage's suite, to take in place of the source's. suite: its name, for errors.
+        repeat: write every prompt twice.
 
     Returns:
         The examples in the order they were read, and the counts.
 
     Raises:
         DataError: unreadable or malformed data, an unfit tokenizer, or no example left.
+        ConfigError: prompts to be written twice that are not ours to write.
     """
-    where = source.name or source.path or "embedded"
+    where = source.name or source.path or "embedded" if own is None else f"suite {suite}"
+    template: Template = source.template if own is None else "plain"  # a suite's records are prompts as they are scored
+    if repeat and own is None and (template == "chat" or source.format in ("messages", "text")):
+        fact = f"repeat writes a prompt twice, and {source.format} data with template {template} has none of plain text"
+        raise ConfigError("order", fact, "use data.train.template plain or alpaca, of format qa or alpaca")
     if tokenizer.eos_token_id is None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
-    report = DataReport(where, source.format, source.template)
-    records = _sample(_distinct(_records(source), report), source.limit, report)
+    report = DataReport(where, source.format if own is None else "suite", template)
+    records = _sample(_distinct(_records(source) if own is None else own, report), source.limit, report)
     if not report.read:
         raise DataError(where, "holds no examples", "give at least one")
-    examples = list(_tokenise(records, source.template, tokenizer, max_length, seed, report))
+    examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat))
     if not examples:
         counts = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "of weight 0": report.dropped_weight,
                   f"longer than {max_length} tokens": report.dropped_length}  # fmt: skip
@@ -183,14 +191,22 @@ def _sha256(text: str) -> str:
 
 
 def _tokenise(
-    records: Sequence[_Keyed], template: Template, tokenizer: Any, max_length: int, seed: int, report: DataReport
+    records: Sequence[_Keyed],
+    template: Template,
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    report: DataReport,
+    repeat: bool,
 ) -> Iterator[TokenExample]:
     by_set: Counter[str] = Counter()
     ends = {turn_end(tokenizer)} if report.format == "messages" or template == "chat" else set()
     with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
-            for keyed, (prompt, response) in zip(batch, _pairs(batch, template, tokenizer, seed, report), strict=True):
+            for keyed, (prompt, response) in zip(
+                batch, _pairs(batch, template, tokenizer, seed, report, repeat), strict=True
+            ):
                 if not prompt or not response:
                     report.dropped_empty += 1
                     continue
@@ -201,17 +217,19 @@ def _tokenise(
                 by_set[keyed.record.origin.split("/")[0]] += 1
                 yield TokenExample(tuple(prompt), tuple(closed), keyed.key, keyed.text)
             bar.update(len(batch))
-    if report.format == "qa":
+    if report.format in ("qa", "suite"):
         report.kept_by_set = dict(by_set)
 
 
 def _pairs(
-    batch: Sequence[_Keyed], template: Template, tokenizer: Any, seed: int, report: DataReport
+    batch: Sequence[_Keyed], template: Template, tokenizer: Any, seed: int, report: DataReport, repeat: bool
 ) -> list[tuple[list[int], list[int]]]:
     if report.format == "text":
         return cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
     records = [keyed.record for keyed in batch]
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
+    if repeat:
+        examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]
     pairs, apart = encode(examples, tokenizer)
     report.encoded_apart += apart
     return pairs

@@ -85,6 +85,11 @@ class Example:
     special_tokens: bool
 
 
+def repeated(prompt: str) -> str:
+    """The prompt twice, with an empty line between: order `repeat`."""
+    return f"{prompt}\n\n{prompt}"
+
+
 def content(record: Record) -> str:
     """The record's words without any template, for the overlap check.
 

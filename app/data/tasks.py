@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ class Item:
         without the delimiter, and for winogrande (whose choices sit in the context) the text up to and including
         the option, although it reports only `acc` there.
     question, answers: the undecorated text, for the overlap check; winogrande has no question but whole sentences.
+    metric: the accuracy that is the headline of its task. chance: that of guessing.
     sha: 16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored.
     """
 
@@ -45,6 +46,8 @@ class Item:
     boundary: Format
     question: str
     answers: tuple[str, ...]
+    metric: str
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -116,18 +119,27 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
     rendered = spec.render[format](content)
-    scored = [task, format, [[pair.context, pair.continuation] for pair in rendered.pairs], content.gold]
-    return Item(
+    item = Item(
         task=task,
         id=f"{task}/{index}",
-        sha=hashlib.sha256(json.dumps(scored, ensure_ascii=False).encode()).hexdigest()[:16],
+        sha="",
         choices=rendered.pairs,
         gold=content.gold,
         n_chars=rendered.n_chars,
         boundary=format,
         question=rendered.question,
         answers=rendered.answers,
+        metric=spec.headline(format),
+        chance=spec.chance,
     )
+    return signed(item)
+
+
+def signed(item: Item) -> Item:
+    """The item with the hash of what is scored."""
+    pairs = [[pair.context, pair.continuation] for pair in item.choices]
+    text = json.dumps([item.task, item.boundary, pairs, item.gold], ensure_ascii=False)
+    return replace(item, sha=hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
 _Renders = dict[Format, Callable[[Content], Rendered]]

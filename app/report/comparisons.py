@@ -7,13 +7,19 @@ format. Anything else is refused (`refuse_different_items`); a common subset is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from app.report.runs import Evaluation, Run
-from app.stats import McNemar, Paired, holm, mcnemar_exact, paired_bootstrap
+from app.report.trainings import Trainings
+from app.stats.bootstrap import Interval, Paired, paired_bootstrap
+from app.stats.difference import Difference, difference
+from app.stats.mcnemar import McNemar, holm, mcnemar_exact
 from jobs.errors import DataError
 
 RESAMPLES = 10_000
+NLL_RESAMPLES = 2_000  # log-likelihoods all differ, so that each resample costs as much as there are items
 SEED = 0  # of the report's own bootstrap: equal runs give equal reports, byte for byte
 SIGNIFICANT = 0.05
 WIDE = 0.02  # of half an interval: above it, the items are too few for a verdict of no difference
@@ -32,7 +38,12 @@ class TaskTest:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`first` against `second` (the baseline) on the same items; differences are first minus second."""
+    """`first` against `second` (the baseline) on the same items; differences are first minus second.
+
+    `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`
+    and `tests` are of `first` and `second` alone. `nll`: of the right answer, nats a token, so that lower is better; None
+    for runs without it.
+    """
 
     group: str  # ablation, recovery, control, side effect, leaks or compare
     title: str
@@ -40,6 +51,9 @@ class Comparison:
     second: Evaluation
     paired: Paired
     tests: Mapping[str, TaskTest]
+    accuracy: Difference
+    nll: Difference | None
+    seeds: tuple[int, ...] = ()
 
     @property
     def leaks(self) -> bool:
@@ -53,22 +67,40 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`lower`, `higher` or `within noise`, by the interval of the macro difference."""
-        if not self.paired.difference.excludes(0.0):
+        """`lower`, `higher` or `within noise`, by the interval of the macro difference in accuracy."""
+        return reading(self.accuracy.total)
+
+    @property
+    def nll_verdict(self) -> str:
+        """The same for the gold NLL; within noise without it, and where bfloat16's rounding may have made the difference."""
+        if self.nll is None or abs(self.nll.total.value) <= self._rounding:
             return "within noise"
-        return "lower" if self.paired.difference.value < 0 else "higher"
+        return reading(self.nll.total)
+
+    @property
+    def _rounding(self) -> float:
+        """Nats a token by which rounding may have moved the difference in NLL: the mean over tasks of both sides' sum."""
+        sides = (score.gold_nll_rounding for e in (self.first, self.second) for score in e.tasks.values())
+        return sum(sides) / len(self.first.tasks)
 
     @property
     def too_few_items(self) -> bool:
         """Whether the items are too few for a verdict: the interval holds 0 and is wider than ± WIDE."""
-        difference = self.paired.difference
-        return self.verdict == "within noise" and (difference.hi - difference.lo) / 2 > WIDE
+        total = self.accuracy.total
+        return self.verdict == "within noise" and (total.hi - total.lo) / 2 > WIDE
 
     def task_verdict(self, task: str) -> str:
         """`lower`, `higher` or `within noise` for one task, by the Holm-adjusted exact test."""
         if self.tests[task].p_holm >= SIGNIFICANT:
             return "within noise"
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
+
+
+def reading(difference: Interval) -> str:
+    """`lower`, `higher` or `within noise`, by whether the interval holds 0."""
+    if not difference.excludes(0.0):
+        return "within noise"
+    return "lower" if difference.value < 0 else "higher"
 
 
 def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") -> None:
@@ -84,7 +116,7 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
             raise DataError(
                 where,
                 f"scored in different formats, {first.format} and {other.format} ({pair})",
-                "their accuracies are not the same quantity; score both with one score.format",
+                "their accuracies are not the same quantity; score both with one suite, order, shots and score.format",
             )
         differences = _item_differences(first, other)
         if differences:
@@ -140,24 +172,61 @@ def find_baseline(runs: Iterable[Run]) -> Evaluation | None:
     return min(candidates, key=lambda e: e.stage != "stage1", default=None)
 
 
-def compare(group: str, title: str, first: Evaluation, second: Evaluation) -> Comparison:
+def compare(
+    group: str,
+    title: str,
+    first: Evaluation,
+    second: Evaluation,
+    seeds: Mapping[int, tuple[Evaluation, Evaluation]] = {},
+) -> Comparison:
     """The paired statistics of two evaluations.
+
+    seeds: {training seed: the two evaluations of that seed}, where there are several; `first` and `second` are among them.
 
     Raises:
         DataError: they were scored on different items or in different formats.
     """
-    refuse_different_items([second, first])
+    pairs = list(seeds.values()) or [(first, second)]
+    refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tasks = sorted(first.correct)
     mcnemar = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
     adjusted = holm([mcnemar[task].p_value for task in tasks])
+    firsts, seconds = zip(*pairs, strict=True)
+    both = paired(first, second)
+    accuracy = difference(
+        [e.correct for e in firsts], [e.correct for e in seconds], samples=RESAMPLES if len(pairs) > 1 else 1, seed=SEED
+    )
+    if len(pairs) == 1:  # one bootstrap, one interval everywhere
+        accuracy = replace(accuracy, total=both.difference, by_task=both.difference_by_task)
     return Comparison(
         group=group,
         title=title,
         first=first,
         second=second,
-        paired=paired(first, second),
+        paired=both,
         tests={task: TaskTest(mcnemar[task], p) for task, p in zip(tasks, adjusted, strict=True)},
+        accuracy=accuracy,
+        nll=_nll(firsts, seconds),
+        seeds=tuple(sorted(seeds)),
     )
+
+
+def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Difference | None:
+    """The difference in gold NLL; None unless all have it, for answers of the same tokens."""
+    tokens = firsts[0].tokens
+    if not all(e.tokens and all(np.array_equal(e.tokens[t], tokens[t]) for t in tokens) for e in (*firsts, *seconds)):
+        return None
+    nlls = [[e.nll for e in side] for side in (firsts, seconds)]
+    return difference(*nlls, sizes=tokens, samples=NLL_RESAMPLES, seed=SEED)
+
+
+def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
+    """Macro accuracy of a model with its interval: over items and seeds where it was trained with several, else its own."""
+    seeds = list(trainings.replicates(e).values())
+    if len(seeds) < 2:
+        return e.macro
+    nothing = {task: np.zeros(len(right)) for task, right in e.correct.items()}
+    return difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
 
 
 def paired(first: Evaluation, second: Evaluation) -> Paired:
@@ -170,13 +239,11 @@ def trained_under(runs: Iterable[Run]) -> dict[str, str]:
     return _TRAINED_UNDER | {run.stage: str(run.train["mask"]) for run in runs if run.train}
 
 
-def planned_comparisons(runs: Sequence[Run]) -> list[Comparison]:
+def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Comparison]:
     """The comparisons that answer the experiment's questions, in reading order; those without an evaluation are left out."""
     at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
-    baseline = find_baseline(runs)
-    if baseline is None:
-        return []
-    at["base", "causal"] = baseline
+    if (baseline := find_baseline(runs)) is not None:
+        at["base", "causal"] = baseline
     masks = trained_under(runs)
     models = list(dict.fromkeys(e.model for run in runs for e in run.evaluations if e.model != "base"))
     trained_prefix = [m for m in models if masks.get(m) == "prefix"]
@@ -192,19 +259,23 @@ def planned_comparisons(runs: Sequence[Run]) -> list[Comparison]:
     for c in controls:
         asked.append(("control", f"Finetuning alone, causally ({c})", (c, "causal"), ("base", "causal")))
         asked.append(("control", f"{c}, never trained with the mask, under it", (c, "prefix"), ("base", "prefix")))
-        for m in trained_prefix:
+        for m in (m for m in trained_prefix if m.rpartition(".")[0] == c.rpartition(".")[0]):  # of one recipe
             asked.append(("control", f"{m} under its mask against {c} under its own", (m, "prefix"), (c, "causal")))
             asked.append(("control", f"{m} against {c}, both under the prefix mask", (m, "prefix"), (c, "prefix")))
     for m in trained_prefix:
         asked.append(("side effect", f"Normal causal use after {m}", (m, "causal"), ("base", "causal")))
-        for c in controls:
+        for c in (c for c in controls if m.rpartition(".")[0] == c.rpartition(".")[0]):
             asked.append(("side effect", f"Normal causal use: {m} against {c}", (m, "causal"), (c, "causal")))
     for (model, mask), e in sorted(at.items(), key=lambda entry: (["base", *models].index(entry[0][0]), entry[0][1])):
         if e.leaks:
             asked.append(
                 ("leaks", f"{model} scored with its own answer visible (leaks)", (model, mask), ("base", "causal"))
             )
-    return [compare(group, title, at[a], at[b]) for group, title, a, b in asked if a in at and b in at]
+    return [
+        compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b]))
+        for group, title, a, b in asked
+        if a in at and b in at
+    ]
 
 
 def compare_runs(first: Run, second: Run) -> list[Comparison]:

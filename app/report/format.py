@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
@@ -55,6 +55,12 @@ def points(difference: Interval) -> str:
     """`−5.3 points, 95 % interval −7.0 to −3.6`, of accuracy in percent."""
     v, lo, hi = (signed(100 * x, 1) for x in (difference.value, difference.lo, difference.hi))
     return f"{v} points, 95 % interval {lo} to {hi}"
+
+
+def nats(difference: Interval) -> str:
+    """`+0.123 nats a token, 95 % interval +0.045 to +0.201`."""
+    v, lo, hi = (signed(x) for x in (difference.value, difference.lo, difference.hi))
+    return f"{v} nats a token, 95 % interval {lo} to {hi}"
 
 
 def duration(seconds: float | None) -> str:

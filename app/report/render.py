@@ -18,13 +18,16 @@ from rich.console import Console
 from rich.text import Text
 
 from app.report import tables
+from app.report.campaign import Setting
+from app.report.chart import Plot
 from app.report.format import DASH, number
-from app.report.plots import Plot
+from app.report.profile_runs import study_of_profile
 from app.report.run_list import RunRow, list_rows, print_runs
 from app.report.sections import Section, plots, sections
-from app.report.sentences import KeyNumber, cautions, details, headline, key_numbers
-from app.report.study import Study, study_of_profile, study_of_two
+from app.report.sentences import Fact, cautions, details, facts, headline, question
+from app.report.study import Study
 from app.report.tables import Table
+from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
 from jobs.runs.rundir import write_text_atomically
@@ -50,9 +53,10 @@ class Report:
 
     study: Study
     title: str
+    question: str
     headline: str
     details: tuple[str, ...]
-    key_numbers: tuple[KeyNumber, ...]
+    facts: tuple[Fact, ...]
     cautions: tuple[str, ...]
     sections: tuple[Section, ...]
 
@@ -97,10 +101,12 @@ def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[s
     study = study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile)
     return Report(
         study=study,
-        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}",
+        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}"
+        + (f", {study.setting}" if study.setting != Setting() else ""),
+        question=question(study),
         headline=headline(study),
         details=tuple(details(study)),
-        key_numbers=tuple(key_numbers(study)),
+        facts=tuple(facts(study)),
         cautions=tuple(cautions(study)),
         sections=tuple(sections(study)),
     )

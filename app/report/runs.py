@@ -6,7 +6,7 @@ against metrics.json: a run whose two files disagree is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 from jobs.errors import DataError
 from jobs.runs.atomic import read_json, read_jsonl
@@ -32,6 +32,7 @@ class TaskScore:
     headline: float
     stderr: float | None  # None for a single item
     gold_nll: float | None  # nats per token of the right answer
+    gold_nll_rounding: float  # by which bfloat16 may have moved it
     chance: float
     prefix_violations: int
     truncated: int
@@ -41,8 +42,9 @@ class TaskScore:
 class Evaluation:
     """One model scored under one mask, with its per item outcomes.
 
-    `keys[task]` holds (id, sha) sorted by id and `correct[task]` (items,) bool in that same order, so that two
-    evaluations with equal keys are paired item by item.
+    `keys[task]` holds (id, sha) sorted by id. In the same order, so that two evaluations with equal keys are paired item by
+    item: `correct[task]` (items,) bool, `nll[task]` (items,) the right answer's negative log-likelihood in nats, and
+    `tokens[task]` (items,) its length. A run whose samples lack lengths has no `nll` and no `tokens`.
     """
 
     run_id: str
@@ -61,6 +63,8 @@ class Evaluation:
     tokens_per_s: float
     keys: Mapping[str, tuple[tuple[str, str], ...]]
     correct: Mapping[str, NDArray[np.bool_]]
+    nll: Mapping[str, NDArray[np.float64]]
+    tokens: Mapping[str, NDArray[np.int64]]
 
     @property
     def label(self) -> str:
@@ -109,8 +113,8 @@ def headline_metric(task: str, metric: str) -> str:
     return "acc" if task == "winogrande" and metric == "acc_norm" else metric
 
 
-def load_run(run: RunDir) -> Run:
-    """A completed run.
+def load_run(run: RunDir, model: str | None = None) -> Run:
+    """A completed run. model: the name of the model that it trains, in place of its stage's.
 
     Raises:
         DataError: a file is missing, malformed or disagrees with another; names the file (and line) and the remedy.
@@ -127,7 +131,7 @@ def load_run(run: RunDir) -> Run:
     try:
         return Run(
             id=run.id,
-            stage=str(metrics["stage"]),
+            stage=model or str(metrics["stage"]),
             profile=str(metrics["profile"]),
             path=path,
             seed=metrics.get("seed"),
@@ -136,7 +140,7 @@ def load_run(run: RunDir) -> Run:
             finished=str(summary.get("finished") or ""),
             seconds=summary.get("seconds"),
             base_model=_base_model(job),
-            evaluations=_evaluations(path, run.id, metrics),
+            evaluations=_evaluations(path, run.id, metrics, model or str(metrics["stage"])),
             train=metrics.get("train"),
             train_log=tuple(run.read_jsonl("train_log.jsonl")),
             eval_log=tuple(run.read_jsonl("eval_log.jsonl")),
@@ -150,7 +154,7 @@ def load_run(run: RunDir) -> Run:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
 
 
-def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str) -> tuple[Evaluation, ...]:
     written = metrics.get("evaluations") or []
     if not written:
         return ()
@@ -158,28 +162,40 @@ def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any]) -> tuple[E
     samples = _samples(samples_path)
     loaded = []
     for e in written:
-        by_task = samples.get(e["label"], {})
-        keys: dict[str, tuple[tuple[str, str], ...]] = {}
-        correct: dict[str, NDArray[np.bool_]] = {}
+        by_task = {task: _sorted(samples.get(e["label"], {}).get(task, [])) for task in e["tasks"]}
         for task, score in e["tasks"].items():
-            prediction = f"pred_{score.get('metric') or headline_metric(task, e['metric'])}"
-            rows = sorted(by_task.get(task, []), key=lambda row: str(row["id"]))
-            keys[task] = tuple((str(row["id"]), str(row["sha"])) for row in rows)
-            correct[task] = np.array([row[prediction] == row["gold"] for row in rows], dtype=np.bool_)
-            found = float(correct[task].mean()) if rows else float("nan")
-            if (
-                len(set(keys[task])) != score["items"]
-                or len(rows) != score["items"]
-                or abs(found - score["headline"]) > _ATOL
-            ):
-                raise DataError(
-                    str(samples_path),
-                    f"{mask_label(e)} {task}: {len(rows)} items with {prediction} right on {found:.4f}, but "
-                    f"metrics.json says {score['items']} items and {score['headline']:.4f}",
-                    "the run's files do not belong together; score the stage again",
-                )
-        loaded.append(_evaluation(run_id, metrics["stage"], e, keys, correct))
+            _refuse_disagreement(samples_path, e, task, score, by_task[task])
+        named = {**e, "model": model} if e["model"] == metrics["stage"] else e
+        loaded.append(_evaluation(run_id, model, named, by_task))
     return tuple(loaded)
+
+
+def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def _prediction(e: Mapping[str, Any], task: str) -> str:
+    """The key of a row of samples.jsonl that decides whether the item is right."""
+    return f"pred_{e['tasks'][task].get('metric') or headline_metric(task, e['metric'])}"
+
+
+def _refuse_disagreement(
+    path: Path, e: Mapping[str, Any], task: str, score: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raise DataError where metrics.json and the rows of samples.jsonl disagree on items, accuracy or gold NLL."""
+    prediction, nats = _prediction(e, task), score.get("gold_nll_per_token")
+    found = float(np.mean([row[prediction] == row["gold"] for row in rows])) if rows else float("nan")
+    at = f"{mask_label(e)} {task}: {len(rows)} items"
+    remedy = "the run's files do not belong together; score the stage again"
+    distinct = len({(row["id"], row["sha"]) for row in rows})
+    if not distinct == len(rows) == score["items"] or abs(found - score["headline"]) > _ATOL:
+        fact = f"{at} with {prediction} right on {found:.4f}; in metrics.json {score['items']} items and {score['headline']:.4f}"
+        raise DataError(str(path), fact, remedy)
+    if nats is not None and "nll" in rows[0]:
+        nll = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
+        if abs(nll - nats) > _ATOL * max(1.0, abs(nats)):
+            fact = f"{at} with a gold NLL of {nll:.4f} nats a token; in metrics.json {nats:.4f}"
+            raise DataError(str(path), fact, remedy)
 
 
 def mask_label(e: Mapping[str, Any]) -> str:
@@ -191,10 +207,18 @@ def _evaluation(
     run_id: str,
     stage: str,
     e: Mapping[str, Any],
-    keys: Mapping[str, tuple[tuple[str, str], ...]],
-    correct: Mapping[str, NDArray[np.bool_]],
+    by_task: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Evaluation:
     lo, hi = e["macro"]["ci95"]
+    correct = {
+        task: np.array([row[_prediction(e, task)] == row["gold"] for row in rows], dtype=np.bool_)
+        for task, rows in by_task.items()
+    }
+    has_nll = all("nll" in row for rows in by_task.values() for row in rows)
+    nll, tokens = (
+        {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()} if has_nll else {}
+        for key in ("nll", "tokens")
+    )
     return Evaluation(
         run_id=run_id,
         stage=stage,
@@ -202,13 +226,14 @@ def _evaluation(
         model_run=e.get("model_run"),
         mask=e["mask"],
         leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
-        format=e["format"],
+        format=_format(e),
         tasks={
             task: TaskScore(
                 items=int(t["items"]),
                 headline=float(t["headline"]),
                 stderr=t.get("stderr"),
                 gold_nll=t.get("gold_nll_per_token"),
+                gold_nll_rounding=float(t.get("gold_nll_rounding", 0.0)),
                 chance=float(t["chance"]),
                 prefix_violations=int(t.get("prefix_violations", 0)),
                 truncated=int(t.get("truncated", 0)),
@@ -221,20 +246,34 @@ def _evaluation(
         seconds=float(e["seconds"]),
         items_per_s=float(e["items_per_s"]),
         tokens_per_s=float(e["tokens_per_s"]),
-        keys=keys,
+        keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
         correct=correct,
+        nll=nll,
+        tokens=tokens,
     )
 
 
+def _format(e: Mapping[str, Any]) -> str:
+    """How the prompts were written: evaluations of another suite, order or number of shots are never compared."""
+    suite, order, shots = e.get("suite", "short"), e.get("order", "context_first"), e.get("shots", 0)
+    if (suite, order, shots) == ("short", "context_first", 0):
+        return str(e["format"])
+    return f"{e['format']} ({suite}, {order}, {shots} shots)"
+
+
 def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """samples.jsonl as {evaluation: {task: [row, ...]}}; only the keys that the report needs are kept."""
+    """samples.jsonl as {evaluation: {task: [row, ...]}}; kept are the keys that the report needs, and of the
+    log-likelihoods the right answer's: `nll` in nats, and its `tokens`."""
     kept = ("id", "sha", "gold", "pred_acc", "pred_acc_norm", "pred_acc_token")
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     if not path.is_file():
         raise DataError(str(path), "the per item scores are missing", "score the stage again")
     for row in read_jsonl(path):
         by_task = grouped.setdefault(row["evaluation"], {})
-        by_task.setdefault(row["task"], []).append({key: row[key] for key in kept if key in row})
+        short = {key: row[key] for key in kept if key in row}
+        if "n_tokens" in row:
+            short |= {"nll": -row["logprobs"][row["gold"]], "tokens": row["n_tokens"][row["gold"]]}
+        by_task.setdefault(row["task"], []).append(short)
     return grouped
 
 

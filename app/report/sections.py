@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from app.report import plots as report_plots
 from app.report import run_tables
 from app.report import tables as report_tables
+from app.report.chart import Plot
 from app.report.comparisons import Comparison
 from app.report.format import number
-from app.report.plots import Plot
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -30,7 +30,20 @@ class Section:
 def sections(study: Study) -> list[Section]:
     """All sections that these runs fill; missing stages have a section of their own."""
     scored = bool(study.evaluations)
+    side = [c for c in study.comparisons if c.group == "side effect"]
     found = []
+    if len(study.settings) > 1:
+        tables: tuple[Table, ...] = (report_tables.settings(study),)
+        found.append(Section("when", "When it helps", (_WHEN,), tables, ("forest",)))
+    if study.ranked_recipes:
+        found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (report_tables.recipes(study),)))
+    if study.recovery:
+        found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), ("recovery",)))
+    if side:
+        tables = (report_tables.overview(study, side, "Causal scores after finetuning"),)
+        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), tables))
+    estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
+    found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
     if scored:
         tables = (report_tables.results(study), report_tables.accuracy_by_task(study))
         found.append(Section("results", "Results", (), tables, ("macro", "deltas")))
@@ -41,26 +54,23 @@ def sections(study: Study) -> list[Section]:
         found.append(Section("nll", "Is the answer visible?", text, (report_tables.gold_nll(study),), ("nll",)))
     if any(run.train for run in study.runs):
         found.append(_training(study))
-    side = [c for c in study.comparisons if c.group == "side effect"]
-    if side:
-        table = report_tables.overview(side, "Causal scores after finetuning")
-        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), (table,)))
-    if any(run.estimate for run in study.runs):
-        found.append(Section("estimate", "Estimate against actual", (), (run_tables.estimate(study),)))
     if any(run.reference for run in study.runs):
         found.append(Section("reference", "Reference numbers", (_REFERENCE,), (run_tables.reference(study),)))
     if study.missing:
         found.append(Section("missing", "Not run yet", (), (run_tables.missing(study),)))
-    provenance = (run_tables.runs(study), run_tables.speed(study))
-    found.append(Section("runs", "Runs, time and speed", (), provenance))
+    found.append(Section("runs", "Runs", (), (run_tables.runs(study),)))
     return found
 
 
 def plots(study: Study) -> dict[str, Plot]:
     """The plots that these runs can fill, by key."""
-    found = []
+    found: list[Plot | None] = []
     if study.evaluations:
-        found.append(report_plots.macro_plot(study))
+        found += [report_plots.macro_plot(study), report_plots.answer_plot(study)]
+    if len(study.settings) > 1:
+        found.append(report_plots.forest_plot(study.settings))
+    if study.recovery:
+        found.append(report_plots.recovery_plot(study.recovery, study.baseline))
     shown = _delta_series(study)
     if shown:
         found.append(report_plots.delta_plot(shown))
@@ -68,7 +78,7 @@ def plots(study: Study) -> dict[str, Plot]:
         found.append(report_plots.loss_plot(study))
     if any(e.gold_nll is not None for e in study.evaluations):
         found.append(report_plots.nll_plot(study.evaluations))
-    return {plot.key: plot for plot in found}
+    return {plot.key: plot for plot in found if plot is not None}
 
 
 def _delta_series(study: Study) -> list[Comparison]:
@@ -78,7 +88,9 @@ def _delta_series(study: Study) -> list[Comparison]:
 
 
 def _comparisons(study: Study) -> Section:
-    tables = [report_tables.overview(study.comparisons, "Comparisons on the same items")]
+    tables = [report_tables.overview(study, study.comparisons, "Comparisons on the same items")]
+    if any(c.seeds for c in study.comparisons):
+        tables.append(report_tables.each_seed(study.comparisons))
     tables += [report_tables.paired_by_task(c) for c in study.comparisons]
     return Section("comparisons", "Differences", (_READING,), tuple(tables))
 
@@ -89,7 +101,9 @@ def _training(study: Study) -> Section:
     text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
     tables = [run_tables.training(study)]
     if control:
-        tables.append(report_tables.overview(control, "The control: prefix against causal finetuning on the same data"))
+        tables.append(
+            report_tables.overview(study, control, "The control: prefix against causal finetuning on the same data")
+        )
     elif study.compared is None:
         text.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
     drawn = ("loss",) if any(run.train_log or run.eval_log for run in trained) else ()
@@ -107,8 +121,20 @@ def _unequal_training(trained: Sequence[Run]) -> list[str]:
     return [f"stage3a and stage3b differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
+_WHEN = (
+    "The same comparison in every setting: the model finetuned for the bidirectional prompt, against its control, each under its "
+    "own mask. A bidirectional prompt can help only where an early part of the prompt depends on a later one."
+)
+_RECIPES = (
+    "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "
+    "believing its lead."
+)
+_RECOVERY = (
+    "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
+    "the curve levels off although the model is repaired."
+)
 _TELL_TALE = (
-    "The negative log-likelihood of the right answer, per token, tells whether a mask lets the answer be copied. "
+    "The negative log-likelihood of the right answer, per token, shows whether a mask lets the answer be copied. "
     "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
     "leaking one drives it below causal, because each answer token is an input to its own prediction."
 )
@@ -123,8 +149,9 @@ _REFERENCE = (
 )
 _READING = (
     "A macro difference is read by its 95 % bootstrap interval, a single task by McNemar's exact test adjusted over "
-    "the tasks of its comparison (Holm). Within noise means that these items cannot tell the two apart, not that they "
-    "are equal. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance."
+    "the tasks of its comparison (Holm). Within noise does not mean equal: a difference smaller than the column Can show "
+    "would often go unnoticed. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance, "
+    "so a campaign declares one of them as primary before it runs, and all others are exploratory."
 )
 _TRAINING = (
     "Each eval loss is under the stage's own mask and on held-out examples of the training set, so it is no score on "

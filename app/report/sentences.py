@@ -1,112 +1,169 @@
-"""The sentences of a report: its headline, its key numbers and its cautions, each generated from the numbers.
+"""The sentences of a report: its question, its answer, what supports it, and its cautions, each generated from the numbers.
 
-A difference whose 95 % interval holds zero is called within noise, never a gain or a loss; and within noise is never
-called equal. If that interval is wide, the headline states that the items are too few. Leaking evaluations never enter the
-headline.
+The answer uses two measures, accuracy and the right answer's negative log-likelihood (NLL): what accuracy needs thousands
+of items for, NLL often decides with tens. A difference whose 95 % interval holds zero is never called a gain or a loss, and
+"no difference" states the smallest difference that these items and seeds can show. Leaking evaluations never enter.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.report.comparisons import WIDE, Comparison, trained_under
-from app.report.format import number, points, signed
+from app.report.comparisons import WIDE, Comparison
+from app.report.format import duration, nats, number, points
 from app.report.study import Study
+from app.stats.power import items_needed, smallest_difference
 
 
 @dataclass(frozen=True)
-class KeyNumber:
-    """One number of the first screen: what it is, its value and what it means."""
+class Fact:
+    """One line of the first screen beside the answer: what it is about, and the sentence."""
 
     name: str
-    value: str
-    note: str
+    text: str
 
 
-# The phrase for each verdict of a comparison; "too few" where its interval holds 0 and much else.
-_ABLATION = {
-    "lower": "Letting the prompt of {model} see itself in both directions costs {change} of macro accuracy",
-    "higher": "Letting the prompt of {model} see itself in both directions raises macro accuracy by {change}",
-    "within noise": "Letting the prompt of {model} see itself in both directions moves macro accuracy by no more than the noise",
-    "too few": "These items cannot tell what letting the prompt of {model} see itself in both directions does to macro accuracy "
-    "({points})",
-}  # fmt: skip
-_FINETUNING = {
-    "lower": "; finetuning under that mask ({model}) makes it worse",
-    "higher": "; finetuning under that mask ({model}) ",
-    "within noise": "; finetuning under that mask ({model}) changes that by no more than the noise",
-    "too few": "; these items cannot tell what finetuning under that mask ({model}) changes ({points})",
-}
-_AFTER = {
-    "lower": "brings it part of the way back to the untouched model",
-    "higher": "brings it above the untouched model",
-    "within noise": "brings it to within noise of the untouched model",
-    "too few": "wins {change}, to where these items cannot tell it from the untouched model ({points})",
-}
-_CONTROL = {
-    "lower": ". It ends below the causally finetuned control.",
-    "higher": ". It ends above the causally finetuned control.",
-    "within noise": ". It ends within noise of the causally finetuned control.",
-    "too few": ". These items cannot tell it from the causally finetuned control ({points}).",
-}
-_OF_TWO = {
-    "lower": "is below",
-    "higher": "is above",
-    "within noise": "is within noise of",
-    "too few": "cannot be told by these items from",
-}
+@dataclass(frozen=True)
+class Finding:
+    """What one comparison shows. `direction`: better, worse, level, or unclear where the items are too few."""
+
+    direction: str
+    points: float | None  # of accuracy, if that decides
+    text: str  # of a level or unclear one: how far it reaches
+    beside: str = ""  # NLL, where accuracy decides and NLL points the other way
+
+    @property
+    def change(self) -> str:
+        """Such as "5.0 points more accurate"."""
+        if self.points is None:
+            return f"{'surer' if self.direction == 'better' else 'less sure'} of the right answers"
+        return f"{self.points:.1f} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
 
 
-def _reading(c: Comparison) -> str:
-    return "too few" if c.too_few_items else c.verdict
+def finding(c: Comparison, measure: str = "accuracy") -> Finding:
+    """The reading of a comparison: by accuracy if that is clear, else by NLL, else level or unclear. If a campaign declared
+    NLL as its `measure`, by that alone."""
+    by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
+    if measure == "gold_nll" and c.nll is not None:
+        least = smallest_difference(c.nll.variance)
+        return Finding(
+            by_nll or "level", None, "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
+        )
+    if c.verdict != "within noise":
+        direction = {"higher": "better", "lower": "worse"}[c.verdict]
+        other = "surer" if by_nll == "better" else "less sure"
+        beside = f" though {other} of the right answers" if by_nll and by_nll != direction else ""
+        return Finding(direction, abs(100 * c.accuracy.total.value), "", beside)
+    if c.too_few_items:
+        if by_nll:
+            return Finding(by_nll, None, "")
+        return Finding("unclear", None, not_enough(c))
+    least = 100 * smallest_difference(c.accuracy.variance)
+    level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
+    sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
+    return Finding("level", None, level + sure.get(by_nll or "", ""))
 
 
-def _change(c: Comparison) -> str:
-    return f"{number(abs(100 * c.paired.difference.value), 1)} points"
+def not_enough(c: Comparison) -> str:
+    """What it would take to show a difference of WIDE in accuracy."""
+    needed = items_needed(c.accuracy.variance, WIDE)
+    if needed is None:
+        return "Not enough seeds to tell: no number of items would do"
+    return f"Not enough items to tell: at least {needed:,} needed"
+
+
+def question(study: Study) -> str:
+    """The question that these runs answer, for the top of the page."""
+    if study.compared is not None:
+        return f"How does {study.compared[1].id} differ from {study.compared[0].id}?"
+    return f"What happens when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
 
 
 def headline(study: Study) -> str:
-    """The finding in one sentence, as far as these runs support it; its numbers are in `details`."""
+    """The answer in at most two sentences, as far as these runs support one; its numbers are in `details`."""
     if study.compared is not None:
         return _headline_of_two(study)
-    if study.baseline is None:
-        return "There is no causal score of the base model yet, so nothing can be set against it."
     ablation = study.find(("base", "prefix"), ("base", "causal"))
+    if ablation is None and study.control is not None:
+        return _against_control(study, "The model finetuned to read its prompt in both directions")
+    if study.baseline is None:
+        return "There is no causal score of the base model yet, so nothing can be compared with it."
     if ablation is None:
-        return f"{study.base_model} is scored with its causal mask only; the ablated prefill has not been scored yet."
-    text = _ABLATION[_reading(ablation)].format(
-        model=study.base_model, change=_change(ablation), points=points(ablation.paired.difference)
+        return (
+            f"{study.base_model} is scored with its causal mask only; the bidirectional prompt has not been scored yet."
+        )
+    damage = finding(ablation)
+    first = {
+        "level": f"Without finetuning, reading its prompt in both directions changes little ({damage.text})",
+        "unclear": f"What reading its prompt in both directions does without finetuning is open ({damage.text.lower()})",
+    }.get(
+        damage.direction, f"Without finetuning, reading its prompt in both directions makes the model {damage.change}"
     )
+    return f"{first}; {_recovery(study, damage)}"
+
+
+def _recovery(study: Study, damage: Finding) -> str:
+    """The second half of the first sentence, and the second sentence: finetuning, and its control."""
     won, after, control = _finetuned(study)
     if won is None or after is None:
-        return f"{text}; what finetuning under that mask changes has not been scored yet."
-    if won.too_few_items and ablation.too_few_items:
-        finetuning = "; nor what finetuning under that mask ({model}) changes ({points})"
+        return "finetuning for it has not been scored yet."
+    gain, left = finding(won), finding(after)
+    if gain.direction == "better" and damage.direction == "worse":
+        beyond = "more than repairs" if left.points else "repairs"
+        repaired = {"better": f"{beyond} that", "level": "repairs that", "worse": "repairs a part of that"}
+        text = f"finetuning {repaired.get(left.direction, 'improves it, and whether that repairs all of it is open')}."
     else:
-        finetuning = _FINETUNING[_reading(won)]
-    text += finetuning.format(model=won.first.model, points=points(won.paired.difference))
-    if won.verdict == "higher":
-        text += _AFTER[_reading(after)].format(change=_change(won), points=points(after.paired.difference))
+        improved = {"better": "finetuning improves it.", "worse": "finetuning makes it worse."}
+        text = improved.get(gain.direction, f"what finetuning changes is open ({gain.text.lower()}).")
+        if gain.direction == "level":
+            text = f"finetuning changes little ({gain.text})."
     if control is None:
-        return f"{text}. The causally finetuned control has not been scored."
-    return text + _CONTROL[_reading(control)].format(points=points(control.paired.difference))
+        return f"{text} The control, finetuned and read from left to right, has not been scored."
+    return f"{text} {_against_control(study, 'It')}"
+
+
+def _against_control(study: Study, model: str) -> str:
+    """The sentence of the decisive comparison, by the measure that a campaign declared."""
+    assert study.control is not None
+    against = finding(study.control, study.primary.measure if study.primary.suite else "accuracy")
+    subject = "it is then" if model == "It" else "the finetuned model is"
+    other, then = "the control, which is finetuned and read from left to right", " then" if model == "It" else ""
+    endings = {
+        "level": f"{model}{then} ends level with {other}: {against.text}.",
+        "unclear": against.text.replace(":", f" whether {subject} better than {other}:") + ".",
+    }
+    return endings.get(against.direction, f"{model} is{then} {against.change} than {other}.")
 
 
 def details(study: Study) -> list[str]:
-    """The numbers behind the headline: each change with its interval."""
-    if study.compared is not None or study.baseline is None:
+    """The numbers behind the headline: each change in both measures with its interval, and what could be shown at all."""
+    if study.compared is not None:
         return []
     named = zip(
-        ("Ablated prefill", "Finetuning under it", "What is left", "Against the control"),
+        ("Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"),
         (study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)),
         strict=True,
     )
     return [
-        f"{name}: {c.names[0]} {number(c.first.macro.value)} against {c.names[1]} {number(c.second.macro.value)}, "
-        f"{points(c.paired.difference)}{': within noise' if c.verdict == 'within noise' else ''}."
+        f"{name}: {c.names[0]} minus {c.names[1]}{_seeds(c)}: accuracy {points(c.accuracy.total)}"
+        + (f"; NLL {nats(c.nll.total)}" if c.nll else "")
+        + f". {sensitivity(c)}."
         for name, c in named
         if c is not None
     ]
+
+
+def sensitivity(c: Comparison) -> str:
+    """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
+    accuracy = smallest_difference(c.accuracy.variance)
+    parts = [f"{100 * accuracy:.1f} points" if accuracy else "unknown for accuracy, since no item differs"]
+    if c.nll and (least := smallest_difference(c.nll.variance)):
+        parts.append(f"{number(least)} nats")
+    return f"Smallest difference that can be shown (80 % power): {', '.join(parts)}"
+
+
+def _seeds(c: Comparison) -> str:
+    return f" (mean of seeds {', '.join(map(str, c.seeds))})" if c.seeds else ""
 
 
 def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comparison | None]:
@@ -115,13 +172,7 @@ def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comp
     if m is None:
         return None, None, None
     prefix = (m, "prefix")
-    controls = [c for c, mask in trained_under(study.runs).items() if mask == "causal"]
-    against = (study.find(prefix, (c, "causal")) for c in controls)
-    return (
-        study.find(prefix, ("base", "prefix")),
-        study.find(prefix, ("base", "causal")),
-        next(filter(None, against), None),
-    )
+    return study.find(prefix, ("base", "prefix")), study.find(prefix, ("base", "causal")), study.control
 
 
 def _headline_of_two(study: Study) -> str:
@@ -130,34 +181,41 @@ def _headline_of_two(study: Study) -> str:
     fair = [c for c in study.comparisons if not c.leaks] or list(study.comparisons)
     if not fair:
         return f"{ids}: at least one of the two runs scored nothing, so only their training is shown."
-    sentences = [
-        f"{c.first.label} ({number(c.first.macro.value)}) {_OF_TWO[_reading(c)]} {c.second.label} "
-        f"({number(c.second.macro.value)}): {points(c.paired.difference)}"
-        for c in fair
-    ]
+    sentences = []
+    for c in fair:
+        found = finding(c)
+        reading = f"is {found.change} than" if found.direction in ("better", "worse") else "against"
+        sentences.append(
+            f"{c.first.label} ({number(c.first.macro.value)}) {reading} {c.second.label} "
+            f"({number(c.second.macro.value)}): {found.text + '; ' if found.text else ''}{points(c.accuracy.total)}"
+        )
     return f"{ids}: {'; '.join(sentences)}."
 
 
-def key_numbers(study: Study) -> list[KeyNumber]:
-    """The first screen's numbers: the base, the ablated base, the finetuned model, and the side effect."""
-    if study.baseline is None or study.compared is not None:
-        return []
-    base, m = study.baseline, study.prefix_model
-    found = [KeyNumber("Base model, causal mask", number(base.macro.value), f"chance is {number(base.chance, 2)}")]
-    for name, model, mask in (
-        ("Prefix mask, untrained", "base", "prefix"),
-        (f"Prefix mask, after {m}", m, "prefix"),
-        (f"Causal mask, after {m}", m, "causal"),
-    ):
-        c = study.find((model, mask), ("base", "causal")) if model else None
-        if c is not None:
-            found.append(KeyNumber(name, number(c.first.macro.value), _verdict(c)))
+def facts(study: Study) -> list[Fact]:
+    """The first screen beside the answer: how sure it is, what normal use loses, and what it cost."""
+    found = []
+    if study.evaluations:
+        one = study.evaluations[0]
+        seeds = max((len(c.seeds) for c in study.comparisons), default=0)
+        tasks = f"{len(one.tasks)} task{'s' * (len(one.tasks) > 1)}"
+        measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
+        runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
+        decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
+        sure = [measured, runs, f"{sensitivity(decisive)}." if decisive else ""]
+        found.append(Fact("How sure", " ".join(filter(None, sure))))
+    side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
+    if side is not None:
+        retention = f"{side.paired.retention.value:.2f} of the untouched model's accuracy"
+        found.append(
+            Fact("In normal use", f"With its usual left-to-right prompt the finetuned model keeps {retention}.")
+        )
+    seconds = [run.seconds for run in study.runs if run.seconds is not None]
+    if seconds:
+        dollars = sum(run.actual.get("dollars", 0.0) for run in study.runs)
+        spent = f" and ${dollars:,.2f}" if dollars else ""
+        found.append(Fact("What it cost", f"{len(study.runs)} runs, {duration(sum(seconds))}{spent}."))
     return found
-
-
-def _verdict(c: Comparison) -> str:
-    change = f"{signed(100 * c.paired.difference.value, 1)} points"
-    return f"{change}, within noise" if c.verdict == "within noise" else f"{change} against the base"
 
 
 def cautions(study: Study) -> list[str]:
@@ -170,8 +228,8 @@ def cautions(study: Study) -> list[str]:
         )
     if any(e.leaks for e in evaluations):
         found.append(
-            "Rows labelled leaks let every answer token see itself and the rest of the answer. They say little about "
-            "accuracy and are kept only to reproduce published numbers."
+            "In rows labelled leaks every answer token attends to the whole answer. Their accuracy means little; they only "
+            "reproduce published numbers."
         )
     found.extend(str(run) for run in study.left_out)
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
@@ -181,7 +239,7 @@ def cautions(study: Study) -> list[str]:
             f"Few items ({fewest} in the smallest task): a macro accuracy here is known to about "
             f"±{100 * max(widths):.0f} points. Raise LIMIT before drawing a conclusion."
         )
-    if study.compared is None and any(run.train for run in study.runs):
+    if study.compared is None and any(run.train for run in study.runs) and not any(c.seeds for c in study.comparisons):
         found.append(
             "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
             "a headline needs at least three."

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.report.comparisons import Comparison, paired
-from app.report.format import DASH, number, p_value, task_order, task_title, with_interval
+from app.report.comparisons import Comparison, paired, reading
+from app.report.format import DASH, count, number, p_value, signed, task_order, task_title, with_interval
+from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
-from app.stats import Interval
+from app.stats.bootstrap import Interval
 
 
 @dataclass(frozen=True)
@@ -72,28 +73,87 @@ def accuracy_by_task(study: Study) -> Table:
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
 
 
-def overview(comparisons: Sequence[Comparison], title: str) -> Table:
-    """One row for each comparison: the macro difference and the tasks that differ."""
+def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Table:
+    """One row for each comparison: both measures, the smallest differences that could be shown, the tasks that differ."""
     rows = []
     for c in comparisons:
         verdicts = {t: c.task_verdict(t) for t in sorted(c.tests)}
         differing = [f"{task_title(t)} {verdict}" for t, verdict in verdicts.items() if verdict != "within noise"]
-        difference = with_interval(c.paired.difference, sign=True)
-        cells = (c.title, " minus ".join(c.names), difference, _verdict(c, c.verdict), ", ".join(differing) or "none")
+        names = " minus ".join(c.names) + (f", seeds {', '.join(map(str, c.seeds))}" if c.seeds else "")
+        role = study.primary.role(c, study.setting)
+        cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([role] if role else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
-    columns = ("Question", "Evaluations", ">Macro difference [95 %]", "Reading", "Tasks that differ (Holm)")
-    note = "Paired on the same items; the interval is a bootstrap stratified by task."
-    return Table(title, columns, tuple(rows), note)
+    columns = ("Question", "Evaluations", *BOTH_MEASURES, "Tasks that differ (Holm)")
+    note = "Paired on the same items; intervals are a bootstrap over the items of each task"
+    note += (
+        " and over the seeds; tasks are compared in the newest seed alone."
+        if any(c.seeds for c in comparisons)
+        else "."
+    )
+    note += " NLL is that of the right answer, so that less is better. Can show: the smallest true difference whose interval "
+    note += "excludes zero four times in five."
+    return Table(title, (*columns, "Role") if study.primary.suite else columns, tuple(rows), note)
+
+
+BOTH_MEASURES = (">Accuracy [95 %]", ">Can show", ">NLL, nats a token [95 %]", ">Can show", "Reading")
+
+
+def both_measures(c: Comparison) -> tuple[str, ...]:
+    """The cells under BOTH_MEASURES: differences, smallest differences, and what they mean together."""
+    accuracy = with_interval(c.accuracy.total, sign=True), can_show(c.accuracy.variance)
+    if c.nll is None:
+        return (*accuracy, DASH, DASH, _verdict(c, c.verdict))
+    both = c.verdict if c.nll_verdict == c.verdict == "within noise" else f"{c.verdict}; NLL {c.nll_verdict}"
+    return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, both))
+
+
+def settings(study: Study) -> Table:
+    """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
+    rows = []
+    for name, c in study.settings:
+        role = (
+            study.primary.role(c, study.setting) if c is study.control else "exploratory" if study.primary.suite else ""
+        )
+        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([role] if role else []))))
+    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary.suite else []))
+    return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
+
+
+def recipes(study: Study) -> Table:
+    """The recipes, best first, each against the control."""
+    rows = []
+    for rank, (recipe, c) in enumerate(study.ranked_recipes, start=1):
+        seeds = ", ".join(map(str, sorted(recipe.replicates)))
+        rows.append(
+            TableRow((str(rank), recipe.changes or "as in this report", seeds, count(recipe.steps), *both_measures(c)))
+        )
+    columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
+    return Table("Recipes against the control, best first", columns, tuple(rows))
+
+
+def each_seed(comparisons: Sequence[Comparison]) -> Table:
+    """Every seed of the comparisons that have several, in both measures."""
+    rows = []
+    for c in (c for c in comparisons if c.seeds):
+        nlls = c.nll.by_seed if c.nll else [None] * len(c.seeds)
+        for seed, accuracy, nll in zip(c.seeds, c.accuracy.by_seed, nlls, strict=True):
+            rows.append(TableRow((c.title, str(seed), signed(accuracy), signed(nll))))
+        rows.append(
+            TableRow(
+                (c.title, "mean", signed(c.accuracy.total.value), signed(c.nll.total.value if c.nll else None)), "total"
+            )
+        )
+    return Table("Each seed by itself", ("Question", ">Seed", ">Accuracy", ">NLL, nats a token"), tuple(rows))
 
 
 def paired_by_task(c: Comparison) -> Table:
     """One row for each task: exact McNemar with its discordant counts, bootstrap difference and Holm."""
 
     def row(
-        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], reading: str
+        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], verdict: str
     ) -> TableRow:
         numbers = (number(first), number(second), with_interval(difference, sign=True))
-        return TableRow((name, *numbers, *tests, _verdict(c, reading)), "total" if name == "Macro" else "")
+        return TableRow((name, *numbers, *tests, _verdict(c, verdict)), "total" if name == "Macro" else "")
 
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
@@ -101,16 +161,24 @@ def paired_by_task(c: Comparison) -> Table:
         tests = (discordant, p_value(test.mcnemar.p_value), p_value(test.p_holm))
         accuracies = c.first.tasks[t].headline, c.second.tasks[t].headline
         rows.append(row(task_title(t), *accuracies, c.paired.difference_by_task[t], tests, c.task_verdict(t)))
-    rows.append(row("Macro", c.first.macro.value, c.second.macro.value, c.paired.difference, ("", "", ""), c.verdict))
+    macro = reading(c.paired.difference)
+    rows.append(row("Macro", c.first.macro.value, c.second.macro.value, c.paired.difference, ("", "", ""), macro))
     names = (f">{c.names[0]}", f">{c.names[1]}", ">Difference [95 %]", ">Right only in first : second")
-    return Table(c.title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)
+    title = f"{c.title}, the newest seed" if c.seeds else c.title
+    return Table(title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)
 
 
 def gold_nll(study: Study) -> Table:
     tasks = _tasks(study)
-    rows = _by_evaluation(
-        study, lambda e: [number(value, 2) for value in (*(e.tasks[t].gold_nll for t in tasks), e.gold_nll)]
-    )
+
+    def cells(e: Evaluation) -> list[str]:
+        roundings = [e.tasks[t].gold_nll_rounding for t in tasks]
+        values = zip(
+            (*(e.tasks[t].gold_nll for t in tasks), e.gold_nll), (*roundings, sum(roundings) / len(tasks)), strict=True
+        )
+        return [number(value, 2) + (f" ± {number(by, 2)}" if by >= 0.005 else "") for value, by in values]
+
+    rows = _by_evaluation(study, cells)
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks), ">Mean")
     return Table("NLL per token of the right answer, in nats", columns, tuple(rows))
 

@@ -184,7 +184,7 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    _die_with_the_launcher()
+    die_with_the_launcher()
     cpu = device == "cpu" or not torch.cuda.is_available()
     local, here = _number(environ, "LOCAL_RANK", "0"), _number(environ, "LOCAL_WORLD_SIZE", "1", 1)
     if not cpu:
@@ -205,7 +205,7 @@ def require_gpus(wanted: int, there: int) -> None:
         raise ConfigError("gpus", f"{wanted} are asked for, and torch sees {few}", f"set gpus: {max(there, 1)}")
 
 
-def _die_with_the_launcher() -> None:
+def die_with_the_launcher() -> None:
     """Ask Linux for SIGTERM when the launcher dies: otherwise a killed launcher leaves processes that hold the GPUs."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

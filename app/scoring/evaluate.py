@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import torch
 
 from app.attention.mask import PATTERNS
-from app.data.tasks import TASKS, Item
+from app.data.tasks import Item
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
-from app.scoring.encode import ENCODERS, Request, require_clean, require_fits, unclean
+from app.scoring.encode import Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
-from app.stats import macro_interval, stderr
+from app.scoring.token_cache import requests_of
+from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import Mask, Score
 
 log = logging.getLogger(__name__)
 Sample = dict[str, Any]
-# How each accuracy weighs a choice's log-probability before the largest wins.
+# How each accuracy weighs a choice's log-probability before the largest wins; app/scoring/exact.py needs them linear in it.
 _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "acc": lambda logprob, tokens, chars: logprob,
     "acc_norm": lambda logprob, tokens, chars: logprob / chars,
@@ -56,9 +59,31 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
     }  # fmt: skip
 
 
-def _task_result(task: str, samples: Sequence[Sample], format: str, violations: int) -> dict[str, Any]:
+def _rounding(first: Sequence[Scored], exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
+    """How much a task's NLL per token may have moved by bfloat16, in nats: the mean absolute movement of the right answers
+    that were scored in both arithmetics, for the share of tokens that was not.
+
+    gold: of each item, whether it was scored again, and the index of its right answer's request.
+    """
+    both = [i for again, i in gold if again]
+    tokens, compared = sum(first[i].n_tokens for _, i in gold), sum(first[i].n_tokens for i in both)
+    return sum(abs(exact.scored[i].logprob - first[i].logprob) for i in both) / compared * (1 - compared / tokens)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Without TF32, whatever a library has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _task_result(items: Sequence[Item], samples: Sequence[Sample], violations: int) -> dict[str, Any]:
     hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
-    metric = TASKS[task].headline(format)  # type: ignore[arg-type]
+    metric = items[0].metric
     n = len(samples)
     accuracy = float(hits[metric].mean())
     nll = -sum(s["logprobs"][s["gold"]] for s in samples) / sum(s["n_tokens"][s["gold"]] for s in samples)
@@ -66,27 +91,34 @@ def _task_result(task: str, samples: Sequence[Sample], format: str, violations: 
         "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
         "metric": metric, "headline": accuracy,
         "stderr": stderr(hits[metric]),
-        "gold_nll_per_token": float(nll), "chance": TASKS[task].chance, "prefix_violations": violations,
+        "gold_nll_per_token": float(nll), "chance": float(np.mean([i.chance for i in items])), "prefix_violations": violations,
     }  # fmt: skip
+
+
+def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
+    """(context, continuation) of every choice, item after item."""
+    return [(c.context, c.continuation) for item in items for c in item.choices]
 
 
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE, float32: Loaded | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+             ranks: Ranks = ALONE, float32: Loaded | None = None,
+             requests: Sequence[Request] | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
         ranks: the processes to spread the items over; every one of them returns the whole result.
-        float32: the same model in float32, to score again where its choice may be another (app/scoring/exact.py).
+        float32: the same model in float32, whose choices are made (app/scoring/exact.py).
+        requests: of `pairs_of(items)`, where they were made already.
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
             nearly every context once a continuation follows it.
     """
-    pairs = [(c.context, c.continuation) for item in items for c in item.choices]
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
-    requests = ENCODERS[settings.format](loaded.tokenizer, pairs)
+    if requests is None:
+        requests = requests_of(loaded.tokenizer, pairs_of(items), settings.format)
     require_fits(loaded, requests, names)
     if settings.format == "harness":  # the reference rule is unclean by its nature (docs/mask.md)
         require_clean(requests, loaded.tokenizer)
@@ -100,12 +132,14 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         return loglikelihood_shared(model, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
-    scored = score(loaded, range(len(items)))
+    first = score(loaded, range(len(items)))
     exact: Exact | None = None
     if float32 is not None:
-        exact = exact_choices(spans, [item.n_chars for item in items], scored, _WEIGHTS, partial(score, float32))
-        scored = exact.scored
+        chars, named = [item.n_chars for item in items], [item.task for item in items]
+        with _whole_float32():
+            exact = exact_choices(spans, chars, named, first, _WEIGHTS, partial(score, float32))
     seconds = time.monotonic() - started
+    scored = first if exact is None else exact.scored
 
     samples: list[Sample] = []
     violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
@@ -117,7 +151,13 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
             sample["arithmetic"] = "float32" if number in exact.rescored else loaded.dtype
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
-    tasks = {task: _task_result(task, rows, settings.format, violations[task]) for task, rows in by_task.items()}
+    tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
+             for task, rows in by_task.items()}  # fmt: skip
+    if exact is not None:
+        for task, result in tasks.items():
+            result["gold_nll_rounding"] = _rounding(first, exact, [
+                (number in exact.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
+            ])  # fmt: skip
     correct: dict[str, Any] = {
         str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
         for task, rows in by_task.items()
@@ -128,7 +168,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "label": label, "model": model, "model_run": model_run, "mask": mask, "leaks": PATTERNS[mask].leaks,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
         "macro": {"value": value, "ci95": [low, high], "bootstrap": settings.bootstrap,
-                  "chance": float(np.mean([TASKS[task].chance for task in settings.tasks]))},
+                  "chance": float(np.mean([result["chance"] for result in tasks.values()]))},
         "items": len(items), "items_sha256": items_sha256(items), "requests": len(requests),
         "tokens": count.tokens, "padding": 1 - count.tokens / count.padded, "seconds": round(seconds, 3),
         "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,

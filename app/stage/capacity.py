@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from app.model.load import pick_device
+from app.model.load import pick_device, pick_dtype
 from app.training.fsdp import is_spread, require_shardable
 from app.training.optimizers import eight_bit_library
 from jobs.config.load import Job
@@ -67,6 +67,22 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
         train = train.model_copy(update={"gradient_checkpointing": wanted})
     return replace(job, stage=job.stage.model_copy(update={"train": train}),
                    profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip
+
+
+def exact_or_not(job: Job, world: int) -> Job:
+    """The job with `score.exact: auto` resolved: true on a GPU that has bfloat16, where both weights fit."""
+    if job.stage.score is None or job.stage.score.exact != "auto":
+        return job
+    device = pick_device(job.profile.model.device)
+
+    def with_exact(value: bool) -> Job:
+        score = job.stage.score.model_copy(update={"exact": value})  # type: ignore[union-attr]
+        return replace(job, stage=job.stage.model_copy(update={"score": score}))
+
+    if pick_dtype("auto", device) != torch.bfloat16:
+        return with_exact(False)
+    found = estimate_here(with_exact(True), world, trained=True)
+    return with_exact(found is None or found.fits is not False)
 
 
 def following(job: Job, checkpoint: Path | None, world: int) -> Job:

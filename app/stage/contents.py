@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from app.data import qa, tasks
+from app.data.suites import scored_tasks, suite_of, trains_on_suite
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, TaskName
+from jobs.config.schema import TASK_NAMES
+from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError
 from jobs.runs.atomic import sha256_of
 
@@ -37,8 +39,12 @@ def contents_of(job: Job) -> dict[str, str]:
         DataError: a file cannot be read.
     """
     stage, data = job.stage, job.profile.data
-    needed: Sequence[TaskName] = TASK_NAMES if stage.train is not None or stage.score is None else stage.score.tasks
+    suite = suite_of(stage)
+    guards = stage.train is not None or stage.score is None  # the guard reads all of them
+    needed = TASK_NAMES if guards else [task for task in suite.tasks if task in scored_tasks(stage)]
     found: dict[str, str | None] = {}
+    if stage.suite != DEFAULT_SUITE:
+        found["suite"] = digest_of([SUITES_DIR / f"{stage.suite}.yaml"])
     model = job.profile.model
     if "base" in stage.init_names and model.name is not None:
         if model.source == "path":
@@ -47,18 +53,21 @@ def contents_of(job: Job) -> dict[str, str]:
             found["model"] = hub_commit(model.name, model.revision, "model")
     if data.eval.path is not None:
         places = [(data.eval.path, tasks.TASKS[task].directory, task) for task in needed]
-        found["data.eval"] = digest_of(_candidates(places, tasks.SPLIT))
+        root = Path(data.eval.path).expanduser()
+        read = [path for task in suite.reading.values() for path in root.glob(f"{task.directory}/{task.split}")]
+        found["data.eval"] = digest_of([*_candidates(places, tasks.SPLIT), *read])
     elif data.eval.source == "hub":
         for name in sorted({tasks.TASKS[task].hub[0] for task in needed}):
             found[f"data.eval {name}"] = hub_commit(name, None, "dataset")
-    if stage.train is not None and data.train.path is not None:
+    trains = stage.train is not None and not trains_on_suite(stage)
+    if trains and data.train.path is not None:
         path = data.train.path
         sets = [(path, directory, name) for name, (directory, _) in qa.SETS.items()]
         of_qa = data.train.format == "qa"
         found["data.train"] = digest_of(
             _candidates(sets, qa.SPLIT) if of_qa else [Path(path), Path(path) / data.train.split]
         )
-    elif stage.train is not None and data.train.name is not None:
+    elif trains and data.train.name is not None:
         found["data.train"] = hub_commit(data.train.name, data.train.revision, "dataset")
     return {key: content for key, content in found.items() if content is not None}
 

@@ -6,7 +6,6 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from app.attention import selfcheck
+from app.data.suites import suite_items, suite_of
 from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
@@ -21,13 +21,16 @@ from app.runtime.heartbeat import Heartbeat
 from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
-from app.scoring.evaluate import Sample, evaluate
+from app.runtime.uploads import Uploads
+from app.scoring.encode import Request
+from app.scoring.evaluate import Sample, evaluate, pairs_of
+from app.scoring.token_cache import requests_ahead
 from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
+from jobs.config.schema import TASK_NAMES, Mask, Score
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
@@ -44,13 +47,14 @@ def work(
     stop: StopFlag,
     resume: bool,
     ranks: Ranks = ALONE,
+    uploads: Uploads | None = None,
 ) -> dict[str, float]:
     """Trains, then scores, as the stage asks; returns the `headline` of summary.json: accuracy by label, and the loss.
 
     Raises:
         UserError: unusable input. RunEnded: a number is not finite, nothing was learnt, or a signal came.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, uploads)
     stage.heartbeat.phase("start")
     with stage.heartbeat.alive():
         stage.check_capacity(resume)
@@ -60,6 +64,8 @@ def work(
         _seed_everything(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
+        stage.uploads.abandon()  # the result follows, and needs no checkpoint
+        stage.drop_checkpoints()
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:
         headline["eval_loss"] = section["eval_loss"]
@@ -96,8 +102,8 @@ class _Stage:
     """The work of one run; all files are written through `self.run`."""
 
     def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
-                 ranks: Ranks) -> None:  # fmt: skip
-        self.ranks = ranks
+                 ranks: Ranks, uploads: Uploads | None = None) -> None:  # fmt: skip
+        self.ranks, self.uploads = ranks, uploads or Uploads(None, run)
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
         self.heartbeat = Heartbeat(run)
         self.estimate: Estimate | None = None
@@ -110,7 +116,8 @@ class _Stage:
         if not self.trained:
             capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
-        job = capacity.following(self.job, self.ranks.share(at), self.ranks.world)
+        job = capacity.exact_or_not(self.job, self.ranks.world)
+        job = capacity.following(job, self.ranks.share(at), self.ranks.world)
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
             self.run.write_estimate(self.estimate.to_dict())
@@ -126,12 +133,18 @@ class _Stage:
         return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
                     seed=self.job.stage.seed)  # fmt: skip
 
-    def _items(self, tasks: Sequence[TaskName], format: ScoreFormat, limit: int | None) -> list[Item]:
+    def _guarded(self) -> list[Item]:
+        """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
+        whatever the limit. The training data must not depend on which items are scored."""
         self.heartbeat.phase("data")
-        data = self.job.profile.data.eval
-        return [item for task in tasks
-                for item in load_items(task, source=data.source, path=data.path, format=format, limit=limit,
-                                       commits=self.job.commits)]  # fmt: skip
+        stage, data = self.job.stage, self.job.profile.data.eval
+        commits = self.job.commits
+        items = [item for task in TASK_NAMES
+                 for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+        suite = suite_of(stage)
+        others = [task for task in suite.task_names if task not in suite.tasks]
+        plain = stage.model_copy(update={"order": "context_first", "shots": 0})
+        return items + suite_items(plain, others, data, commits=commits)
 
     def _write_environment(self, loaded: Loaded) -> None:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)
@@ -148,52 +161,60 @@ class _Stage:
         if self.trained:
             log.info("training is complete; continuing with scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
-            self._drop_checkpoints()
+            self.drop_checkpoints()
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
-        # The whole validation splits, whatever the limit: the training data must not depend on which items are scored.
-        guarded = self._items(TASK_NAMES, "harness", None)
-        context = RunContext(self.run, self.heartbeat, self.stop, self.ranks)
-        section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
+        context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
+        section = train(
+            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume
+        )
         self._write(section, [])
-        self._drop_checkpoints()
+        self.drop_checkpoints()
         return section
 
-    def _drop_checkpoints(self) -> None:
-        """final/ and its numbers are on disk, so nothing is left to resume; each checkpoint is three times the weights."""
+    def drop_checkpoints(self) -> None:
+        """final/ and its numbers are on disk, so nothing is left to resume; each checkpoint is three times the weights.
+
+        The one that is being uploaded stays until the stage has scored: `final/` goes to the store only then.
+        """
         if self.ranks.main:
-            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+            checkpoint.drop(self.run.checkpoints, self.uploads.pending)
 
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.score
         assert settings is not None
-        items = self._items(settings.tasks, settings.format, settings.limit)
+        self.heartbeat.phase("data")
+        items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
+                            limit=settings.limit, commits=self.job.commits)  # fmt: skip
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
         masks = settings.masks
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
-            loaded = self._load(name)
+            loaded = self._load(name, dtype="bfloat16" if settings.exact else None)
             self._write_environment(loaded)
-            self._check(loaded, masks)
-            float32 = self._load(name, dtype="float32") if settings.exact and loaded.dtype == "bfloat16" else None
+            with requests_ahead(loaded.tokenizer, pairs_of(items), settings.format) as ahead:
+                self._check(loaded, masks)
+                float32 = self._load(name, dtype="float32") if settings.exact else None
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
-                    entry, rows = self._evaluate(loaded, float32, items, name, mask, settings, show)
+                    entry, rows = self._evaluate(loaded, float32, items, ahead.result(), name, mask, settings, show)
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
         self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
+        if self.job.stage.train is not None and not self.job.stage.train.keep_weights and self.ranks.main:
+            shutil.rmtree(self.run.final)
         with self.run.samples() as writer:
             for row in samples:
                 writer.write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], name: str, mask: Mask, settings: Score,
-                  show: Any) -> Any:  # fmt: skip
+    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], requests: list[Request], name: str,
+                  mask: Mask, settings: Score, show: Any) -> Any:  # fmt: skip
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)
@@ -208,8 +229,10 @@ class _Stage:
         entry, rows = evaluate(
             loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
             model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks, float32=float32,
+            ranks=self.ranks, float32=float32, requests=requests,
         )  # fmt: skip
+        stage = self.job.stage
+        entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}
         leaks = ", LEAKS the answer" if entry["leaks"] else ""
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
                  f"in {time.monotonic() - started:.1f} s")  # fmt: skip
@@ -222,4 +245,5 @@ class _Stage:
         peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
         compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
         self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
-                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared})  # fmt: skip
+                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared,
+                                **self.uploads.counts()})  # fmt: skip

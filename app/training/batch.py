@@ -15,7 +15,7 @@ from torch import Tensor
 
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
-from jobs.config.schema import Mask
+from jobs.config.schema import Mask, Objective
 
 IGNORE = -100
 
@@ -51,8 +51,8 @@ class Collator:
     """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is what the logits at i should say.
 
     mask: causal or prefix. packing: all examples in one row. causal_fraction: share of examples laid out causally all
-    the same; which ones is decided by a hash of `draw` and the example. multiple: rows are padded to a multiple of so
-    many tokens.
+    the same; which ones is decided by a hash of `draw` and the example. A call may take part of that share: `left`.
+    multiple: rows are padded to a multiple of so many tokens.
     """
 
     mask: Mask
@@ -61,11 +61,13 @@ class Collator:
     seed: int = 0
     multiple: int = 1
 
-    def __call__(self, examples: Sequence[TokenExample], draw: str = "", least: int = 1) -> dict[str, Tensor]:
+    def __call__(
+        self, examples: Sequence[TokenExample], draw: str = "", least: int = 1, left: float = 1.0
+    ) -> dict[str, Tensor]:
         """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block; `least` columns or more."""
         rows = [list(examples)] if self.packing else [[e] for e in examples] or [[]]
         width = max(1, least, *(sum(map(len, row)) for row in rows))
-        where = layout([[Document(self._prefix_len(e, draw), len(e)) for e in row] for row in rows], self.mask,
+        where = layout([[Document(self._prefix_len(e, draw, left), len(e)) for e in row] for row in rows], self.mask,
                        length=-(-width // self.multiple) * self.multiple)  # fmt: skip
         ids = torch.zeros(where.shape, dtype=torch.long)
         labels = torch.full(where.shape, IGNORE, dtype=torch.long)
@@ -79,12 +81,12 @@ class Collator:
         return {"input_ids": ids, "labels": labels, "doc": where.doc, "branch": where.branch, "pos": where.pos,
                 "block": where.block}  # fmt: skip
 
-    def _prefix_len(self, example: TokenExample, draw: str) -> int:
+    def _prefix_len(self, example: TokenExample, draw: str, left: float) -> int:
         """A prefix of no tokens is the causal mask."""
-        if self.causal_fraction > 0:
+        if self.causal_fraction * left > 0:
             text = f"{self.seed}|{draw}|{example.key}"
             number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-            if number < self.causal_fraction:
+            if number < self.causal_fraction * left:
                 return 0
         return len(example.prompt_ids)
 
@@ -149,13 +151,17 @@ class Steps:
         found = [list(examples[i : i + self.examples]) for i in range(0, len(examples), self.examples)]
         return found + [[] for _ in range(-len(found) % self.world)]
 
-    def __call__(self, examples: Sequence[TokenExample]) -> list[dict[str, Tensor]]:
-        """Tensors of each pass, with `step_tokens`: response tokens of the whole step, over all processes."""
+    def __call__(self, examples: Sequence[TokenExample], left: float = 1.0) -> list[dict[str, Tensor]]:
+        """Tensors of each pass, with `step_tokens`: response tokens of the whole step, over all processes.
+
+        left: of the collator's causal fraction.
+        """
         step_tokens = torch.tensor(sum(len(e.response_ids) for e in examples))
         draw = hashlib.sha256("|".join(e.key for e in examples).encode()).hexdigest()  # another one in each epoch
         mine = self.passes(examples)[self.rank :: self.world]
         return [
-            {**self.collate(some, draw, self.shape(_size(some)).columns), "step_tokens": step_tokens} for some in mine
+            {**self.collate(some, draw, self.shape(_size(some)).columns, left), "step_tokens": step_tokens}
+            for some in mine
         ]
 
     def shape(self, size: tuple[int, int]) -> Shape:
@@ -198,6 +204,14 @@ def prepared(batch: dict[str, Tensor], shapes: tuple[Shape, ...] = ()) -> dict[s
 
 def layout_of(batch: dict[str, Any]) -> Layout:
     return Layout(batch["doc"], batch["branch"], batch["pos"], batch["block"], trunks_only=True)
+
+
+def causal_left(objective: Objective, step: int, steps: int) -> float:
+    """What is left of the share of causal examples at a step, counted from 0 of `steps`: all of it without `causal_anneal`, else
+    a line from all at the first step to none after that part of the steps. A matter of the step alone, so it resumes exactly."""
+    if objective.causal_anneal is None:
+        return 1.0
+    return max(0.0, 1.0 - step / (objective.causal_anneal * steps))
 
 
 class Schedule:

@@ -13,18 +13,19 @@ digests say is skipped too, before it is loaded. Old ones are pruned only after 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
@@ -34,7 +35,6 @@ from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atom
 
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
-_BLOCK = 8 << 20  # bytes read at a time
 _AT_ONCE = 4  # files; two of a checkpoint are large, the weights and the optimiser's state
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -68,11 +68,8 @@ def _flush(path: Path) -> None:
 
 def _digest(path: Path) -> str:
     """Its xxh3_128: against bits that flipped and blocks that were lost, ten times as fast as a cryptographic one."""
-    digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        while size := file.readinto(block):
-            digest.update(block[:size])
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def clear(checkpoint: Path) -> None:
@@ -140,14 +137,26 @@ def _damaged(checkpoint: Path) -> str | None:
         return f"{MARK} is damaged"
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Keep the newest `keep` complete checkpoints; remove older ones and torn ones that are older than the newest."""
+def prune(directory: Path, keep: int, spared: Collection[Path] = ()) -> None:
+    """Keep the newest `keep` complete checkpoints; remove older ones and torn ones that are older than the newest.
+
+    spared: stay too, since they are being uploaded.
+    """
     good = complete_checkpoints(directory)
     if not good:
         return
     for path in directory.glob("checkpoint-*"):
-        if step_of(path) < step_of(good[-1]) and path not in good[-keep:]:
+        if step_of(path) < step_of(good[-1]) and path not in good[-keep:] and path not in spared:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def drop(directory: Path, spared: Collection[Path] = ()) -> None:
+    """Remove all of them, but for `spared`, and then the directory."""
+    for path in directory.glob("*"):
+        if path not in spared:
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # absent, or not empty
+        directory.rmdir()
 
 
 _CARD = """---
@@ -198,11 +207,12 @@ def save_final(
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     trained = probe_logits(model)
-    if isinstance(model, PeftModel):
+    if (
+        merge := getattr(model, "merge_and_unload", None)
+    ) is not None:  # peft's models only; without LoRA it is not loaded
         model.save_pretrained(temporary / "adapter")
         require_same_adapter(model, temporary / "adapter", trained)
-        merged: Any = model.merge_and_unload()
-        model = merged
+        model = merge()
     model.config.prefill = about
     model.config.use_cache = True  # gradient checkpointing may have switched it off
     ends = end_ids(tokenizer, model.generation_config.eos_token_id)

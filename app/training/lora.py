@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +31,8 @@ def with_adapter(model: PreTrainedModel, lora: Lora) -> Any:
     Raises:
         ConfigError: a target that names no module, one that peft cannot adapt, or a tied embedding.
     """
+    from peft import LoraConfig, get_peft_model  # 1 s of a core: only for stages with an adapter
+
     targets: Any = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     # Of a wrapper's tower too, which has layers of the names of the decoder's; None: nothing to leave out.
     unused = unused_modules(model) or None

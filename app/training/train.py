@@ -17,6 +17,7 @@ from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
 from app.data.examples import TokenExample, load_examples, split
+from app.data.suites import suite_records, trains_on_suite
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
@@ -24,6 +25,7 @@ from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
+from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of
@@ -46,12 +48,13 @@ MOST_SHAPES = 8  # of packed rows, where each has a CUDA graph
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
+    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, its processes, its uploads."""
 
     run: RunDir
     heartbeat: Heartbeat
     stop: StopFlag
     ranks: Ranks = ALONE
+    uploads: Uploads | None = None
 
 
 def mixed_precision(wanted: str, device: torch.device) -> bool:
@@ -67,12 +70,13 @@ def prepare_data(job: Job, tokenizer: Any,
     """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
     train = job.stage.train
     assert train is not None
-    examples, report = load_examples(
-        job.profile.data.train, tokenizer, max_length=train.max_length, seed=job.stage.seed
-    )
+    stage, data = job.stage, job.profile.data
+    own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
+    examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
-    held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
+    held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
     counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
     return kept, held_out, counts
 
@@ -169,6 +173,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
         (f"training example {e.key}" for e in (*kept, *held_out)),
     )
+    if section.epochs is not None:
+        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     model = _trainable(loaded.model, section)
@@ -208,7 +215,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         model, section, accelerator=sharded.accelerator(loaded.device, bf16, spread), steps=steps_of, schedule=schedule,
         eval_batches=eval_batches, directory=run.checkpoints, recorder=recorder, on_evaluation=evaluations, ranks=ranks,
         seed=job.stage.seed, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(),
-        graphs=Graphs() if graphed else None,
+        graphs=Graphs() if graphed else None, on_checkpoint=(context.uploads or Uploads(None, run)).checkpoint,
     )  # fmt: skip
     for one in (model, loop.work.loss_of.teacher) if fast else ():
         if one is not None:

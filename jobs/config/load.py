@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,28 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.schema import Profile, Recipe, Score, Stage, Train
+from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
+CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
+RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to")  # the keys of a profile that --set may change
+# The keys of a profile that --set may change.
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
+# Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
+_LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto", "stage.train.epochs": None,
+          "stage.train.objective.causal_anneal": None}  # fmt: skip
+_OF_SUITE = {
+    "suite": DEFAULT_SUITE,
+    "order": "context_first",
+    "shots": 0,
+}  # the same, of which all are left out or none
 _NOT_RESULTS = {
-    "stage": {"title", "reference"},
-    "profile": {"name", "gpus", "sharding", "report_to", "train", "score", "stages"},
+    "stage": {"title", "reference", "recipe"},
+    "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
 }
 
 
@@ -128,18 +141,25 @@ class Job:
     def settings(self, init_runs: Mapping[str, str]) -> str:
         """The fingerprint without contents: equal where the same was asked for, of whatever data.
 
-        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
-        may go on with others; and the profile's sections for training and scoring: their values are in the stage already.
+        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding, halvings and the store of
+        artifacts, since a run may go on with others; and the profile's sections for training and scoring: their values are in
+        the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         return self._digest(init_runs, {})
 
     def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
         job = self.to_dict()
-        if job["profile"]["data"]["train"]["revision"] is None:  # a key that jobs of older code lack
-            del job["profile"]["data"]["train"]["revision"]
-        if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
-            del job["stage"]["score"]["exact"]
+        for path, default in _LATER.items():
+            *steps, key = path.split(".")
+            section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
+            if section is not None and section[key] == default:
+                del section[key]
+        if job["stage"]["train"] is not None:
+            del job["stage"]["train"]["keep_weights"]  # no result
+        if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
+            for key in _OF_SUITE:
+                del job["stage"][key]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()
@@ -197,7 +217,10 @@ def resolve(
     set_layers = [_set_layer(text) for text in sets]
     chosen = validate(Profile, [of_profile, *(layer for layer in set_layers if _head(layer) in _OF_PROFILE)])
 
-    layers = [base, *_overrides(chosen, of_profile.where, stage, base, jobs_dir)]
+    suites = [layer for layer in (base, *set_layers) if _head(layer) == "suite" or "suite" in layer.values]
+    layers = [base, *_suite_layers(suites, base)]
+    layers += _overrides(chosen, of_profile.where, stage, base, jobs_dir)
+    layers += _recipe_layers([layer for layer in (base, *set_layers) if layer.values.get("recipe") is not None], base)
     if limit is not None and base.values.get("score") is not None:
         layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
     if seed is not None:
@@ -209,14 +232,17 @@ def resolve(
     resolved = validate(Stage, layers)
     giver = next((layer for layer in reversed(layers) if "init_from" in layer.values), base)
     _check_init(resolved, giver.where, jobs_dir)
+    _check_suite(resolved, layers)
     return Job(stage=resolved, profile=chosen, profile_given=profile)
 
 
 def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
-    if stage not in stage_names(jobs_dir):
-        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
     where = f"{jobs_dir.name}/{stage}.yaml"
-    values = strict_yaml.read(jobs_dir / f"{stage}.yaml", where)
+    if stage == CELL:
+        where = f"jobs/campaigns/stages/{stage}.yaml"
+    elif stage not in stage_names(jobs_dir):
+        raise ConfigError("jobs", f'unknown stage "{stage}"', nearest(stage, stage_names(jobs_dir)))
+    values = strict_yaml.read((JOBS_DIR.parent if stage == CELL else jobs_dir.parent) / where, where)
     if values.setdefault("name", stage) != stage:
         raise ConfigError(f"{where}: name", f"expected {stage}, found {strict_yaml.show(values['name'])}", "remove it")
     return Layer(where, values)
@@ -262,6 +288,8 @@ def _set_layer(text: str) -> Layer:
     where = f"--set {text}" if len(text) <= 200 else f"--set {text[:200]}..."
     key, equals, value_text = text.partition("=")
     steps = key.strip().split(".")
+    if steps == ["artifacts"]:
+        where = "--set artifacts"  # a wrong address may hold a password
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
@@ -303,6 +331,71 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
 
 
+def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
+    """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
+    if not choosing:
+        return []
+    name, where = choosing[-1].values["recipe"], f"{choosing[-1].where}: recipe"
+    if name not in recipe_names(directory):
+        raise ConfigError(where, f'unknown recipe "{name}"', nearest(name, recipe_names(directory)))
+    if base.values.get("train") is None:
+        raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
+    file = f"jobs/recipes/{name}.yaml"
+    recipe = validate(Recipe, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
+    layer = Layer(file, {"train": recipe.train})
+    check_part(Stage, layer)
+    return [layer]
+
+
+def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
+    """What the chosen suite sets, over the stage: its tasks, order and shots. The stages are written for the default one.
+
+    choosing: the layers that name a suite; the last counts.
+    """
+    if not choosing or (name := str(choosing[-1].values["suite"])) == DEFAULT_SUITE:
+        return []
+    suite = read_suite(name, f"{choosing[-1].where}: suite")
+    values: dict[str, Any] = {"order": suite.orders[0], "shots": suite.shots}
+    if base.values.get("score") is not None:
+        values["score"] = {"tasks": suite.task_names}
+    return [Layer(f"jobs/suites/{name}.yaml", values)]
+
+
+def _check_suite(stage: Stage, layers: Sequence[Layer]) -> None:
+    """The suite is there and has these tasks, in this order and format."""
+
+    def where(*path: str) -> str:
+        """The last layer that gives a key, and the key."""
+        for layer in reversed(layers):
+            values: Any = layer.values
+            for step in path:
+                values = values.get(step) if isinstance(values, Mapping) else None
+            if values is not None:
+                return f"{layer.where}: {'.'.join(path)}"
+        return ".".join(path)
+
+    suite = read_suite(stage.suite, where("suite"))
+    if stage.order not in suite.orders:
+        fact = f"suite {stage.suite} has no order {stage.order}"
+        raise ConfigError(where("order"), fact, f"its orders: {', '.join(suite.orders)}")
+    if stage.shots and stage.suite == DEFAULT_SUITE:
+        raise ConfigError(
+            where("shots"), f"suite {stage.suite} is scored without examples", "set shots: 0, or another suite"
+        )
+    if stage.score is None:
+        return
+    if unknown := next((task for task in stage.score.tasks if task not in suite.task_names), None):
+        fact = f"suite {stage.suite} has no task {json.dumps(unknown)}"
+        raise ConfigError(where("score", "tasks"), fact, nearest(unknown, suite.task_names))
+    if stage.score.format != "harness" and stage.suite != DEFAULT_SUITE:
+        fact = f"suite {stage.suite} is written in format harness alone"
+        raise ConfigError(where("score", "format"), fact, "set score.format: harness")
+
+
 def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
     """Every start is "base" or another stage that trains, since only those leave a checkpoint."""
     for name in stage.init_names:
@@ -319,3 +412,11 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
 
 def _trains(stage: str, jobs_dir: Path) -> bool:
     return _stage_layer(stage, jobs_dir).values.get("train") is not None
+
+
+def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
+    return {
+        part: {key: value for key, value in job[part].items() if key not in left_out}
+        for part, left_out in _NOT_RESULTS.items()
+    }

@@ -7,6 +7,7 @@ Rules over several keys raise `combination` (see `jobs.config.validate`, which f
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -24,6 +25,7 @@ from pydantic_core import PydanticCustomError
 Mask = Literal["causal", "prefix", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
+Order = Literal["context_first", "question_first", "repeat"]  # of a prompt's parts; repeat: the whole prompt twice
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = (
@@ -45,7 +47,7 @@ def combination(key: str, fact: str, remedy: str = "", also: tuple[str, ...] = (
     return PydanticCustomError("combination", "{fact}", {"key": key, "also": also, "fact": fact, "remedy": remedy})
 
 
-def _unique(values: list[Any]) -> list[Any]:
+def unique(values: list[Any]) -> list[Any]:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise refused(f"expected each entry once, found {json.dumps(value)} twice")
@@ -56,6 +58,28 @@ def _no_flash_attention(value: object) -> object:
     if isinstance(value, str) and "flash" in value:
         raise refused(f'found "{value}": FlashAttention drops custom masks', "use auto, sdpa, eager or flex_attention")
     return value
+
+
+STORE_REMEDY = (
+    "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment"
+)
+_STORE = re.compile(
+    r"s3://[A-Za-z0-9][\w.-]+(/[^@?#\s]*)?|hf://(datasets/|buckets/)?[\w.-]+/[\w.-]+(/[^@?#\s]*)?|file:///[^?#\0]+"
+)
+
+
+def store_fault(address: str) -> str | None:
+    """What is wrong with the address of a store for artifacts. It is not quoted, since it may hold a password."""
+    parts = address.partition("://")[2].split("/")
+    if _STORE.fullmatch(address) and ".." not in parts:
+        return None
+    return f"expected the address of a store, found one that begins with {json.dumps(address[:5])}"
+
+
+def _store(address: str) -> str:
+    if fault := store_fault(address):
+        raise refused(fault, STORE_REMEDY)
+    return address
 
 
 Attention = Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)]
@@ -71,7 +95,12 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Store = Annotated[str, AfterValidator(_store)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+# With eval_samples: auto, evaluations take at most this share of a run's operations, unless LEAST_HELD_OUT examples take more.
+EVALUATION_SHARE, LEAST_HELD_OUT, MOST_HELD_OUT = 0.03, 64, 500
 
 
 class Lora(Strict):
@@ -85,11 +114,16 @@ class Objective(Strict):
     ce: NotNegativeFloat = 1.0
     kl: NotNegativeFloat = 0.0
     causal_fraction: Fraction = 0.0
+    causal_anneal: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _something_to_minimise(self) -> Objective:
         if self.ce == 0 and self.kl == 0:
             raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
+        if self.causal_anneal is not None and self.causal_fraction == 0:
+            raise combination(
+                "causal_anneal", "expected causal_fraction above 0, which it lets fall", also=("causal_fraction",)
+            )
         return self
 
 
@@ -101,7 +135,9 @@ class AutoStop(Strict):
 
 class Train(Strict):
     mask: Mask
+    data: Literal["auto", "profile", "suite"] = "auto"
     max_steps: Positive
+    epochs: PositiveFloat | None = None
     batch_size: Positive = 16
     micro_batch_size: Positive = 4
     learning_rate: PositiveFloat = 2e-5
@@ -119,15 +155,28 @@ class Train(Strict):
     lora: Lora | None = None
     objective: Objective = Objective()
     eval_every: Positive = 100
-    eval_samples: Positive = 500
+    eval_samples: Positive | Literal["auto"] = "auto"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     save_every: Positive = 100
     keep_checkpoints: Positive = 2
     keep: Literal["best", "last"] = "best"
+    keep_weights: bool = True
     auto_stop: AutoStop | None = None
     kill_after_steps: Positive | None = 300
     min_loss_improvement: NotNegativeFloat = 0.01
     overlap_ngram: Positive = 13
+
+    @property
+    def held_out(self) -> int:
+        """Examples of an evaluation: eval_samples, or what keeps the evaluations of a long run within EVALUATION_SHARE.
+
+        They are counted in examples of one mean length; an evaluation is a forward pass, a third of a training pass.
+        """
+        if self.eval_samples != "auto":
+            return self.eval_samples
+        evaluations = 1 + -(-self.max_steps // self.eval_every)  # one before the first step
+        affordable = int(EVALUATION_SHARE * 3 * self.max_steps * self.batch_size / evaluations)
+        return min(max(affordable, LEAST_HELD_OUT), MOST_HELD_OUT)
 
     @field_validator("mask")
     @classmethod
@@ -149,14 +198,21 @@ class Train(Strict):
 
 class Score(Strict):
     masks: Annotated[list[Mask], Field(min_length=1)]
-    tasks: Annotated[list[TaskName], Field(min_length=1)] = list(TASK_NAMES)
+    tasks: Annotated[list[Name], Field(min_length=1)] = list(TASK_NAMES)  # of the suite: jobs.config.load checks it
     limit: Positive | None = None
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
-    exact: bool = False
+    exact: bool | Literal["auto"] = "auto"
     bootstrap: Positive = 2000
 
-    _each_once = field_validator("masks", "tasks")(_unique)
+    _each_once = field_validator("masks", "tasks")(unique)
+
+
+class Recipe(Strict):
+    """Settings of training to lay over a stage: jobs/recipes/NAME.yaml."""
+
+    title: Text
+    train: dict[str, JsonValue]
 
 
 class Stage(Strict):
@@ -166,6 +222,10 @@ class Stage(Strict):
     title: Text
     init_from: Name | Annotated[list[Name], Field(min_length=1)] = "base"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # numpy takes no more
+    suite: Name = "short"
+    order: Order = "context_first"
+    shots: NotNegative = 0
+    recipe: Name | None = None
     train: Train | None = None
     score: Score | None = None
     reference: dict[str, float] | None = None
@@ -173,7 +233,7 @@ class Stage(Strict):
     @field_validator("init_from")
     @classmethod
     def _each_once(cls, value: str | list[str]) -> str | list[str]:
-        return _unique(value) if isinstance(value, list) else value
+        return unique(value) if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Stage:
@@ -182,6 +242,9 @@ class Stage(Strict):
         if self.train is not None and len(self.init_names) > 1:
             fact = f"expected one start for a stage that trains, found {len(self.init_names)}"
             raise combination("init_from", fact, "score them in a stage without train", also=("train",))
+        if self.train is not None and self.score is None and not self.train.keep_weights:
+            fact = "expected true for a stage that does not score: nothing would be left of it"
+            raise combination("train.keep_weights", fact, also=("score",))
         return self
 
     @property
@@ -275,7 +338,9 @@ class Profile(Strict):
     data: Data
     gpus: Positive = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
-    report_to: Annotated[list[Tracker], AfterValidator(_unique)] = []
+    report_to: Annotated[list[Tracker], AfterValidator(unique)] = []
+    artifacts: Store | None = None
+    artifacts_mbit: PositiveFloat | None = None
     train: dict[str, JsonValue] | None = None
     score: dict[str, JsonValue] | None = None
     stages: dict[str, StageOverride] = {}

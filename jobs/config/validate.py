@@ -51,7 +51,7 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
     except ValidationError as error:
         details = _first(error)
         path = _existing(details["loc"], merged)
-        touched = [(*path, key) for key in _keys(details)] if details["type"] == "combination" else [path]
+        touched = [(*path, *key.split(".")) for key in _keys(details)] if details["type"] == "combination" else [path]
         layer = _blame(layers, touched)
         raise _explained(model, details, merged, layer) from None
 

@@ -37,6 +37,7 @@ SCORE_FRACTION = 0.40
 # machine with an H200 70 to 86 ms (docs/log.md).
 TRAIN_LAUNCH = 2.5e-3
 SCORE_LAUNCH = 0.3e-3
+RESCORED = 0.2  # of the items, in float32 with score.exact (docs/log.md, causal; more where a mask is new to the model)
 SCORE_TOKENS_PER_S = 250_000  # a GPU of any kind: what one CPU core prepares
 CHECKPOINTING_FRACTION = 0.75  # a second forward pass
 LORA_SPEEDUP = 1.4  # no gradients of the frozen weights
@@ -55,6 +56,9 @@ _TOKENS = {"qa": 51, "alpaca": 140, "messages": 400}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
+# The same for the mean task of a suite, measured with SmolLM2's tokenizer; of others a guess.
+_SUITES = {"reading": (1617, 93, 270), "lookup": (1000, 80, 292)}
+_OTHER = (1000, 150, 500)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
         steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
         tokens = round(train.max_steps * train.batch_size * mean)
         rate = steps_per_s * train.batch_size * mean
-        evaluated = train.max_steps // train.eval_every * train.eval_samples * mean
+        evaluated = train.max_steps // train.eval_every * train.held_out * mean
         train_hours = (train.max_steps / steps_per_s + evaluated / (2.5 * rate)) / 3600
     if score is not None:
         score_hours = _score_seconds(job, score, shape, gpu, gpus) / 3600
@@ -144,7 +148,16 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
 def _mean_tokens(job: Job) -> float:
     train = job.stage.train
     longest = train.max_length if train is not None else 1024
+    if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
+        return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
     return min(float(_TOKENS.get(job.profile.data.train.format, longest)), longest)
+
+
+def _task_size(job: Job, task: str) -> tuple[int, int, int]:
+    """Items, and the tokens of one: with its prompt once, and with each choice in a row of its own."""
+    items, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
+    times = (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
+    return items, shared * times, separate * times
 
 
 def _peak(job: Job, gpu: Gpu) -> float:
@@ -209,15 +222,19 @@ def _step_seconds(
 
 
 def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:
-    half = job.profile.model.dtype != "float32"
-    peak = (gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
+    half = job.profile.model.dtype != "float32" or bool(score.exact)
     tokens = 0.0
     for task in score.tasks:
-        size, shared, separate = _TASKS[task]
+        size, shared, separate = _task_size(job, task)
         items = min(size, score.limit or size)
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
-    batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
-    rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
+
+    def seconds(tokens: float, half: bool) -> float:
+        peak = (gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
+        batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
+        rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
+        width = 2.0 if half else 4.0
+        return tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB
+
     models = 1 if job.stage.train is not None else len(job.stage.init_names)
-    width = 2.0 if half else 4.0
-    return models * (tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB)
+    return models * (seconds(tokens, half) + (seconds(RESCORED * tokens, False) if score.exact else 0.0))

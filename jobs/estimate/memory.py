@@ -78,7 +78,7 @@ def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float)
 def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
     """(forward passes a GPU and step, tokens of each with their padding).
 
-    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), as many on each GPU; else
+    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), the same number on each GPU; else
     micro_batch_size examples, each as long as the longest of them.
     """
     step = train.batch_size * mean
@@ -164,7 +164,7 @@ def _train_memory(
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """By parts, GB. A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py)."""
-    width = 4.0 if job.profile.model.dtype == "float32" else 6.0 if score.exact else 2.0
+    width = 6.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
         "weights": width * shape.parameters / GB,
@@ -182,6 +182,10 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
 
     train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
+    if score is not None and score.exact == "auto" and sum(scoring.values()) > gpu.memory_gb * USABLE:
+        scoring = whole(
+            _score_memory(job, score.model_copy(update={"exact": False}), shape)
+        )  # as app/stage/capacity.py decides
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted

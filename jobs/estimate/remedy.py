@@ -29,7 +29,7 @@ class _Change:
 
 @dataclass(frozen=True)
 class _Place:
-    """What a job is to fit: so many GPUs of a kind. mean: tokens an example."""
+    """The GPUs that a job has to fit: their kind and number. mean: tokens an example."""
 
     shape: Shape
     gpu: Gpu

@@ -22,7 +22,7 @@ _serial = itertools.count()  # two threads that write the same file must not sha
 
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
-    """JSON. NaN and infinity are no JSON: an error in results, null in logs (`null_for_nan`), where they are news."""
+    """JSON. NaN and infinity are no JSON: they raise ValueError in results and become null in logs (`null_for_nan`)."""
     return json.dumps(_nulled(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
@@ -112,6 +112,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(path, "expected a JSON object")
     return value
+
+
+def read_json_or_nothing(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where it is missing or damaged, for lists that one bad file must not hide."""
+    try:
+        return read_json(path)
+    except DataError:
+        return {}
 
 
 def finite(value: object) -> float | None:

@@ -151,8 +151,8 @@ class RunDir(RunFiles):
     ) -> None:
         """Record that the run is alive, how far it is, and when its last progress was: `since_progress` seconds ago.
 
-        The monotonic times tell a stuck run from a changed clock. It need not survive a power cut: flushed to a disk that is
-        busy with a checkpoint of 41 GB, it would come minutes late.
+        With the monotonic times a reader can distinguish a stuck run from a changed clock. The file need not survive a power
+        cut: flushing it to a disk that is busy with a checkpoint of 41 GB would delay it by minutes.
         """
         now, monotonic = clock.time(), clock.monotonic()
         beat = {
@@ -301,14 +301,28 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
             others.append(f"{run.id} is of profile {profile}")
         elif not _same_model(run.read_job(), job):
             others.append(f"{run.id} started from another model")
+        elif (suite := _suite(run.read_job()["stage"])) != (wanted := _suite(job.to_dict()["stage"])):
+            others.append(f"{run.id} is of {suite}, not {wanted}")
         else:
             return run.id
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
+    raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def command_for(runs_dir: Path, job: Job, stage: str) -> str:
+    """The make command that runs `stage` with the job's profile, as it was given."""
     given = job.profile_given or job.profile.name
-    profile = None if given == DEFAULT_PROFILE else given
-    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
+    suite, order = job.stage.suite, job.stage.order
+    return make_command(stage, profile=None if given == DEFAULT_PROFILE else given, runs_dir=runs_dir,
+                        suite=None if suite == "short" else suite, order=None if order == "context_first" else order)  # fmt: skip
+
+
+def _suite(stage: Mapping[str, Any]) -> str:
+    """In words. A stage scores what it starts from in the suite and order that it was trained for: what the suite scores is
+    kept out of the training of that suite alone. Runs of older code have no such keys."""
+    return f"suite {stage.get('suite', 'short')}, order {stage.get('order', 'context_first')}"
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:

@@ -67,7 +67,7 @@ class RunFiles:
         return "interrupted" if self._stopped() else "failed"
 
     def _stopped(self) -> bool:
-        """Whether whoever ended it did so from outside. A failed.json that cannot be read is one of a failure."""
+        """Whether a signal or a kill ended it. A failed.json that cannot be read counts as a failure."""
         try:
             return bool(atomic.read_json(self.path / "failed.json").get("exit_code") == EXIT_STOPPED)
         except UserError:
@@ -102,9 +102,6 @@ class RunFiles:
 
     def read_summary(self) -> dict[str, Any]:
         return atomic.read_json(self.path / "summary.json")
-
-    def read_heartbeat(self) -> dict[str, Any]:
-        return atomic.read_json(self.path / "heartbeat.json")
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""

@@ -61,7 +61,7 @@ def test_runs_elsewhere_have_one_path_inside_and_outside(tmp_path: Path, warm: P
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_wrong_user_is_told_which_would_be_right(tmp_path: Path, warm: Path, compose: Compose) -> None:
+def test_the_error_for_a_wrong_user_names_the_right_one(tmp_path: Path, warm: Path, compose: Compose) -> None:
     (tmp_path / "runs").chmod(0o755)
     write_env(tmp_path, PREFILL_USER="12345:12345")
     done = compose("run", "--rm", "-T", "stage1", "--limit", 2, code=2)

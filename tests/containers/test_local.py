@@ -209,7 +209,7 @@ def test_an_interrupt_brings_the_checkpoint_home_and_removes_the_container(runs:
     ("words", "fact"),
     [(["--image", "prefill-test:nowhere"], "no such image here"), (["--gpu", "first"], "expected auto, none, all")],
 )
-def test_a_mistake_is_told_before_anything_is_made(runs: Path, tmp_path: Path, words: list[str], fact: str) -> None:
+def test_a_mistake_is_reported_before_anything_is_made(runs: Path, tmp_path: Path, words: list[str], fact: str) -> None:
     said: Done = run(*argv("local", "stage1", *options(tmp_path), *words, runs=runs), code=EXIT_USER)
     assert fact in said.stderr and "Traceback" not in said.stderr
     assert containers() == [] and not runs.exists()

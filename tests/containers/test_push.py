@@ -91,9 +91,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "fact", "remedy"), REFUSED)
-def test_a_name_that_says_too_little_is_refused(
-    tree: Path, server: Registry, name: str, fact: str, remedy: str
-) -> None:
+def test_an_incomplete_name_is_refused(tree: Path, server: Registry, name: str, fact: str, remedy: str) -> None:
     name = name.format(server.address)
     done = run(tree / "container/image.sh", "push", cwd=tree, code=2, IMAGE=name)
     assert (done.stdout, done.stderr) == ("", f"error: IMAGE={name or 'prefill:local'}: {fact}; {remedy}\n")
@@ -142,7 +140,7 @@ def send(server: Registry, method: str, path: str, body: bytes = b"") -> tuple[i
         return error.code, dict(error.headers)
 
 
-def test_the_registry_refuses_what_is_not_what_its_digest_says(server: Registry) -> None:
+def test_the_registry_refuses_content_that_differs_from_its_digest(server: Registry) -> None:
     for said, code in ((digest(b"other"), 400), (digest(b"layer"), 201)):
         _, headers = send(server, "POST", f"/v2/{NAME}/blobs/uploads/")
         assert send(server, "PATCH", headers["Location"], b"layer")[0] == 202

@@ -232,7 +232,7 @@ def test_pulls_over_real_rsync(pair: Pair) -> None:
                  "b = p.read_bytes(); p.write_bytes(b'X' + b[1:]); (host.root / 'kept').write_bytes(b)")  # fmt: skip
     tampered = pair.drive("shell.pull(AT, True)", "shell.local_copy()")
     assert (tampered[0]["verified"], tampered[0]["complete"]) == (False, False)
-    assert "its content is not what the host says (sha256)" in tampered[0]["message"]
+    assert "its content differs from what the host reports (sha256)" in tampered[0]["message"]
     assert (tampered[1]["checkpoint"], tampered[1]["complete"]) == (f"{CHECKPOINT}200", False)
     docker("exec", pair.host, "mv", "/runs/kept", f"/runs/{RUN}/final/model.safetensors")
     whole = pair.drive("shell.pull(AT, True)", "shell.local_copy()")

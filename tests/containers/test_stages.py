@@ -85,7 +85,7 @@ def test_a_warm_cache_needs_no_network(warm: Path, tmp_path: Path) -> None:
     stage("run", "stage1", "--profile", "ci", "--limit", 2, runs=tmp_path, options="--network none")
 
 
-def test_a_cold_cache_without_a_network_says_what_is_missing_and_how_to_get_it(image: str, tmp_path: Path) -> None:
+def test_the_error_of_a_cold_cache_without_a_network_names_the_remedy(image: str, tmp_path: Path) -> None:
     said = stage("run", "stage1", "--profile", "ci", runs=tmp_path / "runs", CACHE=tmp_path / "cold",
                  options="--network none", code=2, PREFILL_WHEELS="").stderr  # fmt: skip
     last = said.strip().splitlines()[-1]
@@ -128,7 +128,7 @@ def test_make_takes_the_profile_and_the_runs_from_the_env_file_too(tmp_path: Pat
     assert "--profile 'ours'" in run("make", "-n", "stage1", "PROFILE=ours", ENV_FILE=env, PROFILE="mine").stdout
 
 
-def test_what_the_env_file_says_in_composes_own_way_is_refused(image: str, tmp_path: Path) -> None:
+def test_syntax_of_the_env_file_that_only_compose_reads_is_refused(image: str, tmp_path: Path) -> None:
     env = tmp_path / "env"
     env.write_text("CACHE=$HOME/cache\n")
     said = stage("run", "stage1", runs=tmp_path, ENV_FILE=env, CACHE="", code=2).stderr
@@ -150,7 +150,7 @@ def test_make_runs_a_stage_in_a_container_where_an_engine_answers(warm: Path) ->
     assert "running in a container" in said and "complete already" in said
 
 
-def test_make_runs_it_natively_where_none_does_and_says_so_in_one_line(warm: Path) -> None:
+def test_without_an_engine_make_runs_natively_and_prints_one_line(warm: Path) -> None:
     said = make("stage1", "PROFILE=ci", runs=warm, DOCKER_HOST="unix:///nowhere.sock")
     assert "no container engine answers: running in .venv; RUNNER=docker insists" in said and "complete already" in said
     refused = make("stage1", "PROFILE=ci", "RUNNER=docker", runs=warm, code=2, DOCKER_HOST="unix:///nowhere.sock")

@@ -41,7 +41,7 @@ def judged(content: Any, run_age: float = 5000, limits: Any = LIMITS) -> health.
 # ---- the judgement ---------------------------------------------------------------------------------------------------
 
 
-def test_the_sentence_says_how_far_it_is_what_is_allowed_and_where_to_look() -> None:
+def test_the_sentence_names_progress_limit_and_log() -> None:
     assert judged(beat()) == (True, "train 340/1200, last beat 3 s ago")
     late = "train 340/1200: no heartbeat for 240 s, allowed 180 s; see log.txt of the run"
     assert judged(beat(ago=240)) == (False, late)
@@ -234,7 +234,7 @@ def command(*words: str, **environment: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_finds_the_runs_where_the_environment_says_and_takes_the_machines_clocks(tmp_path: Path) -> None:
+def test_the_command_takes_the_runs_directory_from_the_environment_and_the_machines_clocks(tmp_path: Path) -> None:
     with running(tmp_path):  # a beat of the fake clock: years away from this machine's, or later than its uptime
         os.utime(tmp_path / "stage3b" / "20261123-101500" / "lock")
         (tmp_path / "stage3b" / "20261123-101500" / "heartbeat.json").unlink()

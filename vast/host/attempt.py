@@ -24,7 +24,7 @@ from vast.host.processes import Process, identify, signal_group
 
 RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
-TAIL_BYTES = 128 * 1024  # of job.log: what is read to tell why a job ended
+TAIL_BYTES = 128 * 1024  # of job.log: what is read to find out why a job ended
 
 
 def run(
@@ -106,7 +106,7 @@ def say(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> N
 
 def write_end(
     write: Callable[[], None],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     clock: Callable[[], float],
     sleep: Callable[[float], None],
     bound: float = RETRY_SECONDS,
@@ -119,13 +119,15 @@ def write_end(
             write()
         except UserError as error:
             if tries == 0:
-                tell(f"error: {error}; trying again for {bound:.0f} s")
+                report(f"error: {error}; trying again for {bound:.0f} s")
             if clock() + pause > deadline:
-                tell(f"error: {error}; given up, so the state on disk is not the last one: the line above has the end")
+                report(
+                    f"error: {error}; given up, so the state on disk is not the last one: the line above has the end"
+                )
                 return False
         else:
             if tries:
-                tell("the state is written now")
+                report("the state is written now")
             return True
         sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
@@ -146,7 +148,7 @@ class JobProcess:
         if pid == 0:
             os.close(self._gate)  # or the child would never see the end of file when the runner dies
             _exec_when_released(command, gate, refusal)
-        os.setpgid(pid, pid)  # the child does the same: whoever comes first
+        os.setpgid(pid, pid)  # the child does the same: either may come first
         os.close(gate)
         os.close(refusal)
         self.identity: Process = identify(pid)

@@ -117,7 +117,7 @@ _LAST = 20  # lines that are looked at where there is none
 
 
 def last_failure(log: str) -> list[str]:
-    """The lines of the last traceback and what follows, or the last lines that speak of an error, or the last line."""
+    """The lines of the last traceback and what follows, or the last lines that name an error, or the last line."""
     lines = [line.rstrip() for line in log.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     lines = [line for line in lines if line and not _OURS.match(line) and not _MARKS.fullmatch(line)]
     starts = [number for number, line in enumerate(lines) if line.endswith(_TRACEBACK)]
@@ -125,8 +125,8 @@ def last_failure(log: str) -> list[str]:
         end = _body_end(lines, starts[-1])
         if len(lines) - end <= _FAR:
             return lines[starts[-1] : end + _AFTER]
-    said = [line for line in lines[-_LAST:] if _ERROR.search(line)]
-    return said or lines[-1:]
+    named = [line for line in lines[-_LAST:] if _ERROR.search(line)]
+    return named or lines[-1:]
 
 
 def _body_end(lines: list[str], start: int) -> int:

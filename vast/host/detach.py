@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
+
+
+def spawn(argv: Sequence[str]) -> int:
+    """Start a program of this package that nobody waits for; returns its pid."""
+    nothing = subprocess.DEVNULL
+    return subprocess.Popen(
+        list(argv), cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+    ).pid
 
 
 def leave_session(keep: int) -> None:

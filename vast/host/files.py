@@ -8,8 +8,6 @@ summary.json last.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
 GROWING = (".jsonl", ".txt")
 NEVER = {"lock"}  # of the run's writer
-HOST = "host"  # the folder of the run at home for what the machine itself wrote
+HOST = "host"  # the folder of the run's local copy for files of the machine itself
 MOMENT = "moment"  # the folder of a run's snapshot for files that are replaced whole
 
 Entry = dict[str, Any]
@@ -129,14 +127,15 @@ class _Listing:
         return link
 
     def _tree(self, directory: Path) -> None:
-        for path in sorted(_walk(directory)):
-            with suppress(OSError):
-                self._add(path, self.hashes.of(path))
+        for path in sorted(directory.rglob("*")):
+            if path.is_file() and not path.is_symlink() and not _is_left_out(path):
+                with suppress(OSError):
+                    self._add(path, self.hashes.of(path))
 
     # ---- files of the machine itself
 
     def host(self, over: bool) -> None:
-        """state.json and the logs of runner and watchdog, into the folder `host` of the run at home."""
+        """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy."""
         listed = {entry["path"] for entry in self.entries}
         base = self.run / HOST if self.run is not None else self.root / HOST
         for path in (
@@ -154,7 +153,7 @@ class _Listing:
     # ----
 
     def _add(self, path: Path, sha256: str | None, size: int | None = None, source: Path | None = None) -> None:
-        """path: where it is to lie at home, below the same root."""
+        """path: its place in the local copy, below the same root."""
         source = source or path
         size = source.stat().st_size if size is None else size
         names = [hostruns.name_of(self.root, one) for one in (path, source)]
@@ -163,14 +162,3 @@ class _Listing:
 
 def _is_left_out(path: Path) -> bool:
     return path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    for path in directory.rglob("*"):
-        if path.is_file() and not path.is_symlink() and not _is_left_out(path):
-            yield path
-
-
-def forget(root: Path) -> None:
-    """Remove all snapshots."""
-    shutil.rmtree(root / SNAPSHOTS, ignore_errors=True)

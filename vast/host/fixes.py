@@ -41,7 +41,7 @@ class Start:
     halvings: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     tool: str | None = None  # to be installed first
-    prune: bool = False  # checkpoints that are at home
+    prune: bool = False  # checkpoints that the local copy has
     unlock: bool = False  # lock files that nobody holds
 
 
@@ -53,7 +53,7 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
     """
     reason: of the last attempt's end on this machine, None if there was none.
     lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool; none if nothing installs it.
-    halved_before: how often another machine had halved the batch of the run that is gone on with.
+    halved_before: how often another machine had halved the batch of the run that is continued.
     """
     new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
     allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)

@@ -16,7 +16,7 @@ import errno
 import json
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def exit_code_of(returned: int) -> int:
 def ended(
     state: State, returned: int, now: datetime, reason: str | None = None, fingerprint: str | None = None
 ) -> State:
-    """`returned`: see `exit_code_of`. `reason`: what the log says, where that is more than the exit code."""
+    """`returned`: see `exit_code_of`. `reason`: what the log shows, where that is more than the exit code."""
     exit_code = exit_code_of(returned)
     return {
         **state,
@@ -213,3 +213,10 @@ def observe(directory: Path) -> State:
     lost = state["phase"] in ACTIVE and not runner_alive
     alive = {"runner_alive": runner_alive, "job_alive": bool(job_members(directory, state))}
     return {**state, "phase": "lost" if lost else state["phase"], **alive}
+
+
+def known(directory: Path) -> State | None:
+    """`observe`; None where no job was started, or its state cannot be read."""
+    with suppress(RunStateError):
+        return observe(directory)
+    return None

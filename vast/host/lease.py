@@ -2,7 +2,7 @@
 
 DIR/config.json  its limits, written by the watchdog at its start
 DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
-DIR/lease.json   a random token, replaced at each renewal; the clock of whoever renews it is not used
+DIR/lease.json   a random token, replaced at each renewal; the clock of the renewing side is not used
 DIR/log.txt      its log
 """
 
@@ -43,7 +43,7 @@ def token(directory: Path) -> str | None:
 
 def view(directory: Path) -> dict[str, Any] | None:
     """armed: a living process watches, in this very boot, and has what it needs to end the machine. lease_age, uptime,
-    until: seconds; `until` as the last renewal said. None where no watchdog ever was."""
+    until: seconds; `until` as the last renewal gave it. None where no watchdog ever was."""
     state = jsonfiles.read(directory / STATE)
     if state is None:
         return None

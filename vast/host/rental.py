@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError, UserError
-from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host import detach, jobstate, jsonfiles, lease, processes
 from vast.host.runs import RUNNER, WATCHDOG
 
 RENTAL = "rental.json"
-CODE = Path(__file__).parents[2]
 _LABEL = re.compile(r"prefill/([a-z0-9][a-z0-9._-]*)/\d+")  # of vast/ports.py; a test compares
 
 
@@ -57,13 +55,10 @@ def take(base: Path, label: str, number: int, argv: Sequence[str]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
         directory_of(base, label).mkdir(exist_ok=True)
-        nothing = subprocess.DEVNULL
-        switch = subprocess.Popen(
-            list(argv), cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
-        )
+        switch = detach.spawn(argv)
         # Its own file names it only once it watches, and a release may come before.
         with suppress(RunStateError):  # it has ended already
-            jsonfiles.write(base / RENTAL, {"label": label, "id": number, **asdict(processes.identify(switch.pid))})
+            jsonfiles.write(base / RENTAL, {"label": label, "id": number, **asdict(processes.identify(switch))})
 
 
 def view(base: Path) -> dict[str, Any]:
@@ -100,20 +95,14 @@ def _is_alive(base: Path, found: dict[str, Any]) -> bool:
     watch = lease.view(root / WATCHDOG)
     if watch is not None and watch["armed"]:
         return True
-    state = _job(root)
+    state = jobstate.known(root / RUNNER)
     return state is not None and not jobstate.over(state)
-
-
-def _job(root: Path) -> jobstate.State | None:
-    with suppress(RunStateError):
-        return jobstate.observe(root / RUNNER)
-    return None
 
 
 def _clear(base: Path, found: dict[str, Any]) -> None:
     """Job first, or the switch would ask it for a checkpoint; the rental itself last."""
     root = directory_of(base, found["label"])
-    state = _job(root)
+    state = jobstate.known(root / RUNNER)
     job = None if state is None else jobstate.process(state, "job")
     if job is not None:
         with suppress(RunStateError):

@@ -50,10 +50,10 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
-    answer, tell = os.pipe()
+    answer, reply = os.pipe()
     if os.fork() == 0:
-        _run_in_background(directory, command, runs_dir, fixes, tell)
-    os.close(tell)
+        _run_in_background(directory, command, runs_dir, fixes, reply)
+    os.close(reply)
     with open(answer, "rb") as pipe:
         message = pipe.read()
     if not message:
@@ -64,17 +64,17 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
 
 
 def _run_in_background(
-    directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], tell: int
+    directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], reply: int
 ) -> NoReturn:
     """The runner: a child that outlives its parent, the ssh session and its job."""
 
     def report(error: UserError | None) -> None:
         with suppress(OSError):  # the caller is gone
-            os.write(tell, pickle.dumps(error))
-            os.close(tell)
+            os.write(reply, pickle.dumps(error))
+            os.close(reply)
 
     try:
-        leave_session(tell)
+        leave_session(reply)
         with jobstate.io_errors_reported(directory):
             held = _hold(directory)
             redirect(directory / jobstate.LOG)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,11 +13,10 @@ from secrets import randbelow
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast.host import attempt, classify, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
+from vast.host import attempt, classify, detach, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
-CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
 SERIALS = 10**8  # more than the digits that anybody counts to
 HF_HOME = "/cache/huggingface"  # what container/prefill sets
 
@@ -32,12 +30,12 @@ class NotNow(RunStateError):
 def start(root: Path, program: str, arguments: Sequence[str], home: str | None, secrets: Mapping[str, str]) -> bool:
     """Start `program arguments...`; False if the job runs already. Raises NotNow, and what the runner raises.
 
-    home: the newest checkpoint that is at home, verified. secrets: environment variables that name files.
+    home: the newest checkpoint that the local copy has, verified. secrets: environment variables that name files.
     """
     armed = lease.view(root / WATCHDOG)
     if armed is None or not armed["armed"]:
-        said = lease.message(root / WATCHDOG) or "no living process watches"
-        raise NotNow(root / WATCHDOG, f"the dead-man's switch is not armed: {said}", "no job starts without it")
+        why = lease.message(root / WATCHDOG) or "no living process watches"
+        raise NotNow(root / WATCHDOG, f"the dead-man's switch is not armed: {why}", "no job starts without it")
     directory = root / RUNNER
     previous = jobstate.observe(directory) if jobstate.read(directory) is not None else None
     if previous is not None and _runs(previous):
@@ -68,9 +66,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 def stop(root: Path, grace: float) -> None:
     """Ask for a checkpoint and an end, in a process that nobody waits for."""
     directory = str((root / RUNNER).resolve())
-    argv = [sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"]
-    nothing = subprocess.DEVNULL
-    subprocess.Popen(argv, cwd=CODE, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
+    detach.spawn([sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"])
 
 
 def _runs(observed: jobstate.State) -> bool:
@@ -99,16 +95,16 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
 
 
 def prune(root: Path, home: str | None) -> list[str]:
-    """Make room in the unfinished runs, and return what was removed: checkpoints that are at home or older than that, torn
+    """Make room in the unfinished runs, and return what was removed: checkpoints that the local copy has or older ones, torn
     ones, half a final model, snapshots. Never the newest complete checkpoint of a run."""
     removed = []
     for run in _unfinished_runs(root):
         found = hostruns.checkpoints(root, run)
-        at_home = hostruns.step_of(home) if home is not None and _is_of(home, root, run) else -1
+        at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
         spare = {one.path for one in found if one.step > at_home or one is found[-1]}
-        doomed = [path for path in _directories(run / "checkpoints") if path not in spare]
-        doomed += [path for path in _directories(run) if path.name.endswith(".tmp")]
-        for path in doomed:
+        removable = [path for path in _directories(run / "checkpoints") if path not in spare]
+        removable += [path for path in _directories(run) if path.name.endswith(".tmp")]
+        for path in removable:
             shutil.rmtree(path, ignore_errors=True)
             removed.append(hostruns.name_of(root, path))
         if found:  # else the snapshot is the only checkpoint
@@ -120,10 +116,6 @@ def _unfinished_runs(root: Path) -> Iterator[Path]:
     for stage in _directories(root):
         if not stage.name.startswith("."):
             yield from (run for run in hostruns.runs_of(root, stage.name) if not hostruns.is_complete(run))
-
-
-def _is_of(checkpoint: str, root: Path, run: Path) -> bool:
-    return checkpoint.startswith(f"{hostruns.name_of(root, run)}/")
 
 
 def _directories(directory: Path) -> list[Path]:

@@ -23,8 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
@@ -36,33 +35,15 @@ from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
 TICK = 5.0  # seconds; less where the limits are that short
 
 
-class WatchdogPorts(Protocol):
-    """The machine that the loop watches."""
-
-    def elapsed(self) -> float:
-        """Seconds since the last call."""
-
-    def sleep(self, seconds: float) -> None: ...
-    def token(self) -> str | None: ...
-    def asked(self) -> str | None: ...
-    def job_lives(self) -> bool: ...
-    def signal_job(self, number: signal.Signals) -> None: ...
-    def destroy(self) -> str | None:
-        """The outcome; None if the machine has ended."""
-
-    def keep(self, memory: Memory) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-def watch(world: WatchdogPorts, limits: Limits, memory: Memory, pause: float) -> None:
+def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -> None:
     """Watch until the machine and this process are gone. No error ends the loop."""
-    said: str | None = memory.ending
+    logged: str | None = memory.ending
     while True:
         try:
             memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked())
-            if memory.ending != said:
-                said = memory.ending
-                world.say(f"ending: {said}" if said else "the lease is renewed: watching again")
+            if memory.ending != logged:
+                logged = memory.ending
+                world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
             world.keep(memory)  # before the act: a DELETE must be remembered after a crash
             if act is Act.ASK:
                 world.signal_job(signal.SIGTERM)
@@ -114,7 +95,8 @@ def run(
         raise
     pause = max(0.1, min([TICK, *(value / 20 for value in (limits.silent, limits.hard) if value > 0)]))
     machine = WatchedMachine(directory, config, instance, local, clock, sleep)
-    _set_signals(machine.ask if local else None)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, machine.ask if local and number == signal.SIGTERM else signal.SIG_IGN)
     with suppress(OSError):
         os.setsid()
     with suppress(OSError):  # when memory runs out, others go first; not every container may ask for that
@@ -128,13 +110,6 @@ def run(
         machine.say(armed if instance or local else "error: not armed: no own key")
         watch(machine, limits, memory, pause)
     return EXIT_OK
-
-
-def _set_signals(on_term: Callable[[int, FrameType | None], None] | None) -> None:
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if on_term is not None:
-        signal.signal(signal.SIGTERM, on_term)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

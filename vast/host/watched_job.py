@@ -42,7 +42,10 @@ def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstanc
 
 
 class WatchedMachine:
-    """The WatchdogPorts of a real machine. instance: None for a local container, or where the environment names none."""
+    """The machine as the watchdog's loop uses it; tests replace it.
+
+    instance: None for a local container, or where the environment names none.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class WatchedMachine:
         self._message = "" if instance or local else missing
 
     def elapsed(self) -> float:
+        """Seconds since the last call."""
         now = self._clock()
         self._at, passed = now, now - self._at
         return passed
@@ -84,11 +88,11 @@ class WatchedMachine:
         self._asked = f"told to end: {signal.Signals(number).name}"
 
     def job_lives(self) -> bool:
-        state = self._job()
+        state = jobstate.known(self._jobs)
         return state is not None and not jobstate.over(state)
 
     def signal_job(self, number: signal.Signals) -> None:
-        state = self._job()
+        state = jobstate.known(self._jobs)
         job = None if state is None else jobstate.process(state, "job")
         if job is None or (number is signal.SIGTERM and job == self._signalled):
             return  # once is enough: a second one would kill a job that has saved its checkpoint and is just ending
@@ -97,6 +101,7 @@ class WatchedMachine:
                 self._signalled = job
 
     def destroy(self) -> str | None:
+        """The outcome of one DELETE; None if the machine has ended."""
         if self.local:
             self.say("ended")
             return None
@@ -129,11 +134,6 @@ class WatchedMachine:
         with suppress(OSError), (self.directory / lease.LOG).open("a", encoding="utf-8", errors="replace") as file:
             file.write(line)
 
-    def _job(self) -> jobstate.State | None:
-        with suppress(RunStateError):
-            return jobstate.observe(self._jobs)
-        return None
-
     def _reap(self) -> None:
         """The first process of a container inherits every orphan."""
         with suppress(ChildProcessError):
@@ -151,6 +151,6 @@ def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
     try:
         answer = exchange(request, timeout)
         return f"{answer.status} {answer.body[:300].decode(errors='replace')!r}"
-    except Exception as error:  # whatever it is, it is tried again
-        said = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
-        return f"{type(error).__name__}: {said or 'no answer'}"
+    except Exception as error:  # of any kind: the DELETE is repeated
+        why = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")
+        return f"{type(error).__name__}: {why or 'no answer'}"

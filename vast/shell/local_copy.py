@@ -99,7 +99,7 @@ class LocalCopy:
         return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
 
     def is_complete(self) -> bool:
-        """The run itself is complete and every file is what its manifest says; all of them are read."""
+        """The run itself is complete and every file agrees with its manifest; all of them are read."""
         run = self.receipt.run
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
@@ -122,7 +122,11 @@ class LocalCopy:
     def write(self, run: str, files: dict[str, Known]) -> None:
         """Record the files that are about to be moved here. Known files stay known until they are replaced. Raises DiskFull."""
         before = self.receipt
-        kept = {path: known for path, known in before.files.items() if run == before.run and self._is_there(path)}
+        kept = {
+            path: known
+            for path, known in before.files.items()
+            if run == before.run and os.path.lexists(self.runs_dir / path)
+        }
         new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
         runs = [*before.runs, *([] if run in before.runs else [run])]
         receipt = Receipt(run, runs, kept | new)
@@ -179,9 +183,6 @@ class LocalCopy:
 
     def clear_staging(self) -> None:
         shutil.rmtree(self.staging, ignore_errors=True)
-
-    def _is_there(self, path: str) -> bool:
-        return os.path.lexists(self.runs_dir / path)
 
     def _read(self) -> Receipt:
         """A missing or odd receipt is empty: then no file here is believed."""

@@ -89,8 +89,8 @@ class _Pull:
             copy.prune()
         shown = [f"{path}: {why}" for path, why in self.problems.items()]
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        said = "; ".join([*shown[:SHOWN], *more, *([reply.reason] if self.problems and not reply.good else [])])
-        return Pulled(not self.problems, listing.run, copy.newest(), complete, self.moved, message=said)
+        message = "; ".join([*shown[:SHOWN], *more, *([reply.reason] if self.problems and not reply.good else [])])
+        return Pulled(not self.problems, listing.run, copy.newest(), complete, self.moved, message=message)
 
     # ---- staging
 
@@ -146,10 +146,10 @@ class _Pull:
         if not stat.S_ISREG(found.st_mode):
             return "it is no regular file"
         if one.sha256 is None:
-            return None if found.st_size >= one.size else "it is shorter than the host says"
+            return None if found.st_size >= one.size else "it is shorter than the host reports"
         if found.st_size != one.size:
             return f"expected {one.size} bytes, found {found.st_size}"
-        return None if sha256_of(path) == one.sha256 else "its content is not what the host says (sha256)"
+        return None if sha256_of(path) == one.sha256 else "its content differs from what the host reports (sha256)"
 
     # ---- moving
 
@@ -172,7 +172,7 @@ class _Pull:
         if last[0] in by_path:
             self._move(by_path[last[0]])
         if different := atomic.differences(copy.runs_dir / str(run)):
-            self.problems[last[0]] = f"the run is not what it says: {different[0]}"
+            self.problems[last[0]] = f"the run differs from its manifest: {different[0]}"
             return False
         if last[1] in by_path:
             self._move(by_path[last[1]])

@@ -19,11 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import UserError
+from vast.host import subprocess_run
+from vast.host.subprocess_run import Ended
 from vast.ports import Address, Seconds
 from vast.shell import known_hosts as pins
-from vast.shell import rsync, subprocess_run
+from vast.shell import rsync
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
-from vast.shell.subprocess_run import Ended
 from vast.shell.transport import FREELY, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 CONNECT: Seconds = 10.0  # for TCP and the server's greeting
 PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
 CLOSE: Seconds = 5.0
-SSH_FAILED = 255
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 # Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
@@ -86,12 +86,8 @@ class SshTransport:
     # ---- calls
 
     def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
-        if not HOST.fullmatch(address.host):
-            return Reply("unreachable", err=f"{address.host!r} is no address")
         command = [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
-        return self._dropping(
-            address, outcome(subprocess_run.run(command, timeout=timeout, env=self._env, stdin=stdin))
-        )
+        return self._dropping(address, outcome(self._program(address, command, timeout, stdin)))
 
     def fetch(
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
@@ -107,12 +103,15 @@ class SshTransport:
         return self._rsync(address, argv, paths, timeout, pace)
 
     def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds, pace: Pace) -> Reply:
-        if not HOST.fullmatch(address.host):
-            return Reply("unreachable", err=f"{address.host!r} is no address")
-        watch, names = rsync.Progress(pace, time.monotonic), rsync.listing(paths)
-        ended = subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=names, watch=watch)
-        of_ssh = outcome(Ended(SSH_FAILED, ended.out, ended.err))
+        ended = self._program(address, argv, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
+        of_ssh = outcome(Ended(rsync.SSH_FAILED, ended.out, ended.err))
         return self._dropping(address, rsync.reply(ended, of_ssh))
+
+    def _program(self, address: Address, argv: list[str], timeout: Seconds, stdin: bytes,
+                 watch: subprocess_run.Watch | None = None) -> Ended:  # fmt: skip
+        if not HOST.fullmatch(address.host):
+            return Ended(None, err=f"{address.host!r} is no address")
+        return subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=stdin, watch=watch)
 
     def settle(self, address: Address, ours: bool) -> None:
         if not ours:
@@ -207,7 +206,7 @@ def outcome(ended: Ended) -> Reply:
         return Reply("timeout", err=ended.err)
     if ended.code is None or ended.code < 0:
         return Reply("unreachable", err=ended.err)
-    if ended.code != SSH_FAILED:
+    if ended.code != rsync.SSH_FAILED:
         return Reply("ok", ended.code, ended.out, ended.err)
     unreachable: Kind = "unreachable"
     return Reply(next((kind for sign, kind in SIGNS if sign in ended.err), unreachable), err=ended.err)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.runs.atomic import io_errors_reported, sync_directory
-from vast.shell import subprocess_run
+from vast.host import subprocess_run
 
 KEY = "key"
 PUBLIC = ".pub"
@@ -88,9 +88,9 @@ def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
 def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:
     ended = subprocess_run.run(["ssh-keygen", "-q", *options], timeout=30, env=child_environment(environ))
     if ended.code != 0:
-        said = ended.err.strip().splitlines()[-1:] or [
+        words = ended.err.strip().splitlines()[-1:] or [
             "it did not end in time" if ended.timed_out else "no reason given"
         ]
         remedy = "install the OpenSSH client; a key with a passphrase needs its .pub beside it and an agent"
-        raise SshKeyError(where, f"ssh-keygen failed: {said[0]}", remedy)
+        raise SshKeyError(where, f"ssh-keygen failed: {words[0]}", remedy)
     return ended.out

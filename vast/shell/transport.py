@@ -34,9 +34,9 @@ class Reply:
     @property
     def reason(self) -> str:
         """For a log: the kind or the exit code, and the last line of standard error."""
-        said = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
+        last = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
         head = f"exit code {self.code}" if self.kind == "ok" else self.kind
-        return ": ".join([head, *said])
+        return ": ".join([head, *last])
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.signs import confirmed
-from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, spent
+from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, kept_for_the_end, spent
 
 KEY_PAUSE = 60.0  # seconds between two tries to attach the key
 
 
 def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """What ends the run, or the machine, although the job is healthy."""
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
     if obs.t >= state.cap_seconds - reserve:
@@ -37,8 +37,8 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
         return verdict(obs, "market") if _hidden_for(state, obs.t) >= limits.search else None
     if machine.absent >= 2:
         return verdict(obs, "vanished")
-    if machine.absent:
-        return None
+    if machine.absent and obs.instances is not None:
+        return None  # the second proof decides, where there can be one
     if machine.seen_at == obs.t:
         if any(name == "low-credit" for name, _, _ in state.signs) and machine.stopped:
             return None  # the market stops machines without credit: one poll more decides

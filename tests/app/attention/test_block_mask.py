@@ -108,7 +108,7 @@ def test_a_block_mask_lists_the_tiles_that_hold_a_pair_and_no_other(
 
 
 @pytest.mark.parametrize(("queries", "keys", "whole"), [(256, 384, True), (256, 300, False), (200, 256, False)])
-def test_kernels_are_told_of_whole_tiles_only_where_there_are_no_others(queries: int, keys: int, whole: bool) -> None:
+def test_kernels_get_only_whole_tiles_where_there_are_no_partial_ones(queries: int, keys: int, whole: bool) -> None:
     q, k = (torch.zeros(1, 1, length, 64, dtype=torch.bfloat16) for length in (queries, keys))
     assert _kernel_options(q, k).get("IS_DIVISIBLE", False) is whole
     assert "bwd_BLOCK_M1" in _kernel_options(q, k)  # our blocks for heads of 64, and torch's own for any other

@@ -83,7 +83,7 @@ def test_bf16_scores_pick_the_choices_of_fp32(on_cpu: Loaded, pairs: list[tuple[
     assert sum(same) / len(same) >= 0.9
 
 
-def test_generation_on_cuda_says_what_the_cpu_says(on_cpu: Loaded) -> None:
+def test_generation_on_cuda_equals_the_cpu(on_cpu: Loaded) -> None:
     from app.scoring.generate import encode_prompts, generate
 
     on_cuda = replace(on_cpu, model=load(ModelSource(source="embedded", dtype="float32", device="cuda")).model)

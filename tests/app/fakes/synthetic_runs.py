@@ -4,14 +4,14 @@ them."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from app.stats import macro_interval, stderr
+from app.stats.bootstrap import macro_interval, stderr
 from jobs.runs.rundir import RunDir
 
 CHANCE = {"hellaswag": 0.25, "piqa": 0.5, "arc_easy": 0.25, "arc_challenge": 0.25, "winogrande": 0.5}
@@ -20,7 +20,7 @@ MODELS = {
     ("base", "causal"): (0.0, 2.10),
     ("base", "prefix"): (0.42, 2.60),
     ("base", "bidirectional"): (0.80, 0.70),
-    ("stage3a", "causal"): (-0.06, 1.95),
+    ("stage3a", "causal"): (-0.06, 1.98),
     ("stage3a", "prefix"): (0.31, 2.55),
     ("stage3b", "causal"): (-0.12, 1.96),
     ("stage3b", "prefix"): (0.02, 2.00),
@@ -51,28 +51,46 @@ def write_run(
     profile: str = "embedded",
     tasks: Sequence[str] = tuple(CHANCE),
     complete: bool = True,
+    seed: int = 0,
+    model_runs: Mapping[str, str] | None = None,
+    suite: tuple[str, str] = ("short", "context_first"),
+    steps: int = 60,
+    scored: Sequence[tuple[str, str]] | None = None,
+    job: Mapping[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> RunDir:
     """One run of `stage`, `minute` minutes after START, on items `first`.. of each task; ids in `changed` get another
-    sha."""
+    sha. model_runs: {model: the training run that it comes from}. suite: its name, and the order of its prompts."""
     now = START + timedelta(minutes=minute)
     with RunDir.create(runs_dir, stage, now) as run:
-        job = {"name": stage, "reference": REFERENCE.get(stage)}
+        given, job = job, {"name": stage, "reference": REFERENCE.get(stage), "seed": seed}
+        job |= {"suite": suite[0], "order": suite[1], **({} if STAGES.get(stage) else {"train": {"max_steps": steps}})}
+        job |= given or {}
         model = {"source": "embedded", "name": "SmolLM2-135M-Instruct"}
         run.write_job({"fingerprint": "f" * 64, "stage": job, "profile": {"name": profile, "model": model}})
         run.write_environment({"commit": "0123456789abcdef", "gpu": None})
         evaluations = []
         with run.samples() as samples:
-            for model, mask in STAGES[stage]:
+            for model, mask in STAGES[stage] if scored is None else scored:
                 evaluation, rows = _evaluate(
-                    model, mask, format, {t: range(first, first + items) for t in tasks}, changed
+                    model, mask, format, {t: range(first, first + items) for t in tasks}, changed, seed
                 )
+                evaluation |= {"model_run": (model_runs or {}).get(model), "suite": suite[0], "order": suite[1]}
+                if stage == "cell":
+                    evaluation |= {"label": f"cell/{mask}", "model": stage, "model_run": run.id}
+                    rows = [row | {"evaluation": f"cell/{mask}"} for row in rows]
                 evaluations.append(evaluation)
                 for row in rows:
                     samples.write(row)
-        train = None if evaluations else _train(run, stage)
+        train = (
+            None
+            if evaluations and stage != "cell"
+            else _train(run, stage)
+            | (given or {}).get("train", {})
+            | {"steps": steps, "max_steps": steps, "response_tokens": 150 * steps}
+        )
         run.write_metrics(
-            {"schema": 1, "stage": stage, "profile": profile, "seed": 0, "evaluations": evaluations, "train": train}
+            {"schema": 1, "stage": stage, "profile": profile, "seed": seed, "evaluations": evaluations, "train": train}
             | (extra or {})
         )
         if complete:
@@ -94,22 +112,59 @@ def write_experiment(runs_dir: Path, **options: Any) -> None:
         write_run(runs_dir, stage, minute=minute, **options)
 
 
+def write_seeds(runs_dir: Path, seeds: Sequence[int] = (0, 1, 2), **options: Any) -> None:
+    """The demo's stages for several training seeds, each scored model with the run that it comes from."""
+    write_run(runs_dir, "stage1", **options)
+    write_run(runs_dir, "stage2", minute=1, **options)
+    for number, seed in enumerate(seeds):
+        start = 10 * (number + 1)
+        runs = {
+            stage: write_run(runs_dir, stage, minute=start + n, seed=seed, **options).id
+            for n, stage in enumerate(("stage3a", "stage3b"))
+        }
+        for n, stage in enumerate(("stage4", "nonprefill"), start=2):
+            write_run(runs_dir, stage, minute=start + n, seed=seed, model_runs=runs, **options)
+
+
+def write_cells(
+    runs_dir: Path,
+    recipes: Sequence[str] = ("full", "lora"),
+    seeds: Sequence[int] = (0, 1),
+    suite: tuple[str, str] = ("reading", "context_first"),
+    untrained: bool = True,
+    **options: Any,
+) -> None:
+    """A campaign's runs: the untrained model, if it has that, and a cell for each recipe, mask and seed."""
+    if untrained:
+        write_run(runs_dir, "stage1", suite=suite, scored=[("base", "causal"), ("base", "prefix")], **options)
+    for n, recipe in enumerate(recipes):
+        for seed in seeds:
+            for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):
+                job = {"recipe": recipe, "train": {"mask": mask, "learning_rate": 1e-5 * (n + 1)}}
+                scored = dict.fromkeys([(model, mask), (model, "causal")])
+                write_run(runs_dir, "cell", minute=5, seed=seed, suite=suite, scored=list(scored), job=job, **options)
+
+
 def _evaluate(
-    model: str, mask: str, format: str, ids: dict[str, range], changed: frozenset[str]
+    model: str, mask: str, format: str, ids: dict[str, range], changed: frozenset[str], seed: int = 0
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     harder, nll = MODELS[model, mask]
     label, rows, tasks = f"{model}/{mask}", [], {}
+    drawn = label + f" of seed {seed}" * bool(seed and model != "base")  # names the random numbers
     correct_by_task = {}
     for number, (task, span) in enumerate(ids.items()):
         prediction = (
             "pred_acc_token" if format == "reference" else "pred_acc" if task == "winogrande" else "pred_acc_norm"
         )
-        correct = _known(number, label, span, harder) | _guessed(number, label, span, CHANCE[task])
+        correct = _known(number, drawn, span, harder) | _guessed(number, drawn, span, CHANCE[task])
         for i, right in zip(span, correct, strict=True):
             name = f"{task}/{i}"
             sha = hashlib.sha256((name + "'" * (name in changed)).encode()).hexdigest()[:16]
-            row = {"evaluation": label, "task": task, "id": name, "sha": sha, "gold": 1, "logprobs": [-2.0, -1.0]}
+            row = {"evaluation": label, "task": task, "id": name, "sha": sha, "gold": 1}
             rows.append(row | {"pred_acc": 0, "pred_acc_norm": 0, "pred_acc_token": 0} | {prediction: int(right)})
+        nats, tokens = _nll(number, drawn, span, nll + 0.1 * number)
+        for row, gold_nll, n in zip(rows[-len(span) :], nats, tokens, strict=True):
+            row |= {"logprobs": [-2.0 * n, -gold_nll], "n_tokens": [int(n), int(n)]}
         correct_by_task[task] = correct
         accuracy = float(correct.mean())
         tasks[task] = {
@@ -129,6 +184,16 @@ def _evaluate(
         "items_per_s": total / 20.0, "tokens_per_s": 6.0 * total,
     }  # fmt: skip
     return evaluation, rows
+
+
+def _nll(task: int, label: str, span: range, mean: float) -> tuple[list[float], np.ndarray]:
+    """The right answers' NLL in nats and lengths in tokens, (len(span),): `mean` nats a token over all of them. Most of an
+    item's deviation is shared by all models."""
+    tokens = np.random.default_rng([task, 3]).integers(1, 12, _POOL)[span.start : span.stop]
+    shared = np.random.default_rng([task, 4]).normal(0.0, 0.6, _POOL)
+    own = np.random.default_rng([task, 5, *label.encode()]).normal(0.0, 0.25, _POOL)
+    noise = (shared + own)[span.start : span.stop]
+    return [float(x) for x in tokens * (mean + noise - (tokens * noise).sum() / tokens.sum())], tokens
 
 
 def _known(task: int, label: str, span: range, harder: float) -> np.ndarray:
@@ -166,3 +231,16 @@ def _train(run: RunDir, stage: str) -> dict[str, Any]:
         "params_trained": 134_515_008,
         "params_total": 134_515_008, "precision": "fp32", "objective": {"ce": 1.0, "kl": 0.0, "causal_fraction": 0.0},
     }  # fmt: skip
+
+
+def write_campaign(runs_dir: Path, **options: Any) -> None:
+    """Two suites in two orders, and for the first setting three lengths of training."""
+    for minute, suite in enumerate(
+        (("short", "context_first"), ("reading", "context_first"), ("reading", "question_first"))
+    ):
+        write_seeds(runs_dir, seeds=(0, 1), suite=suite, changed=frozenset({f"piqa/{minute}"}), **options)
+    for n, steps in enumerate((30, 300)):
+        runs = {"stage3a": next((runs_dir / "stage3a").iterdir())}
+        path = write_run(runs_dir, "stage3b", minute=200 + n, steps=steps, **options)
+        models = {"stage3a": f"stage3a/{runs['stage3a'].name}", "stage3b": path.id}
+        write_run(runs_dir, "stage4", minute=210 + n, model_runs=models, changed=frozenset({"piqa/0"}), **options)

@@ -91,7 +91,7 @@ def test_without_the_item_among_them_the_draw_is_the_harnesss(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("settings", [{}, {"fewshot_config": {"sampler": "first_n", "split": "validation"}}])
-def test_as_many_shots_as_other_rows_and_no_more(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_shots_are_limited_to_the_number_of_other_rows(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert leaks(own(QUESTIONS, tmp_path, **settings), 5) == 0
     with pytest.raises(DataError, match="own: 6 few-shot examples are asked for, and there are 5 rows beside the scored one; "
                                         "give --num-fewshot 5 or less"):  # fmt: skip

@@ -154,7 +154,7 @@ def test_a_task_that_there_is_not_is_one_line_of_the_harness_s_own_command_too(m
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_a_profile_of_several_gpus_is_scored_on_one_and_that_is_said(gpus: int, caplog: Any, tmp_path: Path) -> None:
+def test_a_profile_of_several_gpus_is_scored_on_one_with_a_notice(gpus: int, caplog: Any, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     text = Path("jobs/profiles/ci.yaml").read_text(encoding="utf-8")
     profile.write_text(f"{text}\ngpus: {gpus}\n", encoding="utf-8")

@@ -127,7 +127,7 @@ def test_the_harnesss_own_command_line_knows_the_model(own_tasks: Path, embedded
     assert main() == 2 and "found 'sideways'" in capsys.readouterr().err
 
 
-def test_without_lm_eval_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_lm_eval_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     monkeypatch.delitem(sys.modules, "app.harness.model")
     with pytest.raises(UserError, match=r"no module lm_eval.*; make setup, or pip install lm_eval==0\.4\.13"):

@@ -16,7 +16,7 @@ from app.training.train import _trainable
 from jobs.config.load import resolve
 from jobs.config.schema import Train
 from tests.app.fakes.wrapped import settings, wrapper
-from tests.app.runtime.test_launch import TWO, assert_same_losses, finish, only_run
+from tests.app.runtime.test_launch import TWO, assert_same_losses, finish, finish_in_one, only_run
 
 
 def section(*sets: str) -> Train:
@@ -73,8 +73,8 @@ def test_two_processes_train_a_wrapper_to_the_losses_of_one(embedded: Any, tmp_p
              "config": {"model_type": "mistral3", **settings(vocab_size=49152)}}  # fmt: skip
     words = ["--set", f"model={json.dumps(model)}", "--set", "train.max_steps=3"]
     runs = []
-    for name, more in (("two", TWO), ("one", [])):
-        done = finish(tmp_path / name, *words, *more)
+    for name, more, run in (("two", TWO, finish), ("one", [], finish_in_one)):
+        done = run(tmp_path / name, *words, *more)
         assert done.returncode == 0, done.stderr
         runs.append(only_run(tmp_path / name))
     assert_same_losses(*runs)

@@ -60,7 +60,7 @@ def test_ids_are_unique_and_references_resolve(page: str) -> None:
 
 def test_every_plot_is_an_svg_with_title_description_and_theme_colours(page: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(plots) == 4
+    assert len(plots) == 5
     for text in plots:
         svg = ElementTree.fromstring(text)
         assert svg.get("role") == "img"

@@ -64,7 +64,7 @@ def test_samples_that_disagree_with_metrics_are_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path, "stage1")
     lines = (run.path / "samples.jsonl").read_text().splitlines(keepends=True)
     (run.path / "samples.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(DataError, match="base/causal winogrande: 39 items .*metrics.json says 40 items"):
+    with pytest.raises(DataError, match="base/causal winogrande: 39 items .*in metrics.json 40 items"):
         build_report(tmp_path)
     (run.path / "samples.jsonl").write_text("".join([*lines[:3], "{torn\n", *lines[3:]]))
     with pytest.raises(DataError, match=r"samples.jsonl:4: malformed JSON"):

@@ -18,7 +18,7 @@ from app.report.render import build_report, list_rows, print_results, write_repo
 from jobs.config import strict_yaml
 from jobs.errors import DataError, RunStateError
 from jobs.runs.rundir import RunDir
-from tests.app.fakes.synthetic_runs import MODELS, STAGES, START, write_experiment, write_run
+from tests.app.fakes.synthetic_runs import MODELS, STAGES, START, write_experiment, write_run, write_seeds
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "report.md"
 
@@ -67,13 +67,13 @@ def test_missing_stages_are_named_with_their_command(tmp_path: Path) -> None:
     assert "last attempt stage2/20260102-030505 is interrupted" in text
     for stage in ("stage2", "stage3a", "stage3b", "stage4", "nonprefill", "stage5a", "stage5b"):
         assert f"`make {stage} PROFILE=embedded`" in text
-    assert "the ablated prefill has not been scored yet" in text
+    assert "the bidirectional prompt has not been scored yet" in text
 
 
-def test_without_stage1_there_is_no_retention_and_it_says_why(tmp_path: Path) -> None:
+def test_without_stage1_there_is_no_retention_and_the_reason_is_given(tmp_path: Path) -> None:
     write_run(tmp_path, "stage2")
     report = build_report(tmp_path)
-    assert "nothing can be set against it" in report.headline
+    assert "nothing can be compared with it" in report.headline
     assert "Retention needs the base model scored causally; run: `make stage1`." in report.to_markdown()
 
 
@@ -85,7 +85,7 @@ def test_a_training_run_alone_gives_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_an_empty_runs_directory_says_what_to_run(tmp_path: Path, make: bool) -> None:
+def test_the_error_for_an_empty_runs_directory_names_what_to_run(tmp_path: Path, make: bool) -> None:
     with pytest.raises(RunStateError, match="no run to report; run: make demo"):
         build_report(tmp_path if make else tmp_path / "nowhere")
 
@@ -148,7 +148,7 @@ def test_an_older_run_that_is_damaged_takes_nothing_away(tmp_path: Path) -> None
     assert [run.stage for run in build_report(tmp_path).study.runs] == ["stage2"]
 
 
-def test_the_command_that_is_missing_scores_as_many_items_in_the_same_directory(tmp_path: Path) -> None:
+def test_the_command_for_a_missing_stage_has_the_same_limit_and_directory(tmp_path: Path) -> None:
     run = write_run(tmp_path, "stage1")
     job = strict_yaml.read(run.path / "stage.yaml", "stage.yaml")
     job["stage"]["score"] = {"limit": 32}
@@ -196,7 +196,7 @@ def test_compares_two_named_runs(runs_dir: Path) -> None:
     assert by_path.to_markdown() == report.to_markdown()
 
 
-def test_comparing_runs_of_one_stage_tells_them_apart(tmp_path: Path) -> None:
+def test_runs_of_one_stage_that_are_compared_have_different_labels(tmp_path: Path) -> None:
     a, b = write_run(tmp_path, "stage1"), write_run(tmp_path, "stage1", minute=1)
     text = build_report(tmp_path, compare=(a.id, b.id)).to_markdown()
     assert f"base/causal of {b.id} minus base/causal of {a.id}" in text
@@ -254,9 +254,96 @@ def test_a_run_that_is_only_starting_shows_its_phase_alone(tmp_path: Path, total
 
 
 def test_report_and_stats_load_without_torch() -> None:
-    code = "import app.report.render, app.stats, sys; sys.exit('torch' in sys.modules)"
+    code = "import app.report.render, app.stats.power, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_the_synthetic_experiment_covers_every_model_and_mask() -> None:
     assert {pair for pairs in STAGES.values() for pair in pairs} == set(MODELS)
+
+
+# ---- several training seeds --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeds_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("seeds")
+    write_seeds(path)
+    return path
+
+
+def test_runs_that_differ_in_the_seed_alone_are_aggregated_and_each_is_shown(seeds_dir: Path) -> None:
+    report = build_report(seeds_dir)
+    control = report.study.control
+    assert control is not None and control.seeds == (0, 1, 2)
+    accuracies = {s: report_of_seed(seeds_dir, s) for s in control.seeds}
+    assert control.accuracy.by_seed == pytest.approx(list(accuracies.values()))
+    assert control.accuracy.total.value == pytest.approx(sum(accuracies.values()) / 3)
+    text = report.to_markdown()
+    assert "(mean of seeds 0, 1, 2)" in text and "### Each seed by itself" in text
+    assert "One training seed" not in text and "3 training seeds." in report.facts[0].text
+    base = report.study.find(("base", "prefix"), ("base", "causal"))
+    assert base is not None and base.seeds == ()  # an untrained model has none
+
+
+def report_of_seed(runs_dir: Path, seed: int) -> float:
+    """stage3b/prefix minus stage3a/causal of one seed, from metrics.json."""
+    at: dict[str, float] = {}
+    for run in (RunDir.open(path.parent) for path in runs_dir.glob("*/*/summary.json")):
+        metrics = run.read_metrics()
+        at |= {e["label"]: e["macro"]["value"] for e in metrics["evaluations"] if metrics["seed"] == seed}
+    return at["stage3b/prefix"] - at["stage3a/causal"]
+
+
+def edit_job(run: RunDir, **keys: object) -> None:
+    path = run.path / "stage.yaml"
+    job = strict_yaml.read(path, str(path))
+    job["stage"] |= keys
+    path.write_text(strict_yaml.dump(job))
+
+
+def test_a_seed_on_other_items_or_with_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
+    runs = {s: write_run(tmp_path, s, minute=m, seed=7).id for m, s in enumerate(("stage3a", "stage3b"), start=5)}
+    edit_job(RunDir.open(tmp_path / runs["stage3b"]), train={"learning_rate": 1.0})
+    write_run(tmp_path, "stage4", minute=7, seed=7, model_runs=runs)  # another recipe
+    write_run(tmp_path, "nonprefill", minute=8, seed=7, model_runs=runs)
+    other = {s: write_run(tmp_path, s, minute=m, seed=8).id for m, s in enumerate(("stage3a", "stage3b"), start=1)}
+    write_run(tmp_path, "stage4", minute=3, seed=8, items=30, model_runs=other)  # other items
+    write_run(tmp_path, "nonprefill", minute=4, seed=8, items=30, model_runs=other)
+    write_seeds(tmp_path, seeds=(0, 1))
+    study = build_report(tmp_path).study
+    assert study.control is not None and study.control.seeds == (0, 1)
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path: Path) -> None:
+    write_seeds(tmp_path, seeds=(0, 1, 1))
+    control = build_report(tmp_path).study.control
+    assert control is not None and control.seeds == (0, 1)
+
+
+def test_one_seed_is_shown_as_one(tmp_path: Path) -> None:
+    write_seeds(tmp_path, seeds=(3,))
+    report = build_report(tmp_path)
+    assert report.study.control is not None and report.study.control.seeds == ()
+    assert any(text.startswith("One training seed per stage.") for text in report.cautions)
+
+
+def test_samples_whose_log_likelihoods_disagree_with_metrics_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "stage1")
+    metrics = run.read_metrics()
+    metrics["evaluations"][0]["tasks"]["piqa"]["gold_nll_per_token"] += 0.01
+    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(
+        DataError, match=r"base/causal piqa: 40 items with a gold NLL of 2.2000 .* in metrics.json 2.2100"
+    ):
+        build_report(tmp_path)
+
+
+def test_runs_without_lengths_have_no_difference_in_log_likelihood(tmp_path: Path) -> None:
+    for run in (write_run(tmp_path, "stage1"), write_run(tmp_path, "stage2", minute=1)):
+        rows = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+        text = "".join(json.dumps({k: v for k, v in row.items() if k != "n_tokens"}) + "\n" for row in rows)
+        (run.path / "samples.jsonl").write_text(text)
+    report = build_report(tmp_path)
+    assert all(c.nll is None for c in report.study.comparisons)
+    assert "nats a token, 95 %" not in report.to_markdown()

@@ -1,14 +1,20 @@
-"""The headline says what the numbers carry, and no more."""
+"""The headline claims what the numbers support, and no more."""
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from app.report.format import duration, moment, number, p_value, signed, with_interval
 from app.report.render import Report, build_report
-from app.stats import Interval
+from app.report.tables import gold_nll
+from app.stats.bootstrap import Interval
 from jobs.config import strict_yaml
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
 
@@ -22,52 +28,113 @@ def report_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int = 25
     return build_report(tmp_path)
 
 
-def test_damage_that_finetuning_undoes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nll(monkeypatch: pytest.MonkeyPatch, **nats: float) -> None:
+    """Sets the gold NLL of `model_mask`, nats a token."""
+    for name, value in nats.items():
+        model, mask = name.split("_")
+        monkeypatch.setitem(MODELS, (model, mask), (MODELS[model, mask][0], value))
+
+
+def test_damage_that_finetuning_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=0.0, stage3a_causal=-0.8)
-    assert "both directions costs" in found.headline
-    assert "(stage3b) brings it to within noise of the untouched model" in found.headline
-    assert found.headline.endswith("It ends below the causally finetuned control.")
+    assert "Without finetuning, reading its prompt in both directions makes the model 1" in found.headline
+    assert "points less accurate; finetuning repairs that. It is then " in found.headline
+    assert found.headline.endswith(
+        " points less accurate than the control, which is finetuned and read from left to right."
+    )
     assert len(found.details) == 4
-    assert found.details[2].endswith("within noise.")
+    assert all("nats a token, 95 % interval" in text and "can be shown (80 % power)" in text for text in found.details)
 
 
-def test_damage_that_finetuning_undoes_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_that_finetuning_repairs_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nll(monkeypatch, stage3b_prefix=2.0, stage3a_causal=2.0)
     found = report_with(tmp_path, monkeypatch, 800, base_prefix=3.0, stage3b_prefix=0.45, stage3a_causal=0.45)
-    assert "brings it part of the way back to the untouched model" in found.headline
-    assert "within noise of the causally finetuned control" in found.headline
+    assert "finetuning repairs a part of that. It then ends level with the control" in found.headline
+    assert re.search(r": no difference of 1\.\d points or more in accuracy\.$", found.headline)
 
 
 def test_finetuning_that_does_nothing_is_not_called_a_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=1.2)
-    assert "finetuning under that mask (stage3b) changes that by no more than the noise" in found.headline
+    nll(monkeypatch, stage3b_prefix=2.6)
+    found = report_with(tmp_path, monkeypatch, 400, base_prefix=1.2, stage3b_prefix=1.2)
+    assert "; finetuning changes little (no difference of " in found.headline
 
 
-def test_no_damage_is_called_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = report_with(tmp_path, monkeypatch, 800, base_prefix=0.0, stage3b_prefix=0.0)
-    assert "moves macro accuracy by no more than the noise" in found.headline
-    assert "costs" not in found.headline
-
-
-def test_with_few_items_the_headline_says_that_they_cannot_tell(
+def test_no_damage_is_stated_with_the_smallest_difference_that_could_be_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alike = report_with(tmp_path / "alike", monkeypatch, 40, base_prefix=0.0, stage3b_prefix=0.0)
-    assert alike.headline.startswith(
-        "These items cannot tell what letting the prompt of SmolLM2-135M-Instruct see itself"
+    nll(monkeypatch, base_prefix=2.1)
+    found = report_with(tmp_path, monkeypatch, 400, base_prefix=0.0, stage3b_prefix=0.0)
+    assert "changes little (no difference of 2." in found.headline
+    assert "less accurate; finetuning" not in found.headline
+
+
+def test_with_few_items_the_log_likelihood_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """160 items, the demo's: accuracy cannot decide, and the NLL of the right answers can."""
+    found = report_with(tmp_path, monkeypatch, 32, base_prefix=0.1, stage3b_prefix=0.0)
+    assert found.headline.startswith(
+        "Without finetuning, reading its prompt in both directions makes the model less sure of the right answers; "
+        "finetuning repairs that. "
     )
-    assert (
-        "macro accuracy (" in alike.headline
-        and "; nor what finetuning under that mask (stage3b) changes (" in alike.headline
-    )
-    undone = report_with(tmp_path / "undone", monkeypatch, 40, base_prefix=1.8, stage3b_prefix=0.0)
-    assert "both directions costs" in undone.headline
-    assert "to where these items cannot tell it from the untouched model (" in undone.headline
-    assert "These items cannot tell it from the causally finetuned control (" in undone.headline
-    for found in (alike, undone):
-        assert "noise" not in found.headline
-        assert found.headline.count("95 % interval") == found.headline.count("cannot tell") + found.headline.count(
-            "; nor"
+
+
+def test_where_neither_measure_decides_the_number_of_items_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nll(monkeypatch, base_prefix=2.1, stage3b_prefix=2.1, stage3a_causal=2.1)
+    found = report_with(tmp_path, monkeypatch, 40, base_prefix=0.0, stage3b_prefix=0.0, stage3a_causal=0.0)
+    assert "is open (not enough items to tell: at least" in found.headline
+    needed = re.search(r"Not enough items to tell whether .*: at least ([\d,]+) needed\.$", found.headline)
+    assert needed and int(needed[1].replace(",", "")) > 200
+    assert "cannot tell" not in found.headline and "noise" not in found.headline
+
+
+def test_an_answer_has_at_most_two_sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n, (harder, items) in enumerate([(0.0, 40), (0.0, 200), (1.2, 40)]):
+        found = report_with(tmp_path / str(n), monkeypatch, items, base_prefix=harder)
+        assert len(re.findall(r"[.?!](?= |$)", found.headline)) <= 2
+
+
+def test_where_no_item_differs_no_smallest_difference_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for minute, stage in enumerate(("stage1", "stage2")):
+        run = write_run(tmp_path, stage, minute=minute)
+        lines = [json.loads(line) for line in (run.path / "samples.jsonl").read_text().splitlines()]
+        (run.path / "samples.jsonl").write_text(
+            "".join(json.dumps(row | dict.fromkeys(("pred_acc", "pred_acc_norm"), row["gold"])) + "\n" for row in lines)
         )
+        metrics = run.read_metrics()
+        for e in metrics["evaluations"]:
+            e["macro"] |= {"value": 1.0, "ci95": [1.0, 1.0]}
+            for task in e["tasks"].values():
+                task["headline"] = 1.0
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+    found = build_report(tmp_path)
+    assert "changes little (right on the very same items, but it is less sure of the right answers)" in found.headline
+    assert "unknown for accuracy, since no item differs" in found.details[0]
+
+
+def test_a_difference_in_log_likelihood_within_rounding_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for minute, stage in enumerate(("stage1", "stage2")):
+        run = write_run(tmp_path, stage, minute=minute)
+        metrics = run.read_metrics()
+        for e in metrics["evaluations"]:
+            for task in e["tasks"].values():
+                task["gold_nll_rounding"] = 0.24  # the difference is 0.5
+        (run.path / "metrics.json").write_text(json.dumps(metrics))
+    (c,) = [c for c in build_report(tmp_path).study.comparisons if c.group == "ablation"]
+    assert c.nll_verdict == "higher"
+    coarse = {t: replace(score, gold_nll_rounding=0.26) for t, score in c.first.tasks.items()}
+    assert replace(c, first=replace(c.first, tasks=coarse)).nll_verdict == "within noise"
+    assert "2.60 ± 0.24" in build_report(tmp_path).to_markdown()
+
+
+def test_measures_that_disagree_are_both_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nll(monkeypatch, base_prefix=1.9)
+    found = report_with(tmp_path, monkeypatch, 400, base_prefix=1.2)
+    assert "points less accurate though surer of the right answers; " in found.headline
 
 
 def test_random_weights_are_never_named_as_the_model_whose_tokenizer_they_use(tmp_path: Path) -> None:
@@ -79,8 +146,7 @@ def test_random_weights_are_never_named_as_the_model_whose_tokenizer_they_use(tm
     report = build_report(tmp_path)
     assert "SmolLM2" not in report.to_markdown() + report.to_html()
     assert (
-        report.title.startswith("Prefix-LM experiment: a random llama, profile")
-        and "of a random llama" in report.headline
+        report.title.startswith("Prefix-LM experiment: a random llama, profile") and "a random llama" in report.question
     )
     assert report.cautions[0].startswith("Random weights: ")
     write_experiment(tmp_path / "trained")
@@ -88,29 +154,28 @@ def test_random_weights_are_never_named_as_the_model_whose_tokenizer_they_use(tm
 
 
 def test_gains_are_stated_as_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nll(monkeypatch, base_prefix=2.0)
     found = report_with(tmp_path, monkeypatch, base_prefix=-0.8, stage3b_prefix=-1.8, stage3a_causal=0.0)
-    assert "raises macro accuracy by" in found.headline
-    assert "above the untouched model" in found.headline
-    assert "above the causally finetuned control" in found.headline
+    assert "makes the model" in found.headline and "points more accurate; finetuning improves it." in found.headline
+    assert "points more accurate than the control" in found.headline
 
 
-def test_what_is_not_scored_yet_is_said_to_be_open(tmp_path: Path) -> None:
+def test_what_is_not_scored_yet_is_named(tmp_path: Path) -> None:
     write_run(tmp_path, "stage1")
     write_run(tmp_path, "stage2", minute=1)
-    assert build_report(tmp_path).headline.endswith("what finetuning under that mask changes has not been scored yet.")
+    assert build_report(tmp_path).headline.endswith("finetuning for it has not been scored yet.")
     write_run(tmp_path, "stage4", minute=2)
-    assert build_report(tmp_path).headline.endswith("The causally finetuned control has not been scored.")
+    assert build_report(tmp_path).headline.endswith(
+        "The control, finetuned and read from left to right, has not been scored."
+    )
 
 
-def test_leaking_scores_never_enter_headline_details_or_key_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaking_scores_never_enter_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, items=40)
-    first_screen = [found.headline, *found.details, *(f"{n.name} {n.value} {n.note}" for n in found.key_numbers)]
+    first_screen = [found.question, found.headline, *found.details, *(f"{f.name} {f.text}" for f in found.facts)]
     assert not any("leaks" in text or "bidirectional" in text for text in first_screen)
-    assert [n.name for n in found.key_numbers] == [
-        "Base model, causal mask", "Prefix mask, untrained", "Prefix mask, after stage3b", "Causal mask, after stage3b",
-    ]  # fmt: skip
+    assert [f.name for f in found.facts] == ["How sure", "In normal use", "What it cost"]
+    assert found.facts[0].text.startswith("200 questions of 5 tasks; chance is 0.35. One training seed. Smallest")
 
 
 def test_few_items_and_one_seed_are_cautioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +206,14 @@ def test_numbers_are_written_alike_everywhere() -> None:
     assert (p_value(0.0004), p_value(0.0213)) == ("<0.001", "0.021")
     assert [duration(s) for s in (None, 4.23, 45, 725, 3731.8)] == ["–", "4.2 s", "45 s", "12 min 05 s", "1 h 02 min"]
     assert [moment(t) for t in ("2026-01-02T04:04:05+01:00", "soon", "")] == ["2026-01-02 03:04", "soon", "–"]
+
+
+def test_rounding_stands_beside_the_nll_where_two_digits_show_it() -> None:
+    def scored(nll: float, rounding: float) -> Any:
+        return SimpleNamespace(gold_nll=nll, gold_nll_rounding=rounding)
+
+    tasks = {"piqa": scored(1.5, 0.02), "arc_easy": scored(2.5, 0.0004)}
+    one = SimpleNamespace(tasks=tasks, gold_nll=2.0, leaks=False)
+    study: Any = SimpleNamespace(evaluations=[one], row_name=lambda e: "base/causal")
+    (row,) = gold_nll(study).rows
+    assert row.cells == ("base/causal", "1.50 ± 0.02", "2.50", "2.00 ± 0.01")

@@ -132,7 +132,7 @@ def test_a_resumed_run_loads_its_checkpoint_in_a_phase_of_its_own(watched: Watch
     assert watched.phases()[:6] == ["start", "load", "check", "data", "load", "train"]
 
 
-def test_a_compiler_that_calls_nobody_is_heard_of_and_not_for_ever() -> None:
+def test_a_silent_compiler_counts_as_alive_for_a_limited_time() -> None:
     assert HEARTBEAT_SECONDS <= 10
     heard: list[str] = []
     third = Event()
@@ -204,7 +204,7 @@ def heartbeat(heard: list[tuple[int, str, float]]) -> Heartbeat:
     return Heartbeat(run, Now())
 
 
-def test_a_beat_in_the_background_says_how_long_ago_the_run_got_on(heartbeat: Heartbeat, heard: list[Any]) -> None:
+def test_a_background_beat_has_the_time_since_the_last_progress(heartbeat: Heartbeat, heard: list[Any]) -> None:
     now: Any = heartbeat.monotonic
     heartbeat.repeat()
     assert not heard  # there is nothing to repeat

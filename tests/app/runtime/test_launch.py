@@ -149,7 +149,7 @@ def test_a_rank_that_dies_ends_the_launch_and_two_processes_go_on(alone: RunDir,
 
 
 @pytest.mark.slow
-def test_a_mistake_that_only_the_work_finds_is_said_once(tmp_path: Path) -> None:
+def test_a_mistake_found_by_the_workers_is_reported_once(tmp_path: Path) -> None:
     done = finish(tmp_path, *TWO, "--set", "train.max_length=4096")  # the model's context is 2048
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -199,7 +199,7 @@ def test_more_gpus_than_there_are_is_refused_before_a_process_is_started(no_laun
     assert not no_launch and not list(tmp_path.iterdir())
 
 
-def test_the_launcher_is_told_everything_so_that_no_configuration_file_is_asked() -> None:
+def test_the_launcher_gets_every_setting_so_that_no_configuration_file_is_read() -> None:
     from accelerate.commands.launch import launch_command_parser
 
     from app.runtime.launch import arguments
@@ -211,7 +211,7 @@ def test_the_launcher_is_told_everything_so_that_no_configuration_file_is_asked(
 
 
 @pytest.mark.parametrize(("code", "shown"), [(75, 75), (2, 2), (-9, 137), (-15, 143)])
-def test_a_rank_that_a_signal_killed_ends_the_command_as_a_shell_would_say_it(code: int, shown: int) -> None:
+def test_a_rank_killed_by_a_signal_ends_the_command_with_the_shells_exit_code(code: int, shown: int) -> None:
     from app.runtime.launch import _exit_code
 
     assert _exit_code(code) == shown

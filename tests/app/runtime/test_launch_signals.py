@@ -43,7 +43,7 @@ def _as_started_in_a_terminal() -> Iterator[None]:
     ("sent", "arrives"),
     [(signal.SIGTERM, signal.SIGTERM), (signal.SIGHUP, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)],
 )
-def test_workers_are_told_to_end_in_a_way_that_they_know(sent: signal.Signals, arrives: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_workers_get_a_signal_that_they_handle(sent: signal.Signals, arrives: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     told: list[int] = []
     monkeypatch.setattr("app.runtime.launch._workers", lambda: [7])
     monkeypatch.setattr("app.runtime.launch.os", SimpleNamespace(kill=lambda _, number: told.append(number)))

@@ -39,7 +39,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_every_rank_hears_the_same(seen: list[dict[str, Any]]) -> None:
+def test_every_rank_receives_the_same(seen: list[dict[str, Any]]) -> None:
     assert [one["rank"] for one in seen] == [[0, 2, True], [1, 2, False]]
     for one in seen:
         assert one["share"] == {"from": 0}

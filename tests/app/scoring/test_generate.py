@@ -30,9 +30,7 @@ def loaded(model: Any) -> Loaded:
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_scorer_and_generator_agree(
-    architecture: str, attention: str, mask: str, model_of: Any
-) -> None:
+def test_scorer_and_generator_agree(architecture: str, attention: str, mask: str, model_of: Any) -> None:
     model = model_of(architecture, attention)
     answers = generate(loaded(model), PROMPTS, mask, max_new_tokens=9)  # past the windows of the windowed models
     plain = oracle.plain(model)
@@ -75,7 +73,9 @@ def test_decoding_is_greedy_whatever_the_model_s_own_settings(setting: dict[str,
 
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_a_batch_says_what_each_prompt_alone_says(architecture: str, mask: str, cache: Any, model_of: Any) -> None:
+def test_a_batch_gives_the_answers_of_each_prompt_alone(
+    architecture: str, mask: str, cache: Any, model_of: Any
+) -> None:
     ready = loaded(model_of(architecture))
     alone = [generate(ready, [prompt], mask, max_new_tokens=9)[0] for prompt in PROMPTS]
     assert generate(ready, PROMPTS, mask, max_new_tokens=9, cache=cache) == alone

@@ -22,13 +22,23 @@ from jobs.config.schema import TASK_NAMES, ModelSource, Score
 from jobs.errors import DataError
 from tests.app import oracle
 
+LAYERS = 8  # of 30
 PER_TASK = 27  # items; 5 tasks make 432 pairs
 SHORTEST = 200  # items looked at a task: the shortest of them, so that the comparison takes seconds
 
 
+def shallow(model: Any) -> Any:
+    """The real model's first LAYERS layers: real weights and tokens at a third of the time."""
+    model.model.layers = model.model.layers[:LAYERS]
+    model.config.num_hidden_layers = LAYERS
+    return model
+
+
 @pytest.fixture(scope="module")
 def smol(embedded: Any) -> Loaded:
-    return load(ModelSource(source="embedded", dtype="float32", device="cpu"))
+    loaded = load(ModelSource(source="embedded", dtype="float32", device="cpu"))
+    shallow(loaded.model)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def harness(smol: Loaded, embedded: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     plain = AutoModelForCausalLM.from_pretrained(embedded.model, dtype=torch.float32)
-    return HFLM(pretrained=plain, tokenizer=smol.tokenizer, batch_size=16, device="cpu")
+    return HFLM(pretrained=shallow(plain), tokenizer=smol.tokenizer, batch_size=16, device="cpu")
 
 
 def ask(harness: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -59,7 +69,8 @@ def test_causal_equals_the_harness_on_real_pairs(smol: Loaded, harness: Any, rea
     assert len(real_pairs) >= 400
     ours = loglikelihood(smol, encode_harness(smol.tokenizer, real_pairs), "causal", batch_tokens=2048)
     theirs = ask(harness, real_pairs)
-    assert max(abs(a.logprob - b[0]) for a, b in zip(ours, theirs, strict=True)) < 1e-4
+    # float32's rounding of a sum of up to 200 nats; the largest seen is half of it.
+    assert [a.logprob for a in ours] == [pytest.approx(b[0], rel=2e-6, abs=5e-5) for b in theirs]
     assert [a.greedy for a in ours] == [b[1] for b in theirs]
 
 
@@ -159,7 +170,7 @@ def test_logits_are_computed_at_continuation_tokens_only(model_of: Any) -> None:
     assert [tuple(s) for s in seen] == [(1, 3, 97)]
 
 
-def test_greedy_says_whether_decoding_would_agree(model_of: Any) -> None:
+def test_greedy_is_whether_decoding_would_agree(model_of: Any) -> None:
     model = model_of("qwen3")
     context = (5, 6, 7, 8)
     best: tuple[int, ...] = ()

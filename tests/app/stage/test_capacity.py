@@ -18,7 +18,7 @@ import torch
 
 from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
-from app.stage.capacity import compared, require_capacity, require_means, resolved
+from app.stage.capacity import compared, exact_or_not, require_capacity, require_means, resolved
 from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
@@ -147,9 +147,7 @@ def test_a_run_whose_training_is_done_needs_room_for_scoring_only(
     assert found["fits"] and found["peak_gb"] < 28 and found["sharding"] == "none"
 
 
-def test_a_run_is_not_refused_for_rows_that_it_was_told_to_halve(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_is_not_refused_for_rows_that_are_halved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = resolve("stage5b", "ministral-3b",
                   sets=["model.device=cuda", "train.batch_size=64", "train.gradient_checkpointing=false"])  # fmt: skip
     on_a_gpu(monkeypatch, 66)
@@ -191,7 +189,7 @@ def test_a_resumed_run_is_laid_out_as_its_checkpoint(
         assert new.job.profile.sharding == (fits if sharding == "auto" else sharding)
 
 
-def test_what_training_lacks_is_said_before_the_model_is_loaded(
+def test_what_training_lacks_is_reported_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("app.training.optimizers.find_spec", lambda name: None)
@@ -239,6 +237,27 @@ def test_the_sharding_of_a_job_is_resolved_once(asked: str, world: int, estimate
     found = None if estimated is None else Estimate("TEST", world, 80, estimated)
     assert resolved(job, found, world).profile.sharding == expected
     assert resolved(job, found, world).fingerprint({}) == job.fingerprint({})
+
+
+@pytest.mark.parametrize(
+    ("bf16", "memory_gb", "asked", "expected"),
+    [
+        (True, 80, "auto", True),
+        (True, 16, "auto", False),  # 3.4e9 parameters: 20 GB in both
+        (False, 80, "auto", False),  # a GPU without bfloat16, or a CPU
+        (True, 16, "true", True),
+        (True, 80, "false", False),
+    ],
+)
+def test_float32_s_choices_are_the_default_where_a_gpu_has_bfloat16_and_holds_both_weights(
+    bf16: bool, memory_gb: float, asked: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_gpu(monkeypatch, memory_gb)
+    monkeypatch.setattr("app.stage.capacity.pick_dtype", lambda *_: torch.bfloat16 if bf16 else torch.float32)
+    job = resolve("stage1", "ministral-3b", sets=["model.device=cuda", f"score.exact={asked}"])
+    found = exact_or_not(job, 1)
+    assert found.stage.score is not None and found.stage.score.exact is expected
+    assert job.fingerprint({}) != resolve("stage1", "ministral-3b").fingerprint({})
 
 
 def test_rows_are_as_long_as_the_estimate_reckons() -> None:

@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_earlier_runs_untouched(start: Start) -> None:
     assert not start().ran
 
 
-def test_a_disk_too_full_to_say_so_leaves_an_interrupted_run(
+def test_a_disk_too_full_for_the_reason_leaves_an_interrupted_run(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_space(*_: Any, **__: Any) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,10 @@ from hypothesis import strategies as st
 
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
-from app.training.batch import IGNORE, Collator, Schedule, Steps, layout_of, pack
+from app.training.batch import IGNORE, Collator, Schedule, Steps, causal_left, layout_of, pack
+from jobs.config.load import resolve
+from jobs.config.schema import Objective, Train
+from tests.app.training.test_loop import prepared_loop
 
 EXAMPLES = [
     TokenExample((11, 12, 13), (21, 22), "aa", "one"),
@@ -55,6 +61,18 @@ def test_the_causal_fraction_is_a_matter_of_the_examples_alone() -> None:
     assert drawn != causal(0, data[::-1])[::-1]  # another step, another draw: no example is causal for ever
     assert 0.25 < sum(drawn) / len(drawn) < 0.35
     assert not any(bool(Collator("prefix", causal_fraction=0.0)([e])["block"].any()) is False for e in EXAMPLES)
+
+
+def test_an_annealed_share_of_causal_examples_falls_to_none_and_takes_no_example_back() -> None:
+    goal = Objective(causal_fraction=0.8, causal_anneal=0.5)
+    left = [causal_left(goal, step, 8) for step in range(8)]
+    assert left == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    assert {causal_left(Objective(causal_fraction=0.8), step, 8) for step in range(8)} == {1.0}
+    data = [TokenExample((1, 2), (3,), str(n), "") for n in range(1000)]
+    steps = Steps(Collator("prefix", causal_fraction=0.8), row_tokens=4000)
+    causal = [set((steps(data, part)[0]["block"].flatten()[0::3] == 0).nonzero().flatten().tolist()) for part in left]
+    assert [round(len(some) / 1000, 1) for some in causal[:5]] == [0.8, 0.6, 0.4, 0.2, 0.0]
+    assert all(later < earlier for earlier, later in pairwise(causal[:5]))
 
 
 def test_every_epoch_meets_every_example_in_an_order_of_its_own() -> None:
@@ -115,7 +133,7 @@ def test_packing_wastes_at_most_two_percent(batch_size: int) -> None:
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_a_step_and_make_as_many_passes(world: int, packing: bool) -> None:
+def test_processes_share_a_step_and_make_equal_numbers_of_passes(world: int, packing: bool) -> None:
     data = EXAMPLES * 3
     hands = [Steps(Collator("prefix", packing), 10, 2, rank, world)(data) for rank in range(world)]
     assert len({len(hand) for hand in hands}) == 1
@@ -129,3 +147,47 @@ def test_processes_share_a_step_and_make_as_many_passes(world: int, packing: boo
 def test_a_pass_without_examples_is_padding_and_nothing_else() -> None:
     batch = Collator("prefix", multiple=8)([])
     assert batch["input_ids"].shape == (1, 8) and (batch["labels"] == IGNORE).all() and (batch["doc"] < 0).all()
+
+
+# ---- how much an evaluation may cost
+
+
+@pytest.mark.parametrize("stage", ["stage5a", "stage5b"])
+@pytest.mark.parametrize("profile", ["ministral-3b", "embedded"])
+def test_evaluations_of_a_long_run_are_three_percent_of_it_counted_in_tokens(stage: str, profile: str) -> None:
+    train = resolve(stage, profile).stage.train
+    assert train is not None
+    draw = random.Random(0)
+
+    def made(n: int) -> list[TokenExample]:
+        return [TokenExample((5,) * draw.randrange(1, 200), (6,) * draw.randrange(1, 80), f"{i}", "") for i in range(n)]
+
+    schedule = Schedule(made(2000), train.max_steps, train.batch_size, 0)
+    trained = sum(len(e) for i in range(schedule.steps) for e in schedule.step(i))
+    evaluations = 1 + train.max_steps // train.eval_every
+    evaluated = evaluations * sum(len(e) for e in made(train.held_out))
+    assert 0.3 * 0.03 < evaluated / (3 * trained) < 0.03 * 1.1  # lengths are drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_steps": 6000, "batch_size": 16}, 141),
+        ({"max_steps": 6000, "batch_size": 16, "eval_every": 50}, 71),
+        ({"max_steps": 6001, "batch_size": 16}, 139),  # one evaluation more, of the last step
+        ({"max_steps": 20, "batch_size": 4}, 64),
+        ({"max_steps": 6000, "batch_size": 512}, 500),
+        ({"max_steps": 20, "batch_size": 4, "eval_samples": 7}, 7),
+    ],
+)
+def test_held_out_examples_are_as_asked_or_as_affordable(settings: dict[str, Any], expected: int) -> None:
+    assert Train(**{"mask": "prefix", "micro_batch_size": 1, **settings}).held_out == expected
+
+
+def test_the_loop_evaluates_as_often_as_the_rule_counts(model_of: Any, tmp_path: Path) -> None:
+    for steps, every in ((4, 2), (5, 2)):
+        seen: list[int] = []
+        loop = prepared_loop(model_of("llama"), tmp_path / f"{steps}", max_steps=steps, eval_every=every, batch_size=1,
+                             on_evaluation=lambda step, loss, seen=seen: seen.append(step) or False)  # fmt: skip
+        loop.run()
+        assert len(seen) == 1 + -(-steps // every)

@@ -44,7 +44,7 @@ def test_without_a_rule_nothing_stops_and_the_best_is_known() -> None:
     assert (plateau.best, plateau.best_step) == (1.0, 1)
 
 
-def test_the_verdict_says_its_numbers() -> None:
+def test_the_verdict_contains_its_numbers() -> None:
     plateau = Plateau(AutoStop(patience=1, min_delta=0.003, min_steps=0))
     plateau.update(0, 1.5)
     assert plateau.update(100, 1.499).line == (

@@ -57,7 +57,7 @@ def test_the_weights_are_those_that_were_trained(finished: RunDir) -> None:
         assert (finished.final / "adapter" / "adapter_config.json").is_file()
 
 
-def test_final_says_which_mask_it_was_trained_for(finished: RunDir) -> None:
+def test_final_records_the_mask_that_it_was_trained_for(finished: RunDir) -> None:
     config = json.loads((finished.final / "config.json").read_text())
     assert config["prefill"]["mask"] == "prefix" and config["prefill"]["run"] == finished.id
     card = (finished.final / "README.md").read_text()

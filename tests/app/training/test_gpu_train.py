@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,6 +50,25 @@ def pass_of(loop: TrainingLoop, model: Any, data: list[TokenExample]) -> tuple[f
     return float(loss), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.grad is not None])
 
 
+class Errors(NamedTuple):
+    """Of passes: the distance of each loss from float32's, and of its gradients as a share of their norm."""
+
+    losses: list[float]
+    gradients: list[float]
+
+
+def errors(found: list[tuple[float, torch.Tensor]], exact: list[tuple[float, torch.Tensor]]) -> Errors:
+    pairs = list(zip(found, exact, strict=True))
+    return Errors([abs(loss - true) for (loss, _), (true, _) in pairs],
+                  [float((some - true).norm() / true.norm()) for (_, some), (_, true) in pairs])  # fmt: skip
+
+
+# Plain bfloat16, dense attention under autocast, is the yardstick: its gradients are 0.007 to 0.009 of their norm from float32's
+# (gemma3 0.026), on a CPU with sdpa and with eager attention alike. Ours round in other places, attention inside a kernel
+# and whole layers as one; a wrong mask or a sum in bfloat16 is further away.
+ROUNDING = 3.0
+
+
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("name", ["llama", "nine-heads", "gemma3-hybrid", "mistral-window"])
 def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str, bf16: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
@@ -61,25 +80,27 @@ def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str,
         "gemma3-hybrid": {"query_pre_attn_scalar": 64},
     }.get(name, {})
     kind = "llama" if name == "nine-heads" else name
-    dense, fast = (
-        model_of(kind, head_dim=64, max_position_embeddings=1024, initializer_range=0.1, **more).cuda()
-        for _ in range(2)
+    dense, eager, fast = (
+        model_of(kind, attention, head_dim=64, max_position_embeddings=1024, initializer_range=0.1, **more).cuda()
+        for attention in ("sdpa", "eager", "sdpa")
     )
     speed_up(fast)
     exact = [step_of(dense, tmp_path, False, some) for some in (data, other)]
-    want = [step_of(dense, tmp_path, bf16, some) for some in (data, other)]
     loop = a_loop(fast, tmp_path, bf16)
     got = [pass_of(loop, fast, data)]
     with torch.compiler.set_stance("fail_on_recompile"):
         got.append(pass_of(loop, fast, other))
-    for (true_loss, true), (loss, gradients), (fast_loss, fast_gradients) in zip(exact, want, got, strict=True):
-        if bf16:  # both round, each in its own order: the fast path must not be further from float32
-            assert abs(fast_loss - true_loss) < 2 * abs(loss - true_loss) + 0.002
-            assert float((fast_gradients - true).norm()) < 2 * float((gradients - true).norm())
-            assert float((gradients - true).norm()) < 0.1 * float(true.norm())
-        else:
-            assert fast_loss == pytest.approx(loss, rel=1e-4)
-            assert float((fast_gradients - gradients).norm()) < 1e-2 * float(gradients.norm())
+    found = errors(got, exact)
+    if not bf16:
+        assert max(found.losses) < 1e-4 * exact[0][0] and max(found.gradients) < 1e-2, found
+        return
+    plain = [
+        errors([step_of(model, tmp_path, True, some) for some in (data, other)], exact) for model in (dense, eager)
+    ]
+    yardstick = max(max(one.gradients) for one in plain)
+    assert yardstick < 0.1, plain
+    assert max(found.gradients) < ROUNDING * yardstick, (found, plain)
+    assert max(found.losses) < ROUNDING * max(max(one.losses) for one in plain) + 0.002, (found, plain)
 
 
 def test_gradient_checkpointing_works_with_compiled_layers(model_of: Any, tmp_path: Path) -> None:

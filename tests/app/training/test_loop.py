@@ -106,6 +106,16 @@ def nll(model: Any, example: TokenExample, pattern: str) -> torch.Tensor:
     return F.cross_entropy(logits[start - 1 : -1].float(), ids[0, start:], reduction="sum")
 
 
+def test_annealing_goes_from_causal_steps_to_steps_of_the_mask(model_of: Any, tmp_path: Path) -> None:
+    goal = Objective(causal_fraction=1.0, causal_anneal=0.5)
+    loop = prepared_loop(model_of("llama"), tmp_path, "prefix", goal, max_steps=4)
+    seen = []
+    for loop.step in range(4):
+        (batch,) = loop._passes()
+        seen.append({bool(batch["block"][batch["doc"] == doc].any()) for doc in range(4)})
+    assert (seen[0], seen[2], seen[3]) == ({False}, {True}, {True})
+
+
 @pytest.mark.parametrize("pattern", ["causal", "prefix"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_step_s_loss_and_gradients_equal_one_example_at_a_time(architecture: str, pattern: str, packing: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
@@ -150,7 +160,7 @@ def test_how_a_step_is_cut_into_passes_does_not_change_it(rows: dict[str, Any], 
 # ---- KL to the frozen start ------------------------------------------------------------------------------------------
 
 
-def test_objective_is_the_sum_it_says() -> None:
+def test_objective_is_the_weighted_sum_of_its_terms() -> None:
     torch.manual_seed(0)
     student, teacher, targets = torch.randn(6, 11), torch.randn(6, 11), torch.randint(11, (6,))
     loss = objective(student, targets, teacher, ce=0.3, kl=2.0)
@@ -305,3 +315,25 @@ def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) ->
     )
     loop.evaluate()
     assert log.phases == ["evaluate"] * (1 + len(loop.eval_batches))  # the first says that it begins
+
+
+# ---- how far plain bfloat16 is from float32: the yardstick of tests/app/training/test_gpu_train.py -----------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral-window"])
+def test_the_error_of_plain_bfloat16_is_bfloat16_s_and_not_the_attention_s(
+    kind: str, model_of: Any, tmp_path: Path
+) -> None:
+    data = [replace(e, prompt_ids=e.prompt_ids * 8, response_ids=e.response_ids * 5) for e in examples(6)]
+
+    def gradients(attention: str, bf16: bool) -> torch.Tensor:
+        model = model_of(kind, attention, head_dim=64, max_position_embeddings=1024, initializer_range=0.1)
+        sgd = lambda m: torch.optim.SGD(m.parameters())  # noqa: E731
+        loop = prepared_loop(model, tmp_path, bf16=bf16, optimizer=sgd)
+        for batch in passes_of(loop, data):
+            loop.work.forward_backward(batch)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    true = gradients("sdpa", False)
+    far = [float((gradients(attention, True) - true).norm() / true.norm()) for attention in ("sdpa", "eager")]
+    assert all(0.002 < one < 0.03 for one in far) and max(far) < 1.3 * min(far), far

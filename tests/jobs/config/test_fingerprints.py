@@ -9,14 +9,14 @@ from jobs.config.load import resolve
 # Profile ci, first 16 digits, each start a run called NAME/run. A change of a shipped stage or of a default changes them, and
 # then every complete run of that stage is run anew: say so in CHANGELOG.md.
 SHIPPED = {
-    "stage1": "28937cbf2a635ba4",
-    "stage2": "21934a11ce60fec3",
+    "stage1": "259b4ab9ae6b96ff",
+    "stage2": "0ee3c15548948ad7",
     "stage3a": "3ee1984b284c7cef",
     "stage3b": "852763ceac71d25a",
-    "stage4": "c2f078ceb46f7d17",
-    "stage5a": "ea0fda1800d95838",
-    "stage5b": "f04dfadac497189c",
-    "nonprefill": "76d77aedd7ef6432",
+    "stage4": "1eff4f65a8b909c4",
+    "stage5a": "4c5184fe5431cd89",
+    "stage5b": "c9c7ef5b583526c1",
+    "nonprefill": "8d8a01bf05bf9ec2",
 }
 
 

@@ -42,7 +42,7 @@ def test_each_layer_overrides_the_one_before(jobs_dir: Path) -> None:
     assert steps("train.max_steps=50", "train.max_steps=60") == 60
 
 
-def test_defaults_hold_where_no_layer_speaks(jobs_dir: Path) -> None:
+def test_defaults_hold_where_no_layer_sets_a_value(jobs_dir: Path) -> None:
     train = resolve("tune", "small", jobs_dir=jobs_dir).stage.train
     assert train is not None
     assert (train.schedule, train.overlap_ngram, train.lora) == ("cosine", 13, None)
@@ -175,7 +175,7 @@ def test_a_later_layer_may_mend_a_combination(jobs_dir: Path) -> None:
     assert train is not None and (train.batch_size, train.micro_batch_size) == (6, 3)
 
 
-def test_a_layer_may_say_what_only_fits_with_another(jobs_dir: Path) -> None:
+def test_a_layer_may_hold_values_that_only_fit_with_another_layer(jobs_dir: Path) -> None:
     add(jobs_dir / "tune.yaml", "  objective: {kl: 1.0}\n")
     add(jobs_dir / "profiles" / "small.yaml", "train: {objective: {ce: 0.0}}\n")
     train = resolve("tune", "small", jobs_dir=jobs_dir).stage.train

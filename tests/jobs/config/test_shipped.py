@@ -28,7 +28,7 @@ def test_every_stage_resolves_with_every_profile(stage: str, profile: str) -> No
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_says_in_a_comment_what_it_answers(stage: str) -> None:
+def test_every_stage_has_its_question_in_a_comment(stage: str) -> None:
     lines = (JOBS_DIR / f"{stage}.yaml").read_text().splitlines()
     opening = " ".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert "?" in opening
@@ -67,8 +67,8 @@ def test_the_long_stages_stop_as_in_the_design() -> None:
         train = resolve(stage, "ministral-3b").stage.train
         assert train is not None and train.auto_stop is not None
         stop = train.auto_stop
-        found[stage] = (train.max_steps, train.eval_every, train.eval_samples, *stop.model_dump().values())
-    assert found == {"stage5a": (6000, 100, 500, 4, 0.003, 600), "stage5b": (6000, 100, 500, 8, 0.001, 3000)}
+        found[stage] = (train.max_steps, train.eval_every, train.held_out, *stop.model_dump().values())
+    assert found == {"stage5a": (6000, 100, 141, 4, 0.003, 600), "stage5b": (6000, 100, 141, 8, 0.001, 3000)}
 
 
 def test_the_reference_numbers_are_those_of_the_design() -> None:

@@ -30,9 +30,10 @@ def test_full_adamw_of_3b_fits_80_gb_and_not_40_and_the_remedy_is_true() -> None
 
 def test_what_does_not_fit_one_gpu_is_spread_over_several() -> None:
     assert estimate(job(), "H200", 2).sharding == "ddp"
-    spread = estimate(job(), "A100-40GB", 4)
+    half = ("stage5b", "ministral-3b", "score.exact=false")  # else scoring needs more than a shard of training
+    spread = estimate(job(*half), "A100-40GB", 4)
     assert spread.sharding == "fsdp" and spread.fits
-    alone = estimate(job(), "A100-40GB")
+    alone = estimate(job(*half), "A100-40GB")
     assert spread.peak_gb is not None and alone.peak_gb is not None and spread.peak_gb < alone.peak_gb / 2
 
 
@@ -142,7 +143,7 @@ def test_what_only_the_buckets_make_too_large_is_spread() -> None:
 
 def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_whole() -> None:
     def parts(gpus: int) -> dict[str, float]:
-        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false")
+        sets = ("sharding=fsdp", "train.batch_size=512", "train.gradient_checkpointing=false", "score.exact=false")
         found = estimate(job("stage5b", "ministral-3b", *sets), "H200", gpus)
         assert found.parts_gb is not None
         return found.parts_gb
@@ -163,8 +164,8 @@ def test_gradients_of_a_spread_model_are_spread_and_only_what_is_gathered_is_who
 def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
     """16,384 tokens: logits of half of them at a time, 131,072 each. Its weights alone are half of float32's."""
 
-    def parts(dtype: str) -> dict[str, float]:
-        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}")
+    def parts(dtype: str, exact: str = "false") -> dict[str, float]:
+        sets = ("score.batch_tokens=16384", f"model.dtype={dtype}", f"score.exact={exact}")
         found = estimate(job("stage1", "ministral-3b", *sets), "H200").parts_gb
         assert found is not None
         return found
@@ -173,6 +174,8 @@ def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
     assert half["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 131072 / 2**30, rel=1e-2)
     assert (half["activations"], half["logits"]) == (full["activations"], full["logits"])
     assert half["weights"] == pytest.approx(full["weights"] / 2, rel=1e-2)
+    for both in (parts("bfloat16", "auto"), parts("float32", "true")):  # float32's choices: both are in memory
+        assert both["weights"] == pytest.approx(half["weights"] + full["weights"], rel=1e-2)
 
 
 # ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------

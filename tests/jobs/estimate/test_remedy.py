@@ -79,7 +79,7 @@ def test_every_remedy_taken_at_its_word_makes_it_fit(stage: str, profile: str) -
     assert tried > 10 or profile == "embedded", tried
 
 
-def test_what_scoring_needs_and_what_training_needs_is_said_together() -> None:
+def test_the_needs_of_scoring_and_training_are_reported_together() -> None:
     """Of a card of 24 GB: the remedy for scoring alone would leave training at three times the card."""
     wide = ("model.name=some/Model-2B", "score.batch_tokens=262144")
     remedy = estimate(job("stage5b", "ministral-3b", *wide), "RTX_4090").remedy
@@ -107,7 +107,7 @@ def test_a_remedy_of_several_changes_names_each_and_is_true() -> None:
     assert estimate(job("stage3b", "ministral-3b", *large, *sets.split(" and ")), "RTX_4090").fits
 
 
-def test_a_small_card_is_told_to_train_adapters_and_that_fits() -> None:
+def test_the_remedy_for_a_small_card_is_adapters_which_fit() -> None:
     small = ("model.name=some/Model-2B",)
     assert estimate(job("stage3b", "ministral-3b", *small), "RTX_4090").remedy == "set train.lora: {r: 16}"
     assert estimate(job("stage3b", "ministral-3b", *small, "train.lora={r: 16}"), "RTX_4090").fits
@@ -118,7 +118,7 @@ def test_what_no_gpus_hold_needs_a_smaller_model() -> None:
     assert huge == "no setting makes it fit there, nor on any GPUs known, up to 8 of a kind: take a smaller model"
 
 
-def test_scoring_that_does_not_fit_is_told_a_smaller_batch_and_that_fits() -> None:
+def test_the_remedy_for_scoring_that_does_not_fit_is_a_smaller_batch_which_fits() -> None:
     wide = job("stage1", "ministral-3b", "score.batch_tokens=1048576")
     found = estimate(wide, "RTX_4090")
     assert found.fits is False and found.remedy.startswith("set score.batch_tokens: ")
@@ -136,13 +136,13 @@ def test_the_8_bit_optimizer_is_named_second_and_with_what_it_needs() -> None:
         assert estimate(job("stage5b", "ministral-3b", *plain, f"train.optimizer={optimizer}"), "A40").fits
 
 
-def test_a_profile_that_asks_for_whole_copies_is_told_to_spread_them_where_that_fits() -> None:
+def test_the_remedy_for_whole_copies_is_sharding_where_that_fits() -> None:
     found = estimate(job("stage5b", "ministral-3b", "sharding=ddp"), "A100-40GB", 4)
     assert found.fits is False and found.remedy == "set sharding: fsdp"
     assert estimate(job("stage5b", "ministral-3b", "sharding=fsdp"), "A100-40GB", 4).fits
 
 
-def test_a_teacher_is_never_spread_and_the_remedy_does_not_say_so() -> None:
+def test_a_teacher_is_never_sharded_nor_is_that_the_remedy() -> None:
     taught = ("train.objective.kl=0.5", "sharding=auto")
     found = estimate(job("stage5b", "ministral-3b", *taught), "A100-40GB", 4)
     assert found.sharding == "ddp" and found.fits is False

@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_is_interrupted_and_not_failed(run: RunDir) -> No
     assert run.state() == "failed"
 
 
-def test_a_failed_run_says_why_and_has_no_summary(run: RunDir) -> None:
+def test_a_failed_run_records_its_reason_and_has_no_summary(run: RunDir) -> None:
     run.fail(3, "loss is NaN at step 7")
     run.close()
     assert run.state() == "failed"

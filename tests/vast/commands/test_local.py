@@ -62,7 +62,7 @@ def test_layers_lie_over_each_other_in_order(tmp_path: Path) -> None:
         local.load_policy(path, {})
 
 
-def test_every_section_of_the_local_policy_says_why() -> None:
+def test_every_section_of_the_local_policy_has_a_reason() -> None:
     lines = local.POLICY.read_text(encoding="utf-8").splitlines()
     names = {line.split(":")[0] for line in lines if re.match(r"\w+:", line)}
     assert names <= set(policies.Policy.model_fields) and sum("#" in line for line in lines) >= len(names) // 2

@@ -30,7 +30,7 @@ def test_every_reason_is_one_of_the_supervisors_table() -> None:
 
 
 @pytest.mark.parametrize(("code", "reason"), [(0, "done"), (3, "nan"), (4, "no-learning"), (75, "stopped")])
-def test_a_code_of_our_own_is_believed_whatever_the_log_says(code: int, reason: str) -> None:
+def test_an_exit_code_of_ours_wins_over_the_log(code: int, reason: str) -> None:
     found = classify(code, failures.OOM.log, END_REASONS[code])
     assert found.reason == reason
     assert (found.fingerprint is None) == (code in (0, 75))

@@ -21,7 +21,7 @@ from vast.host import probe
 # ---- look -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_look_at_a_bare_machine_says_that_nothing_is_known(machine: Rented) -> None:
+def test_a_probe_of_a_bare_machine_reports_that_nothing_is_known(machine: Rented) -> None:
     seen = machine.look()
     assert (seen["nonce"], seen["watchdog"], seen["job"]) == (None, None, {"phase": "absent"})
     assert (seen["gpu_percent"], seen["gpu_fault"]) == (None, None)
@@ -79,7 +79,7 @@ sys.exit(2)
     assert all(other.exists() for other in others)
 
 
-def test_a_broken_state_is_told_and_does_not_hide_the_rest(machine: Rented) -> None:
+def test_a_broken_state_is_reported_and_does_not_hide_the_rest(machine: Rented) -> None:
     machine.arm()
     (machine.root / ".runner").mkdir()
     (machine.root / ".runner/state.json").write_text("{")
@@ -93,7 +93,7 @@ CLOCKS = probe.Clocks(lambda: 5000.0, lambda: 1000.0)
 @pytest.mark.parametrize(
     ("phase", "seconds", "age"), [("running", 1700, None), ("running", 1900, 1900), ("ended", 1900, None)]
 )
-def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
+def test_a_job_without_output_is_old_once_its_imports_should_be_done(
     phase: str, seconds: float, age: float | None
 ) -> None:
     started = datetime.fromtimestamp(CLOCKS.time() - seconds, UTC).isoformat(timespec="seconds")
@@ -124,7 +124,7 @@ def test_a_job_that_never_said_anything_is_old_once_its_imports_should_be_done(
         ({}, None),
     ],
 )
-def test_the_age_of_a_beat_is_told_where_it_says_something(beat: dict[str, Any], age: float | None) -> None:
+def test_the_age_of_a_beat_is_reported_where_it_means_something(beat: dict[str, Any], age: float | None) -> None:
     assert probe.beat_age(beat, CLOCKS) == age
 
 
@@ -142,7 +142,9 @@ def test_the_age_of_a_beat_is_told_where_it_says_something(beat: dict[str, Any],
          (None, None, "Unable to determine the device handle for GPU0000:41:00.0: GPU is lost. Reboot the system")),
     ],
 )  # fmt: skip
-def test_what_nvidia_smi_says(answer: tuple[int, str] | None, expected: tuple[float | None, float | None, str]) -> None:
+def test_output_of_nvidia_smi_is_parsed(
+    answer: tuple[int, str] | None, expected: tuple[float | None, float | None, str]
+) -> None:
     assert probe.gpu(answer) == expected
 
 

@@ -100,7 +100,7 @@ print(json.dumps(seen))
     assert (seen["state"]["phase"], seen["state"]["job"]) == ("running", state["job"])
 
 
-def test_the_job_hears_every_signal_but_the_end_of_the_session(host: Host) -> None:
+def test_the_job_receives_every_signal_but_the_end_of_the_session(host: Host) -> None:
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}  # as nohup and shells do
     signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

@@ -63,7 +63,7 @@ def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(host: Host) -> Non
     assert gone(job) and gone(child)
 
 
-def test_a_runner_that_is_told_to_end_passes_it_on_and_records_the_end(host: Host) -> None:
+def test_a_runner_that_gets_a_signal_passes_it_on_and_records_the_end(host: Host) -> None:
     start_family(host, LISTENS)
     os.kill(host.written()["runner"]["pid"], signal.SIGTERM)
     done = host.call("wait")

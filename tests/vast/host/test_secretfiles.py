@@ -32,7 +32,7 @@ def test_each_is_a_file_of_this_user_alone_and_unlisted_ones_go(machine: Rented)
     assert give(machine) == [] and not list(machine.secrets.iterdir())
 
 
-def test_the_job_is_told_where_and_never_what(machine: Rented) -> None:
+def test_the_job_gets_the_path_of_a_secret_and_never_its_value(machine: Rented) -> None:
     machine.arm()
     give(machine, HF_TOKEN=TOKEN, WANDB_API_KEY="wandb-value-0123456789")
     code = "import os; print({n: v for n, v in os.environ.items() if n[:2] in ('HF', 'WA')}); print(len(open(os.environ['HF_TOKEN_PATH']).read()))"
@@ -81,7 +81,7 @@ def test_a_link_that_somebody_else_put_there_is_refused(machine: Rented, tmp_pat
     assert not (tmp_path / "target").exists() and not (machine.secrets / "A").is_symlink()
 
 
-def test_a_place_that_cannot_be_written_is_told(machine: Rented) -> None:
+def test_a_path_that_cannot_be_written_is_reported(machine: Rented) -> None:
     with pytest.raises(UserError, match="cannot hold secrets"):
         secretfiles.store({"A": "x"}, machine.secrets / "no" / "such")
     assert secretfiles.environment(machine.secrets / "no") == {}

@@ -101,7 +101,7 @@ def test_the_same_bug_twice_is_deterministic_and_another_one_is_not(machine: Ren
     assert ends[0][1] == ends[2][1] != ends[1][1]
 
 
-def test_what_an_earlier_attempt_said_explains_nothing_about_this_one(machine: Rented) -> None:
+def test_the_log_of_an_earlier_attempt_explains_nothing_about_this_one(machine: Rented) -> None:
     machine.arm()
     for failure, reason in ((failures.OOM, "cuda-oom"), (failures.SILENT, "bug")):
         machine.start(dies(failure), "run", "stage3b")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +15,6 @@ from vast.ports import GONE, Account, Address, Contract, Instance, OfferQuery, S
 LABEL = "prefill/stage1-20261123-101500/1795000000"
 GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000", cache="a-cache")
 CONTRACT = Contract(LABEL, "prefill:test", 40.0, "/usr/bin/python3 -m vast.host.watchdog run --local")
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
@@ -143,7 +134,7 @@ def test_every_state_of_a_container_has_a_status(
     assert isinstance(found, Instance) and found.status is status
 
 
-def test_an_instance_is_told_as_it_is(fake: FakeEngine, cloud: LocalCloud) -> None:
+def test_an_instance_is_reported_as_it_is(fake: FakeEngine, cloud: LocalCloud) -> None:
     ident = rented(cloud)
     (box,) = fake.boxes.values()
     box.status, box.code = "exited", 137
@@ -222,7 +213,9 @@ def test_labels_cannot_be_changed_and_no_key_is_needed(cloud: LocalCloud) -> Non
     assert cloud.set_label(ident, LABEL) is False and cloud.attach_key(ident, "") is True
 
 
-def test_the_same_trouble_is_told_once(fake: FakeEngine, cloud: LocalCloud, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_fault_is_reported_once(
+    fake: FakeEngine, cloud: LocalCloud, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.odd["GET /info"] = Handler.drop
     for _ in range(3):
         cloud.account()

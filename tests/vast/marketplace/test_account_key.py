@@ -121,7 +121,7 @@ def test_what_cannot_be_a_key_is_named_without_being_shown(tmp_path: Path, value
     assert KEY not in "".join(traceback.format_exception(raised.value))
 
 
-def test_no_key_at_all_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_without_a_key_names_the_places_searched(tmp_path: Path) -> None:
     with pytest.raises(
         AccountKeyError, match=r"no key of the account in .*VAST_API_KEY.*vast_api_key; set VAST_API_KEY"
     ):

@@ -184,7 +184,7 @@ def test_what_one_client_destroys_is_gone_for_the_other(fake: FakeVast, official
     assert ours.destroy(second) == "accepted"
 
 
-def test_both_clients_are_told_the_same_of_the_account(fake: FakeVast, official: Official, ours: VastAI) -> None:
+def test_both_clients_get_the_same_account(fake: FakeVast, official: Official, ours: VastAI) -> None:
     seen = ours.account()
     assert seen is not None and official("show_user")["credit"] == seen.credit == 25.0
 

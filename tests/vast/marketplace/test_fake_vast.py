@@ -7,6 +7,7 @@ import time
 from tests.vast.fakes.fake_market import KEY, ManualClock, Market, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.marketplace_calls import CONTRACT
+from vast.marketplace.http import Client
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Instance, Status
 from vast.secrets import Secret
@@ -47,8 +48,14 @@ def test_the_fake_refuses_what_comes_too_early(fake: FakeVast, rented: Rental) -
     assert rented.ssh_keys == ["ssh-ed25519 a"]
 
 
-def test_a_market_without_credit_or_offer_says_so() -> None:
+def test_a_market_without_credit_or_offer_returns_an_error() -> None:
     market = Market(time.time)
     market.add_offer(1)
     market.credit = 0.0
     assert market.create(1, {}) == "insufficient_credit" and market.create(2, {}) == "no_such_ask"
+
+
+def test_the_old_list_is_withdrawn_as_the_service_has_withdrawn_it(fake: FakeVast, clock: ManualClock) -> None:
+    found = Client(Secret(KEY), clock, fake.url).call("show", "GET", "/api/v0/instances/")
+    assert found is not None and found.status == 410
+    assert "this endpoint is withdrawn" in found.lasting

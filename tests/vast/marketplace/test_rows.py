@@ -134,7 +134,7 @@ def test_money_and_time_of_an_instance(cloud: VastAI, fake: FakeVast, clock: Man
 
 @pytest.mark.parametrize("name", ["id", "machine_id", "gpu_ram", "num_gpus", "dph_total"])
 @pytest.mark.parametrize("value", [None, "1", -1, float("nan"), 10**400, True])
-def test_an_offer_must_say_what_it_is_and_costs(name: str, value: object) -> None:
+def test_an_offer_must_have_its_id_and_price(name: str, value: object) -> None:
     row = {"id": 1, "machine_id": 2, "gpu_name": "A100 SXM4", "gpu_ram": 81920, "num_gpus": 1, "dph_total": 1.0}
     assert rows.offer(row).vram_gb == 81.92
     with pytest.raises(rows.OddRow):

@@ -166,7 +166,7 @@ def test_a_row_without_an_id_voids_the_list_only_if_it_may_be_ours(cloud: VastAI
     assert cloud.instances() == (() if believed else None)
 
 
-def test_gone_is_said_only_by_a_null_that_was_meant(cloud: VastAI, fake: FakeVast, rented: Rental) -> None:
+def test_gone_is_reported_only_by_an_explicit_null(cloud: VastAI, fake: FakeVast, rented: Rental) -> None:
     assert cloud.destroy(rented.id) == "accepted"
     assert cloud.instance(rented.id) is GONE
     for what in ("auth_error", "404", "no_such", "not-found", "null-message", "401", "empty-object", "html"):

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigError
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast import policy as policies
 from vast.policy import Policy
 from vast.secrets import Redactor, Secret
 from vast.session.notify import Notifier, post_json, run_command
-
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
 
 def policy_with(**hooks: object) -> Policy:
@@ -60,7 +58,7 @@ def policy_file(tmp_path: Path, **hooks: object) -> str:
     ([running(60), ended()], ["done"]),
     ([running(60), ended("nan", 3, complete=False)], ["alert", "fail"]),
 ])  # fmt: skip
-def test_a_webhook_hears_how_a_run_ended(
+def test_a_webhook_receives_how_a_run_ended(
     world: World, tmp_path: Path, posts: tuple[str, list[dict[str, object]]], script: list[object], events: list[str]
 ) -> None:
     url, got = posts
@@ -101,7 +99,7 @@ def test_a_hook_that_hangs_is_ended(caplog: pytest.LogCaptureFixture) -> None:
     assert "TimeoutExpired" in caplog.text
 
 
-def test_what_is_told_is_redacted() -> None:
+def test_notifications_are_redacted() -> None:
     seen: list[bytes] = []
 
     def run(argv: list[str], data: bytes, environ: Mapping[str, str], seconds: float) -> None:

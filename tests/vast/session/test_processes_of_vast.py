@@ -87,7 +87,7 @@ def test_ctrl_c_while_detach_waits_ends_the_process_in_the_background(api: FakeV
     assert api.market.rentals == {}
 
 
-def test_a_mistake_of_detach_is_told_to_who_asked(api: FakeVast, tmp_path: Path) -> None:
+def test_a_mistake_in_detach_is_reported_to_its_caller(api: FakeVast, tmp_path: Path) -> None:
     killed = call(api, tmp_path, 2, *UP)
     assert killed.returncode == -9
     folder = only(tmp_path)

@@ -47,7 +47,7 @@ def shell(way: DirectoryTransport, tmp_path: Path, clock: ManualClock) -> HostSh
     return shell_of(way, tmp_path / "runs", clock)
 
 
-def test_a_look_tells_of_the_job_the_run_and_its_newest_checkpoint(host: DirectoryHost, shell: HostShell) -> None:
+def test_a_probe_returns_the_job_the_run_and_its_newest_checkpoint(host: DirectoryHost, shell: HostShell) -> None:
     host.train(100, 200)
     found = shell.probe(BOTH)
     assert (found.contact, found.boot != "") == ("ok", True)
@@ -74,7 +74,7 @@ def test_the_second_pair_is_tried_and_then_used_first(way: DirectoryTransport, s
         (("wrong-host", "timeout"), "wrong-host"),
     ],
 )
-def test_of_two_failures_the_one_that_something_can_be_done_about_is_told(
+def test_of_two_failures_the_one_with_a_remedy_is_reported(
     way: DirectoryTransport, shell: HostShell, kinds: tuple[Kind, Kind], contact: str
 ) -> None:
     way.kinds = dict(zip(BOTH, kinds, strict=True))
@@ -90,7 +90,7 @@ def test_of_two_failures_the_one_that_something_can_be_done_about_is_told(
         ("unreachable", "cannot be reached (unreachable: made up)"),
     ],
 )
-def test_why_ssh_fails_is_said_once_until_it_changes(
+def test_the_reason_of_an_ssh_failure_is_reported_once_until_it_changes(
     way: DirectoryTransport, shell: HostShell, caplog: pytest.LogCaptureFixture, kind: Kind, said: str
 ) -> None:
     way.kinds = dict.fromkeys(BOTH, kind)
@@ -118,7 +118,7 @@ def test_without_an_address_there_is_no_contact(shell: HostShell) -> None:
     assert shell.start((), ("run", "stage3b")) is None
 
 
-def test_another_nonce_is_a_stranger_of_whom_nothing_is_believed(tmp_path: Path, clock: ManualClock) -> None:
+def test_nothing_is_believed_from_a_host_with_another_nonce(tmp_path: Path, clock: ManualClock) -> None:
     stranger = DirectoryHost(tmp_path / "other", nonce="ffff")
     stranger.train(100)
     way = DirectoryTransport(stranger)
@@ -297,7 +297,7 @@ def test_our_own_network_is_asked_of_the_probe_alone_and_close_closes(
     assert way.closed and not way.calls
 
 
-def test_a_job_is_given_the_time_for_its_checkpoint_that_the_policy_says(
+def test_a_job_gets_the_policys_time_for_its_checkpoint(
     way: DirectoryTransport, tmp_path: Path, clock: ManualClock
 ) -> None:
     assert shell_of(way, tmp_path / "runs", clock, grace=42.0).stop(BOTH) is True

@@ -77,7 +77,7 @@ def test_a_run_that_failed_is_not_complete(host: DirectoryHost, ours: Ours) -> N
     assert json.loads((ours.run / "host/state.json").read_text())["exit_code"] == 1
 
 
-def test_what_ends_before_there_is_a_run_is_still_told(host: DirectoryHost, ours: Ours) -> None:
+def test_an_end_before_there_is_a_run_is_still_reported(host: DirectoryHost, ours: Ours) -> None:
     host.train()
     host.run.rename(host.root / "elsewhere")
     pulled = ours.pull(everything=True)
@@ -99,7 +99,7 @@ def test_a_tampered_file_makes_no_complete_run_and_the_next_pull_mends_it(
     way.on_fetch = tamper
     pulled = ours.pull(everything=True)
     assert (pulled.verified, pulled.complete) == (False, False)
-    assert f"{RUN}/{name}: its content is not what the host says (sha256)" in pulled.message
+    assert f"{RUN}/{name}: its content differs from what the host reports (sha256)" in pulled.message
     assert not (ours.run / "summary.json").exists()
     found = ours.shell().local_copy()
     assert found is not None and not found.complete

@@ -38,7 +38,7 @@ def ours(tmp_path: Path, way: DirectoryTransport) -> Ours:
 # ---- no room ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_here_is_told_and_staging_gives_its_room_back(
+def test_a_full_disk_here_is_reported_and_staging_is_removed(
     host: DirectoryHost, way: DirectoryTransport, ours: Ours
 ) -> None:
     host.train(100)

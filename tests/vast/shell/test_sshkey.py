@@ -44,7 +44,9 @@ def test_a_key_that_cannot_work_is_refused_with_a_remedy(tmp_path: Path) -> None
     ("text", "fact"),
     [("root:x:0:0\n", "is no private key"), ("ssh-ed25519 AAAA me\n", "is a public key; give the private")],
 )
-def test_a_file_that_is_no_private_key_is_not_told_to_change_its_mode(tmp_path: Path, text: str, fact: str) -> None:
+def test_the_error_for_a_file_that_is_no_private_key_does_not_mention_its_mode(
+    tmp_path: Path, text: str, fact: str
+) -> None:
     path = tmp_path / "id.pub"
     path.write_text(text)
     path.chmod(0o644)

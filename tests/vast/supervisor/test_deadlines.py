@@ -18,12 +18,13 @@ from tests.vast.fakes.states import (
     job,
     look,
     machine,
+    policy_with,
     provisioning,
     running,
     then,
     twice,
 )
-from vast.ports import Status
+from vast.ports import GONE, Status
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Intent, Observation, Phase
@@ -74,7 +75,7 @@ def test_a_job_is_started_a_bounded_number_of_times_in_vain() -> None:
         again = replace(running(starts=starts + 2, judged=2), restart="bug")
         expected = "bug" if do is Do.START else "lost"
         assert (after(again, 1000.0).do, after(again, 1000.0).why) == (do, expected)
-    patient = POLICY.model_copy(update={"starts": 99})
+    patient = policy_with(starts=99)
     state, obs = look(replace(running(starts=7), restart="bug"), 1000.0)
     assert decide(obs, state, patient).do is Do.START
 
@@ -96,7 +97,7 @@ def test_a_start_begins_the_job_and_one_without_an_answer_is_looked_after_soon()
     assert (good.restart, good.fetched, good.look_at) == (None, False, 200 + 60 * POLICY.cadence.early_minutes[0])
     one = machine(good)
     assert (one.starts, one.started_boot, one.stop_at, one.stalled, one.job) == (1, "b1", None, 0, None)
-    slow = POLICY.model_copy(update={"cadence": POLICY.cadence.model_copy(update={"early_minutes": [3.0]})})
+    slow = policy_with(cadence={"early_minutes": [3.0]})
     assert advance(state, Action(Do.START, 200.0), True, slow).look_at == 200 + 180
     for result in (None, False):
         bad = then(state, Do.START, 200.0, result)
@@ -119,7 +120,7 @@ def test_a_hung_job_is_stopped_and_counted_once_more_if_it_does_not_end() -> Non
     assert after(asked, 999 + LIMITS.stop, host=host(hung)).do is Do.WAIT
     assert ended(asked, 1000 + LIMITS.stop, host=host(hung)) == "hang"
     assert after(asked, 1010.0, host=host(job("ended"))).why == "hang"  # a new start, since it has ended
-    hasty = POLICY.model_copy(update={"deadlines": LIMITS.model_copy(update={"stop": 30.0})})
+    hasty = policy_with(deadlines={"stop": 30.0})
     seen, obs = look(asked, 1030.0, host=host(hung))
     assert decide(obs, seen, hasty).do is Do.VERDICT
 
@@ -135,12 +136,12 @@ def test_a_job_hangs_after_enough_looks() -> None:
     assert ended(state, 1000.0, host=host(beating, gpu=0.0)) == ""
 
 
-def test_a_lost_job_is_told_from_a_machine_that_was_started_again() -> None:
+def test_a_lost_job_is_distinguished_from_a_machine_that_was_started_again() -> None:
     assert ended(running(), 1000.0, host=host(job("lost"))) == "lost"
     assert ended(running(started_boot="b0"), 1000.0, host=host(job("lost"))) == "restarted"
 
 
-def test_a_broken_gpu_is_the_machines_fault_whatever_the_job_says_of_its_end() -> None:
+def test_a_broken_gpu_is_the_machines_fault_whatever_exit_the_job_reports() -> None:
     assert twice(running(), 1000.0, host=host(job(), gpu_fault="GPU is lost")) == "gpu-fault"
     crashed = job("ended", end_reason="bug", fingerprint="f")
     assert twice(running(), 1000.0, host=host(crashed, gpu_fault="GPU is lost")) == "gpu-fault"
@@ -259,3 +260,15 @@ def test_an_unclear_create_is_listed_often_enough_and_long_enough() -> None:
     kept = look(close, late, **nothing)[0].intent
     assert kept is not None and kept.listings == rule.listings - 1  # too soon after the last to be another proof
     assert look(state, late, instances=None, host=None)[0].intent == intent
+
+
+def test_one_proof_of_absence_holds_up_no_verdict_where_the_list_gives_no_second() -> None:
+    """A machine that ended itself, and then a list that answers 410 for ever: it was neither vanished nor lost."""
+    late = 1000.0 + POLICY.unreachable.seconds + POLICY.unreachable.replace_after
+    gone = running(absent=1, absent_at=900.0, failed=9, failed_since=1000.0, key_at=1e9)
+    hidden: dict[str, Any] = {"instances": None, "single": ((5, None),), "host": UNREACHABLE}
+    assert ended(gone, late, **hidden) == "host-lost"
+    listed = {**hidden, "instances": (), "single": ((5, GONE),)}
+    assert (
+        ended(replace(gone, machine=replace(machine(gone), absent_at=late - 1)), late, **listed) == ""
+    )  # the second proof is near

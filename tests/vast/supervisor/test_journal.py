@@ -101,7 +101,7 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_line(tmp_path: P
     with_torn_end.close()
 
 
-def test_a_broken_line_in_the_middle_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     book = FileJournal(tmp_path)
     book.begin(PLAN, begin(PLAN, 1.0), AT)
     book.state(STATE, AT)

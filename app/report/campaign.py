@@ -1,0 +1,99 @@
+"""The setting of a run, the model of a campaign's cell, and the one comparison that a campaign declared before it ran.
+
+`python -m app campaign` writes campaigns/NAME.json into the runs directory, with `declared` (when) and
+
+    primary: {suite, order, profile, recipe, measure: accuracy or gold_nll, trained: mask, control: mask}
+
+All but suite and measure may be null. Every other comparison is exploratory: nothing is adjusted over those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.report.comparisons import Comparison
+from jobs.errors import DataError
+from jobs.runs.atomic import read_json
+
+MEASURES = ("accuracy", "gold_nll")
+CELL = "cell"  # the stage of a campaign's runs: each trains one recipe under one mask, and scores it
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """Which tasks are scored, and how their prompts are written: those of older runs by default."""
+
+    suite: str = "short"
+    order: str = "context_first"
+    shots: int = 0
+
+    def __str__(self) -> str:
+        shots = f", {self.shots} shots" if self.shots else ""
+        return f"{self.suite}, {self.order.replace('_', ' ')}{shots}"
+
+
+def setting_of(record: Mapping[str, Any]) -> Setting:
+    """The setting in the record of a run, its stage.yaml."""
+    stage = record.get("stage") or {}
+    return Setting(**{key: stage[key] for key in ("suite", "order", "shots") if stage.get(key) is not None})
+
+
+def model_of(stage: str, record: Mapping[str, Any]) -> str:
+    """The name of the model that a run trains: its stage, or for a campaign's cell its recipe and mask."""
+    section = record.get("stage") or {}
+    return f"{section.get('recipe') or CELL}.{(section.get('train') or {}).get('mask')}" if stage == CELL else stage
+
+
+def recipe_of(model: str) -> str:
+    """The recipe of a campaign's model; empty for a stage of the experiment."""
+    return model.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Primary:
+    """The primary comparison; of a runs directory without a campaign, all fields are None."""
+
+    suite: str | None = None
+    order: str | None = None
+    profile: str | None = None
+    recipe: str | None = None
+    measure: str = MEASURES[0]
+    trained: str = "prefix"
+    control: str = "causal"
+
+    def is_about(self, setting: Setting) -> bool:
+        return self.suite == setting.suite and self.order in (None, setting.order)
+
+    def role(self, c: Comparison, setting: Setting) -> str:
+        """`primary` or `exploratory`; empty without a campaign."""
+        if self.suite is None:
+            return ""
+        recipes = {recipe_of(c.first.model), recipe_of(c.second.model)}
+        declared = (
+            c.group == "control"
+            and self.is_about(setting)
+            and (c.first.mask, c.second.mask) == (self.trained, self.control)
+            and recipes == {self.recipe or recipe_of(c.first.model)}
+        )
+        return f"primary ({self.measure.replace('_', ' ')})" if declared else "exploratory"
+
+
+def read_primary(runs_dir: Path, profile: str) -> Primary:
+    """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last.
+
+    Raises:
+        DataError: a file of campaigns/ that declares none.
+    """
+    found = []
+    for path in sorted((runs_dir / "campaigns").glob("*.json")):
+        declared = read_json(path)
+        primary: dict[str, Any] = declared.get("primary") or {}
+        unknown = set(primary) - set(Primary.__dataclass_fields__)
+        if unknown or not isinstance(primary.get("suite"), str) or primary.get("measure") not in MEASURES:
+            raise DataError(path, "declares no primary comparison", "start the campaign again, or delete the file")
+        if primary.get("profile") in (None, profile):
+            found.append((str(declared.get("declared")), Primary(**primary)))
+    return max(found, key=lambda entry: entry[0], default=("", Primary()))[1]

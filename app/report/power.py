@@ -1,0 +1,62 @@
+"""The table behind `python -m app power`: the smallest difference that the items and seeds of each comparison can show."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from app.report.comparisons import Comparison
+from app.report.format import DASH, number, signed
+from app.report.study import Study
+from app.stats.difference import Variance
+from app.stats.power import items_needed, smallest_difference
+from jobs.columns import Column, table_lines
+
+_COLUMNS = (
+    Column("Comparison"),
+    Column("Seeds", right=True, drop=2),
+    Column("Points\nfound", right=True),
+    Column("Can\nshow", right=True),
+    Column("Items\nfor {}", right=True, drop=1),
+    Column("Nats\nfound", right=True, drop=4),
+    Column("Can\nshow", right=True, drop=3),
+)
+
+
+def power_rows(study: Study, points: float) -> list[tuple[str, ...]]:
+    """One row for each comparison that does not leak; the items are those that a difference of `points` would take."""
+    return [_row(c, points) for c in study.comparisons if not c.leaks]
+
+
+def _row(c: Comparison, points: float) -> tuple[str, ...]:
+    accuracy, variance = c.accuracy, c.accuracy.variance
+    nll = (signed(c.nll.total.value), can_show(c.nll.variance)) if c.nll else (DASH, DASH)
+    found = signed(100 * accuracy.total.value, 1)
+    needed = needed_for(variance, points / 100)
+    return " - ".join(c.names), str(variance.seeds), found, can_show(variance, 100, 1), needed, *nll
+
+
+def can_show(variance: Variance, scale: float = 1, digits: int = 3) -> str:
+    """The smallest difference; a dash where no item differs, from which nothing can be estimated."""
+    return number(scale * smallest_difference(variance) or None, digits)
+
+
+def needed_for(variance: Variance, difference: float) -> str:
+    """The items that a true difference would take, in words where no number of them is enough or nothing is known."""
+    if variance.of_items == 0:
+        return DASH
+    needed = items_needed(variance, difference)
+    return "more seeds" if needed is None else f"{needed:,}"
+
+
+def print_power(study: Study, console: Console, points: float) -> None:
+    """The rows as a table, and how to read it."""
+    rows = power_rows(study, points)
+    columns = [Column(c.name.format(f"{points:g} pt"), c.right, c.drop, c.least) for c in _COLUMNS]
+    for line in table_lines(columns, rows, console.width):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    items = study.comparisons[0].accuracy.variance.items
+    note = (
+        f"{items:,} items. Can show: the smallest true difference whose 95 % interval excludes zero with 80 % probability, in "
+        "points of accuracy and in nats a token. With one seed the spread between seeds is unknown and left out."
+    )
+    console.print(note, markup=False, highlight=False, style="dim")

@@ -1,0 +1,163 @@
+"""The report of one profile: the newest completed run of each stage, in every setting that it was run in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from app.report.campaign import Primary, Setting, model_of, read_primary, recipe_of, setting_of
+from app.report.comparisons import (
+    find_baseline,
+    planned_comparisons,
+    refuse_different_items,
+    share_items,
+    what_differs,
+)
+from app.report.runs import Run, load_run
+from app.report.study import STAGES, LeftOut, Missing, Study, stage_order
+from app.report.trainings import find_trainings
+from jobs.config.load import profile_name, profile_names, profile_to_give
+from jobs.errors import DataError, RunStateError, UserError, make_command
+from jobs.runs.rundir import RunDir, list_runs
+
+
+def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
+    """The newest completed run of each stage; `profile`, a name or a path, defaults to that of the newest completed run.
+
+    Runs on different items are never compared. The report shows the set of runs on the same items with the most
+    stages, and of several such sets the newest.
+
+    Raises:
+        RunStateError: no completed run (of that profile); names the unfinished runs, or the other profiles.
+        DataError: a damaged run.
+    """
+    found = list_runs(runs_dir)
+    complete = complete_runs(found)
+    if not complete:
+        unfinished = "; ".join(f"{run.id} is {run.state()}" for run in found[-3:])
+        fact = f"no completed run to report ({unfinished})" if unfinished else "no run to report"
+        begin = make_command("demo", runs_dir=runs_dir), make_command("stage1", runs_dir=runs_dir)
+        raise RunStateError(str(runs_dir), fact, "run: {}, or one stage: {}".format(*begin))
+    chosen = profile_name(profile) if profile else complete[-1][1]
+    others = sorted({name for _, name in complete} - {chosen})
+    candidates = [run for run, name in complete if name == chosen]
+    if not candidates:
+        fact = f"no completed run of profile {chosen}; there are runs of {', '.join(others)}"
+        known = chosen != profile or chosen in profile_names()
+        remedy = f"run: {make_command('stage1', profile=profile, runs_dir=runs_dir)}" if known else (
+            f"name one of these, such as --profile {others[0]}")  # fmt: skip
+        raise RunStateError(str(runs_dir), fact, remedy)
+    records = {run.id: run.read_job() for run in candidates}
+    models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
+    by_setting: dict[Setting, list[RunDir]] = {}
+    for run in candidates:
+        by_setting.setdefault(setting_of(records[run.id]), []).append(run)
+    primary = read_primary(runs_dir, chosen)
+    order = sorted(by_setting, key=lambda s: (not primary.is_about(s), -len({models[run.id] for run in by_setting[s]})))
+
+    @functools.cache
+    def load(run: RunDir) -> Run:
+        return load_run(run, models[run.id])
+
+    studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
+    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others))
+
+
+def _study(
+    profile: str,
+    setting: Setting,
+    candidates: Sequence[RunDir],
+    found: Sequence[RunDir],
+    models: Mapping[str, str],
+    load: Callable[[RunDir], Run],
+    primary: Primary,
+) -> Study:
+    """The study of one setting. found: every run, for the state of missing stages. models: run id -> its model's name."""
+    shown, left_out = _on_the_same_items(candidates, models, load)
+    runs = tuple(shown[stage] for stage in stage_order(list(shown)))
+    limit = next((run.limit for run in runs if run.limit is not None), None)
+    given = profile_of(candidates[-1])
+    missing = tuple(
+        _missing(stage, found, left_out, make_command(stage, profile=given, limit=limit))
+        for stage in STAGES
+        if stage not in shown and setting == Setting() and not any(map(recipe_of, shown))
+    )
+    baseline = find_baseline(runs)
+    evaluations = [e for run in runs for e in run.evaluations]
+    refuse_different_items([baseline, *evaluations] if baseline else evaluations)
+    trainings = find_trainings(runs, candidates, load)
+    return Study(
+        profile=profile,
+        runs=runs,
+        compared=None,
+        baseline=baseline,
+        comparisons=tuple(planned_comparisons(runs, trainings)),
+        missing=missing,
+        other_profiles=(),
+        left_out=tuple(left_out),
+        setting=setting,
+        trainings=trainings,
+        primary=primary,
+    )
+
+
+def profile_of(run: RunDir) -> str | None:
+    """What a command takes for the profile of the run; None for a run that was killed before it wrote its job."""
+    try:
+        record = run.read_job()
+    except UserError:
+        return None
+    return profile_to_give(str(record["profile"]["name"]), record)
+
+
+def complete_runs(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:
+    """The completed runs with their profiles, oldest first."""
+    return [(run, str(run.read_summary()["profile"])) for run in found if run.state() == "complete"]
+
+
+def _on_the_same_items(
+    candidates: Sequence[RunDir], models: Mapping[str, str], load: Callable[[RunDir], Run]
+) -> tuple[dict[str, Run], list[LeftOut]]:
+    """{stage: run} of the runs shown together, and the newest run of each stage that does not fit them.
+
+    candidates: completed runs of one profile, oldest first. Older runs are read only where the newest differ.
+    """
+    newest = {stage: load(run) for stage, run in {models[run.id]: run for run in candidates}.items()}
+    scored = [run for run in newest.values() if run.evaluations]
+    if all(share_items(scored[0], run) for run in scored[1:]):
+        return newest, []
+    sets: list[dict[str, Run]] = []
+    for directory in reversed(candidates):
+        latest = newest[models[directory.id]]
+        try:
+            run = latest if latest.path == directory.path else load(directory)
+        except DataError:  # a damaged older run is skipped
+            continue
+        if not run.evaluations:
+            continue
+        home = next((one for one in sets if share_items(next(iter(one.values())), run)), None)
+        if home is None:
+            sets.append({run.stage: run})
+        else:
+            home.setdefault(run.stage, run)
+    best = max(sets, key=len)  # the first of equals is the newest
+    trained = {stage: run for stage, run in newest.items() if not run.evaluations}
+    seen = next(iter(best.values()))
+    left_out = [
+        LeftOut(run.id, stage, best[stage].id if stage in best else None,
+                what_differs(seen.evaluations[0], run.evaluations[0]))
+        for stage, run in newest.items()
+        if run.evaluations and best.get(stage) is not run
+    ]  # fmt: skip
+    return trained | best, left_out
+
+
+def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], command: str) -> Missing:
+    if any(run.stage == stage for run in left_out):
+        return Missing(stage, "its runs were scored on other items", command)
+    attempts = [(run.id, run.state()) for run in found if run.stage == stage]  # one of another profile may be complete
+    attempts = [(name, state) for name, state in attempts if state != "complete"]
+    fact = "last attempt {} is {}".format(*attempts[-1]) if attempts else "not run yet"
+    return Missing(stage, fact, command)

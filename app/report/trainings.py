@@ -1,0 +1,130 @@
+"""All finetuned models of a runs directory that were scored on the items of a report: seeds of one recipe, and recipes.
+
+A recipe is a training run's settings without its seed. Models of one recipe, scored alike under one mask, are replicates:
+one for each seed, the newest of its runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.report.runs import Evaluation, Run
+from jobs.config.load import affecting_results
+from jobs.errors import DataError
+from jobs.runs.rundir import RunDir
+
+Replicates = Mapping[int, Evaluation]  # {training seed: evaluation}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's models under one mask. `changes`: its settings that differ from those of the report's model."""
+
+    changes: str
+    trained_under: str
+    mask: str
+    steps: int
+    tokens: int | None  # response tokens trained on
+    replicates: Replicates
+
+    @property
+    def differs_in_steps_alone(self) -> bool:
+        return all(change.startswith("max_steps=") for change in self.changes.split(", ") if change)
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Every recipe, those of the report's own models among them."""
+
+    recipes: tuple[Recipe, ...] = ()
+
+    def of_prefix(self, mask: str) -> list[Recipe]:
+        """The recipes that trained under the prefix mask, as scored under `mask`."""
+        return [r for r in self.recipes if (r.trained_under, r.mask) == ("prefix", mask)]
+
+    def replicates(self, e: Evaluation) -> Replicates:
+        """The evaluations of all seeds of the model in `e`; empty for a model without a known training run."""
+        return next((r.replicates for r in self.recipes if any(e is one for one in r.replicates.values())), {})
+
+    def seeds_of(self, first: Evaluation, second: Evaluation) -> dict[int, tuple[Evaluation, Evaluation]]:
+        """{seed: (first, second)} for the seeds that both have; an untrained model is the same in all of them.
+
+        Empty where that is fewer than two.
+        """
+        trained = [self.replicates(e) for e in (first, second) if e.model_run is not None]
+        seeds = sorted(set.intersection(*map(set, trained))) if trained else []
+        if len(seeds) < 2:
+            return {}
+        return {s: (self.replicates(first).get(s, first), self.replicates(second).get(s, second)) for s in seeds}
+
+
+def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Callable[[RunDir], Run]) -> Trainings:
+    """The recipes among `complete`, the complete runs of one profile, oldest first, scored on the items of `shown`."""
+    records = {run.id: run.read_job() for run in complete}
+    found: dict[tuple[str, str, str], dict[int, Evaluation]] = {}
+    for e in _evaluations(shown, complete, load):
+        if (record := records.get(e.model_run or "")) is not None:
+            kind = e.model, _without_seed(record), e.mask
+            found.setdefault(kind, {}).setdefault(int(record["stage"].get("seed", 0)), e)
+    reference = {e.model: records.get(e.model_run or "", {}) for run in reversed(shown) for e in run.evaluations}
+    trained = {run.id: run.read_metrics().get("train") or {} for run in complete if run.id in _training_runs(found)}
+    recipes = []
+    for (model, _, mask), replicates in found.items():
+        run_id = str(next(iter(replicates.values())).model_run)
+        train = trained[run_id]
+        changes = _changes(records[run_id], reference.get(model) or records[run_id])
+        tokens = train.get("response_tokens")
+        recipe = Recipe(changes, str(train.get("mask")), mask, int(train.get("steps", 0)), tokens, replicates)
+        recipes.append(recipe)
+    return Trainings(tuple(recipes))
+
+
+def _training_runs(found: Mapping[Any, Replicates]) -> set[str | None]:
+    return {e.model_run for replicates in found.values() for e in replicates.values()}
+
+
+def _evaluations(
+    shown: Sequence[Run], complete: Sequence[RunDir], load: Callable[[RunDir], Run]
+) -> Iterator[Evaluation]:
+    """Those of finetuned models on the items of `shown`: of the shown runs first, then newest first. A damaged run is
+    skipped."""
+    scored = [e for run in shown for e in run.evaluations]
+    if not any(e.model_run for e in scored):
+        return
+    yield from (e for e in scored if e.model_run)
+    ids = {run.id for run in shown}
+    stages = {run.path.parent.name for run in shown if any(e.model_run for e in run.evaluations)}
+    for directory in reversed(complete):
+        if directory.id in ids or directory.stage not in stages:
+            continue
+        try:
+            evaluations = load(directory).evaluations
+        except DataError:
+            continue
+        for e in evaluations:
+            if e.model_run and (e.format, e.keys) == (scored[0].format, scored[0].keys):
+                yield e
+
+
+def _without_seed(record: Mapping[str, Any]) -> str:
+    content = affecting_results(record)
+    content["stage"].pop("seed", None)
+    return json.dumps([content, record.get("contents")], sort_keys=True, default=str)
+
+
+def _changes(record: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """The settings of training and objective that differ, such as `learning_rate=0.0001, lora.r=32`."""
+    ours, theirs = (_flat(r["stage"].get("train") or {}) for r in (record, reference))
+    return ", ".join(
+        f"{key}={ours.get(key)}" for key in [*ours, *(theirs.keys() - ours.keys())] if ours.get(key) != theirs.get(key)
+    )
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

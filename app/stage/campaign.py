@@ -1,0 +1,208 @@
+"""A campaign carried out: its cells one after the other in this process, or dealt over several workers with a GPU each.
+
+A cell that is complete is found and passed over, one that was interrupted goes on (app/stage/run.py), so a killed campaign is
+simply started again. What was declared (`primary`) is written down before the first run, and may not change after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from app.runtime.ending import RunEnded
+from app.runtime.signals import StopFlag
+from app.stage.contents import contents_of
+from app.stage.run import Now, run_stage
+from jobs.config.campaign import Campaign, Cell
+from jobs.errors import EXIT_STOPPED, ConfigError, UserError
+from jobs.runs.atomic import encode, read_json, write_text_atomically
+from jobs.runs.rundir import RunDir, list_runs
+
+AGAIN = "start the campaign again: it goes on"
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 600.0  # for a checkpoint of a large model
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A cell and its newest run, if there is one. state: of that run, or `open`."""
+
+    cell: Cell
+    state: str
+    run: RunDir | None
+
+    @property
+    def result(self) -> str:
+        """The headline of a complete run, the reason of a failed one."""
+        if self.run is None:
+            return ""
+        if self.state == "complete":
+            headline = self.run.read_summary().get("headline") or {}
+            return ", ".join(f"{name} {value:.4f}" for name, value in headline.items())
+        failed = self.run.path / "failed.json"
+        return str(read_json(failed).get("message", "")) if self.state == "failed" and failed.is_file() else ""
+
+
+class Ledger:
+    """Where the cells of a campaign stand, by the fingerprints of their jobs; and the file that declares and lists them."""
+
+    def __init__(self, name: str, campaign: Campaign, cells: Sequence[Cell], runs_dir: Path) -> None:
+        self.name, self.campaign, self.cells, self.runs_dir = name, campaign, cells, runs_dir
+        self.path = runs_dir / "campaigns" / f"{name}.json"
+        self._fingerprints = [
+            replace(cell.job, contents=contents_of(cell.job)).fingerprint({"base": "base"}) for cell in cells
+        ]
+
+    def standings(self) -> list[Standing]:
+        newest: dict[str, RunDir] = {}
+        for run in list_runs(self.runs_dir):
+            if run.stage in {cell.job.stage.name for cell in self.cells}:
+                known = newest.get(key := run.fingerprint() or "")
+                newest[key] = known if known is not None and known.state() == "complete" else run
+        runs = [newest.get(fingerprint) for fingerprint in self._fingerprints]
+        return [Standing(cell, "open" if run is None else run.state(), run)
+                for cell, run in zip(self.cells, runs, strict=True)]  # fmt: skip
+
+    def declare(self, now: datetime) -> None:
+        """Write down what the campaign is to decide, before anything runs.
+
+        Raises:
+            ConfigError: runs have been made under this name for another primary comparison.
+        """
+        primary = self.campaign.primary.model_dump(mode="json")
+        declared = now.isoformat(timespec="seconds")
+        with self._locked():
+            if not self.path.is_file():
+                self._write(
+                    {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary}
+                )
+            before = read_json(self.path)
+        if before.get("primary") != primary:
+            fact = f"another primary comparison was declared on {before.get('declared')} ({self.path})"
+            raise ConfigError(f"campaign {self.name}: primary", fact, "restore it, or give this one a file of its own")
+
+    def record(self) -> None:
+        """The runs of the cells that are complete, beside what was declared."""
+        runs = [
+            {"run": run.id, **one.cell.place}
+            for one in self.standings()
+            if one.state == "complete" and (run := one.run)
+        ]
+        with self._locked():
+            self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Of several workers one at a time writes the file; the others wait."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        write_text_atomically(self.path, encode(value, indent=2) + "\n")
+
+
+def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> None:
+    """One after the other in this process; one that fails does not keep the others from running.
+
+    Raises:
+        RunEnded: a signal came, or, once all others are done, runs have failed.
+    """
+    failed: list[tuple[Cell, UserError | RunEnded]] = []
+    for number, cell in enumerate(cells, 1):
+        place = f"[{number}/{len(cells)}] {cell.name}"
+        try:
+            outcome = run_stage(cell.job, runs_dir, force=False, resume=False, proceed=True, now=now)
+        except (UserError, RunEnded) as error:
+            if error.exit_code == EXIT_STOPPED:
+                raise RunEnded(f"stopped at {place}", EXIT_STOPPED, AGAIN) from error
+            failed.append((cell, error))
+            say(f"{place}: failed: {error}")
+            continue
+        say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
+        _free_memory()
+    if failed:
+        first, why = failed[0]
+        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {why}", why.exit_code, AGAIN)
+
+
+def _free_memory() -> None:
+    """Of the model that was trained, before the next is loaded."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---- several workers -------------------------------------------------------------------------------------------------
+
+
+def devices_of(workers: int, environment: Mapping[str, str], gpus: int) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of each worker; None where there is no GPU. Raises ConfigError for fewer GPUs than workers."""
+    if gpus == 0:
+        return [None] * workers
+    given = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = [word.strip() for word in given.split(",") if word.strip()] if given else [str(i) for i in range(gpus)]
+    if workers > len(visible):
+        raise ConfigError("--workers", f"is {workers}, and {len(visible)} GPUs are visible", "one worker a GPU")
+    return list(visible[:workers])
+
+
+def deal(
+    words: Sequence[str], devices: Sequence[str | None], logs: Path, *, stop: StopFlag, look: Callable[[], None]
+) -> None:
+    """Run `python -m app WORDS --share I/N` on each of N devices until all have ended; `look` is called in between.
+
+    Args:
+        logs: a directory; what worker I prints goes into its worker-I.log.
+
+    Raises:
+        RunEnded: a signal came, which is passed on, or a worker failed.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        children = []
+        for part, device in enumerate(devices):
+            log = stack.enter_context(open(logs / f"worker-{part}.log", "ab"))
+            environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
+            command = [sys.executable, "-m", "app", *words, "--share", f"{part}/{len(devices)}", "--worker"]
+            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        stack.callback(_end, children)
+        while any(child.poll() is None for child in children) and not stop:
+            time.sleep(POLL_SECONDS)
+            look()
+    codes = [child.returncode for child in children]
+    if stop:
+        raise RunEnded("stopped by a signal", EXIT_STOPPED, AGAIN)
+    failed = [part for part, code in enumerate(codes) if code]
+    if failed:
+        where = logs / f"worker-{failed[0]}.log"
+        code = codes[failed[0]]
+        raise RunEnded(
+            f"{len(failed)} of {len(codes)} workers failed, see {where}", code if code > 0 else EXIT_STOPPED, AGAIN
+        )
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let the children write a checkpoint and end; kill those that do not."""
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    for child in children:
+        try:
+            child.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

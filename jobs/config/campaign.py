@@ -1,0 +1,196 @@
+"""Campaigns: a matrix of model, suite, recipe, mask and seed as one YAML file, and the jobs that it stands for.
+
+The one comparison that a campaign is for is declared in its file (`primary`), before anything runs; the rest is exploratory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from jobs.config import strict_yaml
+from jobs.config.expected import nearest
+from jobs.config.load import CELL, JOBS_DIR, Job, profile_names, recipe_names, resolve
+from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
+from jobs.config.suites import read_suite
+from jobs.config.validate import Layer, validate
+from jobs.errors import ConfigError
+
+CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
+Some = Field(min_length=1)
+
+
+class SuiteChoice(Strict):
+    """A suite, in one order (its first without), and some of its tasks (all without)."""
+
+    suite: Name
+    order: Order | None = None
+    tasks: Annotated[list[Name], Some] | None = None
+
+
+class Primary(Strict):
+    """What the campaign is to decide: `trained` against `control`, both masks, by `measure` on one suite and order."""
+
+    suite: Name
+    order: Order | None = None
+    profile: Text | None = None
+    recipe: Name | None = None
+    measure: Literal["gold_nll", "accuracy"]
+    trained: Mask
+    control: Mask
+
+
+class Campaign(Strict):
+    """`profiles` x `suites` x `recipes` x `masks` x `seeds`, and each profile untrained under `untrained` on each suite."""
+
+    title: Text
+    profiles: Annotated[list[Text], Some]
+    suites: Annotated[list[SuiteChoice], Some]
+    recipes: Annotated[list[Name], Some]
+    masks: Annotated[list[Mask], Some]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Some]
+    untrained: list[Mask] = Field(default=[])
+    limit: Positive | None = None
+    train: dict[str, JsonValue] = Field(default={})
+    score: dict[str, JsonValue] = Field(default={})
+    primary: Primary
+    gpu: Text | None = None
+    dollars_an_hour: PositiveFloat | None = None
+
+    _each_once = field_validator("profiles", "recipes", "masks", "seeds", "untrained")(unique)
+
+    @field_validator("suites")
+    @classmethod
+    def _each_suite_once(cls, suites: list[SuiteChoice]) -> list[SuiteChoice]:
+        unique([one.model_dump(exclude={"tasks"}) for one in suites])
+        return suites
+
+    @model_validator(mode="after")
+    def _primary_is_in_the_matrix(self) -> Campaign:
+        primary = self.primary
+        for key, value, known in (
+            ("trained", primary.trained, self.masks), ("control", primary.control, self.masks),
+            ("suite", primary.suite, [one.suite for one in self.suites]), ("recipe", primary.recipe, [None, *self.recipes]),
+            ("profile", primary.profile, [None, *self.profiles]),
+            ("order", primary.order, [None, *(one.order for one in self.suites if one.suite == primary.suite)]),
+        ):  # fmt: skip
+            if value not in known:
+                named = ", ".join(str(one) for one in known if one is not None)
+                raise combination(f"primary.{key}", f"expected one of the campaign's own ({named}), found {value}")
+        if primary.trained == primary.control:
+            raise combination("primary.control", f"expected another mask than trained, found {primary.control} twice")
+        for key, several in (("recipe", self.recipes), ("profile", self.profiles)):
+            if getattr(primary, key) is None and len(several) > 1:
+                raise combination(
+                    f"primary.{key}", f"missing; the campaign has {len(several)}", "name the one that decides"
+                )
+        if primary.order is None and sum(one.suite == primary.suite for one in self.suites) > 1:
+            raise combination(
+                "primary.order", "missing; the campaign has the suite in several", "name the one that decides"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a campaign. place: in the matrix; recipe, mask and seed are empty for the untrained."""
+
+    job: Job
+    profile: str
+    suite: str
+    order: Order
+    recipe: str
+    mask: str
+    seed: str
+
+    @property
+    def place(self) -> dict[str, str]:
+        return {"profile": self.profile, "suite": self.suite, "order": self.order, "recipe": self.recipe, "mask": self.mask,
+                "seed": self.seed}  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        return " ".join(word for word in self.place.values() if word)
+
+
+def campaign_names(directory: Path = CAMPAIGNS_DIR) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign, str]:
+    """The campaign of a name in jobs/campaigns, or of a YAML file's path, checked; and how errors call it. Raises ConfigError."""
+    path = directory / f"{name}.yaml" if name in campaign_names(directory) else Path(name)
+    if not (path.suffix in (".yaml", ".yml") and path.is_file()):
+        remedy = f"{nearest(name, campaign_names(directory))}, or the path of a YAML file"
+        raise ConfigError("jobs/campaigns", f'unknown campaign "{name}"', remedy)
+    where = f"jobs/campaigns/{name}.yaml" if path.parent == directory else str(path)
+    campaign = validate(Campaign, [Layer(where, strict_yaml.read(path, where))])
+    for key, given, known in (
+        ("recipes", campaign.recipes, recipe_names()),
+        ("profiles", campaign.profiles, profile_names()),
+    ):
+        for at, one in enumerate(given):
+            if one not in known and not (key == "profiles" and one.endswith((".yaml", ".yml"))):
+                raise ConfigError(
+                    f"{where}: {key}[{at}]", f'unknown {key.removesuffix("s")} "{one}"', nearest(one, known)
+                )
+    for at, choice in enumerate(campaign.suites):
+        suite = read_suite(choice.suite, f"{where}: suites[{at}]")
+        if choice.order not in (None, *suite.orders):
+            fact = f"suite {choice.suite} has no order {choice.order}"
+            raise ConfigError(f"{where}: suites[{at}].order", fact, f"its orders: {', '.join(suite.orders)}")
+    return campaign, where
+
+
+def cells(campaign: Campaign, where: str) -> list[Cell]:
+    """Every run of the campaign, checked: the untrained ones first. Raises ConfigError, also for two cells of one job."""
+    found = [*_untrained(campaign), *_trained(campaign)]
+    known: dict[str, Cell] = {}
+    for cell in found:
+        if (gpus := cell.job.profile.gpus) > 1:
+            fact = f"profile {cell.profile} has gpus: {gpus}, and each run of a campaign takes one GPU"
+            raise ConfigError(
+                f"{where}: profiles", fact, "set gpus: 1 in the profile, and deal the runs with --workers"
+            )
+        same = known.setdefault(cell.job.fingerprint({}) + cell.profile, cell)
+        if same is not cell:
+            raise ConfigError(where, f"{same.name} and {cell.name} are one and the same job", "leave one out")
+    return found
+
+
+def _untrained(campaign: Campaign) -> Iterator[Cell]:
+    for profile, choice in product(campaign.profiles, campaign.suites):
+        if campaign.untrained:
+            job = _job("stage1", campaign, profile, choice, {"score.masks": campaign.untrained}, 0)
+            yield Cell(job, job.profile.name, choice.suite, job.stage.order, "", "", "")
+
+
+def _trained(campaign: Campaign) -> Iterator[Cell]:
+    for profile, choice, recipe, mask, seed in product(campaign.profiles, campaign.suites, campaign.recipes, campaign.masks,
+                                                       campaign.seeds):  # fmt: skip
+        train = {f"train.{key}": value for key, value in campaign.train.items()}
+        masks = list(dict.fromkeys([mask, "causal"]))
+        job = _job(
+            CELL, campaign, profile, choice, {"recipe": recipe, **train, "train.mask": mask, "score.masks": masks}, seed
+        )
+        yield Cell(job, job.profile.name, choice.suite, job.stage.order, recipe, mask, str(seed))
+
+
+def _job(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, more: dict[str, Any], seed: int) -> Job:
+    values = {"suite": choice.suite, "order": choice.order, "score.tasks": choice.tasks, **more}
+    values |= {f"score.{key}": value for key, value in campaign.score.items()}
+    sets = [
+        f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None or key.startswith("train.")
+    ]
+    return resolve(stage, profile, limit=campaign.limit, sets=sets, seed=seed)
+
+
+def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """The cells of one of several workers: every `parts`-th from `part` on, counted from 0."""
+    return list(of[part::parts])

@@ -1,0 +1,134 @@
+"""Several suites, orders and recipes in one runs directory, and the comparison that a campaign declares as primary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.report.render import Report, build_report
+from jobs.errors import DataError
+from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
+
+PRIMARY = {"suite": "reading", "order": "context_first", "profile": None, "recipe": None, "measure": "gold_nll",
+           "trained": "prefix", "control": "causal"}  # fmt: skip
+
+
+def declare(runs_dir: Path, name: str = "mine", declared: str = "2026-01-01T00:00:00+00:00", **primary: object) -> Path:
+    path = runs_dir / "campaigns" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"campaign": name, "declared": declared, "primary": PRIMARY | primary}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("campaign")
+    write_campaign(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(runs_dir: Path) -> Report:
+    return build_report(runs_dir)
+
+
+def test_every_setting_has_a_line_in_the_forest_and_items_are_never_mixed(report: Report) -> None:
+    assert [name for name, _ in report.study.settings] == [
+        "short: context first", "reading: context first", "reading: question first",
+    ]  # fmt: skip
+    for study in (report.study, *report.study.other_settings):
+        assert len({e.keys["piqa"] for run in study.runs for e in run.evaluations}) == 1
+    assert "Where the bidirectional prompt helps" in report.to_html()
+    assert "| reading: question first | 200 | " in report.to_markdown()
+
+
+def test_recipes_are_ranked_by_accuracy_against_the_control(report: Report) -> None:
+    ranked = report.study.ranked_recipes
+    assert {recipe.changes for recipe, _ in ranked} == {"", "max_steps=30", "max_steps=60"}
+    values = [c.accuracy.total.value for _, c in ranked]
+    assert values == sorted(values, reverse=True)
+    (several,) = [recipe for recipe, c in ranked if c.seeds]
+    assert (several.changes, sorted(several.replicates)) == ("max_steps=60", [0, 1])
+
+
+def test_recovery_is_drawn_over_steps_for_each_mask(report: Report) -> None:
+    assert {(r.mask, r.steps) for r in report.study.recovery} == {
+        (mask, steps) for mask in ("prefix", "bidirectional") for steps in (30, 60, 300)
+    }
+    page = report.to_html()
+    assert "Recovery with training" in page and "bidirectional (leaks): 0." in page
+
+
+def test_one_setting_and_one_recipe_have_no_such_sections(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1")
+    assert [s.title for s in build_report(tmp_path).sections][:2] == ["Cost", "Results"]
+
+
+def test_the_declared_comparison_is_primary_and_all_others_are_exploratory(runs_dir: Path, report: Report) -> None:
+    assert "exploratory |" not in report.to_markdown()
+    path = declare(runs_dir)
+    try:
+        declared = build_report(runs_dir)
+    finally:
+        path.unlink()
+    text = declared.to_markdown()
+    assert str(declared.study.setting) == "reading, context first"  # the page is about the primary one
+    primary = [line for line in text.splitlines() if line.endswith("| primary (gold nll) |")]
+    assert {line.split(" | ")[0] for line in primary} == {
+        "| reading: context first", "| stage3b under its mask against stage3a under its own",
+    }  # fmt: skip
+    assert text.count("| exploratory |") > 10
+
+
+def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_leads(tmp_path: Path) -> None:
+    write_cells(tmp_path)
+    declare(tmp_path, "older", "2025-01-01T00:00:00+00:00", recipe="lora")
+    declare(tmp_path, recipe="full")
+    report = build_report(tmp_path)
+    control = report.study.control
+    assert control is not None and control.seeds == (0, 1)
+    assert control.names == ("full.prefix/prefix", "full.causal/causal")
+    assert [recipe.changes for recipe, _ in report.study.ranked_recipes].count("lora") == 1
+    pairs = {(c.first.model, c.second.model) for c in report.study.comparisons}
+    assert not any({"full.prefix", "lora.causal"} == set(pair) for pair in pairs)
+    (line,) = {line for line in report.to_markdown().splitlines() if line.endswith("| primary (gold nll) |")}
+    assert line.startswith("| full.prefix under its mask against full.causal under its own")
+    assert report.study.missing == ()
+
+
+def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.2, 2.3))  # more accurate, and less sure
+    write_cells(tmp_path, recipes=("full",), seeds=(0,))
+    declare(tmp_path, measure="accuracy")
+    assert "points more accurate though less sure" in build_report(tmp_path).headline
+    declare(tmp_path, measure="gold_nll")
+    assert "It is then less sure of the right answers than the control" in build_report(tmp_path).headline
+
+
+def test_a_campaign_without_the_untrained_model_answers_against_the_control_alone(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), untrained=False)
+    report = build_report(tmp_path)
+    assert report.study.baseline is None and report.study.control is not None
+    assert report.headline.startswith("Not enough seeds to tell whether the finetuned model is better than")
+    assert len(report.details) == 1 and "answer-title" in report.to_html()
+    assert report.study.control.seeds == (0, 1)
+
+
+def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_path: Path) -> None:
+    for order in ("context_first", "question_first"):
+        write_cells(tmp_path, suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
+    report = build_report(tmp_path)
+    assert [name for name, _ in report.study.settings] == ["reading: context first", "reading: question first"]
+    assert {"when", "recipes"} <= {section.key for section in report.sections}
+    assert "answer" in report.to_html()
+    assert report.title.endswith("profile embedded, reading, context first")
+
+
+@pytest.mark.parametrize("primary", [{"measure": "f1"}, {"suite": None}, {"surprise": 1}])
+def test_a_campaign_without_a_primary_comparison_is_refused(tmp_path: Path, primary: dict[str, object]) -> None:
+    write_run(tmp_path, "stage1")
+    declare(tmp_path, **primary)
+    with pytest.raises(DataError, match=r"mine.json: declares no primary comparison"):
+        build_report(tmp_path)

@@ -1,0 +1,164 @@
+"""A campaign at work: killed and gone on with, its declaration, its failures, its workers."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.runtime.ending import RunEnded
+from app.runtime.signals import StopFlag
+from app.stage import campaign as campaign_module
+from app.stage.campaign import deal, devices_of, run_cells
+from jobs.config import strict_yaml
+from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
+from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
+from jobs.runs.rundir import list_runs
+from tests.app.fakes.command_line import Command, everything_in
+from tests.app.fakes.small_cache import ROWS
+from tests.app.fakes.warm_process import WarmProcess
+
+pytestmark = pytest.mark.usefixtures("few_rows")
+
+
+def write(path: Path, **changes: Any) -> Path:
+    values = {**strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci.yaml"), **changes}
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_killed_campaign_goes_on_and_repeats_nothing(command: Command, tmp_path: Path) -> None:
+    """Two seeds, two masks, look-ups; killed once the second run has taken a step."""
+    runs = tmp_path / "runs"
+    mine = write(tmp_path / "mine.yaml", train={"epochs": 0.08})
+    process = WarmProcess.start(["campaign", str(mine), "--runs-dir", str(runs)], tmp_path / "said")
+    try:
+        for _ in range(6000):
+            logs = sorted(runs.glob("cell/*/train_log.jsonl"))
+            if len(logs) == 2 and logs[1].read_text():
+                break
+            assert process.runs(), "it ended before it could be killed"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.ended(60)
+    finally:
+        process.kill()
+    first, second = list_runs(runs)
+    assert first.state() == "complete" and second.state() == "interrupted"
+
+    done = command("campaign", mine, "--runs-dir", runs).fine().splitlines()
+    assert (
+        done[0] == f"{mine}: 4 runs; primary: gold NLL in nats a token on lookup, trained prefix against trained causal"
+    )
+    assert [" ".join(line.split()[:-1]) for line in done[1:5]] == [
+        "[1/4] ci lookup context_first full-1e-3 causal 0: complete already:",
+        "[2/4] ci lookup context_first full-1e-3 causal 1: complete:",
+        "[3/4] ci lookup context_first full-1e-3 prefix 0: complete:",
+        "[4/4] ci lookup context_first full-1e-3 prefix 1: complete:",
+    ]
+    found = list_runs(runs)
+    assert ([run.state() for run in found] == ["complete"] * 4 and found[:2] == [first, second]) or found[
+        1
+    ].path == second.path
+    ledger = json.loads((runs / "campaigns" / "mine.json").read_text())
+    assert [one["run"] for one in ledger["runs"]] == [run.id for run in found]
+    assert ledger["primary"]["measure"] == "gold_nll" and ledger["cells"] == 4
+    for run in found:
+        (entry, *_), train = run.read_metrics()["evaluations"], run.read_metrics()["train"]
+        assert (entry["suite"], entry["order"], entry["shots"]) == ("lookup", "context_first", 0)
+        assert entry["tasks"]["lookup_4_1"]["chance"] == pytest.approx(1 / 3)
+        assert (
+            train["steps"] == train["max_steps"] == -(-train["train_examples"] * 8 // 400)
+        )  # 0.08 epochs of batches of 4
+        assert (
+            train["data"]["overlap"]["items"] == 5 * ROWS + 3 * 1000
+        )  # the guard covers the five tasks and the whole suite
+        assert not run.final.exists() and run.verify() == []  # a matrix of weights would fill any disk
+        rows = run.read_jsonl("samples.jsonl")
+        assert all(row["logprobs"][row["gold"]] < 0 < row["n_tokens"][row["gold"]] for row in rows)
+    plan = command("campaign", mine, "--runs-dir", runs, "--plan").fine()
+    assert "4 runs, 4 of them complete" in plan and "0 to run on H200: at most 0.0 h; 0.00 dollars" in plan
+
+
+def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    plan = command("campaign", "ci", "--runs-dir", runs, "--plan", "--workers", 2).fine()
+    assert "4 to run on H200: at most 0.1 h, 0.1 h with 2 workers; 0.25 dollars at 2.5 an hour" in plan
+    command("campaign", "cj", "--runs-dir", runs).refused('unknown campaign "cj"')
+    command("campaign", "ci", "--runs-dir", runs, "--share", "2/2").refused("expected I/N, with I from 0 to N - 1")
+    mine = write(tmp_path / "mine.yaml", seeds=[3, 3])
+    command("campaign", mine, "--runs-dir", runs).refused("seeds: expected each entry once, found 3 twice")
+    assert everything_in(tmp_path) == ["mine.yaml"]
+
+
+def test_what_was_declared_may_not_change_once_there_are_runs(command: Command, tmp_path: Path) -> None:
+    mine, runs = write(tmp_path / "mine.yaml"), tmp_path / "runs"
+    ledger = campaign_module.Ledger("mine", read_campaign(str(mine))[0], [], runs)
+    ledger.declare(campaign_module.datetime(2026, 11, 29))
+    write(mine, primary={"suite": "lookup", "measure": "accuracy", "trained": "prefix", "control": "causal"})
+    command("campaign", mine, "--runs-dir", runs).refused("campaign mine: primary", "declared on 2026-11-29T00:00:00")
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_running(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found, said, ran = cells(*read_campaign("ci")), [], []
+
+    def run_stage(job: Any, runs_dir: Path, **_: Any) -> Any:
+        ran.append(job.stage.seed)
+        if len(ran) == 2:
+            raise RunEnded("the loss is not finite at step 3", EXIT_NAN, "lower train.learning_rate")
+        return SimpleNamespace(run=SimpleNamespace(path=runs_dir), ran=True)
+
+    monkeypatch.setattr(campaign_module, "run_stage", run_stage)
+    with pytest.raises(RunEnded, match="1 of 4 runs failed, ci lookup context_first full-1e-3 causal 1 first") as error:
+        run_cells(found, tmp_path, now=lambda: None, say=said.append)  # type: ignore[arg-type,return-value]
+    assert error.value.exit_code == EXIT_NAN and len(ran) == len(said) == 4 and "failed: the loss" in said[1]
+
+
+def test_a_signal_ends_the_campaign_and_not_one_run_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def run_stage(*_: Any, **__: Any) -> Any:
+        raise RunEnded("stopped by a signal at step 1", EXIT_STOPPED, "again")
+
+    monkeypatch.setattr(campaign_module, "run_stage", run_stage)
+    with pytest.raises(RunEnded, match=r"stopped at \[1/4\]") as error:
+        run_cells(cells(*read_campaign("ci")), tmp_path, now=lambda: None, say=lambda line: None)  # type: ignore[arg-type,return-value]
+    assert error.value.exit_code == EXIT_STOPPED
+
+
+# ---- workers
+
+
+def test_each_worker_has_a_gpu_of_its_own() -> None:
+    assert devices_of(2, {}, 4) == ["0", "1"]
+    assert devices_of(2, {"CUDA_VISIBLE_DEVICES": "3, GPU-7"}, 2) == ["3", "GPU-7"]
+    assert devices_of(3, {}, 0) == [None, None, None]
+    with pytest.raises(ConfigError, match="is 3, and 2 GPUs are visible"):
+        devices_of(3, {}, 2)
+
+
+def test_the_workers_get_a_share_each_and_their_failure_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(campaign_module, "POLL_SECONDS", 0.05)
+    looks: list[int] = []
+    words = ["campaign", "ci", "--runs-dir", str(tmp_path / "runs"), "--plan"]
+    deal(words, [None, None], tmp_path / "logs", stop=StopFlag(), look=lambda: looks.append(1))
+    said = [(tmp_path / "logs" / f"worker-{part}.log").read_text() for part in (0, 1)]
+    assert all("4 runs, 0 of them complete" in text for text in said) and looks
+    with pytest.raises(RunEnded, match=r"2 of 2 workers failed, see .*worker-0.log") as error:
+        deal(["campaign", "cj"], ["0", "1"], tmp_path / "logs", stop=StopFlag(), look=lambda: None)
+    assert error.value.exit_code == 2
+
+
+def test_a_signal_is_passed_on_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stop = StopFlag()
+    stop.name = "SIGTERM"
+    with pytest.raises(RunEnded, match="stopped by a signal") as error:
+        deal(["campaign", "ci", "--plan"], [None], tmp_path, stop=stop, look=lambda: None)
+    assert error.value.exit_code == EXIT_STOPPED

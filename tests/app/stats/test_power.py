@@ -1,0 +1,75 @@
+"""Power, against simulated experiments that share no code with it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from app.stats.difference import Variance, difference
+from app.stats.power import items_needed, of_discordance, smallest_difference
+
+
+def shown(draws: np.ndarray) -> float:
+    """The share of experiments (trials, items) whose 95 % interval of the mean excludes zero."""
+    error = draws.std(axis=1, ddof=1) / math.sqrt(draws.shape[1])
+    return float((np.abs(draws.mean(axis=1)) > 1.96 * error).mean())
+
+
+@pytest.mark.parametrize(("items", "discordance"), [(400, 0.10), (2_000, 0.06), (160, 0.30)])
+def test_at_the_smallest_difference_four_experiments_of_five_show_it(items: int, discordance: float) -> None:
+    d = smallest_difference(of_discordance({"a": items}, {"a": discordance}))
+    rng = np.random.default_rng(0)
+    chances = [(discordance + d) / 2, (discordance - d) / 2, 1 - discordance]
+    draws = rng.choice([1.0, -1.0, 0.0], p=chances, size=(4000, items))
+    assert shown(draws) == pytest.approx(0.80, abs=0.03)
+
+
+def test_tasks_of_unequal_size_weigh_the_same() -> None:
+    sizes, discordance = {"a": 1000, "b": 200}, {"a": 0.1, "b": 0.2}
+    d = smallest_difference(of_discordance(sizes, discordance))
+    rng = np.random.default_rng(0)
+    means, errors = [], []
+    for task, n in sizes.items():
+        p = discordance[task]
+        draws = rng.choice([1.0, -1.0, 0.0], p=[(p + d) / 2, (p - d) / 2, 1 - p], size=(4000, n))
+        means.append(draws.mean(1))
+        errors.append(draws.var(1, ddof=1) / n)
+    power = (np.abs(np.mean(means, axis=0)) > 1.96 * np.sqrt(np.sum(errors, axis=0)) / 2).mean()
+    assert power == pytest.approx(0.80, abs=0.03)
+
+
+def test_with_seeds_that_differ_more_items_alone_do_not_help() -> None:
+    few, many = (of_discordance({"a": n}, {"a": 0.1}, seeds=4, seed_deviation=0.02) for n in (500, 500_000))
+    assert smallest_difference(many) == pytest.approx(2.80 * 0.02 / 2, rel=0.01)
+    assert smallest_difference(few) > smallest_difference(many)
+    assert items_needed(few, 0.02) is None
+    rng, d = np.random.default_rng(0), smallest_difference(few)
+    effects = d + rng.normal(0, 0.02, size=(20_000, 4)).mean(axis=1)
+    found = effects + rng.normal(0, np.sqrt((0.1 - d**2) / 500), size=20_000)
+    error = math.sqrt((0.1 - d**2) / 500 + 0.02**2 / 4)
+    assert (np.abs(found) > 1.96 * error).mean() == pytest.approx(0.80, abs=0.02)
+
+
+def test_the_items_needed_are_those_at_which_that_difference_is_the_smallest() -> None:
+    now = of_discordance({"a": 100, "b": 300}, {"a": 0.2, "b": 0.1}, seeds=3, seed_deviation=0.001)
+    n = items_needed(now, 0.02)
+    assert n is not None
+    more = of_discordance({"a": n // 4, "b": 3 * n // 4}, {"a": 0.2, "b": 0.1}, seeds=3, seed_deviation=0.001)
+    assert smallest_difference(more) == pytest.approx(0.02, rel=0.01)
+    assert items_needed(now, smallest_difference(now)) in (400, 401)
+
+
+def test_power_of_log_likelihoods_is_met_too() -> None:
+    """Ten times fewer items for the same effect: what the headline of a small run relies on."""
+    rng = np.random.default_rng(0)
+    pilot = difference([{"a": rng.normal(0.0, 0.4, 4000)}], [{"a": np.zeros(4000)}], samples=10, seed=0)
+    scaled = Variance(60, pilot.variance.of_items * 4000 / 60, 0.0, 1, None)
+    d = smallest_difference(scaled)
+    assert shown(rng.normal(d, 0.4, size=(4000, 60))) == pytest.approx(0.80, abs=0.03)
+
+
+def test_what_never_differs_has_no_smallest_difference_to_state() -> None:
+    same = difference([{"a": [1.0, 0.0]}], [{"a": [1.0, 0.0]}], samples=10, seed=0)
+    assert smallest_difference(same.variance) == 0.0
