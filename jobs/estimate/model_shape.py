@@ -90,13 +90,16 @@ def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, s
     kinds = {str(config.get("model_type")), str(values.get("model_type"))}
     try:
         hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
-        return Shape(
+        shape = Shape(
             hidden, int(values["num_hidden_layers"]), heads, int(values.get("num_key_value_heads") or heads),
             int(values.get("head_dim") or hidden // heads), int(values["intermediate_size"]), int(values["vocab_size"]),
             bool(values.get("tie_word_embeddings", False)), eager=bool(EAGER_TYPES & kinds),
-        ), where  # fmt: skip
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return None, f"{where} lacks what its size depends on ({error})"
+    if min(size for size in vars(shape).values() if size is not None and not isinstance(size, bool)) < 1:
+        return None, f"{where} has a size below 1"
+    return shape, where
 
 
 def _of_size(parameters: int) -> Shape:

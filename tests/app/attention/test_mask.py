@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from app.attention.block_mask import block_mask
 from app.attention.mask import PATTERNS, Document, Layout, layout
@@ -29,6 +31,24 @@ def test_prefix_is_bidirectional_in_the_prompt_and_causal_after_it() -> None:
 
 def test_bidirectional_sees_everything() -> None:
     assert drawn(layout([[Document(3, 5)]], "bidirectional")) == ["xxxxx"] * 5
+
+
+@pytest.mark.parametrize("length", [1, 5, 9])
+@pytest.mark.parametrize("prefix", [0, 1, 4, 9])
+@pytest.mark.parametrize("window", [None, 3])
+def test_prefix_is_the_mask_that_transformers_makes_of_one_block(length: int, prefix: int, window: int | None) -> None:
+    """Where the two mean the same: transformers' `block_sequence_ids` makes a block whole whatever the window, ours does not."""
+    prefix = min(prefix, length)
+    if window is not None and prefix > window:
+        return
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=1)
+    config._attn_implementation, config.sliding_window = "sdpa", window
+    block = torch.tensor([[0] * prefix + [-1] * (length - prefix)])
+    make = create_causal_mask if window is None else create_sliding_window_causal_mask
+    theirs = make(config=config, inputs_embeds=torch.zeros(1, length, 8), attention_mask=None, past_key_values=None,
+                  position_ids=torch.arange(length)[None], block_sequence_ids=block)  # fmt: skip
+    ours = layout([[Document(prefix, length)]], "prefix").dense(window=window)
+    assert torch.equal(ours[0, 0], torch.ones(length, length).tril().bool() if theirs is None else theirs[0, 0])
 
 
 def test_window_counts_distance_in_both_directions() -> None:

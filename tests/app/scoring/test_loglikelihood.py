@@ -20,6 +20,7 @@ from app.scoring.evaluate import evaluate
 from app.scoring.loglikelihood import Count, Scored, _evaluated, _Running, loglikelihood
 from jobs.config.schema import TASK_NAMES, ModelSource, Score
 from jobs.errors import DataError
+from tests.app import oracle
 
 LAYERS = 8  # of 30
 PER_TASK = 27  # items; 5 tasks make 432 pairs
@@ -113,12 +114,8 @@ def random_requests(seed: int) -> list[Request]:
 
 
 def one_at_a_time(model: Any, request: Request, mask: str) -> float:
-    """A plain restatement: full sequence, full logits, sum over the continuation."""
-    ids = torch.tensor([[*request.context, *request.continuation]])
-    where = layout([[Document(len(request.context), ids.shape[1])]], mask)
-    with torch.no_grad(), attend(where):
-        logprobs = model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0].log_softmax(-1)
-    return float(sum(logprobs[len(request.context) + i - 1, t] for i, t in enumerate(request.continuation)))
+    """The independent scorer's number: plain transformers, its own dense mask, one text."""
+    return oracle.logprob(oracle.plain(model), list(request.context), list(request.continuation), mask)
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from app.data.suites import suite_items
 from app.runtime.ending import RunEnded
-from app.runtime.ranks import ALONE
-from app.runtime.signals import StopFlag
 from app.stage.contents import contents_of, digest_of
-from app.stage.work import _Stage
 from jobs.config import strict_yaml
 from jobs.config.load import Job, resolve
 from jobs.errors import ConfigError, RunStateError
@@ -183,7 +180,7 @@ def test_what_is_worked_on_is_the_commit(start: Start, cached_hub: Path) -> None
 
 
 def test_the_items_that_are_scored_are_those_of_the_commit_in_the_fingerprint(
-    cached_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cached_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refer(cached_hub, "dataset", "baber/piqa", "4" * 40)
     job = resolve("stage1", "ci", sets=["data.eval.source=hub", "score.tasks=[piqa]"])
@@ -195,8 +192,9 @@ def test_the_items_that_are_scored_are_those_of_the_commit_in_the_fingerprint(
         return datasets.Dataset.from_list([{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with RunDir.create(tmp_path / "runs", "stage1", datetime(2026, 11, 22, tzinfo=UTC)) as run:
-        items = _Stage(job, run, tmp_path, {}, StopFlag(), ALONE)._items(["piqa"], "harness", None)
+    items = suite_items(
+        job.stage, ["piqa"], job.profile.data.eval, commits=job.commits
+    )  # as app/stage/work.py calls it
     assert len(items) == 1 and asked == [("baber/piqa", "4" * 40)]
 
 

@@ -258,3 +258,10 @@ def test_a_model_by_name_runs_eagerly_where_its_kind_does(name: str, eager: bool
 def test_the_kinds_that_run_eagerly_are_those_of_the_table_of_models() -> None:
     rows = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
     assert {row.split(" | ")[0].removeprefix("| ") for row in rows if " | right | eager | " in row} == EAGER_TYPES
+
+
+@pytest.mark.parametrize("wrong", ["hidden_size: 0", "vocab_size: -5", "num_hidden_layers: 0"])
+def test_no_numbers_are_made_of_sizes_that_no_model_has(wrong: str) -> None:
+    key, _, value = wrong.partition(": ")
+    found = estimate(job("stage5b", "ci", f"model.config.{key}={value}"), "T4")
+    assert found.peak_gb is None and found.hours is None and "has a size below 1" in found.unknown
