@@ -7,7 +7,7 @@ exactly like a result. The checks test the model as loaded: its attention implem
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from app.attention.backends import attend
-from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
+from app.attention.mask import PATTERNS, Document, Layout, Pattern, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
 from jobs.config.schema import Mask
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
+TURNS = ((0, 3), (4, PREFIX))  # of the prompt: two turns with an answer of one token between them
+LATER = (9, 11)  # a further turn, behind an answer
+ONE = Document(PREFIX, LENGTH, turns=TURNS)
 HALF_SHARE = 0.2  # of the logits' spread, allowed between two layouts where weights are bfloat16
 
 
@@ -110,7 +113,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
     findings = []
     ids = torch.randint(3, setting(model, "vocab_size"), (1, LENGTH), generator=torch.Generator().manual_seed(0))
     for name in masks:
-        where = layout([[Document(PREFIX, LENGTH)]], name)
+        document = Document(PREFIX, LENGTH, turns=(*TURNS, LATER))
+        where = layout([[document]], name)
         for kind, ok in _delivered(model, where, ids).items():
             findings.append(Finding(f"mask reaches {kind} layers", name, ok, "" if ok else "another mask arrived"))
         may, must = expected_dependence(model, where)
@@ -121,8 +125,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
             later = "answer tokens see themselves (leaks, as this mask is defined)"
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
-        ahead = bool(seen[0, PREFIX - 1])
-        wanted = bool(may[0, PREFIX - 1])
+        last = next((stop for _, stop in PATTERNS[name].blocks(document)), PREFIX) - 1  # of the first block
+        ahead, wanted = bool(seen[0, last]), bool(may[0, last])
         law = "early prompt tokens see later ones" if wanted else "early prompt tokens do not see later ones"
         findings.append(Finding(law, name, ahead == wanted, ""))
     return findings
@@ -193,47 +197,57 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
     short = Document(PREFIX - 2, LENGTH - 3)
     for name in masks:
         rule: Pattern = PATTERNS[name]
-        one = Document(PREFIX, LENGTH)
 
         def same(law: str, left: Tensor, right: Tensor, name: Mask = name) -> None:
             findings.append(_close(model, law, name, left, right))
 
-        alone = _run(model, ids, layout([[one]], rule)).logits
+        alone = _run(model, ids, layout([[ONE]], rule)).logits
         both = torch.cat([ids, other], dim=1)
-        packed = _run(model, both, layout([[one, short]], rule)).logits
+        packed = _run(model, both, layout([[ONE, short]], rule)).logits
         same("packed equals separate", packed[:, :LENGTH], alone)
         for side in ("right", "left"):
             pad = torch.zeros(1, 5, dtype=ids.dtype)
             row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
             real = slice(0, LENGTH) if side == "right" else slice(5, None)
-            got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]
+            got = _run(model, row, layout([[ONE]], rule, length=LENGTH + 5, side=side)).logits[:, real]
             same(f"{side}-padded equals unpadded", got, alone)
         if rule.leaks:
             continue
         tail = ids[:, PREFIX:]
-        tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX))]], rule)
+        tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX), TURNS)]], rule)
         branched = _run(model, torch.cat([ids[:, :PREFIX], tail.flip(1), tail], dim=1), tree).logits
         same("a shared prompt's branches equal one at a time", branched[:, LENGTH:], alone[:, PREFIX:])
         same("prefill, then cached decoding, equals one pass", _decode(model, ids, rule), alone)
         if name == "prefix":
-            causal = _run(model, ids, layout([[one]], "causal")).logits
+            causal = _run(model, ids, layout([[ONE]], "causal")).logits
             single = _run(model, ids, layout([[Document(1, LENGTH)]], rule)).logits
             same("a prefix of one token is causal", single, causal)
+        if name == "segment":
+            prefix, turn = (_run(model, ids, layout([[Document(PREFIX, LENGTH)]], m)).logits for m in ("prefix", rule))
+            same("a prompt of one turn is prefix", turn, prefix)
+            whole = _run(model, ids, layout([[replace(ONE, turns=(*TURNS, LATER))]], rule)).logits
+            same(
+                "a further turn on the cache of the earlier ones equals one pass",
+                _decode(model, ids, rule, LATER),
+                whole,
+            )
     return findings
 
 
-def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern) -> Tensor:
-    """Logits (1, length, vocab) of a prefill of the prompt and then one token at a time."""
-    where = layout([[Document(PREFIX, PREFIX)]], rule).to(model.device)
+def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern, later: Span | None = None) -> Tensor:
+    """Logits (1, length, vocab) of a prefill of the prompt and then one token at a time, but the turn `later` in one pass."""
     ids = ids.to(model.device)
-    with torch.no_grad(), attend(where):
-        out = model(input_ids=ids[:, :PREFIX], position_ids=where.pos.long(), use_cache=True)
-        parts = [out.logits]
-        for at in range(PREFIX, ids.shape[1]):
-            position = torch.tensor([[at]], device=model.device)
-            out = model(input_ids=ids[:, at : at + 1], position_ids=position, past_key_values=out.past_key_values,
-                        use_cache=True)  # fmt: skip
-            parts.append(out.logits)
+    at, cache, parts = 0, None, []
+    while at < ids.shape[1]:
+        stop = PREFIX if not at else later[1] if later and at == later[0] else at + 1
+        if stop - at > 1:  # what is known when a turn is read
+            turns = TURNS if not at or later is None else (*TURNS, later)
+            where = layout([[Document(PREFIX, stop, turns=turns)]], rule).to(model.device)
+        with torch.no_grad(), attend(where):
+            position = torch.arange(at, stop, device=model.device)[None]
+            out = model(input_ids=ids[:, at:stop], position_ids=position, past_key_values=cache, use_cache=True)
+        at, cache = stop, out.past_key_values
+        parts.append(out.logits)
     return torch.cat(parts, dim=1)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-Mask = Literal["causal", "prefix", "bidirectional"]
+Mask = Literal["causal", "prefix", "segment", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
 MASKS: tuple[Mask, ...] = get_args(Mask)

@@ -238,7 +238,7 @@ def test_probe_prints_the_laws_by_layer_type(profile: str, command: Command) -> 
     lines = command("probe", "--profile", profile, "--set", "model.device=cpu").fine().splitlines()
     assert "full_attention layers" in lines[0]
     assert len(lines) > 20 and all(line.startswith("holds ") for line in lines[1:])
-    assert {line.split()[1] for line in lines[1:]} == {"causal", "prefix", "bidirectional"}
+    assert {line.split()[1] for line in lines[1:]} == {"causal", "prefix", "segment", "bidirectional"}
 
 
 def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

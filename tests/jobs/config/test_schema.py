@@ -50,14 +50,14 @@ def complaint(path: str, value: object) -> str:
         ("train.learning_rate", "0.1", 'found "0.1"; remove the quotes'),
         ("train.learning_rate", float("nan"), "expected a positive number, found .nan"),
         ("train.learning_rate", float("inf"), "expected a positive number, found .inf"),
-        ("train.mask", "prefx", 'expected one of causal, prefix, bidirectional, found "prefx"; did you mean "prefix"?'),
+        ("train.mask", "prefx", 'expected one of causal, prefix, segment, bidirectional, found "prefx"; did you mean "prefix"?'),
         ("train.mask", "bidirectional", "response tokens would see themselves; use prefix"),
         ("train.max_step", 3, 'jobs/s.yaml: train.max_step: unknown key; did you mean "max_steps"?'),
         ("train.objective", {"ce": 0}, "jobs/s.yaml: train.objective.ce: expected ce or kl above 0, found both 0"),
         ("train.micro_batch_size", 5, "train.micro_batch_size: expected a divisor of batch_size 16, found 5"),
         ("train.auto_stop", {"patience": 3}, "train.auto_stop.min_delta: missing, expected a number of at least 0"),
         ("train.lora.targets", [], "train.lora.targets: expected all-linear or a list that is not empty"),
-        ("score.masks", [], "expected a list that is not empty, each entry one of causal, prefix, bidirectional"),
+        ("score.masks", [], "expected a list that is not empty, each entry one of causal, prefix, segment, bidirectional"),
         ("score.masks", ["prefix", "prefix"], 'expected each entry once, found "prefix" twice'),
         ("score.tasks", ["piqa", "pica"], "score.tasks[1]: expected one of hellaswag, piqa, arc_easy"),
         ("score.tasks", "piqa", 'found "piqa"'),
@@ -120,7 +120,7 @@ def test_all_tasks_are_scored_by_default() -> None:
     stage = Stage.model_validate(STAGE)
     assert stage.score is not None
     assert tuple(stage.score.tasks) == TASK_NAMES
-    assert MASKS == ("causal", "prefix", "bidirectional")
+    assert MASKS == ("causal", "prefix", "segment", "bidirectional")
 
 
 def test_an_integer_may_stand_for_a_number_and_becomes_one() -> None:
