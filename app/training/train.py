@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
-from app.data.examples import TokenExample, load_examples, split
+from app.data.examples import DataReport, TokenExample, load_examples, split
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
@@ -33,8 +33,8 @@ from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from jobs.config.load import Job
-from jobs.config.schema import Train
-from jobs.errors import ConfigError
+from jobs.config.schema import Mask, Train
+from jobs.errors import ConfigError, DataError
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,19 @@ def prepare_data(job: Job, tokenizer: Any,
     examples, report = load_examples(
         job.profile.data.train, tokenizer, max_length=train.max_length, seed=job.stage.seed
     )
+    require_segmented(report, train.mask)
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
     held_out = sorted(held_out, key=lambda e: e.key)[: train.eval_samples]  # by hash: a sample, whatever the order
     counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
     return kept, held_out, counts
+
+
+def require_segmented(report: DataReport, mask: Mask) -> None:
+    """Raises DataError if under `segment` an answer would lie in a turn that sees itself in both directions."""
+    if mask == "segment" and report.unsegmented:
+        fact = f"in {report.unsegmented} chats the model's chat template does not show where each turn begins"
+        raise DataError("data.train", fact, "use mask prefix or causal, or chats with one answer each")
 
 
 def _trainable(model: PreTrainedModel, train: Train) -> Any:
@@ -151,6 +159,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     )
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
+    if unlearnt := counts["unlearnt_answers"]:
+        log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())

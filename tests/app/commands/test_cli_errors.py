@@ -51,7 +51,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage1", "--profile", "cii"], ['unknown profile "cii"', 'did you mean "ci"?']),
         (["run", "stage1", "--profile", "here/is/none.yaml"], ["here/is/none.yaml: no such profile file"]),
         (["run", "stage1", "--set", "score.tasks=[pica]"], ["score.tasks[0]: expected one of", 'did you mean "piqa"?']),
-        (["run", "stage1", "--set", "score.masks=[sideways]"], ['found "sideways"', "causal, prefix, segment, bidirectional"]),
+        (
+            ["run", "stage1", "--set", "score.masks=[sideways]"],
+            ['found "sideways"', "causal, prefix, segment, bidirectional"],
+        ),
         (["run", "stage3b", "--set", "train.mask=bidirectional"], ["see themselves", "use prefix"]),
         (["run", "stage1", "--set", "score.limits=1"], ["score.limits: unknown key", 'did you mean "limit"?']),
         (["run", "stage1", "--set", "score.limit=1k"], ["expected a positive integer", 'found "1k"', "write 1000"]),
@@ -80,7 +83,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["generate"], ["expected one of --prompt and --prompts"]),
         (["generate", "--prompt", "a", "--prompts", "b"], ["expected one of --prompt and --prompts"]),
-        (["generate", "--prompt", "a", "--mask", "bidirectional"], ["'--mask'", "not one of 'causal', 'prefix', 'segment'"]),
+        (
+            ["generate", "--prompt", "a", "--mask", "bidirectional"],
+            ["'--mask'", "not one of 'causal', 'prefix', 'segment'"],
+        ),
         (["generate", "--prompt", "\udcff"], ["--prompt: holds half of a surrogate pair"]),
         (["generate", "--prompts", "nowhere.txt"], ["nowhere.txt: cannot be read: No such file"]),
         (["report", "--runs-dir", ".", "--compare", "stage1", "stage2"], ["stage1: no such run or stage"]),
