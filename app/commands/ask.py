@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
-from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
+from app.commands.textfiles import read_chats, read_lines, read_pairs, require_text, require_writable, write_scored
 from jobs.config.load import resolve
 from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask
 from jobs.errors import ConfigError
@@ -78,6 +78,8 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
 )
 @click.option("--prompt", metavar="TEXT", help="One prompt.")
 @click.option("--prompts", type=FILE, help="In place of --prompt: a file with a prompt a line.")
+@click.option("--chats", type=FILE, help='In place of both: JSON lines {"messages": [{"role": ..., "content": ...}, ...]}. Each '
+              "message of a user that no answer follows gets one; the keys and values of earlier turns are kept.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Length of an answer at most.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each prompt into the tokenizer's chat template.")
@@ -86,17 +88,24 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
 @click.option("--cache", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True,
               help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
 @runs_option
-def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, prompts: Path | None, max_new_tokens: int,
-             chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
+def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, prompts: Path | None, chats: Path | None,
+             max_new_tokens: int, chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
     """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
     resolve("stage1", profile)
+    if chats is not None:
+        if prompt is not None or prompts is not None or stream is not None or cache != "dynamic":
+            raise ConfigError(
+                "generate", "--chats takes no --prompt, --prompts, --stream and --cache", "leave them out"
+            )
+        _answer_chats(profile, model, mask, chats, max_new_tokens, runs_dir)
+        return
     if prompt is not None and prompts is None:
         texts = [prompt]
         require_text(prompt, "--prompt")
     elif prompts is not None and prompt is None:
         texts = [line for line in read_lines(prompts) if line.strip()]
     else:
-        raise ConfigError("generate", "expected one of --prompt and --prompts", "give a text, or a file")
+        raise ConfigError("generate", "expected one of --prompt, --prompts and --chats", "give a text, or a file")
     if not texts:
         raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
     from app.attention import selfcheck
@@ -117,6 +126,24 @@ def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, pr
         texts, decoding.answers(loaded, ids, mask, max_new_tokens=max_new_tokens, cache=cache), strict=True
     ):
         click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
+
+
+def _answer_chats(
+    profile: str, model: str | None, mask: Mask, chats: Path, max_new_tokens: int, runs_dir: Path
+) -> None:
+    given = read_chats(chats)
+    from app.attention import selfcheck
+    from app.scoring.conversation import Chat, rounds
+
+    loaded = _load(profile, model, runs_dir)
+    if not loaded.tokenizer.chat_template:
+        raise ConfigError("--chats", f"the tokenizer of {loaded.origin} has no chat template", "use --prompts")
+    selfcheck.require(loaded.model, [mask], loaded.origin)
+    for where, messages in given:
+        talk = Chat(loaded, mask, where)
+        for some in rounds(messages):
+            answer = talk.ask(some, max_new_tokens=max_new_tokens)
+            click.echo(f"> {some[-1]['content']}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
 
 
 @click.command()

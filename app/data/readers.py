@@ -154,7 +154,7 @@ def _conversation(row: Any, where: str) -> Conversation | None:
         raise DataError(where, f"field messages: expected a list, {found}", "set data.train.format to match the file")
     if unread := next((key for key in _ELSEWHERE if row.get(key) is not None), None):
         raise DataError(where, f"field {unread} is not read", "write it into the messages, or remove it")
-    read = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
+    read = [read_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
     roles = [str(message["role"]) for message, _ in read]
     if len(read) < 2 or roles[-1] != "assistant":
         fact = f"field messages: expected a prompt and a last message by the assistant, found roles {', '.join(roles) or 'none'}"
@@ -168,7 +168,7 @@ def _conversation(row: Any, where: str) -> Conversation | None:
     return Conversation(where, kept, _tools(row.get("tools"), where), read_only)
 
 
-def _message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
+def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     """The message without nulls, and whether it is to be learnt (`weight`)."""
     role = _field(message, "role", at)
     given = {key: value for key, value in message.items() if value is not None}

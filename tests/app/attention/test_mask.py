@@ -164,4 +164,8 @@ def test_flex_block_mask_holds_the_same_predicate(pattern: str, window: int | No
     where = layout(rows, pattern)
     made = block_mask(replace(where, trunks_only=False), window=window)
     b, i, j = torch.arange(2)[:, None, None], torch.arange(11)[None, :, None], torch.arange(11)[None, None, :]
+    further = block_mask(where, (6, 11), (0, 11), window)  # the queries of a further turn, on the cache of earlier ones
+    assert torch.equal(
+        further.mask_mod(b, torch.zeros((), dtype=torch.long), i[:, :5], j), where.dense((6, 11), (0, 11), window)[:, 0]
+    )
     assert torch.equal(made.mask_mod(b, torch.zeros((), dtype=torch.long), i, j), where.dense(window=window)[:, 0])

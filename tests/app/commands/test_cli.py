@@ -213,6 +213,47 @@ def test_generate_answers_every_line_of_a_file(command: Command, tmp_path: Path)
     assert [line for line in said.split("\n") if line.startswith("> ")] == ["> one", "> two\u2028lines"]
 
 
+def test_generate_answers_each_turn_of_a_chat(command: Command, tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "one"), ("assistant", "1"), ("user", "two"), ("user", "three")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(row)}\n\n{json.dumps({'messages': row['messages'][1:2]})}\n")
+    words = [
+        "generate",
+        "--profile",
+        "ci",
+        "--mask",
+        "segment",
+        "--max-new-tokens",
+        3,
+        "--chats",
+        tmp_path / "chats.jsonl",
+    ]
+    said = command(*words).fine()
+    assert [line for line in said.split("\n") if line.startswith("> ")] == ["> two", "> three", "> one"]
+    command(*words, "--prompt", "a").refused("--chats takes no --prompt")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            '{"messages": [{"role": "user", "content": 1}]}',
+            ["chats.jsonl:1: messages[0]: field content: expected text"],
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}]}',
+            ["chats.jsonl:1: the last message is by role assistant"],
+        ),
+        ('{"messages": []}', ["chats.jsonl:1: expected messages, a list that is not empty"]),
+        ("[1]", ["chats.jsonl:1: expected messages"]),
+        ("", ["chats.jsonl: holds no chats"]),
+    ],
+)
+def test_a_chat_that_cannot_be_read_is_refused(line: str, said: list[str], command: Command, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(line)
+    command("generate", "--profile", "ci", "--chats", tmp_path / "chats.jsonl").refused(*said)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

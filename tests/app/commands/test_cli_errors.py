@@ -81,8 +81,8 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
             ["probe", "--set", "model.attention=flash_attention_2"],
             ["FlashAttention drops custom masks", "use auto, sdpa"],
         ),
-        (["generate"], ["expected one of --prompt and --prompts"]),
-        (["generate", "--prompt", "a", "--prompts", "b"], ["expected one of --prompt and --prompts"]),
+        (["generate"], ["expected one of --prompt, --prompts and --chats"]),
+        (["generate", "--prompt", "a", "--prompts", "b"], ["expected one of --prompt, --prompts and --chats"]),
         (
             ["generate", "--prompt", "a", "--mask", "bidirectional"],
             ["'--mask'", "not one of 'causal', 'prefix', 'segment'"],
