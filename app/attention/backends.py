@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
 from app.attention.block_mask import TILE, block_mask
+from app.attention.layers import restricted, sees_both_ways
 from app.attention.mask import Layout
 from app.attention.model_config import layer_types, setting, text_config
 from jobs.errors import ModelError
@@ -57,7 +58,11 @@ def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Ca
             layout = layout.repeat_rows(batch_size // rows)
         q0 = int(q_offset)
         queries, keys = (q0, q0 + q_length), (int(kv_offset), int(kv_offset) + kv_length)
-        return make(layout, queries, keys, local_size, kwargs.get("dtype", torch.float32))
+        dtype = kwargs.get("dtype", torch.float32)
+        found = make(layout, queries, keys, local_size, dtype)
+        if restricted():
+            found.causal = make(layout.causal(), queries, keys, local_size, dtype)
+        return found
 
     return mask
 
@@ -77,17 +82,23 @@ def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], wind
     return block_mask(layout, queries, keys, window)
 
 
-def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
-    """Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
+def _attention(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
+    """`forward` under the mask of the module's layer (app/attention/layers.py).
+
+    Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
 
     For modules of app/model/mixed_precision.py. Attention is a small part of a short row, and float32 flips fewer choices
     there (docs/log.md).
     """
 
-    def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not sees_both_ways(module):  # outside of `attend` a mask has no counterpart: the whole model is causal
+            attention_mask = getattr(attention_mask, "causal", attention_mask)
         if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
-        return forward(module, query, key, value, *args, **kwargs)
+        return forward(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attention
 
@@ -135,15 +146,27 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-def register() -> None:
-    """Register the three names with transformers. Idempotent."""
+def register(observe: Callable[[Any, Any], None] | None = None) -> None:
+    """Register the three names with transformers. Idempotent.
+
+    observe: called with each attention module and the mask that is about to be computed under.
+    """
+
+    def observed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+            assert observe is not None
+            observe(module, mask)
+            return forward(module, query, key, value, mask, *args, **kwargs)
+
+        return attention if observe is not None else forward
+
     for impl, make, upstream, forward, beyond in (
         ("sdpa", _dense, sdpa_mask, _sdpa_forward, SHORT),
         ("eager", _additive, eager_mask, _eager_forward, SHORT),
         ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
     ):
         AttentionMaskInterface.register(NAMES[impl], _mask_function(make, upstream))
-        AttentionInterface.register(NAMES[impl], _in_half(forward, beyond))
+        AttentionInterface.register(NAMES[impl], _attention(observed(forward), beyond))
 
 
 register()

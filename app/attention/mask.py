@@ -21,7 +21,7 @@ docs/mask.md draws each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -131,6 +131,10 @@ class Layout:
     def repeat_rows(self, times: int) -> Layout:
         """Each row `times` times, adjacent, as beam search and sampling of several answers expand a batch."""
         return self._each(lambda field: field.repeat_interleave(times, 0))
+
+    def causal(self) -> Layout:
+        """The same documents without any block."""
+        return replace(self, block=torch.zeros_like(self.block))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
         return Layout(change(self.doc), change(self.branch), change(self.pos), change(self.block), self.trunks_only)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend
+from app.attention.backends import attend, register
+from app.attention.layers import attention_modules, sees_both_ways
 from app.attention.mask import PATTERNS, Document, Layout, Pattern, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
 from jobs.config.schema import Mask
@@ -59,8 +60,11 @@ def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, 
     """
     size = where.shape[1]
     may, must = torch.eye(size, dtype=torch.bool), torch.eye(size, dtype=torch.bool)
-    for kind in layer_types(model):
-        direct = where.dense(window=window_of(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
+    kinds = layer_types(model)
+    causal = {module.layer_idx for module in attention_modules(model) if not sees_both_ways(module)}
+    for index, kind in enumerate(kinds):
+        seen = where.causal() if index in causal else where
+        direct = seen.dense(window=window_of(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
         must |= direct
         may = (direct.float() @ may.float()) > 0
     return may, must
@@ -79,14 +83,14 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
 
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
-    """Per layer type: whether the mask that reached the attention modules equals the predicate."""
+    """Per layer type: whether the mask that its attention is computed under equals the predicate."""
     kinds = layer_types(model)
     good: dict[str, list[bool]] = {kind: [] for kind in kinds}
-    handles = []
 
-    def check(module: Any, args: Any, kwargs: Any) -> None:
-        mask, kind = kwargs.get("attention_mask"), kinds[module.layer_idx]
-        want = where.dense(window=window_of(model, kind)).to(model.device)
+    def check(module: Any, mask: Any) -> None:
+        kind = kinds[module.layer_idx]
+        seen_by = where if sees_both_ways(module) else where.causal()
+        want = seen_by.dense(window=window_of(model, kind)).to(model.device)
         if mask is None:
             good[kind].append(False)
             return
@@ -97,15 +101,12 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
         seen = mask if mask.dtype == torch.bool else mask == 0
         good[kind].append(bool((seen == want).all()))
 
-    for module in model.modules():
-        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
-            handles.append(module.register_forward_pre_hook(check, with_kwargs=True))
+    register(observe=check)
     try:
         _run(model, ids, where)
     finally:
-        for handle in handles:
-            handle.remove()
-    return {kind: bool(seen) and all(seen) for kind, seen in good.items()}
+        register()
+    return {kind: len(seen) >= kinds.count(kind) and all(seen) for kind, seen in good.items()}
 
 
 def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from app.attention import selfcheck
+from app.attention.layers import restrict
 from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
@@ -27,7 +28,7 @@ from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName
+from jobs.config.schema import TASK_NAMES, Mask, Score, ScoreFormat, TaskName, mask_by_layer
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
@@ -151,6 +152,7 @@ class _Stage:
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
+        restrict(loaded.model, stage.train.layers)
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: the training data must not depend on which items are scored.
@@ -176,9 +178,12 @@ class _Stage:
         samples: list[Sample] = []
         for name in names:
             loaded = self._load(name)
+            restrict(loaded.model, settings.layers)
             self._write_environment(loaded)
             self._check(loaded, masks)
             float32 = self._load(name, dtype="float32") if settings.exact and loaded.dtype == "bfloat16" else None
+            if float32 is not None:
+                restrict(float32.model, settings.layers)
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
                     entry, rows = self._evaluate(loaded, float32, items, name, mask, settings, show)
@@ -205,8 +210,8 @@ class _Stage:
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(
-            loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
-            model_run=None if model_run == "base" else model_run, progress=progress,
+            loaded, items, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
+            seed=self.job.stage.seed, model_run=None if model_run == "base" else model_run, progress=progress,
             ranks=self.ranks, float32=float32,
         )  # fmt: skip
         leaks = ", LEAKS the answer" if entry["leaks"] else ""

@@ -168,12 +168,19 @@ _MEANING = {
     "causal": "Every token was trained to see only what came before it: the ordinary mask, used here as the control.",
     "prefix": "Prompt tokens were trained to see the whole prompt, later tokens included; response tokens see what came "
     "before them. Only response tokens carried a loss.",
+    "segment": "The tokens of each turn of a user or of the system were trained to see that whole turn, later tokens included, "
+    "and all earlier turns; the assistant's tokens see what came before them. Only these carried a loss.",
 }
-_USE = {
-    "causal": "Its plain `generate` reads the prompt as it was trained to.",
-    "prefix": "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for: use "
-    "`python -m app generate --mask prefix`.",
-}
+_USE = (
+    "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for: use "
+    "`python -m app generate {options}`."
+)
+
+
+def _use(mask: str, layers: str) -> str:
+    if mask == "causal":
+        return "Its plain `generate` reads the prompt as it was trained to."
+    return _USE.format(options=f"--mask {mask}" + (f" --layers {layers}" if layers else ""))
 
 
 def save_final(
@@ -200,8 +207,8 @@ def save_final(
     model.to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    mask = about["mask"]
-    (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))
+    mask, _, layers = about["mask"].partition("@")
+    (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_use(mask, layers)))
     same = require_same(temporary, trained, dtype, model.device)
     for path in temporary.rglob("*"):
         if path.is_file():

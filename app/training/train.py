@@ -33,7 +33,7 @@ from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from jobs.config.load import Job
-from jobs.config.schema import Mask, Train
+from jobs.config.schema import Mask, Train, mask_by_layer
 from jobs.errors import ConfigError, DataError
 from jobs.runs.rundir import RunDir
 
@@ -219,7 +219,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     heartbeat.phase("save")
     steps, kept_step = loop.step, loop.finish()
     losses = dict(evaluations.losses)
-    about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
+    mask = mask_by_layer(section.mask, section.layers)
+    about = {"mask": mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
              "steps": kept_step, "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     finished = loop.whole_model()
@@ -229,7 +230,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     ranks.wait()
     logged = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
-        "mask": section.mask, "steps": steps, "max_steps": section.max_steps,
+        "mask": mask, "steps": steps, "max_steps": section.max_steps,
         "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
         "train_examples": counts["train"], "eval_examples": counts["eval"],
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,

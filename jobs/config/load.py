@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.schema import ALL_LAYERS, Profile, Score, Stage, Train
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
 
@@ -124,6 +124,9 @@ class Job:
             del job["profile"]["data"]["train"]["revision"]
         if job["stage"]["score"] is not None and not job["stage"]["score"]["exact"]:  # the same
             del job["stage"]["score"]["exact"]
+        for section in (job["stage"]["train"], job["stage"]["score"]):
+            if section is not None and section["layers"] == ALL_LAYERS:  # the same
+                del section["layers"]
         content = {
             part: {key: value for key, value in job[part].items() if key not in left_out}
             for part, left_out in _NOT_RESULTS.items()

@@ -313,3 +313,20 @@ def test_a_mistake_about_any_of_several_stages_starts_none(
 ) -> None:
     assert says in command("run", *words, "--profile", "ci", "--runs-dir", tmp_path).refused()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_under_segment_and_by_layer_ends_with_its_mask_named(command: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ["--profile", "ci", "--runs-dir", runs]
+    sets = ["train.mask=segment", "train.layers=first:1", "train.max_steps=2", "data.train.template=chat"]
+    command("run", "stage3b", *words, *(word for one in sets for word in ("--set", one))).fine()
+    (metrics,) = runs.glob("stage3b/*/metrics.json")
+    found = json.loads(metrics.read_text())["train"]
+    assert found["mask"] == "segment@first:1" and found["data"]["answers"] == found["data"]["kept"]
+    options = "--mask segment --layers first:1"
+    assert f"generate {options}`" in (metrics.parent / "final" / "README.md").read_text()
+    command("generate", *words, "--model", "stage3b", *options.split(), "--max-new-tokens", 2, "--prompt", "a").fine()
+    command("generate", *words, "--layers", "every:9", "--prompt", "a").refused(
+        "layers: every:9: the model has 2 layers"
+    )
+    command("generate", *words, "--layers", "some", "--prompt", "a").refused("expected all, global, first:N or every:K")

@@ -71,7 +71,7 @@ def complaint(path: str, value: object) -> str:
         ("score.tasks", "piqa", 'found "piqa"'),
         ("score.limit", 0, "expected a positive integer or null, found 0"),
         ("score.format", "lmeval", 'expected one of harness, reference, found "lmeval"'),
-        ("score", 3, "jobs/s.yaml: score: expected a mapping with keys such as masks, tasks, limit or null, found 3"),
+        ("score", 3, "jobs/s.yaml: score: expected a mapping with keys such as masks, layers, tasks or null, found 3"),
         ("init_from", ["a", "b"], "init_from: expected one start for a stage that trains, found 2"),
         ("init_from", "../a", "init_from: expected a name of a-z, 0-9, dots, dashes and underscores"),
         ("seed", -1, "seed: expected an integer of at least 0 and below 4294967296, found -1"),
