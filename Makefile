@@ -27,6 +27,11 @@ ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as AR
 BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
 STAGE   =## the stage that vast-up runs
+ON      =## the engine of `make submit`: slurm, skypilot, dstack or kubernetes
+NODES   =## machines of a submitted stage
+GPUS    =## GPUs of each of these machines; without it the profile's
+SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
+SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
 RUN     =## a rented run; without it the open one
 
@@ -47,6 +52,7 @@ ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
 VASTAI := .venv/.vastai/.done
+ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
 MUTMUT := .venv/.mutmut/.done
 
@@ -109,7 +115,9 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs
+.PHONY: report runs track
+track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
+	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
@@ -135,6 +143,13 @@ vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for c
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
+.PHONY: submit
+submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
+	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
+	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
+	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(SET)) $(ARGS)
+
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources
 	@container/image.sh build
@@ -147,13 +162,17 @@ sbom: ## Write runs/sbom.json, the packages of the image as CycloneDX
 audit: ## Ask the package index for known vulnerabilities of the image's packages
 	@container/image.sh audit
 
-.PHONY: test test-containers test-gpu test-zoo fuzz golden
+.PHONY: test test-containers test-engines test-slurm test-gpu test-zoo fuzz golden
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
-	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not zoo' $(ARGS)
+	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not engines and not slurm and not zoo' $(ARGS)
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.
 test-containers: $(DEV) ## The tests that need a container engine; they build the image
 	$(PYTHON) -m pytest -n 3 --no-loadscope-reorder -m containers tests/containers $(ARGS)
+test-engines: $(DEV) $(ENGINES) ## The files for SkyPilot, dstack and Kubernetes, and what trackers keep, read by their own packages
+	$(PYTEST) -m engines tests/engines $(ARGS)
+test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER names the program that starts one
+	$(PYTEST) -m slurm tests/slurm $(ARGS)
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 test-zoo: $(DEV) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
@@ -190,14 +209,20 @@ docs: $(DEV) ## Rewrite docs/cli.md from the commands' help
 docs-models: $(DEV) ## Write docs/models.md anew: which models are right, which are refused; minutes
 	$(PYTHON) -m docs.generate_models
 
-.PHONY: setup lock clean help
+.PHONY: setup lock clean help help-all
 setup: .venv/.dev ## Make .venv with the packages for runs, tests and checks
 lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 	@$(find_python); "$$python" requirements/lock.py
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-help: ## This list
+FIRST := demo stage1 report runs submit vast-up image test check setup
+help: ## The targets to begin with
+	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
+	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\
+	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
+	@echo '  make help-all        Every target and every setting'
+help-all: ## Every target, stage and setting
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 	@echo; echo 'Stages, each a file under jobs/:'
 	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
@@ -224,9 +249,16 @@ endef
 	@.venv/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
 # The official client of Vast.ai: tests compare our fake of its API with it; its pins conflict with ours.
-.venv/.vastai/.done: requirements/vastai.lock .venv/.base
-	@rm -rf .venv/.vastai && .venv/bin/python -m venv .venv/.vastai
-	@.venv/.vastai/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
+# So do those of the engines whose parsers read what jobs/submit writes.
+# The clients of trackers work in the same process as torch.
+.venv/.trackers/.done: requirements/trackers.lock .venv/.base
+	@rm -rf .venv/.trackers && .venv/bin/python -m venv .venv/.trackers
+	@.venv/.trackers/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) --no-deps -r $<
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo .venv/.trackers/lib/python3*/site-packages)/base.pth"
+	@touch $@
+.venv/.%/.done: requirements/%.lock .venv/.base
+	@rm -rf .venv/.$* && .venv/bin/python -m venv .venv/.$*
+	@.venv/.$*/bin/python -m pip install --disable-pip-version-check --progress-bar $(if $(CI),off,on) -r $<
 	@touch $@
 # The tool of `make mutants` runs in the tests' interpreter but is installed apart from its packages.
 .venv/.mutmut/.done: requirements/mutmut.lock $(VENV)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 from jobs.errors import ConfigError, UserError, wrong_python
 
@@ -23,7 +24,8 @@ except ImportError as error:
     print(f"error: {wrong}", file=sys.stderr)
     sys.exit(wrong.exit_code)
 
-PROGRAM = "python -m app"
+# As it was started: the installed command `prefill`, whose completion click derives from its name, or the module.
+PROGRAM = "prefill" if Path(sys.argv[0]).name == "prefill" else "python -m app"
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT; a run that can be resumed ends with 75 instead
 
 

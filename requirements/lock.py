@@ -11,6 +11,12 @@ image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
 cryptography, pycares) are at odds with dev.lock. Only tests run it.
 
+engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes. Only
+tests run them.
+
+trackers.lock, for .venv/.trackers: the clients of `report_to`, in the versions of base.lock where that has them. Tests
+read what they keep.
+
 mutmut.lock, for .venv/.mutmut: the tool of `make mutants` and what it needs, in the versions of dev.lock where that has them.
 """
 
@@ -31,6 +37,15 @@ UV = "uv==0.13.9"
 IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
 IMAGE_EXTRAS = ["pip"]  # fetches the embedded model and data at run time
 VASTAI = ["vastai==1.9.1"]
+ENGINES = ["skypilot==0.14.1", "dstack==0.22.5", "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0"]
+TRACKERS = [
+    "tensorboard==2.21.0",
+    "wandb==0.31.0",
+    "mlflow-skinny==3.17.2",
+    "sqlalchemy==2.1.9",
+    "alembic==1.20.1",
+    "trackio==0.43.0",
+]
 MUTMUT = ["mutmut==3.8.1"]
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
@@ -104,9 +119,16 @@ def main() -> None:
             pins["dev"] = install(python, wanted, arguments.constraint)
             for name, lines in pins.items():
                 write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
-            for name, tool, pinned in (("vastai", VASTAI, []), ("mutmut", MUTMUT, [HERE / "dev.lock"])):
+            for name, tool, pinned in (
+                ("vastai", VASTAI, []),
+                ("engines", ENGINES, []),
+                ("trackers", TRACKERS, [HERE / "base.lock"]),
+                ("mutmut", MUTMUT, [HERE / "dev.lock"]),
+            ):
                 venv.create(Path(scratch) / name, with_pip=True)
                 lines = install(Path(scratch) / name / "bin" / "python", tool, [*arguments.constraint, *pinned])
+                if name == "trackers":  # its environment also sees .venv
+                    lines = [line for line in lines if line not in pins["base"]]
                 write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
         base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
         others, torch = without_torch(base)

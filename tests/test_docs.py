@@ -166,7 +166,10 @@ def test_a_wrong_command_would_be_found() -> None:
 
 def test_every_stage_is_a_make_target_and_in_the_help() -> None:
     targets, _ = makefile()
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown, first = (subprocess.run(["make", name], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+                    for name in ("help-all", "help"))  # fmt: skip
+    assert len(first.splitlines()) == 11  # ten to begin with, and help-all
+    assert set(re.findall(r"^  make (\S+)", first, re.MULTILINE)) <= targets
     assert set(stage_names()) <= targets
     missing = [name for name in targets if not re.search(rf"^  make {re.escape(name)} ", shown, re.MULTILINE)]
     assert missing == []

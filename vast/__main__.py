@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 from jobs.errors import UserError, wrong_python
 
@@ -26,7 +27,7 @@ except ImportError as error:
     print(f"error: {wrong}", file=sys.stderr)
     sys.exit(wrong.exit_code)
 
-PROGRAM = "python -m vast"
+PROGRAM = "prefill-vast" if Path(sys.argv[0]).name == "prefill-vast" else "python -m vast"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

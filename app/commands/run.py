@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
+from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
 from jobs.config.load import Job, resolve, stage_names
@@ -52,14 +53,18 @@ def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[st
     chosen = _sets_by_stage(stages, profile, sets)
     jobs = [replace(resolve(stage, profile, limit=limit, sets=chosen[stage], seed=seed), halvings=halve_memory)
             for stage in stages]  # fmt: skip
+    nodes = nodes_of(os.environ)
     for job in jobs:
-        if job.profile.gpus > 1 and not launched(os.environ):
+        if (job.profile.gpus > 1 or nodes.count > 1) and not launched(os.environ):
             words = sys.argv[1:] if len(jobs) == 1 else [
                 "run", job.stage.name, "--profile", profile, "--runs-dir", str(runs_dir), "--halve-memory", str(halve_memory),
                 *(["--limit", str(limit)] if limit else []), *([] if seed is None else ["--seed", str(seed)]),
                 *(word for pair in chosen[job.stage.name] for word in ("--set", pair)), *["--force"] * force,
                 *["--resume"] * resume, *["--continue"] * proceed,
             ]  # fmt: skip
+            if nodes.count > 1:  # rank 0 alone looks for a complete run: all machines look at the same directory
+                _launch(job, words, nodes)
+                continue
             outcome = _launched(job, words, runs_dir, force=force, resume=resume, proceed=proceed)
         else:
             outcome = run_stage(
@@ -102,14 +107,17 @@ def _launched(job: Job, words: Sequence[str], runs_dir: Path, *, force: bool, re
     found = find(job, runs_dir, force=force, resume=resume, proceed=proceed)
     if found.done is not None:
         return Outcome(found.done, ran=False)
+    _launch(job, words, ONE_NODE)
+    return replace(Outcome(RunDir(runs_dir), ran=True), main=False)
 
+
+def _launch(job: Job, words: Sequence[str], nodes: Nodes) -> None:
     from app.runtime.launch import gpus_here, launch
 
     if job.profile.model.device != "cpu":  # there, processes
         require_gpus(job.profile.gpus, gpus_here())
-    if code := launch(words, job.profile.gpus):
+    if code := launch(words, job.profile.gpus, nodes=nodes):
         raise click.exceptions.Exit(code)
-    return replace(Outcome(RunDir(runs_dir), ran=True), main=False)
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """Starts a stage on several GPUs of this machine: `accelerate launch` in this process, one worker a GPU.
 
 The command itself becomes the launcher, so `make stage5b` with `gpus: 2` in the profile needs nothing else, also in a
-container. It forwards signals to the workers, which agree on a checkpoint and stop; its exit code is theirs. For several
-machines a person starts `accelerate launch` on each (docs/scaling.md).
+container. It forwards signals to the workers, which agree on a checkpoint and stop; its exit code is theirs. On several
+machines the same command runs on each, and app/runtime/nodes.py reads from the environment which of them this one is.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import FrameType
 
 import psutil  # before handlers are installed: nothing may be imported while signals arrive
 
+from app.runtime.nodes import ONE_NODE, Nodes
 from jobs.errors import EXIT_BUG
 
 # SIGHUP would kill the workers; on SIGTERM they write a checkpoint.
@@ -25,14 +26,16 @@ _FORWARDED = {signal.SIGTERM: signal.SIGTERM, signal.SIGINT: signal.SIGINT, sign
 _FORWARD_EVERY = 0.2  # seconds
 
 
-def arguments(words: Sequence[str], processes: int, threads: int, module: str = "app") -> list[str]:
-    """Arguments of `accelerate launch` that run `python -m MODULE WORDS` in `processes` processes.
+def arguments(words: Sequence[str], processes: int, threads: int, module: str = "app",
+              nodes: Nodes = ONE_NODE) -> list[str]:  # fmt: skip
+    """Arguments of `accelerate launch` that run `python -m MODULE WORDS` in `processes` processes on each node.
 
     Every setting is given, so that accelerate's own configuration file of the user has no effect.
     """
-    return ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--machine_rank", "0",
-            "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
-            "--num_cpu_threads_per_process", str(threads), "-m", module, *words]  # fmt: skip
+    meeting = ["--main_process_ip", nodes.address, "--same_network"] if nodes.count > 1 else []
+    return ["--multi_gpu", "--num_processes", str(processes * nodes.count), "--num_machines", str(nodes.count),
+            "--machine_rank", str(nodes.rank), *meeting, "--main_process_port", str(nodes.port), "--mixed_precision", "no",
+            "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), "-m", module, *words]  # fmt: skip
 
 
 def gpus_here() -> int:
@@ -41,17 +44,21 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def launch(words: Sequence[str], processes: int, module: str = "app") -> int:
-    """Run `python -m MODULE WORDS` in `processes` processes; returns 0, or the exit code of the first that failed."""
+def launch(words: Sequence[str], processes: int, module: str = "app", nodes: Nodes = ONE_NODE) -> int:
+    """Run `python -m MODULE WORDS` in `processes` processes here; returns 0, or the exit code of the first that failed.
+
+    nodes: the machines that do the same at the same time; their processes and these are one world.
+    """
     from accelerate.commands.launch import launch_command_parser, multi_gpu_launcher
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     given = int(os.environ.get("OMP_NUM_THREADS", threads))
-    options = launch_command_parser().parse_args(arguments(words, processes, min(threads, given), module))
+    options = launch_command_parser().parse_args(arguments(words, processes, min(threads, given), module, nodes))
     # torchrun would kill the workers 30 s after a signal: a checkpoint of a large model takes longer.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: a container may have no other network
+    if nodes.count == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container may have no other network
     _quiet()
     with _signals_forwarded():
         try:

@@ -19,6 +19,8 @@ from typing import Any
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
 from app.stage.contents import contents_of
+from app.stage.shared_runs import require_shared
+from app.stage.tracking import Tracking, require_installed
 from jobs.config.load import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
@@ -62,6 +64,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
     require_paths(job)
+    require_installed(job.profile.report_to)
     job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
@@ -161,8 +164,12 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
-            headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop, resume=found.unfinished is not None,
-                            ranks=ranks)  # fmt: skip
+            require_shared(run.path, ranks, os.environ)
+            with Tracking(job.profile.report_to, run.path, runs_dir, found.record,
+                          cpu=job.profile.model.device == "cpu") as tracking:  # fmt: skip
+                run.on_write = tracking.note
+                headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,
+                                resume=found.unfinished is not None, ranks=ranks)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
@@ -186,6 +193,7 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
     job = replace(job, contents=sent["contents"])
     with StopFlag().listening() as stop:
         try:
+            require_shared(run.path, ranks, os.environ)
             work(job.pinned, run, runs_dir, sent["init_runs"], stop=stop, resume=sent["resume"], ranks=ranks)
         except RuntimeError as error:  # a collective broke because rank 0 ended and recorded why, such as a full disk
             if (code := ranks.ended_with()) is None:

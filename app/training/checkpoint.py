@@ -28,6 +28,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
+from app.training import custom_generate
 from app.training.saved import probe_logits, require_same
 from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 
@@ -171,16 +172,20 @@ _MEANING = {
     "segment": "The tokens of each turn of a user or of the system were trained to see that whole turn, later tokens included, "
     "and all earlier turns; the assistant's tokens see what came before them. Only these carried a loss.",
 }
-_USE = (
-    "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for: use "
-    "`python -m app generate {options}`."
-)
+_READ_CAUSALLY = "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for. "
+_USE = {
+    "causal": "Its plain `generate` reads the prompt as it was trained to.",
+    "prefix": f"{_READ_CAUSALLY}With transformers alone "
+    "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
+    "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`. Other servers, and llama.cpp, "
+    "read the prompt causally unless they are told otherwise.",
+}
 
 
-def _use(mask: str, layers: str) -> str:
-    if mask == "causal":
-        return "Its plain `generate` reads the prompt as it was trained to."
-    return _USE.format(options=f"--mask {mask}" + (f" --layers {layers}" if layers else ""))
+def _use(mask: str) -> str:
+    name, _, layers = mask.partition("@")
+    options = f"--mask {name}" + (f" --layers {layers}" if layers else "")
+    return _USE.get(mask, f"{_READ_CAUSALLY}`python -m app generate {options}` reads it as trained.")
 
 
 def save_final(
@@ -207,8 +212,12 @@ def save_final(
     model.to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    mask, _, layers = about["mask"].partition("@")
-    (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_use(mask, layers)))
+    mask = about["mask"]
+    meaning = _MEANING[mask.partition("@")[0]]
+    (temporary / "README.md").write_text(_CARD.format(**about, meaning=meaning, use=_use(mask)))
+    if mask == "prefix":
+        (temporary / "custom_generate").mkdir()
+        shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
     same = require_same(temporary, trained, dtype, model.device)
     for path in temporary.rglob("*"):
         if path.is_file():

@@ -22,8 +22,11 @@ from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding")  # the keys of a profile that --set may change
-_NOT_RESULTS = {"stage": {"title", "reference"}, "profile": {"name", "gpus", "sharding", "train", "score", "stages"}}
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to")  # the keys of a profile that --set may change
+_NOT_RESULTS = {
+    "stage": {"title", "reference"},
+    "profile": {"name", "gpus", "sharding", "report_to", "train", "score", "stages"},
+}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 Mask = Literal["causal", "prefix", "segment", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = (
     "bidirectional",
@@ -310,6 +311,7 @@ class Profile(Strict):
     data: Data
     gpus: Positive = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
+    report_to: Annotated[list[Tracker], AfterValidator(_unique)] = []
     train: dict[str, JsonValue] | None = None
     score: dict[str, JsonValue] | None = None
     stages: dict[str, StageOverride] = {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +46,8 @@ class RunDir(RunFiles):
         super().__init__(path)
         self._lock = held
         self._logs: dict[str, atomic.JsonlLog] = {}
+        # Called with each line of a log and with the metrics, after they are written: for trackers.
+        self.on_write: Callable[[str, Mapping[str, Any]], None] = lambda name, value: None
 
     # ---- opening and closing
 
@@ -135,6 +137,7 @@ class RunDir(RunFiles):
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
+        self.on_write("metrics.json", metrics)
 
     def heartbeat(
         self,
@@ -180,6 +183,7 @@ class RunDir(RunFiles):
             with atomic.io_errors_reported(self.path / name):
                 self._logs[name] = atomic.JsonlLog(self.path / name)
         self._logs[name].append(value)
+        self.on_write(name, value)
 
     def rewind_jsonl(self, name: str, step: int) -> None:
         """Keep a log's lines up to `step`: a resumed run writes the later ones again."""

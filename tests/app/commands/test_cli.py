@@ -324,7 +324,7 @@ def test_a_run_under_segment_and_by_layer_ends_with_its_mask_named(command: Comm
     found = json.loads(metrics.read_text())["train"]
     assert found["mask"] == "segment@first:1" and found["data"]["answers"] == found["data"]["kept"]
     options = "--mask segment --layers first:1"
-    assert f"generate {options}`" in (metrics.parent / "final" / "README.md").read_text()
+    assert f"generate {options}` reads it as trained" in (metrics.parent / "final" / "README.md").read_text()
     command("generate", *words, "--model", "stage3b", *options.split(), "--max-new-tokens", 2, "--prompt", "a").fine()
     command("generate", *words, "--layers", "every:9", "--prompt", "a").refused(
         "layers: every:9: the model has 2 layers"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,14 @@ def ended(process: subprocess.Popen[bytes]) -> int:
         return process.wait(timeout=30)
     finally:
         process.kill()
+
+
+@pytest.fixture(autouse=True)
+def _as_started_in_a_terminal() -> Iterator[None]:
+    """Under nohup SIGHUP is ignored, and stays so by design."""
+    before: Any = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(

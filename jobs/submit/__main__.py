@@ -1,0 +1,164 @@
+"""`python -m jobs.submit STAGE --on ENGINE`: write the engine's file, show it, have it checked, submit it. No torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from jobs.config.load import Job, resolve
+from jobs.errors import EXIT_OK, ConfigError, UserError
+from jobs.estimate.estimate import estimate
+from jobs.runs.atomic import write_text_atomically
+from jobs.submit import client, dstack, kubernetes, skypilot, slurm
+from jobs.submit.submission import Submission, submission
+
+ROOT = Path(__file__).resolve().parents[2]
+_SHARED = {"skypilot": "a bucket's URL or a volume's name", "dstack": "a volume's name", "kubernetes": "a claim's name"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(self.prog, message, "see --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = _Parser(prog="python -m jobs.submit", description="Submit a STAGE to a cluster, or to rented machines.")
+    made.add_argument("stage", metavar="STAGE")
+    made.add_argument(
+        "--on",
+        required=True,
+        metavar="ENGINE",
+        choices=list(client.CLIENTS),
+        help="slurm, skypilot, dstack or kubernetes",
+    )
+    made.add_argument("--profile", default="embedded", metavar="NAME")
+    made.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, as for run")
+    made.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
+    made.add_argument("--gpus", type=int, metavar="N", help="GPUs a machine; without it the profile's")
+    made.add_argument(
+        "--gpu", default="", metavar="NAME", help="such as H100_SXM; hours and memory are estimated for it"
+    )
+    made.add_argument("--hours", type=float, metavar="H", help="time limit, in place of the estimate")
+    made.add_argument("--memory", type=int, metavar="GB", help="host memory a machine, in place of the estimate")
+    made.add_argument("--seeds", default="", metavar="0,1,2", help="one run for each: an array of Slurm")
+    made.add_argument("--image", default="", metavar="NAME@sha256:DIGEST", help="the image; Slurm can do without")
+    made.add_argument(
+        "--container", choices=slurm.CONTAINERS, help="what runs the image under Slurm; without --image venv"
+    )
+    made.add_argument(
+        "--shared",
+        default="",
+        metavar="NAME",
+        help="where runs are kept: " + "; ".join(f"{k}: {v}" for k, v in _SHARED.items()),
+    )
+    made.add_argument(
+        "--runs-dir",
+        default=os.environ.get("PREFILL_RUNS") or "runs",
+        metavar="DIR",
+        help="for Slurm: runs, on storage that all machines share",
+    )
+    made.add_argument("--queue", default="", metavar="NAME", help="a partition of Slurm, or a local queue of Kueue")
+    made.add_argument("--job", action="store_true", help="Kubernetes without JobSet: an indexed Job and a Service")
+    made.add_argument("--spot", action="store_true", help="machines that may be taken away")
+    made.add_argument("--max-price", type=float, metavar="DOLLARS", help="an hour and machine (SkyPilot, dstack)")
+    made.add_argument("--python", default=sys.executable, help="the interpreter of a run in a venv")
+    made.add_argument("--dry-run", action="store_true", help="print the file, and do nothing else")
+    return made
+
+
+def file_of(given: argparse.Namespace) -> tuple[str, str]:
+    """The name and the text of the engine's file. Raises ConfigError."""
+    for name in ("nodes", "gpus", "limit", "hours", "memory", "max_price"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < 1e6:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"expected a positive number, found {value}", "correct it")
+    made = _submission(given)
+    if given.on == "slurm":
+        container = given.container or ("apptainer" if given.image else "venv")
+        return f"{made.name}.sbatch", slurm.script(made, root=ROOT, python=given.python, container=container)
+    if given.on == "kubernetes":
+        documents = kubernetes.manifests(made, jobset=not given.job)
+        return f"{made.name}.yaml", yaml.safe_dump_all(documents, sort_keys=False, width=1000)
+    task = skypilot.task(made) if given.on == "skypilot" else dstack.task(made)
+    return f"{made.name}.{given.on}.yaml", yaml.safe_dump(task, sort_keys=False, width=1000)
+
+
+def _submission(given: argparse.Namespace) -> Submission:
+    sets = [*given.set, *([] if given.gpus is None else [f"gpus={given.gpus}"])]
+    job = resolve(given.stage, given.profile, limit=given.limit, sets=sets)
+    seeds = _seeds(given.seeds)
+    shared = str(Path(given.runs_dir).resolve()) if given.on == "slurm" else given.shared
+    if given.on != "slurm":
+        if not shared:
+            remedy = f"give --shared, {_SHARED[given.on]}"
+            raise ConfigError("--shared", f"under {given.on} the runs need a place outside of the machines", remedy)
+        if not given.image:
+            raise ConfigError("--image", f"{given.on} needs one", "give NAME@sha256:DIGEST, which make push prints")
+        if given.container or seeds:
+            option = "--container" if given.container else "--seeds"
+            raise ConfigError(option, f"is for Slurm, not for {given.on}", "leave it out, or submit once for each seed")
+    elif (given.container or "venv") != "venv" and not given.image:
+        raise ConfigError("--container", f"{given.container} needs an image", "give --image NAME@sha256:DIGEST")
+    if given.on in ("skypilot", "dstack") and not given.gpu and job.profile.model.device != "cpu":
+        raise ConfigError("--gpu", f"{given.on} chooses a machine by its GPU", "give one, such as --gpu H100_SXM")
+    if given.max_price is not None and given.on in ("slurm", "kubernetes"):
+        raise ConfigError("--max-price", f"{given.on} knows no prices", "leave it out")
+    profile = str(Path(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
+    if given.image and (there := _local_paths(job, profile)):
+        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one",
+                          "use a profile of jobs/profiles that names models and data of a hub")  # fmt: skip
+    words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
+             *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
+    found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
+    return submission(job, words, found, nodes=given.nodes, gpu=given.gpu, hours=given.hours, memory_gb=given.memory,
+                      image=given.image, shared=shared, seeds=seeds, spot=given.spot, max_price=given.max_price,
+                      queue=given.queue)  # fmt: skip
+
+
+def _local_paths(job: Job, profile: str) -> str:
+    """A file of this machine that the run would read; empty if there is none."""
+    data, model = job.profile.data, job.profile.model
+    of_model = model.name if model.source == "path" else None
+    named = (profile if os.sep in profile else None, data.eval.path, data.train.path, of_model)
+    return next((str(path) for path in named if path), "")
+
+
+def _seeds(text: str) -> list[int]:
+    if not text:
+        return []
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and int(part) < 2**32 for part in parts):
+        raise ConfigError("--seeds", f'expected numbers such as 0,1,2, found "{text}"', "correct it")
+    return [int(part) for part in parts]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the file; unless it is a dry run, have it checked and submit it. Returns the exit code."""
+    try:
+        given = parser().parse_args(arguments)
+        name, text = file_of(given)
+        print(text, end="")
+        if given.dry_run:
+            return EXIT_OK
+        client.require(given.on)
+        path = Path(given.runs_dir) / "submitted" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, text)
+        client.check(given.on, path)
+        print(client.submit(given.on, path))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

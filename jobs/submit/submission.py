@@ -1,0 +1,94 @@
+"""What every engine needs to know about a stage: its command, its machines, hours and memory. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.config.load import Job
+from jobs.errors import ConfigError
+from jobs.estimate.estimate import Estimate
+
+MEET_PORT = 29400  # where the machines of a run meet, unless the engine gives a machine to several jobs
+GRACE_SECONDS = 300  # from SIGTERM to the end: a checkpoint of a large model is written in it
+RESTARTS = 20  # of one run, after its time limit, a lost machine or a preemption
+_MARGIN = 1.25  # on the estimated hours, and half an hour for the image, the model and the start
+_START_HOURS = 0.5
+_HOST_GB = 24.0  # host memory beside the weights: libraries, data, workers
+_DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
+_DIGEST = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One stage on `nodes` machines with `gpus` GPUs each (0: none are asked for), and `processes` processes.
+
+    words: the arguments of `python -m app`, without the runs directory and the seed. gpu: its name, or empty for any.
+    memory_gb: of the host, None for the engine's default. shared: the engine's name of the storage that all machines mount;
+    for Slurm the runs directory itself. image: NAME@sha256:DIGEST, or empty. seeds: one run for each; empty: one run with the
+    stage's own. max_price: dollars an hour. GB are 2**30 bytes.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    nodes: int
+    processes: int
+    gpus: int
+    gpu: str
+    hours: float
+    memory_gb: int | None
+    disk_gb: int
+    shared: str
+    image: str = ""
+    seeds: tuple[int, ...] = ()
+    spot: bool = False
+    max_price: float | None = None
+    queue: str = ""
+
+    def command(self, runs_dir: str, python: str = "python") -> str:
+        """For a shell: the command of each machine. It resumes where there is an unfinished run, and else starts."""
+        return shlex.join([python, "-m", "app", *self.words, "--runs-dir", runs_dir])
+
+
+def submission(job: Job, words: Sequence[str], estimate: Estimate | None, *, nodes: int, gpu: str, hours: float | None,
+               memory_gb: int | None, image: str, shared: str, seeds: Sequence[int] = (), spot: bool = False,
+               max_price: float | None = None, queue: str = "") -> Submission:  # fmt: skip
+    """Put a submission together.
+
+    estimate: for all GPUs of all machines; None where no GPU was named. hours: in place of the estimated ones.
+
+    Raises:
+        ConfigError: a stage that does not fit, hours that nobody knows, an image without digest, a seed twice.
+    """
+    if estimate is not None and estimate.lack:
+        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
+    if hours is None:
+        if estimate is None or estimate.hours is None:
+            why = (estimate.unknown if estimate else "") or "no GPU is named to estimate them for"
+            raise ConfigError(
+                "--hours", f"how long {job.stage.name} takes is not known: {why}", "give --hours, or --gpu NAME"
+            )
+        hours = _MARGIN * estimate.hours + _START_HOURS
+    if image and not _DIGEST.fullmatch(image):
+        remedy = "give NAME@sha256:DIGEST, which make push prints"
+        raise ConfigError("--image", f"{image} has no digest, so it can be another image tomorrow", remedy)
+    if twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None):
+        raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
+    processes = job.profile.gpus
+    weights = (estimate.parameters or 0) * 4 / 2**30 if estimate is not None else 0.0
+    if memory_gb is None and weights:
+        memory_gb = math.ceil(_HOST_GB + 2 * weights * processes)
+    return Submission(
+        name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{job.stage.name}".lower()), words=tuple(words), nodes=nodes,
+        processes=processes, gpus=0 if job.profile.model.device == "cpu" else processes, gpu=gpu, hours=hours,
+        memory_gb=memory_gb, disk_gb=math.ceil(_DISK_GB + 8 * weights), shared=shared,
+        image=image, seeds=tuple(seeds), spot=spot, max_price=max_price, queue=queue,
+    )  # fmt: skip
+
+
+def minutes(hours: float) -> int:
+    """Whole minutes, rounded up."""
+    return max(1, math.ceil(60 * hours - 1e-9))

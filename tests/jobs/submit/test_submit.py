@@ -1,0 +1,128 @@
+"""`python -m jobs.submit`: what it writes for each engine, and every mistake in one line before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.submit import client
+from jobs.submit.__main__ import main
+
+IMAGE = "registry.example/prefill@sha256:" + "ab" * 32
+RENTED = ["--image", IMAGE, "--shared", "volume", "--gpu", "H100_SXM"]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    code = main([*words, "--dry-run"])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    code = main(words)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("error: ") and "; " in err
+    return err
+
+
+def test_slurm_gets_one_launcher_a_machine_and_a_time_limit_from_the_estimate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    text = printed(capsys, "stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "H100_SXM", "--gpus", "8",
+                   "--nodes", "2", "--runs-dir", str(tmp_path))  # fmt: skip
+    options = dict(
+        line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if "#SBATCH" in line
+    )
+    assert (options["nodes"], options["ntasks-per-node"], options["gpus-per-node"]) == ("2", "1", "h100_sxm:8")
+    assert options["signal"] == "TERM@300" and "requeue" in options and 30 < int(options["time"]) < 600
+    assert "run stage5b --profile ministral-3b --set gpus=8 --continue" in text
+    assert f"--runs-dir {tmp_path}" in text
+
+
+@pytest.mark.parametrize(("container", "inside"), [
+    ("apptainer", "apptainer exec --nv --bind {runs}:/runs docker://" + IMAGE + " python -m app run stage1"),
+    ("pyxis", "--container-image=registry.example#prefill@sha256"),
+    ("docker", "container/run.sh run stage1"),
+])  # fmt: skip
+def test_slurm_runs_the_image_in_what_the_cluster_has(container: str, inside: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    text = printed(capsys, "stage1", "--on", "slurm", "--hours", "1", "--image", IMAGE, "--container", container, "--runs-dir", str(tmp_path))  # fmt: skip
+    assert inside.format(runs=tmp_path) in text
+    checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_name_with_blanks_and_quotes_stays_one_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    runs = tmp_path / "my 'runs'; true"
+    text = printed(capsys, "stage1", "--on", "slurm", "--hours", "1", "--runs-dir", str(runs))
+    line = text[text.index("srun") :].split("launch")[1].split('"${seed')[0].replace("\\\n", "")
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True).stdout.splitlines()
+    assert words[-1] == str(runs)
+
+
+def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    found = yaml.safe_load(printed(capsys, "stage5b", "--on", "kubernetes", "--profile", "ministral-3b", *RENTED, "--nodes", "4"))  # fmt: skip
+    (run,) = found["spec"]["replicatedJobs"]
+    job = run["template"]["spec"]
+    assert (job["completions"], job["parallelism"], job["completionMode"]) == (4, 4, "Indexed")
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert 75 not in rule["onExitCodes"]["values"] and 2 in rule["onExitCodes"]["values"]
+    assert "labels" not in found["metadata"]
+
+
+@pytest.mark.parametrize(("words", "fact"), [
+    (["stage9", "--on", "slurm"], "stage9"),
+    (["stage1", "--on", "torque"], "torque"),
+    (["stage1"], "--on"),
+    (["stage1", "--on", "slurm"], "how long stage1 takes is not known"),
+    (["stage1", "--on", "slurm", "--hours", "nan"], "expected a positive number"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--nodes", "0"], "expected a positive number"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "1,2,1"], "named twice"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "1,x"], "expected numbers"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--container", "docker"], "needs an image"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--max-price", "2"], "knows no prices"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--image", "registry.example/prefill:new"], "has no digest"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--set", "score.limt=3"], "limt"),
+    (["stage1", "--on", "dstack", *RENTED[:2]], "need a place outside"),
+    (["stage1", "--on", "kubernetes", "--shared", "claim", "--hours", "1"], "needs one"),
+    (["stage1", "--on", "dstack", *RENTED[:4], "--hours", "1"], "chooses a machine by its GPU"),
+    (["stage1", "--on", "skypilot", *RENTED, "--seeds", "1,2"], "is for Slurm"),
+    (["stage5b", "--on", "skypilot", "--image", IMAGE, "--shared", "s3://bucket/runs", "--gpu", "H100_SXM", "--nodes", "2"], "is a bucket"),
+    (["stage1", "--on", "kubernetes", *RENTED, "--profile", "jobs/profiles/ci.yaml", "--hours", "1"], "ci.yaml is not in it"),
+    (["stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "RTX_4090"], "needs about"),
+    (["stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "H1000"], "H1000"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_starts(words: list[str], fact: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    assert fact in refusal(capsys, *words, "--runs-dir", str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("engine", list(client.CLIENTS))
+def test_an_engine_without_its_client_is_named_and_nothing_is_written(engine: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ["stage1", "--on", engine, "--hours", "1", *(RENTED if engine != "slurm" else [])]
+    assert main([*words, "--runs-dir", str(tmp_path / "runs")]) == 2
+    assert f"{client.CLIENTS[engine].program} is not here" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_client_prints_last_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: first'\necho 'no such partition' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(client.EngineError, match=r"slurm refuses it: no such partition; correct"):
+        client.check("slurm", tmp_path / "job.sbatch")
+
+
+def test_a_client_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(argv, seconds)
+
+    (tmp_path / "kubectl").write_text("")
+    (tmp_path / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(client.EngineError, match="no answer in 600 s"):
+        client.submit("kubernetes", tmp_path / "job.yaml", hang)
