@@ -97,21 +97,23 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Example:
-    """What is tokenised, in the order of its pieces.
+    """What is tokenised. `special_tokens`: whether the tokenizer adds its own (a chat template writes them itself).
 
-    special_tokens: whether the tokenizer adds its own (a chat template writes them itself). segmented: each turn is a piece;
-    False where the chat template does not show where an answer begins and ends. unlearnt: answers that are only read since the
-    template writes them otherwise once others follow, such as without their reasoning.
+    chat: the same text in pieces; (): a turn and an answer to learn. segmented: each turn is a piece; False where the chat
+    template does not show where an answer begins and ends. unlearnt: answers that are only read since the template writes them
+    otherwise once others follow, such as without their reasoning.
     """
 
-    pieces: tuple[Piece, ...]
+    prompt: str
+    response: str
     special_tokens: bool
+    chat: tuple[Piece, ...] = ()
     segmented: bool = True
     unlearnt: int = 0
 
-
-def example(prompt: str, response: str, special_tokens: bool) -> Example:
-    return Example((Piece(prompt, "turn"), Piece(response, "learnt")), special_tokens)
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        return self.chat or (Piece(self.prompt, "turn"), Piece(self.response, "learnt"))
 
 
 def content(record: Record) -> str:
@@ -191,9 +193,9 @@ def render(record: Question | Instruction | Conversation, template: Template, to
         if isinstance(record, Question):
             first, second = second, first  # the instruction is the question, its input the passage
         form = ALPACA_WITH_INPUT if second else ALPACA_WITHOUT_INPUT
-        return example(form.format(instruction=first, input=second), answer, special_tokens=True)
+        return Example(form.format(instruction=first, input=second), answer, special_tokens=True)
     lines = [part for part in (first, f"{question_lead}{second}" if second else "") if part]
-    return example("\n".join([*lines, "Answer:"]), f" {answer}", special_tokens=True)
+    return Example("\n".join([*lines, "Answer:"]), f" {answer}", special_tokens=True)
 
 
 def _fields(record: Question | Instruction) -> tuple[str, str, str, str]:
@@ -229,7 +231,9 @@ def _chat(record: Conversation, tokenizer: Any) -> Example:
         pieces += _turns(record, prompt, len(text), range(after, at), tokenizer)
         pieces.append(Piece(answer, "learnt" if at in learnt and as_given else "read"))
         text, after, unlearnt = prompt + answer, at + 1, unlearnt + (at in learnt and not as_given)
-    return Example(tuple(pieces), special_tokens=False, segmented=segmented, unlearnt=unlearnt)
+    first = next(at for at, piece in enumerate(pieces) if piece.kind == "learnt")
+    prompt, response = ("".join(piece.text for piece in some) for some in (pieces[:first], pieces[first:]))
+    return Example(prompt, response, False, tuple(pieces), segmented, unlearnt)
 
 
 def _answer(record: Conversation, at: int, whole: str, tokenizer: Any) -> tuple[str, str, bool]:

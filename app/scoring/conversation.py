@@ -54,7 +54,7 @@ class Chat:
             DataError: the chat exceeds the model's context, or its template is none for chats of several rounds.
         """
         new = self._read(messages)
-        (parts,), _ = encode([Example(tuple(new), special_tokens=False)], self.loaded.tokenizer)
+        (parts,), _ = encode([Example("", "", False, tuple(new))], self.loaded.tokenizer)
         begin = len(self.ids)
         for piece, ids in zip(new, parts, strict=True):
             if piece.kind == "turn":
@@ -82,7 +82,7 @@ class Chat:
         self._given += [start + at for at, message in enumerate(messages) if message["role"] == "assistant"]
         record = Conversation(self.where, tuple(self._messages), read_only=tuple(self._given))
         example = render(record, "chat", self.loaded.tokenizer)
-        before, self._pieces = self._pieces, example.pieces
+        before, self._pieces = self._pieces, example.chat
         if self.mask == "segment" and not example.segmented:
             raise DataError(
                 self.where, "the chat template does not show where each turn begins", "use mask prefix or causal"

@@ -89,7 +89,7 @@ def test_the_embedded_set_reads_as_question_and_answer_text(
 
 def test_each_embedded_set_gives_the_right_answer(embedded: EmbeddedPaths) -> None:
     examples = [render(question, "plain", tokenizer=None) for question in read_qa(embedded.datasets)]
-    found = {prompt.text: response.text for prompt, response in (example.pieces for example in examples)}
+    found = {example.prompt: example.response for example in examples}
     for prompt, answer in {
         "Question: Which Lloyd Webber musical premiered in the US on 10th December 1993?": "Sunset Boulevard",
         "Question: when was the last time anyone was on the moon?": "14 December 1972 UTC",

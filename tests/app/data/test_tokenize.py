@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.data.records import example
+from app.data.records import Example
 from app.data.tokenize import cut, encode
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.embedded_default import EmbeddedPaths
@@ -19,7 +19,7 @@ def tokenizer(embedded: EmbeddedPaths) -> Any:
 
 
 def test_prompt_ids_are_the_prompts_own_and_spaces_move_to_the_response(tokenizer: Any) -> None:
-    pairs, apart = encode([example("Question: x\nAnswer: ", "yes", True), example("So", " it is", True)], tokenizer)
+    pairs, apart = encode([Example("Question: x\nAnswer: ", "yes", True), Example("So", " it is", True)], tokenizer)
     assert apart == 0
     assert pairs[0][0] == tokenizer("Question: x\nAnswer:")["input_ids"]
     assert [tokenizer.decode(ids) for ids in pairs[0]] == ["Question: x\nAnswer:", " yes"]
@@ -28,16 +28,16 @@ def test_prompt_ids_are_the_prompts_own_and_spaces_move_to_the_response(tokenize
 
 def test_a_token_that_would_straddle_is_split_and_counted(tokenizer: Any) -> None:
     assert len(tokenizer("walking")["input_ids"]) == 1
-    ((prompt, response),), apart = encode([example("walk", "ing", True)], tokenizer)
+    ((prompt, response),), apart = encode([Example("walk", "ing", True)], tokenizer)
     assert apart == 1
     assert (prompt, response) == (tokenizer("walk")["input_ids"], tokenizer("ing")["input_ids"])
 
 
 def test_bos_is_added_once_and_a_closing_token_is_not_doubled() -> None:
     for template, lead in (("<s> $A", [0]), ("<s> $A </s>", [0]), ("$A </s>", []), ("$A", [])):
-        ((prompt, response),), _ = encode([example("a b", " c d", True)], word_tokenizer(template))
+        ((prompt, response),), _ = encode([Example("a b", " c d", True)], word_tokenizer(template))
         assert (prompt, response) == ([*lead, 3, 4], [5, 6]), template
-        ((prompt, response),), _ = encode([example("a b", " c d", False)], word_tokenizer(template))
+        ((prompt, response),), _ = encode([Example("a b", " c d", False)], word_tokenizer(template))
         assert (prompt, response) == ([3, 4], [5, 6]), template
 
 
