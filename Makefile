@@ -115,7 +115,10 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
-.PHONY: report runs track
+.PHONY: report runs track samples
+samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
 	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html

@@ -17,6 +17,7 @@ try:
     from app.commands.harness import harness
     from app.commands.report import report, runs
     from app.commands.run import check, run
+    from app.commands.samples import samples
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
@@ -55,7 +56,7 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, estimate_command, loglikelihood, generate, probe, harness, report, runs):
+for command in (run, check, estimate_command, loglikelihood, generate, probe, harness, samples, report, runs):
     cli.add_command(command)
 
 
