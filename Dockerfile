@@ -4,6 +4,7 @@
 #   BASE_IMAGE    a Debian with apt; Python 3.11 comes from it or from its packages
 #   WHEELS_IMAGE  an image that holds wheels that the package index lacks, such as torch for the CPU; without it, none
 #   VARIANT       cuda: torch with the CUDA libraries of its own wheels, and a compiler for Triton. cpu: neither
+#   COMPAT        -compat, with cuda: also NVIDIA's forward compatibility package, for hosts with an older driver
 #
 # hadolint's findings and why they stay:
 # DL3006: the tag of an image that an argument names is part of that argument
@@ -12,6 +13,7 @@
 ARG BASE_IMAGE=debian:bookworm-slim
 ARG WHEELS_IMAGE=scratch
 ARG VARIANT=cuda
+ARG COMPAT=
 # The needs of the cuda variant's torch, for the labels; a test compares them with the lock, the build with torch.
 ARG CUDA=13.0
 ARG DRIVER=580
@@ -46,6 +48,20 @@ ARG CUDA
 ARG DRIVER
 ARG CAPABILITIES
 LABEL prefill.needs.cuda="${CUDA}" prefill.needs.driver="${DRIVER}" prefill.needs.compute-capabilities="${CAPABILITIES}"
+
+# libcuda of a newer driver, 41 to 57 MB packed: container/prefill puts it first where the host's own is too old. NVIDIA supports
+# that on data center GPUs, from driver 535 on. --build-context compat=DIRECTORY has the package.
+FROM scratch AS compat
+FROM system-cpu AS newer-libcuda
+ARG COMPAT_PACKAGE=cuda-compat-13-0_580.178.04-1ubuntu1_amd64.deb
+ARG COMPAT_SHA256=f7e29a545c1334bb5ca4b054213de9c9ceb70f8bf561aa214075020c4e0b60cf
+RUN --mount=type=bind,from=compat,target=/compat \
+    [ "$(sha256sum <"/compat/${COMPAT_PACKAGE}")" = "${COMPAT_SHA256}  -" ]; \
+    dpkg -x "/compat/${COMPAT_PACKAGE}" /tmp/compat; mv /tmp/compat/usr/local/cuda-13.0/compat /cuda-compat
+
+FROM system-cuda AS system-cuda-compat
+COPY --link --from=newer-libcuda /cuda-compat /usr/local/cuda-compat
+LABEL prefill.compat.cuda="12.2" prefill.compat.driver="535"
 
 # ---- what changes with the lock ---------------------------------------------------------------------------------------
 
@@ -92,7 +108,7 @@ RUN chmod -R u=rwX,go=rX /opt/prefill; \
     SOURCE_DATE_EPOCH=0 python3 -m compileall -q --invalidation-mode unchecked-hash /opt/prefill
 
 # hadolint ignore=DL3006
-FROM system-${VARIANT} AS image
+FROM system-${VARIANT}${COMPAT} AS image
 COPY --link --from=packages /opt/venv /opt/venv
 COPY --link --chmod=644 container/sshd.conf /etc/ssh/sshd_config.d/prefill.conf
 COPY --link --chmod=755 container/prefill /usr/local/bin/prefill
@@ -105,10 +121,13 @@ ARG COMMIT=unknown
 ARG VERSION=unknown
 ARG SOURCE=
 ARG VARIANT
+ARG COMPAT
+ARG DRIVER
 COPY --chmod=644 <<BUILD /opt/prefill/build.env
 PREFILL_COMMIT=${COMMIT}
 PREFILL_VERSION=${VERSION}
-PREFILL_VARIANT=${VARIANT}
+PREFILL_VARIANT=${VARIANT}${COMPAT}
+PREFILL_DRIVER=${DRIVER}
 BUILD
 
 LABEL org.opencontainers.image.title="prefill" \
@@ -116,15 +135,16 @@ LABEL org.opencontainers.image.title="prefill" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.revision="${COMMIT}" \
-      org.opencontainers.image.version="${VERSION}+${VARIANT}" \
+      org.opencontainers.image.version="${VERSION}+${VARIANT}${COMPAT}" \
       prefill.needs.cpu="amd64"
 # No HOME: a host of the ssh kind runs as root and looks for ~/.ssh; `prefill` finds one that can be written to.
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/prefill \
     PREFILL_RUNS=/runs PREFILL_CACHE=/cache/prefill HF_HOME=/cache/huggingface \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
-# Whether the stage in this container makes progress; a container without a stage is healthy.
-HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=2 CMD ["/usr/bin/python3", "-m", "jobs.health"]
+# Whether the stage in this container makes progress, and its GPUs answer; a container without a stage or a GPU is healthy. The time
+# is for the one product of each GPU after the start, which loads torch.
+HEALTHCHECK --interval=30s --timeout=90s --start-period=120s --retries=2 CMD ["/usr/bin/python3", "-m", "vast.host.health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "prefill"]
 CMD ["--help"]

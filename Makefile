@@ -19,7 +19,7 @@ COMPARE =## two runs for `make report`, in place of all stages
 RUNNER  ?= auto## how stages run: docker, native (in .venv), or auto: docker if an engine answers and no PYTHON is given, else native
 GPU     ?=## what a container sees: auto (the default), none, all, or numbers such as 0,1
 IMAGE   ?=## the image to run or to push; without it prefill:local, rebuilt whenever the code has changed
-VARIANT ?=## of the image: cuda, or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
+VARIANT ?=## of the image: cuda, compat (cuda for older drivers too) or cpu; without it cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
@@ -132,7 +132,7 @@ runs: ## List runs with their state and result
 vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
-.PHONY: vast-up vast-status vast-down vast-reap vast-contract
+.PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
 	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
@@ -143,6 +143,8 @@ vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down 
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
+vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 

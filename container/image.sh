@@ -4,7 +4,8 @@
 # Settings come from the environment, else from .env:
 #
 #   IMAGE         the image's name (prefill:local)
-#   VARIANT       cpu or cuda (cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda, which any package index has)
+#   VARIANT       cpu, cuda or compat, which is cuda for hosts with an older driver too (cpu where WHEELS_IMAGE or PIP_CONF is given, else cuda, which any package index has)
+#   COMPAT_DEB    for compat: the file of the package that the Dockerfile names, from NVIDIA's repository for Ubuntu 24.04
 #   BASE_IMAGE, WHEELS_IMAGE   see the Dockerfile
 #   PIP_CONF      a pip.conf with further places for wheels; used while building, not kept in the image
 #   COMPRESSION   of pushed layers: gzip (the default), or zstd, where the engine's image store is containerd's
@@ -51,11 +52,15 @@ require_engine() {
 build() { # build TARGET TAG...
   local target=$1 tag options
   shift
-  case $VARIANT in cpu | cuda) ;; *) die "VARIANT=$VARIANT" 'expected cpu or cuda' 'correct it' ;; esac
+  case $VARIANT in cpu | cuda | compat) ;; *) die "VARIANT=$VARIANT" 'expected cpu, cuda or compat' 'correct it' ;; esac
   require_engine
-  options=(--target "$target" --build-arg VARIANT="$VARIANT" --build-arg COMMIT="$(commit)" --build-arg SOURCE="$(source_address)"
+  options=(--target "$target" --build-arg VARIANT="${VARIANT/compat/cuda}" --build-arg COMMIT="$(commit)" --build-arg SOURCE="$(source_address)"
     --build-arg VERSION="$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
     --build-arg SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}")
+  if [ "$VARIANT" = compat ]; then
+    [ -f "${COMPAT_DEB:-}" ] || die "COMPAT_DEB=${COMPAT_DEB:-}" 'is no file' "download the package that the Dockerfile names as COMPAT_PACKAGE from NVIDIA's CUDA repository for Ubuntu 24.04"
+    options+=(--build-arg COMPAT=-compat --build-context "compat=$(dirname "$COMPAT_DEB")")
+  fi
   [ -z "${BASE_IMAGE:-}" ] || options+=(--build-arg BASE_IMAGE="$BASE_IMAGE")
   [ -z "${WHEELS_IMAGE:-}" ] || options+=(--build-arg WHEELS_IMAGE="$WHEELS_IMAGE")
   [ -z "${PIP_CONF:-}" ] || options+=(--secret "id=pip.conf,src=$PIP_CONF")

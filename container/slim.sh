@@ -19,6 +19,8 @@ find torch/bin -type f ! -name torch_shm_manager -delete
 # Arrow over the network (Flight) and from S3: pyarrow imports them only on request.
 rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_flight.*.so
 rm -f pyarrow/libarrow_s3.so* pyarrow/_s3fs.*.so
+# The APIs of 400 services: s3fs calls S3, and the others to log in.
+find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name 'sso*' -exec rm -rf {} +
 # Two more copies of a library, under names for linkers and people; the loader asks for libarrow_python*.so.2600.
 rm -f pyarrow/libarrow_python*.so pyarrow/libarrow_python*.so.*.*
 
@@ -42,7 +44,7 @@ from concurrent.futures import ProcessPoolExecutor
 RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers transformers.modeling_gguf_pytorch_utils
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
 transformers.models.ministral3.modeling_ministral3 transformers.integrations.sdpa_attention
-accelerate peft datasets gguf sentencepiece click jinja2 pydantic yaml rich.console rich.text tqdm
+accelerate peft datasets s3fs gguf sentencepiece click jinja2 pydantic yaml rich.console rich.text tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)

@@ -147,7 +147,7 @@ def copied(text: str, **choices: tuple[str, ...]) -> list[str]:
         parts = [part for part in rest.split() if not part.startswith("--")]
         if word not in ("COPY", "ADD") or "--from=" in rest or parts[0].startswith("<<"):
             continue
-        for source in parts[:-1]:
+        for source in (part for part in parts[:-1] if "://" not in part):
             named = [name for name in choices if name in re.findall(r"\$\{?(\w+)", source)]
             for values in product(*(choices[name] for name in named)):
                 found.append(expand(source, dict(zip(named, values, strict=True))))

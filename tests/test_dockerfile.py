@@ -138,6 +138,9 @@ def test_the_labels_say_what_the_locked_torch_needs() -> None:
         "prefill.needs.driver": DRIVERS[major],
         "prefill.needs.compute-capabilities": CAPABILITIES[torch],
     }
+    assert labels(DOCKERFILE, "system-cuda-compat") == {"prefill.compat.cuda": "12.2", "prefill.compat.driver": "535"}
+    # The newer libcuda is the one that this CUDA needs.
+    assert f"COMPAT_PACKAGE=cuda-compat-{major}-{minor}_{DRIVERS[major]}." in DOCKERFILE
     assert labels(DOCKERFILE, "system-cpu") == {}  # no GPU, no driver
     assert labels(DOCKERFILE, "image")["prefill.needs.cpu"] == "amd64"
     assert 'IMAGE_PLATFORM = "3.11", "x86_64-' in (ROOT / "requirements/lock.py").read_text(encoding="utf-8")
@@ -196,6 +199,39 @@ def test_no_argument_or_variable_is_a_secret() -> None:
 )  # fmt: skip
 def test_a_secret_looking_setting_is_found(line: str) -> None:
     assert len(secret_settings(f"FROM debian:12\n{line}\n")) == 1
+
+
+# ---- the compat variant -----------------------------------------------------------------------------------------------------
+
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (dvs-builder@x)  Tue Sep 23 10:11:16 UTC 2025\nGCC\n"
+CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc version 12.2.0\n"
+
+
+@pytest.mark.parametrize(("text", "compat", "first"), [
+    (CLOSED.format("535.104.05"), True, True),
+    (OPEN.format("575.57.08"), True, True),
+    (OPEN.format("580.95.05"), True, False),  # on a driver that is new enough it would fail
+    (CLOSED.format("590.48.01"), True, False),
+    (CLOSED.format("535.104.05"), False, False),  # another variant
+    ("", True, False),
+    (None, True, False),  # no driver at all
+])  # fmt: skip
+def test_a_newer_libcuda_goes_first_only_where_the_driver_is_too_old(
+    text: str | None, compat: bool, first: bool, tmp_path: Path
+) -> None:
+    script = (ROOT / "container/prefill").read_text(encoding="utf-8")
+    for old, new in (("/proc/driver/nvidia/version", "version"), ("/usr/local/cuda-compat", "cuda-compat"),
+                     ("/opt/prefill/build.env", "build.env"), ("/cache", "cache")):  # fmt: skip
+        assert old in script
+        script = script.replace(old, str(tmp_path / new))
+    (tmp_path / "build.env").write_text("PREFILL_COMMIT=x\nPREFILL_VERSION=1\nPREFILL_VARIANT=x\nPREFILL_DRIVER=580\n")
+    if text is not None:
+        (tmp_path / "version").write_text(text)
+    if compat:
+        (tmp_path / "cuda-compat").mkdir()
+    done = subprocess.run(["sh", "-c", script, "prefill", "sh", "-c", 'echo "$LD_LIBRARY_PATH"'], env={"PATH": "/usr/bin:/bin",
+                          "LD_LIBRARY_PATH": "/before"}, capture_output=True, text=True, check=True)  # fmt: skip
+    assert (done.stdout, done.stderr) == (f"{tmp_path}/cuda-compat:/before\n" if first else "/before\n", "")
 
 
 # ---- the build context ----------------------------------------------------------------------------------------------------

@@ -149,10 +149,14 @@ def test_only_the_cuda_image_has_the_cuda_libraries_and_triton() -> None:
     assert {"triton", "nvidia-nccl-cu13", "cuda-bindings"} <= set(cuda("image-cuda"))
 
 
-def test_beyond_the_base_an_image_has_only_pip_and_what_torch_needs() -> None:
+OF_S3FS = {"s3fs", "aiobotocore", "aiohappyeyeballs", "aiohttp", "aioitertools", "aiosignal", "attrs", "botocore", "frozenlist",
+           "jmespath", "multidict", "propcache", "wrapt", "yarl"}  # fmt: skip
+
+
+def test_beyond_the_base_an_image_has_only_pip_a_way_to_buckets_and_what_torch_needs() -> None:
     more = {name: set(hashed_pins(read(name))) - set(pins("base")) for name in ("image-cpu", "image-cuda")}
-    assert more["image-cpu"] == {"pip", "setuptools"}
-    assert {package for package in more["image-cuda"] if not package.startswith(("nvidia", "cuda", "triton"))} == {
-        "pip",
-        "setuptools",
-    }
+    assert more["image-cpu"] == {"pip", "setuptools"} | OF_S3FS
+    assert {one for one in more["image-cuda"] if not one.startswith(("nvidia", "cuda", "triton"))} == more["image-cpu"]
+    assert {name: pin for name, pin in hashed_pins(read("image-cpu")).items() if name in OF_S3FS}.items() <= pins(
+        "dev"
+    ).items()

@@ -16,7 +16,7 @@ from app.report.render import build_report, list_rows, print_results, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
-from vast.commands import offer_table
+from vast.commands import offers
 from vast.policy import load as load_policy
 from vast.ports import Offer
 from vast.records.status import TERMINAL, RunStatus, terminal_rows
@@ -132,8 +132,8 @@ def test_offers(width: int) -> None:
         Offer(12345678 + n, 4567, "RTX PRO 6000 WS", 8, 96.0, 1.2 + n, 0.7, 0.99, 8123.4, 900.0, 1234.5, 8, place="Sweden, SE")
         for n in range(3)
     ]  # fmt: skip
-    cells = offer_table.rows(found, [1.5, 12.5, None], load_policy(), interruptible=False)
-    check(table_lines(offer_table.TERMINAL, cells, width)[1:], width, cells)
+    cells = offers.rows(found, [1.5, 12.5, None], load_policy(), interruptible=False)
+    check(table_lines(offers.TERMINAL, cells, width)[1:], width, cells)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -1,1 +1,1 @@
-"""What runs a stage on a rented machine and looks after it. Runs where torch is not installed."""
+"""Runs a stage on a rented machine and supervises it; needs no torch."""

@@ -14,11 +14,13 @@ try:
 
     from vast.commands.attach import attach, down, pull
     from vast.commands.doctor import doctor
+    from vast.commands.drill import drill
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
+    from vast.commands.offers import offers
     from vast.commands.reap import reap
     from vast.commands.status import logs, status
-    from vast.commands.up import offers, up
+    from vast.commands.up import up
     from vast.commands.wiring import Wiring
     from vast.session.signals import EXIT_INTERRUPTED
     from vast.simulate.__main__ import main as simulate
@@ -33,7 +35,7 @@ PROGRAM = "prefill-vast" if Path(sys.argv[0]).name == "prefill-vast" else "pytho
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Rent a GPU, run a stage on it, watch it, bring everything home, and always tear down.
+    """Rent a GPU, run a stage on it, watch it, fetch everything, and always destroy the machine.
 
     The account's key comes from VAST_API_KEY, or from where the official client keeps it. See docs/vast.md.
     """
@@ -42,7 +44,7 @@ def cli(context: click.Context) -> None:
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (offers, up, attach, status, logs, down, pull, reap, doctor, local):
+for command in (offers, up, attach, status, logs, down, pull, reap, doctor, drill, local):
     cli.add_command(command)
 cli.add_command(simulate, "simulate")
 

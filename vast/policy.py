@@ -82,6 +82,12 @@ class Unreachable(Strict):
     replace_after: PositiveFloat
 
 
+class BurningIn(Strict):
+    enabled: bool
+    seconds: PositiveFloat
+    tries: Positive
+
+
 class Reconcile(Strict):
     listings: Annotated[int, Field(ge=2)]
     spacing: PositiveFloat
@@ -173,6 +179,7 @@ class Policy(Strict):
     retries: Retries
     caps: Caps
     deadlines: Deadlines
+    burn_in: BurningIn
     unreachable: Unreachable
     reconcile: Reconcile
     confirm_after: PositiveFloat

@@ -21,7 +21,7 @@ Dollars = float
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine that could be rented now. `dollars_per_hour` includes the disk asked for."""
+    """A machine that could be rented now. `dollars_per_hour` includes the disk asked for. The defaults bound nothing."""
 
     id: int
     machine_id: int
@@ -29,12 +29,12 @@ class Offer:
     gpus: int
     vram_gb: float  # of one GPU
     dollars_per_hour: Dollars
-    min_bid: Dollars | None  # dollars per hour, of an interruptible contract
-    reliability: float  # 0 to 1
-    down_mbit: float
-    up_mbit: float
-    hours_left: float  # until its owner takes it back
-    direct_ports: int
+    min_bid: Dollars | None = None  # dollars per hour, of an interruptible contract
+    reliability: float = 1.0  # 0 to 1
+    down_mbit: float = 1e6
+    up_mbit: float = 1e6
+    hours_left: float = 24 * 365.0  # until its owner takes it back
+    direct_ports: int = 1
     place: str = ""
     cuda: float | None = None  # the latest version that the driver runs
     driver: int | None = None  # major version
@@ -68,6 +68,8 @@ class OfferQuery:
     min_driver: int = 0
     compute_caps: tuple[int, ...] = ()  # what the image is built for; a later minor version of one of them fits too
     cpu_arch: str = ""
+    compat_cuda: float = 0.0  # enough on a data center GPU, for an image with a newer libcuda; 0: none is
+    compat_driver: int = 0
     regions: tuple[str, ...] = ()  # countries, by two letters
     datacenter: bool = False  # only hosts in a data center
     work_hours: float = 0.0  # expected: offers are ranked by what they cost for these
@@ -124,7 +126,7 @@ class Instance:
 
 
 class Gone:
-    """The one value GONE: an authenticated answer said in so many words that there is no such instance."""
+    """The one value GONE: an authenticated answer stated that there is no such instance."""
 
     def __repr__(self) -> str:
         return "GONE"
@@ -179,7 +181,7 @@ Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: th
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The dead-man's switch on the host, as it tells of itself."""
+    """The dead-man's switch on the host, as it reports itself."""
 
     armed: bool
     lease_age: Seconds
@@ -188,7 +190,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class JobReport:
-    """What the runner on the host says, and the heartbeat of the run that it looks after."""
+    """The report of the runner on the host, and the heartbeat of its run."""
 
     phase: str  # absent, starting, running, ended, lost: see vast.host.jobstate
     attempt: int = 0
@@ -208,7 +210,7 @@ class JobReport:
 
 @dataclass(frozen=True)
 class Host:
-    """One look at a host over ssh."""
+    """One poll of a host over ssh."""
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
@@ -223,7 +225,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull brought home. `verified`: every file that the manifest names is here with its sha256."""
+    """The result of a pull. `verified`: every file that the manifest names is here with its sha256."""
 
     verified: bool
     run: str | None = None
@@ -236,11 +238,17 @@ class Pulled:
 
 @dataclass(frozen=True)
 class BurnIn:
-    """What a machine showed before its job. A machine that is not `good` is left for the next."""
+    """What a machine showed before its job. A machine that is not `good` is left for the next.
+
+    ran: False if the image on the host has no burn-in, so that nothing is known of any of its machines.
+    slowdown: how many times longer the work takes than the estimate expects, by the slowest GPU's rate; 1 if not slower.
+    """
 
     good: bool
     problems: tuple[str, ...] = ()  # with their numbers, for people
     numbers: tuple[tuple[str, float], ...] = ()  # such as ("gpu0_tflops", 640.0), by name
+    ran: bool = True
+    slowdown: float = 1.0
 
 
 def always() -> bool:
@@ -255,11 +263,11 @@ class Shell(Protocol):
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full."""
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
-        """Try GPUs, disk and network for up to a minute, before the job. None: no answer, or a host without a burn-in."""
+    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+        """Try GPUs, disk and network for up to a minute, before the job. None: no answer within `seconds`."""
 
     def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
-        """Bring the run that is here, with its newest checkpoint, to a new host, which goes on from it."""
+        """Send the local run, with its newest checkpoint, to a new host, which continues from it."""
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         """Make the job write a checkpoint and end."""
@@ -268,12 +276,12 @@ class Shell(Protocol):
     def pull(
         self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
     ) -> Pulled | None:
-        """Bring home what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results.
+        """Fetch what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results.
 
         proceed: called every second of a transfer, which may take hours; False ends it. The next one continues it."""
 
     def local_copy(self) -> Pulled | None:
-        """What is here already, verified, without asking the host: after a restart, in the place of a lost answer."""
+        """The verified local copy, without a call to the host: after a restart, it replaces a lost answer."""
 
     def network_is_up(self) -> bool:
         """Whether our own network works: a probe independent of the host."""

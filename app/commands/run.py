@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, runs_option, set_option
+from app.runtime.artifact_store import store_of
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
@@ -139,4 +140,5 @@ def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ..
     for name in stage_names() if everything else [str(stage)]:
         job = resolve(name, profile, limit=limit, sets=sets, seed=seed)
         require_paths(job)
+        store_of(job)
         click.echo(f"{name}: valid with profile {job.profile.name}")

@@ -16,8 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.runtime.artifact_store import store_of
+from app.runtime.downloads import fetch_newer, fetch_run
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.ranks import Ranks, join
+from app.runtime.uploads import Uploads
 from app.stage.contents import contents_of
 from app.stage.shared_runs import require_shared
 from app.stage.tracking import Tracking, require_installed
@@ -65,10 +68,14 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     init_runs = resolve_init(runs_dir, job)
     require_paths(job)
     require_installed(job.profile.report_to)
+    store = store_of(job)
     job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
+    if done is None and unfinished is None and store is not None and (resume or proceed):
+        fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
+        done, unfinished = (fetched, None) if fetched is not None and fetched.state() == "complete" else (None, fetched)
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(job, record, init_runs, done, None)
     _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or proceed)
@@ -160,16 +167,20 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             RunDir.reopen(found.unfinished.path))  # fmt: skip
         announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
               "resume": found.unfinished is not None})  # fmt: skip
-    with run, StopFlag().listening() as stop, _outcome_recorded(run):
+    store, train = store_of(found.job), found.job.train
+    uploads = Uploads(store, run, keep=1 if train is None else train.keep_checkpoints)
+    with uploads, run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
         with _logging_to(run.log_path):
             require_shared(run.path, ranks, os.environ)
+            if found.unfinished is not None and store is not None:
+                fetch_newer(store, run)
             with Tracking(job.profile.report_to, run.path, runs_dir, found.record,
                           cpu=job.profile.model.device == "cpu") as tracking:  # fmt: skip
                 run.on_write = tracking.note
                 headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,
-                                resume=found.unfinished is not None, ranks=ranks)  # fmt: skip
+                                resume=found.unfinished is not None, ranks=ranks, uploads=uploads)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
         run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,

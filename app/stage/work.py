@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from app.runtime.heartbeat import Heartbeat
 from app.runtime.progress import token_bar
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
+from app.runtime.uploads import Uploads
 from app.scoring.evaluate import Sample, evaluate
 from app.stage import capacity
 from app.stage.environment import environment
@@ -45,13 +45,14 @@ def work(
     stop: StopFlag,
     resume: bool,
     ranks: Ranks = ALONE,
+    uploads: Uploads | None = None,
 ) -> dict[str, float]:
     """Trains, then scores, as the stage asks; returns the `headline` of summary.json: accuracy by label, and the loss.
 
     Raises:
         UserError: unusable input. RunEnded: a number is not finite, nothing was learnt, or a signal came.
     """
-    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks)
+    stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, uploads)
     stage.heartbeat.phase("start")
     with stage.heartbeat.alive():
         stage.check_capacity(resume)
@@ -61,6 +62,8 @@ def work(
         _seed_everything(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
+        stage.uploads.abandon()  # the result follows, and needs no checkpoint
+        stage.drop_checkpoints()
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:
         headline["eval_loss"] = section["eval_loss"]
@@ -97,8 +100,8 @@ class _Stage:
     """The work of one run; all files are written through `self.run`."""
 
     def __init__(self, job: Job, run: RunDir, runs_dir: Path, init_runs: dict[str, str], stop: StopFlag,
-                 ranks: Ranks) -> None:  # fmt: skip
-        self.ranks = ranks
+                 ranks: Ranks, uploads: Uploads | None = None) -> None:  # fmt: skip
+        self.ranks, self.uploads = ranks, uploads or Uploads(None, run)
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
         self.heartbeat = Heartbeat(run)
         self.estimate: Estimate | None = None
@@ -148,7 +151,7 @@ class _Stage:
         if self.trained:
             log.info("training is complete; continuing with scoring")
             section: dict[str, Any] = self.run.read_metrics()["train"]
-            self._drop_checkpoints()
+            self.drop_checkpoints()
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
@@ -157,16 +160,19 @@ class _Stage:
         self._check(loaded, [stage.train.mask])
         # The whole validation splits, whatever the limit: the training data must not depend on which items are scored.
         guarded = self._items(TASK_NAMES, "harness", None)
-        context = RunContext(self.run, self.heartbeat, self.stop, self.ranks)
+        context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
         section = train(self.job, loaded, context, eval_items=guarded, init_run=self.init_runs[init], resume=resume)
         self._write(section, [])
-        self._drop_checkpoints()
+        self.drop_checkpoints()
         return section
 
-    def _drop_checkpoints(self) -> None:
-        """final/ and its numbers are on disk, so nothing is left to resume; each checkpoint is three times the weights."""
+    def drop_checkpoints(self) -> None:
+        """final/ and its numbers are on disk, so nothing is left to resume; each checkpoint is three times the weights.
+
+        The one that is being uploaded stays until the stage has scored: `final/` goes to the store only then.
+        """
         if self.ranks.main:
-            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+            checkpoint.drop(self.run.checkpoints, self.uploads.pending)
 
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.score
@@ -226,4 +232,5 @@ class _Stage:
         peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
         compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
         self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
-                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared})  # fmt: skip
+                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared,
+                                **self.uploads.counts()})  # fmt: skip

@@ -17,8 +17,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,26 @@ def _damaged(checkpoint: Path) -> str | None:
         return f"{MARK} is damaged"
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Keep the newest `keep` complete checkpoints; remove older ones and torn ones that are older than the newest."""
+def prune(directory: Path, keep: int, spared: Collection[Path] = ()) -> None:
+    """Keep the newest `keep` complete checkpoints; remove older ones and torn ones that are older than the newest.
+
+    spared: stay too, since they are being uploaded.
+    """
     good = complete_checkpoints(directory)
     if not good:
         return
     for path in directory.glob("checkpoint-*"):
-        if step_of(path) < step_of(good[-1]) and path not in good[-keep:]:
+        if step_of(path) < step_of(good[-1]) and path not in good[-keep:] and path not in spared:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def drop(directory: Path, spared: Collection[Path] = ()) -> None:
+    """Remove all of them, but for `spared`, and then the directory."""
+    for path in directory.glob("*"):
+        if path not in spared:
+            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # absent, or not empty
+        directory.rmdir()
 
 
 _CARD = """---

@@ -9,7 +9,7 @@ process, or after its last step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +47,7 @@ class TrainingLoop:
         model: float32 weights, on the device, its layers not yet compiled.
         directory: of the checkpoints.
         on_evaluation: called with (step, loss); whether training is to stop.
+        on_checkpoint: called with a complete checkpoint, in the thread that wrote it; the ones that must stay.
         at_first: entered for the first evaluation and the first step, which may compile.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
         make_optimizer: from the model, in place of the stage's.
@@ -56,11 +57,12 @@ class TrainingLoop:
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,
-                 make_optimizer: Callable[[Any], Optimizer] | None = None) -> None:  # fmt: skip
+                 make_optimizer: Callable[[Any], Optimizer] | None = None,
+                 on_checkpoint: Callable[[Path], Collection[Path]] = lambda here: ()) -> None:  # fmt: skip
         self.train, self.accelerator, self.steps, self.schedule = train, accelerator, steps, schedule
         self.eval_batches, self.eval_collator = eval_batches, replace(steps.collate, causal_fraction=0.0)
         self.directory, self.recorder, self.on_evaluation, self.ranks = directory, recorder, on_evaluation, ranks
-        self.seed, self.at_first, self.graphs = seed, at_first, graphs
+        self.seed, self.at_first, self.graphs, self.on_checkpoint = seed, at_first, graphs, on_checkpoint
         self.work = OptimizerStep(model, train, accelerator, ranks, require_finite=self._require_finite, beat=self._beat,
                                   graphs=graphs, make_optimizer=make_optimizer)  # fmt: skip
         self.writer = snapshot.Writer()
@@ -234,7 +236,9 @@ class TrainingLoop:
                 links = snapshot.best_on_disk(self.directory, self.best.step)
                 files |= {} if links else {snapshot.best_name(self.best.step): self.best.weights}
             keep = self.train.keep_checkpoints
-            self.writer.write(here, files, links, done=lambda: checkpoint.prune(self.directory, keep))
+            self.writer.write(
+                here, files, links, done=lambda: checkpoint.prune(self.directory, keep, self.on_checkpoint(here))
+            )
         if self.stopped:
             self.writer.wait()
 

@@ -23,6 +23,7 @@ from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
+from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, shapes_of
@@ -43,12 +44,13 @@ MOST_SHAPES = 8  # of packed rows, where each has a CUDA graph
 
 @dataclass(frozen=True)
 class RunContext:
-    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, and its processes."""
+    """What surrounds the work of a run: its directory, its heartbeat, the flag that a signal sets, its processes, its uploads."""
 
     run: RunDir
     heartbeat: Heartbeat
     stop: StopFlag
     ranks: Ranks = ALONE
+    uploads: Uploads | None = None
 
 
 def mixed_precision(wanted: str, device: torch.device) -> bool:
@@ -196,7 +198,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         model, section, accelerator=sharded.accelerator(loaded.device, bf16, spread), steps=steps_of, schedule=schedule,
         eval_batches=eval_batches, directory=run.checkpoints, recorder=recorder, on_evaluation=evaluations, ranks=ranks,
         seed=job.stage.seed, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(),
-        graphs=Graphs() if graphed else None,
+        graphs=Graphs() if graphed else None, on_checkpoint=(context.uploads or Uploads(None, run)).checkpoint,
     )  # fmt: skip
     for one in (model, loop.work.loss_of.teacher) if fast else ():
         if one is not None:

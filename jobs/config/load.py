@@ -22,10 +22,11 @@ from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_PROFILE = "embedded"
-_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to")  # the keys of a profile that --set may change
+# The keys of a profile that --set may change.
+_OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
 _NOT_RESULTS = {
     "stage": {"title", "reference"},
-    "profile": {"name", "gpus", "sharding", "report_to", "train", "score", "stages"},
+    "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
 }
 
 
@@ -115,8 +116,9 @@ class Job:
     def settings(self, init_runs: Mapping[str, str]) -> str:
         """The fingerprint without contents: equal where the same was asked for, of whatever data.
 
-        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding and halvings, since a run
-        may go on with others; and the profile's sections for training and scoring: their values are in the stage already.
+        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding, halvings and the store of
+        artifacts, since a run may go on with others; and the profile's sections for training and scoring: their values are in
+        the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         return self._digest(init_runs, {})
@@ -234,6 +236,8 @@ def _set_layer(text: str) -> Layer:
     where = f"--set {text}" if len(text) <= 200 else f"--set {text[:200]}..."
     key, equals, value_text = text.partition("=")
     steps = key.strip().split(".")
+    if steps == ["artifacts"]:
+        where = "--set artifacts"  # a wrong address may hold a password
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:

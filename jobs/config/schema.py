@@ -60,6 +60,28 @@ def _no_flash_attention(value: object) -> object:
     return value
 
 
+STORE_REMEDY = (
+    "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment"
+)
+_STORE = re.compile(
+    r"s3://[A-Za-z0-9][\w.-]+(/[^@?#\s]*)?|hf://(datasets/|buckets/)?[\w.-]+/[\w.-]+(/[^@?#\s]*)?|file:///[^?#\0]+"
+)
+
+
+def store_fault(address: str) -> str | None:
+    """What is wrong with the address of a store for artifacts. It is not quoted, since it may hold a password."""
+    parts = address.partition("://")[2].split("/")
+    if _STORE.fullmatch(address) and ".." not in parts:
+        return None
+    return f"expected the address of a store, found one that begins with {json.dumps(address[:5])}"
+
+
+def _store(address: str) -> str:
+    if fault := store_fault(address):
+        raise refused(fault, STORE_REMEDY)
+    return address
+
+
 Attention = Annotated[Literal["auto", "sdpa", "eager", "flex_attention"], BeforeValidator(_no_flash_attention)]
 
 
@@ -73,6 +95,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Store = Annotated[str, AfterValidator(_store)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -312,6 +335,8 @@ class Profile(Strict):
     gpus: Positive = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     report_to: Annotated[list[Tracker], AfterValidator(_unique)] = []
+    artifacts: Store | None = None
+    artifacts_mbit: PositiveFloat | None = None
     train: dict[str, JsonValue] | None = None
     score: dict[str, JsonValue] | None = None
     stages: dict[str, StageOverride] = {}

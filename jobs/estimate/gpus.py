@@ -106,6 +106,14 @@ def gpu_named(text: str) -> Gpu:
     return _of_table(name, memory or memories[0])
 
 
+def is_datacenter(text: str) -> bool:
+    """Whether NVIDIA supports a newer libcuda than the host's driver on it: not on RTX cards, and not on an unknown one."""
+    try:
+        return not gpu_named(text).name.startswith("RTX")
+    except ConfigError:
+        return False
+
+
 def all_gpus() -> list[Gpu]:
     """Every GPU of the table, once with each memory that it is sold with."""
     return [_of_table(name, memory) for name, (_, _, memories, _) in _TABLE.items() for memory in memories]

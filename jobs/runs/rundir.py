@@ -306,9 +306,13 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
+    raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def command_for(runs_dir: Path, job: Job, stage: str) -> str:
+    """The make command that runs `stage` with the job's profile, as it was given."""
     given = job.profile_given or job.profile.name
-    profile = None if given == DEFAULT_PROFILE else given
-    raise RunStateError(job.stage.name, fact, f"run: {make_command(name, profile=profile, runs_dir=runs_dir)}")
+    return make_command(stage, profile=None if given == DEFAULT_PROFILE else given, runs_dir=runs_dir)
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:

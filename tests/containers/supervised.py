@@ -30,6 +30,7 @@ POLICY: dict[str, Any] = {
     "deadlines": {"search": 120.0, "loading": 240.0, "ssh": 240.0, "collecting": 240.0, "away": 240.0},
     "unreachable": {"looks": 2, "seconds": 2.0, "replace_after": 240.0},
     "reconcile": {"listings": 2, "spacing": 1.0, "visible_after": 2.0, "late": 2.0},
+    "burn_in": {"enabled": False},  # these machines have no GPU
     "confirm_after": 1.0,
     "absence_spacing": 1.0,
     "destroy": {"first_pause": 1.0, "longest_pause": 2.0, "alarm_tries": 4},

@@ -18,8 +18,13 @@ PACKAGES = "opt/venv/lib/python3.11/site-packages"
 CPU_LIMIT = 1_050_000_000  # bytes
 SECRETS = ("id_*", "*.key", "*.pem", "*.p12", ".env*", ".netrc", ".pypirc", "pip.conf", ".git*", "authorized_keys", "known_hosts",
            "ssh_host_*", "*credential*", "kubeconfig", ".docker")  # fmt: skip
-PUBLIC = ("*/certifi/cacert.pem", "etc/ssl/certs/*.pem", "usr/lib/ssl/cert.pem")  # certificates of authorities
-CODE = {"*.py", "*.pyi", "*.so", "*.h", "*.so.*"}  # of a library: a module may be called credentials
+PUBLIC = (
+    "*/certifi/cacert.pem",
+    "*/botocore/cacert.pem",
+    "etc/ssl/certs/*.pem",
+    "usr/lib/ssl/cert.pem",
+)  # certificates of authorities
+CODE = {"*.py", "*.pyc", "*.pyi", "*.so", "*.h", "*.so.*"}  # of a library: a module may be called credentials
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +197,7 @@ def test_what_runs_beside_a_stage_needs_the_python_of_the_system_only(built: str
 def test_it_is_started_as_the_contract_says(built: str) -> None:
     config = inspect(built)["Config"]
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("1000:1000", ["tini", "--", "prefill"], ["--help"])
-    assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "jobs.health"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "/usr/bin/python3", "-m", "vast.host.health"]
     assert config["StopSignal"] == "SIGTERM"
     assert {"PREFILL_RUNS=/runs", "PREFILL_CACHE=/cache/prefill", "HF_HOME=/cache/huggingface"} <= set(config["Env"])
 
@@ -205,7 +210,7 @@ def test_its_labels_ask_for_no_gpu(built: str) -> None:
 
 
 def test_the_health_check_of_a_container_without_a_stage_succeeds(built: str) -> None:
-    ask(built, "-m", "jobs.health", entrypoint="/usr/bin/python3", code=0)
+    ask(built, "-m", "vast.host.health", entrypoint="/usr/bin/python3", code=0)
 
 
 @pytest.mark.parametrize("user", ["4242:4242", "0:0", "65534:65534"])

@@ -90,6 +90,10 @@ def test_a_change_of_the_code_alone_keeps_the_layers_of_the_packages(tree: Path,
                 if line.startswith(("COPY", "RUN", "WORKDIR"))]  # fmt: skip
         assert [line.split()[-1] for line in made[:3]] == ["/opt/prefill/build.env", "/opt/prefill", "/opt/prefill"]
         assert sum("/opt/venv" in line for line in made[3:]) == 1
+        sizes = docker("history", "--human=false", "--format", "{{.Size}}\t{{.CreatedBy}}", tag).splitlines()
+        moved = sum(int(line.partition("\t")[0]) for line in sizes if line.partition("\t")[2].startswith(("COPY", "RUN", "WORKDIR"))
+                    and "/opt/prefill" in line)  # fmt: skip
+        assert 1_000_000 < moved < 10_000_000  # bytes, that a push and a pull of new code move
         assert before != after
         assert before[:-3] == after[:-3]
         last = ("run", "--rm", "--label", LABEL, "--entrypoint", "tail", tag, "-n", 1, "/opt/prefill/app/__main__.py")
@@ -152,7 +156,7 @@ def test_it_is_as_old_as_its_commit_and_says_which_and_which_version(tree: Path,
     assert {"title", "description", "licenses", "source", "revision", "version"} == set(found)
     assert (found["revision"], found["version"], found["source"]) == (head, f"{version}+cpu", "")
     assert docker("run", "--rm", "--label", LABEL, "--entrypoint", "cat", built, "/opt/prefill/build.env").splitlines() == [
-        f"PREFILL_COMMIT={head}", f"PREFILL_VERSION={version}", "PREFILL_VARIANT=cpu"]  # fmt: skip
+        f"PREFILL_COMMIT={head}", f"PREFILL_VERSION={version}", "PREFILL_VARIANT=cpu", "PREFILL_DRIVER=580"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -16,7 +15,7 @@ from vast.ports import Clock, Seconds
 from vast.records.run_dir import Folder, find
 from vast.session.session import exit_code, pull_outcome
 from vast.supervisor.journal import FileJournal
-from vast.supervisor.state import Phase, RunState
+from vast.supervisor.state import Phase
 
 POLL: Seconds = 0.5
 PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull may take minutes
@@ -24,33 +23,31 @@ PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull ma
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--detach", is_flag=True, help="If nobody looks after the run: do that in the background.")
+@click.option("--detach", is_flag=True, help="If the run has no supervisor: supervise it in the background.")
 @runs_option
 @click.pass_obj
 def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> None:
-    """Follow RUN; if nobody looks after it, such as after a reboot, take it over and go on.
+    """Follow RUN; if it has no supervisor, such as after a reboot, take it over and continue.
 
     Without RUN: the one that is open. Ctrl-C while following only ends the following.
     """
-    raise click.exceptions.Exit(_attached(wiring, find(runs_dir.absolute(), run), detach))
+    raise click.exceptions.Exit(attached(wiring, find(runs_dir.absolute(), run), detach))
 
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--no-wait", is_flag=True, help="Do not wait for the end of a run that a supervisor looks after.")
+@click.option("--no-wait", is_flag=True, help="Do not wait for the end of a run that has a supervisor.")
 @runs_option
 @click.pass_obj
 def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None:
     """End RUN: a checkpoint, a last pull, and its machine is destroyed until its absence is proven.
 
-    The request is written down first. If nobody looks after the run, this command does it.
+    The request is written to disk first. If the run has no supervisor, this command ends it.
     """
     folder = find(runs_dir.absolute(), run)
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun, so nothing was rented", f"remove it: rm -r {folder.path}")
-    if last.state.phase is Phase.CLOSED:
-        click.echo(f"{folder.run_id}: closed already: {last.state.result}", err=True)
+    state = folder.state()
+    if state.phase is Phase.CLOSED:
+        click.echo(f"{folder.run_id}: closed already: {state.result}", err=True)
         return
     try:
         folder.ask(folder.down, "vast down")
@@ -60,8 +57,8 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
-    code = _attached(wiring, folder, False, ending=True)
-    raise click.exceptions.Exit(0 if _state(folder).phase is Phase.CLOSED else code)
+    code = attached(wiring, folder, False, ending=True)
+    raise click.exceptions.Exit(0 if folder.state().phase is Phase.CLOSED else code)
 
 
 @click.command()
@@ -71,20 +68,22 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
 def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     """Fetch now what is new of RUN: metrics, logs, the newest complete checkpoint.
 
-    Nothing else is done to the run; a supervisor that looks after it is asked to fetch.
+    Nothing else is done to the run; its supervisor, if it has one, is asked to fetch.
     """
     folder = find(runs_dir.absolute(), run)
-    last = folder.last()
-    if last is not None and last.state.phase is Phase.CLOSED:
+    state = folder.state()
+    if state.phase is Phase.CLOSED:
         raise RunStateError(folder.path, "is closed: nothing is left to fetch from", "what there was is under runs/")
     if folder.is_supervised():
         folder.ask(folder.pull, "vast pull")
         click.echo(f"asked {folder.supervisor()}", err=True)
-        _wait_until(wiring.clock, lambda: not folder.pull.exists() or not folder.is_supervised(), PATIENCE)
+        until = wiring.clock.monotonic() + PATIENCE
+        while folder.pull.exists() and folder.is_supervised() and wiring.clock.monotonic() < until:
+            wiring.clock.sleep(POLL)
         if folder.pull.exists():
             raise RunStateError(folder.path, "the supervisor has not fetched yet", f"see {folder.log}, and wait")
         return
-    machine = None if last is None else last.state.machine
+    machine = state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
     secrets = start.run_secrets(policies.load(folder.policy), wiring, lenient=True).named
@@ -105,19 +104,19 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
 # ---- following and taking over ----------------------------------------------------------------------------------------------
 
 
-def _attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
+def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
     """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
     shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
-            click.echo(f"{folder.run_id}: {folder.supervisor()} looks after it", err=True)
+            click.echo(f"{folder.run_id}: {folder.supervisor()} supervises it", err=True)
             shown = follow(folder, wiring.clock, shown)
-        state = _state(folder)
+        state = folder.state()
         if state.phase is Phase.CLOSED and folder.report.exists():
             start.print_end(folder, state)
             return exit_code(state)
         try:
-            click.echo(f"{folder.run_id}: nobody looks after it: taking it over", err=True)
+            click.echo(f"{folder.run_id}: it has no supervisor: taking it over", err=True)
             return start.supervise(folder, wiring, None, detach, ending)
         except RunStateError:
             if not folder.is_supervised():
@@ -134,16 +133,3 @@ def follow(folder: Folder, clock: Clock, shown: int = 0) -> int:
             if not alive:
                 return shown
             clock.sleep(POLL)
-
-
-def _wait_until(clock: Clock, done: Callable[[], bool], seconds: Seconds) -> None:
-    until = clock.monotonic() + seconds
-    while not done() and clock.monotonic() < until:
-        clock.sleep(POLL)
-
-
-def _state(folder: Folder) -> RunState:
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun", "start a new one: python -m vast up")
-    return last.state

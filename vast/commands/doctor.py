@@ -7,18 +7,14 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import EXIT_USER, UserError
+from jobs.errors import EXIT_USER
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
-from vast.policy import Policy
 from vast.ports import Cloud
 from vast.rental import doctor as checks
-from vast.rental import preflight
 from vast.rental.doctor import Check
-from vast.rental.image_registry import Image
-from vast.rental.plan import host_image
 from vast.secrets import Redactor
 
 
@@ -51,34 +47,21 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         redact.learn(key)
         return cloud
 
-    yield from checks.tools(wiring.which)
-    yield checks.ssh_key(ssh_key, wiring.environ)
-    yield checks.disk(runs_dir)
-    yield from checks.market(connect)
-    try:
-        loaded = policies.load(policy_file)
-        secrets = start.run_secrets(loaded, wiring)
-    except UserError as error:
-        yield Check("policy", "missing", str(error))
-        policy: Policy | None = None
-    else:
-        policy = loaded
-        for secret in secrets.named.values():
+    def secrets() -> str:
+        named = start.run_secrets(policies.load(policy_file), wiring).named
+        for secret in named.values():
             redact.learn(secret)
-        yield Check("policy", "ok", f"secrets: {', '.join(loaded.secrets) or 'none'}")
+        return f"secrets: {', '.join(named) or 'none'}"
+
+    yield from checks.tools(wiring.which)
+    yield checks.checked("ssh key", lambda: checks.ssh_key(ssh_key, wiring.environ))
+    yield checks.checked("disk", lambda: checks.disk(runs_dir))
+    yield from checks.market(connect)
+    policy = checks.checked("policy", secrets)
+    yield policy
     if name is None:
         yield Check("image", "unknown", "not named; name it: --image")
-    elif policy is not None:
-        yield _image(wiring, policy, name)
+    elif policy.verdict == "ok":
+        yield checks.image(name, policies.load(policy_file), wiring.environ, wiring.registry)
     if not no_engine:
-        yield checks.engine(lambda: wiring.engine(wiring.environ))
-
-
-def _image(wiring: Wiring, policy: Policy, name: str) -> Check:
-    try:
-        pulled = host_image(name)
-        login = preflight.registry_login(policy, wiring.environ)
-    except UserError as error:
-        return Check("image", "missing", str(error))
-    found = wiring.registry(pulled, login)
-    return checks.image(pulled, found if isinstance(found, Image) else Image(found), login is not None)
+        yield checks.checked("engine", lambda: wiring.engine(wiring.environ))

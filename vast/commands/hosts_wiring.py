@@ -1,4 +1,4 @@
-"""Machines of one's own in place of the market: VAST_HOSTS names a hosts.yaml, and every command then works over those."""
+"""A user's own machines in place of the market: VAST_HOSTS names a hosts.yaml, and every command then uses those machines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pathlib import Path
 
 from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
-from vast import policy as policies
-from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
+from vast.commands.wiring import RunShell, ShellContext, Wiring, over_ssh
 from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
-from vast.shell import network
-from vast.shell.hostshell import CODE, HostShell
+from vast.shell.hostshell import CODE
 from vast.shell.ssh import SshTransport
 
 VARIABLE = "VAST_HOSTS"
@@ -34,6 +32,9 @@ def with_hosts(wiring: Wiring) -> Wiring:
     key = Path(hosts.key).expanduser()
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
+
+    def root_of(run_id: str) -> str:
+        return f"{hosts.root}/{run_id}"
 
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         directory = home / ".cache" / "prefill" / "hosts"  # of the machines' host keys
@@ -52,21 +53,14 @@ def with_hosts(wiring: Wiring) -> Wiring:
         return SshHosts(hosts, ask, clock), Secret("")
 
     def shell(context: ShellContext) -> RunShell:
-        folder, request = context.folder, context.request
-        if request.profile_file is not None:  # its path on the machine is that of a rented one
-            fact = "a profile file of one's own is not sent to the machines of hosts.yaml"
-            raise ConfigError(f"--profile {request.profile_file}", fact, "use a profile of jobs/profiles")
-        root, policy = f"{hosts.root}/{folder.run_id}", policies.load(folder.policy)
-        machines = tuple((one.address, one.port) for one in hosts.machines)
-        return HostShell(
-            SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=hosts.user, environ=context.environ),
-            folder.runs_dir, folder.path, folder.nonce(), context.clock, lambda: network.is_up(machines),
-            secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), grace=policy.watchdog.grace,
-            gpus=request.gpus, mbit=policy.bandwidth_mbit, root=root,
-            program=("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST),
-        )  # fmt: skip
+        root = root_of(context.folder.run_id)
+        machines = [(one.address, one.port) for one in hosts.machines]
+        program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)
+        return over_ssh(context, key=key, user=hosts.user, probes=machines, root=root, program=program)
 
-    return replace(wiring, connect=market, shell=shell, first_process=lambda switch: first_process(switch, hosts))
+    return replace(
+        wiring, connect=market, shell=shell, root=root_of, first_process=lambda switch: first_process(switch, hosts)
+    )
 
 
 def first_process(switch: Switch, hosts: Hosts) -> str:

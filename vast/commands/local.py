@@ -11,13 +11,14 @@ from typing import Any
 
 import click
 
-from jobs.config.load import profile_names, resolve
 from jobs.errors import UserError
 from vast import policy as policies
 from vast.commands import local_wiring, start
 from vast.commands.local_wiring import Local
-from vast.commands.options import POSITIVE, profile_option, runs_option
+from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
+from vast.commands.plan_text import print_rows
 from vast.commands.wiring import Wiring
+from vast.host import subprocess_run
 from vast.local import container_spec
 from vast.local.container_spec import Asked
 from vast.local.engine import Engine
@@ -28,7 +29,6 @@ from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
-from vast.shell import subprocess_run
 from vast.supervisor.state import Plan
 
 POLICY = Path(__file__).parents[1] / "local" / "policy.yaml"
@@ -40,7 +40,7 @@ POLICY_NAME = "vast/local/policy.yaml"
 @profile_option
 @click.option("--image", default="prefill:local", show_default=True, envvar="IMAGE", show_envvar=True,
               help="As made by make image.")  # fmt: skip
-@click.option("--max-hours", type=POSITIVE, metavar="HOURS", help="In place of the policy's caps.hours.")
+@hours_option
 @click.option("--gpu", default="auto", show_default=True, envvar="GPU", metavar="WHICH",
               help="auto, none, all, or numbers such as 0,1; auto: all of them where the engine can hand them on.")  # fmt: skip
 @click.option("--cache", default=container_spec.CACHE["name"], show_default=True, envvar="CACHE",
@@ -50,27 +50,23 @@ POLICY_NAME = "vast/local/policy.yaml"
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of the container, too. Repeatable.")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
               help=f"A policy file, laid over vast/policy.yaml and {POLICY_NAME}.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Score only the first N items of each task.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Override one key of the stage. Repeatable.")
+@job_options
 @runs_option
 @click.option("--yes", is_flag=True, help="As for up; nothing is asked here, since nothing is paid for.")
 @click.pass_obj
-def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float | None, gpu: str, cache: str,
-          readable: tuple[str, ...], labels: tuple[str, ...], policy_file: Path | None, limit: int | None,
-          seed: int | None, sets: tuple[str, ...], runs_dir: Path, yes: bool) -> None:  # fmt: skip
+def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cache: str, readable: tuple[str, ...],
+          labels: tuple[str, ...], policy_file: Path | None, runs_dir: Path, yes: bool, **options: Any) -> None:  # fmt: skip
     """Run STAGE in a container of this machine under the supervisor: watched, restarted, fetched and removed.
 
     It needs a container engine and neither an account nor ssh. Ctrl-C asks for the end: a checkpoint, a last pull, and the
-    container is removed; a second Ctrl-C leaves, and `attach` goes on.
+    container is removed; a second Ctrl-C leaves, and `attach` continues.
     """
-    caps = {} if max_hours is None else {f"--max-hours {max_hours:g}": {"caps": {"hours": max_hours}}}
-    policy = load_policy(policy_file, caps)
-    job = resolve(stage, profile, limit=limit, sets=sets, seed=seed)
+    asked = JobOptions(**options)
+    policy = load_policy(policy_file, caps(max_hours=max_hours))
+    job = asked.job()
     runs_dir = runs_dir.absolute()
-    profile_file = None if profile in profile_names() else Path(profile).absolute()
     request = RunRequest(
-        stage, job.profile.name, image, gpu, profile_file=None if profile_file is None else str(profile_file),
+        asked.stage, job.profile.name, image, gpu, profile_file=asked.profile_file,
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
     start.run_secrets(policy, wiring)
@@ -78,12 +74,18 @@ def local(wiring: Wiring, stage: str, profile: str, image: str, max_hours: float
     made = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
-    run_id = plans.run_id_of(stage, now, token_hex(2))
-    sent = profile if profile_file is None else f"/runs/{plans.INPUTS}/{profile_file.name}"
-    command = plans.command_of(stage, sent, limit=limit, sets=sets, seed=seed)
+    run_id = plans.run_id_of(asked.stage, now, token_hex(2))
+    command = asked.command(wiring.root(run_id))
     plan = Plan(run_id, image, command, OfferQuery(), policy.caps.dollars, policy.caps.hours * plans.HOUR)
-    for name, value in words_of(plan, policy, made.spec, request):
-        click.echo(f"{name:<12} {value}", err=True)
+    print_rows({
+        "stage": f"{asked.stage}, profile {request.profile}",
+        "starts from": ", ".join(request.init_runs) or "the base model",
+        "image": f"{image} ({made.spec.image_id.removeprefix('sha256:')[:12]})",
+        "container": f"user {made.spec.user}, GPUs: {made.spec.gpus}, cache {made.spec.cache}; removed at the end",
+        "caps": f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end",
+        "attempts": f"{policy.attempts} containers, one after the other",
+        "secrets": policy.secrets and f"{', '.join(policy.secrets)}, handed over when the job starts",
+    })  # fmt: skip
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
     container_spec.write(folder.local, made.spec)
@@ -112,27 +114,9 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
     except EngineError as error:
         fact = f"no such image here, and it cannot be pulled ({error})"
         raise UserError(where, fact, "build it: make image; or correct --image") from None
-    return Local(
-        engine, container_spec.decide(asked, info, identity, image_id, environ, container_spec.caller(), has_gpu)
-    )
+    caller = (os.getuid(), os.getgid())
+    return Local(engine, container_spec.decide(asked, info, identity, image_id, environ, caller, has_gpu))
 
 
 def has_gpu() -> bool:
     return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
-
-
-def words_of(
-    plan: Plan, policy: Policy, decided: container_spec.ContainerSpec, request: RunRequest
-) -> list[tuple[str, str]]:
-    """The plan as text."""
-    rows = [
-        ("stage", f"{request.stage}, profile {request.profile}"),
-        ("starts from", ", ".join(request.init_runs) or "the base model"),
-        ("image", f"{plan.image} ({decided.image_id.removeprefix('sha256:')[:12]})"),
-        ("container", f"user {decided.user}, GPUs: {decided.gpus}, cache {decided.cache}; removed at the end"),
-        ("caps", f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end"),
-        ("attempts", f"{policy.attempts} containers, one after the other"),
-    ]
-    if policy.secrets:
-        rows.append(("secrets", f"{', '.join(policy.secrets)}, handed over when the job starts"))
-    return rows

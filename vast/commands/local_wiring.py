@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import RunStateError
-from vast.commands.wiring import RunShell, ShellContext, Wiring, inputs_of
+from vast.commands.wiring import RunShell, ShellContext, Wiring, host_shell
 from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine, connect
@@ -20,7 +20,6 @@ from vast.records.run_dir import Folder
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
-from vast.shell.hostshell import HostShell
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Local:
 
 
 def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
-    """For an existing run. Raises UserError if no engine answers, or a different one."""
+    """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
     engine = connect(environ)
     try:
@@ -66,12 +65,10 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
             if (last := folder.last()) is not None:
                 cloud.sweep(label_text(last.state.run_id, last.state.deadline))
 
-        return HostShell(
-            LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep), folder.runs_dir, folder.path, folder.nonce(),
-            context.clock, network=lambda: cloud.account() is not None,  # here: whether the run's engine answers
-            secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
-            gpus=0 if local.spec.gpus == "none" else None,
-        )  # fmt: skip
+        way = LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep)
+        gpus = 0 if local.spec.gpus == "none" else None
+        # In place of a network: whether the run's engine answers.
+        return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
 
     return replace(wiring, connect=market, shell=shell, first_process=first_process)
 

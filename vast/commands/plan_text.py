@@ -1,71 +1,77 @@
-"""The plan of `up` in words."""
+"""What commands print: the plan of `up` in words, tables."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
+from shutil import get_terminal_size
+
 import click
 
+from jobs.columns import Column, table_lines
 from jobs.config.load import Job
 from jobs.estimate.estimate import Estimate
 from vast.marketplace.rows import loading_hours
 from vast.policy import Policy
-from vast.ports import Offer
+from vast.ports import Offer, hourly
 from vast.records.run_dir import RunRequest
-from vast.rental import plan as plans
+from vast.rental import preflight
 from vast.rental.earlier_runs import UnfinishedRun
+from vast.rental.image_needs import Needs
 from vast.rental.image_registry import Image
-from vast.rental.plan import Wanted
 from vast.supervisor.state import Plan
 
 
-def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, best: Offer, count: int,
-               need: Estimate | None, begun: UnfinishedRun | None) -> None:  # fmt: skip
-    """Print the plan and its cost on stderr: standard output is for the lines of polls."""
-    caps, price = policy.caps, plans.price_of(best, plan)
+def print_rows(rows: Mapping[str, object]) -> None:
+    """On stderr: standard output is for the lines of polls. An empty row is left out."""
+    for name, text in rows.items():
+        if text:
+            click.echo(f"{name:<12} {text}", err=True)
+
+
+def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *piped: Sequence[str]) -> None:
+    """A table as wide as the terminal; in a pipe tab-separated lines, `piped` if given: the names and the rows."""
+    if sys.stdout.isatty():
+        lines = table_lines(columns, cells, get_terminal_size().columns)
+    else:
+        lines = ["\t".join(row) for row in piped or ([column.name for column in columns], *cells)]
+    for line in lines:
+        click.echo(line)
+
+
+def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
+               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str) -> None:  # fmt: skip
+    """Print the plan and its cost. found: the offers, best first. left: how many offers each filter leaves."""
+    caps, best = policy.caps, found[0]
     estimate = "not known for this GPU"
     if request.estimate_hours is not None and request.estimate_dollars is not None:
         estimate = f"{request.estimate_hours:.1f} h of work, ${request.estimate_dollars:.2f} with loading and the end"
     if need is not None and need.peak_gb is not None:
         estimate += f"; the stage needs {need.peak_gb:g} GB of a GPU's memory"
-    rows = {
+    bid = f"${plan.bid or 0:.3f} per hour: the machine may be taken away, and the run continues on another one"
+    minutes = 60 * loading_hours(best, image.gb or 0.0)
+    loading = f"{image.gb or 0:.2f} GB, about {minutes:.0f} min, ${best.traffic:.3f} of traffic on each machine"
+    print_rows({
         "stage": f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}",
         "starts from": ", ".join(request.init_runs) or "the base model",
-        **({} if begun is None else {"goes on": f"with {begun.run}, which is unfinished here; --force begins anew"}),
+        "continues": begun and f"{begun.run}, which is unfinished here; --force begins anew",
         "image": plan.image,
-        "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${price:.3f} per hour, {best.place or 'place unknown'}; "
-        f"the cheapest of {count} that fit, or the next one if it is gone",
+        "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${hourly(best, plan.bid):.3f} per hour, "
+        f"{best.place or 'place unknown'}; the cheapest of {len(found)} that fit, or the next one if it is gone",
         "estimate": estimate,
         "caps": f"${caps.dollars:.2f} and {caps.hours:g} h, of which {caps.reserve_minutes:g} min are kept for the end",
         "attempts": f"{policy.attempts} machines, one after the other",
-        "destroyed": _words_of(policy),
-    }
-    if plan.bid is not None:
-        rows["bid"] = f"${plan.bid:.3f} per hour: the machine may be taken away, and the run goes on on another one"
-    if policy.secrets:
-        rows["secrets"] = f"{', '.join(policy.secrets)}, sent over ssh when the job starts"
-    for name, value in rows.items():
-        click.echo(f"{name:<12} {value}", err=True)
+        "destroyed": _destroyed(policy),
+        "bid": None if plan.bid is None else bid,
+        "secrets": policy.secrets and f"{', '.join(policy.secrets)}, sent over ssh when the job starts",
+        "needs": preflight.UNKNOWN_NEEDS if image.labels is None else str(needs),
+        "loading": None if image.gb is None else loading,
+        "hosts": plan.query.datacenter and "in data centers only, since secrets are sent to them (market.datacenter)",
+        "offers": left,
+    })  # fmt: skip
 
 
-def print_image(plan: Plan, image: Image, wanted: Wanted, best: Offer, left: str) -> None:
-    """What the image needs and weighs, and how many offers each filter leaves."""
-    needs = "not known: the registry does not show its labels" if image.labels is None else str(wanted.needs)
-    rows = {"needs": needs}
-    if image.gb is not None:
-        minutes = 60 * loading_hours(best, image.gb)
-        rows["loading"] = f"{image.gb:.2f} GB, about {minutes:.0f} min, ${best.traffic:.3f} of traffic on each machine"
-    if plan.query.datacenter:
-        rows["hosts"] = "in data centers only, since secrets are sent to them (market.datacenter)"
-    if left:
-        rows["offers"] = left
-    for name, value in rows.items():
-        click.echo(f"{name:<12} {value}", err=True)
-
-
-def _words_of(policy: Policy) -> str:
+def _destroyed(policy: Policy) -> str:
     on = policy.destroy_on
-    kept = [name for name, destroyed in (("done", on.done), ("failed", on.fail)) if not destroyed]
-    return (
-        "at the end, after a verified pull"
-        if not kept
-        else f"unless {' or '.join(kept)}; then kept until a cap is near"
-    )
+    kept = " or ".join(name for name, destroyed in (("done", on.done), ("failed", on.fail)) if not destroyed)
+    return f"unless {kept}; then kept until a cap is near" if kept else "at the end, after a verified pull"

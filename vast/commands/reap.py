@@ -1,4 +1,4 @@
-"""`reap`: destroys our machines without a supervisor. ShellContext only the account's key, and works from cron."""
+"""`reap`: destroys our machines without a supervisor. It needs only the account's key, and works from cron."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from vast.commands.wiring import Wiring
 from vast.records import reap as reaping
 from vast.records.run_dir import supervision
 from vast.rental import preflight
+from vast.secrets import Redactor
 
-SKEW = 300.0  # seconds between two clocks that are worth a word
+SKEW = 300.0  # seconds between two clocks that are worth a message
 PATIENCE = 900.0  # seconds for each machine
 
 
 @click.command()
-@click.option("--all-mine", is_flag=True, help="Every machine with our label, also of runs that are looked after.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be destroyed.")
+@click.option("--all-mine", is_flag=True, help="Every machine with our label, also of runs that have a supervisor.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be destroyed.")
 @policy_option
 @runs_option
 @click.pass_obj
 def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None, runs_dir: Path) -> None:
-    """Destroy machines with our label that are past their deadline, or whose run is kept here and looked after by nobody.
+    """Destroy machines with our label that are past their deadline, or whose run is kept here without a supervisor.
 
     A run of another machine is spared until its deadline, by the service's clock; a run with a living supervisor here
-    always. Goes on until each is gone, seen twice. Prints nothing while all is well. Exit code 0: nothing is left to
+    always. Continues until each is gone, seen twice. Prints nothing while all is well. Exit code 0: nothing is left to
     destroy; 1: something may remain; 2: no key, or one that is refused.
     """
     policy = policies.load(policy_file)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    redact = preflight.redactor(key, {}, None)
+    redact = Redactor(key)
     preflight.account(cloud, wiring.environ, wiring.home)
     instances = cloud.instances()
     if instances is None:
@@ -51,10 +52,12 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         click.echo(text, err=True)
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
-        until = f"{datetime.fromtimestamp(one.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        fields = f"{one.instance} run={one.run} status={one.status} deadline={until} price={one.dollars_per_hour:.3f}"
+        seen, until = one.instance, f"{datetime.fromtimestamp(one.label.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        fields = (
+            f"{seen.id} run={one.label.run_id} status={seen.status} deadline={until} price={seen.dollars_per_hour:.3f}"
+        )
         click.echo(redact(f"{word} {fields}: {one.why}"))
-    to_destroy = [one.instance for one in found if one.destroy]
+    to_destroy = [one.instance.id for one in found if one.destroy]
     if dry_run:
         raise click.exceptions.Exit(EXIT_BUG if to_destroy else 0)
     reaper = reaping.Reaper(

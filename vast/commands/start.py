@@ -15,13 +15,15 @@ from typing import NoReturn
 import click
 
 from jobs.errors import RunStateError, UserError
+from jobs.runs.atomic import read_json
 from vast import policy as policies
+from vast.commands import local_wiring
 from vast.commands.wiring import RunShell, ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.policy import Policy
 from vast.records.run_dir import Folder
 from vast.rental import preflight
-from vast.secrets import Secret
+from vast.secrets import Redactor, Secret
 from vast.session.notify import Notifier
 from vast.session.session import Session, exit_code
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
@@ -38,7 +40,7 @@ class RunSecrets:
 
 
 def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> RunSecrets:
-    """Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
+    """The secrets of a run. Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
     try:
         return RunSecrets(
             preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ)
@@ -56,8 +58,6 @@ def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
     """`wiring`; for a run of `vast local` with the container engine in place of the market."""
     if not folder.local.exists():
         return wiring
-    from vast.commands import local_wiring  # which needs the docker SDK
-
     return local_wiring.wiring_for(folder, wiring)
 
 
@@ -93,12 +93,14 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
 
 
 def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
-    """Raises UserError: no key, a secret that is not set, a damaged run directory."""
+    """The session of a run. Raises UserError: no key, a secret that is not set, a damaged run directory."""
     policy = policies.load(folder.policy)
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     own = run_secrets(policy, wiring, folder.run_id, lenient=ending)
-    redact = preflight.redactor(key, own.named, own.login)
+    redact = Redactor(key, *own.named.values())
+    if own.login is not None:
+        redact.learn_login(own.login)
     hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
     environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
     made: Session
@@ -140,7 +142,7 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
     except Exception:
         click.echo(
             f"error: the supervisor of {run_id} failed, and its machine may still run, under its dead-man's switch; "
-            f"go on with: python -m vast attach {run_id}",
+            f"continue with: python -m vast attach {run_id}",
             err=True,
         )
         raise
@@ -153,7 +155,12 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
 
 
 def print_end(folder: Folder, state: RunState) -> None:
-    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}", err=True)
+    """Print the result, the report's path, our count of the cost, and what the account's credit went down by."""
+    found = read_json(folder.report)
+    dollars, bill = found.get("dollars"), found.get("credit_used")
+    cost = f"; cost: ${dollars:.2f}" if dollars else ""  # nothing is charged for machines of one's own
+    cost += f", of the account's credit ${bill:.2f}" if cost and bill is not None else ""
+    click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}{cost}", err=True)
 
 
 def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False,
@@ -166,7 +173,7 @@ def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, e
     if not detach:
         return work()
     pid = in_background(folder, work)
-    click.echo(f"process {pid} looks after it; follow: python -m vast attach {folder.run_id}", err=True)
+    click.echo(f"process {pid} supervises it; follow: python -m vast attach {folder.run_id}", err=True)
     return 0
 
 
@@ -180,11 +187,11 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    answer, tell = os.pipe()
+    answer, report = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(folder, work, tell)
-    os.close(tell)
+        _child(folder, work, report)
+    os.close(report)
     try:
         with open(answer, "rb") as pipe:
             data = pipe.read()
@@ -204,16 +211,16 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     return pid
 
 
-def _child(folder: Folder, work: Callable[[Callable[[], None]], int], tell: int) -> NoReturn:
+def _child(folder: Folder, work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
     code = 1
 
     def report(error: UserError | None) -> None:
         with suppress(OSError):  # reported already, or the parent is gone
-            os.write(tell, pickle.dumps(error))
-            os.close(tell)
+            os.write(pipe, pickle.dumps(error))
+            os.close(pipe)
 
     try:
-        leave_session(tell)
+        leave_session(pipe)
         redirect(folder.log)
         code = work(lambda: report(None))
     except UserError as error:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from shutil import get_terminal_size
 
 import click
 
-from jobs.columns import table_lines
 from jobs.errors import RunStateError
 from vast.commands import start
 from vast.commands.options import runs_option
+from vast.commands.plan_text import print_table
 from vast.commands.wiring import Wiring
 from vast.ports import Seconds
 from vast.records import status as statuses
+from vast.records.report import burn_in_words
 from vast.records.run_dir import Folder, find, folders
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
@@ -30,7 +29,7 @@ JOB_LOG = Path("host") / "job.log"  # in a fetched run
 @runs_option
 @click.pass_obj
 def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> None:
-    """What is known here of RUN, or of every rented run: from their journals, without asking anybody."""
+    """The state of RUN, or of every rented run, from their journals, without a network."""
     runs_dir = runs_dir.absolute()
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
@@ -40,27 +39,19 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     if not found:
         click.echo("no rented run is kept here", err=True)
         return
-    _print(found)
+    piped = (statuses.COLUMNS, *map(statuses.row, found))
+    print_table(statuses.TERMINAL, statuses.terminal_rows(found), *piped)
     for one in found:
         alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
-        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else ""):
+        tried = f"burn-in: {burn_in_words(one.burn_in)}" if one.burn_in is not None else ""
+        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else "", tried):
             if text:
                 click.echo(f"{one.run}: {text}", err=True)
 
 
-def _print(found: list[statuses.RunStatus]) -> None:
-    if sys.stdout.isatty():
-        width = get_terminal_size().columns
-        lines = table_lines(statuses.TERMINAL, statuses.terminal_rows(found), width)
-    else:
-        lines = ["\t".join(row) for row in (statuses.COLUMNS, *statuses.rows(found))]
-    for line in lines:
-        click.echo(line)
-
-
 @click.command()
 @click.argument("run", required=False)
-@click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the run is closed.")
+@click.option("-f", "--follow", "follow", is_flag=True, help="Continue until the run is closed.")
 @click.option("-n", "--tail", type=click.IntRange(1), default=1000, show_default=True, metavar="N",
               help="Begin with the last N lines.")  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="Begin with the first line.")
@@ -93,12 +84,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
 
 def _where(folder: Folder) -> tuple[Machine | None, bool]:
     """The machine with a job, and whether the run is closed."""
-    last = folder.last()
-    if last is None:
-        raise RunStateError(folder.path, "was never begun", "see: python -m vast status")
-    machine = last.state.machine
+    state = folder.state()
+    machine = state.machine
     there = machine is not None and machine.starts and machine.addresses
-    return machine if there else None, last.state.phase is Phase.CLOSED
+    return machine if there else None, state.phase is Phase.CLOSED
 
 
 def _from_host(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,22 +17,25 @@ from urllib.parse import urlsplit
 from jobs.errors import UserError
 from jobs.estimate.estimate import estimate
 from vast import policy as policies
+from vast.local.engine import connect as reach
+from vast.local.engine_errors import EngineError
 from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Shell
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
-from vast.rental.image_registry import Found, Image
+from vast.rental.image_registry import Image
 from vast.rental.onstart import Switch, onstart
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
 from vast.session.clock import SystemClock
 from vast.shell import network
-from vast.shell.hostshell import HostShell
+from vast.shell.hostshell import ROOT, HostShell
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
 from vast.shell.sshkey import make_key
+from vast.shell.transport import Transport
 
 
 class RunShell(Shell, Protocol):
@@ -70,25 +73,26 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
     return VastAI(key, clock, environ.get("VAST_URL") or DEFAULT_URL), key
 
 
-def over_ssh(context: ShellContext) -> RunShell:
-    """Raises UserError if ssh or rsync is missing."""
-    folder, request = context.folder, context.request
-    key = None if request.ssh_key is None else Path(request.ssh_key)
-    probe = api_address(context.environ)
-    policy = policies.load(folder.policy)
+def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
+    """The shell of a run over the transport `way`. more: arguments of HostShell."""
+    folder = context.folder
     return HostShell(
-        SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), environ=context.environ),
-        folder.runs_dir,
-        folder.path,
-        folder.nonce(),
-        context.clock,
-        lambda: network.is_up((probe,)),
-        secrets=lambda: context.secrets,
-        inputs=inputs_of(folder.runs_dir, request),
-        grace=policy.watchdog.grace,
-        mbit=policy.bandwidth_mbit,
-        gpus=request.gpus,
-    )
+        way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,
+        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request), **more,
+    )  # fmt: skip
+
+
+def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "root",
+             probes: Sequence[tuple[str, int]] = (), **more: Any) -> RunShell:  # fmt: skip
+    """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
+    folder, own = context.folder, context.request.ssh_key
+    key = key or (None if own is None else Path(own))
+    policy, seen = policies.load(folder.policy), tuple(probes) or (api_address(context.environ),)
+    way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
+    return host_shell(
+        context, way, lambda: network.is_up(seen), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
+        gpus=context.request.gpus, **more,
+    )  # fmt: skip
 
 
 def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
@@ -102,13 +106,6 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
 
 def engine(environ: Mapping[str, str]) -> str:
     """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    try:
-        from vast.local.engine import connect as reach
-        from vast.local.engine_errors import EngineError
-    except ImportError:
-        raise UserError(
-            "docker", "its Python package is not installed", "pip install docker, as make setup does"
-        ) from None
     try:
         return f"answers: {reach(environ).identity()}"
     except EngineError as error:
@@ -126,6 +123,7 @@ class Wiring:
     shell: Callable[[ShellContext], RunShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
-    registry: Callable[[str, Secret | None], Image | Found] = image_registry.inspect
+    registry: Callable[[str, Secret | None], Image] = image_registry.inspect
     engine: Callable[[Mapping[str, str]], str] = engine
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch
+    root: Callable[[str], str] = lambda run_id: ROOT  # the runs directory of that run's machine

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from email.message import Message
 from typing import Any, NamedTuple
@@ -43,11 +43,13 @@ def exchange(
     largest: int = LARGEST,
     redirects: bool = False,
     proxies: Mapping[str, str] | None = None,
+    received: Callable[[int, int], None] = lambda status, size: None,
 ) -> Response:
     """Send `request` and read the whole answer, whatever its status.
 
     seconds: for all of it. connect: for each attempt to connect; default `seconds`. largest: bytes of the body.
-    redirects: whether they are followed. proxies: by scheme; default those of the environment.
+    redirects: whether they are followed. proxies: by scheme; default those of the environment. received: called with the
+    status and the bytes of the body so far, also of an answer that does not end in time.
 
     Raises TimeoutError at the deadline, ProxyError, other OSErrors, http.client.HTTPException for a malformed, cut or too
     large answer, ValueError for a malformed request.
@@ -58,7 +60,7 @@ def exchange(
 
     def work() -> None:
         try:
-            outcome.append(_send(request, sockets, connect or seconds, largest, redirects, proxies))
+            outcome.append(_send(request, sockets, connect or seconds, largest, redirects, proxies, received))
         except Exception as error:
             outcome.append(error)
 
@@ -116,7 +118,7 @@ class _AsTheyCome(urllib.request.HTTPErrorProcessor):
 
 def _send(
     request: urllib.request.Request, sockets: _Sockets, connect: float, largest: int, redirects: bool,
-    proxies: Mapping[str, str] | None,
+    proxies: Mapping[str, str] | None, received: Callable[[int, int], None],
 ) -> Response:  # fmt: skip
     def made(kind: Any) -> Any:
         def build(host: str, **options: Any) -> Any:
@@ -139,7 +141,7 @@ def _send(
     opener = urllib.request.build_opener(Plain, Secure, proxy, _AsTheyCome(redirects))
     try:
         with opener.open(request, timeout=connect) as response:
-            found = Response(response.status, response.headers, _body(response, largest))
+            found = Response(response.status, response.headers, _body(response, largest, received))
     except OSError as error:
         if f" {PROXY_REFUSED} " in f"{getattr(error, 'reason', error)} ":  # of the tunnel that http.client asks for
             raise ProxyError(_refused()) from None
@@ -149,10 +151,11 @@ def _send(
     return found
 
 
-def _body(response: http.client.HTTPResponse, largest: int) -> bytes:
+def _body(response: http.client.HTTPResponse, largest: int, received: Callable[[int, int], None]) -> bytes:
     data = bytearray()
     while chunk := response.read1(CHUNK):
         data += chunk
+        received(response.status, len(data))
         if len(data) > largest:
             raise http.client.HTTPException("too large")
     if response.length:  # read1 raises nothing for a body that was cut off

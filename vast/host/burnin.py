@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import threading
 import time
 import urllib.request
@@ -22,8 +20,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from vast.host import subprocess_run
 from vast.host.bounded_http import exchange
 from vast.host.gpu_program import PROGRAM
+from vast.host.subprocess_run import Ended
 
 WHOLE = 55.0  # seconds, for everything
 GPU_SECONDS = 50.0  # most of it is the import of torch
@@ -32,10 +32,16 @@ SMI_SECONDS = 15.0
 DISK_SECONDS, DISK_BYTES, PIECE = 8.0, 512 * 2**20, 8 * 2**20
 DOWNLOAD = "https://speed.cloudflare.com/__down?bytes=25000000"  # a service made for this; --download names another
 DOWNLOAD_SECONDS = 10.0
-LARGEST = 2**20  # bytes of a program's output that are read
-PYTHON = "/opt/venv/bin/python"  # of the image: it has torch
+PYTHON = "/usr/local/bin/prefill"  # of the image: with -c it is Python with torch and, if need be, a newer libcuda
 SHARED = Path("/dev/shm")
-LEAST = {"to_gb_s": 1.5, "from_gb_s": 1.5, "disk_write_mb_s": 30.0, "disk_read_mb_s": 60.0, "shm_free_mb": 32.0}
+LEAST = {
+    "to_gb_s": 1.5,
+    "from_gb_s": 1.5,
+    "peer_gb_s": 0.7,
+    "disk_write_mb_s": 30.0,
+    "disk_read_mb_s": 60.0,
+    "shm_free_mb": 32.0,
+}
 FILLED = 0.85  # of a GPU's memory; the rest is the driver's, and 1 GB that is left alone
 
 NAMES = ("index", "name", "driver_version", "memory.total", "pcie.link.gen.max", "pcie.link.width.current")
@@ -49,7 +55,7 @@ _FLAGS = re.compile(
     r"|Drain and Reset Recommended)\s*: Yes|(GPU Recovery Action\s*: (?!None|N/A)\S.*)|([^\n]*\bXid\b[^\n]*: [1-9]\d*)"
 )
 
-Run = Callable[[Sequence[str], float], tuple[int, str]]
+Run = Callable[[Sequence[str], float], Ended]
 
 
 def burn_in(
@@ -103,6 +109,8 @@ def problems_of(found: Mapping[str, Any]) -> list[str]:
             continue
         if gpu.get("right") is not True:
             said.append(f"{name}: a bfloat16 product has a wrong result")
+        if gpu.get("peer_right") is False:
+            said.append(f"{name}: what the GPU before it sends arrives changed")
         said += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
         total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
         if total is not None and filled is not None and filled < FILLED * total - 1:
@@ -123,23 +131,21 @@ def _low(name: str, value: float) -> str:
 
 def driver(run: Run) -> dict[str, Any]:
     """driver, driver_cuda, cards (as nvidia-smi names them), faults."""
-    try:
-        code, listed = run(QUERY, SMI_SECONDS)
-        _, details = run(DETAILS, SMI_SECONDS)
-    except FileNotFoundError:
-        return {"driver_error": "there is no nvidia-smi"}
-    if code != 0:
-        return {"driver_error": " ".join(listed.split())[:300] or f"nvidia-smi: exit code {code}"}
+    listed, details = (run(argv, SMI_SECONDS) for argv in (QUERY, DETAILS))
+    if listed.code != 0:
+        return {"driver_error": _last_words(listed, SMI_SECONDS)}
     rows = [
-        [word.strip() for word in line.split(",")] for line in listed.splitlines() if line.count(",") == len(NAMES) - 1
+        [word.strip() for word in line.split(",")]
+        for line in listed.out.splitlines()
+        if line.count(",") == len(NAMES) - 1
     ]
     cards = [dict(zip(NAMES, row, strict=True)) for row in rows]
-    cuda = _CUDA.search(details)
+    cuda = _CUDA.search(details.out)
     return {
         "driver": cards[0]["driver_version"] if cards else None,
         "driver_cuda": cuda[1] if cuda else None,
         "cards": cards,
-        "faults": faults(details),
+        "faults": faults(details.out),
     }
 
 
@@ -151,45 +157,28 @@ def faults(details: str) -> list[str]:
     return memory + [" ".join(one[0].split()) for one in _FLAGS.finditer(details)]
 
 
-def product(run: Run, python: str) -> dict[str, Any]:
-    """torch, cuda and gpus: see vast/host/gpu_program.py."""
-    try:
-        code, out = run((python, "-c", PROGRAM, str(SIDE), str(RATE_SECONDS)), GPU_SECONDS)
-    except FileNotFoundError:
-        return {"gpu_error": f"{python} is not there, so no GPU was tried"}
-    objects = [line for line in out.splitlines() if line.startswith("{")]
+def product(run: Run, python: str, side: int = SIDE, seconds: float = RATE_SECONDS, *steps: str) -> dict[str, Any]:
+    """torch, cuda and gpus: see vast/host/gpu_program.py. steps: the ones that are taken; none: all of them."""
+    ended = run((python, "-c", PROGRAM, str(side), str(seconds), *steps), GPU_SECONDS)
+    objects = [line for line in ended.out.splitlines() if line.startswith("{")]
     with suppress(ValueError):
         found = json.loads(objects[-1] if objects else "")
         if isinstance(found, dict) and isinstance(found.get("gpus"), list):
             cause = {"gpu_error": found["error"]} if found.get("error") else {}
             return {"torch": found.get("torch"), "cuda": found.get("cuda"), "gpus": found["gpus"], **cause}
-    last = out.strip().splitlines()[-1:] or ["no output"]
-    return {
-        "gpu_error": f"exit code {code}: {last[0]}"[:300]
-        if code != -signal.SIGKILL
-        else f"killed after {GPU_SECONDS:g} s"
-    }
+    return {"gpu_error": _last_words(ended, GPU_SECONDS)}
 
 
-def run_program(argv: Sequence[str], seconds: float) -> tuple[int, str]:
-    """Its exit code, -9 after `seconds`, and its output with the errors before it. Raises FileNotFoundError."""
-    process = subprocess.Popen(
-        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    assert process.stdout is not None
-    timer = threading.Timer(seconds, lambda: _kill(process.pid))
-    timer.start()
-    try:
-        out = process.stdout.read(LARGEST).decode(errors="replace")
-        _kill(process.pid)  # more than that, or whoever still holds the pipe
-        return process.wait(5.0), out
-    finally:
-        timer.cancel()
+def _last_words(ended: Ended, seconds: float) -> str:
+    """Why a program failed: the last line that it printed, or that it was killed after `seconds`."""
+    if ended.timed_out:
+        return f"killed after {seconds:g} s"
+    lines = (ended.err.strip() or ended.out.strip() or "no output").splitlines()
+    return f"exit code {ended.code}: {lines[-1]}"[:300] if ended.code is not None else lines[-1][:300]
 
 
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+def run_program(argv: Sequence[str], seconds: float) -> Ended:
+    return subprocess_run.run(argv, timeout=seconds, env=os.environ)
 
 
 # ---- the rest -------------------------------------------------------------------------------------------------------------
@@ -229,15 +218,17 @@ def disk(root: Path, size: int = DISK_BYTES, seconds: float = DISK_SECONDS) -> d
 
 
 def fetched(url: str, seconds: float = DOWNLOAD_SECONDS) -> dict[str, Any]:
-    """down_mbit; null if the address does not answer in time, which need not be a fault of the machine."""
-    begun = time.monotonic()
-    try:
-        answer = exchange(urllib.request.Request(url, headers={"User-Agent": "prefill-vast"}), seconds, redirects=True)
-    except (OSError, HTTPException, ValueError):
-        return {"down_mbit": None}
-    if answer.status != 200 or not answer.body:
-        return {"down_mbit": None}
-    return {"down_mbit": round(8 * len(answer.body) / max(1e-6, time.monotonic() - begun) / 1e6, 1)}
+    """down_mbit, also of a download that did not end in time; null if nothing came, which need not be a fault of the machine."""
+    begun, got = time.monotonic(), [(0, 0, 0.0)]
+
+    def received(status: int, size: int) -> None:
+        got.append((status, size, time.monotonic() - begun))
+
+    request = urllib.request.Request(url, headers={"User-Agent": "prefill-vast"})
+    with suppress(OSError, HTTPException, ValueError):
+        exchange(request, seconds, redirects=True, received=received)
+    status, size, took = got[-1]
+    return {"down_mbit": round(8 * size / max(1e-6, took) / 1e6, 1) if status == 200 else None}
 
 
 def shared_memory() -> dict[str, Any]:

@@ -1,20 +1,27 @@
-"""The program of the burn-in that needs torch: each GPU multiplies, copies and fills its memory. A text, since the interpreter of
-vast/host has no torch; vast/host/burnin.py runs it with the image's: python -c PROGRAM SIDE SECONDS.
+"""The program of the burn-in that needs torch: each GPU multiplies, copies and fills its memory, and gets data from another.
 
+A text, since the interpreter of vast/host has no torch; vast/host/burnin.py runs it with the image's: python -c PROGRAM SIDE
+SECONDS [STEP...]. Without steps it takes all: multiply, copy, fill, receive.
 It prints one JSON object: torch, cuda, and for each of `gpus` either `error`, or
 
 right       entries of the bf16 product are exact: of 4 rows against the CPU, of all against the first product
 tflops      of bf16 products of side SIDE, over SECONDS
 to_gb_s, from_gb_s    between pinned memory of the host and the GPU
 filled_gb   memory that was written and read back (GB of 2**30 bytes), `total_gb` of it there
-peer_gb_s   from the first GPU to this one; null for the first
+peer_gb_s   from the GPU before it, in a ring over NVLink or PCIe, as NCCL sends; absent where there is one GPU
+peer_right  the data arrived unchanged: with a wrong setting of the host's IOMMU copies between GPUs return garbage
 """
 
 PROGRAM = r"""
 import json, sys, threading, time
 import torch
 
-SIDE, SECONDS, GIB = int(sys.argv[1]), float(sys.argv[2]), 2**30
+SIDE, SECONDS, GIB, COPIED = int(sys.argv[1]), float(sys.argv[2]), 2**30, 2**27
+STEPS = sys.argv[3:] or ["multiply", "copy", "fill", "receive"]
+
+
+def gpu(index):
+    return torch.device("cuda", index)
 
 
 def short(number):
@@ -51,10 +58,16 @@ def multiply(device, found):
 
 
 def copy(device, found):
-    size = 2**27
-    here, there = torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.empty(size, dtype=torch.uint8, device=device)
-    found["to_gb_s"] = timed(device, lambda: there.copy_(here, non_blocking=True), size)
-    found["from_gb_s"] = timed(device, lambda: here.copy_(there, non_blocking=True), size)
+    here, there = (torch.empty(COPIED, dtype=torch.uint8, **where) for where in ({"pin_memory": True}, {"device": device}))
+    found["to_gb_s"] = timed(device, lambda: there.copy_(here, non_blocking=True), COPIED)
+    found["from_gb_s"] = timed(device, lambda: here.copy_(there, non_blocking=True), COPIED)
+
+
+def receive(index, count, found):
+    sent = torch.randint(0, 256, (COPIED,), dtype=torch.uint8, device=gpu((index - 1) % count))
+    got = torch.zeros(COPIED, dtype=torch.uint8, device=gpu(index))
+    found["peer_gb_s"] = timed(got.device, lambda: got.copy_(sent, non_blocking=True), COPIED)
+    found["peer_right"] = bool(torch.equal(got.cpu(), sent.cpu()))
 
 
 def fill(device, found):
@@ -71,10 +84,11 @@ def fill(device, found):
 
 def check(index, found):
     try:
-        device = torch.device("cuda", index)
+        device = gpu(index)
         torch.cuda.set_device(device)
         for step in (multiply, copy, fill):
-            step(device, found)
+            if step.__name__ in STEPS:
+                step(device, found)
     except Exception as error:
         found["error"] = f"{type(error).__name__}: {error}"[:300]
 
@@ -90,10 +104,9 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-for one in answer["gpus"][1:]:
+for one in answer["gpus"] if len(answer["gpus"]) > 1 and "receive" in STEPS else []:
     try:
-        first, other = (torch.empty(2**27, dtype=torch.uint8, device=f"cuda:{index}") for index in (0, one["index"]))
-        one["peer_gb_s"] = timed(other.device, lambda: other.copy_(first, non_blocking=True), 2**27)
+        receive(one["index"], len(answer["gpus"]), one)
     except Exception as error:
         one["error"] = f"{type(error).__name__}: {error}"[:300]
 print(json.dumps(answer))

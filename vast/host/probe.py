@@ -5,9 +5,9 @@ What cannot be known is null; nothing here changes anything.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease, processes
+from vast.host import jobstate, jsonfiles, lease, processes, subprocess_run
 from vast.host import runs as hostruns
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
@@ -156,15 +156,10 @@ def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
 
 def ask_nvidia_smi() -> tuple[int, str] | None:
     """Its exit code and output; None without such a program; -1 if it hangs, as with a broken driver."""
-    try:
-        done = subprocess.run(
-            NVIDIA_SMI, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SMI_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return -1, ""
-    except OSError:
+    done = subprocess_run.run(NVIDIA_SMI, timeout=SMI_SECONDS, env=os.environ)
+    if done.code is None and not done.timed_out:
         return None
-    return done.returncode, f"{done.stdout}\n{done.stderr}"
+    return -1 if done.code is None else done.code, f"{done.out}\n{done.err}"
 
 
 def gpu(answer: tuple[int, str] | None) -> GpuReading:

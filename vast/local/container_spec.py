@@ -1,12 +1,11 @@
 """The specification of a local run's container, from vast/local/container.yaml, which container/run.sh uses too.
 
-Decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container just like the first.
-Nothing of it is secret.
+It is decided once and kept beside the run as `local.json`, so that a resumed supervisor makes the next container like the
+first. It holds no secret.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -138,7 +137,8 @@ def read(path: Path) -> ContainerSpec:
         return ContainerSpec.model_validate(found, strict=False)  # JSON has no tuples
     except ValidationError:
         fact = "is not what this version writes"
-        raise RunStateError(path, fact, "end the run's container: docker ps --filter label=prefill.run") from None
+        remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
+        raise RunStateError(path, fact, remedy) from None
 
 
 # ---- as the engine wants it ---------------------------------------------------------------------------------------------
@@ -170,7 +170,3 @@ def environment(spec: ContainerSpec) -> dict[str, str]:
     if spec.wheels is not None:
         env["PREFILL_WHEELS"] = MOUNTS["wheels"]
     return env | (ENVIRONMENT["without_gpu"] if spec.gpus == "none" else {})
-
-
-def caller() -> tuple[int, int]:
-    return os.getuid(), os.getgid()

@@ -12,26 +12,17 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import UserError
-from vast.local.engine_errors import EngineError, Refused, Silent, brief, split, told_apart
+from vast.local.engine_errors import EngineError, Refused, Silent, brief, classified, split
 from vast.ports import Seconds
+from vast.shell.transport import Reply
 
 CALL: Seconds = 30.0  # of a plain request
 CONNECT: Seconds = 10.0
 CHUNK = 1 << 16
 MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A command that ended by itself."""
-
-    code: int
-    out: bytes
-    err: bytes
 
 
 def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> Engine:
@@ -68,7 +59,7 @@ class Engine:
     # ---- plain requests
 
     def _object(self, call: Callable[..., Any], *words: Any, **options: Any) -> dict[str, Any]:
-        with told_apart():
+        with classified():
             found = call(*words, **options)
         if not isinstance(found, dict):
             raise Silent(f"expected an object, found {type(found).__name__}")
@@ -94,60 +85,60 @@ class Engine:
         return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:
-        """Without a time limit: an image may be large, and a person waits for it and can interrupt it."""
+        """Pull an image, without a time limit: it may be large, and a person waits for it and can interrupt it."""
         repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", None)
-        with told_apart():
+        with classified():
             for line in self.api.pull(repository, tag=tag, stream=True, decode=True):
                 if "error" in line:
                     raise Refused(str(line["error"]), 404)
 
     def create(self, **what: Any) -> str:
-        """Its id. Takes what APIClient.create_container takes."""
+        """Create a container from the arguments of APIClient.create_container. Returns its id."""
         return self._id(self._object(self.api.create_container, **what))
 
     def start(self, container: str) -> None:
-        with told_apart():
+        with classified():
             self.api.start(container)
 
     def inspect(self, container: str) -> dict[str, Any]:
         return self._object(self.api.inspect_container, container)
 
     def containers(self, label: str) -> list[str]:
-        """The ids of those that have the label, running or not."""
-        with told_apart():
+        """The ids of the containers that have the label, running or not."""
+        with classified():
             found = self.api.containers(all=True, filters={"label": label})
             if not isinstance(found, list):
                 raise Silent(f"expected a list of containers, found {type(found).__name__}")
             return [str(one["Id"]) for one in found]
 
     def remove(self, container: str) -> None:
-        """At once, running or not, with its own volumes."""
-        with told_apart():
+        """Remove a container at once, running or not, with its own volumes."""
+        with classified():
             self.api.remove_container(container, force=True, v=True)
 
     def remove_left_volumes(self, label: str) -> int:
         """Remove volumes with the label that no container uses; returns their number."""
         found = self._object(self.api.volumes, filters={"label": label, "dangling": True}).get("Volumes") or []
-        with told_apart():
+        with classified():
             for one in found:
                 self.api.remove_volume(one["Name"])
         return len(found)
 
     # ---- streams
 
-    def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Ran | None:
-        """A command in the container, as its user; None if it has not ended within `timeout` seconds.
+    def run(self, container: str, argv: tuple[str, ...], stdin: bytes, timeout: Seconds) -> Reply:
+        """Run a command in the container, as its user.
 
-        The command has the same limit in there, so that one which nobody waits for any more does not stay.
+        The command has the same limit inside the container, so that it does not outlive this call.
         """
         until = self.now() + timeout
         words = ["timeout", "--kill-after=5", f"{math.ceil(timeout) + 1}", *argv]
         try:
-            with told_apart():
+            with classified():
                 execution = self._id(self._object(self.api.exec_create, container, words, stdin=bool(stdin)))
                 start = {"json": {"Tty": False, "Detach": False}, "timeout": (CONNECT, timeout)}
                 with self._stream(self.api._post, "/exec/{0}/start", execution, **start) as answer:
-                    # The SDK knows where it is for each kind of transport.
+                    # The SDK finds it for each kind of transport.
                     found = self.api._get_raw_response_socket(answer)
                     line: socket.socket = getattr(found, "_sock", found)
                     if stdin:
@@ -158,7 +149,7 @@ class Engine:
                 return self._ended(execution, out, err, until)
         except Silent:
             if self.now() >= until:
-                return None
+                return Reply("timeout", err=f"no end within {timeout:g} s")
             raise
 
     def _chunks(self, answer: Any, line: socket.socket, until: float) -> Iterator[bytes]:
@@ -176,14 +167,14 @@ class Engine:
                 raise Silent(f"a command wrote more than {MOST_OUTPUT} bytes")
             yield chunk
 
-    def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Ran | None:
+    def _ended(self, execution: str, out: bytes, err: bytes, until: float) -> Reply:
         """Its output ends a moment before the engine knows the exit code."""
         while True:
             state = self._object(self.api.exec_inspect, execution)
             if not state.get("Running") and isinstance(state.get("ExitCode"), int):
-                return Ran(state["ExitCode"], out, err)
+                return Reply("ok", state["ExitCode"], out.decode(errors="replace"), err.decode(errors="replace"))
             if self.now() >= until:
-                return None
+                raise Silent("it has not ended in time")
             self._sleep(0.02)
 
     @contextmanager
@@ -191,19 +182,19 @@ class Engine:
         """A file or directory as the chunks of a tar archive, also of a container that is paused or dead."""
 
         def chunks() -> Iterator[bytes]:
-            with told_apart():  # here too: whoever reads may take an OSError for one of the disk
+            with classified():  # here too: the reader could take an OSError for one of the disk
                 for chunk in answer.iter_content(CHUNK):
                     yield chunk
                     if self.now() >= until:
                         raise Silent("the time for this transfer is over")
 
         options = {"params": {"path": path}, "timeout": (CONNECT, CALL)}
-        with told_apart(), self._stream(self.api._get, "/containers/{0}/archive", container, **options) as answer:
+        with classified(), self._stream(self.api._get, "/containers/{0}/archive", container, **options) as answer:
             yield chunks()
 
     def put(self, container: str, directory: str, archive: Iterable[bytes]) -> None:
         """Extract a tar archive into a directory that is there. `archive` may end the transfer by raising."""
-        with told_apart():
+        with classified():
             self.api.put_archive(container, directory, archive)
 
     def _stream(self, method: Callable[..., Any], path: str, name: str, **options: Any) -> Any:

@@ -22,7 +22,7 @@ class EngineError(Exception):
 class Missing(EngineError):
     @property
     def of_container(self) -> bool:
-        """Whether it is the container that is missing, and not a file in it."""
+        """Whether the container is missing, and not a file in it."""
         return any(sign in str(self).lower() for sign in NO_CONTAINER)
 
 
@@ -37,8 +37,8 @@ class Silent(EngineError):
 
 
 @contextmanager
-def told_apart() -> Iterator[None]:
-    """Whatever the SDK, requests or urllib3 raises, as one of the three."""
+def classified() -> Iterator[None]:
+    """Turn what the SDK, requests or urllib3 raise into one of the three."""
     import docker.errors
     import requests
     import urllib3

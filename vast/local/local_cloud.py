@@ -1,7 +1,7 @@
 """The port Cloud over the container engine of this machine: its one offer costs nothing, its instances are containers.
 
-Only the engine on which the run began is believed. Another engine behind the same socket, as after a change of DOCKER_HOST or a
-new data directory, does not know the run's container, and its 404 proves nothing.
+Only answers of the engine on which the run began count. Another engine behind the same socket, as after a change of
+DOCKER_HOST or a new data directory, does not have the run's container, and its 404 proves nothing.
 """
 
 from __future__ import annotations
@@ -13,24 +13,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
+from vast import ports
 from vast.local.container_spec import ContainerSpec, environment, host_config
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused, Silent
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    Contract,
-    CreateResult,
-    Destroyed,
-    Gone,
-    Instance,
-    Offer,
-    OfferQuery,
-    Seconds,
-    Status,
-    parse_label,
-)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,41 +24,36 @@ T = TypeVar("T")
 RUN = "prefill.run"  # the docker label that holds the label of the run
 MACHINE = "prefill.machine"
 ID_DIGITS = 12  # of a container's id: what `docker ps` shows, and an integer that JSON can hold
-FOREVER = 24 * 365.0  # hours
-PLENTY = 1e6  # Mbit/s
-# `created` is also what a container stays whose start failed; create() has said so then.
+# A container whose start failed also stays `created`; create() has reported that.
 STATUS = {
-    "created": Status.CREATED,
-    "running": Status.RUNNING,
-    "paused": Status.FROZEN,
-    "restarting": Status.REBOOTING,
-    "exited": Status.EXITED,
-    "dead": Status.EXITED,
+    "created": ports.Status.CREATED,
+    "running": ports.Status.RUNNING,
+    "paused": ports.Status.FROZEN,
+    "restarting": ports.Status.REBOOTING,
+    "exited": ports.Status.EXITED,
+    "dead": ports.Status.EXITED,
 }
 NAME_TAKEN = 409
 
 
 class LocalCloud:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, False, "refused" or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, False, "refused" or "unclear"."""
 
     def __init__(self, engine: Engine, spec: ContainerSpec) -> None:
         self._engine, self._spec = engine, spec
         self.trouble = ""
 
-    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
-        """This machine. Each time that it is banned it gets another number: a container failed, not the machine."""
+    def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
+        """The one offer: this machine. After each ban it gets another number, since a container failed and not the machine."""
         if self.account() is None:
             return None
         number = next(one for one in itertools.count(1) if one not in query.banned_machines)
         gpus = 0 if self._spec.gpus == "none" else query.gpus
-        offer = Offer(
-            number, number, "this machine", gpus, 0.0, 0.0, None, 1.0, PLENTY, PLENTY, FOREVER, 1, place="here"
-        )
-        return (offer,)
+        return (ports.Offer(number, number, "this machine", gpus, 0.0, 0.0, place="here"),)
 
-    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         """The container's pid 1 is tini and its only child the command `contract.onstart`, the dead-man's switch."""
-        label = parse_label(contract.label)
+        label = ports.parse_label(contract.label)
         if label is None:
             return self._refused(None, f"{contract.label!r} is no label of a run")
         marks = {RUN: contract.label}
@@ -86,8 +67,8 @@ class LocalCloud:
                 user=self._spec.user,
                 environment=environment(self._spec) | dict(contract.env),
                 working_dir="/opt/prefill",
-                # The supervisor looks after it. Each command that begins while somebody pauses a container can lock up an
-                # engine: runc waits for a process that is frozen, and the engine for runc.
+                # The supervisor checks its health. A command that begins while a container is being paused can lock up an
+                # engine: runc waits for the frozen process, and the engine for runc.
                 healthcheck={"test": ["NONE"]},
                 labels={**dict(self._spec.labels), **marks, MACHINE: str(offer_id)},
                 host_config=self._engine.api.create_host_config(**host_config(self._spec, marks)),
@@ -105,24 +86,24 @@ class LocalCloud:
         except (Missing, Refused) as error:
             return self._refused(number, str(error))
         except EngineError as error:
-            self._note("start", error)  # it exists; what its status says then decides
-        return CreateResult("created", number)
+            self._note("start", error)  # it exists, and its status decides
+        return ports.CreateResult("created", number)
 
-    def instances(self) -> tuple[Instance, ...] | None:
+    def instances(self) -> tuple[ports.Instance, ...] | None:
         """Containers of every local run; one that is removed while they are listed is left out."""
         states = self._known("list", lambda: [self._looked(one) for one in self._engine.containers(RUN)])
-        return None if states is None else tuple(one for one in states if isinstance(one, Instance))
+        return None if states is None else tuple(one for one in states if isinstance(one, ports.Instance))
 
-    def instance(self, instance_id: int) -> Instance | Gone | None:
+    def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         name = _name(instance_id)
         return self._known(name, lambda: self._looked(name))
 
-    def destroy(self, instance_id: int) -> Destroyed:
-        """At once, with its volume /runs. Only what carries a run's label is touched."""
+    def destroy(self, instance_id: int) -> ports.Destroyed:
+        """Remove the container at once, with its volume /runs. Only containers with a run's label are touched."""
         name = _name(instance_id)
         try:
             found = self._looked(name)
-            if isinstance(found, Instance):
+            if isinstance(found, ports.Instance):
                 self._engine.remove(name)
             elif found is None:
                 return "unclear"
@@ -134,21 +115,20 @@ class LocalCloud:
         return "accepted"
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        self._note("label", "a container keeps the labels that it was made with")
-        return False
+        return False  # a container keeps the labels that it was made with
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the way in is the engine's, and needs none
 
-    def account(self) -> Account | None:
+    def account(self) -> ports.Account | None:
         """Nothing is charged: a credit of 0 is enough. None: no engine answers, or one that is not the run's."""
         found = self._known("engine", self._engine.identity)
         if found is not None and found != self._spec.engine:
             self._note("engine", f"another one answers ({found}); the run is on {self._spec.engine}")
-        return Account(0.0) if found == self._spec.engine else None
+        return ports.Account(0.0) if found == self._spec.engine else None
 
     def sweep(self, run_label: str) -> int | None:
-        """Remove what a container left that was removed by hand: its volume. How many there were."""
+        """Remove the volumes of containers that were removed by hand. Returns their number."""
         return self._known("volumes", lambda: self._engine.remove_left_volumes(f"{RUN}={run_label}"))
 
     # ---- answers
@@ -160,12 +140,12 @@ class LocalCloud:
             self._note(what, error)
             return None
 
-    def _looked(self, name: str) -> Instance | Gone | None:
-        """Raises EngineError but Missing. None: there is such a container, and it is none of ours."""
+    def _looked(self, name: str) -> ports.Instance | ports.Gone | None:
+        """Raises EngineError, except Missing. None: the container is not one of ours."""
         try:
             row = self._engine.inspect(name)
         except Missing:
-            return GONE
+            return ports.GONE
         try:
             return _instance(row, name)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -177,13 +157,13 @@ class LocalCloud:
             log.warning("%s", words)  # once, however often it is asked again
         self.trouble = words
 
-    def _refused(self, number: int | None, words: str) -> CreateResult:
+    def _refused(self, number: int | None, words: str) -> ports.CreateResult:
         self._note("create", words)
-        return CreateResult("refused", number, words)
+        return ports.CreateResult("refused", number, words)
 
-    def _unclear(self, error: EngineError) -> CreateResult:
+    def _unclear(self, error: EngineError) -> ports.CreateResult:
         self._note("create", error)
-        return CreateResult("unclear", None, str(error))
+        return ports.CreateResult("unclear", None, str(error))
 
 
 def _number(container: str) -> int:
@@ -194,16 +174,16 @@ def _name(instance_id: int) -> str:
     return f"{instance_id:0{ID_DIGITS}x}"
 
 
-def _instance(row: dict[str, Any], name: str) -> Instance | None:
+def _instance(row: dict[str, Any], name: str) -> ports.Instance | None:
     """Raises KeyError and the like where the answer is not what the engine's API promises."""
     ident, labels, state = str(row["Id"]), row["Config"]["Labels"] or {}, row["State"]
     if not ident.startswith(name):
-        raise ValueError(f"asked for {name}, told of {ident}")
+        raise ValueError(f"asked for {name}, and the answer is about {ident}")
     if RUN not in labels:
         return None
-    status = STATUS.get(str(state["Status"]), Status.UNKNOWN)
+    status = STATUS.get(str(state["Status"]), ports.Status.UNKNOWN)
     machine = str(labels.get(MACHINE, ""))
-    return Instance(
+    return ports.Instance(
         id=_number(ident),
         label=str(labels[RUN]),
         machine_id=int(machine) if machine.isdigit() else 0,
@@ -213,18 +193,18 @@ def _instance(row: dict[str, Any], name: str) -> Instance | None:
         dollars_per_hour=0.0,
         started=_unix(str(state.get("StartedAt", ""))),
         end=None,
-        addresses=(Address(ident[:ID_DIGITS], 0),),
+        addresses=(ports.Address(ident[:ID_DIGITS], 0),),
     )
 
 
-def _message(state: dict[str, Any], status: Status) -> str:
-    said = str(state.get("Error") or "")
-    if status is Status.EXITED and not said:
-        said = f"ended with {state.get('ExitCode')}"
-    return f"{said}; out of memory" if state.get("OOMKilled") else said
+def _message(state: dict[str, Any], status: ports.Status) -> str:
+    text = str(state.get("Error") or "")
+    if status is ports.Status.EXITED and not text:
+        text = f"ended with {state.get('ExitCode')}"
+    return f"{text}; out of memory" if state.get("OOMKilled") else text
 
 
-def _unix(text: str) -> Seconds | None:
+def _unix(text: str) -> ports.Seconds | None:
     """0001-01-01T00:00:00Z: never. The engine writes nanoseconds, which Python 3.11 cuts off."""
     try:
         at = datetime.fromisoformat(text)

@@ -22,7 +22,7 @@ BLOCK = 512
 
 
 class OddArchive(EngineError):
-    """An archive, or a path, that is not what was asked for."""
+    """An archive, or a path, other than the requested one."""
 
 
 class NoRoom(EngineError):
@@ -50,7 +50,7 @@ class _Stream:
 def save(chunks: Iterable[bytes], target: Path) -> None:
     """Write the one regular file of an archive to `target`, under another name until all of it is there.
 
-    What has that size and time already is left as it is: whoever checks it removes it if it is not as it should be.
+    A file that has this size and time already stays: the caller checks it, and removes a wrong one.
     Raises OddArchive for any other archive, NoRoom, and what `chunks` raises, which is no OSError.
     """
     part = target.with_name(f".{target.name}.part")
@@ -65,7 +65,7 @@ def save(chunks: Iterable[bytes], target: Path) -> None:
             with _disk():  # `chunks` raises no OSError
                 part.parent.mkdir(parents=True, exist_ok=True)
                 with part.open("wb") as file:
-                    shutil.copyfileobj(content, file, CHUNK)  # a TarError if it is shorter than the archive says
+                    shutil.copyfileobj(content, file, CHUNK)  # a TarError if it is shorter than its header states
             if archive.next() is not None:
                 raise OddArchive(f"{target.name}: expected one regular file, found more")
         with _disk():
@@ -87,7 +87,7 @@ def _is_same(target: Path, member: tarfile.TarInfo) -> bool:
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """This machine's disk."""
+    """Classify the errors of this machine's disk."""
     try:
         yield
     except OSError as error:

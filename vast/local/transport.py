@@ -47,17 +47,14 @@ class LocalTransport:
         if not NAME.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no container")
         try:
-            ran = self._engine.run(address.host, argv, stdin, timeout)
+            return self._engine.run(address.host, argv, stdin, timeout)
         except EngineError as error:  # also: it is paused, it is not running
             return Reply("unreachable", err=str(error))
-        if ran is None:
-            return Reply("timeout", err=f"no end within {timeout:g} s")
-        return Reply("ok", ran.code, ran.out.decode(errors="replace"), ran.err.decode(errors="replace"))
 
     def fetch(
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
-        """A file that is missing, or is none, leaves the others alone: exit code 1, and its name in `err`."""
+        """A file that is missing, or not a regular one, does not stop the others: exit code 1, and its name in `err`."""
         until = self._engine.now() + timeout
         wrong: list[str] = []
         for path in paths:
@@ -79,7 +76,7 @@ class LocalTransport:
     def send(
         self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
-        """Into a directory of their own first, and then in the order of `paths` to where they belong."""
+        """Send the files into a directory of their own first, and then move them to their places in the order of `paths`."""
         until = self._engine.now() + timeout
         below = f".incoming-{self._token()}"
         made = self.run(address, ("mkdir", "-p", root), timeout=timeout)
@@ -123,7 +120,7 @@ class LocalTransport:
             self._engine.run(address.host, ("rm", "-rf", directory), b"", 20.0)
 
     def _failed(self, error: EngineError, until: float, timeout: Seconds) -> Reply:
-        """The engine's own no is an answer, about one file; its silence is none."""
+        """A refusal by the engine is an answer about one file; its silence is no answer."""
         if self._engine.now() >= until:
             return Reply("timeout", err=f"{error}; no end within {timeout:g} s")
         if isinstance(error, OddArchive) or (isinstance(error, Missing) and not error.of_container):

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -21,7 +21,7 @@ from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 from jobs.errors import UserError
-from vast.host.bounded_http import LARGEST, ProxyError, exchange
+from vast.host.bounded_http import LARGEST, ProxyError, Response, exchange
 from vast.ports import Clock, Seconds
 from vast.secrets import Redactor, Secret, printable
 
@@ -88,14 +88,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Raw:
-    status: int
-    retry_after: str | None
-    data: bytes = field(repr=False)
+class Exchange:
+    """One try of a call, for `Client.observe`."""
+
+    method: str
+    path: str
+    status: int | None  # None: no answer
+    skew: Seconds | None  # by the header Date; None: there was none
+    words: str  # the error that the answer names, redacted
+    body: Mapping[str, object] = field(repr=False)  # may hold secrets
 
 
 class Client:
-    """For one thread. `trouble` says why the last call that failed did, without any secret."""
+    """For one thread. `trouble`: why the last failed call failed, without any secret."""
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._base = _checked_url(url)
@@ -110,6 +115,7 @@ class Client:
         self.redact = Redactor(key)
         self.trouble = ""
         self.skew: Seconds | None = None  # the service's clock minus this machine's, by the last header Date
+        self.observe: Callable[[Exchange], None] = lambda exchange: None
 
     def call(
         self, kind: Kind, method: str, path: str, body: object = None, query: Mapping[str, object] | None = None,
@@ -126,6 +132,9 @@ class Client:
             if raw is not None and self._note_retry_after(kind, raw):
                 pause = None if pause is None else 0.0  # the service has named the pause
             answer = None if raw is None else self._read(what, raw)
+            words, seen = ("", {}) if answer is None else (self.redact(answer.words), answer.body)
+            dated = raw is not None and "Date" in raw.headers
+            self.observe(Exchange(method, path, raw and raw.status, self.skew if dated else None, words, seen))
             busy = raw is None or raw.status in BUSY
             if not busy or pause is None or (answer is not None and answer.lasting):
                 return answer
@@ -143,15 +152,16 @@ class Client:
             self._clock.sleep(ahead)
         self._not_before[kind] = self._clock.monotonic() + INTERVALS[kind]
 
-    def _note_retry_after(self, kind: Kind, raw: _Raw) -> bool:
+    def _note_retry_after(self, kind: Kind, raw: Response) -> bool:
         """Whether the answer names a pause; the next call of this kind then waits for it."""
-        if raw.status not in BUSY or raw.retry_after is None:
+        named = raw.headers.get("Retry-After")
+        if raw.status not in BUSY or named is None:
             return False
         try:
-            seconds = float(raw.retry_after)
+            seconds = float(named)
         except ValueError:
             try:
-                seconds = parsedate_to_datetime(raw.retry_after).timestamp() - self._clock.now()
+                seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
             except (ValueError, OverflowError):
                 return False
         if not seconds >= 0:  # NaN too
@@ -160,7 +170,7 @@ class Client:
         self._not_before[kind] = max(self._not_before[kind], until)
         return True
 
-    def _send(self, what: str, method: str, target: str, body: object) -> _Raw | None:
+    def _send(self, what: str, method: str, target: str, body: object) -> Response | None:
         data = None if body is None else json.dumps(body).encode()
         try:
             request = urllib.request.Request(self._origin + target, data, {"User-Agent": "prefill-vast"}, method=method)
@@ -171,7 +181,7 @@ class Client:
             found = exchange(request, limits.whole, connect=limits.connect, largest=LARGEST, proxies=self._proxies)
             with suppress(ValueError, TypeError):
                 self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
-            return _Raw(found.status, found.headers.get("Retry-After"), found.body)
+            return found
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The text of an exception may quote what was sent; its type does not.
             cause = getattr(error, "reason", error)
@@ -179,14 +189,14 @@ class Client:
             self.note(f"{what}: no answer: {type(cause).__name__} {reason}".rstrip())
             return None
 
-    def _read(self, what: str, raw: _Raw) -> Answer | None:
-        """What the bytes say, if it is a JSON object and the key was accepted."""
+    def _read(self, what: str, raw: Response) -> Answer | None:
+        """The answer, if it is a JSON object and the key was accepted."""
         try:
-            body = {} if raw.status == 204 else json.loads(raw.data)
+            body = {} if raw.status == 204 else json.loads(raw.body)
         except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, 10,000 brackets
             body = None
         if body is None and raw.status in PLAIN:  # by a gateway, often in plain text
-            body = {"detail": raw.data[:300].decode(errors="replace")}
+            body = {"detail": raw.body[:300].decode(errors="replace")}
         if body is None:
             self.note(f"{what}: HTTP {raw.status}, and the answer is not JSON")
             return None

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from jobs.estimate.gpus import is_datacenter
 from jobs.runs.atomic import finite
 from vast.marketplace.http import Answer
 from vast.ports import Address, CreateResult, Instance, Offer, OfferQuery, Status, parse_label
@@ -102,44 +103,55 @@ def price(one: Offer, interruptible: bool) -> float | None:
 
 
 def total(one: Offer, query: OfferQuery) -> float:
-    """Dollars for the expected work on it, the loading of the image, and the traffic of that."""
+    """Dollars for the expected work on an offer, for loading the image, and for that traffic."""
     hours = query.work_hours + loading_hours(one, query.down_gb)
     return (price(one, query.interruptible) or 0.0) * hours + one.traffic
 
 
 def rank(one: Offer, query: OfferQuery) -> float:
-    """The cheapest first: for the expected work, or for an hour where that is not known."""
+    """The sort key, cheapest first: dollars for the expected work, or for an hour where that is not known."""
     return total(one, query) if query.work_hours else price(one, query.interruptible) or 0.0
 
 
 def loading_hours(one: Offer, gb: float) -> float:
-    """Of an image of that size: its download, and half as long again to unpack it."""
+    """Hours to load an image of `gb` GB: its download, and half as long again to unpack it."""
     return 1.5 * gb * 8000 / max(one.down_mbit, 1.0) / HOUR
 
 
 def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
-    """Every bound of the query by a name for people. An offer that does not state a need of the image passes: the search
-    has asked for it, and the machine itself shows the rest."""
-    most = query.max_dollars_per_hour
-    caps = query.compute_caps
-    return [
-        (f"{query.gpus} x {query.gpu or 'any GPU'}",
+    """Every bound that the query sets, by a name for people. An offer that does not state a need of the image passes: the
+    search has asked for it, and the machine itself shows the rest."""
+    most, caps = query.max_dollars_per_hour, query.compute_caps
+    price_name = (
+        "a price" if most is None else f"at most ${most:.2f} per hour"
+    ) + ", interruptible" * query.interruptible
+
+    def least(one: Offer) -> tuple[float, int]:
+        compat = query.compat_cuda and is_datacenter(one.gpu)
+        return (query.compat_cuda, query.compat_driver) if compat else (query.min_cuda, query.min_driver)
+
+    bounds: list[tuple[object, str, Callable[[Offer], bool]]] = [
+        (True, f"{query.gpus} x {query.gpu or 'any GPU'}",
          lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
-        ("the price" if most is None else f"${most:.2f} an hour",
+        (True, price_name,
          lambda one: (cost := price(one, query.interruptible)) is not None and (most is None or cost <= most)),
-        (f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
-        (f"reliability {query.min_reliability:g}", lambda one: one.reliability >= query.min_reliability),
-        (f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
-        (f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
-        ("a port", lambda one: one.direct_ports >= 1 and one.machine_id not in query.banned_machines),
-        (f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= query.min_cuda),
-        (f"driver {query.min_driver}", lambda one: one.driver is None or one.driver >= query.min_driver),
-        ("the GPU's architecture", lambda one: not caps or one.compute_cap is None or any(
+        (query.min_vram_gb, f"{query.min_vram_gb:g} GB of memory", lambda one: one.vram_gb >= query.min_vram_gb),
+        (query.min_reliability, f"reliability {query.min_reliability:g}",
+         lambda one: one.reliability >= query.min_reliability),
+        (query.min_down_mbit, f"{query.min_down_mbit:.0f} Mbit/s", lambda one: one.down_mbit >= query.min_down_mbit),
+        (query.min_hours, f"{query.min_hours:g} h", lambda one: one.hours_left >= query.min_hours),
+        (True, "a direct port", lambda one: one.direct_ports >= 1),
+        (query.banned_machines, "machines that are not banned", lambda one: one.machine_id not in query.banned_machines),
+        (query.min_cuda, f"CUDA {query.min_cuda:g}", lambda one: one.cuda is None or one.cuda >= least(one)[0]),
+        (query.min_driver, f"driver {query.min_driver}",
+         lambda one: one.driver is None or one.driver >= least(one)[1]),
+        (caps, "a compute capability for the image", lambda one: one.compute_cap is None or any(
             one.compute_cap // 100 == cap // 100 and one.compute_cap >= cap for cap in caps)),
-        (query.cpu_arch or "any processor", lambda one: not query.cpu_arch or one.cpu_arch in ("", query.cpu_arch)),
-        ("a data center", lambda one: not query.datacenter or one.datacenter),
-        (f"in {', '.join(query.regions)}", lambda one: not query.regions or one.place[-2:].upper() in query.regions),
+        (query.cpu_arch, query.cpu_arch, lambda one: one.cpu_arch in ("", query.cpu_arch)),
+        (query.datacenter, "a data center", lambda one: one.datacenter),
+        (query.regions, " or ".join(query.regions), lambda one: one.place[-2:].upper() in query.regions),
     ]  # fmt: skip
+    return [(name, holds) for is_set, name, holds in bounds if is_set]
 
 
 def fits(one: Offer, query: OfferQuery) -> bool:
@@ -168,7 +180,7 @@ def filters(query: OfferQuery) -> dict[str, object]:
     if query.max_dollars_per_hour is not None:
         body[cost] = {"lte": query.max_dollars_per_hour}
     if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
-        body["cuda_max_good"] = {"gte": query.min_cuda}
+        body["cuda_max_good"] = {"gte": query.compat_cuda or query.min_cuda}
         body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
     if query.cpu_arch:
         body["cpu_arch"] = {"eq": query.cpu_arch}
@@ -227,7 +239,7 @@ def _text(row: Mapping[str, object], name: str) -> str:
 
 
 def _known(read: Callable[..., T], *words: object) -> T | None:
-    """None where `read` raises OddRow."""
+    """The value that `read` returns; None where it raises OddRow."""
     try:
         return read(*words)
     except OddRow:

@@ -1,4 +1,4 @@
-"""The port Cloud over machines of one's own that have an ssh server: hosts.yaml in place of a market, at the price of 0.
+"""The port Cloud over a user's own machines that have an ssh server: hosts.yaml in place of a market, at the price of 0.
 
 Each machine runs the host image (`make push` names it NAME:TAG-host), as a rented one does. To rent one is to write the run's
 label into a file there and to start its dead-man's switch (vast/host/rental.py); to destroy it is to end both and to remove the
@@ -21,25 +21,11 @@ from pydantic import Field, model_validator
 from jobs.config import strict_yaml
 from jobs.config.schema import Positive, PositiveFloat, Strict, Text, combination
 from jobs.config.validate import Layer, validate
+from vast import ports
 from vast.marketplace import rows
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    Clock,
-    Contract,
-    CreateResult,
-    Destroyed,
-    Gone,
-    Instance,
-    Offer,
-    OfferQuery,
-    Status,
-)
 from vast.secrets import printable
 
-FOREVER, PLENTY = 24 * 365.0, 1e6  # hours, Mbit/s
-STAMPS = 2**20  # an instance's id is its machine's times this, and a number that is another one for each rental
+STAMPS = 2**20  # an instance's id is its machine's number times this, plus a number that differs for each rental
 PORT = Annotated[int, Field(gt=0, lt=65536)]
 WORD = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]*$")]
 
@@ -74,13 +60,13 @@ class Hosts(Strict):
 
 
 def load(path: Path) -> Hosts:
-    """Raises ConfigError."""
+    """The list of machines in a file. Raises ConfigError."""
     return validate(Hosts, [Layer(str(path), strict_yaml.read(path, str(path)))])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Of `python3 -m vast.host` on a machine, whose host key and login were accepted."""
+    """The answer of `python3 -m vast.host` on a machine whose host key and login were accepted."""
 
     code: int
     out: str
@@ -92,48 +78,52 @@ Ask = Callable[[Machine, tuple[str, ...], bytes], Answer | None]
 
 
 class SshHosts:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, "refused" or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, "refused" or "unclear"."""
 
-    def __init__(self, hosts: Hosts, ask: Ask, clock: Clock) -> None:
+    def __init__(self, hosts: Hosts, ask: Ask, clock: ports.Clock) -> None:
         self._hosts, self._ask, self._clock = hosts, ask, clock
-        self._known: dict[int, Instance] = {}  # by machine: what was seen last
+        self._known: dict[int, ports.Instance] = {}  # by machine: what was seen last
         self.trouble = ""
 
-    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+    def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
         """Machines that answer and are not rented, in the order of the file."""
         answers = [(one, self._rental(one)) for one in self._hosts.machines]
         if all(rental is None for _, rental in answers):
             return None
         free = [one for one, rental in answers if rental is not None and (not rental or not rental["alive"])]
-        return tuple(offer for offer in map(_offer, free) if rows.fits(offer, query))[: query.limit]
+        offers = [
+            ports.Offer(one.number, one.number, one.gpu, one.gpus, one.memory_gb, 0.0, 0.0, place=one.address)
+            for one in free
+        ]
+        return tuple(offer for offer in offers if rows.fits(offer, query))[: query.limit]
 
-    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         machine = self._machine(offer_id)
         if machine is None:
-            return CreateResult("offer-gone", None, "this machine is not in the list of hosts any more")
+            return ports.CreateResult("offer-gone", None, "this machine is not in the list of hosts any more")
         number = machine.number * STAMPS + int(self._clock.now()) % STAMPS
         rental = {"label": contract.label, "id": number, "argv": shlex.split(contract.onstart)}
         answer = self._ask(machine, ("rent", "--root", self._hosts.root), json.dumps(rental).encode())
         if answer is None:
-            return CreateResult("unclear", None, self._note(machine, "does not answer"))
+            return ports.CreateResult("unclear", None, self._note(machine, "does not answer"))
         if answer.code == 0:
-            return CreateResult("created", number)
+            return ports.CreateResult("created", number)
         words = self._note(machine, answer.err)
-        return CreateResult("offer-gone" if "is rented by" in answer.err else "refused", None, words)
+        return ports.CreateResult("offer-gone" if "is rented by" in answer.err else "refused", None, words)
 
-    def instances(self) -> tuple[Instance, ...] | None:
-        """Of a machine that does not answer what was seen of it last, as offline."""
+    def instances(self) -> tuple[ports.Instance, ...] | None:
+        """The rentals. A machine that does not answer counts as offline, with its last known rental."""
         found = [one for one in map(self._instance, self._hosts.machines) if one is not None]
-        return tuple(one for one in found if isinstance(one, Instance))
+        return tuple(one for one in found if isinstance(one, ports.Instance))
 
-    def instance(self, instance_id: int) -> Instance | Gone | None:
+    def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         machine = self._machine(instance_id // STAMPS)
         found = None if machine is None else self._instance(machine)
-        if isinstance(found, Instance) and found.id != instance_id:
-            return GONE  # another run has the machine
-        return None if isinstance(found, Instance) and found.status is Status.OFFLINE else found
+        if isinstance(found, ports.Instance) and found.id != instance_id:
+            return ports.GONE  # another run has the machine
+        return None if isinstance(found, ports.Instance) and found.status is ports.Status.OFFLINE else found
 
-    def destroy(self, instance_id: int) -> Destroyed:
+    def destroy(self, instance_id: int) -> ports.Destroyed:
         machine = self._machine(instance_id // STAMPS)
         if machine is None:
             self.trouble = f"{instance_id}: its machine is not in the list of hosts any more; put it back"
@@ -146,14 +136,14 @@ class SshHosts:
         return "accepted"
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        return False  # nobody but the run itself writes it
+        return False  # only the run itself writes it
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         return True  # the machines know the key already
 
-    def account(self) -> Account | None:
+    def account(self) -> ports.Account | None:
         """Nothing is charged."""
-        return Account(0.0)
+        return ports.Account(0.0)
 
     # ---- answers
 
@@ -161,7 +151,7 @@ class SshHosts:
         return next((one for one in self._hosts.machines if one.number == number), None)
 
     def _rental(self, machine: Machine) -> Mapping[str, Any] | None:
-        """{} if nobody has the machine; None: no answer, or an odd one."""
+        """{} if the machine is free; None: no answer, or an odd one."""
         answer = self._ask(machine, ("rental", "--root", self._hosts.root), b"")
         if answer is None or answer.code != 0:
             self._note(machine, "does not answer" if answer is None else answer.err)
@@ -179,17 +169,17 @@ class SshHosts:
             return None
         return dict(rental)
 
-    def _instance(self, machine: Machine) -> Instance | Gone | None:
+    def _instance(self, machine: Machine) -> ports.Instance | ports.Gone | None:
         rental = self._rental(machine)
         if rental is None:
             known = self._known.get(machine.number)
-            return None if known is None else _made(machine, known.id, known.label, Status.OFFLINE)
+            return None if known is None else _made(machine, known.id, known.label, ports.Status.OFFLINE)
         if not rental:
             self._known.pop(machine.number, None)
-            return GONE
+            return ports.GONE
         # A switch takes a moment to arm: until then a rental is being made ready, later it has ended.
         fresh = 0 <= int(self._clock.now()) % STAMPS - rental["id"] % STAMPS < 120
-        status = Status.RUNNING if rental["alive"] or fresh else Status.EXITED
+        status = ports.Status.RUNNING if rental["alive"] or fresh else ports.Status.EXITED
         found = _made(machine, rental["id"], printable(rental["label"]), status)
         self._known[machine.number] = found
         return found
@@ -200,25 +190,7 @@ class SshHosts:
         return self.trouble
 
 
-def _offer(one: Machine) -> Offer:
-    return Offer(
-        one.number,
-        one.number,
-        one.gpu,
-        one.gpus,
-        one.memory_gb,
-        0.0,
-        0.0,
-        1.0,
-        PLENTY,
-        PLENTY,
-        FOREVER,
-        1,
-        place=one.address,
-    )
-
-
-def _made(one: Machine, number: int, label: str, status: Status) -> Instance:
-    return Instance(
-        number, label, one.number, status, "running", "", 0.0, None, None, (Address(one.address, one.port),)
+def _made(one: Machine, number: int, label: str, status: ports.Status) -> ports.Instance:
+    return ports.Instance(
+        number, label, one.number, status, "running", "", 0.0, None, None, (ports.Address(one.address, one.port),)
     )

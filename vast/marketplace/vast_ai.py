@@ -6,21 +6,11 @@ Not covered: reserved contracts, volumes, templates, and more than one thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from vast import ports
 from vast.marketplace import rows
-from vast.marketplace.http import DEFAULT_URL, Answer, Client, Timeouts
-from vast.ports import (
-    GONE,
-    Account,
-    Clock,
-    Contract,
-    CreateResult,
-    Destroyed,
-    Gone,
-    Instance,
-    Offer,
-    OfferQuery,
-    Seconds,
-)
+from vast.marketplace.http import DEFAULT_URL, Answer, Client, Exchange, Timeouts
 from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
@@ -28,9 +18,11 @@ PAGES = 400  # a token that never ends is a fault
 
 
 class VastAI:
-    """Implements vast.ports.Cloud. `trouble` says why the last None, False or "unclear" was one."""
+    """Implements vast.ports.Cloud. `trouble`: the reason for the last None, False or "unclear"."""
 
-    def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self, key: Secret, clock: ports.Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None
+    ) -> None:
         self._client = Client(key, clock, url, timeouts)
         self._clock = clock
 
@@ -39,11 +31,15 @@ class VastAI:
         return self._client.trouble
 
     @property
-    def skew(self) -> Seconds | None:
+    def skew(self) -> ports.Seconds | None:
         """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
         return self._client.skew
 
-    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+    def observe(self, callback: Callable[[Exchange], None]) -> None:
+        """`callback` gets every try of every call from here on."""
+        self._client.observe = callback
+
+    def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
         answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
         listed = answer.body.get("offers") if answer is not None and answer.ok else None
         if not isinstance(listed, list):
@@ -62,13 +58,13 @@ class VastAI:
         order = sorted(fitting.values(), key=lambda one: (rows.rank(one, query), one.id))
         return tuple(order[: query.limit])
 
-    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         """One request, never repeated: after a drop the contract may exist. 429 is "unclear" too, as gateways repeat."""
         redact = self._client.redact
         if contract.registry_login is not None:
             redact.learn_login(Secret(contract.registry_login))
         if (wrong := self._unfit(contract)) is not None:
-            return CreateResult("refused", None, wrong)
+            return ports.CreateResult("refused", None, wrong)
         body: dict[str, object] = {
             "client_id": "me",
             "image": contract.image,
@@ -85,7 +81,7 @@ class VastAI:
             body["image_login"] = contract.registry_login
         answer = self._client.call("create", "PUT", f"/api/v0/asks/{offer_id}/", body, repeat=False)
         if answer is None:
-            return CreateResult("unclear", None, self.trouble)
+            return ports.CreateResult("unclear", None, self.trouble)
         instance_key = answer.body.get("instance_api_key")
         if isinstance(instance_key, str):
             redact.learn(Secret(instance_key))
@@ -94,8 +90,8 @@ class VastAI:
             self._explain("create", answer)
         return result
 
-    def instances(self) -> tuple[Instance, ...] | None:
-        found: dict[int, Instance] = {}
+    def instances(self) -> tuple[ports.Instance, ...] | None:
+        found: dict[int, ports.Instance] = {}
         left_out = 0  # rows without an id, with another label than ours
         token: object = None
         seen: set[str] = set()
@@ -121,7 +117,7 @@ class VastAI:
             if token:
                 seen.add(str(token))
                 continue
-            # Only the count tells an account without instances from a list that came back empty.
+            # Only the count distinguishes an account without instances from a list that came back empty.
             counted = isinstance(total, int) and not isinstance(total, bool)
             rows_seen = len(found) + left_out
             if (counted and total != rows_seen) or (not counted and (total is not None or not found)):
@@ -131,7 +127,7 @@ class VastAI:
         self._client.note(f"list: it does not end after {PAGES} pages")
         return None
 
-    def instance(self, instance_id: int) -> Instance | Gone | None:
+    def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         answer = self._client.call("show", "GET", f"/api/v0/instances/{instance_id}/", query={"owner": "me"})
         if answer is None or not answer.ok or answer.body.get("success") is False or "instances" not in answer.body:
             self._explain("show", answer)
@@ -141,7 +137,7 @@ class VastAI:
             row is None
         ):  # GONE only without a message: a 404, or null with a message, may come from a bad key or a stale replica
             if answer.status == 200 and not answer.words:
-                return GONE
+                return ports.GONE
             self._explain("show", answer)
             return None
         try:
@@ -154,7 +150,7 @@ class VastAI:
             return None
         return one
 
-    def destroy(self, instance_id: int) -> Destroyed:
+    def destroy(self, instance_id: int) -> ports.Destroyed:
         """ "accepted" also if the service has no such instance, which proves nothing: a stale replica answers so, too."""
         answer = self._client.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
         if answer is None or answer.status >= 500:
@@ -170,21 +166,21 @@ class VastAI:
         if "PRIVATE KEY" in public_key or self._client.redact.holds(public_key):
             self._client.note("ssh key: not a public one; not sent")
             return False
-        path = f"/api/v0/instances/{instance_id}/ssh/"
-        answer = self._client.call("manage", "POST", path, {"ssh_key": public_key.strip()})
-        done = answer is not None and answer.ok and answer.body.get("success") is True
-        if not done:
-            self._explain("ssh key", answer)
-        return done
+        return self._managed(
+            "ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", {"ssh_key": public_key.strip()}
+        )
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        answer = self._client.call("manage", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        return self._managed("label", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+
+    def _managed(self, what: str, method: str, path: str, body: dict[str, str]) -> bool:
+        answer = self._client.call("manage", method, path, body)
         done = answer is not None and answer.ok and answer.body.get("success") is True
         if not done:
-            self._explain("label", answer)
+            self._explain(what, answer)
         return done
 
-    def account(self) -> Account | None:
+    def account(self) -> ports.Account | None:
         answer = self._client.call("show", "GET", "/api/v0/users/current")
         if answer is None or not answer.ok or answer.body.get("success") is False:
             self._explain("account", answer)
@@ -195,15 +191,15 @@ class VastAI:
             ident = None
         at = None if self._client.skew is None else self._clock.now() + self._client.skew
         if "credit" in answer.body and answer.body["credit"] is None:
-            return Account(None, ident, at)  # not stated; the balance is not it
+            return ports.Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
             value = answer.body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
-                return Account(float(value), ident, at)  # may be negative: what is owed
+                return ports.Account(float(value), ident, at)  # may be negative: what is owed
         self._explain("account", answer)
         return None
 
-    def _unfit(self, contract: Contract) -> str | None:
+    def _unfit(self, contract: ports.Contract) -> str | None:
         """Path, fact and remedy of a contract that the service would refuse, or that would carry a secret to the host."""
         sizes = {"label": len(contract.label.encode()), "onstart and args": len(contract.onstart.encode())}
         for name, most in rows.SIZES.items():

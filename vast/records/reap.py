@@ -4,7 +4,7 @@ label         here                               before its deadline    past it
 not ours      -                                  spared                 spared
 ours          a supervisor is alive              spared                 spared        with --all-mine: destroyed
 ours          none is alive, one was lately      spared                 destroyed     with --all-mine: destroyed
-ours          known, nobody looks after          destroyed              destroyed
+ours          known, without a supervisor        destroyed              destroyed
 ours          not known: another machine         spared                 destroyed     with --all-mine: destroyed
 
 Lately: within the patience of its dead-man's switch, so that `attach` can continue after a killed supervisor.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from vast.ports import GONE, Clock, Cloud, Dollars, Instance, Seconds, parse_label
+from vast.ports import GONE, Clock, Cloud, Instance, Label, Seconds, parse_label
 from vast.records.run_dir import Supervision
 
 FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted; doubled up to LONGEST_PAUSE
@@ -26,16 +26,11 @@ LONGEST_PAUSE: Seconds = 60.0
 class ReapVerdict:
     """The decision on one machine with our label."""
 
-    instance: int
-    run: str
-    deadline: int  # unix time
-    dollars_per_hour: Dollars
-    status: str
+    instance: Instance
+    label: Label
     destroy: bool
     why: str
-    expected: bool = (
-        False  # nothing that a person needs to know: it is spared, and its supervisor is elsewhere or alive
-    )
+    expected: bool  # nothing that a person needs to know: it is spared, and its supervisor is elsewhere or alive
 
 
 def judge(
@@ -47,14 +42,9 @@ def judge(
         label = parse_label(one.label)
         if label is None:
             continue
-        destroy, why = _decision(now, label.deadline, here.get(label.run_id), all_mine)
-        price, status = one.dollars_per_hour, one.status.value
         care = here.get(label.run_id)
-        found.append(
-            ReapVerdict(
-                one.id, label.run_id, label.deadline, price, status, destroy, why, not destroy and care != "lately"
-            )
-        )
+        destroy, why = _decision(now, label.deadline, care, all_mine)
+        found.append(ReapVerdict(one, label, destroy, why, not destroy and care != "lately"))
     return tuple(found)
 
 
@@ -62,13 +52,13 @@ def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: b
     if all_mine:
         return True, "all are asked for"
     if care == "alive":
-        return False, "its run is looked after"  # its supervisor and its switch know the caps better than a label
+        return False, "its run has a supervisor"  # its supervisor and its switch know the caps better than a label
     if now > deadline:
         return True, "past its deadline"
     if care == "nobody":
-        return True, "nobody looks after its run"
+        return True, "its run has no supervisor"
     if care == "lately":
-        return False, "its run was looked after lately: attach goes on with it, down ends it"
+        return False, "its run had a supervisor lately: attach continues it, down ends it"
     return False, "a run of another machine, before its deadline"
 
 
@@ -76,9 +66,9 @@ class Reaper:
     """Sends DELETE until two authenticated answers, `spacing` seconds apart, show that the machine is gone."""
 
     def __init__(
-        self, cloud: Cloud, clock: Clock, spacing: Seconds, patience: Seconds, say: Callable[[str], None]
+        self, cloud: Cloud, clock: Clock, spacing: Seconds, patience: Seconds, show: Callable[[str], None]
     ) -> None:
-        self._cloud, self._clock, self._spacing, self._say = cloud, clock, spacing, say
+        self._cloud, self._clock, self._spacing, self._show = cloud, clock, spacing, show
         self._patience = patience  # seconds for each machine; a later call continues
 
     def reap(self, ids: Iterable[int]) -> tuple[int, ...]:
@@ -104,21 +94,22 @@ class Reaper:
                 trial.proofs += 1
                 trial.next_at = now + self._spacing
                 if trial.proofs >= 2:
-                    self._say(f"{one}: gone, seen twice")
+                    self._show(f"{one}: gone, seen twice")
                     del left[one]
                 continue
             if listed is not None:
                 trial.proofs = 0
             accepted = self._cloud.destroy(one) == "accepted"
-            self._say(f"{one}: DELETE {'accepted' if accepted else 'not answered; again'}")
+            self._show(f"{one}: DELETE {'accepted' if accepted else 'not answered; again'}")
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(trial.tries, 6))
             trial.tries += 1
             trial.next_at = self._clock.monotonic() + pause
 
 
+@dataclass
 class _Teardown:
     """Progress of destroying one machine."""
 
-    def __init__(self) -> None:
-        self.proofs = self.tries = 0
-        self.next_at: Seconds = 0.0
+    proofs: int = 0
+    tries: int = 0
+    next_at: Seconds = 0.0

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
+from vast.ports import BurnIn
 from vast.records.run_dir import RunRequest
 from vast.supervisor.journal import Last
 from vast.supervisor.state import Phase, RunState, burn, spent
@@ -27,7 +28,7 @@ KINDS = ("loading", "training", "idle", "teardown")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One machine."""
+    """One machine of the run."""
 
     number: int
     instance: int
@@ -39,13 +40,22 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class TriedMachine:
+    """The burn-in of one machine; found None: no answer."""
+
+    instance: int
+    machine: int
+    found: BurnIn | None
+
+
+@dataclass(frozen=True)
 class RunReport:
     run: str
     stage: str
     profile: str
     image: str
     result: str | None
-    lost: str | None  # what had no local copy when a machine was destroyed, and why
+    lost: str | None  # artifacts without a local copy when a machine was destroyed, and why
     at_home: str | None
     complete: bool
     began: str
@@ -55,9 +65,11 @@ class RunReport:
     by_kind: dict[str, float]  # dollars
     estimate_hours: float | None
     estimate_dollars: float | None
+    corrected_hours: float | None  # the estimate of the work at the rate that the last burn-in measured
     training_hours: float
     credit_used: float | None  # of the account from the first to the last poll, for all its machines; None: not known
     attempts: tuple[Attempt, ...]
+    burn_ins: tuple[TriedMachine, ...]
     fixes: tuple[str, ...]
     retries: dict[str, int]
     timeline: tuple[tuple[float, str], ...]  # (hours, what)
@@ -69,6 +81,9 @@ def build(records: Sequence[Last], request: RunRequest) -> RunReport:
     last = records[-1]
     state, t = last.state, last.stamp.t
     kinds, training = _by_kind(records)
+    burn_ins = _burn_ins(records)
+    last_found = burn_ins[-1].found if burn_ins else None
+    hours = request.estimate_hours
     return RunReport(
         run=state.run_id,
         stage=request.stage,
@@ -83,11 +98,13 @@ def build(records: Sequence[Last], request: RunRequest) -> RunReport:
         dollars=spent(state, t),
         cap_dollars=state.cap_dollars,
         by_kind=kinds,
-        estimate_hours=request.estimate_hours,
+        estimate_hours=hours,
         estimate_dollars=request.estimate_dollars,
+        corrected_hours=None if hours is None or last_found is None else hours * last_found.slowdown,
         training_hours=training / 3600,
         credit_used=_credit_used(records),
         attempts=_attempts(records),
+        burn_ins=burn_ins,
         fixes=_fixes(records),
         retries=dict(state.retries),
         timeline=tuple((when / 3600, what) for when, what in state.history),
@@ -143,6 +160,21 @@ def _attempts(records: Sequence[Last]) -> tuple[Attempt, ...]:
     return tuple(found.values())
 
 
+def _burn_ins(records: Sequence[Last]) -> tuple[TriedMachine, ...]:
+    machines = [one.state.machine for one in records if one.state.machine is not None]
+    tried = [one for one in machines if one.burn_in is not None or one.burn_in_lost]
+    return tuple({one.id: TriedMachine(one.id, one.machine_id, one.burn_in) for one in tried}.values())
+
+
+def burn_in_words(found: BurnIn | None) -> str:
+    """Its judgement and its numbers in one line, for people."""
+    if found is None:
+        return "no answer"
+    judgement = "; ".join(found.problems) or "good"
+    slower = [f"work takes {found.slowdown:g} times as long as estimated"] if found.slowdown > 1 else []
+    return ", ".join([judgement, *slower, *(f"{name} {value:g}" for name, value in found.numbers)])
+
+
 def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
     """Fixes that the host's runner applied, in the order of the polls that showed them."""
     seen: dict[str, None] = {}
@@ -160,13 +192,13 @@ def json_text(run: RunReport) -> str:
 
 
 def text(run: RunReport) -> str:
-    """Markdown."""
+    """The report as Markdown."""
     lines = [
         f"# {run.run}: {run.result or 'not closed'}",
         "",
         f"Stage {run.stage} with profile {run.profile}, image `{run.image}`; began {run.began}, took "
         f"{run.hours:.2f} h, cost ${run.dollars:.2f} of ${run.cap_dollars:.2f}.",
-        f"At home: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
+        f"Local copy: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
     ]
     if run.lost is not None:
         lines += ["", f"**Destroyed without a verified pull:** {run.lost}."]
@@ -175,6 +207,8 @@ def text(run: RunReport) -> str:
         lines.append(f"| {kind} | {dollars:.2f} | {dollars / run.dollars if run.dollars else 0:.0%} |")
     lines += ["", "## Estimate and actual", "", "| | estimate | actual |", "|---|---:|---:|"]
     lines.append(f"| hours of work | {_known(run.estimate_hours)} | {run.training_hours:.2f} |")
+    if run.corrected_hours is not None:
+        lines.append(f"| hours of work, by the burn-in | {run.corrected_hours:.2f} | |")
     lines.append(f"| dollars | {_known(run.estimate_dollars)} | {run.dollars:.2f} |")
     lines.append(f"| credit of the account, for all its machines | | {_known(run.credit_used)} |")
     lines += ["", "## Attempts", ""]
@@ -189,6 +223,9 @@ def text(run: RunReport) -> str:
         ]
     else:
         lines.append("No machine was rented.")
+    if run.burn_ins:
+        lines += ["", "## Burn-in", "", "| instance | machine | |", "|---:|---:|---|"]
+        lines += [f"| {one.instance} | {one.machine} | {burn_in_words(one.found)} |" for one in run.burn_ins]
     lines += ["", "## Fixes", ""]
     lines += [f"- {fix}" for fix in run.fixes] + [f"- {why}: started again {n} x" for why, n in run.retries.items()]
     if lines[-1] == "":

@@ -9,6 +9,7 @@ lines.txt       one line a poll; log.txt: the output of a supervisor in the back
 down, pull      requests of a person to the supervisor
 staging/        files that are being fetched
 report.md, report.json   at the end
+drill.jsonl, drill.md    of a drill, see vast/commands/drill.py
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomicall
 from vast.ports import Clock, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
+from vast.supervisor.state import RunState
 
 VAST = "vast"  # below the runs directory
 RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a key pair is made meanwhile
@@ -89,7 +91,9 @@ class Folder:
         try:
             return (self.path / "nonce").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
-            raise RunStateError(self.path / "nonce", "cannot be read", "end its machines: vast reap") from None
+            raise RunStateError(
+                self.path / "nonce", "cannot be read", "end its machines: python -m vast reap"
+            ) from None
 
     def is_supervised(self) -> bool:
         """Whether a living process of this machine supervises the run."""
@@ -104,6 +108,14 @@ class Folder:
 
     def last(self) -> journal.Last | None:
         return journal.read(self.path)
+
+    def state(self) -> RunState:
+        """The newest state. Raises RunStateError, also where the run was never begun."""
+        last = self.last()
+        if last is None:
+            fact = "was never begun, so nothing was rented"
+            raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
+        return last.state
 
     # ---- requests of a person
 
@@ -120,18 +132,14 @@ def require_writable(runs_dir: Path) -> None:
     parent = runs_dir / VAST
     with io_errors_reported(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".writable.", dir=parent)
-        try:
-            os.write(descriptor, bytes(65536))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-            Path(name).unlink(missing_ok=True)
+        with tempfile.TemporaryFile(prefix=".writable.", dir=parent, buffering=0) as file:
+            file.write(bytes(65536))
+            os.fsync(file.fileno())
 
 
 @contextmanager
 def renting(runs_dir: Path, clock: Clock) -> Iterator[Callable[[], None]]:
-    """Hold the lock of whoever is about to rent, so that two terminals do not rent for the same job.
+    """Hold the lock that a process needs to rent, so that two terminals do not rent for the same job.
 
     The block's value releases it early. Raises RunStateError if another process still holds it after RENTING seconds.
     """

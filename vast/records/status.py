@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.columns import Column
 from jobs.errors import UserError
-from vast.ports import Clock
+from vast.ports import BurnIn, Clock
 from vast.records.run_dir import Folder
 from vast.supervisor.journal import Last, RunClock
 from vast.supervisor.state import Phase, burn, spent
@@ -37,6 +37,7 @@ class RunStatus:
     alerts: tuple[str, ...] = ()
     fixes: tuple[str, ...] = ()
     lost: str | None = None
+    burn_in: BurnIn | None = None  # of the machine that there is
     note: str = ""
 
     def to_dict(self) -> dict[str, object]:
@@ -61,7 +62,7 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
     job = None if machine is None else machine.job
     note = ""
     if not closed and not supervised:
-        note = f"nobody looks after it: python -m vast attach {state.run_id}"
+        note = f"it has no supervisor: python -m vast attach {state.run_id}"
     settling = state.over and machine is None and not state.doomed and not closed
     late = settling and state.unclear_at is not None  # it is kept open for a machine that may show up late
     if late and not note:
@@ -87,24 +88,10 @@ def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
         alerts=state.alerts if not closed else (),
         fixes=() if job is None else job.fixes,
         lost=state.lost_artifacts,
+        burn_in=None if machine is None else machine.burn_in,
         note=note,
     )
 
-
-COLUMNS = (
-    "run",
-    "phase",
-    "supervisor",
-    "attempt",
-    "step",
-    "loss",
-    "instance",
-    "$ / cap",
-    "$/h",
-    "h left",
-    "at home",
-    "alerts",
-)
 
 # On a terminal: dollars and cap in two right-aligned columns; alerts are printed below the table.
 TERMINAL = (
@@ -119,8 +106,11 @@ TERMINAL = (
     Column("cap", right=True, drop=5),
     Column("$/h", right=True, drop=7),
     Column("h left", right=True, drop=4),
-    Column("at home", drop=8, least=15),
+    Column("local copy", drop=8, least=15),
 )
+_NAMES = [column.name for column in TERMINAL]
+_AT = _NAMES.index("$")
+COLUMNS = (*_NAMES[:_AT], "$ / cap", *_NAMES[_AT + 2 :], "alerts")  # in a pipe
 
 
 def row(one: RunStatus) -> list[str]:
@@ -135,11 +125,6 @@ def row(one: RunStatus) -> list[str]:
     ]  # fmt: skip
 
 
-def rows(found: Sequence[RunStatus]) -> list[list[str]]:
-    return [row(one) for one in found]
-
-
 def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
     """The cells of TERMINAL."""
-    at = COLUMNS.index("$ / cap")
-    return [[*cells[:at], *cells[at].split("/"), *cells[at + 1 : -1]] for cells in rows(found)]
+    return [[*cells[:_AT], *cells[_AT].split("/"), *cells[_AT + 1 : -1]] for cells in map(row, found)]

@@ -10,11 +10,14 @@ from typing import Literal
 
 from jobs.errors import UserError
 from vast.marketplace.http import SCOPES
+from vast.policy import Policy
 from vast.ports import Cloud, OfferQuery, Seconds
 from vast.records.run_dir import require_writable
 from vast.rental import preflight
 from vast.rental.image_needs import needs_of
 from vast.rental.image_registry import Image
+from vast.rental.plan import host_image
+from vast.secrets import Secret
 from vast.shell.sshkey import public_key, require_usable
 
 Verdict = Literal["ok", "missing", "unknown"]
@@ -33,34 +36,35 @@ class Check:
     text: str  # the fact; what is missing also with its remedy
 
 
+def checked(name: str, check: Callable[[], str]) -> Check:
+    """check: gives the fact; raises UserError for what is missing."""
+    try:
+        return Check(name, "ok", check())
+    except UserError as error:
+        return Check(name, "missing", str(error))
+
+
 def tools(which: Callable[[str], str | None]) -> Iterator[Check]:
     for name in preflight.TOOLS:
         path = which(name)
         yield Check(name, "ok", path) if path else Check(name, "missing", f"not on PATH; {INSTALL}")
 
 
-def ssh_key(key: Path | None, environ: Mapping[str, str]) -> Check:
+def ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:
     if key is None:
-        return Check("ssh key", "ok", "each run makes its own")
-
-    def usable() -> str:
-        public_key(key, environ)
-        require_usable(key, environ)
-        return f"{key}: usable without a question"
-
-    return _checked("ssh key", usable)
+        return "each run makes its own"
+    public_key(key, environ)
+    require_usable(key, environ)
+    return f"{key}: usable without a question"
 
 
-def disk(runs_dir: Path, free: Callable[[Path], float] = lambda path: shutil.disk_usage(path).free) -> Check:
-    def room() -> str:
-        require_writable(runs_dir)
-        found = free(runs_dir)
-        if found < LEAST_DISK:
-            fact = f"{found / 1e9:.1f} GB are free, and what is fetched needs {LEAST_DISK / 1e9:.0f} or more"
-            raise UserError(runs_dir, fact, "make room, or choose another --runs-dir")
-        return f"{runs_dir}: writable, {found / 1e9:.0f} GB free"
-
-    return _checked("disk", room)
+def disk(runs_dir: Path) -> str:
+    require_writable(runs_dir)
+    free = shutil.disk_usage(runs_dir).free
+    if free < LEAST_DISK:
+        fact = f"{free / 1e9:.1f} GB are free, and what is fetched needs {LEAST_DISK / 1e9:.0f} or more"
+        raise UserError(runs_dir, fact, "make room, or choose another --runs-dir")
+    return f"{runs_dir}: writable, {free / 1e9:.0f} GB free"
 
 
 def market(connect: Callable[[], Cloud]) -> Iterator[Check]:
@@ -81,14 +85,13 @@ def market(connect: Callable[[], Cloud]) -> Iterator[Check]:
     enough = account.credit is None or account.credit > 0
     credit = "not stated" if account.credit is None else f"${account.credit:.2f}"
     yield Check("credit", "ok", credit) if enough else Check("credit", "missing", f"{credit}; add some")
-    reads: dict[str, Callable[[], object]] = {
-        "instance_read": lambda: cloud.instances(),
-        "misc": lambda: cloud.search(OfferQuery(limit=1)),
-    }
-    what = {"instance_read": "machines can be listed", "misc": "offers can be searched"}
-    for scope, read in reads.items():
+    reads: list[tuple[str, str, Callable[[], object]]] = [
+        ("instance_read", "machines can be listed", cloud.instances),
+        ("misc", "offers can be searched", lambda: cloud.search(OfferQuery(limit=1))),
+    ]
+    for scope, fact, read in reads:
         if read() is not None:
-            yield Check(scope, "ok", what[scope])
+            yield Check(scope, "ok", fact)
             continue
         trouble = preflight.trouble_of(cloud)
         lacking = f"the key lacks the scope {scope}: {MANAGE}" if "scope" in trouble else "try again"
@@ -101,26 +104,17 @@ def market(connect: Callable[[], Cloud]) -> Iterator[Check]:
         yield Check("clock", "ok", f"{skew:+.0f} s from the service's")
 
 
-def image(name: str, found: Image, has_login: bool) -> Check:
-    """name: as a rented machine pulls it."""
-
-    def there() -> str:
-        preflight.image(found.found, name, has_login)
-        size = "" if found.gb is None else f", {found.gb:.2f} GB"
-        return f"{name}: there{size}; needs {needs_of(name, found.labels or {})}"
-
-    if found.found == "unknown":
-        return Check("image", "unknown", f"{name}: its registry could not be asked")
-    return _checked("image", there)
-
-
-def engine(version: Callable[[], str]) -> Check:
-    """version: of the container engine that answers; raises UserError."""
-    return _checked("engine", version)
-
-
-def _checked(name: str, check: Callable[[], str]) -> Check:
+def image(
+    name: str, policy: Policy, environ: Mapping[str, str], registry: Callable[[str, Secret | None], Image]
+) -> Check:
+    """Whether a rented machine can pull the host tag of the image `name`, and what it needs."""
     try:
-        return Check(name, "ok", check())
+        pulled, login = host_image(name), preflight.registry_login(policy, environ)
+        found = registry(pulled, login)
+        preflight.image(found.found, pulled, login is not None)
+        needs = needs_of(pulled, found.labels or {})
     except UserError as error:
-        return Check(name, "missing", str(error))
+        return Check("image", "missing", str(error))
+    if found.found == "unknown":
+        return Check("image", "unknown", f"{pulled}: its registry could not be asked")
+    return Check("image", "ok", f"{pulled}: there{'' if found.gb is None else f', {found.gb:.2f} GB'}; needs {needs}")

@@ -22,26 +22,30 @@ class UnfinishedRun:
 
 
 def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
-    """Raises RunStateError if the same job is complete in `runs_dir`: nobody pays for it twice by mistake.
+    """Raises RunStateError if the same job is complete in `runs_dir`: it is not paid for twice by mistake.
 
     settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before one is rented.
     """
     done = latest_complete(runs_dir, stage, settings=settings)
     if done is not None:
-        raise RunStateError(done.path, "is complete, with the very same settings", "repeat it with --force")
+        raise RunStateError(done.path, "is complete, with the same settings", "repeat it with --force")
 
 
-def refuse_open(runs_dir: Path, command: tuple[str, ...]) -> None:
-    """Raises RunStateError if a rented run of the same job is open: `attach` was meant, not a second machine."""
+def refuse_open(runs_dir: Path, command: tuple[str, ...], run_id: str) -> None:
+    """Raises RunStateError if a rented run of the same job is open: `attach` was meant, not a second machine.
+
+    run_id: of the run that `command` is for; paths on a user's own machine contain it.
+    """
     for folder in folders(runs_dir):
         try:
             last = folder.last()
         except UserError:
             continue
-        if last is not None and last.state.phase != "closed" and last.plan.command == command:
-            name = folder.run_id
-            remedy = f"go on with it: python -m vast attach {name}; end it: python -m vast down {name}; or --force a second one"
-            raise RunStateError(folder.path, "is a rented run of this very job, and open", remedy)
+        name = folder.run_id
+        same = last is not None and last.plan.command == tuple(word.replace(run_id, name) for word in command)
+        if last is not None and last.state.phase != "closed" and same:
+            remedy = f"continue it: python -m vast attach {name}; end it: python -m vast down {name}; or --force a second one"
+            raise RunStateError(folder.path, "is a rented run of the same job, and open", remedy)
 
 
 def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | None:

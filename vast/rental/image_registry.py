@@ -49,16 +49,12 @@ class Image:
     gb: float | None = None  # of its layers as they are downloaded
 
 
-def look(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Found:
-    """Whether `image` (registry/name:tag, or @sha256:...) is there for whoever has `login` ("-u NAME -p PASSWORD HOST").
+def inspect(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Image:
+    """Whether `image` (registry/name:tag, or @sha256:...) can be pulled with `login` ("-u NAME -p PASSWORD HOST"), and its
+    labels and size: the manifest and the image's configuration, two GETs, or three for an index.
 
     Never raises for a fault of network or registry. The login is sent over https only, and never on a redirect.
     """
-    return _look(image, login, scheme, open)[0]
-
-
-def inspect(image: str, login: Secret | None = None, scheme: str = "https", open: Open = _open) -> Image:
-    """As `look`, with labels and size: the manifest and the image's configuration, two GETs, or three for an index."""
     found, credentials = _look(image, login, scheme, open)
     if found != "there":
         return Image(found)
@@ -84,7 +80,7 @@ def inspect(image: str, login: Secret | None = None, scheme: str = "https", open
 
 
 def _look(image: str, login: Secret | None, scheme: str, open: Open) -> tuple[Found, Secret | None]:
-    """Also the credentials that the registry took, for further requests."""
+    """Whether the image can be pulled, and the credentials that the registry accepted, for further requests."""
     host, path, reference = parts(image)
     url = f"{scheme}://{host}/v2/{path}/manifests/{reference}"
     credentials = None

@@ -31,7 +31,7 @@ class Switch:
 
 
 def arguments(switch: Switch) -> tuple[str, ...]:
-    """Of `python3 -m vast.host.watchdog`."""
+    """The arguments of `python3 -m vast.host.watchdog`."""
     options = {
         "run-id": switch.run_id, "nonce": switch.nonce, "t-hard": f"{switch.hard:.0f}", "t-silent": f"{switch.silent:.0f}",
         "grace": f"{switch.grace:.0f}", "max-dollars": f"{switch.max_dollars:.4f}",

@@ -1,11 +1,12 @@
-"""From a stage, a profile and options to a Plan: the search for a machine, the estimate, the check of the caps. Pure."""
+"""The parts of a Plan: the image, the search for a machine, the command, the estimate, the check of the caps. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from jobs.config.load import Job
 from jobs.errors import ConfigError
@@ -13,9 +14,8 @@ from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
 from vast.marketplace.rows import gpu_name, loading_hours
 from vast.policy import Policy, only_datacenters
-from vast.ports import Dollars, Offer, OfferQuery, Seconds, hourly
+from vast.ports import Dollars, Offer, OfferQuery, Seconds
 from vast.rental.image_needs import Needs
-from vast.supervisor.state import Plan
 
 HOUR: Seconds = 3600.0
 MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one
@@ -88,46 +88,32 @@ def least_vram(found: Estimate | None) -> float:
 # ---- the plan ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Requirements for a machine from the command line."""
-
-    gpu: str | None = None
-    gpus: int = 1
-    min_vram_gb: float = 0.0
-    max_price: Dollars | None = None
-    disk_gb: float = DISK_GB
-    interruptible: bool = False
-    bid: Dollars | None = None
-    needs: Needs = field(default_factory=Needs)  # of the image
-    image_gb: float = 0.0  # 0: not known
-    work_hours: float = 0.0  # 0: not known
-
-
-def query_of(wanted: Wanted, policy: Policy, hours: float | None = None) -> OfferQuery:
-    """hours: the least time until the contract ends; default: the cap of the run."""
+def query_of(policy: Policy, *, gpu: str | None = None, max_price: Dollars | None = None, bid: Dollars | None = None,
+             **bounds: Any) -> OfferQuery:  # fmt: skip
+    """bounds: of OfferQuery, from the command line. The contract must last for as long as the run may."""
     market = policy.market
-    limits = [price for price in (wanted.max_price, wanted.bid, market.max_dollars_per_hour) if price is not None]
+    limits = [price for price in (max_price, bid, market.max_dollars_per_hour) if price is not None]
     return OfferQuery(
-        gpu=None if wanted.gpu is None else gpu_name(wanted.gpu),
-        gpus=wanted.gpus,
-        min_vram_gb=wanted.min_vram_gb,
+        gpu=None if gpu is None else gpu_name(gpu),
         max_dollars_per_hour=min(limits),
         min_reliability=market.min_reliability,
-        min_down_mbit=max(market.min_down_mbit, 1.5 * wanted.image_gb * 8000 / policy.deadlines.loading),
-        min_hours=policy.caps.hours if hours is None else hours,
-        disk_gb=wanted.disk_gb,
-        interruptible=wanted.interruptible,
-        min_cuda=wanted.needs.cuda,
-        min_driver=wanted.needs.driver,
-        compute_caps=wanted.needs.compute_caps,
-        cpu_arch=wanted.needs.cpu,
+        min_down_mbit=market.min_down_mbit,
+        min_hours=policy.caps.hours,
         regions=tuple(market.regions),
         datacenter=only_datacenters(policy),
-        work_hours=wanted.work_hours,
-        down_gb=wanted.image_gb,
         banned_machines=frozenset(market.banned_machines),
+        **bounds,
     )
+
+
+def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> OfferQuery:
+    """`query` for machines that can run the image, and load it in time. gb: 0 if not known."""
+    in_time = 1.5 * gb * 8000 / policy.deadlines.loading
+    return replace(
+        query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
+        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
+        compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
+    )  # fmt: skip
 
 
 def command_of(
@@ -149,28 +135,7 @@ def run_id_of(stage: str, now: datetime, random: str) -> str:
     return f"{stage}-{now:%Y%m%d-%H%M%S}-{random}"
 
 
-def plan_of(
-    run_id: str, image: str, command: tuple[str, ...], wanted: Wanted, policy: Policy, public_key: str = ""
-) -> Plan:
-    """onstart is made later, with each contract, since it holds the price: see vast/rental/onstart.py."""
-    return Plan(
-        run_id=run_id,
-        image=host_image(image),
-        command=command,
-        query=query_of(wanted, policy),
-        max_dollars=policy.caps.dollars,
-        max_seconds=policy.caps.hours * HOUR,
-        bid=wanted.bid if wanted.interruptible else None,
-        public_key=public_key,
-    )
-
-
 # ---- the caps ----------------------------------------------------------------------------------------------------------------
-
-
-def price_of(offer: Offer, plan: Plan) -> Dollars:
-    """Dollars per hour; for an interruptible contract the bid, its highest price."""
-    return hourly(offer, plan.bid)
 
 
 def overhead_hours(policy: Policy, offer: Offer | None = None, image_gb: float = 0.0) -> float:

@@ -12,18 +12,18 @@ from jobs.config.load import Job
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES
-from jobs.runs.rundir import resolve_init
+from jobs.runs.rundir import command_for, resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.rows import checks, gpu_name
 from vast.policy import Policy
 from vast.ports import Account, Cloud, Dollars, Offer, OfferQuery
 from vast.rental import image_registry
-from vast.rental.image_needs import Needs
-from vast.secrets import Redactor, Secret
+from vast.secrets import Secret
 
 WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
 TOOLS = ("ssh", "rsync", "ssh-keygen")
+UNKNOWN_NEEDS = "not known: the registry does not show the image's labels"
 UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
 
 
@@ -42,15 +42,16 @@ def starting_runs(runs_dir: Path, job: Job) -> tuple[str, ...]:
     found = sorted({run for run in resolve_init(runs_dir, job).values() if run != "base"})
     for run in found:
         if not (runs_dir / run / "final").is_dir():
-            stage = run.partition("/")[0]
             fact = "is gone, and the stage starts from it"
-            raise RunStateError(runs_dir / run / "final", fact, f"run: make {stage} FORCE=1")
+            remedy = f"run: {command_for(runs_dir, job, run.partition('/')[0])} FORCE=1"
+            raise RunStateError(runs_dir / run / "final", fact, remedy)
     return tuple(found)
 
 
 def require_no_paths(job: Job) -> None:
     """Raises ConfigError for a model or data in a local directory: a rented host has only the image and the sent runs."""
-    for where in _paths(job.profile.model_dump(mode="json")):
+    kept = ["artifacts"] if (job.profile.artifacts or "").startswith("file:") else []
+    for where in [*_paths(job.profile.model_dump(mode="json")), *kept]:
         fact = "is a path of this machine, which a rented one does not have"
         raise ConfigError(f"profile {job.profile.name}: {where}", fact, "use the hub, or what is in the image")
 
@@ -99,14 +100,6 @@ def image(found: image_registry.Found, name: str, has_login: bool) -> None:
     if found == "denied":
         fact = "its registry wants a login for it, or does not have it"
         raise ConfigError(where, fact, "push it, or name the login in the policy: registry_login")
-
-
-def redactor(key: Secret | None, named: Mapping[str, Secret], login: Secret | None) -> Redactor:
-    """The redactor for everything printed, logged or sent to hooks."""
-    made = Redactor(*([] if key is None else [key]), *named.values())
-    if login is not None:
-        made.learn_login(login)
-    return made
 
 
 def key_source(environ: Mapping[str, str], home: Path) -> str:
@@ -163,7 +156,7 @@ def skew_of(cloud: Cloud) -> float:
 
 
 def trouble_of(cloud: Cloud) -> str:
-    """Why the last call failed."""
+    """Why the last call to the market failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
 
 
@@ -174,15 +167,18 @@ def require_credit(found: Account, price: Dollars, policy: Policy) -> None:
         raise MarketError("Vast.ai", fact, "add credit")
 
 
-def offers(cloud: Cloud, query: OfferQuery) -> tuple[Offer, ...]:
-    """Offers, cheapest first. Raises MarketError if there is none, naming the bounds of the search."""
+def offers(cloud: Cloud, query: OfferQuery, price_option: str = "--max-price") -> tuple[Offer, ...]:
+    """Offers, cheapest first. Raises MarketError if there is none, naming the bounds of the search.
+
+    price_option: what bounds the price on the command line.
+    """
     found = cloud.search(query)
     if found is None:
         raise MarketError("Vast.ai", f"the market cannot be searched: {trouble_of(cloud)}", "try again")
     if not found:
-        remedy = _what_is_in_the_way(cloud, query)
-        left = filters_left(cloud, query)
-        raise MarketError("Vast.ai", f"no offer for {bounds(query)}", remedy + (f"; offers: {left}" if left else ""))
+        remedy = _what_is_in_the_way(cloud, query, price_option)
+        left, wanted = filters_left(cloud, query), ", ".join(name for name, _ in checks(query))
+        raise MarketError("Vast.ai", f"no offer for {wanted}", remedy + (f"; offers: {left}" if left else ""))
     return found
 
 
@@ -209,21 +205,7 @@ def require_memory(estimate: Estimate | None, offer: Offer) -> None:
         raise ConfigError("--gpu", fact, estimate.remedy or "take a larger one")
 
 
-def bounds(query: OfferQuery) -> str:
-    parts = [f"{query.gpus} x {query.gpu or 'any GPU'}"]
-    if query.min_vram_gb:
-        parts.append(f"at least {query.min_vram_gb:g} GB of memory")
-    if query.max_dollars_per_hour is not None:
-        parts.append(f"at most ${query.max_dollars_per_hour:.2f} per hour")
-    needs = Needs(query.min_cuda, query.min_driver, query.compute_caps, query.cpu_arch)
-    parts += [str(needs)] if needs != Needs() else []
-    parts += ["in a data center"] if query.datacenter else []
-    parts += [f"in {' or '.join(query.regions)}"] if query.regions else []
-    parts.append(f"reliability {query.min_reliability:g}, {query.min_down_mbit:g} Mbit/s, for {query.min_hours:g} h")
-    return ", ".join(parts) + (", interruptible" if query.interruptible else "")
-
-
-def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
+def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> str:
     """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
     if query.gpu is not None:
         known = set(map(gpu_name, GPU_NAMES))
@@ -231,13 +213,13 @@ def _what_is_in_the_way(cloud: Cloud, query: OfferQuery) -> str:
         known |= {gpu_name(one.gpu) for one in others or ()}
         like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
         if query.gpu not in known:
-            return f"the market has no GPU of that name; say --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
+            return f"the market has no GPU of that name; use --gpu {' or '.join(like) or 'as python -m vast offers shows it'}"
     dearer = cloud.search(replace(query, max_dollars_per_hour=None))
     if dearer:
         first = dearer[0]
         price = first.min_bid if query.interruptible and first.min_bid is not None else first.dollars_per_hour
-        raised = "raise --max-price and market.max_dollars_per_hour"
+        raised = f"raise {price_option} and market.max_dollars_per_hour"
         if query.interruptible:
-            raised = f"raise --bid to {price:.2f} or more, within --max-price and market.max_dollars_per_hour"
+            raised = f"raise --bid to {price:.2f} or more, within {price_option} and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
     return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"

@@ -38,6 +38,8 @@ MEANING = {
     "host-fault": "the host could not start the container; another machine is taken",
     "loading": "the image was not loaded in time; another machine is taken",
     "ssh": "no contact or no armed dead-man's switch in time; another machine is taken",
+    "burn-in": "the machine failed its burn-in, or gave no answer to it; another machine is taken",
+    "slow": "by its burn-in the work would not fit into the caps; another machine is taken",
     "unguarded": "the machine's dead-man's switch is gone; results are fetched, and another machine is taken",
     "not-started": "the contract came with an error; another machine is taken",
     "price": "the machine costs more than was agreed; another machine is rented",

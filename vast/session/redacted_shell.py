@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vast.ports import Address, BurnIn, Host, Shell
+from vast.ports import Address, BurnIn, Host, Seconds, Shell
 from vast.secrets import Redactor
 
 
@@ -16,8 +16,8 @@ class RedactedShell:
         self.start, self.push, self.stop, self.pull = shell.start, shell.push, shell.stop, shell.pull
         self.renew_lease, self.local_copy, self.network_is_up = shell.renew_lease, shell.local_copy, shell.network_is_up
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
-        found = self._shell.burn_in(addresses)
+    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+        found = self._shell.burn_in(addresses, seconds)
         return None if found is None else replace(found, problems=tuple(map(self._redact, found.problems)))
 
     def probe(self, addresses: tuple[Address, ...]) -> Host:

@@ -159,7 +159,9 @@ class Session:
             url=self.url,
         )
         login = None if self.login is None else self.login.reveal()
-        return Contract(label, plan.image, plan.query.disk_gb, self.first_process(switch), plan.env, plan.bid, login)
+        return Contract(
+            label, plan.image, plan.query.disk_gb, self.first_process(switch), bid=plan.bid, registry_login=login
+        )
 
     # ---- output
 

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import ConfigError
-from jobs.estimate.gpus import gpu_named
+from jobs.estimate.gpus import PCIE, Gpu, gpu_named
 from jobs.runs.atomic import finite
 from vast.ports import BurnIn, Seconds
 from vast.shell import host_reports
 
-PLAUSIBLE = 0.35  # of the data sheet's rate of bfloat16 products; 0.8 was measured on an H200
+PLAUSIBLE = 0.35  # of the data sheet's rate of bfloat16 products
+TYPICAL = 0.8  # of the same: measured on an H200, and behind the fractions of jobs/estimate/estimate.py
+NVLINK = 0.3  # of the rate between GPUs that the estimate assumes; over PCIe they would reach half of that
 MEMORY = 0.9  # of what the model is sold with
 SKEW: Seconds = 600.0  # certificates and tokens fail somewhere beyond it
 MOST = 8  # problems that are kept
@@ -28,6 +30,7 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
     if answer is None or not isinstance(listed, list):
         return None
     problems = [word for word in map(host_reports.word, listed) if word]
+    slowdown = 1.0
     numbers = {name: value for name in RATES if (value := finite(answer.get(name))) is not None}
     cards = answer.get("gpus")
     cards = [one for one in cards if isinstance(one, dict)] if isinstance(cards, list) else []
@@ -36,7 +39,12 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
     for index, card in enumerate(cards):
         found = {name: value for name in OF_A_GPU if (value := finite(card.get(name))) is not None}
         numbers |= {f"gpu{index}_{name}": value for name, value in found.items()}
-        problems += [f"GPU {index}: {text}" for text in _too_little(host_reports.word(card.get("name")) or "", found)]
+        known = _known(host_reports.word(card.get("name")) or "")
+        if known is None:
+            continue
+        problems += [f"GPU {index}: {text}" for text in _too_little(known, found)]
+        if found.get("tflops", 0.0) > 0:
+            slowdown = max(slowdown, round(TYPICAL * known.bf16 / found["tflops"], 2))
     wall = finite(answer.get("unix_time"))
     if wall is not None:
         numbers["clock_skew_s"] = round(wall - now, 1)
@@ -44,19 +52,27 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
             problems.append(f"its clock differs from ours by {wall - now:.0f} s")
     if len(problems) > MOST:
         problems = [*problems[:MOST], f"and {len(problems) - MOST} more"]
-    return BurnIn(not problems, tuple(problems), tuple(sorted(numbers.items())))
+    return BurnIn(not problems, tuple(problems), tuple(sorted(numbers.items())), slowdown=slowdown)
 
 
-def _too_little(name: str, found: Mapping[str, float]) -> list[str]:
-    """Against the data sheet of the model that the driver names; nothing for a model that is not in the table."""
+def _known(name: str) -> Gpu | None:
+    """The data sheet of the model that the driver names."""
     try:
-        known = gpu_named(name)
+        return gpu_named(name)
     except ConfigError:
-        return []
+        return None
+
+
+def _too_little(known: Gpu, found: Mapping[str, float]) -> list[str]:
     said = []
     least = PLAUSIBLE * known.bf16
     if "tflops" in found and found["tflops"] < least:
         said.append(f"{found['tflops']:g} TFLOP/s in bfloat16, expected at least {least:.0f} of a {known.name}")
+    least = NVLINK * known.link
+    if known.link > PCIE and found.get("peer_gb_s", least) < least:
+        said.append(
+            f"{found['peer_gb_s']:g} GB/s from the GPU before it, expected at least {least:.0f} over a {known.name}'s NVLink"
+        )
     if "total_gb" in found and found["total_gb"] < MEMORY * known.memory_gb:
         said.append(f"{found['total_gb']:g} GB of memory, and a {known.name} has {known.memory_gb:g}")
     return said

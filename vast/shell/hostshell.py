@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import UserError
+from jobs.errors import EXIT_USER, UserError
 from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
 from vast.secrets import Secret
 from vast.shell import burn_in, file_list, host_reports, push
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 CODE, ROOT = "/opt/prefill", "/runs"  # on the host
 PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
-BURN_IN: Seconds = 75.0  # the host's own limit is a minute
 RENEW: Seconds = 300.0  # between two renewals of the lease while a transfer runs
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
@@ -131,11 +130,13 @@ class HostShell:
 
     # ---- commands
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
         address = self._reach(addresses)
         if address is None:
             return None
-        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=BURN_IN)
+        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=seconds)
+        if reply.kind == "ok" and reply.code == EXIT_USER and "invalid choice" in reply.err:
+            return BurnIn(True, ("vast.host of the image has no burn-in",), ran=False)
         found = host_reports.parse(reply.out) if reply.good else None
         return burn_in.judged(found, self.gpus, self.clock.now())
 

@@ -12,8 +12,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vast.host.subprocess_run import Ended
 from vast.ports import Seconds
-from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Pace, Reply
 
 SILENT = 60  # seconds without a byte after which rsync gives up

@@ -19,11 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import UserError
+from vast.host import subprocess_run
+from vast.host.subprocess_run import Ended
 from vast.ports import Address, Seconds
 from vast.shell import known_hosts as pins
-from vast.shell import rsync, subprocess_run
+from vast.shell import rsync
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
-from vast.shell.subprocess_run import Ended
 from vast.shell.transport import FREELY, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.errors import UserError
 from jobs.runs.atomic import io_errors_reported, sync_directory
-from vast.shell import subprocess_run
+from vast.host import subprocess_run
 
 KEY = "key"
 PUBLIC = ".pub"

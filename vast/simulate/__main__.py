@@ -59,6 +59,7 @@ def as_text(ours: Summary, old: Summary | None) -> str:
         lines.append(f"  {row:<16}{''.join(cells)}")
     met = ", ".join(f"{number} {mode} {ours.modes[mode]}" for mode, number in MODES.items())
     lines.append(f"failure modes met, in how many seeds: {met}")
+    lines += ["losses by cause:", *(f"  {cause:<42}{count:>6}" for cause, count in ours.losses.most_common())]
     lines += [
         f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
         for seed, name, what in ours.failing[:20]

@@ -12,8 +12,9 @@ from vast.ports import Contract, Instance, Status, label_text
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
+from vast.simulate.losses import IN_REACH
 from vast.simulate.run import AFTERWARDS, SeedOutcome, outcome, plan_of
-from vast.simulate.world import World
+from vast.simulate.world import Crash, World
 
 ATTEMPTS = 3
 POLL = 1800.0
@@ -93,7 +94,7 @@ class OldWatcher:
         world = self.world
         machine = world.machines[instance]
         if world.behind(machine):
-            world.lost.append(("", world.reachable(machine)))
+            world.lost.append("out of reach" if not world.reachable(machine) else f"{IN_REACH}lost")
 
 
 def run(made: Schedule, policy: Policy) -> SeedOutcome:
@@ -101,7 +102,7 @@ def run(made: Schedule, policy: Policy) -> SeedOutcome:
     watcher = OldWatcher(world)
     try:
         result = watcher.run()
-    except Dead:
+    except (Dead, Crash):
         result = "killed"
     verdict_was_wrong = result == "done" and not world.home_complete
     world.advance_to(made.cap_seconds + AFTERWARDS)  # a person looks at the bill a day later

@@ -12,6 +12,7 @@ from typing import Any
 
 from vast.policy import Policy
 from vast.simulate.faults import schedule
+from vast.simulate.losses import IN_REACH
 from vast.simulate.run import SeedOutcome, run
 from vast.supervisor.reasons import SUCCESS
 
@@ -24,7 +25,7 @@ def run_seed(seed: int, policy: Policy) -> SeedOutcome:
 class Summary:
     """The sum over seeds.
 
-    lost_artifacts: machines given up with work that was not fetched; `avoidable_losses` of them could be reached at that
+    losses: machines given up with work that was not fetched, by cause; `avoidable_losses` of them were within reach at that
         moment, `named_losses` are explained in the state of the run.
     wrong_verdicts: breaches of the invariant `unknown`.
     """
@@ -34,8 +35,6 @@ class Summary:
     succeeded: int = 0
     leaks: int = 0
     double_rents: int = 0
-    lost_artifacts: int = 0
-    avoidable_losses: int = 0
     named_losses: int = 0
     wrong_verdicts: int = 0
     violations: int = 0
@@ -44,10 +43,19 @@ class Summary:
     idle_dollars: float = 0.0
     dollars: float = 0.0
     seconds: float = 0.0
+    losses: Counter[str] = field(default_factory=Counter)
     results: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
     failing: list[tuple[int, str, str]] = field(default_factory=list)
+
+    @property
+    def lost_artifacts(self) -> int:
+        return self.losses.total()
+
+    @property
+    def avoidable_losses(self) -> int:
+        return sum(count for cause, count in self.losses.items() if cause.startswith(IN_REACH))
 
     def add(self, one: SeedOutcome) -> None:
         self.seeds += 1
@@ -56,8 +64,7 @@ class Summary:
         self.leaks += one.leaks
         names = Counter(name for name, _ in one.violations)
         self.double_rents += names["double-rent"] > 0
-        self.lost_artifacts += one.lost
-        self.avoidable_losses += one.avoidable
+        self.losses += one.lost
         self.named_losses += one.named
         self.wrong_verdicts += names["unknown"]
         self.violations += len(one.violations)
@@ -66,13 +73,14 @@ class Summary:
         self.idle_dollars += one.idle_dollars
         self.dollars += one.dollars
         self.results[str(one.result)] += 1
-        self.modes.update(one.happened.keys())
+        self.modes.update((+one.happened).keys())
         self.broken.update(names.keys())
         self.failing.extend((one.seed, name, what) for name, what in one.violations[:3])
 
     def to_dict(self) -> dict[str, Any]:
         plain = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain}
+        found = {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain}
+        return found | {"lost_artifacts": self.lost_artifacts, "avoidable_losses": self.avoidable_losses}
 
 
 def campaign(

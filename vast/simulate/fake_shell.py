@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always
-from vast.simulate.machines import INF, SimulatedMachine
+from vast.simulate.machines import INF, ONCE, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
 HANG = 110.0  # seconds until a command is given up: two probes and the command itself
@@ -19,6 +19,7 @@ class FakeShell:
         world = self.world
         world.calls["ssh"] += 1
         world.advance_to(world.now + seconds)
+        world.interrupt()
         if world.on("own-network-down"):
             return "unreachable", None
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
@@ -76,8 +77,25 @@ class FakeShell:
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, fault)
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
-        return BurnIn(True) if self._reached(addresses, 45.0) is not None else None
+    def burn_in(self, addresses: tuple[Address, ...], seconds: float) -> BurnIn | None:
+        world, machine = self.world, self._reached(addresses, min(45.0, seconds), "burn-in")
+        if machine is None:
+            return None
+        machine.burn_ins += 1
+        hangs, slow = machine.fault("burn-in-hangs"), machine.fault("slow-gpu")
+        if hangs is not None and (machine.burn_ins == 1 or hangs.variant < ONCE):
+            world.hit(machine, "burn-in-hangs")
+            world.advance_to(world.now + max(0.0, seconds - 45.0))
+            return None
+        if machine.fault("burn-in-missing") is not None:
+            world.hit(machine, "burn-in-missing")
+            return BurnIn(True, ("the image has none",), ran=False)
+        if machine.fault("burn-in-fails") is not None:
+            world.hit(machine, "burn-in-fails")
+            return BurnIn(False, ("GPU 0: a bfloat16 product has a wrong result",))
+        if slow is not None:
+            world.hit(machine, "slow-gpu")
+        return BurnIn(True, numbers=(("gpu0_tflops", 700 * machine.rate),), slowdown=1 / machine.rate)
 
     def _job(self, machine: SimulatedMachine) -> JobReport:
         job, world = machine.job, self.world
@@ -106,6 +124,8 @@ class FakeShell:
             self.world.violate("armed", f"job started on {machine.id} while its dead-man's switch was not armed")
         if machine.price > self.world.bound * 1.02:
             self.world.violate("price", f"job started on {machine.id} at ${machine.price:.2f} per hour")
+        if self.world.burns_in and machine.job is None and (machine.unfit or not machine.burn_ins):
+            self.world.violate("burn-in", f"job started on {machine.id} without a burn-in, or after one that failed")
         if machine.job is None or machine.job.ended is not None:
             self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
@@ -154,6 +174,7 @@ class FakeShell:
         until = world.now + 60.0 + machine.slow
         while world.now < until:
             world.advance_to(min(until, world.now + 60.0))
+            world.interrupt()
             machine.lease = world.now  # as vast/shell/hostshell.py renews it
             if world.now < until and not proceed():
                 return Pulled(False, "stage/1", message="the transfer was ended")
@@ -164,6 +185,7 @@ class FakeShell:
                 world.hit(machine, "partial-pull")
             world.happened["partial-pull"] += 1
             return Pulled(False, "stage/1", message="sha256 differs")
+        machine.slowest_pull, machine.pulled_at = max(machine.slowest_pull, machine.slow), world.now
         world.home_step = max(world.home_step, step)
         world.home_complete |= complete
         world.say(f"pulled step {step}{', complete' if complete else ''}")

@@ -21,6 +21,7 @@ from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import WALL, World
 
 MARKET = 12  # machines for rent
+DRIFT = 300.0  # seconds by which a label's deadline may differ from the run's
 
 
 class FakeClock:
@@ -54,6 +55,7 @@ class FakeCloud:
         world.calls["api"] += 1
         world.calls[name] += 1
         world.advance_to(world.now + seconds)
+        world.interrupt()
         return not world.on("own-network-down")
 
     def _ours(self, what: str, instance_id: int) -> SimulatedMachine | None:
@@ -81,13 +83,22 @@ class FakeCloud:
         )
 
     def create(self, offer_id: int, contract: Contract) -> CreateResult:
+        at, answer = self.world.now, self._create(offer_id, contract)
+        if answer.outcome == "unclear":
+            self.world.unclear.append(at)
+        return answer
+
+    def _create(self, offer_id: int, contract: Contract) -> CreateResult:
         world = self.world
         world.act("create")
         if not self._call("create", 4.0):
             return CreateResult("unclear")
-        hidden = world.active.get("market-hidden")
+        hidden = world.active.get("market-hidden") or world.active.get("list-retired")
         if hidden is not None and world.now - max(hidden.at, 0.0) > 300:
             world.violate("blind", "a machine is rented while the market hides what there is")
+        label, end = parse_label(contract.label), WALL + world.begun + world.schedule.cap_seconds
+        if label is None or abs(label.deadline - end) > DRIFT:
+            world.violate("label", f"{contract.label}, and the run ends at {end:.0f}")
         world.creates += 1
         world.absence_answers.clear()
         machine = offer_id // 10
@@ -109,6 +120,12 @@ class FakeCloud:
             for _ in range(number):
                 world.rent(machine, contract.label)
             return CreateResult("unclear")
+        if world.refused_for_good:
+            world.violate("refused", "another create after one that was refused for good")
+        if fault is not None and fault.mode == "scoped-key":
+            world.happened[fault.mode] += 1
+            world.refused_for_good = True
+            return CreateResult("refused", None, "the key lacks instance_write", lasting=True)
         if fault is not None and fault.mode == "offer-gone":
             world.happened[fault.mode] += 1
             world.say("create: the offer is gone")
@@ -116,7 +133,6 @@ class FakeCloud:
         if fault is not None and fault.mode == "created-stopped":
             world.happened[fault.mode] += 1
             made = world.rent(machine, contract.label, loads=False)
-            made.shown = True
             return CreateResult("refused", made.id, "error")
         if fault is not None and fault.mode == "late-create":
             world.happened[fault.mode] += 1
@@ -127,9 +143,7 @@ class FakeCloud:
             world.happened[fault.mode] += 1
             dearer = 1.2 + 5 * fault.variant if fault.mode == "price-change" else 1.0
         ports = fault is None or fault.mode != "offer-sold-twice"
-        rented = world.rent(machine, contract.label, dearer=dearer, ports=ports)
-        rented.shown = True
-        return CreateResult("created", rented.id)
+        return CreateResult("created", world.rent(machine, contract.label, dearer=dearer, ports=ports).id)
 
     def account(self) -> Account | None:
         world = self.world
@@ -140,9 +154,10 @@ class FakeCloud:
 
     def instances(self) -> tuple[Instance, ...] | None:
         world = self.world
+        world.listed_at = world.now
         if not self._call("list") or "key-refused" in world.active:
             return None
-        if world.on("market-hidden"):
+        if world.on("market-hidden") or world.on("list-retired"):
             return None
         if world.on("stale-replica"):
             return self._answered(())
@@ -181,7 +196,8 @@ class FakeCloud:
             return None
         if "key-refused" in world.active:
             return GONE  # a careless client takes a 404 with auth_error for gone; the account call still fails
-        if world.on("market-hidden"):
+        retired = world.active.get("list-retired")
+        if world.on("market-hidden") or (retired is not None and retired.variant < 0.5):
             return None
         if world.on("stale-replica"):
             return GONE
@@ -190,7 +206,8 @@ class FakeCloud:
         return self._instance(machine) if machine is not None and there else GONE
 
     def _instance(self, machine: SimulatedMachine) -> Instance:
-        now, machine.shown = self.world.now, True
+        now = self.world.now
+        self.world.show(machine)
         up = now >= machine.running_at
         addresses = (Address(f"direct{machine.id}", 22), Address(f"proxy{machine.id}", 22)) if up else ()
         end = None if machine.end is None else WALL + machine.end
@@ -220,6 +237,10 @@ class FakeCloud:
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
             return "unclear"
+        if world.on(
+            "delete-404"
+        ):  # "no such instance", of one that lives: vast/marketplace/vast_ai.py calls it accepted
+            return "accepted"
         if world.on("stale-replica"):  # a 502, or "not found" from a replica that does not know it yet
             return "unclear" if world.active["stale-replica"].variant < 0.5 else "accepted"
         if machine.deaf_to_delete > 0:
@@ -230,26 +251,21 @@ class FakeCloud:
         return "accepted"
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
-        world = self.world
-        machine = self._ours("attach-key", instance_id)
-        if machine is None:
-            return True
-        if not self._call("attach") or "key-refused" in world.active or "delete-refused" in world.active:
-            return False
-        machine.denied_until = -INF
-        if machine.no_ssh_key:
-            machine.no_ssh_until = -INF
-        return True
+        machine = self._managed("attach-key", instance_id)
+        if machine is not None:
+            machine.denied_until = -INF
+            if machine.no_ssh_key:
+                machine.no_ssh_until = -INF
+        return machine is not None
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        world = self.world
-        machine = self._ours("label", instance_id)
-        if (
-            machine is None
-            or not self._call("label")
-            or "key-refused" in world.active
-            or "delete-refused" in world.active
-        ):
-            return False
-        machine.label = label
-        return True
+        machine = self._managed("label", instance_id)
+        if machine is not None:
+            machine.label = label
+        return machine is not None
+
+    def _managed(self, what: str, instance_id: int) -> SimulatedMachine | None:
+        """None: the call was refused."""
+        machine = self._ours(what, instance_id)
+        refused = not self._call(what) or self.world.active.keys() & {"key-refused", "delete-refused"}
+        return None if refused else machine

@@ -54,13 +54,26 @@ MODES: dict[str, int] = {
     "slow-pull": 41,
     "nvml-error": 42,
     "renamed": 43,
+    # before the job
+    "burn-in-fails": 44,
+    "burn-in-hangs": 45,
+    "burn-in-missing": 46,
+    "slow-gpu": 47,
+    # of the service's answers, and of our own machine
+    "list-retired": 48,
+    "delete-404": 49,
+    "scoped-key": 50,
+    "reap": 51,
+    "reboot": 52,
+    "hook-hangs": 53,
 }
-FIELD = tuple(MODES)[30:]
+FIELD, LATER = tuple(MODES)[30:43], tuple(MODES)[43:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
-             "offer-sold-twice", "price-change", "late-create")  # fmt: skip
+             "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
-           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong")  # fmt: skip  # all others: by machine
+           "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
+           "list-retired", "delete-404", "reap", "reboot", "hook-hangs")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)
@@ -121,6 +134,9 @@ def schedule(seed: int) -> Schedule:
     field = Random(seed ^ 0xF1E1D)  # a stream of its own, so that a new mode changes no older fault of a seed
     for mode in field.choices(FIELD, k=field.choice((0, 0, 1, 1, 2, 3))):
         _add(made, mode, field, made.work)
+    later = Random(seed ^ 0x1A7E4)
+    for mode in later.choices(LATER, k=later.choice((0, 0, 0, 1, 1, 2))):
+        _add(made, mode, later, made.work)
     return made
 
 
@@ -129,13 +145,15 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
     number = rng.choice((1, 1, 1, 2))
     if mode in BY_CREATE:
-        if mode in FIELD:
+        if mode in FIELD + LATER:
             made.creates.setdefault(number, fault)
         else:
             made.creates[number] = fault
         return
     if mode in BY_TIME:
-        if mode == "delete-refused":
+        if mode == "list-retired":
+            fault.lasts = rng.uniform(3600, 40_000)
+        if mode in ("delete-refused", "delete-404"):
             fault.lasts = rng.uniform(600, 9000)
             fault.at = rng.choice((fault.at, work + rng.uniform(0, 900)))
         if mode == "bad-listing" and fault.variant < 0.7:

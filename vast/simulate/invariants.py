@@ -6,10 +6,11 @@ The fakes check `fencing`, `armed` and `foreign` as they happen.
 from __future__ import annotations
 
 from vast.policy import Policy
+from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
-from vast.supervisor.reasons import SUCCESS
-from vast.supervisor.state import Phase, RunState
+from vast.supervisor.reasons import REASONS, SUCCESS
+from vast.supervisor.state import Phase, RunState, kept_for_the_end
 
 NAMES = {
     "leak": "nothing runs once the run is closed and the market answers",
@@ -27,6 +28,11 @@ NAMES = {
     "fetch": "work that can be fetched is fetched before its machine is destroyed, unless a cap forces it",
     "named-loss": "every loss is named in the state",
     "price": "no job starts on a machine above the bound of the policy",
+    "told": "every verdict of which a person must know is told",
+    "label": "the deadline in a machine's label is the run's, by the service's clock",
+    "burn-in": "no job starts on a machine that was not tried, or that failed its burn-in",
+    "refused": "no create is sent after one that was refused for good",
+    "reap": "cron's reap spares a run that is looked after, and another machine's before its deadline",
     "blind": "nothing is rented while the market hides what there is",
     "stuck": "a machine that cannot work is given up in bounded time, while our side and the market work",
     "last-good": "the checkpoint that the state calls local is here",
@@ -34,11 +40,13 @@ NAMES = {
 
 # Faults of a machine that justify a verdict about it.
 JUSTIFIED: dict[str, frozenset[str]] = {
-    "vanished": frozenset({"dead-man", "ends-soon"}),
+    "vanished": frozenset({"dead-man", "ends-soon", "reaped"}),
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
     "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
+    "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
+    "slow": frozenset({"slow-gpu"}),
     "unguarded": frozenset({"container-restart"}),
     "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
     "away": frozenset({"offline"}),
@@ -60,18 +68,20 @@ JUSTIFIED: dict[str, frozenset[str]] = {
 }
 
 
-def of_verdict(world: World, reason: str, machine: SimulatedMachine | None) -> None:
-    """Check a verdict against the truth."""
+def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMachine | None) -> None:
+    """Check a verdict against the truth; `state` is the state before it."""
     if reason == SUCCESS:
         if machine is None or not machine.complete:
             world.violate("unknown", "done, but the run is not complete")
     elif reason == "market":
-        if not world.happened["market-hidden"] + world.happened["bad-listing"] + world.happened["list-refused"]:
+        if not {"market-hidden", "bad-listing", "list-refused", "list-retired"} & world.happened.keys():
             world.violate("unknown", "market, and it has hidden nothing")
     elif reason == "budget":
-        rate = sum(one.price for one in world.alive()) + 2 * world.schedule.price  # one to rent, one not proven gone
-        if world.bill(world.now) + rate * 0.5 < world.schedule.cap_dollars * 0.9 and not _price_unknown(world):
-            world.violate("unknown", f"budget, but the bill is ${world.bill(world.now):.2f}")
+        counted = [machine.price] if machine is not None else [world.schedule.price]  # or one to rent
+        rate = sum(counted) + sum(world.machines[one.id].price for one in state.doomed)
+        kept = kept_for_the_end(state, RESERVE_MINUTES) / 3600
+        if countable(world, state) + 2 * rate * kept < world.schedule.cap_dollars * 0.95:
+            world.violate("unknown", f"budget, and at most ${countable(world, state):.2f} can be counted")
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
@@ -88,28 +98,37 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
     """Check that a machine may be given up; `state` is the state after it."""
     if machine is None or not world.behind(machine):
         return
-    reachable = world.fetchable(machine)
-    world.lost.append((state.verdict or "", reachable))
+    obstacle = obstacle_to_a_pull(world, machine)
+    world.lost.append(obstacle or f"{IN_REACH}{state.verdict}")
     if state.lost_artifacts is None:
         world.violate("named-loss", f"machine {machine.id} had work that is not at home, and the state does not say so")
     forced = capped or state.verdict in ("host-lost", "away", "ssh")
-    if reachable and not forced:
+    if not obstacle and not forced:
         world.violate("fetch", f"machine {machine.id} could be reached and is destroyed with work that is not at home")
 
 
-def _price_unknown(world: World) -> bool:
-    """Whether machines of unknown number, price or end must be counted beside the bill: a destroyed one bills until its
-    absence is proven, which a market that hides its list puts off by hours."""
-    unknown = {
-        "create-ambiguous",
-        "crash-after-create",
-        "late-create",
-        "delete-refused",
-        "own-network-down",
-        "key-refused",
-        "market-hidden",
-    }
-    return bool(unknown & world.happened.keys() or world.supervisor_down)
+SWITCH = 4800.0  # seconds: loading, and the patience of the dead-man's switch
+RESERVE_MINUTES = 15.0  # of vast/policy.yaml
+
+
+def countable(world: World, state: RunState) -> float:
+    """Dollars that the supervisor may count: each machine until its absence was proven, however late that was, and what
+    creates without an answer may have made."""
+    total = 0.0
+    for one in world.ours:
+        counted = {doomed.id for doomed in state.doomed} | ({state.machine.id} if state.machine is not None else set())
+        end = world.proven.get(one.id, world.now if one.id in counted or one.dead_at is None else one.dead_at)
+        total += max(one.price, world.schedule.price) * (end - one.born) / 3600
+    if state.intent is not None:
+        total += state.intent.price * (world.now - world.intents[-1]) / 3600
+    lost = [*world.unclear, *(at for at in world.intents if _died_after(world, at))]
+    # up to two machines of each, until their switches ended them
+    return total + sum(2 * world.schedule.price * min(world.now - at, SWITCH) / 3600 for at in lost)
+
+
+def _died_after(world: World, at: float) -> bool:
+    """Whether the supervisor was killed before it could journal the answer to a call at `at`."""
+    return any(at <= begin < at + 30 for begin, _ in world.supervisor_down)
 
 
 STUCK = 2.0 * 3600  # seconds
@@ -140,6 +159,14 @@ def at_rest(world: World, state: RunState, looked_at: float) -> None:
         world.violate("double-rent", f"machines {[machine.id for machine in kept]} at rest")
 
 
+def of_alerts(world: World, state: RunState, told: list[str]) -> None:
+    """Every reason in the state's history must have been told, if the table says so."""
+    notes = (note.split(": ") for _, note in state.history if note.startswith(("verdict: ", "destroying ")))
+    for reason in {words[1] for words in notes} & REASONS.keys():
+        if REASONS[reason].alert and reason not in told:
+            world.violate("told", f"{reason} is in the history, and nobody was told")
+
+
 def at_close(world: World, state: RunState, policy: Policy) -> None:
     if state.created_at is not None:
         answers = world.absence_answers
@@ -166,7 +193,7 @@ def at_end(world: World, state: RunState, policy: Policy) -> None:
     poll = 60 * policy.cadence.stable_minutes * dearest / 3600
     if over <= poll + 0.01:
         return
-    excuse = excused(world) * dearest / 3600
+    excuse = excused(world) * dearest / 3600 + unseen(world)
     if over > poll + excuse + 0.01:
         world.violate(
             "spend", f"${over:.2f} over the cap, ${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"
@@ -194,16 +221,16 @@ def excused(world: World) -> float:
     return total
 
 
+def unseen(world: World) -> float:
+    """Dollars of machines of unclear creates before the market showed them."""
+    ends = ((one, min(one.shown_at, world.now if one.dead_at is None else one.dead_at)) for one in world.ours)
+    return sum(one.price * (end - one.born) / 3600 for one, end in ends)
+
+
 def _when_billed(world: World, dollars: float) -> float:
     """The time at which the bill came to `dollars`."""
     low, high = 0.0, world.now
     while high - low > 10:
         middle = (low + high) / 2
-        billed = sum(
-            machine.price
-            * max(0.0, min(middle, middle if machine.dead_at is None else machine.dead_at) - machine.born)
-            / 3600
-            for machine in world.ours
-        )
-        low, high = (middle, high) if billed < dollars else (low, middle)
+        low, high = (middle, high) if world.bill(middle) < dollars else (low, middle)
     return low

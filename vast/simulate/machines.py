@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from vast.simulate.faults import Fault
 
 INF = float("inf")
+ONCE = 0.7  # from this variant on a burn-in hangs only once
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +63,21 @@ class SimulatedMachine:
     hangs_until: float = -INF  # commands
     renews: bool = True  # while commands hang
     slow: float = 0.0  # seconds more for each pull
+    slowest_pull: float = 0.0  # seconds more that a whole pull took
+    pulled_at: float = -INF  # the end of the last whole pull
+    rate: float = 1.0  # of the GPUs, of what was expected
+    burn_ins: int = 0  # that were begun
     glitches: int = 0  # probes that will show an error of the GPU's driver
-    shown: bool = False  # its id was in an answer of the market
+    shown_at: float = INF  # its id was in a list of the market, or in the journal
     dead_since: float | None = None  # no contact since, for the invariant `stuck`
+
+    def fault(self, mode: str) -> Fault | None:
+        return next((one for one in self.faults if one.mode == mode), None)
+
+    @property
+    def unfit(self) -> bool:
+        """Whether its burn-in fails, or never answers."""
+        hangs = self.fault("burn-in-hangs")
+        if hangs is not None and hangs.variant < ONCE:
+            return True
+        return self.fault("burn-in-fails") is not None and self.fault("burn-in-missing") is None

@@ -10,18 +10,23 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
-from vast.ports import Status
+from vast.ports import Instance, Status
+from vast.records import reap
+from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
 from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
+from vast.simulate.strikes import STRIKES, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
-STRIKES = ("no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
-           "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip  # once it is up
-RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
-HANG_KNOWN = 2 * 135.0  # seconds: a pull that hangs, and the pause after it
+REAP = 1200.0  # seconds between two calls of cron
+ASKED = 1900.0  # seconds: the longest pause between two polls, and some
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
+
+
+class Crash(BaseException):
+    """kill -9 of the supervisor, or a second's notice."""
 
 
 class World:
@@ -29,9 +34,11 @@ class World:
         self.schedule = schedule
         self.rng = Random(schedule.seed ^ 0x5EED)
         self.now = 0.0
+        self.begun = 0.0  # when the journal was: a crash before that begins the run anew
         self.wall_shift = 0.0
         self.watchdog, self.silent = watchdog, silent
         self.bound = INF  # dollars per hour, of the policy
+        self.burns_in = False  # by the policy
         self.machines: dict[int, SimulatedMachine] = {}
         self.ours: list[SimulatedMachine] = []
         self.foreign: list[SimulatedMachine] = []
@@ -44,13 +51,20 @@ class World:
         self.home_complete = False
         self.busy_dollars = 0.0
         self.absence_answers: list[float] = []
+        self.listed_at = -INF  # when the list was asked for
+        self.intents: list[float] = []  # when creates were journalled
+        self.unclear: list[float] = []  # when creates without an answer were sent
+        self.proven: dict[int, float] = {}  # when the supervisor stopped counting a machine
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
         self.active: dict[str, Fault] = {}
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
         self.crash_next = False  # at the next journal write
-        self.lost: list[tuple[str, bool]] = []  # the reason, and whether the machine could be reached
+        self.refused_for_good = False
+        self.leave: Fault | None = None  # SIGTERM, of a reboot of our machine: in the midst of the next call
+        self.care: Callable[[], Supervision] = lambda: "alive"  # of the run, as `reap` beside it sees it
+        self.lost: list[str] = []  # of each loss its cause: an obstacle, or IN_REACH and the verdict
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._serial = 0
         for number in range(2):
@@ -85,6 +99,12 @@ class World:
         self.violations.append((invariant, f"t={self.now:.0f}: {what}"))
         self.say(f"VIOLATION {invariant}: {what}")
 
+    def interrupt(self) -> None:
+        """In the midst of a call of the supervisor."""
+        if self.leave is not None:
+            self.happened["reboot"] += 1
+            raise Crash
+
     def act(self, what: str) -> None:
         """Record an act of a supervisor, which must hold the run."""
         if self.actor != self.token:
@@ -107,7 +127,13 @@ class World:
             self.happened[mode] += 1
             return
         self.active[mode] = fault
-        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica"):
+        if mode == "reap":
+            self._reap(fault)
+            return
+        if mode == "reboot":
+            self.leave = fault
+            return
+        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
             self.down.append((self.now, self.now + fault.lasts))
         self.at(self.now + fault.lasts, lambda: self._end(fault))
 
@@ -115,6 +141,22 @@ class World:
         if self.active.get(fault.mode) is fault:
             del self.active[fault.mode]
             self.say(f"ends: {fault.mode}")
+
+    def _reap(self, fault: Fault) -> None:
+        """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
+        care = {"run": self.care()} if fault.variant >= 0.5 else {}
+        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", "", 1.0, None, None, ()) for one in self.alive()]
+        for found in reap.judge(rows, WALL + self.now, care):
+            self.happened["reap"] += 1
+            if found.destroy:
+                machine = self.machines[found.instance]
+                early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
+                if early or care.get("run") == "alive":
+                    self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
+                machine.truth.add("reaped")
+                self.kill(machine, "reap")
+        if self.now < self.schedule.cap_seconds + 86_400:
+            self.at(self.now + REAP, lambda: self._reap(fault))
 
     # ---- machines --------------------------------------------------------------------------------------------------------
 
@@ -149,6 +191,8 @@ class World:
         if "no-price" in modes:
             self.hit(machine, "no-price")
             machine.priced, machine.price = False, self.schedule.price
+        slow = machine.fault("slow-gpu")
+        machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if not ports:
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
@@ -159,7 +203,8 @@ class World:
             return machine
         if "bad-image" in modes:
             self.hit(machine, "bad-image")
-            fault = next(one for one in machine.faults if one.mode == "bad-image")
+            fault = machine.fault("bad-image")
+            assert fault is not None
             machine.message = "manifest unknown" if fault.variant < 0.5 else "nvidia-container-cli: driver error"
             machine.truth.add("image" if fault.variant < 0.5 else "host-fault")
             return machine
@@ -186,7 +231,7 @@ class World:
             self.at(self.now + self.silent, lambda: self._watchdog(machine))
         for fault in machine.faults:
             if fault.mode in STRIKES:
-                self.at(self.now + fault.at, lambda fault=fault: self._strike(machine, fault))  # type: ignore[misc]
+                self.at(self.now + fault.at, lambda fault=fault: strike(self, machine, fault))  # type: ignore[misc]
             elif fault.mode == "partial-pull":
                 machine.partial.append((self.now + fault.at, self.now + fault.at + fault.lasts))
             elif fault.mode == "delete-lingers":
@@ -200,71 +245,22 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif self.now < machine.offline_until or "delete-refused" in self.active:
+        elif self.now < machine.offline_until or self.active.keys() & {"delete-refused", "delete-404"}:
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            # a machine of an unclear create has no id and no address until the market shows it
-            blind = blind or ("market-hidden" in self.active and not machine.shown)
+            # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
+            blind = blind or (machine.shown_at == INF and self.now - self.listed_at < ASKED)
             lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")
             self.kill(machine, "its dead-man's switch")
 
-    def _strike(self, machine: SimulatedMachine, fault: Fault) -> None:
-        if machine.dead_at is not None or machine.stopped:
-            return
-        mode, until = fault.mode, self.now + fault.lasts
-        self.hit(machine, mode)
-        if mode == "no-ssh" and 0.3 <= fault.variant < 0.6:
-            machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
-            if machine.no_ssh_until <= self.now:  # of an earlier fault
-                machine.truth.discard(mode)
-        elif mode == "no-ssh":
-            machine.no_ssh_until, machine.no_ssh_key = until, fault.variant < 0.3
-        elif mode == "key-denied":
-            machine.denied_until = INF
-        elif mode == "wrong-host":
-            machine.stranger_until = until
-        elif mode == "offline":
-            machine.offline_until = until
-        elif mode == "ends-soon" and fault.variant < 0.3:
-            self.credit_ends = min(self.credit_ends, self.now + 600 + 30_000 * fault.variant)
-            self.at(self.credit_ends, self._credit_is_used_up)
-        elif mode == "ends-soon":
-            machine.end = self.now + 600 + 9000 * fault.variant
-            self.at(machine.end, lambda: self._owner_takes_back(machine))
-        elif mode == "commands-hang":
-            machine.hangs_until, machine.renews = until, fault.variant < 0.5
-        elif mode == "slow-pull":
-            machine.slow = 60 + 9000 * fault.variant
-        elif mode == "nvml-error":
-            machine.glitches = 1
-        elif mode == "renamed":
-            machine.label = "my machine" if machine.job is not None else machine.label  # by a person who saw it at work
-        elif mode == "outbid":
-            self.end_job(machine, None)
-            machine.stopped = True
-        elif mode == "container-restart":
-            self.end_job(machine, None)
-            machine.boot += 1
-            machine.armed = False
-            machine.ssh_at = self.now + 40
-            self.at(self.now + 90, lambda: setattr(machine, "armed", machine.dead_at is None and self.watchdog))
-
-    def _owner_takes_back(self, machine: SimulatedMachine) -> None:
-        if machine.dead_at is None:
-            self.end_job(machine, None)
-            self.kill(machine, "the end of its contract")
-
-    def _credit_is_used_up(self) -> None:
-        for machine in self.alive():
-            self.end_job(machine, None)
-            machine.stopped = True
-            self.say(f"machine {machine.id} is stopped: no credit")
+    def show(self, machine: SimulatedMachine) -> None:
+        machine.shown_at = min(machine.shown_at, self.now)
 
     def kill(self, machine: SimulatedMachine, by: str) -> None:
         if machine.dead_at is None:
@@ -285,25 +281,23 @@ class World:
         return [machine for machine in self.ours if machine.dead_at is None]
 
     def bill(self, until: float) -> float:
-        return sum(
-            machine.price * ((until if machine.dead_at is None else machine.dead_at) - machine.born) / 3600
-            for machine in self.ours
-        )
+        ends = ((one, until if one.dead_at is None else min(until, one.dead_at)) for one in self.ours)
+        return sum(one.price * max(0.0, end - one.born) / 3600 for one, end in ends)
 
     def reachable(self, machine: SimulatedMachine) -> bool:
-        until = max(
-            machine.no_ssh_until, machine.stranger_until, machine.offline_until, machine.denied_until, machine.ssh_at
-        )
-        return self.now >= until and not machine.stopped and machine.dead_at is None
+        return not self.out_of_reach(machine)
 
-    def fetchable(self, machine: SimulatedMachine) -> bool:
-        """Whether a pull would bring its work home now."""
-        corrupt = any(begin <= self.now < end for begin, end in machine.partial)
-        too_slow = machine.slow > RESERVE  # what the caps keep for the end is over before a pull is
-        ours = self.active.keys() & {"local-disk-full", "own-network-down"}
-        # a pull that hung is tried again after a pause of its own length: until then nobody can know that the hang is over
-        blocked = corrupt or too_slow or self.now < machine.hangs_until + HANG_KNOWN or ours
-        return self.reachable(machine) and not blocked
+    def out_of_reach(self, machine: SimulatedMachine) -> str:
+        until = {
+            "offline": machine.offline_until,
+            "no ssh": machine.no_ssh_until,
+            "another host answers": machine.stranger_until,
+            "key refused": machine.denied_until,
+            "container starting": machine.ssh_at,
+        }
+        if machine.stopped or machine.dead_at is not None:
+            return "stopped"
+        return next((why for why, end in until.items() if self.now < end), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""
@@ -318,13 +312,16 @@ class World:
         if job is None:
             return machine.saved
         until = min(self.now, job.hung_at, INF if job.ended is None else job.ended)
-        return min(self.schedule.steps, job.first_step + int(max(0.0, until - job.began) * self.schedule.steps_per_s))
+        return min(
+            self.schedule.steps,
+            job.first_step + int(max(0.0, until - job.began) * machine.rate * self.schedule.steps_per_s),
+        )
 
     def start_job(self, machine: SimulatedMachine, home: int) -> None:
         old = machine.job
         job = machine.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now, machine.saved)
         self.say(f"machine {machine.id}: job attempt {job.attempt} from step {job.first_step}")
-        end = self.now + (self.schedule.steps - job.first_step) / self.schedule.steps_per_s + 1
+        end = self.now + (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s) + 1
         self.at(end, lambda: self._complete(machine, job))
         for fault in machine.faults:
             self._plan(machine, job, fault, home)
@@ -361,7 +358,7 @@ class World:
     def _complete(self, machine: SimulatedMachine, job: SimulatedJob) -> None:
         if machine.job is not job or job.ended is not None or machine.dead_at is not None or job.hung_at < INF:
             return
-        fault = next((one for one in machine.faults if one.mode == "no-manifest"), None)
+        fault = machine.fault("no-manifest")
         if fault is not None and (job.attempt == 1 or fault.variant < 0.4):
             self.hit(machine, "no-manifest")
         else:

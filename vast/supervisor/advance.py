@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vast.policy import Policy
-from vast.ports import CreateResult, Offer, Pulled, hourly
+from vast.ports import BurnIn, CreateResult, Offer, Pulled, hourly
 from vast.supervisor import reasons
 from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
@@ -129,12 +129,21 @@ def start_destroying(state: RunState, t: float, reason: str) -> RunState:
     """Move the machine to the pending destroys."""
     machine = state.machine
     assert machine is not None
-    lost = reason in ("host-lost", "away", "vanished", "not-fetched")
+    lost = reason in ("host-lost", "away", "vanished", "not-fetched") or reason in reasons.NEXT_AT_ONCE
     doomed = PendingDestroy(machine.id, machine.price, machine.since, reason, lost=lost, addresses=machine.addresses)
     rule = reasons.REASONS[reason]
     banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
     return _noted(
-        changed(state, machine=None, doomed=(*state.doomed, doomed), banned=banned, restart=None, look_at=t, signs=()),
+        changed(
+            state,
+            machine=None,
+            doomed=(*state.doomed, doomed),
+            banned=banned,
+            restart=None,
+            look_at=t,
+            signs=(),
+            pull_seconds=0.0,
+        ),
         t,
         f"destroying {machine.id}: {reason}",
     )
@@ -156,6 +165,17 @@ def _attached(state: RunState, action: Action, result: Result, policy: Policy) -
 
 def _relabelled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     return _on_machine(state, renamed=result is not True)
+
+
+def _burned_in(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    """An answer that was lost, or one that never came: tried again once the host's own time limit is over."""
+    machine = state.machine
+    assert machine is not None
+    if not isinstance(result, BurnIn):
+        again = _retry_at(action, policy.burn_in.seconds)
+        return _on_machine(state, burn_in_lost=machine.burn_in_lost + 1, burn_in_next=again)
+    said = "; ".join(result.problems) or "good"
+    return _noted(_on_machine(state, burn_in=result), action.t, f"burn-in of {machine.id}: {said}")
 
 
 def _pushed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -190,6 +210,7 @@ def _renewed(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     """Only a verified pull counts; until then the previous copy stays the last good one."""
+    state = changed(state, pull_tried_at=action.t)
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
         pause = 60 * policy.cadence.alert_minutes if state.phase is Phase.RUNNING or full else policy.cadence.urgent
@@ -204,6 +225,7 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         home=result.checkpoint or state.home,
         complete=result.complete or state.complete,
         pulled_at=action.t,
+        pull_seconds=max(0.0, action.ended - action.t),
         pull_failures=failures,
         pull_next=_retry_at(action, policy.cadence.urgent) if failures else action.t + policy.cadence.urgent,
         no_room_here=False,
@@ -222,8 +244,7 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
     """Apply the row of vast/supervisor/reasons.py."""
     rule = reasons.REASONS[reason]
     again, machine = rule.again, state.machine
-    said = machine.message if machine is not None and reason in reasons.TOLD_BY_THE_HOST else ""
-    said = state.refusal if reason == "refused" else said
+    said = _explained(state, reason)
     state = _noted(state, t, f"verdict: {reason}" + (f": {said}" if said else ""))
     if machine is not None and machine.job is not None:
         state = _on_machine(state, judged=max(machine.judged, machine.job.attempt if reason != "asked" else 0))
@@ -247,6 +268,24 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
     return changed(state, phase=Phase.TERMINATING)
 
 
+def _explained(state: RunState, reason: str) -> str:
+    """Why, in the words of the market or of the host."""
+    machine = state.machine
+    if reason == "refused":
+        return state.refusal
+    if machine is None:
+        return ""
+    if reason == "burn-in":
+        return (
+            f"{machine.burn_in_lost} without an answer"
+            if machine.burn_in is None
+            else "; ".join(machine.burn_in.problems)
+        )
+    if reason == "slow" and machine.burn_in is not None:
+        return f"its GPUs take {machine.burn_in.slowdown:g} times as long as estimated"
+    return machine.message if reason in reasons.TOLD_BY_THE_HOST else ""
+
+
 def _named_loss(state: RunState, why: str) -> RunState:
     """Record what is lost with the machine, if it holds work that was not fetched."""
     machine = state.machine
@@ -268,7 +307,8 @@ def _proceed(state: RunState, action: Action, result: Result, policy: Policy) ->
         assert state.verdict is not None
         return changed(start_destroying(state, t, state.verdict), phase=Phase.TERMINATING, phase_since=t)
     attempt = state.attempt + 1
-    pause = t if state.phase is Phase.IDLE else t + pause_before(state, policy)
+    at_once = state.phase is Phase.IDLE or state.verdict in reasons.NEXT_AT_ONCE
+    pause = t if at_once else t + pause_before(state, policy)
     return changed(
         state,
         phase=Phase.PROVISIONING,
@@ -312,6 +352,7 @@ AFTER: dict[Do, After] = {
     Do.DESTROY: _destroyed,
     Do.ATTACH_KEY: _attached,
     Do.RELABEL: _relabelled,
+    Do.BURN_IN: _burned_in,
     Do.PUSH: _pushed,
     Do.START: _started,
     Do.STOP: _stopped,

@@ -13,12 +13,22 @@ import math
 from collections.abc import Callable
 
 from vast.policy import Policy
-from vast.ports import hourly
+from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
 from vast.supervisor.schedule import LEAD, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, burn, spent
+from vast.supervisor.state import (
+    Action,
+    Do,
+    Observation,
+    PendingDestroy,
+    Phase,
+    RunState,
+    burn,
+    kept_for_the_end,
+    spent,
+)
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"
@@ -89,17 +99,39 @@ def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 
 def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    """Push the local checkpoint, then start: only after this very poll has seen the dead-man's switch armed."""
+    """Burn-in, the local checkpoint, start: only after this very poll has seen the dead-man's switch armed."""
     machine = state.machine
-    if machine is None or not in_touch(obs, machine) or not machine.armed:
+    if machine is None:
+        return None
+    if machine.burn_in is not None and not machine.starts:
+        if not machine.burn_in.good:
+            return verdict(obs, "burn-in")
+        if _too_slow(obs.t, state, machine.burn_in, policy):
+            return verdict(obs, "slow")
+    if not in_touch(obs, machine) or not machine.armed:
         return None
     if machine.starts >= policy.starts:
         return verdict(obs, "ssh")
     if too_dear(state, machine, policy):
         return None  # one poll more decides: vast/supervisor/signs.py
+    if policy.burn_in.enabled and machine.burn_in is None and not machine.starts:
+        if machine.burn_in_lost >= policy.burn_in.tries:
+            return verdict(obs, "burn-in")
+        return Action(Do.BURN_IN, obs.t) if obs.t >= machine.burn_in_next else None
     if not machine.pushed and state.home is not None:
         return Action(Do.PUSH, obs.t, state.home)
     return Action(Do.START, obs.t, "first")
+
+
+def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
+    """Whether the estimate, corrected by the burn-in, exceeds what is left of the caps, and another machine may be taken.
+
+    Not for a run that goes on from a checkpoint: how much work is left is not known.
+    """
+    if found.slowdown <= 1.0 or state.home is not None or state.attempt >= policy.attempts:
+        return False
+    hours = state.work_hours * found.slowdown + policy.caps.reserve_minutes / 60
+    return t + 3600 * hours > state.cap_seconds or spent(state, t) + burn(state) * hours > state.cap_dollars
 
 
 # ---- running -----------------------------------------------------------------------------------------------------------
@@ -165,6 +197,8 @@ def collected(obs: Observation, state: RunState, policy: Policy) -> Action | Non
     if machine is None or state.fetched or not machine.starts:
         return None if machine is not None and _is_held(obs, state, policy) else Action(Do.PROCEED, obs.t)
     why = _no_more_time(obs, state, policy)
+    if why == FETCH_DEADLINE and _last_try(obs, state, policy):
+        return Action(Do.PULL, obs.t, everything=True)
     return None if why is None else Action(Do.PROCEED, obs.t, why)
 
 
@@ -211,6 +245,13 @@ def _no_more_time(obs: Observation, state: RunState, policy: Policy) -> str | No
     return None
 
 
+def _last_try(obs: Observation, state: RunState, policy: Policy) -> bool:
+    """Whether the host answers and no pull was begun since the deadline: commands that hung may work again, and the pause
+    between two tries is as long as a try took."""
+    until = state.waits_from + _patience(obs, state, policy)
+    return state.machine is not None and in_touch(obs, state.machine) and state.pull_tried_at < until
+
+
 def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
     """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
     as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
@@ -230,7 +271,7 @@ def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
         return False
     if on.done if state.verdict == reasons.SUCCESS else on.fail:
         return False
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     in_time = obs.t < state.cap_seconds - reserve
     return in_time and spent(state, obs.t) + burn(state) * reserve / 3600 < state.cap_dollars
 

@@ -55,15 +55,15 @@ class Supervisor:
         clock: Clock,
         journal: Journal,
         *,
+        contract: Callable[[str, Offer], Contract],
         last: Last | None = None,
-        contract: Callable[[str, Offer], Contract] | None = None,
         asked: Callable[[], bool] = lambda: False,
         tell: Tell = lambda what, state: None,
         on_look: OnLook = lambda seen, state: None,
     ) -> None:
         self.plan, self.policy = plan, policy
         self.cloud, self.shell, self.clock, self.journal = cloud, shell, clock, journal
-        self.contract = contract or self._plain_contract
+        self.contract = contract
         self.asked, self.tell, self.on_look = asked, tell, on_look
         self.run_clock = RunClock(clock, None if last is None else last.stamp)
         if last is None:
@@ -108,8 +108,6 @@ class Supervisor:
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.state(self.state, self.run_clock.stamp())
-        if action.do is Do.VERDICT and REASONS[action.why].alert:
-            self.tell(action.why, self.state)
         if self.state.phase is Phase.CLOSED:
             self.tell(CLOSED, self.state)
 
@@ -123,17 +121,21 @@ class Supervisor:
             state = advance(state, last.pending, answer, self.policy)
         state = changed(state, look_at=0.0, waits_from=self.run_clock.t(), unlisted_since=None, unsearched_since=None)
         if state.machine is not None and not state.machine.starts:
-            # nothing was polled meanwhile: its deadline restarts
-            state = changed(state, machine=changed(state.machine, ran_at=None))
+            # nothing was polled meanwhile: its deadline restarts, and an answer that we lost is no fault of the host
+            state = changed(state, machine=changed(state.machine, ran_at=None, burn_in_lost=0))
         self.journal.state(state, self.run_clock.stamp())
         return state
 
     def _advance(self, action: Action, result: Result) -> None:
-        before = self.state.alerts
-        self.state = advance(self.state, action, result, self.policy)
-        for alert in self.state.alerts:
-            if alert not in before:
-                self.tell(alert, self.state)
+        """Tell what is new before it is journalled: after a crash in between it is told twice, and never not at all."""
+        before = self.state
+        self.state = advance(before, action, result, self.policy)
+        new = [alert for alert in self.state.alerts if alert not in before.alerts]
+        reason = action.why if action.do is Do.VERDICT else self.state.verdict
+        if reason is not None and (action.do is Do.VERDICT or reason != before.verdict) and REASONS[reason].alert:
+            new.append(reason)
+        for what in new:
+            self.tell(what, self.state)
 
     # ---- polling: reads only ---------------------------------------------------------------------------------------
 
@@ -182,6 +184,8 @@ class Supervisor:
                 return self.cloud.attach_key(action.instance_id, self.plan.public_key)
             case Do.RELABEL:
                 return self.cloud.set_label(action.instance_id, self.label)
+            case Do.BURN_IN:
+                return self.shell.burn_in(addresses, self.policy.burn_in.seconds)
             case Do.PUSH:
                 return self.shell.push(addresses, self._transfer_proceeds)
             case Do.START:
@@ -206,7 +210,3 @@ class Supervisor:
         """Of both caps, for the dead-man's switch of the next machine."""
         t = self.run_clock.t()
         return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)
-
-    def _plain_contract(self, label: str, offer: Offer) -> Contract:
-        plan = self.plan
-        return Contract(label, plan.image, plan.query.disk_gb, plan.onstart, plan.env, plan.bid)

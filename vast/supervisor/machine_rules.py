@@ -8,14 +8,14 @@ from __future__ import annotations
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.signs import confirmed
-from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, spent
+from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, kept_for_the_end, spent
 
 KEY_PAUSE = 60.0  # seconds between two tries to attach the key
 
 
 def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """What ends the run, or the machine, although the job is healthy."""
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
     if obs.t >= state.cap_seconds - reserve:

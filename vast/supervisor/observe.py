@@ -22,14 +22,17 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
         changes["refused_since"] = None
         changes["credit"] = obs.account.credit
         if obs.account.at is not None:
-            changes["service_zero"] = obs.account.at - obs.t
+            changes["service_zero"] = zero = obs.account.at - obs.t
+            if state.created_at is None:  # no label is written yet: its deadline is compared with the service's clock
+                changes["deadline"] = int(zero + state.cap_seconds)
     elif state.refused_since is None:
         changes["refused_since"] = obs.t
     blind = obs.account is None and state.machine is None
     if blind or (state.phase is Phase.COLLECTING and not obs.network):
         changes["waits_from"] = obs.t
     if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
-        state = changed(state, machine=changed(state.machine, ran_at=obs.t))  # no job could be started meanwhile
+        # no job could be started meanwhile
+        state = changed(state, machine=changed(state.machine, ran_at=obs.t, burn_in_lost=0))
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
         if state.machine is not None and _started_after_all(state, state.machine):
@@ -81,7 +84,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
                 settled += _unseen(state.intent, obs.t, policy)
     since = state.intent.since if state.intent is not None else state.created_at
     for one in strays:  # a second machine of an unclear create, or one that showed up late
-        price = max(listed[one].dollars_per_hour, state.unclear_price if state.intent is None else state.intent.price)
+        agreed = state.unclear_price if state.intent is None else state.intent.price
+        price = agreed or listed[one].dollars_per_hour  # one odd row must not use up the budget
         doomed.append(PendingDestroy(one, price, obs.t if since is None else since, "extra"))
     if machine is not None:
         if machine.id in seen:
@@ -156,8 +160,8 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
-    """At the dearer of the agreed price and the row's, which may be missing."""
-    return Machine(found.id, found.machine_id, max(intent.price, found.dollars_per_hour), intent.since)
+    """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
+    return Machine(found.id, found.machine_id, intent.price, intent.since)
 
 
 def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:
@@ -191,7 +195,9 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
         failed = machine.failed + (not denied)  # a refused key does not mean a dead host
-        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned)
+        return changed(
+            machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0
+        )  # fmt: skip
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     watchdog = host.watchdog

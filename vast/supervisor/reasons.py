@@ -60,6 +60,8 @@ REASONS: dict[str, Reason] = {
     "host-fault": Reason("elsewhere", fetch=False, ban=True),  # the container engine of the host failed
     "loading": Reason("elsewhere", fetch=False, ban=True),  # its deadline
     "ssh": Reason("elsewhere", fetch=False, ban=True),  # no contact, or no armed dead-man's switch, until its deadline
+    "burn-in": Reason("elsewhere", fetch=False, ban=True),  # it failed, or gave no answer
+    "slow": Reason("elsewhere", fetch=False, ban=True),  # by its burn-in, the work would not fit into the caps
     "unguarded": Reason("elsewhere"),  # the dead-man's switch of a machine that works is gone
     "not-started": Reason("elsewhere", fetch=False, ban=True),  # the contract came with an error
     "host-lost": Reason("elsewhere", fetch=False, ban=True),
@@ -73,6 +75,8 @@ REASONS: dict[str, Reason] = {
 
 # Forced by money, time or a person: the job still runs, so it is stopped at a checkpoint first.
 FORCED = frozenset({"asked", "budget", "time-cap", "low-credit", "contract-end"})
+# Nothing ran there that another machine could collide with: that one is taken at once.
+NEXT_AT_ONCE = frozenset({"burn-in", "slow"})
 # The machine's status message explains these verdicts, so it is kept with them.
 TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
 SUCCESS = "done"

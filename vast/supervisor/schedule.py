@@ -7,7 +7,7 @@ from zlib import crc32
 
 from vast.policy import Policy
 from vast.supervisor.signs import unconfirmed
-from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, spent
+from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, kept_for_the_end, spent
 
 ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
@@ -96,7 +96,7 @@ def wake_at(t: float, state: RunState, policy: Policy) -> float:
     moments = [state.look_at, *(doomed.next_try for doomed in state.doomed if not doomed.absent)]
     if state.machine is not None and state.machine.armed:
         moments.append(state.lease_at)
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     rate = burn(state) / 3600
     ending = state.phase in (Phase.COLLECTING, Phase.TERMINATING)
     kept = LEAD if ending else reserve

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vast.policy import Policy
 from vast.supervisor import reasons
-from vast.supervisor.state import Machine, Observation, RunState, changed, contract_left
+from vast.supervisor.state import Machine, Observation, RunState, changed, contract_left, kept_for_the_end
 
 TOLERANCE = 1.01  # of a price: the offer and the row round differently
 
@@ -52,7 +52,7 @@ def _shown(state: RunState, obs: Observation, policy: Policy) -> dict[str, bool 
     machine = state.machine
     if machine is None:
         return {}
-    reserve = 60 * policy.caps.reserve_minutes
+    reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     credit = None if obs.account is None else obs.account.credit
     listed, reached = machine.seen_at == obs.t, machine.reached_at == obs.t
     left = contract_left(state, obs.t)

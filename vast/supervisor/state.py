@@ -17,6 +17,7 @@ from typing import TypeVar
 from vast.ports import (
     Account,
     Address,
+    BurnIn,
     CreateResult,
     Dollars,
     Gone,
@@ -31,6 +32,8 @@ from vast.ports import (
     label_text,
 )
 
+GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
+
 # ---- the request ------------------------------------------------------------------------------------------------
 
 
@@ -44,8 +47,6 @@ class Plan:
     query: OfferQuery
     max_dollars: Dollars
     max_seconds: Seconds
-    onstart: str = ""
-    env: tuple[tuple[str, str], ...] = ()
     bid: Dollars | None = None  # dollars per hour: interruptible
     public_key: str = ""
     account: int | None = None  # that rents; see vast/session/account_guard.py
@@ -117,6 +118,9 @@ class Machine:
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
+    burn_in: BurnIn | None = None  # what it showed before its job
+    burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
+    burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
     pushed: bool = False  # the local checkpoint was sent to it, or there was none
     starts: int = 0
     started_boot: str = ""
@@ -139,7 +143,7 @@ class PendingDestroy:
     price: Dollars
     since: Seconds
     reason: str
-    lost: bool = False  # it cannot be reached, so another machine may be taken before it is gone
+    lost: bool = False  # it cannot be reached, or nothing ran there: another machine may be taken before it is gone
     tries: int = 0
     next_try: Seconds = 0.0
     accepted: bool = False  # a DELETE was; absence counts only after it
@@ -151,13 +155,14 @@ class PendingDestroy:
 @dataclass(frozen=True)
 class RunState:
     run_id: str
-    deadline: int  # unix time, for the label
+    deadline: int  # unix time, for the label: by the service's clock, as far as it was known before the first create
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
     interruptible: bool = False
     bid: Dollars | None = None  # per hour, of an interruptible contract
     max_price: Dollars | None = None  # per hour, of the request
+    work_hours: float = 0.0  # expected by the plan; 0: not known
     service_zero: Seconds | None = None  # unix time of t = 0 by the service's clock; None: unknown, as `begun_wall`
     phase: Phase = Phase.IDLE
     phase_since: Seconds = 0.0
@@ -189,6 +194,8 @@ class RunState:
     home: str | None = None  # the newest checkpoint that is here, verified
     complete: bool = False  # the complete run is here, verified
     pulled_at: Seconds = 0.0
+    pull_seconds: Seconds = 0.0  # that the last whole pull took
+    pull_tried_at: Seconds = 0.0  # when the last pull began
     waits_from: Seconds = 0.0  # of the deadlines of searching and collecting; moves while nothing can be seen
     fetched: bool = False  # a pull since the verdict succeeded
     pull_failures: int = 0
@@ -214,8 +221,9 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     label_text(plan.run_id, deadline)
     bound = plan.query.max_dollars_per_hour if plan.bid is None else None  # a bid is its own bound
     return RunState(
-        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound
-    )
+        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound,
+        plan.query.work_hours,
+    )  # fmt: skip
 
 
 def contract_left(state: RunState, t: Seconds) -> Seconds | None:
@@ -224,6 +232,12 @@ def contract_left(state: RunState, t: Seconds) -> Seconds | None:
         return None
     zero = state.begun_wall if state.service_zero is None else state.service_zero
     return state.machine.end - zero - t
+
+
+def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
+    """What the caps keep for a last checkpoint and a last pull: `minutes`, or more where pulls are seen to take longer."""
+    longer = GRACE + 1.25 * state.pull_seconds if state.pull_seconds else 0.0
+    return max(60 * minutes, min(longer, state.cap_seconds / 4))
 
 
 def spent(state: RunState, t: Seconds) -> Dollars:
@@ -270,6 +284,7 @@ class Do(StrEnum):
     DESTROY = "destroy"
     ATTACH_KEY = "attach-key"
     RELABEL = "relabel"
+    BURN_IN = "burn-in"
     PUSH = "push"
     START = "start"
     STOP = "stop"
@@ -295,4 +310,4 @@ class Action:
     ended: Seconds = 0.0  # when its result came; 0: unknown
 
 
-Result = Observation | tuple[Offer, ...] | CreateResult | Pulled | str | bool | None
+Result = Observation | tuple[Offer, ...] | CreateResult | BurnIn | Pulled | str | bool | None

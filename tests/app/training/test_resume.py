@@ -21,6 +21,7 @@ from app.training.checkpoint import (
     newest_verified,
     prune,
 )
+from jobs.runs.rundir import RunDir
 from tests.app.fakes.warm_process import WarmProcess
 
 pytestmark = pytest.mark.usefixtures("few_rows")
@@ -110,6 +111,34 @@ def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(tmp_pat
     assert again.returncode == 0, again.stderr
     assert "resuming from" in (run / "log.txt").read_text()
     assert losses(run) == losses(run_of(tmp_path / "whole"))
+
+
+def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
+    undisturbed: Any, tmp_path: Path
+) -> None:
+    artifacts = ["--set", f"artifacts=file://{tmp_path}/store"]
+    process = start(tmp_path / "lost", *artifacts)
+    try:
+        for _ in range(6000):
+            if any(path.read_text().count("\n") >= 3 for path in (tmp_path / "lost").glob("stage3b/*/train_log.jsonl")):
+                break
+            assert process.runs(), "the run ended before it could be stopped"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        assert process.ended(120).returncode == 75
+    finally:
+        process.kill()
+    again = finish(tmp_path / "elsewhere", *artifacts, "--continue")
+    assert again.returncode == 0, again.stderr
+    run = run_of(tmp_path / "elsewhere")
+    assert run.name == run_of(tmp_path / "lost").name and "resuming from" in (run / "log.txt").read_text()
+    assert losses(run) == undisturbed
+    kept = json.loads((run / "metrics.json").read_text())["artifacts"]
+    assert kept["uploaded"] + kept["skipped"] > 0 == kept["failed"]
+
+    third = finish(tmp_path / "third", *artifacts, "--continue")  # and now it is complete
+    assert third.returncode == 0 and "complete already" in third.stdout, third.stdout + third.stderr
+    assert RunDir.open(run_of(tmp_path / "third")).verify() == []
 
 
 def zero(path: Path) -> None:

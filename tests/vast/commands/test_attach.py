@@ -1,4 +1,4 @@
-"""Runs that were begun: taken over after a kill at any record of the journal, ended, fetched from, followed, told about."""
+"""Runs that were begun: taken over after a kill at any record of the journal, ended, fetched from, followed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.vast.fakes.command_line import KILLED, Killed, World
-from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.records.run_dir import Folder
+from tests.vast.fakes.command_line import KILLED, UP, Killed, World
+from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal
-
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, record: int, after: bool) -> None:
@@ -102,23 +99,8 @@ def test_a_secret_that_is_missing_at_attach_keeps_it_from_taking_over_but_not_do
 # ---- down and pull -----------------------------------------------------------------------------------------------------------
 
 
-def left_running(world: World, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    """A run whose job goes on and whose supervisor is dead."""
-    world.shell = ScriptedShell([running(step) for step in range(1, 500)])
-
-    def die(look: int) -> None:
-        if look == 3:
-            raise Killed
-
-    world.shell.on_look = die
-    assert world.vast(*UP).exit_code == KILLED
-    world.shell.on_look = lambda look: None
-    world.shell.calls.clear()
-    return world.folder
-
-
-def test_down_takes_over_a_run_that_nobody_looks_after(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
+def test_down_takes_over_a_run_that_nobody_looks_after(world: World) -> None:
+    folder = world.left_running()
     done = world.vast("down", folder.run_id)
     assert done.exit_code == 0, done.output
     assert world.fake.market.living() == []
@@ -129,7 +111,7 @@ def test_down_takes_over_a_run_that_nobody_looks_after(world: World, monkeypatch
 
 
 def test_a_request_for_the_end_outlives_a_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
+    folder = world.left_running()
     with monkeypatch.context() as patched:
         kill_at(patched, 2, True)
         world.vast("down", folder.run_id)
@@ -156,15 +138,15 @@ def test_down_wakes_a_supervisor_that_sleeps_for_half_an_hour(world: World, monk
     assert rental.destroyed is not None and rental.destroyed - asked_at[0] < 120
 
 
-def test_pull_fetches_from_a_run_that_nobody_looks_after(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
+def test_pull_fetches_from_a_run_that_nobody_looks_after(world: World) -> None:
+    folder = world.left_running()
     done = world.vast("pull", folder.run_id)
     assert (done.exit_code, done.stderr) == (0, "1.0 MB fetched and verified\n")
     assert world.shell.calls == ["pull", "close"]
     assert len(world.fake.market.living()) == 1
 
 
-def test_a_supervisor_serves_a_pull_between_two_looks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supervisor_serves_a_pull_between_two_looks(world: World) -> None:
     world.shell = ScriptedShell([running(60), running(120), ended()])
 
     def ask(look: int) -> None:
@@ -210,9 +192,9 @@ def test_a_run_that_is_not_there_is_one_line(world: World, command: str) -> None
 
 
 def test_attach_follows_a_living_supervisor_until_it_has_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
+    folder = world.left_running()
     shown = folder.lines.read_text()
-    held = FileJournal(folder.path)  # somebody who looks after it
+    held = FileJournal(folder.path)  # another supervisor
     world.shell.script = [ended()]
     sleeps = 0
     real = world.clock.sleep
@@ -228,12 +210,12 @@ def test_attach_follows_a_living_supervisor_until_it_has_ended(world: World, mon
     done = world.vast("attach", folder.run_id)
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(shown)
-    assert "looks after it" in done.stderr and "taking it over" in done.stderr
+    assert "supervises it" in done.stderr and "taking it over" in done.stderr
     assert world.fake.market.living() == []
 
 
-def test_two_supervisors_cannot_hold_one_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
+def test_two_supervisors_cannot_hold_one_run(world: World) -> None:
+    folder = world.left_running()
     held = FileJournal(folder.path)
     said: list[str] = []
 
@@ -247,72 +229,3 @@ def test_two_supervisors_cannot_hold_one_run(world: World, monkeypatch: pytest.M
     assert "asked process" in said[0] and folder.down.exists()
     assert len(world.fake.market.living()) == 1
     held.close()
-
-
-# ---- status and logs ----------------------------------------------------------------------------------------------------------
-
-
-def test_status_tells_of_every_run_and_counts_money_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no rented run" in world.vast("status").stderr
-    folder = left_running(world, monkeypatch)
-    (first,) = json.loads(world.vast("status", "--json").stdout)
-    world.clock.time += 3600
-    (later,) = json.loads(world.vast("status", "--json").stdout)
-    assert (first["run"], first["phase"], first["supervised"]) == (folder.run_id, "running", False)
-    assert later["dollars"] - first["dollars"] == pytest.approx(first["dollars_per_hour"], rel=0.01)
-    shown = world.vast("status")
-    assert shown.stdout.splitlines()[1].startswith(f"{folder.run_id}\trunning\tno\t1\t2/300\t")
-    assert f"nobody looks after it: python -m vast attach {folder.run_id}" in shown.stderr
-
-
-def test_status_needs_no_key_and_shows_a_broken_journal(world: World) -> None:
-    world.vast(*UP)
-    (world.folder.path / journal.JOURNAL).write_text("no journal\n\n")
-    world.environ = {"VAST_API_KEY": ""}
-    shown = world.vast("status")
-    assert shown.exit_code == 0
-    assert "\tbroken\t" in shown.stdout
-    assert "vast reap" in shown.stderr
-
-
-def test_logs_come_from_the_host_while_there_is_one_and_then_from_home(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = left_running(world, monkeypatch)
-    assert world.vast("logs", folder.run_id).stdout == "job: hello\n"
-    world.vast("down", folder.run_id)
-    missing = world.vast("logs", folder.run_id)
-    assert (missing.exit_code, "no log" in missing.stderr) == (2, True)
-    home = world.runs / RUN / "host"
-    home.mkdir(parents=True)
-    (home / "job.log").write_text("from home\n")
-    assert world.vast("logs", "-f", folder.run_id).stdout == "from home\n"
-
-
-def test_logs_begin_with_the_last_lines_of_a_long_log(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
-    world.shell.text = b"".join(b"%d\n" % number for number in range(3000))
-    assert world.vast("logs", folder.run_id).stdout.split()[0] == "2000"
-    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
-    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
-    world.vast("down", folder.run_id)
-    (world.runs / RUN / "host").mkdir(parents=True)
-    (world.runs / RUN / "host" / "job.log").write_bytes(world.shell.text)
-    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
-    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
-
-
-def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world, monkeypatch)
-    real = world.clock.sleep
-
-    def sleep(seconds: float) -> None:
-        real(seconds)
-        if world.shell.text.count(b"\n") < 3:
-            world.shell.text += b"more\n"
-        elif not folder.down.exists():
-            monkeypatch.setattr(world.clock, "sleep", real)
-            world.vast("down", folder.run_id)
-
-    monkeypatch.setattr(world.clock, "sleep", sleep)
-    assert world.vast("logs", "-f", folder.run_id).stdout == "job: hello\nmore\nmore\n"

@@ -20,6 +20,7 @@ from vast.records.run_dir import Folder, folders
 from vast.rental.image_registry import Found, Image
 
 IMAGE = "registry.example/you/prefill:1"
+UP = ("up", "stage3b", "--profile", "ci", "--yes")
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U run"
 
 
@@ -28,6 +29,21 @@ KILLED = 128 + 9
 
 class Killed(BaseException):
     """kill -9 of this process: no handler of an error sees it."""
+
+
+def make_key(directory: Path) -> str:
+    (directory / "key").write_text("the private key")
+    return PUBLIC_KEY
+
+
+def die_at(number: int) -> Callable[[int], None]:
+    """For ScriptedShell.on_look: the supervisor dies at that look, and at each later one."""
+
+    def look(looks: int) -> None:
+        if looks >= number:
+            raise Killed
+
+    return look
 
 
 @dataclass
@@ -56,17 +72,16 @@ class World:
                 raise self.engine
             return self.engine
 
-        def make_key(directory: Path) -> str:
-            (directory / "key").write_text("the private key")
-            return PUBLIC_KEY
-
         made = replace(
-            Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pullable),
+            Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pulled()),
             environ={"VAST_URL": self.fake.url, "VAST_API_KEY": KEY, **self.environ},
             engine=engine, home=self.runs / "nobody", clock=self.clock, shell=make, make_key=make_key,
             which=lambda name: None if name in self.missing else f"/usr/bin/{name}",
         )  # fmt: skip
         return self.change(made)
+
+    def pulled(self) -> Image:
+        return Image(self.pullable) if isinstance(self.pullable, str) else self.pullable
 
     def estimate(self, gpu: str) -> Estimate:
         """Of every GPU the same; `memory`: GB that the job needs, of which an RTX 4090 has 24."""
@@ -82,6 +97,14 @@ class World:
         if words[0] not in ("offers", "simulate"):
             words = (*words, "--runs-dir", str(self.runs))
         return CliRunner().invoke(_Main(), list(words), obj=self.wiring(), **more)  # type: ignore[arg-type]
+
+    def left_running(self) -> Folder:
+        """A run whose job goes on and whose supervisor is dead."""
+        self.shell = ScriptedShell([running(step) for step in range(1, 500)], on_look=die_at(3))
+        assert self.vast(*UP).exit_code == KILLED
+        self.shell.on_look = lambda look: None
+        self.shell.calls.clear()
+        return self.folder
 
     @property
     def folder(self) -> Folder:

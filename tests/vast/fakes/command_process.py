@@ -14,6 +14,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+from tests.vast.fakes.command_line import make_key
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import _flushed, main
@@ -28,11 +29,6 @@ def living() -> bool:
     request = urllib.request.Request(address, headers={"Authorization": f"Bearer {os.environ['VAST_API_KEY']}"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return bool(json.load(answer)["instances"])
-
-
-def make_key(directory: Path) -> str:
-    (directory / "key").write_text("the private key")
-    return "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEFha2U run"
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class FakeVast:
         if endpoint == "account":
             return 200, {"id": self.account_id, "username": "fake", "balance": 0, "credit": round(market.balance(), 6)}
         if endpoint == "list-v0":
-            return 200, {"success": True, "instances": []}  # deprecated, and seen to be empty
+            return 410, {"success": False, "error": "deprecated_endpoint", "instances": [], "total_instances": 0}
         if endpoint == "list":
             return self._list(query)
         if endpoint == "create":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from email.message import Message
 
 import pytest
 
 from tests.vast.fakes.fake_faults import BODIES
 from tests.vast.fakes.fake_market import KEY, ManualClock
-from vast.marketplace import http
+from vast.host.bounded_http import Response
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Cloud, Contract, OfferQuery
 from vast.secrets import Secret
@@ -34,5 +35,5 @@ FAULTS = [*BODIES, "drop-before", "drop-after", "500-after", "truncated"]
 def answering(clock: ManualClock, monkeypatch: pytest.MonkeyPatch, status: int, data: bytes) -> VastAI:
     """A client whose every request is answered with these bytes."""
     cloud = VastAI(Secret(KEY), clock, "https://example.org")
-    monkeypatch.setattr(cloud._client, "_send", lambda *_, **__: http._Raw(status, None, data))
+    monkeypatch.setattr(cloud._client, "_send", lambda *_, **__: Response(status, Message(), data))
     return cloud

@@ -40,7 +40,7 @@ class ScriptedShell:
     looks: int = 0
     checkpoint: str | None = None  # at home
     text: bytes = b"job: hello\n"
-    burned_in: BurnIn | None = None
+    burned_in: list[BurnIn | None] = field(default_factory=lambda: [BurnIn(True)])  # the last entry stays
     home_path: Path | None = None  # a pull of all writes the run there
     alive: Callable[[], bool] = lambda: True  # a machine that is destroyed answers no more
 
@@ -60,9 +60,9 @@ class ScriptedShell:
         self.started = True
         return True
 
-    def burn_in(self, addresses: tuple[Address, ...]) -> BurnIn | None:
+    def burn_in(self, addresses: tuple[Address, ...], seconds: float) -> BurnIn | None:
         self.calls.append("burn-in")
-        return self.burned_in
+        return self.burned_in[0] if len(self.burned_in) == 1 else self.burned_in.pop(0)
 
     def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
         self.calls.append("push")

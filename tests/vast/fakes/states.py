@@ -6,7 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 from vast import policy
-from vast.ports import Account, Address, Host, Instance, JobReport, Offer, OfferQuery, Status, Watchdog, label_text
+from vast.policy import Policy
+from vast.ports import (
+    Account,
+    Address,
+    BurnIn,
+    Host,
+    Instance,
+    JobReport,
+    Offer,
+    OfferQuery,
+    Status,
+    Watchdog,
+    label_text,
+)
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Machine, Observation, Phase, Plan, RunState, begin
@@ -19,6 +32,15 @@ RICH = Account(100.0)
 START = begin(PLAN, 1000.0)
 LABEL = label_text("run", START.deadline)
 UNREACHABLE = Host("unreachable")
+
+
+def policy_with(**sections: Any) -> Policy:
+    """The package's policy with some keys of its sections changed: policy_with(destroy_on={"fail": False})."""
+    changed = {
+        name: getattr(POLICY, name).model_copy(update=keys) if isinstance(keys, dict) else keys
+        for name, keys in sections.items()
+    }
+    return POLICY.model_copy(update=changed)
 
 
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
@@ -44,6 +66,12 @@ def running(**more: Any) -> RunState:
     )
 
 
+def collecting(verdict: str = "nan", **more: Any) -> RunState:
+    """After a verdict at t = 1000; the job was asked to end."""
+    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict=verdict, over=True, waits_from=1000.0)
+    return replace(state, **more)
+
+
 def look(state: RunState, t: float, **seen: Any) -> tuple[RunState, Observation]:
     seen = {"account": RICH, "instances": (instance(),), "host": host(job()), **seen}
     obs = Observation(t, True, **seen)
@@ -60,8 +88,10 @@ def provisioning(**more: Any) -> RunState:
 
 
 def fresh(**more: Any) -> RunState:
-    """A machine that has just been rented, at t = 0."""
-    blank: dict[str, Any] = dict(starts=0, armed=False, reached_at=None, boot="", ran_at=None, job=None)
+    """A machine that has just been rented, at t = 0; its burn-in, which most tests are not about, is behind it."""
+    blank: dict[str, Any] = dict(
+        starts=0, armed=False, reached_at=None, boot="", ran_at=None, job=None, burn_in=BurnIn(True)
+    )
     return replace(running(**{**blank, **more}), phase=Phase.PROVISIONING)
 
 

@@ -105,7 +105,7 @@ def test_no_caller_hangs(serve: Callable[..., Server], how: str, monkeypatch: py
     with pytest.raises(TimeoutError):
         post_json(f"{url}/hook", b"{}", LIMIT)
     monkeypatch.setattr(image_registry, "TIMEOUT", LIMIT)
-    found = image_registry.look(f"{server.address}/you/prefill:1", scheme="http")
+    found = image_registry.inspect(f"{server.address}/you/prefill:1", scheme="http").found
     assert found == ("there" if how == "a slow body" else "unknown")  # a HEAD has no body
     cloud = VastAI(Secret(KEY), ManualClock(), url, Timeouts(whole=LIMIT))
     assert cloud.account() is None and "TimeoutError" in cloud.trouble

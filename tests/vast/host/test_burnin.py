@@ -19,6 +19,7 @@ from tests.vast.fakes.host import ROOT
 from vast.host import burnin, processes
 from vast.host.burnin import burn_in, disk, driver, faults, fetched, problems_of, product, run_program
 from vast.host.gpu_program import PROGRAM
+from vast.host.subprocess_run import Ended
 
 CARDS = "0, NVIDIA H200, 580.95.05, 143771, 5, 16\n1, NVIDIA H200, 580.95.05, 143771, 5, 16\n"
 DETAILS = """
@@ -47,12 +48,12 @@ GPU: dict[str, Any] = {"index": 0, "name": "NVIDIA H200", "right": True, "tflops
        "filled_gb": 138, "total_gb": 139.8}  # fmt: skip
 
 
-def answering(product_output: str = "", code: int = 0, cards: str = CARDS, details: str = DETAILS) -> burnin.Run:
-    def run(argv: Sequence[str], seconds: float) -> tuple[int, str]:
+def answering(product_output: str = "", code: int | None = 0, cards: str = CARDS, err: str = "") -> burnin.Run:
+    def run(argv: Sequence[str], seconds: float) -> Ended:
         assert 0 < seconds < burnin.WHOLE
         if argv[0] != "nvidia-smi":
-            return code, product_output
-        return (0, details) if argv[1] == "-q" else (0 if cards.strip() else 9, cards)
+            return Ended(code, product_output, err, timed_out=code is None)
+        return Ended(0, DETAILS) if argv[1] == "-q" else Ended(0 if cards.strip() else 9, cards)
 
     return run
 
@@ -80,15 +81,16 @@ def test_memory_errors_and_wishes_for_a_reset_are_faults(old: str, new: str, fau
     assert faults(DETAILS.replace(old, new)) == [fault]
 
 
-def test_a_driver_that_fails_or_is_missing_is_named() -> None:
-    broken = driver(lambda *_: (9, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"))
-    assert broken == {"driver_error": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."}
+def test_a_driver_that_fails_hangs_or_is_missing_is_named() -> None:
+    broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    assert driver(lambda *_: Ended(9, f"{broken}\n")) == {"driver_error": f"exit code 9: {broken}"}
+    assert driver(lambda *_: Ended(None, timed_out=True)) == {"driver_error": "killed after 15 s"}
 
-    def missing(argv: Sequence[str], seconds: float) -> tuple[int, str]:
-        raise FileNotFoundError
+    def missing(argv: Sequence[str], seconds: float) -> Ended:
+        return run_program((f"/nowhere/{argv[0]}",), seconds)
 
-    assert driver(missing) == {"driver_error": "there is no nvidia-smi"}
-    assert "no GPU was tried" in product(missing, "/opt/venv/bin/python")["gpu_error"]
+    assert driver(missing) == {"driver_error": "/nowhere/nvidia-smi: cannot be started: No such file or directory"}
+    assert product(missing, "python")["gpu_error"] == "/nowhere/python: cannot be started: No such file or directory"
 
 
 # ---- the product ----------------------------------------------------------------------------------------------------------
@@ -101,7 +103,7 @@ def test_what_the_program_prints_is_read_after_any_warnings() -> None:
 
 @pytest.mark.parametrize(("code", "printed", "said"), [
     (1, "Traceback\nImportError: libcudart.so.13", "exit code 1: ImportError: libcudart.so.13"),
-    (-9, "", "killed after 50 s"),
+    (None, "", "killed after 50 s"),
     (0, "", "exit code 0: no output"),
     (0, '{"gpus": 3}', 'exit code 0: {"gpus": 3}'),
     (0, json.dumps({"cuda": "13.0", "gpus": [], "error": "RuntimeError: The NVIDIA driver on your system is too old"}),
@@ -117,6 +119,8 @@ def test_a_program_that_fails_is_a_problem(code: int, printed: str, said: str) -
     ({"right": False}, ["GPU 0: a bfloat16 product has a wrong result"]),
     ({"to_gb_s": 0.8}, ["GPU 0: to_gb_s 0.8, expected at least 1.5"]),
     ({"filled_gb": 70}, ["GPU 0: 70 GB of 139.8 GB of memory could be written and read back"]),
+    ({"peer_gb_s": 0.3, "peer_right": True}, ["GPU 0: peer_gb_s 0.3, expected at least 0.7"]),
+    ({"peer_gb_s": 20.0, "peer_right": False}, ["GPU 0: what the GPU before it sends arrives changed"]),
     ({"error": "AcceleratorError: uncorrectable ECC error"}, ["GPU 0: AcceleratorError: uncorrectable ECC error"]),
 ])  # fmt: skip
 def test_problems_of_a_gpu_have_their_numbers(change: dict[str, Any], said: list[str]) -> None:
@@ -133,24 +137,35 @@ ON_CPU = """
 import torch
 torch.cuda.init = torch.cuda.empty_cache = lambda: None
 torch.cuda.synchronize = torch.cuda.set_device = lambda device: None
-torch.cuda.device_count, torch.cuda.get_device_name = (lambda: 1), (lambda index: "a CPU")
-torch.cuda.mem_get_info = lambda device: (2 * 2**30, 3 * 2**30)
+torch.cuda.device_count, torch.cuda.get_device_name = (lambda: COUNT), (lambda index: "a CPU")
+torch.cuda.mem_get_info = lambda device: (2 * 2**24, 3 * 2**24)  # in place of GIB
 """
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_the_program_of_the_gpus_sees_a_wrong_product(right: bool) -> None:
-    """On the CPU, in place of a GPU: its device and its pinned memory are replaced, nothing else."""
-    code = PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")').replace(
-        "pin_memory=True", "pin_memory=False"
-    )
-    if not right:
-        code = code.replace("    first = left @ right\n", "    first = left @ right\n    first[2, 5] += 1\n")
-    argv = [sys.executable, "-c", ON_CPU + code, "128", "0.01"]
-    out = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120).stdout
-    (gpu,) = json.loads(out)["gpus"]
-    assert "error" not in gpu and gpu["right"] is right
-    assert gpu["tflops"] > 0 and gpu["to_gb_s"] > 0 and (gpu["filled_gb"], gpu["total_gb"]) == (1, 3.0)
+def on_cpus(count: int, old: str = "", new: str = "") -> list[dict[str, Any]]:
+    """What the program finds on the CPU in place of GPUs: their devices and pinned memory are replaced, and `old` in its text."""
+    assert old in PROGRAM
+    code = PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")').replace('{"pin_memory": True}', "{}")
+    code = code.replace("2**27", "2**20").replace("2**30", "2**24").replace(old, new)
+    argv = [sys.executable, "-c", f"COUNT = {count}" + ON_CPU + code, "128", "0.01"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+    gpus: list[dict[str, Any]] = json.loads(done.stdout)["gpus"]
+    return gpus
+
+
+def test_the_program_of_the_gpus_sees_a_wrong_product() -> None:
+    line = "    first = left @ right\n"
+    (gpu,) = on_cpus(1, line, line + "    first[2, 5] += 1\n")
+    assert "error" not in gpu and gpu["right"] is False and "peer_gb_s" not in gpu
+
+
+def test_each_gpu_is_right_and_gets_data_from_the_one_before_it_or_garbage() -> None:
+    line = '    found["peer_right"]'
+    gpus = on_cpus(3, line, "    got[7] += index == 2\n" + line)
+    for gpu in gpus:
+        assert "error" not in gpu and gpu["right"] and gpu["tflops"] > 0 and gpu["to_gb_s"] > 0 and gpu["peer_gb_s"] > 0
+        assert (gpu["filled_gb"], gpu["total_gb"]) == (1, 3.0)
+    assert [gpu["peer_right"] for gpu in gpus] == [True, True, False]
 
 
 # ---- limits ---------------------------------------------------------------------------------------------------------------
@@ -162,19 +177,13 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
 time.sleep(60)
 """)
-    code, out = run_program((sys.executable, str(tmp_path / "parent.py")), 1.0)
-    assert code == -9
+    ended = run_program((sys.executable, str(tmp_path / "parent.py")), 1.0)
+    assert ended.timed_out
     for _ in range(500):  # a killed process is gone once the kernel has come to it, mostly at the first look
-        if (found := processes.stat(int(out))) is None or found.dead:
+        if (found := processes.stat(int(ended.out))) is None or found.dead:
             return
         time.sleep(0.01)
     raise AssertionError(f"{found} still runs 5 s after it was killed")
-
-
-def test_a_program_that_prints_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(burnin, "LARGEST", 1000)
-    code, out = run_program((sys.executable, "-c", "while True: print('x' * 100)"), 30)
-    assert code == -9 and len(out) == 1000
 
 
 def test_a_check_that_hangs_is_named_and_the_others_answer() -> None:
@@ -206,19 +215,24 @@ def test_a_full_disk_is_named_and_not_filled(tmp_path: Path) -> None:
 def test_the_rate_of_a_download() -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/some" else 503)
-            self.send_header("Content-Length", "100000")
+            self.send_response(503 if self.path == "/none" else 200)
+            self.send_header("Content-Length", "100000" if self.path != "/slow" else "100000000")
             self.end_headers()
             self.wfile.write(b"x" * 100_000)
+            if self.path == "/slow":
+                over.wait(30)
 
         def log_message(self, *_: object) -> None:
             pass
 
+    over = threading.Event()
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         assert fetched(f"{url}/some")["down_mbit"] > 0
         assert fetched(f"{url}/none") == {"down_mbit": None}
+        assert fetched(f"{url}/slow", seconds=0.3)["down_mbit"] > 0  # what came of it
+        over.set()
         server.shutdown()
     assert fetched("http://127.0.0.1:1/") == {"down_mbit": None}  # no fault of the machine
 
@@ -244,7 +258,7 @@ def test_the_command_prints_one_object_with_problems(tmp_path: Path) -> None:
 
 
 def test_without_gpus_none_is_tried(tmp_path: Path) -> None:
-    def never(argv: Sequence[str], seconds: float) -> tuple[int, str]:
+    def never(argv: Sequence[str], seconds: float) -> Ended:
         raise AssertionError(argv)
 
     found = burn_in(tmp_path, download="http://127.0.0.1:1/", run=never, gpus=False)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import UserError
 from tests.vast.fakes.fake_engine import Box, FakeEngine, Handler
-from vast.local.engine import Engine, Ran, connect
+from vast.local.engine import Engine, connect
 from vast.local.engine_errors import Missing, Refused, Silent
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
+from vast.shell.transport import Reply
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def test_the_identity_is_the_engines_own(fake: FakeEngine, engine: Engine) -> No
 
 def test_a_command_gets_its_input_and_gives_output_errors_and_code(fake: FakeEngine, engine: Engine, box: Box) -> None:
     fake.on_exec = lambda box, argv, stdin: (7, b"out:" + stdin, " ".join(argv[3:]).encode())
-    assert engine.run(box.id, ("a", "b c"), b"in", 5.0) == Ran(7, b"out:in", b"a b c")
+    assert engine.run(box.id, ("a", "b c"), b"in", 5.0) == Reply("ok", 7, "out:in", "a b c")
 
 
 def test_the_command_has_its_limit_inside_the_container_too(fake: FakeEngine, engine: Engine, box: Box) -> None:
@@ -118,7 +111,7 @@ def test_output_that_comes_in_one_piece_with_the_head_of_the_answer_is_not_lost(
 
     fake.odd["POST /exec/.*/start"] = at_once
     fake.exit_codes["exec0"] = 0
-    assert engine.run(box.id, ("job",), b"", 5.0) == Ran(0, b"hello", b"")
+    assert engine.run(box.id, ("job",), b"", 5.0) == Reply("ok", 0, "hello")
 
 
 def test_a_command_that_hangs_is_given_up_at_its_limit(fake: FakeEngine, engine: Engine, box: Box) -> None:
@@ -130,7 +123,7 @@ def test_a_command_that_hangs_is_given_up_at_its_limit(fake: FakeEngine, engine:
     for odd in (Handler.hang, part):
         fake.odd["POST /exec/.*/start"] = odd
         began = time.monotonic()
-        assert engine.run(box.id, ("job",), b"", 0.3) is None
+        assert engine.run(box.id, ("job",), b"", 0.3).kind == "timeout"
         assert time.monotonic() - began < 3
 
 
@@ -142,7 +135,7 @@ def test_a_command_that_trickles_is_given_up_at_its_limit(fake: FakeEngine, engi
 
     fake.odd["POST /exec/.*/start"] = trickle
     began = time.monotonic()
-    assert engine.run(box.id, ("job",), b"", 0.3) is None
+    assert engine.run(box.id, ("job",), b"", 0.3).kind == "timeout"
     assert time.monotonic() - began < 3
 
 
@@ -159,7 +152,7 @@ def test_output_that_breaks_off_is_silence_and_no_result(fake: FakeEngine, engin
 
 def test_a_command_without_an_exit_code_did_not_end(fake: FakeEngine, engine: Engine, box: Box) -> None:
     fake.odd["GET /exec/.*"] = lambda handler: handler.say(200, {"Running": True, "ExitCode": None})
-    assert engine.run(box.id, ("job",), b"", 0.2) is None
+    assert engine.run(box.id, ("job",), b"", 0.2).kind == "timeout"
 
 
 def test_a_paused_container_takes_no_command(engine: Engine, box: Box) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +15,6 @@ from vast.ports import GONE, Account, Address, Contract, Instance, OfferQuery, S
 LABEL = "prefill/stage1-20261123-101500/1795000000"
 GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000", cache="a-cache")
 CONTRACT = Contract(LABEL, "prefill:test", 40.0, "/usr/bin/python3 -m vast.host.watchdog run --local")
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -21,13 +20,6 @@ from vast.local import tar_stream
 from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.local.transport import MOVE, LocalTransport
 from vast.ports import Address
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    engine = FakeEngine(tmp_path / "s")
-    yield engine
-    engine.close()
 
 
 @pytest.fixture
@@ -189,7 +181,7 @@ def test_a_transfer_that_trickles_ends_at_its_limit(
     assert time.monotonic() - began < 10
 
 
-def test_a_full_disk_here_is_told_apart(
+def test_a_full_disk_here_is_classified(
     transport: LocalTransport, at: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: object, target: IO[bytes], length: int) -> None:

@@ -7,6 +7,7 @@ import time
 from tests.vast.fakes.fake_market import KEY, ManualClock, Market, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.marketplace_calls import CONTRACT
+from vast.marketplace.http import Client
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Instance, Status
 from vast.secrets import Secret
@@ -52,3 +53,9 @@ def test_a_market_without_credit_or_offer_says_so() -> None:
     market.add_offer(1)
     market.credit = 0.0
     assert market.create(1, {}) == "insufficient_credit" and market.create(2, {}) == "no_such_ask"
+
+
+def test_the_old_list_is_withdrawn_as_the_service_has_withdrawn_it(fake: FakeVast, clock: ManualClock) -> None:
+    found = Client(Secret(KEY), clock, fake.url).call("show", "GET", "/api/v0/instances/")
+    assert found is not None and found.status == 410
+    assert "this endpoint is withdrawn" in found.lasting

@@ -221,7 +221,7 @@ def test_a_run_whose_supervisor_was_killed_is_left_for_attach_for_a_while(world:
     world.shell.on_look = killed
     assert world.vast("up", "stage3b", "--profile", "ci", "--yes").exit_code == KILLED
     spared = world.vast("reap")
-    assert "was looked after lately" in spared.stdout and len(living(world)) == 1
+    assert "had a supervisor lately" in spared.stdout and len(living(world)) == 1
     world.clock.time += 3601
     assert world.vast("reap").exit_code == 0
     assert living(world) == set()

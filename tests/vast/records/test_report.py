@@ -83,7 +83,7 @@ def test_the_text_names_attempts_fixes_estimate_and_time_line() -> None:
     text = report.text(report.build(RECORDS, REQUEST))
     for part in (
         "# stage1-1: done", "| 1 | 7 | 70 | 1.000 |", "- cuda-oom: halved", "| hours of work | 2.00 | 2.25 |",
-        "| dollars | 2.50 | 3.50 |", "rented 7", "At home: the complete run.",
+        "| dollars | 2.50 | 3.50 |", "rented 7", "Local copy: the complete run.",
     ):  # fmt: skip
         assert part in text
 

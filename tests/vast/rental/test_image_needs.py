@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from jobs.errors import ConfigError
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
+from vast import policy as policies
 from vast.marketplace import rows
 from vast.ports import OfferQuery
 from vast.rental.image_needs import Needs, needs_of
 from vast.rental.image_registry import Image
+from vast.rental.plan import for_image, query_of
 
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 LABELS = {
     "prefill.needs.cuda": "13.0",
     "prefill.needs.driver": "580",
@@ -66,6 +67,30 @@ def test_an_offer_that_cannot_run_the_image_does_not_fit(fields: dict[str, Any],
     assert rows.fits(rows.offer(row(**fields)), QUERY) is fits
 
 
+COMPAT = {**LABELS, "prefill.compat.cuda": "12.2", "prefill.compat.driver": "535"}
+
+
+@pytest.mark.parametrize(("gpu", "cuda", "driver", "fits"), [
+    ("H200", 12.4, "550.54.15", True),
+    ("A100 SXM4", 12.2, "535.104.05", True),
+    ("H200", 12.0, "525.60.13", False),  # too old for the newer libcuda too
+    ("H200", 13.0, "580.95.05", True),
+    ("RTX 4090", 12.4, "550.54.15", False),  # which NVIDIA does not support there
+    ("RTX 4090", 13.0, "580.95.05", True),
+    ("A GPU of next year", 12.4, "550.54.15", False),
+])  # fmt: skip
+def test_an_older_driver_is_enough_for_a_compat_image_on_a_data_center_gpu(
+    gpu: str, cuda: float, driver: str, fits: bool
+) -> None:
+    needs = needs_of("x", COMPAT)
+    policy = policies.load()
+    query = for_image(query_of(policy), needs, 0, policy)
+    offer = rows.offer(row(gpu_name=gpu, cuda_max_good=cuda, driver_version=driver, compute_cap=900))
+    assert [holds(offer) for name, holds in rows.checks(query) if name.startswith(("CUDA", "driver"))] == [fits, fits]
+    assert rows.filters(query)["cuda_max_good"] == {"gte": 12.2}
+    assert "or CUDA 12.2 and driver 535 with a data center GPU" in str(needs)
+
+
 def test_the_search_sends_cuda_and_the_architecture_together() -> None:
     body = rows.filters(QUERY)
     assert (body["cuda_max_good"], body["compute_cap"]) == ({"gte": 13.0}, {"gte": 750})
@@ -114,7 +139,7 @@ def test_up_rents_no_host_that_cannot_run_the_image_and_prints_what_each_filter_
     assert rental.offer["id"] == 12
     assert "needs        CUDA 13.0, driver 580, compute capability 7.5" in done.stderr
     assert "loading      5.50 GB, about 1 min, $0.00" in done.stderr
-    assert "offers       5 with 1 x any GPU, 4 with $3.00 an hour, 3 with CUDA 13, 2 with amd64" in done.stderr
+    assert "offers       5 with 1 x any GPU, 4 with at most $3.00 per hour, 3 with CUDA 13, 2 with amd64" in done.stderr
 
 
 def test_no_host_that_can_run_the_image_is_a_message_with_the_numbers(world: World) -> None:
@@ -123,7 +148,7 @@ def test_no_host_that_can_run_the_image_is_a_message_with_the_numbers(world: Wor
         offer["cuda_max_good"] = 12.8
     done = world.vast(*UP)
     assert (done.exit_code, world.fake.market.rentals) == (2, {})
-    assert "no offer for 1 x any GPU" in done.stderr and "CUDA 13.0, driver 580" in done.stderr
+    assert "no offer for 1 x any GPU" in done.stderr and "CUDA 13, driver 580" in done.stderr
     assert "2 with 1 x any GPU, 0 with CUDA 13" in done.stderr
 
 

@@ -20,12 +20,10 @@ from vast.host import watchdog
 from vast.ports import Offer, label_text
 from vast.rental.onstart import LIMIT, Switch, arguments, onstart
 from vast.rental.plan import (
-    Wanted,
     command_of,
     estimated,
     host_image,
     least_vram,
-    plan_of,
     query_of,
     require_caps,
     run_id_of,
@@ -67,17 +65,11 @@ def test_a_name_that_no_machine_could_pull_is_refused(image: str) -> None:
 
 
 def test_options_and_policy_bound_the_search_together() -> None:
-    query = query_of(Wanted(gpu="a100_sxm4", max_price=1.5, min_vram_gb=40), POLICY)
+    query = query_of(POLICY, gpu="a100_sxm4", max_price=1.5, min_vram_gb=40)
     assert (query.gpu, query.max_dollars_per_hour, query.min_vram_gb) == ("A100 SXM4", 1.5, 40)
     assert query.min_hours == POLICY.caps.hours
-    assert query_of(Wanted(max_price=99.0), POLICY).max_dollars_per_hour == POLICY.market.max_dollars_per_hour
-    assert query_of(Wanted(interruptible=True, bid=0.3), POLICY).max_dollars_per_hour == 0.3
-
-
-def test_the_plan_of_an_interruptible_run_has_the_bid() -> None:
-    wanted = Wanted(interruptible=True, bid=0.3)
-    assert plan_of("run", "docker.io/you/p:1", ("run",), wanted, POLICY).bid == 0.3
-    assert plan_of("run", "docker.io/you/p:1", ("run",), Wanted(), POLICY).bid is None
+    assert query_of(POLICY, max_price=99.0).max_dollars_per_hour == POLICY.market.max_dollars_per_hour
+    assert query_of(POLICY, interruptible=True, bid=0.3).max_dollars_per_hour == 0.3
 
 
 def test_the_command_goes_on_with_what_is_there() -> None:

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vast.fakes.command_line import Killed, World
-from tests.vast.fakes.scripted_shell import ScriptedShell, running
+from tests.vast.fakes.command_line import World
 from vast.ports import Account
-from vast.records.run_dir import Folder
 from vast.session.account_guard import AccountGuard
 from vast.supervisor.state import Phase
-
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
-
-
-def left_running(world: World) -> Folder:
-    """A run whose supervisor is dead and whose machine lives."""
-
-    def die(look: int) -> None:
-        raise Killed
-
-    world.shell = ScriptedShell([running(step) for step in range(1, 500)], on_look=die)
-    world.vast(*UP)
-    world.shell.on_look = lambda look: None
-    return world.folder
 
 
 @pytest.mark.parametrize("command", ["attach", "down"])
 def test_a_key_of_another_account_is_refused_and_the_machine_stays_known(world: World, command: str) -> None:
-    folder = left_running(world)
+    folder = world.left_running()
     mine = world.fake.market.rentals
     world.fake.account_id, world.fake.market.rentals = 2, {}
     refused = world.vast(command, folder.run_id)
@@ -42,7 +26,7 @@ def test_a_key_of_another_account_is_refused_and_the_machine_stays_known(world: 
 
 
 def test_a_key_that_changes_to_another_account_while_a_run_is_supervised_proves_no_absence(world: World) -> None:
-    folder = left_running(world)
+    folder = world.left_running()
     mine, since = world.fake.market.rentals, world.clock.now()
     real = world.clock.sleep
 

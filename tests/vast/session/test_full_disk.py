@@ -13,13 +13,10 @@ import pytest
 
 from jobs.errors import EXIT_DISK_FULL
 from jobs.runs import atomic
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, running
-from tests.vast.session.test_account_guard import left_running
 from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal
-
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
 
 class Disk:
@@ -96,7 +93,7 @@ def test_ctrl_c_ends_a_run_whose_request_cannot_be_written(world: World, monkeyp
 def test_down_destroys_the_machine_on_a_full_disk_and_attach_says_how(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = left_running(world)
+    folder = world.left_running()
     disk = Disk(monkeypatch)
     disk.full = True
     refused = world.vast("attach", folder.run_id)
@@ -108,7 +105,7 @@ def test_down_destroys_the_machine_on_a_full_disk_and_attach_says_how(
 
 
 def test_without_room_down_takes_no_run_from_a_living_supervisor(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = left_running(world)
+    folder = world.left_running()
     held = FileJournal(folder.path)
     disk = Disk(monkeypatch)
     disk.full = True

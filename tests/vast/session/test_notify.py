@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigError
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast import policy as policies
 from vast.policy import Policy
 from vast.secrets import Redactor, Secret
 from vast.session.notify import Notifier, post_json, run_command
-
-UP = ("up", "stage3b", "--profile", "ci", "--yes")
 
 
 def policy_with(**hooks: object) -> Policy:

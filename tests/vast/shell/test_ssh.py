@@ -13,10 +13,10 @@ import pytest
 
 from jobs.errors import UserError
 from tests.vast.fakes.host import gone, until
+from vast.host.subprocess_run import Ended
 from vast.ports import Address
 from vast.shell import rsync
 from vast.shell.ssh import SshTransport, outcome
-from vast.shell.subprocess_run import Ended
 from vast.shell.transport import Pace, Reply
 
 HOST, OTHER = Address("203.0.113.5", 40022), Address("ssh5.example.org", 12345)
@@ -191,7 +191,7 @@ def test_an_address_that_a_later_instance_is_given_is_a_first_contact_again(benc
     ("mode", "kind"),
     [("denied", "denied"), ("refused", "unreachable"), ("timed", "unreachable"), ("changed", "wrong-host")],
 )
-def test_what_ssh_says_is_told_apart(bench: Bench, mode: str, kind: str) -> None:
+def test_what_ssh_says_is_classified(bench: Bench, mode: str, kind: str) -> None:
     bench.mode(mode)
     assert run(bench).kind == kind
 

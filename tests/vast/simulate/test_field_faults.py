@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,46 +15,18 @@ import vast.supervisor.observe as observe_module
 import vast.supervisor.reasons as reasons_module
 import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
-from vast import policy as policies
+from tests.vast.fakes.states import policy_with
+from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, broken, schedules
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.simulate.fake_shell import HANG
-from vast.simulate.faults import BY_CREATE, BY_TIME, FIELD, Fault, Schedule, quiet
+from vast.simulate.faults import FIELD, LATER, Fault, quiet
 from vast.simulate.run import run
-from vast.supervisor.state import Phase, RunState, changed
-
-POLICY = policies.load()
-VARIANTS = (0.05, 0.3, 0.55, 0.8, 0.95)
-HOURS = 1.5
-WORK = 3600 * HOURS
-INF = float("inf")
-TIMES = (0.0, 150.0, 1200.0, WORK + 450.0, WORK + 600.0)
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Phase, RunState, changed
 
 
-def schedules(mode: str, *also: Fault, times: Iterable[float] = TIMES) -> Iterator[Schedule]:
-    """Worlds with this one fault, early, late and at the end, in all its variants."""
-    lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0}.get(mode, INF)
-    for at in times:
-        for variant in VARIANTS:
-            made = quiet(int(at) + int(100 * variant), HOURS)
-            fault = Fault(mode, at, lasts, variant)
-            if mode in BY_CREATE:
-                made.creates[1] = fault
-            elif mode in BY_TIME:
-                made.times = [fault]
-            else:
-                made.machines[1] = [fault]
-            made.machines.setdefault(1, []).extend(also)
-            yield made
-
-
-def broken(mode: str, *also: Fault, policy: Policy = POLICY, times: Iterable[float] = TIMES, **more: Any) -> set[str]:
-    """The invariants that break in these worlds."""
-    worlds = (replace(made, **more) for made in schedules(mode, *also, times=times))
-    return {name for made in worlds for name, _ in run(made, policy).violations}
-
-
-@pytest.mark.parametrize("mode", FIELD)
+@pytest.mark.parametrize("mode", (*FIELD, *LATER))
 def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     results = [run(made, POLICY) for made in schedules(mode)]
     assert [one.violations for one in results if one.violations] == []
@@ -90,14 +61,6 @@ def test_a_renewal_that_hangs_leaves_time_for_everything_else() -> None:
     assert len(failed) > 5 and min(b - a for a, b in pairwise(failed[:-1])) > 2 * HANG  # the last found the host dead
 
 
-@pytest.mark.parametrize("write", range(1, 8))
-def test_a_long_downtime_during_the_search_hides_no_market(write: int) -> None:
-    for seed in (0, 1):
-        made = quiet(seed, HOURS)
-        made.crashes, made.cap_seconds, made.cap_dollars = {write: 10_800.0}, 1e5, 50.0
-        assert run(made, POLICY).result == "done"
-
-
 def test_mutation_a_transfer_does_not_look_at_the_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vast.supervisor.loop.transfer_proceeds", lambda t, asked, state, policy: True)
     assert broken("slow-pull", cap_dollars=2.0) == {"spend"}
@@ -114,7 +77,7 @@ def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.Mon
         return changed(new, machine=changed(new.machine, reached_at=state.machine.reached_at))
 
     monkeypatch.setattr(observe_module, "_market", market)
-    short = POLICY.model_copy(update={"absence_spacing": 90.0})
+    short = policy_with(absence_spacing=90.0)
     assert "unknown" in broken("stale-replica", policy=short, times=range(300, 1200, 20))
 
 
@@ -125,7 +88,7 @@ def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPat
         lambda one, *rest: changed(original(changed(one, accepted=True), *rest), accepted=one.accepted),
     )  # fmt: skip
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
-    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    short = policy_with(absence_spacing=60.0)
     assert "leak" in broken("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
 
 
@@ -186,6 +149,40 @@ def test_mutation_the_end_of_a_contract_is_told_by_our_clock(monkeypatch: pytest
     assert broken("clock-wrong") == {"unknown"}
 
 
+def test_mutation_the_deadline_of_a_label_is_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = observe_module.observe
+    monkeypatch.setattr(
+        advance_module, "observe", lambda state, *seen: changed(original(state, *seen), deadline=state.deadline)
+    )
+    assert broken("clock-wrong") == {"label"}
+
+
+def test_mutation_only_the_verdicts_of_a_rule_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Supervisor._advance
+
+    def silent(self: Supervisor, action: Action, result: Any) -> None:
+        tell = self.tell
+        self.tell = tell if action.do in (Do.LOOK, Do.VERDICT) else lambda what, state: None
+        original(self, action, result)
+        self.tell = tell
+
+    in_the_last_pull = range(int(WORK) + 100, int(WORK) + 500, 25)
+    assert broken("offline", times=in_the_last_pull) == set()
+    monkeypatch.setattr(Supervisor, "_advance", silent)
+    assert broken("offline", times=in_the_last_pull) == {"told"}
+
+
+def test_mutation_two_odd_answers_within_a_minute_are_believed() -> None:
+    """Seed 21150: a row is odd for 26 s, and 7 s later, with no poll in between, for 31 s."""
+    hasty = policy_with(confirm_after=60.0)
+    for mode in ("odd-row", "odd-account"):
+        worlds = [replace(quiet(0, HOURS), machines={1: [Fault("stuck-loading", 0.0, INF, 0.5)]}) for _ in range(10)]
+        for made, at in zip(worlds, range(610, 630, 2), strict=True):
+            made.times = [Fault(mode, at, 26.0, 0.5), Fault(mode, at + 33.0, 31.0, 0.5)]
+        assert [name for made in worlds for name, _ in run(made, POLICY).violations] == []
+        assert {name for made in worlds for name, _ in run(made, hasty).violations} == {"unknown"}
+
+
 def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     original = observe_module._market
 
@@ -201,7 +198,7 @@ def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) 
 
 def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica that does not know the machine yet accepts its DELETE, and nothing is destroyed."""
-    short = POLICY.model_copy(update={"absence_spacing": 60.0})
+    short = policy_with(absence_spacing=60.0)
     end = range(int(WORK) + 200, int(WORK) + 700, 20)
     assert broken("stale-replica", policy=short, times=end) == set()
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)

@@ -12,6 +12,7 @@ from vast.commands import reap
 from vast.host import attempt, classify, fixes, runner, watchdog
 from vast.host import dead_man_switch as switch
 from vast.host import probe as look
+from vast.host import subprocess_run as programs
 from vast.host import watched_job as watched
 from vast.marketplace import http, vast_ai
 from vast.records import reap as fleet
@@ -20,7 +21,6 @@ from vast.rental import plan
 from vast.shell import file_list as listing
 from vast.shell import hostshell, network, pull, push, rsync, ssh
 from vast.shell import local_copy as home
-from vast.shell import subprocess_run as programs
 from vast.supervisor import journal
 from vast.supervisor import loop as supervise
 from vast.supervisor import machine_rules as trouble

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.vast.fakes.states import POLICY, START, after, instance, provisioning, running, twice
+from tests.vast.fakes.states import (
+    POLICY,
+    START,
+    after,
+    collecting,
+    instance,
+    policy_with,
+    provisioning,
+    running,
+    twice,
+)
 from vast.policy import Policy
 from vast.ports import Account
 from vast.supervisor.decide import decide
@@ -13,7 +23,7 @@ from vast.supervisor.schedule import LEAD, alerts, ends_soon
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState
 
 RESERVE = 60 * POLICY.caps.reserve_minutes  # seconds
-HELD = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+HELD = policy_with(destroy_on={"fail": False})
 
 
 def decided(state: RunState, t: float, policy: Policy = POLICY, **seen: Any) -> Action:
@@ -32,11 +42,11 @@ def test_credit_and_contract_end_the_run_while_there_is_time_for_an_end() -> Non
     assert after(running(), 1000.0, account=Account(0.25)).do is not Do.VERDICT
     assert twice(running(), 1000.0, account=Account(0.24999)) == "low-credit"
     assert after(running(), 1000.0, instances=(instance(end=2000 + RESERVE),)).do is not Do.VERDICT
-    assert twice(running(), 1000.0, instances=(instance(end=1939 + RESERVE),)) == "contract-end"
+    assert twice(running(), 1000.0, instances=(instance(end=1999 - POLICY.confirm_after + RESERVE),)) == "contract-end"
 
 
 def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> None:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=9e9)
+    state = collecting(waits_from=9e9)
     assert LEAD == 60.0
     assert decided(state, 36000 - LEAD - 1).do is not Do.PROCEED
     assert decided(state, 36000 - LEAD).why == "the time is up"

@@ -18,6 +18,7 @@ from tests.vast.fakes.states import (
     job,
     look,
     machine,
+    policy_with,
     provisioning,
     running,
     then,
@@ -74,7 +75,7 @@ def test_a_job_is_started_a_bounded_number_of_times_in_vain() -> None:
         again = replace(running(starts=starts + 2, judged=2), restart="bug")
         expected = "bug" if do is Do.START else "lost"
         assert (after(again, 1000.0).do, after(again, 1000.0).why) == (do, expected)
-    patient = POLICY.model_copy(update={"starts": 99})
+    patient = policy_with(starts=99)
     state, obs = look(replace(running(starts=7), restart="bug"), 1000.0)
     assert decide(obs, state, patient).do is Do.START
 
@@ -96,7 +97,7 @@ def test_a_start_begins_the_job_and_one_without_an_answer_is_looked_after_soon()
     assert (good.restart, good.fetched, good.look_at) == (None, False, 200 + 60 * POLICY.cadence.early_minutes[0])
     one = machine(good)
     assert (one.starts, one.started_boot, one.stop_at, one.stalled, one.job) == (1, "b1", None, 0, None)
-    slow = POLICY.model_copy(update={"cadence": POLICY.cadence.model_copy(update={"early_minutes": [3.0]})})
+    slow = policy_with(cadence={"early_minutes": [3.0]})
     assert advance(state, Action(Do.START, 200.0), True, slow).look_at == 200 + 180
     for result in (None, False):
         bad = then(state, Do.START, 200.0, result)
@@ -119,7 +120,7 @@ def test_a_hung_job_is_stopped_and_counted_once_more_if_it_does_not_end() -> Non
     assert after(asked, 999 + LIMITS.stop, host=host(hung)).do is Do.WAIT
     assert ended(asked, 1000 + LIMITS.stop, host=host(hung)) == "hang"
     assert after(asked, 1010.0, host=host(job("ended"))).why == "hang"  # a new start, since it has ended
-    hasty = POLICY.model_copy(update={"deadlines": LIMITS.model_copy(update={"stop": 30.0})})
+    hasty = policy_with(deadlines={"stop": 30.0})
     seen, obs = look(asked, 1030.0, host=host(hung))
     assert decide(obs, seen, hasty).do is Do.VERDICT
 

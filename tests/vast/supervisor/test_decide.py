@@ -16,11 +16,12 @@ from tests.vast.fakes.states import (
     instance,
     job,
     look,
+    policy_with,
     provisioning,
     running,
     twice,
 )
-from vast.ports import GONE, Account, Address, CreateResult, Host, JobReport, Pulled, Status
+from vast.ports import GONE, Account, Address, BurnIn, CreateResult, Host, JobReport, Pulled, Status
 from vast.supervisor import reasons
 from vast.supervisor.advance import AFTER, advance, apply_verdict
 from vast.supervisor.decide import RULES, decide
@@ -150,7 +151,7 @@ def test_nothing_is_rented_while_the_account_cannot_be_seen() -> None:
 
 
 def test_no_job_starts_before_this_look_has_seen_the_switch_armed() -> None:
-    state = replace(provisioning(), machine=Machine(5, 1, 1.0, 0.0), lease_at=1e9)
+    state = replace(provisioning(), machine=Machine(5, 1, 1.0, 0.0, burn_in=BurnIn(True)), lease_at=1e9)
     assert after(state, 50.0, host=host(job("absent"), armed=False)).do is Do.WAIT
     assert after(state, 50.0, host=host(job("absent"))).do is Do.START
     armed, _ = look(state, 50.0, host=host(job("absent")))
@@ -205,7 +206,10 @@ def test_a_machine_is_destroyed_only_after_a_verified_pull() -> None:
     assert decide(obs, partial, POLICY).do is Do.WAIT and partial.home is None
     whole = advance(state, action, Pulled(True, checkpoint="checkpoint-5"), POLICY)
     assert decide(obs, whole, POLICY).do is Do.PROCEED and whole.home == "checkpoint-5"
-    late = decide(replace(obs, t=3000.0), partial, POLICY)
+    last = decide(replace(obs, t=3000.0), partial, POLICY)
+    assert (last.do, last.everything) == (Do.PULL, True)
+    partial = advance(partial, last, None, POLICY)
+    late = decide(replace(obs, t=3100.0), partial, POLICY)
     assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
     assert "deadline" in (advance(partial, late, None, POLICY).lost_artifacts or "")
 
@@ -246,7 +250,7 @@ def test_a_lost_machine_may_be_replaced_while_it_is_still_being_destroyed_and_ot
 
 
 def test_destroy_on_keeps_a_machine_for_a_person_until_the_caps() -> None:
-    keep = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+    keep = policy_with(destroy_on={"fail": False})
     state = replace(running(), phase=Phase.COLLECTING, verdict="nan", over=True, fetched=True)
     assert decide(Observation(1000.0), state, keep).do is Do.WAIT
     assert decide(Observation(1000.0, asked=True), state, keep).do is Do.PROCEED
@@ -330,13 +334,13 @@ def test_a_job_without_checkpoints_is_fetched_from_too() -> None:
 
 
 def test_a_machine_that_is_kept_for_a_person_is_not_destroyed_because_a_pull_takes_long() -> None:
-    keeps = POLICY.model_copy(update={"destroy_on": POLICY.destroy_on.model_copy(update={"fail": False})})
+    keeps = policy_with(destroy_on={"fail": False})
     state, obs = look(running(), 1000.0, host=host(job("ended", end_reason="nan")))
     state = advance(state, decide(obs, state, keeps), None, keeps)
     assert state.phase is Phase.COLLECTING
     late, obs = look(state, 1001.0 + POLICY.deadlines.collecting, host=host(job("ended", end_reason="nan")))
     assert decide(obs, late, keeps).do is Do.PULL
-    assert decide(obs, late, POLICY).do is Do.PROCEED
+    assert decide(obs, replace(late, pull_tried_at=obs.t), POLICY).do is Do.PROCEED
 
 
 def test_proofs_of_absence_are_of_one_machine() -> None:

@@ -12,6 +12,7 @@ from tests.vast.fakes.states import (
     START,
     UNREACHABLE,
     after,
+    collecting,
     host,
     instance,
     job,
@@ -21,9 +22,10 @@ from tests.vast.fakes.states import (
     then,
 )
 from vast.ports import GONE, Host, Pulled, Status
+from vast.supervisor.advance import start_destroying
 from vast.supervisor.decide import RULES, decide, destroy_due, renew_due
 from vast.supervisor.machine_rules import KEY_PAUSE
-from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, kept_for_the_end
 
 LIMITS = POLICY.deadlines
 
@@ -31,11 +33,32 @@ LIMITS = POLICY.deadlines
 # ---- fetching ----------------------------------------------------------------------------------------------------------
 
 
-def test_fetching_is_given_up_at_its_deadline() -> None:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+def test_fetching_is_given_up_at_its_deadline_after_one_more_try() -> None:
+    state = collecting()
     assert after(state, 999 + LIMITS.collecting).do is Do.PULL
-    late = after(state, 1000 + LIMITS.collecting)
-    assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
+    end = 1000 + LIMITS.collecting
+    hung = replace(
+        state, pull_next=end + 100, pull_tried_at=end - 100
+    )  # the next try is still to wait as long as that took
+    assert after(hung, end - 1).do is not Do.PULL
+    assert after(hung, end) == Action(Do.PULL, end, everything=True)
+    tried = then(hung, Do.PULL, end, None, ended=end + 110.0)
+    assert tried.pull_tried_at == end
+    for state, seen in ((tried, {}), (hung, {"host": UNREACHABLE})):
+        late = after(state, end + 112.0, **seen)
+        assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
+
+
+def test_where_pulls_take_long_the_caps_keep_more_for_the_end() -> None:
+    slow = then(running(), Do.PULL, 1000.0, Pulled(True, checkpoint="c"), ended=2600.0)
+    assert slow.pull_seconds == 1600.0
+    kept = 300.0 + 1.25 * 1600.0
+    assert after(slow, 36_000 - kept - 1).why != "time-cap" and after(slow, 36_000 - kept).why == "time-cap"
+    assert kept_for_the_end(replace(slow, pull_seconds=9e9), 15.0) == 9000.0  # a quarter of the cap at most
+    assert kept_for_the_end(replace(slow, pull_seconds=100.0), 15.0) == kept_for_the_end(START, 15.0) == 900.0
+    failed = then(slow, Do.PULL, 3000.0, None, ended=9000.0)
+    assert failed.pull_seconds == 1600.0  # how long a failure takes says nothing
+    assert start_destroying(slow, 4000.0, "away").pull_seconds == 0.0  # nor does it say anything of the next machine
 
 
 def test_a_machine_that_is_stopped_and_still_answers_is_fetched_from() -> None:
@@ -66,7 +89,7 @@ def test_a_machine_that_vanished_is_not_waited_for() -> None:
 
 
 def test_other_machines_are_destroyed_while_one_is_fetched_from() -> None:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict="nan", over=True, waits_from=1000.0)
+    state = collecting()
     state = replace(state, doomed=(PendingDestroy(9, 1.0, 0.0, "extra"),))
     assert after(state, 1010.0) == Action(Do.DESTROY, 1010.0, "extra", 9)
     for phase in (Phase.PROVISIONING, Phase.RUNNING, Phase.COLLECTING, Phase.TERMINATING):

@@ -16,6 +16,7 @@ from tests.vast.fakes.states import (
     START,
     UNREACHABLE,
     after,
+    collecting,
     ended,
     fresh,
     host,
@@ -32,16 +33,11 @@ from vast.ports import GONE, Account, CreateResult, Pulled, Status, hourly
 from vast.supervisor.advance import advance, apply_verdict
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.schedule import alerts
-from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, RunState, begin, spent
+from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, begin, spent
 
 SPACING, CONFIRM = POLICY.absence_spacing, POLICY.confirm_after
 HIDDEN: dict[str, Any] = {"instances": None, "single": ((5, None),)}
 GONE_5: dict[str, Any] = {"instances": (), "single": ((5, GONE),)}
-
-
-def collecting(verdict: str = "nan", **more: Any) -> RunState:
-    state = replace(running(stop_at=0.0), phase=Phase.COLLECTING, verdict=verdict, over=True, waits_from=1000.0)
-    return replace(state, **more)
 
 
 # ---- commands that hang -------------------------------------------------------------------------------------------------
@@ -52,7 +48,8 @@ def test_caps_and_deadlines_come_before_renewals() -> None:
     state = collecting(lease_at=0.0)
     late = 1000 + POLICY.deadlines.collecting
     assert after(state, late - 1).do is Do.RENEW
-    assert after(state, late).do is Do.PROCEED
+    assert after(state, late).do is Do.PULL  # the last try
+    assert after(replace(state, pull_tried_at=late), late).do is Do.PROCEED
     assert decide(Observation(36000.0), state, POLICY) == Action(Do.PROCEED, 36000.0, "the time is up")
 
 
@@ -190,7 +187,7 @@ def test_the_end_of_a_contract_is_told_by_the_services_clock() -> None:
     days = 864_000.0
     ending: dict[str, Any] = {"instances": (instance(end=days + 2500.0),), "host": UNREACHABLE}
     assert twice(running(), 1000.0, **ending, account=replace(RICH, at=None)) == ""
-    first, _ = look(running(), 940.0, **ending, account=replace(RICH, at=days + 1940.0))
+    first, _ = look(running(), 1000.0 - CONFIRM, **ending, account=replace(RICH, at=days + 2000.0 - CONFIRM))
     assert ended(first, 1000.0, **ending, account=replace(RICH, at=days + 2000.0)) == "contract-end"
 
 
@@ -335,7 +332,7 @@ def test_a_done_job_that_is_here_is_not_run_again() -> None:
 
 def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_holds() -> None:
     """Verdict at 10,000 s; the last pull was at 2,000 s, so 8,000 s of work are on the machine alone."""
-    state = collecting(phase_since=10_000.0, waits_from=10_000.0, pulled_at=2_000.0, pull_next=1e9)
+    state = collecting(phase_since=10_000.0, waits_from=10_000.0, pulled_at=2_000.0, pull_next=1e9, pull_tried_at=1e9)
     assert after(state, 17_999.0).do is not Do.PROCEED
     assert after(state, 18_000.0).why == "the deadline for fetching is over"
     recent = replace(state, pulled_at=9_900.0)  # never shorter than the policy's deadline

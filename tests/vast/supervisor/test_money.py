@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.states import ADDRESS, OFFER, POLICY, START, host, instance, job, look, provisioning, running
+from tests.vast.fakes.states import (
+    ADDRESS,
+    OFFER,
+    POLICY,
+    START,
+    host,
+    instance,
+    job,
+    look,
+    policy_with,
+    provisioning,
+    running,
+)
 from vast.policy import Policy
 from vast.ports import GONE, CreateResult, Offer, Pulled
 from vast.supervisor.advance import advance, apply_verdict
@@ -22,7 +34,7 @@ def decided(state: RunState, t: float, policy: Policy = POLICY, **seen: Any) -> 
 
 
 def market(**update: Any) -> Policy:
-    return POLICY.model_copy(update={"market": POLICY.market.model_copy(update=update)})
+    return policy_with(market=update)
 
 
 def searched(*offers: Offer, policy: Policy = POLICY, **state: Any) -> list[int]:
@@ -167,8 +179,9 @@ def test_a_refused_create_is_followed_by_the_next_offer_and_no_credit_ends_the_r
 
 def test_the_dearer_of_offer_and_row_counts_once_two_polls_agree() -> None:
     state = running()
-    rows = ((900.0, 9.9, 1.0), (1000.0, 1.0, 1.0), (1100.0, 2.5, 1.0), (1159.0, 2.5, 1.0), (1160.0, 2.5, 2.5))
-    for t, row, price in (*rows, (1200.0, 0.0, 2.5), (1300.0, 1.0, 2.5)):
+    until = 1100.0 + POLICY.confirm_after
+    rows = ((900.0, 9.9, 1.0), (1000.0, 1.0, 1.0), (1100.0, 2.5, 1.0), (until - 1, 2.5, 1.0), (until, 2.5, 2.5))
+    for t, row, price in (*rows, (until + 40.0, 0.0, 2.5), (until + 100.0, 1.0, 2.5)):
         state, _ = look(state, t, instances=(replace(instance(), dollars_per_hour=row),))
         assert state.machine is not None and state.machine.price == price
 
@@ -178,8 +191,19 @@ def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(r
     found = replace(instance(), dollars_per_hour=row)
     state, _ = look(created(CreateResult("unclear")), 90.0, instances=(found,), host=None)
     assert state.machine is not None and state.intent is None
-    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (price, 10.0, found.machine_id)
+    assert (state.machine.price, state.machine.since, state.machine.machine_id) == (1.5, 10.0, found.machine_id)
+    state, _ = look(state, 90.0 + POLICY.confirm_after, instances=(found,), host=None)
+    assert state.machine is not None and state.machine.price == price  # one odd row is not believed
     assert spent(state, 10.0 + 3600) == price
+
+
+def test_one_odd_row_of_a_second_machine_uses_up_no_budget() -> None:
+    odd = replace(instance(6), dollars_per_hour=150.0)
+    for unclear in (created(CreateResult("unclear")), replace(created(CreateResult("created", 5)), unclear_price=1.5)):
+        state, _ = look(unclear, 90.0, instances=(instance(), odd), host=None)
+        assert [one.price for one in state.doomed] == [1.5]
+    state, _ = look(created(CreateResult("created", 5)), 90.0, instances=(instance(), odd), host=None)
+    assert [one.price for one in state.doomed] == [150.0]  # nothing else is known of it
 
 
 def test_a_machine_that_shows_up_after_the_run_has_given_up_is_destroyed_and_its_create_is_settled() -> None:
@@ -232,7 +256,19 @@ def test_a_machine_that_is_proven_gone_is_settled_to_the_proof_and_bills_no_more
 
 def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> None:
     """A machine at fault is not rented again by the run; from one that still answers, work is fetched first."""
-    banned = {"price", "not-fetched", "gpu-fault", "host-fault", "loading", "ssh", "not-started", "host-lost", "away"}
+    banned = {
+        "burn-in",
+        "slow",
+        "price",
+        "not-fetched",
+        "gpu-fault",
+        "host-fault",
+        "loading",
+        "ssh",
+        "not-started",
+        "host-lost",
+        "away",
+    }
     out_of_reach = {"no-credit", "no-offers", "refused", "image", "vanished", *banned} - {"gpu-fault"}
     quiet = {"done", "asked", "cuda-oom", "disk-full", "hub-timeout", "stale-lock", "stopped", "lost", "restarted"}
     over = {"done", "user", "nan", "no-learning", "deterministic", "asked", "budget", "time-cap", "low-credit",

@@ -20,6 +20,7 @@ from tests.vast.fakes.states import (
     job,
     look,
     machine,
+    policy_with,
     running,
     then,
 )
@@ -63,7 +64,7 @@ def test_the_next_machine_is_looked_for_after_a_pause_and_from_a_new_search(atte
 
 
 def test_without_a_pause_the_next_look_is_a_second_later() -> None:
-    hasty = POLICY.model_copy(update={"pause": POLICY.pause.model_copy(update={"first": 0.1, "jitter": 0.0})})
+    hasty = policy_with(pause={"first": 0.1, "jitter": 0.0})
     before = replace(START, phase=Phase.TERMINATING, attempt=1)
     assert advance(before, Action(Do.PROCEED, 100.0), None, hasty).look_at == 101.0
 

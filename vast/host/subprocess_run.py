@@ -2,7 +2,7 @@
 
 subprocess.run(timeout=...) waits for the end of its pipes, which a child of the program may keep open for as long as it
 lives, as the shared connection of ssh does. Here the call returns at the end of the program or at the limit, and then the
-whole process group is killed. Processes that it started in another session are left alone.
+whole process group is killed. Processes that it started in another session are left alone. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from vast.ports import Seconds
-
 LARGEST = 32 * 2**20  # bytes of each output that are kept: an endless output must not fill the memory
-POLL: Seconds = 0.02  # between two looks at whether the program has ended
-WATCH: Seconds = 1.0
+POLL = 0.02  # seconds between two looks at whether the program has ended
+WATCH = 1.0  # seconds between two calls of a watch
 TAIL = 4096  # bytes
 CHUNK = 65536
-KILL_PATIENCE: Seconds = 5.0
+KILL_PATIENCE = 5.0  # seconds
 
 
 Watch = Callable[[bytes], str | None]
@@ -42,7 +40,7 @@ class Ended:
 
 
 def run(
-    argv: Sequence[str], *, timeout: Seconds, env: Mapping[str, str], stdin: bytes = b"", watch: Watch | None = None
+    argv: Sequence[str], *, timeout: float, env: Mapping[str, str], stdin: bytes = b"", watch: Watch | None = None
 ) -> Ended:
     """Run `argv` in a session of its own with exactly the environment `env`. Raises nothing if it fails.
 
@@ -89,7 +87,7 @@ def _feed(stream: IO[bytes], content: bytes) -> None:
         stream.write(content)
 
 
-def _read(pipes: selectors.BaseSelector, kept: Mapping[int, bytearray], wait: Seconds) -> bool:
+def _read(pipes: selectors.BaseSelector, kept: Mapping[int, bytearray], wait: float) -> bool:
     """Read once from each pipe that has something within `wait` seconds. False: none had."""
     ready = pipes.select(wait)
     for key, _ in ready:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vast.shell import subprocess_run
+from vast.host import subprocess_run
 
 
 def test_a_host_that_talks_without_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

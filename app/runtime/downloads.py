@@ -1,0 +1,118 @@
+"""A run is fetched from its store, to go on where its directory is gone or older than what was uploaded."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.runtime.artifact_store import MANIFEST, ArtifactStore, StoreError
+from app.runtime.uploads import STALL, bounded
+from jobs.config import strict_yaml
+from jobs.errors import UserError
+from jobs.runs.rundir import RunDir
+
+log = logging.getLogger(__name__)
+LONGEST = 1500.0  # seconds; other ranks wait for half an hour
+_RUNS = 50  # of a stage, the newest, that are looked at
+_Files = Mapping[str, Mapping[str, Any]]
+
+
+def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str, *, stall: float = STALL,
+              limit: float = LONGEST) -> RunDir | None:  # fmt: skip
+    """The newest run of a job in the store, fetched: a complete one, or what its newest whole checkpoint needs to go on.
+
+    None where there is none, and, with one line in the log, where the store does not answer.
+    """
+    found: list[Path] = []
+
+    def work() -> None:
+        for name in store.runs(stage)[:_RUNS]:
+            target = runs_dir / stage / name
+            if not target.exists() and _fetched(store, f"{stage}/{name}", fingerprint, target):
+                return found.append(target)
+
+    _tried(work, store, stage, stall, limit)
+    return RunDir.open(found[0]) if found else None
+
+
+def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limit: float = LONGEST) -> None:
+    """Add the newest whole checkpoint of the store to a run that this process holds, where it has none so new."""
+    here = max(
+        (int(path.name[11:]) for path in run.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()), default=-1
+    )
+
+    def work() -> None:
+        for step, files in _whole(store, run.id):
+            if step <= here:
+                return
+            fetched = _fresh(run.checkpoints / ".fetched.tmp")
+            store.fetch(_unit(run.id, step), fetched, files)
+            for log_file in sorted((fetched / "run").glob("*.jsonl")):
+                log_file.replace(run.path / log_file.name)
+            shutil.rmtree(fetched / "run", ignore_errors=True)
+            fetched.rename(run.checkpoints / f"checkpoint-{step}")
+            return log.info(f"checkpoint-{step} is fetched from {store.url}")
+
+    if not run.final.exists():
+        _tried(work, store, run.id, stall, limit)
+
+
+def _tried(work: Any, store: ArtifactStore, what: str, stall: float, limit: float) -> None:
+    try:
+        bounded(work, store, stall, limit)
+    except StoreError as error:
+        log.warning(f"{what}: nothing is fetched from {store.url}: {error}")
+
+
+def _unit(run: str, step: int) -> str:
+    return f"{run}/checkpoints/checkpoint-{step}"
+
+
+def _whole(store: ArtifactStore, run: str) -> Iterator[tuple[int, _Files]]:
+    """Whole checkpoints of a run, newest first."""
+    for step in store.steps(run):
+        if (files := store.manifest(_unit(run, step))) is not None:
+            yield step, files
+
+
+def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> bool:
+    """Whether the run is of this job and is now at `target`, where it appears at once."""
+    summary = store.read(f"{run}/summary.json")
+    files: _Files | None = store.manifest(run) if summary is not None else None
+    there = target.with_name(f".{target.name}.fetched.tmp")
+    if files is not None and summary is not None:
+        if not _is_of(store, f"{run}/stage.yaml", fingerprint):
+            return False
+        store.fetch(run, _fresh(there), files)
+        (there / MANIFEST).write_bytes(store.read(f"{run}/{MANIFEST}") or b"")
+        (there / "summary.json").write_bytes(summary)
+    else:
+        step, files = next(_whole(store, run), (0, {}))
+        if not files or not _is_of(store, f"{_unit(run, step)}/run/stage.yaml", fingerprint):
+            return False
+        checkpoint = _fresh(there) / "checkpoints" / f"checkpoint-{step}"
+        store.fetch(_unit(run, step), checkpoint, files)
+        for path in sorted((checkpoint / "run").iterdir()):
+            path.rename(there / path.name)
+        (checkpoint / "run").rmdir()
+    there.rename(target)
+    log.info(f"{run} is fetched from {store.url}")
+    return True
+
+
+def _fresh(directory: Path) -> Path:
+    """An empty directory; what a killed fetch left in its place is removed."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    return directory
+
+
+def _is_of(store: ArtifactStore, path: str, fingerprint: str) -> bool:
+    content = store.read(path)
+    try:
+        return content is not None and strict_yaml.parse(content.decode(), path).get("fingerprint") == fingerprint
+    except (UserError, UnicodeDecodeError, AttributeError):
+        return False

@@ -1,0 +1,203 @@
+"""Uploads of a run's artifacts while it goes on. A store that is slow, full or gone never stops the run, nor slows it.
+
+One thread uploads one checkpoint at a time; at most one waits, and a newer one takes its place. Each failure is one line in
+the log and a number in metrics.json.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError
+from jobs.runs.atomic import read_json
+from jobs.runs.runfiles import RunFiles
+
+log = logging.getLogger(__name__)
+LOGS = (
+    "stage.yaml",
+    "environment.json",
+    "train_log.jsonl",
+    "eval_log.jsonl",
+    "attempts.jsonl",
+)  # what a resumed run reads
+PAUSES = (5.0, 30.0)  # seconds between the attempts of an upload
+STALL = 120.0  # seconds without a byte, after which the end of a run waits no longer
+LAST = 120.0  # seconds for the last checkpoint of a run that failed or was stopped; `docker stop` gives 300 in all
+LONGEST = 3600.0  # seconds for the result
+_OF_RUN = {"lock", "heartbeat.json", MANIFEST, "summary.json"}
+
+
+class Uploads:
+    """Of one run; without a store it does nothing. Leaving the block uploads the result, or what a failed run has left."""
+
+    def __init__(self, store: ArtifactStore | None, run: RunFiles, keep: int = 1, *, pauses: tuple[float, ...] = PAUSES,
+                 last: float = LAST, stall: float = STALL) -> None:  # fmt: skip
+        self.store, self.run, self.keep = store, run, keep
+        self._pauses, self._last, self._stall = pauses, last, stall
+        self._changed = threading.Condition()
+        self._waiting: Path | None = None
+        self._current: Path | None = None
+        self._given_up = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.uploaded = self.failed = self.skipped = self.bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.store is None:
+            return
+        if kind is None:
+            self.abandon()
+            self._at_the_end(self._result, LONGEST)
+        elif not isinstance(error and (error.__context__ or error), KeyboardInterrupt):  # that is in a hurry
+            self._wait(self._last)
+            self._at_the_end(self._remains, self._last)
+
+    # ---- while the run goes on
+
+    def checkpoint(self, here: Path) -> frozenset[Path]:
+        """Upload a complete checkpoint, later; returns `pending`."""
+        if self.store is None or self._given_up.is_set():
+            return self.pending
+        with self._changed:
+            self.skipped += self._waiting is not None
+            self._waiting = here
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+        return self.pending
+
+    @property
+    def pending(self) -> frozenset[Path]:
+        """Checkpoints that are being uploaded or wait for it, and must not be removed yet."""
+        with self._changed:
+            return frozenset(path for path in (self._current, self._waiting) if path is not None)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """For metrics.json: checkpoints that were uploaded, failed, or were overtaken by a newer one; bytes."""
+        found = {"uploaded": self.uploaded, "failed": self.failed, "skipped": self.skipped, "bytes": self.bytes}
+        return {} if self.store is None else {"artifacts": found}
+
+    def abandon(self) -> None:
+        """Give up the checkpoint that is being uploaded: the run is complete, and needs none."""
+        self._given_up.set()
+        with self._changed:
+            self._waiting = None
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._current = None
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._waiting is not None or self._given_up.is_set())
+                if self._given_up.is_set():
+                    return
+                self._current, self._waiting = self._waiting, None
+                here = self._current
+            assert here is not None
+            self._upload(here)
+
+    def _upload(self, here: Path) -> None:
+        assert self.store is not None
+        begun, files = time.monotonic(), sorted(path for path in here.rglob("*") if path.is_file())
+        for pause in (*self._pauses, None):
+            try:
+                size = self.store.put(self._unit(here.name), self._files(here, files), cancelled=self._given_up.is_set)
+                self._prune()
+            except Cancelled:
+                return
+            except (StoreError, OSError) as error:
+                if pause is None:
+                    self.failed += 1
+                    log.warning(f"{here.name} is not uploaded to {self.store.url}: {error}; the run goes on")
+                    return
+                self._given_up.wait(pause)
+            else:
+                self.uploaded, self.bytes = self.uploaded + 1, self.bytes + size
+                log.info(
+                    f"{here.name} is uploaded to {self.store.url}: {size / 1e6:.1f} MB in {time.monotonic() - begun:.0f} s"
+                )
+                return
+
+    def _files(self, here: Path, files: list[Path]) -> dict[str, Path | bytes]:
+        """By their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
+        logs = {f"run/{name}": (self.run.path / name).read_bytes() for name in LOGS if (self.run.path / name).is_file()}
+        return {path.relative_to(here).as_posix(): path for path in files} | logs
+
+    def _unit(self, checkpoint: str = "") -> str:
+        return f"{self.run.id}/checkpoints/{checkpoint}" if checkpoint else self.run.id
+
+    def _prune(self) -> None:
+        assert self.store is not None
+        steps = self.store.steps(self.run.id)
+        whole = [step for step in steps if self.store.manifest(self._unit(f"checkpoint-{step}")) is not None]
+        for step in steps:
+            if whole and step < whole[0] and step not in whole[: self.keep]:
+                self.store.remove(self._unit(f"checkpoint-{step}"))
+
+    # ---- at the end
+
+    def _wait(self, seconds: float) -> None:
+        """Until nothing is left to upload, or `seconds` have passed; then what is left is given up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None and self._current is None, seconds)
+        self.abandon()
+
+    def _at_the_end(self, work: Callable[[], None], limit: float) -> None:
+        assert self.store is not None
+        try:
+            bounded(work, self.store, self._stall, limit)
+        except StoreError as error:
+            log.warning(f"{self.run.id} is not uploaded to {self.store.url}: {error}; it is in {self.run.path}")
+
+    def _result(self) -> None:
+        """A complete run's files, its manifest, and summary.json last; its checkpoints are then removed."""
+        assert self.store is not None
+        names = read_json(self.run.path / MANIFEST)["files"]
+        size = self.store.put(self._unit(), {name: self.run.path / name for name in names})
+        self.store.put(self._unit(), {"summary.json": self.run.path / "summary.json"}, manifest=False)
+        self.store.remove(f"{self.run.id}/checkpoints")
+        log.info(f"{self.run.id} is uploaded to {self.store.url}: {size / 1e6:.1f} MB")
+
+    def _remains(self) -> None:
+        """The small files of a run that is not complete."""
+        assert self.store is not None
+        files = {path.name: path for path in self.run.path.iterdir() if path.is_file() and path.name not in _OF_RUN}
+        self.store.put(self._unit(), files, manifest=False)
+
+
+def bounded(work: Callable[[], None], store: ArtifactStore, stall: float, limit: float) -> None:
+    """Run `work` in a thread, and leave it there when `stall` seconds pass without a byte, or `limit` in all.
+
+    Raises:
+        StoreError: it failed, or was left.
+    """
+    errors: list[Exception] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=guarded, name="uploads", daemon=True)
+    thread.start()
+    moved, since, until = -1, time.monotonic(), time.monotonic() + limit
+    while thread.is_alive():
+        thread.join(min(0.5, stall))
+        now = time.monotonic()
+        if store.moved != moved:
+            moved, since = store.moved, now
+        if thread.is_alive() and (now - since > stall or now > until):
+            raise StoreError(f"no byte moved for {stall:g} s" if now <= until else f"it took longer than {limit:g} s")
+    if errors:
+        raise errors[0] if isinstance(errors[0], StoreError) else StoreError(f"{type(errors[0]).__name__}: {errors[0]}")

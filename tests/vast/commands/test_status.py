@@ -1,0 +1,75 @@
+"""`vast status` and `vast logs`: what is known here of runs, and what their jobs printed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.vast.fakes.command_line import UP, World
+from tests.vast.fakes.scripted_shell import RUN
+from vast.supervisor import journal
+
+
+def test_status_tells_of_every_run_and_counts_money_on(world: World) -> None:
+    assert "no rented run" in world.vast("status").stderr
+    folder = world.left_running()
+    (first,) = json.loads(world.vast("status", "--json").stdout)
+    world.clock.time += 3600
+    (later,) = json.loads(world.vast("status", "--json").stdout)
+    assert (first["run"], first["phase"], first["supervised"]) == (folder.run_id, "running", False)
+    assert later["dollars"] - first["dollars"] == pytest.approx(first["dollars_per_hour"], rel=0.01)
+    shown = world.vast("status")
+    assert shown.stdout.splitlines()[1].startswith(f"{folder.run_id}\trunning\tno\t1\t2/300\t")
+    assert f"it has no supervisor: python -m vast attach {folder.run_id}" in shown.stderr
+
+
+def test_status_needs_no_key_and_shows_a_broken_journal(world: World) -> None:
+    world.vast(*UP)
+    (world.folder.path / journal.JOURNAL).write_text("no journal\n\n")
+    world.environ = {"VAST_API_KEY": ""}
+    shown = world.vast("status")
+    assert shown.exit_code == 0
+    assert "\tbroken\t" in shown.stdout
+    assert "vast reap" in shown.stderr
+
+
+def test_logs_come_from_the_host_while_there_is_one_and_then_from_home(world: World) -> None:
+    folder = world.left_running()
+    assert world.vast("logs", folder.run_id).stdout == "job: hello\n"
+    world.vast("down", folder.run_id)
+    missing = world.vast("logs", folder.run_id)
+    assert (missing.exit_code, "no log" in missing.stderr) == (2, True)
+    home = world.runs / RUN / "host"
+    home.mkdir(parents=True)
+    (home / "job.log").write_text("from home\n")
+    assert world.vast("logs", "-f", folder.run_id).stdout == "from home\n"
+
+
+def test_logs_begin_with_the_last_lines_of_a_long_log(world: World) -> None:
+    folder = world.left_running()
+    world.shell.text = b"".join(b"%d\n" % number for number in range(3000))
+    assert world.vast("logs", folder.run_id).stdout.split()[0] == "2000"
+    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
+    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
+    world.vast("down", folder.run_id)
+    (world.runs / RUN / "host").mkdir(parents=True)
+    (world.runs / RUN / "host" / "job.log").write_bytes(world.shell.text)
+    assert world.vast("logs", folder.run_id, "--tail", "2").stdout == "2998\n2999\n"
+    assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
+
+
+def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = world.left_running()
+    real = world.clock.sleep
+
+    def sleep(seconds: float) -> None:
+        real(seconds)
+        if world.shell.text.count(b"\n") < 3:
+            world.shell.text += b"more\n"
+        elif not folder.down.exists():
+            monkeypatch.setattr(world.clock, "sleep", real)
+            world.vast("down", folder.run_id)
+
+    monkeypatch.setattr(world.clock, "sleep", sleep)
+    assert world.vast("logs", "-f", folder.run_id).stdout == "job: hello\nmore\nmore\n"

@@ -1,0 +1,116 @@
+"""2,000 seeds in 53 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.vast.fakes.worlds import POLICY
+from vast.simulate import baseline, campaign, healthy
+from vast.simulate.__main__ import main
+from vast.simulate.campaign import Summary
+from vast.simulate.faults import MODES, schedule
+from vast.simulate.run import run
+from vast.supervisor.state import Phase
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    return campaign.campaign(range(2000), partial(campaign.run_seed, policy=POLICY))
+
+
+def test_every_invariant_holds_in_2000_seeds(summary: Summary) -> None:
+    assert not summary.failing
+    assert summary.violations == summary.leaks == summary.double_rents == summary.wrong_verdicts == 0
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [2055, 2201, 4492, 6133, 6714, 7083, 10095, 10754, 11199, 13221, 14039, 15146, 21022, 21150, 25588, 27752, 27771],
+)
+def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> None:
+    assert run(schedule(seed), POLICY).violations == []
+
+
+def test_every_failure_mode_is_met_in_2000_seeds(summary: Summary) -> None:
+    assert sorted(MODES.values()) == list(range(1, len(MODES) + 1))
+    assert {mode: summary.modes[mode] for mode in MODES if summary.modes[mode] < 10} == {}
+    assert summary.modes["dead-man's switch"] > 10
+
+
+def test_every_loss_is_named_and_forced_and_most_runs_succeed(summary: Summary) -> None:
+    assert summary.named_losses == summary.lost_artifacts > 100
+    assert summary.avoidable_losses == 0, summary.losses
+    assert (
+        summary.succeeded > 0.5 * summary.seeds
+    )  # of the rest nearly all fail for the job's sake, or for caps too small
+
+
+def test_the_old_algorithm_leaks_loses_and_overspends_in_the_same_worlds(summary: Summary) -> None:
+    old = campaign.campaign(range(2000), partial(baseline.run_seed, policy=POLICY))
+    assert old.leaks > 100 and old.double_rents > 10 and old.wrong_verdicts > 10
+    assert old.avoidable_losses > 100
+    assert old.idle_dollars > 5 * summary.idle_dollars
+    assert old.overspend_mean > 100 * summary.overspend_mean
+
+
+def test_a_seed_replays_to_the_same_time_line() -> None:
+    first, second = (run(schedule(17), POLICY, trace=True) for _ in range(2))
+    assert first.lines == second.lines
+    assert len(first.lines) > 10
+
+
+def test_processes_sum_to_what_one_process_sums_to() -> None:
+    one, two = (campaign.campaign(range(60), partial(campaign.run_seed, policy=POLICY), n, lambda: 0.0) for n in (1, 2))
+    assert _rounded(one) == _rounded(two)
+
+
+def _rounded(summary: Summary) -> dict[str, Any]:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in summary.to_dict().items()}
+
+
+def test_a_healthy_day_costs_few_calls_and_little_idle_time() -> None:
+    day = healthy.day(POLICY)
+    assert day.violations == 0
+    assert day.api_calls <= 200
+    assert day.ssh_connections <= 450  # 288 of them renew the lease, every five minutes
+    assert day.idle_dollars <= 0.03 * day.dollars
+
+
+def test_the_command_prints_one_json_object() -> None:
+    result = CliRunner().invoke(main, ["--seeds", "20", "--json", "--processes", "1", "--baseline"])
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.output)
+    keys = "rentals leaks double_rents lost_artifacts wrong_verdicts overspend_max overspend_mean idle_dollars seconds"
+    assert content.keys() >= set(keys.split())
+    assert content["baseline"].keys() >= set(keys.split())
+
+
+def test_the_command_replays_a_seed_with_its_time_line() -> None:
+    result = CliRunner().invoke(main, ["--seed", "3"])
+    assert result.exit_code == 0
+    assert "losses by cause:" in CliRunner().invoke(main, ["--seeds", "1", "--processes", "1"]).output
+    assert "create  ->" in result.output and "result: " in result.output
+
+
+def test_the_command_names_a_mistake_in_a_policy_without_a_traceback(tmp_path: Any) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("attempt: 3\n", encoding="utf-8")
+    result = CliRunner().invoke(main, ["--policy", str(path)])
+    assert result.exit_code == 2
+    assert "attempts" in result.output
+
+
+def test_phases_are_those_of_the_contract() -> None:
+    assert [phase.value for phase in Phase] == [
+        "idle",
+        "provisioning",
+        "running",
+        "collecting",
+        "terminating",
+        "closed",
+    ]

@@ -1,0 +1,28 @@
+"""Why work is lost with a machine: what keeps a pull from bringing it home, in words."""
+
+from __future__ import annotations
+
+from vast.simulate.machines import SimulatedMachine
+from vast.simulate.world import GRACE, World
+
+IN_REACH = "within reach: "
+RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
+PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
+HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
+
+
+def obstacle_to_a_pull(world: World, machine: SimulatedMachine) -> str:
+    """Why no pull would bring its work home now; empty if one would."""
+    most = world.schedule.cap_seconds / 4 - 2 * PULL
+    obstacles = {
+        "local disk full": "local-disk-full" in world.active,
+        "own network down": "own-network-down" in world.active,
+        # a pull that hangs notices the end of the hang only in the next try
+        "commands hang": world.now < machine.hangs_until + HANG_KNOWN,
+        "files arrive corrupt": any(begin <= world.now < end for begin, end in machine.partial),
+        # what the caps keep for the end is over before a pull is: none has shown that yet, or too late, or they keep no more
+        "pull slower than the reserve": machine.slow > max(RESERVE, min(machine.slowest_pull, most)),
+        "pull slower than what was left": machine.slow > 0 and world.now - machine.pulled_at < machine.slow + PULL,
+        "supervisor dead until a cap": any(end > world.now - PULL for _, end in world.supervisor_down),
+    }
+    return world.out_of_reach(machine) or next((why for why, is_so in obstacles.items() if is_so), "")

@@ -1,0 +1,90 @@
+"""The supervisor of a simulated run, checked against the truth at every step, and its journal, at whose writes it may crash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vast.simulate import invariants
+from vast.simulate.world import Crash, World
+from vast.supervisor.journal import Last, Stamp, Superseded
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Plan, Result, RunState
+
+
+class SimulatedJournal:
+    """The end of a journal. A crash comes before a record is on disk, or after."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.last: Last | None = None
+        self.writes = 0
+        self.crashes = dict(world.schedule.crashes)
+
+    def write(self, record: Last) -> None:
+        world = self.world
+        self.writes += 1
+        crash = world.crash_next or self.writes in self.crashes
+        if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
+            self.last = record
+            if record.state.machine is not None:
+                world.show(world.machines[record.state.machine.id])
+        if crash:
+            world.happened["crash-after-create"] += world.crash_next
+            world.crash_next = False
+            raise Crash
+
+
+class Handle:
+    """One supervisor's hold of the journal."""
+
+    def __init__(self, journal: SimulatedJournal, token: int) -> None:
+        self._journal, self._world, self.token = journal, journal.world, token
+
+    def check(self) -> None:
+        if self._world.token != self.token:
+            raise Superseded
+
+    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
+        self._world.begun = self._world.now
+        self._write(state, None, stamp, plan)
+
+    def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
+        if action.do is Do.CREATE:
+            self._world.intents.append(self._world.now)
+        self._write(state, action, stamp)
+
+    def state(self, state: RunState, stamp: Stamp) -> None:
+        self._write(state, None, stamp)
+
+    def _write(self, state: RunState, pending: Action | None, stamp: Stamp, plan: Plan | None = None) -> None:
+        self.check()
+        last = self._journal.last
+        chosen = plan if last is None or plan is not None else last.plan
+        assert chosen is not None
+        self._journal.write(Last(chosen, state, pending, stamp))
+
+
+class Watched(Supervisor):
+    """A supervisor whose every step is checked against the truth."""
+
+    world: World
+    looked_at = -1e9
+
+    def _advance(self, action: Action, result: Result) -> None:
+        before, world = self.state, self.world
+        machine = None if before.machine is None else world.machines.get(before.machine.id)
+        if action.do is Do.LOOK:
+            observed: Any = result
+            if observed.account is not None and observed.instances:
+                self.looked_at = action.t
+        elif action.do is Do.VERDICT:
+            world.say(f"verdict {action.why}")
+            invariants.of_verdict(world, before, action.why, machine)
+        elif world.lines is not None:
+            world.say(f"{action.do} {action.why} -> {result!r}"[:150])
+        super()._advance(action, result)
+        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+        world.proven.update(dict.fromkeys(gone - known, world.now))
+        if before.machine is not None and self.state.machine is None:
+            capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
+            invariants.of_destroy(world, self.state, machine, capped)
