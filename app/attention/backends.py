@@ -44,7 +44,16 @@ def attend(layout: Layout | None) -> Iterator[None]:
         _active.reset(token)
 
 
-def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Callable[..., Any]:
+def _mask_function(name: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
+    make = block_mask if name == "flex_attention" else Layout.dense
+
+    def made(
+        layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, dtype: torch.dtype
+    ) -> Any:
+        found: Any = make(layout, queries, keys, window)
+        # Eager attention ADDS its mask: a boolean one would add 0 or 1 and hide nothing.
+        return torch.where(found, 0.0, torch.finfo(dtype).min).to(dtype) if name == "eager" else found
+
     def mask(batch_size: int, q_length: int, kv_length: int, q_offset: int | torch.Tensor = 0, kv_offset: int = 0,
              local_size: int | None = None, **kwargs: Any) -> Any:  # fmt: skip
         layout = _active.get()
@@ -52,37 +61,24 @@ def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Ca
             return upstream(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
                             kv_offset=kv_offset, local_size=local_size, **kwargs)  # fmt: skip
         rows = layout.shape[0]
-        if rows != batch_size:
-            if batch_size % rows:
-                raise ValueError(f"a layout of {rows} rows cannot mask a batch of {batch_size}")
-            layout = layout.repeat_rows(batch_size // rows)
-        q0 = int(q_offset)
-        queries, keys = (q0, q0 + q_length), (int(kv_offset), int(kv_offset) + kv_length)
+        if batch_size % rows:
+            raise ValueError(f"a layout of {rows} rows cannot mask a batch of {batch_size}")
+        layout = layout if rows == batch_size else layout.repeat_rows(batch_size // rows)
+        queries, keys = (
+            (int(start), int(start) + size) for start, size in ((q_offset, q_length), (kv_offset, kv_length))
+        )
         dtype = kwargs.get("dtype", torch.float32)
-        found = make(layout, queries, keys, local_size, dtype)
+        found = made(layout, queries, keys, local_size, dtype)
         if restricted():
-            found.causal = make(layout.causal(), queries, keys, local_size, dtype)
+            found.causal = made(layout.causal(), queries, keys, local_size, dtype)
         return found
 
     return mask
 
 
-def _dense(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
-    return layout.dense(queries, keys, window)
-
-
-def _additive(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, dtype: Any) -> Any:
-    # Eager attention ADDS its mask: a boolean one would add 0 or 1 and hide nothing.
-    allowed = layout.dense(queries, keys, window)
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)
-
-
-def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
-    return block_mask(layout, queries, keys, window)
-
-
-def _attention(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
+def _attention(
+    forward: Callable[..., Any], beyond: int, observe: Callable[[Any, Any], None] | None
+) -> Callable[..., Any]:
     """`forward` under the mask of the module's layer (app/attention/layers.py).
 
     Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
@@ -96,6 +92,8 @@ def _attention(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
     ) -> Any:
         if not sees_both_ways(module):  # outside of `attend` a mask has no counterpart: the whole model is causal
             attention_mask = getattr(attention_mask, "causal", attention_mask)
+        if observe is not None:
+            observe(module, attention_mask)
         if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
         return forward(module, query, key, value, attention_mask, *args, **kwargs)
@@ -151,22 +149,13 @@ def register(observe: Callable[[Any, Any], None] | None = None) -> None:
 
     observe: called with each attention module and the mask that is about to be computed under.
     """
-
-    def observed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-            assert observe is not None
-            observe(module, mask)
-            return forward(module, query, key, value, mask, *args, **kwargs)
-
-        return attention if observe is not None else forward
-
-    for impl, make, upstream, forward, beyond in (
-        ("sdpa", _dense, sdpa_mask, _sdpa_forward, SHORT),
-        ("eager", _additive, eager_mask, _eager_forward, SHORT),
-        ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
+    for impl, upstream, forward, beyond in (
+        ("sdpa", sdpa_mask, _sdpa_forward, SHORT),
+        ("eager", eager_mask, _eager_forward, SHORT),
+        ("flex_attention", flex_attention_mask, _flex_forward, 0),
     ):
-        AttentionMaskInterface.register(NAMES[impl], _mask_function(make, upstream))
-        AttentionInterface.register(NAMES[impl], _attention(observed(forward), beyond))
+        AttentionMaskInterface.register(NAMES[impl], _mask_function(impl, upstream))
+        AttentionInterface.register(NAMES[impl], _attention(forward, beyond, observe))
 
 
 register()

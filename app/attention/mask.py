@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -86,6 +86,9 @@ class Tokens:
     pos: Tensor
     block: Tensor
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{name: change(getattr(self, name)) for name in ("doc", "branch", "pos", "block")})
+
 
 def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
     """Whether query token q may attend to key token k: bool, of the broadcast shape.
@@ -104,16 +107,12 @@ def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Tokens):
     """The attributes of every token of a batch: four integer tensors of shape (batch, length), on one device.
 
     `trunks_only`: no document has branches, known without a copy from the device.
     """
 
-    doc: Tensor
-    branch: Tensor
-    pos: Tensor
-    block: Tensor
     trunks_only: bool = False
 
     @property
@@ -126,18 +125,15 @@ class Layout:
         return self.doc != PAD
 
     def to(self, device: torch.device | str) -> Layout:
-        return self._each(lambda field: field.to(device, non_blocking=True))
+        return self.each(lambda field: field.to(device, non_blocking=True))
 
     def repeat_rows(self, times: int) -> Layout:
         """Each row `times` times, adjacent, as beam search and sampling of several answers expand a batch."""
-        return self._each(lambda field: field.repeat_interleave(times, 0))
+        return self.each(lambda field: field.repeat_interleave(times, 0))
 
     def causal(self) -> Layout:
         """The same documents without any block."""
         return replace(self, block=torch.zeros_like(self.block))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
-        return Layout(change(self.doc), change(self.branch), change(self.pos), change(self.block), self.trunks_only)
 
     def columns(self, start: int, stop: int) -> Tokens:
         """Attributes of columns [start, stop), each (batch, stop - start).
@@ -160,9 +156,7 @@ class Layout:
         """Boolean mask (batch, 1, query, key), True = may attend, for columns [start, stop) of queries and of keys."""
         length = self.doc.shape[1]
         q, k = self.columns(*(queries or (0, length))), self.columns(*(keys or (0, length)))
-        q = Tokens(*(t[:, None, :, None] for t in (q.doc, q.branch, q.pos, q.block)))
-        k = Tokens(*(t[:, None, None, :] for t in (k.doc, k.branch, k.pos, k.block)))
-        return may_attend(q, k, window)
+        return may_attend(q.each(lambda t: t[:, None, :, None]), k.each(lambda t: t[:, None, None, :]), window)
 
 
 def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: int | None = None,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from app.attention.backends import attend, register
 from app.attention.layers import attention_modules, sees_both_ways
-from app.attention.mask import PATTERNS, Document, Layout, Pattern, Span, layout
+from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
 from jobs.config.schema import Mask
 from jobs.errors import ModelError
@@ -197,45 +197,39 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
     other = torch.randint(3, vocab, (1, LENGTH - 3), generator=torch.Generator().manual_seed(2))
     short = Document(PREFIX - 2, LENGTH - 3)
     for name in masks:
-        rule: Pattern = PATTERNS[name]
 
         def same(law: str, left: Tensor, right: Tensor, name: Mask = name) -> None:
             findings.append(_close(model, law, name, left, right))
 
-        alone = _run(model, ids, layout([[ONE]], rule)).logits
-        both = torch.cat([ids, other], dim=1)
-        packed = _run(model, both, layout([[ONE, short]], rule)).logits
-        same("packed equals separate", packed[:, :LENGTH], alone)
-        for side in ("right", "left"):
-            pad = torch.zeros(1, 5, dtype=ids.dtype)
-            row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
-            real = slice(0, LENGTH) if side == "right" else slice(5, None)
-            got = _run(model, row, layout([[ONE]], rule, length=LENGTH + 5, side=side)).logits[:, real]
+        def logits(*documents: Document, tokens: Tensor = ids, under: Mask = name, **how: Any) -> Tensor:
+            found: Tensor = _run(model, tokens, layout([documents], under, **how)).logits
+            return found
+
+        alone = logits(ONE)
+        same("packed equals separate", logits(ONE, short, tokens=torch.cat([ids, other], 1))[:, :LENGTH], alone)
+        pad = torch.zeros(1, 5, dtype=ids.dtype)
+        for side, row, real in (("right", (ids, pad), slice(0, LENGTH)), ("left", (pad, ids), slice(5, None))):
+            got = logits(ONE, tokens=torch.cat(row, 1), length=LENGTH + 5, side=side)[:, real]
             same(f"{side}-padded equals unpadded", got, alone)
-        if rule.leaks:
+        if PATTERNS[name].leaks:
             continue
         tail = ids[:, PREFIX:]
-        tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX), TURNS)]], rule)
-        branched = _run(model, torch.cat([ids[:, :PREFIX], tail.flip(1), tail], dim=1), tree).logits
+        tree = Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX), TURNS)
+        branched = logits(tree, tokens=torch.cat([ids[:, :PREFIX], tail.flip(1), tail], 1))
         same("a shared prompt's branches equal one at a time", branched[:, LENGTH:], alone[:, PREFIX:])
-        same("prefill, then cached decoding, equals one pass", _decode(model, ids, rule), alone)
+        same("prefill, then cached decoding, equals one pass", _decode(model, ids, name), alone)
         if name == "prefix":
-            causal = _run(model, ids, layout([[ONE]], "causal")).logits
-            single = _run(model, ids, layout([[Document(1, LENGTH)]], rule)).logits
-            same("a prefix of one token is causal", single, causal)
+            same("a prefix of one token is causal", logits(Document(1, LENGTH)), logits(ONE, under="causal"))
         if name == "segment":
-            prefix, turn = (_run(model, ids, layout([[Document(PREFIX, LENGTH)]], m)).logits for m in ("prefix", rule))
-            same("a prompt of one turn is prefix", turn, prefix)
-            whole = _run(model, ids, layout([[replace(ONE, turns=(*TURNS, LATER))]], rule)).logits
-            same(
-                "a further turn on the cache of the earlier ones equals one pass",
-                _decode(model, ids, rule, LATER),
-                whole,
-            )
+            one_turn = Document(PREFIX, LENGTH)
+            same("a prompt of one turn is prefix", logits(one_turn), logits(one_turn, under="prefix"))
+            further = _decode(model, ids, name, LATER)
+            whole = logits(replace(ONE, turns=(*TURNS, LATER)))
+            same("a further turn on the cache of the earlier ones equals one pass", further, whole)
     return findings
 
 
-def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern, later: Span | None = None) -> Tensor:
+def _decode(model: PreTrainedModel, ids: Tensor, mask: Mask, later: Span | None = None) -> Tensor:
     """Logits (1, length, vocab) of a prefill of the prompt and then one token at a time, but the turn `later` in one pass."""
     ids = ids.to(model.device)
     at, cache, parts = 0, None, []
@@ -243,7 +237,7 @@ def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern, later: Span | No
         stop = PREFIX if not at else later[1] if later and at == later[0] else at + 1
         if stop - at > 1:  # what is known when a turn is read
             turns = TURNS if not at or later is None else (*TURNS, later)
-            where = layout([[Document(PREFIX, stop, turns=turns)]], rule).to(model.device)
+            where = layout([[Document(PREFIX, stop, turns=turns)]], mask).to(model.device)
         with torch.no_grad(), attend(where):
             position = torch.arange(at, stop, device=model.device)[None]
             out = model(input_ids=ids[:, at:stop], position_ids=position, past_key_values=cache, use_cache=True)
