@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.attention.block_mask import TILE, block_mask
 from app.attention.layers import restricted, sees_both_ways
@@ -159,6 +160,18 @@ def register(observe: Callable[[Any, Any], None] | None = None) -> None:
 
 
 register()
+
+
+@contextmanager
+def observing(observe: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Inside, `observe` is called as `register` says; afterwards what was registered before is again."""
+    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in NAMES.values()}
+    register(observe)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            AttentionInterface.register(name, function)
 
 
 def refuse_unsupported(model: PreTrainedModel, where: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend, register
+from app.attention.backends import attend, observing
 from app.attention.layers import attention_modules, sees_both_ways
 from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
@@ -101,11 +101,8 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
         seen = mask if mask.dtype == torch.bool else mask == 0
         good[kind].append(bool((seen == want).all()))
 
-    register(observe=check)
-    try:
+    with observing(check):
         _run(model, ids, where)
-    finally:
-        register()
     return {kind: len(seen) >= kinds.count(kind) and all(seen) for kind, seen in good.items()}
 
 
