@@ -127,7 +127,10 @@ campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIG
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
-.PHONY: report runs power status track
+.PHONY: report runs power status track samples
+samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
 track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
 	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
 report: ## Print the results; write runs/report.md and runs/report.html

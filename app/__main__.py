@@ -19,6 +19,7 @@ try:
     from app.commands.power import power
     from app.commands.report import report, runs
     from app.commands.run import check, run
+    from app.commands.samples import samples
     from app.embedded.cache import cache_dir
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.kernel_cache import keep_kernels
@@ -59,7 +60,20 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (run, check, campaign, estimate_command, loglikelihood, generate, probe, harness, report, power, runs):
+for command in (
+    run,
+    check,
+    campaign,
+    estimate_command,
+    loglikelihood,
+    generate,
+    probe,
+    harness,
+    samples,
+    report,
+    power,
+    runs,
+):
     cli.add_command(command)
 
 

@@ -229,7 +229,8 @@ HIDDEN_STATE = re.compile(
     r"ContextVar\(|\.__class__ = |\.forward = |_compiled_call_impl = |_attn_implementation = |Interface\.register\("
     r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_dynamo\.config\.\w+ = |use_duck_shape = |backends\.\w+\.enable_"
     r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache"
-    r"|fewshot_context = |signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",
+    r"|fewshot_context = |_causal_layer = |\bobserving\("
+    r"|signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",
     re.MULTILINE,
 )
 

@@ -21,8 +21,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from app.attention.block_mask import TILE, block_mask
+from app.attention.layers import restricted, sees_both_ways
 from app.attention.mask import Layout
 from app.attention.model_config import layer_types, setting, text_config
 from jobs.errors import ModelError
@@ -43,7 +45,16 @@ def attend(layout: Layout | None) -> Iterator[None]:
         _active.reset(token)
 
 
-def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Callable[..., Any]:
+def _mask_function(name: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
+    make = block_mask if name == "flex_attention" else Layout.dense
+
+    def made(
+        layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, dtype: torch.dtype
+    ) -> Any:
+        found: Any = make(layout, queries, keys, window)
+        # Eager attention ADDS its mask: a boolean one would add 0 or 1 and hide nothing.
+        return torch.where(found, 0.0, torch.finfo(dtype).min).to(dtype) if name == "eager" else found
+
     def mask(batch_size: int, q_length: int, kv_length: int, q_offset: int | torch.Tensor = 0, kv_offset: int = 0,
              local_size: int | None = None, **kwargs: Any) -> Any:  # fmt: skip
         layout = _active.get()
@@ -51,43 +62,42 @@ def _mask_function(make: Callable[..., Any], upstream: Callable[..., Any]) -> Ca
             return upstream(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
                             kv_offset=kv_offset, local_size=local_size, **kwargs)  # fmt: skip
         rows = layout.shape[0]
-        if rows != batch_size:
-            if batch_size % rows:
-                raise ValueError(f"a layout of {rows} rows cannot mask a batch of {batch_size}")
-            layout = layout.repeat_rows(batch_size // rows)
-        q0 = int(q_offset)
-        queries, keys = (q0, q0 + q_length), (int(kv_offset), int(kv_offset) + kv_length)
-        return make(layout, queries, keys, local_size, kwargs.get("dtype", torch.float32))
+        if batch_size % rows:
+            raise ValueError(f"a layout of {rows} rows cannot mask a batch of {batch_size}")
+        layout = layout if rows == batch_size else layout.repeat_rows(batch_size // rows)
+        queries, keys = (
+            (int(start), int(start) + size) for start, size in ((q_offset, q_length), (kv_offset, kv_length))
+        )
+        dtype = kwargs.get("dtype", torch.float32)
+        found = made(layout, queries, keys, local_size, dtype)
+        if restricted():
+            found.causal = made(layout.causal(), queries, keys, local_size, dtype)
+        return found
 
     return mask
 
 
-def _dense(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
-    return layout.dense(queries, keys, window)
+def _attention(
+    forward: Callable[..., Any], beyond: int, observe: Callable[[Any, Any], None] | None
+) -> Callable[..., Any]:
+    """`forward` under the mask of the module's layer (app/attention/layers.py).
 
-
-def _additive(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, dtype: Any) -> Any:
-    # Eager attention ADDS its mask: a boolean one would add 0 or 1 and hide nothing.
-    allowed = layout.dense(queries, keys, window)
-    zero = torch.zeros((), dtype=dtype, device=allowed.device)
-    return torch.where(allowed, zero, torch.finfo(dtype).min)
-
-
-def _block(layout: Layout, queries: tuple[int, int], keys: tuple[int, int], window: int | None, _: Any) -> Any:
-    return block_mask(layout, queries, keys, window)
-
-
-def _in_half(forward: Callable[..., Any], beyond: int) -> Callable[..., Any]:
-    """Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
+    Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
 
     For modules of app/model/mixed_precision.py. Attention is a small part of a short row, and float32 flips fewer choices
     there (docs/log.md).
     """
 
-    def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not sees_both_ways(module):  # outside of `attend` a mask has no counterpart: the whole model is causal
+            attention_mask = getattr(attention_mask, "causal", attention_mask)
+        if observe is not None:
+            observe(module, attention_mask)
         if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
-        return forward(module, query, key, value, *args, **kwargs)
+        return forward(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attention
 
@@ -135,18 +145,33 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
     return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
 
 
-def register() -> None:
-    """Register the three names with transformers. Idempotent."""
-    for impl, make, upstream, forward, beyond in (
-        ("sdpa", _dense, sdpa_mask, _sdpa_forward, SHORT),
-        ("eager", _additive, eager_mask, _eager_forward, SHORT),
-        ("flex_attention", _block, flex_attention_mask, _flex_forward, 0),
+def register(observe: Callable[[Any, Any], None] | None = None) -> None:
+    """Register the three names with transformers. Idempotent.
+
+    observe: called with each attention module and the mask that is about to be computed under.
+    """
+    for impl, upstream, forward, beyond in (
+        ("sdpa", sdpa_mask, _sdpa_forward, SHORT),
+        ("eager", eager_mask, _eager_forward, SHORT),
+        ("flex_attention", flex_attention_mask, _flex_forward, 0),
     ):
-        AttentionMaskInterface.register(NAMES[impl], _mask_function(make, upstream))
-        AttentionInterface.register(NAMES[impl], _in_half(forward, beyond))
+        AttentionMaskInterface.register(NAMES[impl], _mask_function(impl, upstream))
+        AttentionInterface.register(NAMES[impl], _attention(forward, beyond, observe))
 
 
 register()
+
+
+@contextmanager
+def observing(observe: Callable[[Any, Any], None]) -> Iterator[None]:
+    """Inside, `observe` is called as `register` says; afterwards what was registered before is again."""
+    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in NAMES.values()}
+    register(observe)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            AttentionInterface.register(name, function)
 
 
 def refuse_unsupported(model: PreTrainedModel, where: str) -> None:

@@ -11,25 +11,18 @@ second. Training, scoring and generation all use it; nothing else in the reposit
 A mask has a name (jobs.config.schema.Mask) and a Pattern, which is a rule for `block`:
 
     causal         0 everywhere
-    prefix         1 on the first `prefix_len` tokens, 0 on the response
+    prefix         1 on the first `prefix_len` tokens, 0 after them
+    segment        n on the n-th turn of a user or of the system, 0 on the assistant's turns
     bidirectional  1 everywhere: each answer token sees itself, so a score under it LEAKS the answer
 
-Drawn for one document of three prompt tokens (P) and two response tokens (R); rows are queries, x = may attend:
-
-         causal         prefix        bidirectional
-         P P P R R      P P P R R      P P P R R
-      P  x . . . .      x x x . .      x x x x x
-      P  x x . . .      x x x . .      x x x x x
-      P  x x x . .      x x x . .      x x x x x
-      R  x x x x .      x x x x .      x x x x x
-      R  x x x x x      x x x x x      x x x x x
+docs/mask.md draws each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -38,6 +31,32 @@ from torch import Tensor
 from jobs.config.schema import Mask
 
 PAD = -1
+Span = tuple[int, int]  # first token, and the one behind the last
+
+
+@dataclass(frozen=True)
+class Document:
+    """Lengths of one document: a trunk whose first `prefix_len` tokens are the prompt, then continuations of it.
+
+    For training the trunk is prompt and response and there are no branches; for scoring the trunk is the prompt and
+    each choice is a branch.
+
+    turns: spans of the trunk that are a turn of a user or of the system, first to last; the rest are turns of the assistant.
+        None: the prompt is one turn.
+    """
+
+    prefix_len: int
+    length: int
+    branches: tuple[int, ...] = ()
+    turns: tuple[Span, ...] | None = None
+
+    @property
+    def total(self) -> int:
+        return self.length + sum(self.branches)
+
+    @property
+    def segments(self) -> tuple[Span, ...]:
+        return ((0, self.prefix_len),) if self.turns is None else self.turns
 
 
 @dataclass(frozen=True)
@@ -47,31 +66,15 @@ class Pattern:
     name: Mask
     leaks: bool  # a response token can see itself or a later one
     shares_prompt: bool  # the prompt's states do not depend on the response, so choices may branch from one prompt
-    block_len: Callable[[int, int], int]  # (prefix_len, length) -> how many leading tokens form block 1
+    blocks: Callable[[Document], Sequence[Span]]  # spans of the trunk that form blocks 1, 2, ...
 
 
 PATTERNS: dict[Mask, Pattern] = {
-    "causal": Pattern("causal", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: 0),
-    "prefix": Pattern("prefix", leaks=False, shares_prompt=True, block_len=lambda prefix_len, length: prefix_len),
-    "bidirectional": Pattern("bidirectional", leaks=True, shares_prompt=False, block_len=lambda _, length: length),
+    "causal": Pattern("causal", leaks=False, shares_prompt=True, blocks=lambda d: ()),
+    "prefix": Pattern("prefix", leaks=False, shares_prompt=True, blocks=lambda d: ((0, d.prefix_len),)),
+    "segment": Pattern("segment", leaks=False, shares_prompt=True, blocks=lambda d: d.segments),
+    "bidirectional": Pattern("bidirectional", leaks=True, shares_prompt=False, blocks=lambda d: ((0, d.length),)),
 }
-
-
-@dataclass(frozen=True)
-class Document:
-    """Lengths of one document: a trunk whose first `prefix_len` tokens are the prompt, then continuations of it.
-
-    For training the trunk is prompt and response and there are no branches; for scoring the trunk is the prompt and
-    each choice is a branch.
-    """
-
-    prefix_len: int
-    length: int
-    branches: tuple[int, ...] = ()
-
-    @property
-    def total(self) -> int:
-        return self.length + sum(self.branches)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ class Tokens:
     branch: Tensor
     pos: Tensor
     block: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{name: change(getattr(self, name)) for name in ("doc", "branch", "pos", "block")})
 
 
 def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
@@ -101,16 +107,12 @@ def may_attend(q: Tokens, k: Tokens, window: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Tokens):
     """The attributes of every token of a batch: four integer tensors of shape (batch, length), on one device.
 
     `trunks_only`: no document has branches, known without a copy from the device.
     """
 
-    doc: Tensor
-    branch: Tensor
-    pos: Tensor
-    block: Tensor
     trunks_only: bool = False
 
     @property
@@ -123,14 +125,15 @@ class Layout:
         return self.doc != PAD
 
     def to(self, device: torch.device | str) -> Layout:
-        return self._each(lambda field: field.to(device, non_blocking=True))
+        return self.each(lambda field: field.to(device, non_blocking=True))
 
     def repeat_rows(self, times: int) -> Layout:
         """Each row `times` times, adjacent, as beam search and sampling of several answers expand a batch."""
-        return self._each(lambda field: field.repeat_interleave(times, 0))
+        return self.each(lambda field: field.repeat_interleave(times, 0))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Layout:
-        return Layout(change(self.doc), change(self.branch), change(self.pos), change(self.block), self.trunks_only)
+    def causal(self) -> Layout:
+        """The same documents without any block."""
+        return replace(self, block=torch.zeros_like(self.block))
 
     def columns(self, start: int, stop: int) -> Tokens:
         """Attributes of columns [start, stop), each (batch, stop - start).
@@ -153,9 +156,7 @@ class Layout:
         """Boolean mask (batch, 1, query, key), True = may attend, for columns [start, stop) of queries and of keys."""
         length = self.doc.shape[1]
         q, k = self.columns(*(queries or (0, length))), self.columns(*(keys or (0, length)))
-        q = Tokens(*(t[:, None, :, None] for t in (q.doc, q.branch, q.pos, q.block)))
-        k = Tokens(*(t[:, None, None, :] for t in (k.doc, k.branch, k.pos, k.block)))
-        return may_attend(q, k, window)
+        return may_attend(q.each(lambda t: t[:, None, :, None]), k.each(lambda t: t[:, None, None, :]), window)
 
 
 def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: int | None = None,
@@ -165,17 +166,18 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
     Tokens of a document stand in the order trunk, branch 1, branch 2, ...; documents of a row stand one after another.
 
     Raises:
-        ValueError: branches under a mask that cannot share a prompt, a prefix longer than its trunk, or a row longer
-            than `length`. These are our own invariants: users' input is checked earlier.
+        ValueError: branches under a mask that cannot share a prompt, a prefix longer than its trunk, turns that overlap or
+            lie outside of it, or a row longer than `length`. These are our own invariants: users' input is checked earlier.
     """
     rule = mask if isinstance(mask, Pattern) else PATTERNS[mask]
     width = max((sum(d.total for d in row) for row in rows), default=0)
     length = width if length is None else length
     if width > length:
         raise ValueError(f"a row of {width} tokens does not fit {length}")
-    # One segment for each trunk and each continuation: (first column, tokens, document, branch, first position, length of
-    # the block). Tensors are then filled for all of them at once: a row of scoring has hundreds.
-    segments: list[tuple[int, int, int, int, int, int]] = []
+    # One part for each trunk and each continuation: (first column, tokens, document, branch, first position), and one for each
+    # block: (first column, tokens, number). Tensors are then filled for all of them at once: a row of scoring has hundreds.
+    parts: list[tuple[int, int, int, int, int]] = []
+    blocks: list[tuple[int, int, int]] = []
     for r, row in enumerate(rows):
         at = r * length if side == "right" else (r + 1) * length - sum(d.total for d in row)
         for index, d in enumerate(row):
@@ -183,18 +185,28 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
                 raise ValueError(f"{rule.name}: the prompt sees the answer, so continuations cannot share it")
             if not 0 <= d.prefix_len <= d.length:
                 raise ValueError(f"prefix of {d.prefix_len} tokens in a trunk of {d.length}")
-            segments.append((at, d.length, index, 0, 0, rule.block_len(d.prefix_len, d.length)))
+            ends = [0, *(end for span in rule.blocks(d) for end in span), d.length]
+            if ends != sorted(ends):
+                raise ValueError(f"turns {d.turns} overlap, or do not fit a trunk of {d.length}")
+            blocks.extend((at + begin, end - begin, n) for n, (begin, end) in enumerate(rule.blocks(d), start=1))
+            parts.append((at, d.length, index, 0, 0))
             at += d.length
             for n, size in enumerate(d.branches, start=1):
-                segments.append((at, size, index, n, d.length, 0))
+                parts.append((at, size, index, n, d.length))
                 at += size
-    column, sizes, doc_of, branch_of, start, block_len = np.array(segments, dtype=np.int32).reshape(-1, 6).T
-    inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
-    at_token = np.repeat(column, sizes) + inside
     doc, branch, pos, block = np.zeros((4, len(rows) * length), dtype=np.int32)
     doc += PAD
-    doc[at_token], branch[at_token] = np.repeat(doc_of, sizes), np.repeat(branch_of, sizes)
-    pos[at_token], block[at_token] = np.repeat(start, sizes) + inside, inside < np.repeat(block_len, sizes)
+    at_token, inside, (doc_of, branch_of, start) = _spread(parts, 5)
+    doc[at_token], branch[at_token], pos[at_token] = doc_of, branch_of, start + inside
+    at_token, _, (number,) = _spread(blocks, 3)
+    block[at_token] = number
     fields = [torch.from_numpy(field).view(len(rows), length) for field in (doc, branch, pos, block)]
     trunks_only = not any(d.branches for row in rows for d in row)
     return Layout(fields[0], fields[1], fields[2], fields[3], trunks_only).to(device)
+
+
+def _spread(parts: list[Any], fields: int) -> tuple[Any, Any, Any]:
+    """Of (first column, tokens, ...) each: the column of every token, its place in its part, and the part's other fields."""
+    column, sizes, *others = np.array(parts, dtype=np.int32).reshape(-1, fields).T
+    inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
+    return np.repeat(column, sizes) + inside, inside, [np.repeat(other, sizes) for other in others]

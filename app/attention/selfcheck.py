@@ -7,20 +7,24 @@ exactly like a result. The checks test the model as loaded: its attention implem
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend
-from app.attention.mask import PATTERNS, Document, Layout, Pattern, layout
+from app.attention.backends import attend, observing
+from app.attention.layers import attention_modules, sees_both_ways
+from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
 from jobs.config.schema import Mask
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
+TURNS = ((0, 3), (4, PREFIX))  # of the prompt: two turns with an answer of one token between them
+LATER = (9, 11)  # a further turn, behind an answer
+ONE = Document(PREFIX, LENGTH, turns=TURNS)
 HALF_SHARE = 0.2  # of the logits' spread, allowed between two layouts where weights are bfloat16
 
 
@@ -56,8 +60,11 @@ def expected_dependence(model: PreTrainedModel, where: Layout) -> tuple[Tensor, 
     """
     size = where.shape[1]
     may, must = torch.eye(size, dtype=torch.bool), torch.eye(size, dtype=torch.bool)
-    for kind in layer_types(model):
-        direct = where.dense(window=window_of(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
+    kinds = layer_types(model)
+    causal = {module.layer_idx for module in attention_modules(model) if not sees_both_ways(module)}
+    for index, kind in enumerate(kinds):
+        seen = where.causal() if index in causal else where
+        direct = seen.dense(window=window_of(model, kind))[0, 0].cpu() | torch.eye(size, dtype=torch.bool)
         must |= direct
         may = (direct.float() @ may.float()) > 0
     return may, must
@@ -76,14 +83,14 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
 
 
 def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, bool]:
-    """Per layer type: whether the mask that reached the attention modules equals the predicate."""
+    """Per layer type: whether the mask that its attention is computed under equals the predicate."""
     kinds = layer_types(model)
     good: dict[str, list[bool]] = {kind: [] for kind in kinds}
-    handles = []
 
-    def check(module: Any, args: Any, kwargs: Any) -> None:
-        mask, kind = kwargs.get("attention_mask"), kinds[module.layer_idx]
-        want = where.dense(window=window_of(model, kind)).to(model.device)
+    def check(module: Any, mask: Any) -> None:
+        kind = kinds[module.layer_idx]
+        seen_by = where if sees_both_ways(module) else where.causal()
+        want = seen_by.dense(window=window_of(model, kind)).to(model.device)
         if mask is None:
             good[kind].append(False)
             return
@@ -94,15 +101,9 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
         seen = mask if mask.dtype == torch.bool else mask == 0
         good[kind].append(bool((seen == want).all()))
 
-    for module in model.modules():
-        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "is_causal"):
-            handles.append(module.register_forward_pre_hook(check, with_kwargs=True))
-    try:
+    with observing(check):
         _run(model, ids, where)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {kind: bool(seen) and all(seen) for kind, seen in good.items()}
+    return {kind: len(seen) >= kinds.count(kind) and all(seen) for kind, seen in good.items()}
 
 
 def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Finding]:
@@ -110,7 +111,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
     findings = []
     ids = torch.randint(3, setting(model, "vocab_size"), (1, LENGTH), generator=torch.Generator().manual_seed(0))
     for name in masks:
-        where = layout([[Document(PREFIX, LENGTH)]], name)
+        document = Document(PREFIX, LENGTH, turns=(*TURNS, LATER))
+        where = layout([[document]], name)
         for kind, ok in _delivered(model, where, ids).items():
             findings.append(Finding(f"mask reaches {kind} layers", name, ok, "" if ok else "another mask arrived"))
         may, must = expected_dependence(model, where)
@@ -121,8 +123,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
             later = "answer tokens see themselves (leaks, as this mask is defined)"
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
-        ahead = bool(seen[0, PREFIX - 1])
-        wanted = bool(may[0, PREFIX - 1])
+        last = next((stop for _, stop in PATTERNS[name].blocks(document)), PREFIX) - 1  # of the first block
+        ahead, wanted = bool(seen[0, last]), bool(may[0, last])
         law = "early prompt tokens see later ones" if wanted else "early prompt tokens do not see later ones"
         findings.append(Finding(law, name, ahead == wanted, ""))
     return findings
@@ -194,48 +196,52 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
     other = torch.randint(3, vocab, (1, LENGTH - 3), generator=torch.Generator().manual_seed(2))
     short = Document(PREFIX - 2, LENGTH - 3)
     for name in masks:
-        rule: Pattern = PATTERNS[name]
-        one = Document(PREFIX, LENGTH)
 
         def same(law: str, left: Tensor, right: Tensor, name: Mask = name) -> None:
             findings.append(_close(model, law, name, left, right))
 
-        alone = _run(model, ids, layout([[one]], rule)).logits
-        both = torch.cat([ids, other], dim=1)
-        packed = _run(model, both, layout([[one, short]], rule)).logits
-        same("packed equals separate", packed[:, :LENGTH], alone)
-        for side in ("right", "left"):
-            pad = torch.zeros(1, 5, dtype=ids.dtype)
-            row = torch.cat([ids, pad] if side == "right" else [pad, ids], dim=1)
-            real = slice(0, LENGTH) if side == "right" else slice(5, None)
-            got = _run(model, row, layout([[one]], rule, length=LENGTH + 5, side=side)).logits[:, real]
+        def logits(*documents: Document, tokens: Tensor = ids, under: Mask = name, **how: Any) -> Tensor:
+            found: Tensor = _run(model, tokens, layout([documents], under, **how)).logits
+            return found
+
+        alone = logits(ONE)
+        same("packed equals separate", logits(ONE, short, tokens=torch.cat([ids, other], 1))[:, :LENGTH], alone)
+        pad = torch.zeros(1, 5, dtype=ids.dtype)
+        for side, row, real in (("right", (ids, pad), slice(0, LENGTH)), ("left", (pad, ids), slice(5, None))):
+            got = logits(ONE, tokens=torch.cat(row, 1), length=LENGTH + 5, side=side)[:, real]
             same(f"{side}-padded equals unpadded", got, alone)
-        if rule.leaks:
+        if PATTERNS[name].leaks:
             continue
         tail = ids[:, PREFIX:]
-        tree = layout([[Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX))]], rule)
-        branched = _run(model, torch.cat([ids[:, :PREFIX], tail.flip(1), tail], dim=1), tree).logits
+        tree = Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX), TURNS)
+        branched = logits(tree, tokens=torch.cat([ids[:, :PREFIX], tail.flip(1), tail], 1))
         same("a shared prompt's branches equal one at a time", branched[:, LENGTH:], alone[:, PREFIX:])
-        same("prefill, then cached decoding, equals one pass", _decode(model, ids, rule), alone)
+        same("prefill, then cached decoding, equals one pass", _decode(model, ids, name), alone)
         if name == "prefix":
-            causal = _run(model, ids, layout([[one]], "causal")).logits
-            single = _run(model, ids, layout([[Document(1, LENGTH)]], rule)).logits
-            same("a prefix of one token is causal", single, causal)
+            same("a prefix of one token is causal", logits(Document(1, LENGTH)), logits(ONE, under="causal"))
+        if name == "segment":
+            one_turn = Document(PREFIX, LENGTH)
+            same("a prompt of one turn is prefix", logits(one_turn), logits(one_turn, under="prefix"))
+            further = _decode(model, ids, name, LATER)
+            whole = logits(replace(ONE, turns=(*TURNS, LATER)))
+            same("a further turn on the cache of the earlier ones equals one pass", further, whole)
     return findings
 
 
-def _decode(model: PreTrainedModel, ids: Tensor, rule: Pattern) -> Tensor:
-    """Logits (1, length, vocab) of a prefill of the prompt and then one token at a time."""
-    where = layout([[Document(PREFIX, PREFIX)]], rule).to(model.device)
+def _decode(model: PreTrainedModel, ids: Tensor, mask: Mask, later: Span | None = None) -> Tensor:
+    """Logits (1, length, vocab) of a prefill of the prompt and then one token at a time, but the turn `later` in one pass."""
     ids = ids.to(model.device)
-    with torch.no_grad(), attend(where):
-        out = model(input_ids=ids[:, :PREFIX], position_ids=where.pos.long(), use_cache=True)
-        parts = [out.logits]
-        for at in range(PREFIX, ids.shape[1]):
-            position = torch.tensor([[at]], device=model.device)
-            out = model(input_ids=ids[:, at : at + 1], position_ids=position, past_key_values=out.past_key_values,
-                        use_cache=True)  # fmt: skip
-            parts.append(out.logits)
+    at, cache, parts = 0, None, []
+    while at < ids.shape[1]:
+        stop = PREFIX if not at else later[1] if later and at == later[0] else at + 1
+        if stop - at > 1:  # what is known when a turn is read
+            turns = TURNS if not at or later is None else (*TURNS, later)
+            where = layout([[Document(PREFIX, stop, turns=turns)]], mask).to(model.device)
+        with torch.no_grad(), attend(where):
+            position = torch.arange(at, stop, device=model.device)[None]
+            out = model(input_ids=ids[:, at:stop], position_ids=position, past_key_values=cache, use_cache=True)
+        at, cache = stop, out.past_key_values
+        parts.append(out.logits)
     return torch.cat(parts, dim=1)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.options import FILE, model_option, profile_option, runs_option, set_option
-from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
+from app.commands.options import FILE, layers_option, model_option, profile_option, runs_option, set_option
+from app.commands.textfiles import read_chats, read_lines, read_pairs, require_text, require_writable, write_scored
 from jobs.config.load import resolve
-from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask
+from jobs.config.schema import ALL_LAYERS, LEAKING, MASKS, NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 
 def _load(
-    profile: str, model: str | None, runs_dir: Path, sets: tuple[str, ...] = (), dtype: str | None = None
+    profile: str,
+    model: str | None,
+    runs_dir: Path,
+    sets: tuple[str, ...] = (),
+    dtype: str | None = None,
+    layers: str = ALL_LAYERS,
 ) -> Loaded:
     chosen = resolve("stage1", profile, sets=sets).profile
+    from app.attention.layers import restrict
     from app.model.load import find_checkpoint, load
 
     checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
-    return load(chosen.model, checkpoint=checkpoint, dtype=dtype)
+    loaded = load(chosen.model, checkpoint=checkpoint, dtype=dtype)
+    restrict(loaded.model, layers)
+    return loaded
 
 
 @click.command()
@@ -42,9 +50,10 @@ def _load(
               help="The rule for where a continuation begins, in tokens; see docs/mask.md.")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
               help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
+@layers_option
 @runs_option
-def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out: Path, dtype: str | None, boundary: str,
-                  batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
+def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pairs: Path, out: Path, dtype: str | None,
+                  boundary: str, batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
     """Score continuations given contexts, under any mask."""
     resolve("stage1", profile)
     lines = read_pairs(pairs)
@@ -56,7 +65,7 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
     from app.scoring import loglikelihood
     from app.scoring.encode import ENCODERS, require_fits, unclean
 
-    loaded = _load(profile, model, runs_dir, dtype=dtype)
+    loaded = _load(profile, model, runs_dir, dtype=dtype, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
     names = [line.where for line in lines]
@@ -65,7 +74,7 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
         scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
     write_scored(out, lines, scored, [request.boundary for request in requests])
     leaks = ", which LEAKS the answer" if mask in LEAKING else ""
-    click.echo(f"{out}: {len(lines)} pairs under {mask}{leaks}")
+    click.echo(f"{out}: {len(lines)} pairs under {mask_by_layer(mask, layers)}{leaks}")
     if found := unclean(requests, names):
         click.echo(found)
 
@@ -78,6 +87,8 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
 )
 @click.option("--prompt", metavar="TEXT", help="One prompt.")
 @click.option("--prompts", type=FILE, help="In place of --prompt: a file with a prompt a line.")
+@click.option("--chats", type=FILE, help='In place of both: JSON lines {"messages": [{"role": ..., "content": ...}, ...]}. Each '
+              "message of a user that no answer follows gets one; the keys and values of earlier turns are kept.")  # fmt: skip
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Length of an answer at most.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each prompt into the tokenizer's chat template.")
@@ -85,24 +96,33 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, pairs: Path, out:
               "another. Default: for a single prompt; several are answered in batches.")  # fmt: skip
 @click.option("--cache", type=click.Choice(["dynamic", "static"]), default="dynamic", show_default=True,
               help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
+@layers_option
 @runs_option
-def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, prompts: Path | None, max_new_tokens: int,
-             chat: bool, stream: bool | None, cache: Cache, runs_dir: Path) -> None:  # fmt: skip
+def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: str | None, prompts: Path | None,
+             chats: Path | None, max_new_tokens: int, chat: bool, stream: bool | None, cache: Cache,
+             runs_dir: Path) -> None:  # fmt: skip
     """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
     resolve("stage1", profile)
+    if chats is not None:
+        if prompt is not None or prompts is not None or stream is not None or cache != "dynamic":
+            raise ConfigError(
+                "generate", "--chats takes no --prompt, --prompts, --stream and --cache", "leave them out"
+            )
+        _answer_chats(profile, model, mask, layers, chats, max_new_tokens, runs_dir)
+        return
     if prompt is not None and prompts is None:
         texts = [prompt]
         require_text(prompt, "--prompt")
     elif prompts is not None and prompt is None:
         texts = [line for line in read_lines(prompts) if line.strip()]
     else:
-        raise ConfigError("generate", "expected one of --prompt and --prompts", "give a text, or a file")
+        raise ConfigError("generate", "expected one of --prompt, --prompts and --chats", "give a text, or a file")
     if not texts:
         raise ConfigError(str(prompts), "holds no prompts", "write one prompt a line")
     from app.attention import selfcheck
     from app.scoring import generate as decoding
 
-    loaded = _load(profile, model, runs_dir)
+    loaded = _load(profile, model, runs_dir, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
     decoding.require_fits(loaded, ids, max_new_tokens)
@@ -119,12 +139,31 @@ def generate(profile: str, model: str | None, mask: Mask, prompt: str | None, pr
         click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
 
 
+def _answer_chats(
+    profile: str, model: str | None, mask: Mask, layers: str, chats: Path, max_new_tokens: int, runs_dir: Path
+) -> None:
+    given = read_chats(chats)
+    from app.attention import selfcheck
+    from app.scoring.conversation import Chat, rounds
+
+    loaded = _load(profile, model, runs_dir, layers=layers)
+    if not loaded.tokenizer.chat_template:
+        raise ConfigError("--chats", f"the tokenizer of {loaded.origin} has no chat template", "use --prompts")
+    selfcheck.require(loaded.model, [mask], loaded.origin)
+    for where, messages in given:
+        talk = Chat(loaded, mask, where)
+        for some in rounds(messages):
+            answer = talk.ask(some, max_new_tokens=max_new_tokens)
+            click.echo(f"> {some[-1]['content']}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
+
+
 @click.command()
 @profile_option
 @model_option
 @set_option("Override one key of the profile, such as model.attention=eager.")
+@layers_option
 @runs_option
-def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path) -> None:
+def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str, runs_dir: Path) -> None:
     """Check the laws of each mask on the loaded model, per layer type. Exit 2 if one does not hold.
 
     Every run checks those of its own masks at its start; the laws are in docs/mask.md.
@@ -134,7 +173,7 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], runs_dir: Path
     from app.attention.mask import PATTERNS
     from app.attention.model_config import layer_types
 
-    loaded = _load(profile, model, runs_dir, sets)
+    loaded = _load(profile, model, runs_dir, sets, layers=layers)
     kinds = layer_types(loaded.model)
     click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
                f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic_core import PydanticCustomError
 
 from jobs.config.load import DEFAULT_PROFILE
+from jobs.config.schema import ALL_LAYERS, checked_layers
 from jobs.errors import RunStateError, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +39,19 @@ model_option = click.option(
     "--model", metavar="PATH_OR_RUN",
     help="In place of the profile's model: a checkpoint's directory, a run such as stage3b/20261122-234501, or a stage, "
     "meaning its newest complete run of this profile.",
+)  # fmt: skip
+
+
+def _layers(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    try:
+        return checked_layers(value)
+    except PydanticCustomError as error:
+        raise click.BadParameter(error.message()) from None
+
+
+layers_option = click.option(
+    "--layers", default=ALL_LAYERS, show_default=True, callback=_layers, metavar="all|global|first:N|every:K",
+    help="Which layers the mask holds in; the others are causal.",
 )  # fmt: skip
 
 

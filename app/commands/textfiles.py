@@ -63,6 +63,34 @@ def read_pairs(path: Path) -> list[PairLine]:
     return pairs
 
 
+def read_chats(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(file and line, messages) of chats to go on with: {"messages": [...]}, one a line, the last message a user's.
+
+    Raises:
+        DataError: no such file, no chat, or a malformed line.
+    """
+    from app.data.readers import read_message
+
+    example, chats = 'give lines such as {"messages": [{"role": "user", "content": "..."}]}', []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        row = loads(line, where, example)
+        messages = row.get("messages") if isinstance(row, dict) else None
+        if not isinstance(messages, list) or not messages:
+            raise DataError(where, "expected messages, a list that is not empty", example)
+        read = [read_message(message, f"{where}: messages[{index}]")[0] for index, message in enumerate(messages)]
+        if read[-1]["role"] != "user":
+            raise DataError(
+                where, f"the last message is by role {read[-1]['role']}", "end the chat with a user's question"
+            )
+        chats.append((where, read))
+    if not chats:
+        raise DataError(path, "holds no chats", example)
+    return chats
+
+
 def _row(where: str, line: str) -> dict[str, Any]:
     row = loads(line, where, _EXAMPLE)
     if not isinstance(row, dict):

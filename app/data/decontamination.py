@@ -9,8 +9,8 @@ al. 2020, appendix C), an example is dropped when one of these is a run of words
 3. all words of a question of fewer than n words, whatever the answer.
 
 Rules 2 and 3 need `SHORTEST` words, GPT-3's lower limit: fewer recur by chance. Below that, question and answer count
-only as the whole of an example. Winogrande has no question; its answers are whole sentences. Not found: paraphrases,
-translations, and a question below `SHORTEST` words with an answer worded anew.
+only as the whole of an example, or of one round of a chat. Winogrande has no question; its answers are whole sentences.
+Not found: paraphrases, translations, and a question below `SHORTEST` words with an answer worded anew.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class TrainingText(Protocol):
 
     @property
     def text(self) -> str: ...
+    @property
+    def rounds(self) -> tuple[str, ...]: ...
 
 
 class EvaluationText(Protocol):
@@ -90,7 +92,8 @@ def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int 
         for at in np.flatnonzero(left < right):
             hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
     for index, example in enumerate(examples):
-        hits.update((index, item) for item in whole_texts.get(vocabulary.words(example.text).tobytes(), ()))
+        for text in {example.text, *example.rounds} if whole_texts else ():
+            hits.update((index, item) for item in whole_texts.get(vocabulary.words(text).tobytes(), ()))
     return _report(examples, items, n, hits)
 
 

@@ -1,4 +1,4 @@
-"""Training examples: records of any source -> token ids of prompt and response, with a count of every example that was dropped.
+"""Training examples: records of any source -> token ids of prompt and responses, with a count of every example that was dropped.
 
 The response ends with the tokenizer's end-of-sequence token, in a chat with the one by which the template ends a turn.
 Nothing is truncated: an example longer than `max_length` is dropped and counted. Where prompt and response meet in tokens:
@@ -18,7 +18,18 @@ from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
-from app.data.records import Conversation, Record, Template, TextDocument, content, identity, is_empty, render, repeated
+from app.data.records import (
+    Conversation,
+    Record,
+    Template,
+    TextDocument,
+    content,
+    identity,
+    is_empty,
+    render,
+    repeated,
+    rounds,
+)
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from jobs.config.schema import TrainData
@@ -29,18 +40,33 @@ BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads,
 
 @dataclass(frozen=True)
 class TokenExample:
-    """One example as token ids; the response ends with the token that ends an answer.
+    """One example as token ids: what stands before the first answer to learn, and the rest, which ends as an answer ends.
 
-    text: its words without template, for the overlap check. key: sha256 in hex, by which it is sampled and split.
+    text: its words without template, for the overlap check. key: sha256 of its identity, in hex. turns: spans of its tokens
+    that are a turn of a user or of the system; None: the prompt is one. learnt: spans of the answers to learn; None: all of
+    the response. rounds: of a chat, the words of each question with its answer.
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     key: str
     text: str
+    turns: tuple[tuple[int, int], ...] | None = None
+    learnt: tuple[tuple[int, int], ...] | None = None
+    rounds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def answers(self) -> tuple[tuple[int, int], ...]:
+        """`learnt`, where it is None too."""
+        return ((len(self.prompt_ids), len(self)),) if self.learnt is None else self.learnt
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens that the loss is computed on."""
+        return sum(stop - start for start, stop in self.answers)
 
 
 @dataclass
@@ -57,7 +83,12 @@ class DataReport:
     dropped_limit: int = 0  # beyond `limit`
     dropped_length: int = 0  # longer than max_length tokens
     encoded_apart: int = 0  # a token would have straddled prompt and response
+    unsegmented: int = 0  # the chat template does not show where each of their turns begins
     kept: int = 0
+    answers: int = 0  # to learn; a chat may have several
+    unlearnt_answers: int = (
+        0  # only read: the template writes them otherwise once others follow, as without their reasoning
+    )
     prompt_tokens: int = 0
     response_tokens: int = 0
     kept_by_set: dict[str, int] = field(default_factory=dict)  # of a `qa` source
@@ -108,8 +139,9 @@ def load_examples(
         raise DataError(where, f"no example is left of {report.read}: {found}",
                         "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
     report.kept = len(examples)
-    report.prompt_tokens = sum(len(example.prompt_ids) for example in examples)
-    report.response_tokens = sum(len(example.response_ids) for example in examples)
+    report.answers = sum(len(example.answers) for example in examples)
+    report.response_tokens = sum(example.response_tokens for example in examples)
+    report.prompt_tokens = sum(map(len, examples)) - report.response_tokens
     return examples, report
 
 
@@ -204,32 +236,50 @@ def _tokenise(
     with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
-            for keyed, (prompt, response) in zip(
-                batch, _pairs(batch, template, tokenizer, seed, report, repeat), strict=True
-            ):
-                if not prompt or not response:
+            for keyed, parts in zip(batch, _parts(batch, template, tokenizer, seed, report, repeat), strict=True):
+                if not parts[0][1] or not parts[-1][1]:
                     report.dropped_empty += 1
                     continue
-                closed = response if response[-1] in ends else [*response, tokenizer.eos_token_id]
-                if len(prompt) + len(closed) > max_length:
+                if parts[-1][1][-1] not in ends:
+                    parts[-1][1].append(tokenizer.eos_token_id)
+                if sum(len(ids) for _, ids in parts) > max_length:
                     report.dropped_length += 1
                     continue
                 by_set[keyed.record.origin.split("/")[0]] += 1
-                yield TokenExample(tuple(prompt), tuple(closed), keyed.key, keyed.text)
+                yield _example(keyed, parts)
             bar.update(len(batch))
     if report.format in ("qa", "suite"):
         report.kept_by_set = dict(by_set)
 
 
-def _pairs(
+def _parts(
     batch: Sequence[_Keyed], template: Template, tokenizer: Any, seed: int, report: DataReport, repeat: bool
-) -> list[tuple[list[int], list[int]]]:
+) -> list[list[tuple[str, list[int]]]]:
+    """The kind and the ids of each piece of each example (`app.data.records.Piece`)."""
     if report.format == "text":
-        return cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
+        pairs = cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
+        return [[("turn", before), ("learnt", after)] for before, after in pairs]
     records = [keyed.record for keyed in batch]
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
     if repeat:
         examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]
-    pairs, apart = encode(examples, tokenizer)
+    encoded, apart = encode(examples, tokenizer)
     report.encoded_apart += apart
-    return pairs
+    report.unsegmented += sum(not example.segmented for example in examples)
+    report.unlearnt_answers += sum(example.unlearnt for example in examples)
+    return [[(piece.kind, ids) for piece, ids in zip(example.pieces, found, strict=True)]
+            for example, found in zip(examples, encoded, strict=True)]  # fmt: skip
+
+
+def _example(keyed: _Keyed, parts: Sequence[tuple[str, list[int]]]) -> TokenExample:
+    ids: list[int] = []
+    spans: dict[str, list[tuple[int, int]]] = {"turn": [], "read": [], "learnt": []}
+    for kind, some in parts:
+        spans[kind].append((len(ids), len(ids) + len(some)))
+        ids += some
+    prompt = spans["learnt"][0][0]
+    several = len(parts) > 2  # else the prompt is one turn, and the rest its answer
+    return TokenExample(
+        tuple(ids[:prompt]), tuple(ids[prompt:]), keyed.key, keyed.text, tuple(spans["turn"]) if several else None,
+        tuple(spans["learnt"]) if several else None, rounds(keyed.record),
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 alpaca: JSON array or JSONL of {"instruction", "input" (may be missing), "output"}.
 messages: the same containers of {"messages": [{"role", "content", ...}, ...], "tools" (may be missing)}; the last message is
-    the assistant's. `weight: 0` on an answer: it is not learnt, only read. A row without an answer to learn is None.
+    the assistant's. All its answers are learnt; `weight: 0` on one: it is only read. A row without an answer to learn is None.
 text: `.txt` (documents separated by blank lines), or JSON array or JSONL of {"text"}.
 Each may also be a directory written by `datasets.save_to_disk`, or a hub dataset with these columns.
 """
@@ -154,19 +154,21 @@ def _conversation(row: Any, where: str) -> Conversation | None:
         raise DataError(where, f"field messages: expected a list, {found}", "set data.train.format to match the file")
     if unread := next((key for key in _ELSEWHERE if row.get(key) is not None), None):
         raise DataError(where, f"field {unread} is not read", "write it into the messages, or remove it")
-    read = [_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
+    read = [read_message(message, f"{where}: messages[{index}]") for index, message in enumerate(messages)]
     roles = [str(message["role"]) for message, _ in read]
     if len(read) < 2 or roles[-1] != "assistant":
         fact = f"field messages: expected a prompt and a last message by the assistant, found roles {', '.join(roles) or 'none'}"
         raise DataError(where, fact, "end each conversation with the response to learn")
-    learnt = [at for at, (_, weight) in enumerate(read) if roles[at] == "assistant" and weight and at]
+    answers = [at for at, role in enumerate(roles) if role == "assistant" and at]
+    learnt = [at for at in answers if read[at][1]]
     if not learnt:
         return None
     kept = tuple(message for message, _ in read[: learnt[-1] + 1])
-    return Conversation(where, kept, _tools(row.get("tools"), where))
+    read_only = tuple(at for at in answers if at < learnt[-1] and at not in learnt)
+    return Conversation(where, kept, _tools(row.get("tools"), where), read_only)
 
 
-def _message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
+def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     """The message without nulls, and whether it is to be learnt (`weight`)."""
     role = _field(message, "role", at)
     given = {key: value for key, value in message.items() if value is not None}

@@ -1,56 +1,83 @@
-"""Prompt and response as token ids, the prompt's ids a token prefix of the whole's.
+"""Prompts and responses as token ids, all that stands before an answer a token prefix of the whole.
 
 By lm-evaluation-harness's rule: trailing spaces of the prompt move to the response, the whole is encoded and split
 at the prompt's length. (The harness moves line ends too; here they stay: chat and alpaca prompts end in one.) Where a
-token would straddle that point the two sides are encoded apart; a generator sees the same tokens.
+token would straddle that point the two sides are encoded apart; a generator sees the same tokens. In a chat of several
+rounds this holds for where each answer begins and ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
-from app.data.records import Example
+from app.data.records import Example, Piece
 
 Ids = list[int]
 
 
-def encode(examples: Sequence[Example], tokenizer: Any) -> tuple[list[tuple[Ids, Ids]], int]:
-    """(prompt ids, response ids) of each example, without an end-of-sequence token, and how many were encoded apart.
+def encode(examples: Sequence[Example], tokenizer: Any) -> tuple[list[list[Ids]], int]:
+    """The ids of each example's pieces, without an end-of-sequence token, and how many were encoded apart.
 
     Args:
         examples: all of one template.
-        tokenizer: a fast transformers tokenizer; both texts of all examples are encoded in one call each.
+        tokenizer: a fast transformers tokenizer; what stands before each border of all examples is encoded in one call.
     """
     if not examples:
         return [], 0
     special = examples[0].special_tokens
-    prompts = [example.prompt.rstrip(" ") for example in examples]
-    responses = [
-        example.prompt[len(prompt) :] + example.response for example, prompt in zip(examples, prompts, strict=True)
-    ]
-    prompt_ids = tokenizer(prompts, add_special_tokens=special)["input_ids"]
-    whole = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-    whole_ids = tokenizer(whole, add_special_tokens=special)["input_ids"]
-    pairs, apart = [], 0
-    for response, before, ids in zip(responses, prompt_ids, whole_ids, strict=True):
-        if special and before and before[-1] == tokenizer.eos_token_id:  # a tokenizer that closes every text
-            before, ids = before[:-1], ids[:-1]
-        after = ids[len(before) :]
-        if ids[: len(before)] != before or not after:
-            after = tokenizer(response, add_special_tokens=False)["input_ids"]
+    texts = [_moved(example.pieces) for example in examples]
+    encoded = iter(
+        tokenizer([up_to for text in texts for up_to in accumulate(text)], add_special_tokens=special)["input_ids"]
+    )
+    found, apart = [], 0
+    for example, text in zip(examples, texts, strict=True):
+        fronts = [next(encoded) for _ in text]
+        if special and fronts[0] and fronts[0][-1] == tokenizer.eos_token_id:  # a tokenizer that closes every text
+            fronts = [front[:-1] for front in fronts]
+        split = _split(example.pieces, fronts)
+        if split is None:
+            split = [fronts[0], *(tokenizer(one, add_special_tokens=False)["input_ids"] for one in text[1:])]
             apart += 1
-        pairs.append((before, after))
-    return pairs, apart
+        found.append(split)
+    return found, apart
 
 
-def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int) -> list[tuple[Ids, Ids]]:
+def _moved(pieces: Sequence[Piece]) -> list[str]:
+    """The pieces' texts, the spaces at the end of a turn moved to the answer behind it."""
+    texts = [piece.text for piece in pieces]
+    for at in range(1, len(texts)):
+        if pieces[at].kind != "turn" and pieces[at - 1].kind == "turn":
+            kept = texts[at - 1].rstrip(" ")
+            texts[at - 1], texts[at] = kept, texts[at - 1][len(kept) :] + texts[at]
+    return texts
+
+
+def _split(pieces: Sequence[Piece], fronts: Sequence[Ids]) -> list[Ids] | None:
+    """The whole, `fronts[-1]`, cut where each piece ends; None where a token straddles a border of an answer.
+
+    fronts: the ids of the first n pieces, for each n. A token that straddles two turns belongs to the later one.
+    """
+    whole, at, found = fronts[-1], 0, list[Ids]()
+    for n, (piece, front) in enumerate(zip(pieces, fronts, strict=True)):
+        between_turns = n + 1 < len(pieces) and piece.kind == pieces[n + 1].kind == "turn"
+        same = next((i for i, (a, b) in enumerate(zip(front, whole, strict=False)) if a != b), len(front))
+        stop = max(at, same) if between_turns else len(front)
+        if not between_turns and (same < stop or (piece.kind != "turn" and stop <= at)):
+            return None
+        found.append(whole[at:stop])
+        at = stop
+    return found
+
+
+def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int) -> list[list[Ids]]:
     """Plain texts cut at a token boundary drawn from seed and key alone; both sides hold at least one of its tokens.
 
     A text of a single token cannot be cut: its response comes back empty.
     """
-    pairs: list[tuple[Ids, Ids]] = []
+    pairs: list[list[Ids]] = []
     if not texts:
         return pairs
     encoded = tokenizer(list(texts), return_special_tokens_mask=True)
@@ -61,11 +88,11 @@ def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int) ->
         ids = ids[: len(ids) - tail]
         places = len(ids) - lead - 1
         if places < 1:
-            pairs.append((ids, []))
+            pairs.append([ids, []])
             continue
         draw = int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8])
         at = lead + 1 + draw % places
-        pairs.append((ids[:at], ids[at:]))
+        pairs.append([ids[:at], ids[at:]])
     return pairs
 
 

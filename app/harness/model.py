@@ -57,7 +57,7 @@ class PrefillLM(TemplateLM):
     """A model of ours behind the harness's interface, under one mask.
 
     Args, as in `--model_args mask=prefix,profile=embedded`:
-        mask: causal, prefix or bidirectional (leaks; loglikelihood only). Required.
+        mask: causal, prefix, segment (the context is one turn) or bidirectional (leaks; loglikelihood only). Required.
         profile, model, runs_dir, dtype: as the options of `python -m app loglikelihood`.
         batch_tokens: padded tokens a batch; the harness's batch_size is not used.
         max_gen_toks: tokens generated at most, for tasks that set no number.

@@ -28,6 +28,7 @@ from jobs.estimate.memory import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
+TURNS = ((0, 2), (3, PREFIX))
 _checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
@@ -106,7 +107,8 @@ def _wrong(model: Any, mask: Mask, width: int, branches: bool,
     States are compared at the same places of the same line. Positions that must not depend on each other are bit-identical,
     in bfloat16 too, so any change is a dependency.
     """
-    document = Document(PREFIX, PREFIX, (SIZE - PREFIX,)) if branches else Document(PREFIX, SIZE)
+    trunk, later = (PREFIX, ()) if branches else (SIZE, ((7, 9),))
+    document = Document(PREFIX, trunk, (SIZE - PREFIX,) if branches else (), (*TURNS, *later))
     vocab = setting(model, "vocab_size")
     ids = torch.randint(3, vocab, (SIZE + 2, SIZE), generator=torch.Generator().manual_seed(0))
     changed = ids.clone()

@@ -9,7 +9,7 @@ A report depends only on the runs, not on clock or chance: equal runs give equal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -59,6 +59,7 @@ class Report:
     facts: tuple[Fact, ...]
     cautions: tuple[str, ...]
     sections: tuple[Section, ...]
+    samples: bool = False  # samples.html lies beside the report
 
     def to_markdown(self) -> str:
         """The tables and sentences; the plots are in the HTML page."""
@@ -75,6 +76,8 @@ class Report:
                 lines += [f"### {table.title}", "", *_markdown_rows(table), ""]
                 if table.note:
                     lines += [table.note, ""]
+        if self.samples:
+            lines += ["Answers side by side: [samples.txt](samples.txt)"]
         return "\n".join(lines).rstrip() + "\n"
 
     def to_html(self) -> str:
@@ -134,6 +137,7 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
     Raises:
         DiskFull: no space left; files of an earlier report are untouched.
     """
+    report = replace(report, samples=(runs_dir / "samples.html").is_file())
     markdown, html = runs_dir / "report.md", runs_dir / "report.html"
     rendered = report.to_markdown(), report.to_html()  # render both before writing either
     for path, text in zip((markdown, html), rendered, strict=True):

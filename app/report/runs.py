@@ -105,7 +105,7 @@ class Run:
 
 def mask_name(mask: str, leaks: bool = False) -> str:
     """The mask's name in every table; a leaking mask always carries the warning."""
-    return f"{mask} (leaks)" if leaks or mask in LEAKING else mask
+    return f"{mask} (leaks)" if leaks or mask.partition("@")[0] in LEAKING else mask
 
 
 def headline_metric(task: str, metric: str) -> str:
@@ -225,7 +225,7 @@ def _evaluation(
         model=e["model"],
         model_run=e.get("model_run"),
         mask=e["mask"],
-        leaks=bool(e.get("leaks")) or e["mask"] in LEAKING,
+        leaks=bool(e.get("leaks")) or str(e["mask"]).partition("@")[0] in LEAKING,
         format=_format(e),
         tasks={
             task: TaskScore(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from app.attention.mask import Span
 from app.model.load import Loaded
 from jobs.errors import DataError
 
@@ -17,11 +18,15 @@ _MOST_UNCLEAN = 0.9  # of all requests: a few tokens span a boundary in any file
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation to score after one context, in token ids."""
+    """One continuation to score after one context, in token ids.
+
+    turns: spans of the context that are a turn of a user or of the system; None: it is one turn.
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
     boundary: Boundary = "clean"
+    turns: tuple[Span, ...] | None = None
 
     @property
     def is_prefix(self) -> bool:

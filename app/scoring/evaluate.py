@@ -24,7 +24,7 @@ from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
 from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
-from jobs.config.schema import Mask, Score
+from jobs.config.schema import Mask, Score, mask_by_layer
 
 log = logging.getLogger(__name__)
 Sample = dict[str, Any]
@@ -165,7 +165,8 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)
     metrics = {result["metric"] for result in tasks.values()}
     entry = {
-        "label": label, "model": model, "model_run": model_run, "mask": mask, "leaks": PATTERNS[mask].leaks,
+        "label": label, "model": model, "model_run": model_run,
+        "mask": mask_by_layer(mask, settings.layers), "leaks": PATTERNS[mask].leaks,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
         "macro": {"value": value, "ci95": [low, high], "bootstrap": settings.bootstrap,
                   "chance": float(np.mean([result["chance"] for result in tasks.values()]))},

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from app.attention.backends import attend
-from app.attention.mask import Document, layout
+from app.attention.mask import Document, Layout, layout
 from app.data.tokenize import end_ids
 from app.model import onednn
 from app.model.load import Loaded
@@ -20,6 +20,7 @@ from jobs.config.schema import Mask
 from jobs.errors import DataError, ModelError
 
 Cache = Literal["dynamic", "static"]
+PAD_ID = 0  # any token that has a row: padding attends to padding only, and what follows an answer is cut
 
 
 def encode_prompts(loaded: Loaded, prompts: Sequence[str], *, chat: bool) -> list[list[int]]:
@@ -61,30 +62,36 @@ def stops_of(loaded: Loaded) -> list[int]:
     return end_ids(loaded.tokenizer, loaded.model.generation_config.eos_token_id)
 
 
-def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def require_fits(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+                 names: Sequence[str] | None = None) -> None:  # fmt: skip
     """Raises DataError for the first prompt that leaves no room for its answer, or holds a token that the model has not.
 
-    By its number among `prompts`. An answer may not begin among short texts and end among long ones either
+    By its name, or its number among `prompts`. An answer may not begin among short texts and end among long ones either
     (`Loaded.is_long`): scored as a whole its first tokens would have other probabilities.
 
     Call it with all prompts before any is answered: batches have their own order and numbers.
     """
-    for number, prompt in enumerate(prompts, start=1):
+    names = names or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    for name, prompt in zip(names, prompts, strict=True):
         if len(prompt) + max_new_tokens > loaded.max_length:
-            raise DataError(f"prompt {number}", f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the context of "
+            raise DataError(name, f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the context of "
                             f"{loaded.max_length}", "shorten the prompt or lower --max-new-tokens")  # fmt: skip
         if loaded.is_long(len(prompt) + max_new_tokens) and not loaded.is_long(len(prompt)):
-            raise DataError(f"prompt {number}", f"{len(prompt)} tokens and {max_new_tokens} new ones cross the length at which "
-                            "the model's position encoding changes", "lower --max-new-tokens")  # fmt: skip
-    loaded.require_rows(prompts, (f"prompt {number}" for number in range(1, len(prompts) + 1)))
+            raise DataError(name, f"{len(prompt)} tokens and {max_new_tokens} new ones cross the length at which the "
+                            " model's position encoding changes", "lower --max-new-tokens")  # fmt: skip
+    loaded.require_rows(prompts, names)
 
 
 @contextmanager
-def _greedy(model: Any, stop: list[int], pad: int, cache: Cache) -> Iterator[None]:
+def _greedy(model: Any, stop: list[int], cache: Cache | None) -> Iterator[None]:
     """Greedy decoding only: a published generation config may set beams or a repetition penalty."""
     published = model.generation_config
     model.generation_config = GenerationConfig(
-        eos_token_id=stop or None, pad_token_id=pad, do_sample=False, disable_compile=True, cache_implementation=cache
+        eos_token_id=stop or None,
+        pad_token_id=PAD_ID,
+        do_sample=False,
+        disable_compile=True,
+        cache_implementation=cache,
     )
     try:
         yield
@@ -108,26 +115,40 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, ma
         ModelError: the model's generation config sets chunked prefill, which would cut the prompt block.
     """
     require_fits(loaded, prompts, max_new_tokens)
+    if len({loaded.is_long(len(prompt)) for prompt in prompts}) > 1:
+        raise DataError("prompts", "short and long ones of a model with longrope share a batch", "answer them apart")
     width = max(len(p) for p in prompts)
+    ids = torch.tensor([[PAD_ID] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
+    where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
+    return decode(loaded, ids, where, max_new_tokens=max_new_tokens, streamer=streamer, stopping=stopping, cache=cache)[
+        0
+    ]
+
+
+def decode(loaded: Loaded, ids: torch.Tensor, where: Layout, *, max_new_tokens: int, streamer: Any = None, stopping: Any = None,
+           cache: Cache = "dynamic", past: Any = None) -> tuple[list[list[int]], Any]:  # fmt: skip
+    """The new tokens of each row of `ids`, laid out as `where`, and the cache of keys and values.
+
+    past: a cache of the first tokens of `ids`, from an earlier call; only the others are computed.
+
+    Raises:
+        ModelError: the model's generation config sets chunked prefill, which would cut the prompt block.
+    """
     if getattr(loaded.model.generation_config, "prefill_chunk_size", None):
         raise ModelError(loaded.origin, "its generation config sets chunked prefill: the chunks of a prompt could "
                          "not see one another in both directions", "remove prefill_chunk_size")  # fmt: skip
-    if len({loaded.is_long(len(prompt)) for prompt in prompts}) > 1:
-        raise DataError("prompts", "short and long ones of a model with longrope share a batch", "answer them apart")
-    pad = 0  # any token that has a row: padding attends to padding only, and what follows an answer is cut
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=loaded.device)
-    where = layout([[Document(len(p), len(p))] for p in prompts], mask, side="left", device=loaded.device)
     stop = stops_of(loaded)
-    with torch.inference_mode(), attend(where), onednn.on_cpu(loaded.device), _greedy(loaded.model, stop, pad, cache):
+    with (torch.inference_mode(), attend(where), onednn.on_cpu(loaded.device),
+          _greedy(loaded.model, stop, None if past is not None else cache)):  # fmt: skip
         out = loaded.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
-            stopping_criteria=stopping,
+            stopping_criteria=stopping, past_key_values=past, return_dict_in_generate=True,
         )  # fmt: skip
     answers = []
-    for row in out[:, width:].tolist():
+    for row in out.sequences[:, ids.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in stop), len(row))
         answers.append(row[:end])
-    return answers
+    return answers, out.past_key_values
 
 
 def answers(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, max_new_tokens: int,

@@ -185,7 +185,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     """Score every request under `mask`; results in the order of `requests`.
 
     Args:
-        mask: causal, prefix (the context is the prefix) or bidirectional (leaks).
+        mask: causal, prefix (the context is the prefix), segment (its one turn) or bidirectional (leaks).
         batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
         progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.attention.mask import Document, Layout, layout
+from app.attention.mask import Document, Layout, Span, layout
 from app.scoring.encode import Request
 from jobs.config.schema import Mask
 
@@ -75,13 +75,13 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int,
     if not shares_prompt:
         for i, r in enumerate(requests):
             n, m = len(r.context), len(r.continuation)
-            rows.append(ScoringRow(Document(n, n + m), [*r.context, *r.continuation], [i], [n]))
+            rows.append(ScoringRow(Document(n, n + m, turns=r.turns), [*r.context, *r.continuation], [i], [n]))
         return sorted(rows, key=len, reverse=True)
-    groups: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], tuple[Span, ...] | None, bool], list[int]] = {}
     for i, request in enumerate(requests):
         long = is_long(len(request.context) + len(request.continuation) - 1)
-        groups.setdefault((request.context, long), []).append(i)
-    for (context, _), members in groups.items():
+        groups.setdefault((request.context, request.turns, long), []).append(i)
+    for (context, turns, _), members in groups.items():
         n, start = len(context), 0
         while start < len(members):
             ids, starts, branches = list(context), list[int](), list[int]()
@@ -92,7 +92,8 @@ def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int,
                 starts.append(len(ids))
                 branches.append(len(fed))
                 ids.extend(fed)
-            rows.append(ScoringRow(Document(n, n, tuple(branches)), ids, members[start : start + len(starts)], starts))
+            document = Document(n, n, tuple(branches), turns)
+            rows.append(ScoringRow(document, ids, members[start : start + len(starts)], starts))
             start += len(starts)
     return sorted(rows, key=len, reverse=True)
 

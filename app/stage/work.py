@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from app.attention import selfcheck
+from app.attention.layers import restrict
 from app.data.suites import suite_items, suite_of
 from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
@@ -30,7 +31,7 @@ from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
 from jobs.config.load import Job
-from jobs.config.schema import TASK_NAMES, Mask, Score
+from jobs.config.schema import TASK_NAMES, Mask, Score, mask_by_layer
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
@@ -165,6 +166,7 @@ class _Stage:
             return section
         init = stage.init_names[0]
         loaded = self._load(init, dtype="float32")
+        restrict(loaded.model, stage.train.layers)
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
@@ -195,10 +197,13 @@ class _Stage:
         samples: list[Sample] = []
         for name in names:
             loaded = self._load(name, dtype="bfloat16" if settings.exact else None)
+            restrict(loaded.model, settings.layers)
             self._write_environment(loaded)
             with requests_ahead(loaded.tokenizer, pairs_of(items), settings.format) as ahead:
                 self._check(loaded, masks)
                 float32 = self._load(name, dtype="float32") if settings.exact else None
+                if float32 is not None:
+                    restrict(float32.model, settings.layers)
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
                     entry, rows = self._evaluate(loaded, float32, items, ahead.result(), name, mask, settings, show)
@@ -227,8 +232,8 @@ class _Stage:
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(
-            loaded, items, mask, settings, label=f"{name}/{mask}", model=name, seed=self.job.stage.seed,
-            model_run=None if model_run == "base" else model_run, progress=progress,
+            loaded, items, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
+            seed=self.job.stage.seed, model_run=None if model_run == "base" else model_run, progress=progress,
             ranks=self.ranks, float32=float32, requests=requests,
         )  # fmt: skip
         stage = self.job.stage

@@ -50,7 +50,7 @@ def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1)
 class Collator:
     """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is what the logits at i should say.
 
-    mask: causal or prefix. packing: all examples in one row. causal_fraction: share of examples laid out causally all
+    mask: causal, prefix or segment. packing: all examples in one row. causal_fraction: share of examples laid out causally all
     the same; which ones is decided by a hash of `draw` and the example. A call may take part of that share: `left`.
     multiple: rows are padded to a multiple of so many tokens.
     """
@@ -67,28 +67,29 @@ class Collator:
         """Tensors (rows, length): input_ids, labels, and the layout's doc, branch, pos, block; `least` columns or more."""
         rows = [list(examples)] if self.packing else [[e] for e in examples] or [[]]
         width = max(1, least, *(sum(map(len, row)) for row in rows))
-        where = layout([[Document(self._prefix_len(e, draw, left), len(e)) for e in row] for row in rows], self.mask,
+        where = layout([[self._document(e, draw, left) for e in row] for row in rows], self.mask,
                        length=-(-width // self.multiple) * self.multiple)  # fmt: skip
         ids = torch.zeros(where.shape, dtype=torch.long)
         labels = torch.full(where.shape, IGNORE, dtype=torch.long)
         for r, row in enumerate(rows):
             at = 0
             for example in row:
-                prompt, size = len(example.prompt_ids), len(example)
-                ids[r, at : at + size] = torch.tensor([*example.prompt_ids, *example.response_ids])
-                labels[r, at + prompt - 1 : at + size - 1] = torch.tensor(example.response_ids)
+                size, tokens = len(example), torch.tensor([*example.prompt_ids, *example.response_ids])
+                ids[r, at : at + size] = tokens
+                for start, stop in example.answers:
+                    labels[r, at + start - 1 : at + stop - 1] = tokens[start:stop]
                 at += size
         return {"input_ids": ids, "labels": labels, "doc": where.doc, "branch": where.branch, "pos": where.pos,
                 "block": where.block}  # fmt: skip
 
-    def _prefix_len(self, example: TokenExample, draw: str, left: float) -> int:
-        """A prefix of no tokens is the causal mask."""
+    def _document(self, example: TokenExample, draw: str, left: float) -> Document:
+        """Without a prompt and without turns it is causal."""
         if self.causal_fraction * left > 0:
             text = f"{self.seed}|{draw}|{example.key}"
             number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
             if number < self.causal_fraction * left:
-                return 0
-        return len(example.prompt_ids)
+                return Document(0, len(example), turns=())
+        return Document(len(example.prompt_ids), len(example), turns=example.turns)
 
 
 class Shape(NamedTuple):
@@ -156,7 +157,7 @@ class Steps:
 
         left: of the collator's causal fraction.
         """
-        step_tokens = torch.tensor(sum(len(e.response_ids) for e in examples))
+        step_tokens = torch.tensor(sum(e.response_tokens for e in examples))
         draw = hashlib.sha256("|".join(e.key for e in examples).encode()).hexdigest()  # another one in each epoch
         mine = self.passes(examples)[self.rank :: self.world]
         return [
@@ -178,7 +179,7 @@ class Steps:
 
 
 def _size(examples: Sequence[TokenExample]) -> tuple[int, int]:
-    return sum(map(len, examples)), sum(len(e.response_ids) for e in examples)
+    return sum(map(len, examples)), sum(e.response_tokens for e in examples)
 
 
 def prepared(batch: dict[str, Tensor], shapes: tuple[Shape, ...] = ()) -> dict[str, Tensor]:

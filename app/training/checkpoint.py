@@ -178,14 +178,23 @@ _MEANING = {
     "causal": "Every token was trained to see only what came before it: the ordinary mask, used here as the control.",
     "prefix": "Prompt tokens were trained to see the whole prompt, later tokens included; response tokens see what came "
     "before them. Only response tokens carried a loss.",
+    "segment": "The tokens of each turn of a user or of the system were trained to see that whole turn, later tokens included, "
+    "and all earlier turns; the assistant's tokens see what came before them. Only these carried a loss.",
 }
+_READ_CAUSALLY = "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for. "
 _USE = {
     "causal": "Its plain `generate` reads the prompt as it was trained to.",
-    "prefix": "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for. With transformers alone "
+    "prefix": f"{_READ_CAUSALLY}With transformers alone "
     "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
     "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`. Other servers, and llama.cpp, "
     "read the prompt causally unless they are told otherwise.",
 }
+
+
+def _use(mask: str) -> str:
+    name, _, layers = mask.partition("@")
+    options = f"--mask {name}" + (f" --layers {layers}" if layers else "")
+    return _USE.get(mask, f"{_READ_CAUSALLY}`python -m app generate {options}` reads it as trained.")
 
 
 def save_final(
@@ -222,7 +231,8 @@ def save_final(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     mask = about["mask"]
-    (temporary / "README.md").write_text(_CARD.format(**about, meaning=_MEANING[mask], use=_USE[mask]))
+    meaning = _MEANING[mask.partition("@")[0]]
+    (temporary / "README.md").write_text(_CARD.format(**about, meaning=meaning, use=_use(mask)))
     if mask == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,7 +83,7 @@ class ResponseLoss:
         """What `ask` gets from the frozen start under its causal mask; None where nothing is learnt from it."""
         if self.goal.kl <= 0:
             return None
-        causal = replace(where, block=torch.zeros_like(where.block))
+        causal = where.causal()
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self.autocast())
             if self.teacher is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from app.attention.backends import NAMES
+from app.attention.layers import restrict
 from app.attention.model_config import caps_scores, text_config
 from app.model.load import auto_class
 from app.training.forward import ResponseLoss
@@ -45,6 +46,7 @@ class Logged:
     batches: Iterable[dict[str, Tensor]]
     attention: str
     in_half: bool
+    layers: str = "all"  # those in which the training mask holds
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -86,6 +88,7 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     if logged is None:
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
+    restrict(model, logged.layers)
     try:
         loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:

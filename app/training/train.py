@@ -16,7 +16,7 @@ from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
-from app.data.examples import TokenExample, load_examples, split
+from app.data.examples import DataReport, TokenExample, load_examples, split
 from app.data.suites import suite_records, trains_on_suite
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
@@ -37,8 +37,8 @@ from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from app.training.saved import Logged
 from jobs.config.load import Job
-from jobs.config.schema import Train
-from jobs.errors import ConfigError, ModelError
+from jobs.config.schema import Mask, Train, mask_by_layer
+from jobs.errors import ConfigError, DataError, ModelError
 from jobs.estimate.memory import DENSE
 from jobs.runs.rundir import RunDir
 
@@ -74,11 +74,19 @@ def prepare_data(job: Job, tokenizer: Any,
     own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
     examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
                                      suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
+    require_segmented(report, train.mask)
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     kept, held_out = split(examples, train.eval_fraction)
     held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
     counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
     return kept, held_out, counts
+
+
+def require_segmented(report: DataReport, mask: Mask) -> None:
+    """Raises DataError if under `segment` an answer would lie in a turn that sees itself in both directions."""
+    if mask == "segment" and report.unsegmented:
+        fact = f"in {report.unsegmented} chats the model's chat template does not show where each turn begins"
+        raise DataError("data.train", fact, "use mask prefix or causal, or chats with one answer each")
 
 
 def _trainable(model: PreTrainedModel, train: Train) -> Any:
@@ -178,6 +186,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
+    if unlearnt := counts["unlearnt_answers"]:
+        log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = sum(p.numel() for p in model.parameters())
@@ -238,7 +248,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     heartbeat.phase("save")
     steps, kept_step = loop.step, loop.finish()
     losses = dict(evaluations.losses)
-    about = {"mask": section.mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
+    mask = mask_by_layer(section.mask, section.layers)
+    about = {"mask": mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
              "steps": kept_step, "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
     finished = loop.whole_model()
@@ -247,7 +258,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         rows = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE)).passes(
             held_out
         )
-        logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16)
+        logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
+                        section.layers)  # fmt: skip
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
                 finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
@@ -255,7 +267,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     ranks.wait()
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
-        "mask": section.mask, "steps": steps, "max_steps": section.max_steps,
+        "mask": mask, "steps": steps, "max_steps": section.max_steps,
         "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
         "train_examples": counts["train"], "eval_examples": counts["eval"],
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Mask = Literal["causal", "prefix", "bidirectional"]
+Mask = Literal["causal", "prefix", "segment", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
 Order = Literal["context_first", "question_first", "repeat"]  # of a prompt's parts; repeat: the whole prompt twice
@@ -34,6 +34,7 @@ LEAKING: tuple[Mask, ...] = (
 NOT_LEAKING = tuple(mask for mask in MASKS if mask not in LEAKING)
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 EMBEDDED_MODELS = ("SmolLM2-135M-Instruct",)
+ALL_LAYERS = "all"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"  # a name becomes a directory under runs/ and a make target
 
 
@@ -103,6 +104,22 @@ Text = Annotated[str, Field(min_length=1)]
 EVALUATION_SHARE, LEAST_HELD_OUT, MOST_HELD_OUT = 0.03, 64, 500
 
 
+def checked_layers(value: str) -> str:
+    if not re.fullmatch(r"all|global|(first|every):[1-9][0-9]{0,3}", value):
+        raise refused(
+            f'expected all, global, first:N or every:K, found "{value}"', "such as every:6: layers 6, 12, ..."
+        )
+    return value
+
+
+Layers = Annotated[str, AfterValidator(checked_layers)]
+
+
+def mask_by_layer(mask: str, layers: str) -> str:
+    """The mask's name in records and reports: results under other layers are results under another mask."""
+    return mask if layers == ALL_LAYERS or mask == "causal" else f"{mask}@{layers}"
+
+
 class Lora(Strict):
     r: Positive = 16
     alpha: PositiveFloat = 32.0
@@ -136,6 +153,7 @@ class AutoStop(Strict):
 class Train(Strict):
     mask: Mask
     data: Literal["auto", "profile", "suite"] = "auto"
+    layers: Layers = ALL_LAYERS
     max_steps: Positive
     epochs: PositiveFloat | None = None
     batch_size: Positive = 16
@@ -189,6 +207,14 @@ class Train(Strict):
         return mask
 
     @model_validator(mode="after")
+    def _layers_need_a_mask(self) -> Train:
+        if self.layers != ALL_LAYERS and self.mask == "causal":
+            raise combination(
+                "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("mask",)
+            )
+        return self
+
+    @model_validator(mode="after")
     def _micro_divides_batch(self) -> Train:
         if self.batch_size % self.micro_batch_size:
             fact = f"expected a divisor of batch_size {self.batch_size}, found {self.micro_batch_size}"
@@ -198,6 +224,7 @@ class Train(Strict):
 
 class Score(Strict):
     masks: Annotated[list[Mask], Field(min_length=1)]
+    layers: Layers = ALL_LAYERS
     tasks: Annotated[list[Name], Field(min_length=1)] = list(TASK_NAMES)  # of the suite: jobs.config.load checks it
     limit: Positive | None = None
     format: ScoreFormat = "harness"
@@ -206,6 +233,14 @@ class Score(Strict):
     bootstrap: Positive = 2000
 
     _each_once = field_validator("masks", "tasks")(unique)
+
+    @model_validator(mode="after")
+    def _layers_need_a_mask(self) -> Score:
+        if self.layers != ALL_LAYERS and self.masks == ["causal"]:
+            raise combination(
+                "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("masks",)
+            )
+        return self
 
 
 class Recipe(Strict):

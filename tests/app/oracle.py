@@ -21,17 +21,23 @@ def plain(model: Any) -> Any:
     return other.to(model.device).eval()
 
 
-def dense(length: int, prefix: int, mask: str, window: int | None = None) -> Tensor:
-    """(1, 1, length, length): 0 where query q may attend to key k, the lowest float elsewhere."""
+def dense(length: int, prefix: int, mask: str | list[tuple[int, int]], window: int | None = None) -> Tensor:
+    """(1, 1, length, length): 0 where query q may attend to key k, the lowest float elsewhere.
+
+    mask: a name, or the spans of the turns that are bidirectional in themselves.
+    """
     allowed = torch.zeros(length, length, dtype=torch.bool)
     for q in range(length):
         for k in range(length):
-            block = {"causal": False, "prefix": q < prefix and k < prefix, "bidirectional": True}[mask]
+            if isinstance(mask, str):
+                block = {"causal": False, "prefix": q < prefix and k < prefix, "bidirectional": True}[mask]
+            else:
+                block = any(start <= q < stop and start <= k < stop for start, stop in mask)
             allowed[q, k] = (k <= q or block) and (window is None or abs(q - k) < window)
     return torch.zeros(1, 1, length, length).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
-def logits(model: Any, ids: list[int], prefix: int, mask: str) -> Tensor:
+def logits(model: Any, ids: list[int], prefix: int, mask: str | list[tuple[int, int]]) -> Tensor:
     """(length, vocabulary), in one pass over the whole text. `causal` is what transformers itself does."""
     options: dict[str, Any] = {}
     if mask != "causal":
@@ -56,14 +62,16 @@ def _window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
 
 
-def logprob(model: Any, context: list[int], continuation: list[int], mask: str, feed_last: bool = False) -> float:
+def logprob(
+    model: Any, context: list[int], continuation: list[int], mask: str | list[tuple[int, int]], feed_last: bool = False
+) -> float:
     """Log-probability of the continuation (nats). `feed_last`: its last token, which predicts nothing, is fed too."""
     ids = [*context, *continuation]
     rows = logits(model, ids if feed_last or mask == "bidirectional" else ids[:-1], len(context), mask).log_softmax(-1)
     return float(sum(rows[len(context) + i - 1, token] for i, token in enumerate(continuation)))
 
 
-def greedy(model: Any, prompt: list[int], new: int, mask: str) -> list[int]:
+def greedy(model: Any, prompt: list[int], new: int, mask: str | list[tuple[int, int]]) -> list[int]:
     """The most likely token, `new` times, from a whole pass each time."""
     ids = list(prompt)
     for _ in range(new):

@@ -11,13 +11,23 @@ from app.attention.backends import _kernel_options
 from app.attention.block_mask import TILE, block_mask, span_tiles, spans, tiles
 from app.attention.mask import Document, Layout, layout
 
-trunks = st.integers(1, 160).flatmap(lambda n: st.builds(Document, st.integers(0, n), st.just(n)))
+
+def _turns(cuts: list[int]) -> tuple[tuple[int, int], ...] | None:
+    return tuple(zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)) or None
+
+
+trunks = st.integers(1, 160).flatmap(
+    lambda n: st.builds(
+        Document, st.integers(0, n), st.just(n), turns=st.lists(st.integers(0, n), max_size=6).map(_turns)
+    )
+)
 packed = st.lists(st.lists(trunks, min_size=1, max_size=6), min_size=1, max_size=2)
 windows = st.sampled_from([None, 1, 7, 200])
 ROWS = [[Document(40, 90), Document(7, 61), Document(300, 405)], [Document(512, 600)]]
 BRANCHED = [[Document(130, 130, (20, 40, 5)), Document(100, 100, (20, 200, 5))], [Document(9, 9, (300,))]]
 # Tiles of the trunk alone, and tiles of one branch alone: a whole tile of the first branch lies before the second one's positions.
 LONG = [[Document(300, 300, (300, 10))], [Document(128, 128, (128, 300))]]
+CHATS = [[Document(40, 400, turns=((0, 40), (40, 170), (300, 390))), Document(90, 90, (60,), ((0, 20), (25, 90)))]]
 
 
 def in_tiles(where: Layout, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +44,7 @@ def in_tiles(where: Layout, window: int | None) -> tuple[torch.Tensor, torch.Ten
 
 
 @settings(max_examples=150, deadline=None)
-@given(packed, st.sampled_from(["causal", "prefix", "bidirectional"]), windows)
+@given(packed, st.sampled_from(["causal", "prefix", "segment", "bidirectional"]), windows)
 def test_spans_are_the_mask_and_their_tiles_hold_it(
     rows: list[list[Document]], pattern: str, window: int | None
 ) -> None:
@@ -52,7 +62,7 @@ def test_spans_are_the_mask_and_their_tiles_hold_it(
 
 
 @pytest.mark.parametrize("window", [None, 37])
-@pytest.mark.parametrize(("rows", "pattern"), [(ROWS, "causal"), (ROWS, "prefix"), (ROWS, "bidirectional"), (BRANCHED, "causal"), (BRANCHED, "prefix"), (LONG, "causal"), (LONG, "prefix")])  # fmt: skip
+@pytest.mark.parametrize(("rows", "pattern"), [(ROWS, "causal"), (ROWS, "prefix"), (ROWS, "bidirectional"), (BRANCHED, "causal"), (BRANCHED, "prefix"), (LONG, "causal"), (LONG, "prefix"), (CHATS, "segment")])  # fmt: skip
 def test_bounds_leave_no_pair_out_and_let_none_in(rows: list[list[Document]], pattern: str, window: int | None) -> None:
     where = layout(rows, pattern)
     tokens = where.columns(0, where.shape[1])

@@ -59,7 +59,7 @@ def on_cpu(embedded: Any) -> Loaded:
     return load(ModelSource(source="embedded", dtype="float32", device="cpu"))
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_scores_on_cuda_equal_those_of_the_cpu(mask: str, on_cpu: Loaded, pairs: list[tuple[str, str]]) -> None:
     on_cuda = load(ModelSource(source="embedded", dtype="float32", device="cuda"))
     requests = encode_harness(on_cpu.tokenizer, pairs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import create_causal_mask
 
 from app.attention import selfcheck
 from app.attention.backends import NAMES, attend, refuse_unsupported
@@ -36,19 +39,21 @@ def test_every_law_of_the_probe_holds(architecture: str, attention: str, model_o
     assert {f.law for f in findings if "reaches" in f.law} == {f"mask reaches {t} layers" for t in layer_types(model)}
 
 
-@pytest.mark.parametrize("pattern", ["causal", "prefix"])
+@pytest.mark.parametrize("pattern", ["causal", "prefix", "segment"])
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_gradient_to_later_tokens_is_exactly_zero(architecture: str, attention: str, pattern: str, model_of: ModelOf) -> None:  # fmt: skip
     model = model_of(architecture, attention)
-    where = layout([[Document(5, 12)]], pattern)
+    where = layout([[Document(5, 12, turns=((0, 5), (8, 11)))]], pattern)
     embeds = model.get_input_embeddings()(ids_of(1, 12)).detach().requires_grad_()
     with attend(where):
         out = model(inputs_embeds=embeds, position_ids=where.pos.long(), use_cache=False).logits
-    for t in (4, 7, 10):  # the last prompt token predicts the first response token
+    for t in (4, 7, 10):  # the last token of a turn predicts the first one of an answer
         (gradient,) = torch.autograd.grad(out[0, t].sum(), embeds, retain_graph=True)
         assert torch.equal(gradient[0, t + 1 :], torch.zeros_like(gradient[0, t + 1 :]))
-    (early,) = torch.autograd.grad(out[0, 0].square().sum(), embeds)
-    assert bool(early[0, 1:5].abs().sum() > 0) == (pattern == "prefix")  # the ablation is really on
+    for first, stop in ((0, 5), (8, 11)):  # the ablation is really on, in a later turn of the segment mask too
+        (early,) = torch.autograd.grad(out[0, first].square().sum(), embeds, retain_graph=True)
+        wanted = pattern == "segment" or (pattern == "prefix" and first == 0)
+        assert bool(early[0, first + 1 : stop].abs().sum() > 0) == wanted
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -68,9 +73,9 @@ def test_batch_of_mixed_prefix_lengths_equals_each_alone(architecture: str, atte
             torch.testing.assert_close(together[r, where.is_real[r]], alone, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", ["causal", "prefix"])
+@pytest.mark.parametrize("pattern", ["causal", "prefix", "segment"])
 def test_gradient_checkpointing_changes_no_gradient(architecture: str, pattern: str, model_of: ModelOf) -> None:
-    where, ids = layout([[Document(4, 8), Document(2, 5)]], pattern), ids_of(1, 13)
+    where, ids = layout([[Document(4, 8, turns=((0, 4), (5, 7))), Document(2, 5)]], pattern), ids_of(1, 13)
 
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         model = model_of(architecture).train()
@@ -95,6 +100,22 @@ def test_packed_gradients_equal_separate_ones(architecture: str, model_of: Model
     packed = gradient([(torch.cat([first, second], 1), layout([[Document(4, 8), Document(2, 5)]], "prefix"))])
     apart = gradient([(first, layout([[Document(4, 8)]], "prefix")), (second, layout([[Document(2, 5)]], "prefix"))])
     torch.testing.assert_close(packed, apart, rtol=1e-3, atol=1e-3 * float(apart.abs().max()))
+
+
+@pytest.mark.skipif(
+    "block_sequence_ids" not in inspect.signature(create_causal_mask).parameters, reason="an older transformers"
+)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # a window means another thing there (docs/mask.md)
+def test_segment_is_the_block_mask_of_transformers(architecture: str, model_of: ModelOf) -> None:
+    model, turns = model_of(architecture), ((0, 3), (3, 5), (8, 11))
+    numbers = torch.full((1, 12), -1)
+    for n, (first, stop) in enumerate(turns):
+        numbers[0, first:stop] = n
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "sdpa"
+    embeds = torch.zeros(1, 12, 32)
+    theirs = create_causal_mask(config, embeds, attention_mask=None, past_key_values=None, block_sequence_ids=numbers)
+    assert torch.equal(theirs, layout([[Document(5, 12, turns=turns)]], "segment").dense())
 
 
 def test_without_a_layout_the_model_is_as_trained(architecture: str, model_of: ModelOf) -> None:

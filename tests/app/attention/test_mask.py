@@ -29,6 +29,34 @@ def test_prefix_is_bidirectional_in_the_prompt_and_causal_after_it() -> None:
     assert drawn(layout([[Document(3, 5)]], "prefix")) == ["xxx..", "xxx..", "xxx..", "xxxx.", "xxxxx"]
 
 
+def test_segment_is_bidirectional_in_each_turn_and_sees_all_earlier_ones() -> None:
+    turns = Document(2, 8, turns=((0, 2), (2, 4), (5, 7)))  # system, user, an answer, user, an answer
+    assert drawn(layout([[turns]], "segment")) == [
+        "xx......",
+        "xx......",
+        "xxxx....",
+        "xxxx....",
+        "xxxxx...",
+        "xxxxxxx.",
+        "xxxxxxx.",
+        "xxxxxxxx",
+    ]
+    assert drawn(layout([[turns]], "prefix")) == drawn(layout([[Document(2, 8)]], "prefix"))  # the first prompt alone
+
+
+@pytest.mark.parametrize("document", [Document(3, 5), Document(0, 4), Document(2, 2, (2, 1))])
+def test_segment_of_one_turn_is_prefix(document: Document) -> None:
+    assert drawn(layout([[document]], "segment")) == drawn(layout([[document]], "prefix"))
+    one_turn = replace(document, turns=((0, document.prefix_len),))
+    assert drawn(layout([[one_turn]], "segment")) == drawn(layout([[document]], "prefix"))
+
+
+@pytest.mark.parametrize("turns", [((0, 3), (2, 4)), ((0, 6),), ((3, 2),)])
+def test_turns_that_do_not_fit_are_refused(turns: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="overlap, or do not fit"):
+        layout([[Document(3, 5, turns=turns)]], "segment")
+
+
 def test_bidirectional_sees_everything() -> None:
     assert drawn(layout([[Document(3, 5)]], "bidirectional")) == ["xxxxx"] * 5
 
@@ -107,16 +135,23 @@ def test_rows_repeat_for_beams(pattern: str) -> None:
     assert torch.equal(where.repeat_rows(3).dense(), where.dense().repeat_interleave(3, 0))
 
 
+def _document(prefix: int, rest: int, branches: list[int], cuts: list[int]) -> Document:
+    """`cuts` of a trunk are the borders of turns, in pairs."""
+    ends = sorted(min(cut, prefix + rest) for cut in cuts)
+    turns = tuple(zip(ends[::2], ends[1::2], strict=False)) if cuts else None
+    return Document(prefix, prefix + rest, tuple(branches), turns)
+
+
 documents = st.builds(
-    lambda prefix, rest, branches: Document(prefix, prefix + rest, tuple(branches)),
-    st.integers(1, 4), st.integers(0, 3), st.lists(st.integers(1, 3), max_size=2),
+    _document, st.integers(1, 4), st.integers(0, 3), st.lists(st.integers(1, 3), max_size=2),
+    st.lists(st.integers(0, 7), max_size=6),
 )  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.lists(documents, min_size=1, max_size=3), min_size=1, max_size=3),
-    pattern=st.sampled_from(["causal", "prefix"]),
+    pattern=st.sampled_from(["causal", "prefix", "segment"]),
     window=st.one_of(st.none(), st.integers(1, 5)),
     side=st.sampled_from(["left", "right"]),
 )
@@ -124,16 +159,20 @@ def test_predicate_equals_its_definition_in_words(rows: list[list[Document]], pa
     where = layout(rows, pattern, side=side)  # type: ignore[arg-type]
     mask, width = where.dense(window=window), where.shape[1]
     for r, row in enumerate(rows):
-        tokens: list[tuple[int, int, int, bool]] = []  # document, branch, position, in the prompt
+        tokens: list[tuple[int, int, int, str]] = []  # document, branch, position, turn
         for n, d in enumerate(row):
-            tokens += [(n, 0, i, i < d.prefix_len) for i in range(d.length)]
+            for i in range(d.length):
+                turn = "prompt" if i < d.prefix_len else ""
+                if pattern == "segment" and d.turns is not None:
+                    turn = "".join(f"{a} to {b}" for a, b in d.turns if a <= i < b)
+                tokens.append((n, 0, i, turn))
             for b, size in enumerate(d.branches, start=1):
-                tokens += [(n, b, d.length + i, False) for i in range(size)]
+                tokens += [(n, b, d.length + i, "") for i in range(size)]
         start = 0 if side == "right" else width - len(tokens)
-        for i, (qd, qb, qp, qprompt) in enumerate(tokens):
-            for j, (kd, kb, kp, kprompt) in enumerate(tokens):
+        for i, (qd, qb, qp, qturn) in enumerate(tokens):
+            for j, (kd, kb, kp, kturn) in enumerate(tokens):
                 want = qd == kd and kb in (0, qb)
-                want &= kp <= qp or (pattern == "prefix" and qprompt and kprompt)
+                want &= kp <= qp or (pattern != "causal" and qturn != "" and qturn == kturn)
                 want &= window is None or abs(qp - kp) < window
                 assert bool(mask[r, 0, start + i, start + j]) == want, (i, j)
 
@@ -141,8 +180,12 @@ def test_predicate_equals_its_definition_in_words(rows: list[list[Document]], pa
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
 @pytest.mark.parametrize("window", [None, 3])
 def test_flex_block_mask_holds_the_same_predicate(pattern: str, window: int | None) -> None:
-    rows = [[Document(3, 6), Document(2, 5)], [Document(7, 9)]]
+    rows = [[Document(3, 6, turns=((0, 3), (4, 6))), Document(2, 5)], [Document(7, 9)]]
     where = layout(rows, pattern)
     made = block_mask(replace(where, trunks_only=False), window=window)
     b, i, j = torch.arange(2)[:, None, None], torch.arange(11)[None, :, None], torch.arange(11)[None, None, :]
+    further = block_mask(where, (6, 11), (0, 11), window)  # the queries of a further turn, on the cache of earlier ones
+    assert torch.equal(
+        further.mask_mod(b, torch.zeros((), dtype=torch.long), i[:, :5], j), where.dense((6, 11), (0, 11), window)[:, 0]
+    )
     assert torch.equal(made.mask_mod(b, torch.zeros((), dtype=torch.long), i, j), where.dense(window=window)[:, 0])

@@ -213,6 +213,47 @@ def test_generate_answers_every_line_of_a_file(command: Command, tmp_path: Path)
     assert [line for line in said.split("\n") if line.startswith("> ")] == ["> one", "> two\u2028lines"]
 
 
+def test_generate_answers_each_turn_of_a_chat(command: Command, tmp_path: Path) -> None:
+    turns = [("system", "Be brief."), ("user", "one"), ("assistant", "1"), ("user", "two"), ("user", "three")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(row)}\n\n{json.dumps({'messages': row['messages'][1:2]})}\n")
+    words = [
+        "generate",
+        "--profile",
+        "ci",
+        "--mask",
+        "segment",
+        "--max-new-tokens",
+        3,
+        "--chats",
+        tmp_path / "chats.jsonl",
+    ]
+    said = command(*words).fine()
+    assert [line for line in said.split("\n") if line.startswith("> ")] == ["> two", "> three", "> one"]
+    command(*words, "--prompt", "a").refused("--chats takes no --prompt")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            '{"messages": [{"role": "user", "content": 1}]}',
+            ["chats.jsonl:1: messages[0]: field content: expected text"],
+        ),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}]}',
+            ["chats.jsonl:1: the last message is by role assistant"],
+        ),
+        ('{"messages": []}', ["chats.jsonl:1: expected messages, a list that is not empty"]),
+        ("[1]", ["chats.jsonl:1: expected messages"]),
+        ("", ["chats.jsonl: holds no chats"]),
+    ],
+)
+def test_a_chat_that_cannot_be_read_is_refused(line: str, said: list[str], command: Command, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(line)
+    command("generate", "--profile", "ci", "--chats", tmp_path / "chats.jsonl").refused(*said)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -238,7 +279,7 @@ def test_probe_prints_the_laws_by_layer_type(profile: str, command: Command) -> 
     lines = command("probe", "--profile", profile, "--set", "model.device=cpu").fine().splitlines()
     assert "full_attention layers" in lines[0]
     assert len(lines) > 20 and all(line.startswith("holds ") for line in lines[1:])
-    assert {line.split()[1] for line in lines[1:]} == {"causal", "prefix", "bidirectional"}
+    assert {line.split()[1] for line in lines[1:]} == {"causal", "prefix", "segment", "bidirectional"}
 
 
 def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,3 +313,20 @@ def test_a_mistake_about_any_of_several_stages_starts_none(
 ) -> None:
     assert says in command("run", *words, "--profile", "ci", "--runs-dir", tmp_path).refused()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_run_under_segment_and_by_layer_ends_with_its_mask_named(command: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ["--profile", "ci", "--runs-dir", runs]
+    sets = ["train.mask=segment", "train.layers=first:1", "train.max_steps=2", "data.train.template=chat"]
+    command("run", "stage3b", *words, *(word for one in sets for word in ("--set", one))).fine()
+    (metrics,) = runs.glob("stage3b/*/metrics.json")
+    found = json.loads(metrics.read_text())["train"]
+    assert found["mask"] == "segment@first:1" and found["data"]["answers"] == found["data"]["kept"]
+    options = "--mask segment --layers first:1"
+    assert f"generate {options}` reads it as trained" in (metrics.parent / "final" / "README.md").read_text()
+    command("generate", *words, "--model", "stage3b", *options.split(), "--max-new-tokens", 2, "--prompt", "a").fine()
+    command("generate", *words, "--layers", "every:9", "--prompt", "a").refused(
+        "layers: every:9: the model has 2 layers"
+    )
+    command("generate", *words, "--layers", "some", "--prompt", "a").refused("expected all, global, first:N or every:K")

@@ -18,6 +18,7 @@ from tests.embedded_default import EmbeddedPaths
 @dataclass(frozen=True)
 class Text:
     text: str
+    rounds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,9 @@ def test_calls_tools_and_reasoning_are_in_prompt_and_response(load: Callable[...
         with_calls, {"messages": [USER, CALL, RESULT, thought], "tools": TOOLS}, {"messages": [USER, CALL]}
     )
     assert pair == (
-        f"<tools>{json.dumps(TOOLS)}</tools>\n<|im_start|>user\nHow warm?<|im_end|>\n"
-        '<|im_start|>assistant\n<call>weather {"at": "Oslo"}</call><|im_end|>\n<|im_start|>tool\n12<|im_end|>\n'
-        "<|im_start|>assistant\n",
-        "<think>Mild.</think>Twelve.<|im_end|>",
+        f"<tools>{json.dumps(TOOLS)}</tools>\n<|im_start|>user\nHow warm?<|im_end|>\n<|im_start|>assistant\n",
+        '<call>weather {"at": "Oslo"}</call><|im_end|>\n<|im_start|>tool\n12<|im_end|>\n'  # a call is an answer too
+        "<|im_start|>assistant\n<think>Mild.</think>Twelve.<|im_end|>",
     )
     assert asked[1] == '<call>weather {"at": "Oslo"}</call><|im_end|>'  # a response that is a call
 

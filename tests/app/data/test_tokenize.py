@@ -51,4 +51,4 @@ def test_plain_text_is_cut_inside_by_its_own_hash_and_the_seed() -> None:
     tokenizer = word_tokenizer()
     assert cut(texts[::-1], keys[::-1], tokenizer, seed=0)[::-1] == cut(texts, keys, tokenizer, seed=0)
     assert cut(texts, keys, tokenizer, seed=1) != cut(texts, keys, tokenizer, seed=0)
-    assert cut(["a"], keys[:1], tokenizer, seed=0) == [([3], [])]
+    assert cut(["a"], keys[:1], tokenizer, seed=0) == [[[3], []]]

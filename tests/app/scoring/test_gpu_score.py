@@ -30,7 +30,7 @@ def scored(model: Any, mask: str, monkeypatch: pytest.MonkeyPatch, packed: bool)
     return torch.tensor([s.logprob for s in found]), [s.greedy for s in found]
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_packed_equals_padded_and_the_cpu_in_fp32(architecture: str, mask: str, model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     model = model_of(architecture, head_dim=16)
     want, hits = scored(model, mask, monkeypatch, packed=False)
@@ -41,7 +41,7 @@ def test_packed_equals_padded_and_the_cpu_in_fp32(architecture: str, mask: str, 
         assert its == hits
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_packed_is_no_further_from_fp32_than_padded_in_bf16(architecture: str, mask: str, model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     model = model_of(architecture, head_dim=16)
     want, _ = scored(model, mask, monkeypatch, packed=False)

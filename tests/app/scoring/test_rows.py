@@ -56,7 +56,7 @@ def blind() -> Iterator[None]:
     register()
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, model_of: Any, on_cpu: None) -> None:
     torch._dynamo.reset()
     model, count = model_of(architecture), Count()
@@ -101,7 +101,7 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "bidirectional"])
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_a_compiled_attention_that_ignores_the_mask_ends_scoring(
     mask: str, model_of: Any, on_cpu: None, blind: None
 ) -> None:

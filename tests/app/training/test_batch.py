@@ -39,6 +39,12 @@ def test_unpacked_rows_hold_one_example_each() -> None:
     assert layout_of(batch).is_real.sum(1).tolist() == [5, 2, 5]
 
 
+def test_a_chat_drawn_as_causal_has_no_turn_that_sees_ahead() -> None:
+    chat = TokenExample((11, 12), (21, 13, 14, 22), "aa", "", turns=((0, 1), (1, 2), (3, 5)), learnt=((2, 3), (5, 6)))
+    assert Collator("segment", causal_fraction=1.0)([chat])["block"].any().item() is False
+    assert Collator("segment")([chat])["block"].tolist() == [[1, 2, 0, 3, 3, 0]]
+
+
 @pytest.mark.parametrize("pattern", ["causal", "prefix"])
 def test_the_layout_is_the_stage_s_mask(pattern: str) -> None:
     want = layout([[Document(3, 5), Document(1, 2), Document(2, 5)]], pattern)

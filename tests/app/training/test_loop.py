@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,45 @@ def rows(loop: TrainingLoop) -> list[dict[str, Any]]:
 def nll(model: Any, example: TokenExample, pattern: str) -> torch.Tensor:
     """Sum over the response of one example alone: the definition, written plainly."""
     ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
-    where = layout([[Document(len(example.prompt_ids), ids.shape[1])]], pattern)
+    where = layout([[Document(len(example.prompt_ids), ids.shape[1], turns=example.turns)]], pattern)
     with attend(where):
         logits = model(input_ids=ids, position_ids=where.pos.long(), use_cache=False).logits[0]
-    start = len(example.prompt_ids)
-    return F.cross_entropy(logits[start - 1 : -1].float(), ids[0, start:], reduction="sum")
+    answers = example.learnt or ((len(example.prompt_ids), ids.shape[1]),)
+    return sum(F.cross_entropy(logits[start - 1 : stop - 1].float(), ids[0, start:stop], reduction="sum") for start, stop in answers)  # fmt: skip
+
+
+def conversations(count: int) -> list[TokenExample]:
+    """A system's turn, a user's, an answer, a user's, an answer that is only read, a user's, an answer, each of other lengths."""
+    found = []
+    for e in examples(count):
+        ids, ask = [*e.prompt_ids, *e.response_ids, *e.prompt_ids[:2], *e.response_ids, 5, 6, 7], len(e.prompt_ids)
+        ends = list(accumulate([ask, len(e.response_ids), 2, len(e.response_ids), 1, 2]))
+        turns = ((0, 1), (1, ends[0]), (ends[1], ends[2]), (ends[3], ends[4]))
+        learnt = ((ends[0], ends[1]), (ends[4], ends[5]))
+        found.append(TokenExample(tuple(ids[:ask]), tuple(ids[ask:]), e.key, "", turns, learnt))
+    return found
+
+
+@pytest.mark.parametrize("pattern", ["causal", "prefix", "segment"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_chat_s_loss_is_that_of_all_its_learnt_answers(
+    pattern: str, packing: bool, model_of: Any, tmp_path: Path
+) -> None:
+    data = [*conversations(3), *examples(2)]
+    model, plain = model_of("gemma3-hybrid"), model_of("gemma3-hybrid")
+    loop = prepared_loop(model, tmp_path, pattern, packing=packing, row_tokens=40, micro=3, data=data)
+    passes = passes_of(loop, data)
+    loss = torch.stack([loop.work.forward_backward(batch) for batch in passes]).sum()
+    tokens = sum(sum(b - a for a, b in e.learnt) if e.learnt else len(e.response_ids) for e in data)
+    want = torch.stack([nll(plain, e, pattern) for e in data]).sum() / tokens
+    want.backward()
+    assert len(passes) > 1 and sum(len(batch["at"]) for batch in passes) == tokens
+    assert {int(batch["step_tokens"]) for batch in passes} == {tokens}
+    torch.testing.assert_close(loss, want.detach(), rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        if theirs.grad is not None:
+            atol = 2e-3 * float(theirs.grad.abs().max() + 1e-6)
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=atol)
 
 
 def test_annealing_goes_from_causal_steps_to_steps_of_the_mask(model_of: Any, tmp_path: Path) -> None:

@@ -50,7 +50,11 @@ def complaint(path: str, value: object) -> str:
         ("train.learning_rate", "0.1", 'found "0.1"; remove the quotes'),
         ("train.learning_rate", float("nan"), "expected a positive number, found .nan"),
         ("train.learning_rate", float("inf"), "expected a positive number, found .inf"),
-        ("train.mask", "prefx", 'expected one of causal, prefix, bidirectional, found "prefx"; did you mean "prefix"?'),
+        (
+            "train.mask",
+            "prefx",
+            'expected one of causal, prefix, segment, bidirectional, found "prefx"; did you mean "prefix"?',
+        ),
         ("train.mask", "bidirectional", "response tokens would see themselves; use prefix"),
         ("train.max_step", 3, 'jobs/s.yaml: train.max_step: unknown key; did you mean "max_steps"?'),
         ("train.objective", {"ce": 0}, "jobs/s.yaml: train.objective.ce: expected ce or kl above 0, found both 0"),
@@ -58,13 +62,17 @@ def complaint(path: str, value: object) -> str:
         ("train.auto_stop", {"patience": 3}, "train.auto_stop.min_delta: missing, expected a number of at least 0"),
         ("train.lora.targets", [], "train.lora.targets: expected all-linear or a list that is not empty"),
         ("train.keep_weights", 3, "train.keep_weights: expected true or false, found 3"),
-        ("score.masks", [], "expected a list that is not empty, each entry one of causal, prefix, bidirectional"),
+        (
+            "score.masks",
+            [],
+            "expected a list that is not empty, each entry one of causal, prefix, segment, bidirectional",
+        ),
         ("score.masks", ["prefix", "prefix"], 'expected each entry once, found "prefix" twice'),
         ("score.tasks", ["piqa", 3], "score.tasks[1]: expected a name of a-z"),
         ("score.tasks", "piqa", 'found "piqa"'),
         ("score.limit", 0, "expected a positive integer or null, found 0"),
         ("score.format", "lmeval", 'expected one of harness, reference, found "lmeval"'),
-        ("score", 3, "jobs/s.yaml: score: expected a mapping with keys such as masks, tasks, limit or null, found 3"),
+        ("score", 3, "jobs/s.yaml: score: expected a mapping with keys such as masks, layers, tasks or null, found 3"),
         ("init_from", ["a", "b"], "init_from: expected one start for a stage that trains, found 2"),
         ("init_from", "../a", "init_from: expected a name of a-z, 0-9, dots, dashes and underscores"),
         ("seed", -1, "seed: expected an integer of at least 0 and below 4294967296, found -1"),
@@ -121,7 +129,7 @@ def test_all_tasks_are_scored_by_default() -> None:
     stage = Stage.model_validate(STAGE)
     assert stage.score is not None
     assert tuple(stage.score.tasks) == TASK_NAMES
-    assert MASKS == ("causal", "prefix", "bidirectional")
+    assert MASKS == ("causal", "prefix", "segment", "bidirectional")
 
 
 def test_an_integer_may_stand_for_a_number_and_becomes_one() -> None:

@@ -1,0 +1,91 @@
+"""The page of what the models say: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from app.report.format import DASH, number
+from jobs.runs.atomic import write_text_atomically
+
+_ABOUT = (
+    "The same prompts, answered greedily by each model under each mask.",
+    "Echo: share of an answer's words in a run of 4 words or more of its prompt (after Grusky et al. 2018). Repetition: share of "
+    "its runs of 4 tokens that it had before (Welleck et al. 2020). Both are means over the answers that are long enough. Cut: "
+    "share of answers that were ended by their length.",
+    "These prompts show what the answers look like. They are too few to rank models.",
+)
+_NAMES = ("Model/mask", "Echo", "Repetition", "Tokens", "Cut")
+
+
+def write_samples(found: Mapping[str, Any], runs_dir: Path) -> tuple[Path, ...]:
+    """samples.json, samples.txt and samples.html in `runs_dir`, each whole; returns their paths."""
+    texts = {"samples.json": json.dumps(found, indent=1, ensure_ascii=False) + "\n", "samples.txt": to_text(found),
+             "samples.html": to_html(found)}  # fmt: skip
+    for name, text in texts.items():
+        write_text_atomically(runs_dir / name, text)
+    return tuple(runs_dir / name for name in texts)
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    page = _page(found)
+    rows = [_NAMES, *page["rows"]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_NAMES))]
+    table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+             for row in rows]  # fmt: skip
+    lines = [page["title"], "", *page["about"], "", *table, "", *(f"{text}\n" for text in page["judged"])]
+    for index, prompt in enumerate(page["prompts"]):
+        lines += ["=" * 80, f"{prompt['id']}: {prompt['text']}", ""]
+        for column in page["columns"]:
+            answer = column["answers"][index]
+            lines += [f"--- {column['label']} ({answer['note']})", answer["text"] or "(nothing)", ""]
+    return "\n".join(lines)
+
+
+def to_html(found: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
+    return environment.get_template("samples.html.j2").render(**_page(found)) + "\n"
+
+
+def _page(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What both forms show, numbers as text."""
+    columns = [{"label": label_of(column), "answers": [{**a, "note": _note(a)} for a in column["answers"]]}
+               for column in found["columns"]]  # fmt: skip
+    rows = []
+    for column in found["columns"]:
+        means = column["means"]
+        rows.append((label_of(column), _percent(means["echo_rate"]), _percent(means["repetition_rate"]),
+                     number(means["tokens"], 1), _percent(means["cut"])))  # fmt: skip
+    size = f"{len(found['prompts'])} prompts, at most {found['max_new_tokens']} tokens"
+    title = f"Answers side by side: profile {found['profile']}, {size}"
+    judged = [_judged(one, found["judge"]["model"]) for one in found["judge"]["pairs"]] if found.get("judge") else []
+    return {"title": title, "about": _ABOUT, "names": _NAMES, "rows": rows, "judged": judged, "prompts": found["prompts"],
+            "columns": columns}  # fmt: skip
+
+
+def label_of(column: Mapping[str, Any]) -> str:
+    return f"{column['model']}/{column['mask']}"
+
+
+def _note(answer: Mapping[str, Any]) -> str:
+    rates = (("echo", answer["echo_rate"]), ("repetition", answer["repetition_rate"]))
+    facts = [f"{name} {_percent(value)}" for name, value in rates if value is not None]
+    return ", ".join([f"{answer['tokens']} tokens" + (", cut" if answer["cut"] else ""), *facts])
+
+
+def _percent(value: float | None) -> str:
+    return DASH if value is None else f"{100 * value:.0f} %"
+
+
+def _judged(pair: Mapping[str, Any], judge: str) -> str:
+    v = pair["verdicts"]
+    bias = f"It chose what it read first in {v['firsts']} of {v['decided']} decided readings (p = {v['p_position']:.3f}"
+    trust = "): it prefers a place, so doubt its verdict." if v["p_position"] < 0.05 else ")."
+    counts = f"better in {v['wins']}, worse in {v['losses']}, a tie in {v['ties']}"
+    unsure = f"{v['unsure']} of these since it decided otherwise in the other order"
+    return f"Judge {judge}, {pair['left']} against {pair['right']}: {counts}, {unsure}. {bias}{trust}"

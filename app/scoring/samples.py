@@ -1,0 +1,116 @@
+"""What the models say: the same prompts answered greedily by each model under each mask, and three numbers about the answers.
+
+    echo_rate        share of an answer's words that stand in a run of at least 4 words of its prompt, the chat template's words
+                     included: the coverage of extractive fragments (Grusky et al. 2018, arXiv 1804.11283) without short ones
+    repetition_rate  1 - distinct 4-grams of tokens / all 4-grams of tokens: seq-rep-4 (Welleck et al. 2020, arXiv 1908.04319)
+    tokens           of the answer; it is cut at the most that were asked for
+
+An answer too short for a rate has none, and does not count in its mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from app.model.load import Loaded
+from app.scoring.generate import answers, encode_prompts
+from jobs.config import strict_yaml
+from jobs.config.schema import Mask
+from jobs.errors import ConfigError
+
+PROMPTS = Path(__file__).resolve().parents[2] / "jobs" / "prompts" / "samples.yaml"
+RUN = 4  # words, or tokens
+_WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one prompt; `cut`: it was ended by its length."""
+
+    text: str
+    tokens: int
+    cut: bool
+    echo_rate: float | None
+    repetition_rate: float | None
+
+
+def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
+    """The prompts of a YAML file, {prompts: [{id, text}, ...]}.
+
+    Raises:
+        ConfigError: malformed, empty, or an id twice.
+    """
+    if not path.is_file():
+        raise ConfigError(path, "no such file", "give a file such as jobs/prompts/samples.yaml")
+    rows = strict_yaml.read(path, str(path)).get("prompts")
+    if not isinstance(rows, list) or not rows:
+        raise ConfigError(f"{path}: prompts", "expected a list that is not empty", "see jobs/prompts/samples.yaml")
+    found: list[Prompt] = []
+    for index, row in enumerate(rows):
+        where = f"{path}: prompts[{index}]"
+        if (
+            not isinstance(row, dict)
+            or set(row) != {"id", "text"}
+            or not all(isinstance(v, str) and v.strip() for v in row.values())
+        ):
+            raise ConfigError(where, "expected {id: ..., text: ...}, both texts", "see jobs/prompts/samples.yaml")
+        if any(row["id"] == one.id for one in found):
+            raise ConfigError(where, f"the id {row['id']} is there twice", "give another one")
+        found.append(Prompt(row["id"], row["text"]))
+    return found
+
+
+def echo_rate(prompt: str, answer: str) -> float | None:
+    """Share of the answer's words in a run of RUN words or more that the prompt has too; None for fewer words than that."""
+    said, given = (_WORD.findall(text.lower()) for text in (answer, prompt))
+    if len(said) < RUN:
+        return None
+    known = {tuple(given[i : i + RUN]) for i in range(len(given) - RUN + 1)}
+    echoed = {i + k for i in range(len(said) - RUN + 1) if tuple(said[i : i + RUN]) in known for k in range(RUN)}
+    return len(echoed) / len(said)
+
+
+def repetition_rate(tokens: Sequence[int]) -> float | None:
+    """Share of the answer's runs of RUN tokens that it had before; None for fewer tokens than that."""
+    runs = [tuple(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else None
+
+
+def sample(loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tokens: int) -> list[Answer]:
+    """The answer to each prompt, in a chat where the tokenizer has a template."""
+    tokenizer = loaded.tokenizer
+    encoded = encode_prompts(loaded, [prompt.text for prompt in prompts], chat=bool(tokenizer.chat_template))
+    found = []
+    for given, ids in zip(encoded, answers(loaded, encoded, mask, max_new_tokens=max_new_tokens), strict=True):
+        read = tokenizer.decode(given, skip_special_tokens=True)  # with what the template adds, such as a system's turn
+        text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        found.append(Answer(text, len(ids), len(ids) >= max_new_tokens, echo_rate(read, text), repetition_rate(ids)))
+    return found
+
+
+def column(model: str, origin: str, mask: Mask, found: Sequence[Answer]) -> dict[str, Any]:
+    """One model under one mask, as samples.json holds it: its answers, and the means over them."""
+
+    def mean(value: Callable[[Answer], float | None]) -> float | None:
+        known = [one for one in map(value, found) if one is not None]
+        return sum(known) / len(known) if known else None
+
+    means = {"echo_rate": mean(lambda a: a.echo_rate), "repetition_rate": mean(lambda a: a.repetition_rate),
+             "tokens": mean(lambda a: a.tokens), "cut": mean(lambda a: a.cut)}  # fmt: skip
+    return {
+        "model": model,
+        "origin": origin,
+        "mask": mask,
+        "means": means,
+        "answers": [asdict(answer) for answer in found],
+    }
