@@ -31,6 +31,15 @@ except ImportError as error:
 
 # As it was started: the installed command `prefill`, whose completion click derives from its name, or the module.
 PROGRAM = "prefill" if Path(sys.argv[0]).name == "prefill" else "python -m app"
+_COMPILES = (
+    "run",
+    "campaign",
+    "generate",
+    "loglikelihood",
+    "probe",
+    "harness",
+    "samples",
+)  # the others make no directory
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT; a run that can be resumed ends with 75 instead
 
 
@@ -87,7 +96,8 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    keep_kernels(os.environ, cache_dir())
+    if sys.argv[1:2] and sys.argv[1] in _COMPILES:
+        keep_kernels(os.environ, cache_dir())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's

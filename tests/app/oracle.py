@@ -30,7 +30,7 @@ def dense(length: int, prefix: int, mask: str | list[tuple[int, int]], window: i
     for q in range(length):
         for k in range(length):
             if isinstance(mask, str):
-                block = {"causal": False, "prefix": q < prefix and k < prefix, "bidirectional": True}[mask]
+                block = {"causal": False, "bidirectional": True}.get(mask, q < prefix and k < prefix)
             else:
                 block = any(start <= q < stop and start <= k < stop for start, stop in mask)
             allowed[q, k] = (k <= q or block) and (window is None or abs(q - k) < window)

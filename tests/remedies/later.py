@@ -1,4 +1,4 @@
-"""Remedies of suites, campaigns and stores, which came after the cases: none is run yet. Take a line out here and write its case."""
+"""Remedies of suites, campaigns, stores, chats, layers and samples, which came after the cases: none is run yet. Take a line out here and write its case."""
 
 from __future__ import annotations
 
@@ -36,4 +36,30 @@ not_run(
     ("jobs/config/schema.py",
      "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment"),
     ("jobs/config/suites.py", "<nearest(name, suite_names(directory))>"),
+    ("app/attention/layers.py", "give a smaller number"),
+    ("app/attention/layers.py", "load it anew"),
+    ("app/attention/layers.py", "use all, first:N or every:K"),
+    ("app/commands/ask.py", "leave them out"),
+    ("app/commands/ask.py", "use --prompts"),
+    ("app/commands/samples.py", "give the other one too"),
+    ("app/commands/samples.py", "make it, or correct --runs-dir (make: RUNS)"),
+    ("app/commands/samples.py", "name it once"),
+    ('app/commands/textfiles.py', "end the chat with a user's question"),
+    ('app/commands/textfiles.py', 'give lines such as {"messages": [{"role": "user", "content": "..."}]}'),
+    ("app/scoring/conversation.py", "ask for one answer a chat"),
+    ("app/scoring/conversation.py", "use mask prefix or causal"),
+    ("app/scoring/judge.py", "check the address and its model"),
+    ("app/scoring/judge.py", "give it as https://host/v1"),
+    ("app/scoring/judge.py", "give it as https://host/v1; a key comes from {}"),
+    ("app/scoring/judge.py", "give the address that ends in /v1"),
+    ("app/scoring/judge.py", "set it anew"),
+    ("app/scoring/judge.py", "set {} to a key that it takes"),
+    ("app/scoring/judge.py", "use another model"),
+    ("app/scoring/judge.py", "use https, or unset it"),
+    ("app/scoring/samples.py", "give a file such as jobs/prompts/samples.yaml"),
+    ("app/scoring/samples.py", "give another one"),
+    ("app/scoring/samples.py", "see jobs/prompts/samples.yaml"),
+    ("app/training/train.py", "use mask prefix or causal, or chats with one answer each"),
+    ("jobs/config/schema.py", "leave it out"),
+    ("jobs/config/schema.py", "such as every:6: layers 6, 12, ..."),
 )  # fmt: skip

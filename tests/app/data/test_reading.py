@@ -108,6 +108,7 @@ def test_the_guard_finds_an_evaluation_item_in_any_form() -> None:
     class Text:
         def __init__(self, text: str) -> None:
             self.text = text
+            self.rounds = ()
 
     guarded = [item for name in ("boolq", "openbookqa", "mmlu") for item in items(name, limit=20)]
     leaked = [Text(f"{item.question}\n{item.answers[item.gold]}") for item in guarded]

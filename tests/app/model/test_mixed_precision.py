@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from app.attention.backends import NAMES, SHORT, _in_half, attend
+from app.attention.backends import NAMES, SHORT, _attention, attend
 from app.attention.mask import PATTERNS, Document, layout
 from app.attention.selfcheck import check_dependence, check_equivalences
 from app.model import mixed_precision as mixed
@@ -105,7 +105,7 @@ class OnGpu(torch.Tensor):
 def test_on_a_gpu_short_rows_attend_in_float32_and_only_unpacked(name: str, keys: int, half: bool) -> None:
     seen: list[torch.dtype] = []
     beyond = SHORT if name == "sdpa" else 0
-    attention = _in_half(lambda module, *given, **_: seen.extend(t.dtype for t in given), beyond)
+    attention = _attention(lambda module, *given, **_: seen.extend(t.dtype for t in given[:3]), beyond, None)
     tensors = [torch.zeros(1, 1, length, 8).as_subclass(OnGpu) for length in (4, keys, keys)]
     for module, dtype in ((SimpleNamespace(_half_attention=True), torch.bfloat16 if half else torch.float32),
                           (SimpleNamespace(), torch.float32)):  # fmt: skip

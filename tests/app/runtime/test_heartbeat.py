@@ -25,9 +25,10 @@ LONG = {
     "app.stage.work.load": "load",
     "app.stage.work.selfcheck.require": "check",
     "app.stage.work.load_items": "data",
+    "app.stage.work.suite_items": "data",
     "app.training.train.load_examples": "data",
     "app.training.train.drop_overlap": "data",
-    "app.training.forward.from_hidden": "evaluate or train",
+    "app.training.forward.from_hidden": "evaluate or train or save",  # the last: of the model that was read back
     "app.training.snapshot.host_copy": "evaluate or save",  # the disk is written to in a thread, meanwhile
     "app.training.train.checkpoint.save_final": "save",
     "app.stage.work.evaluate": "score",
@@ -104,7 +105,7 @@ def test_a_phase_without_steps_keeps_those_last_known(watched: Watched, command:
     command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path).fine()
     known = {phase: [(beat.step, beat.total) for beat in watched.beats if beat.phase == phase] for phase in SILENCE}
     assert known["start"] + known["load"] + known["check"] == [(0, 0)] * 3
-    assert known["save"] == [(3, 6), (6, 6), (6, 6)]
+    assert known["save"] == [(3, 6), (6, 6), (6, 6), (6, 6)]
 
 
 def test_scoring_announces_each_phase_before_it_begins(watched: Watched, command: Command, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_scoring_announces_each_phase_before_it_begins(watched: Watched, command
     wanted = [
         "app.stage.work.evaluate",
         "app.stage.work.load",
-        "app.stage.work.load_items",
+        "app.stage.work.suite_items",
         "app.stage.work.selfcheck.require",
     ]
     assert watched.began == {name: {LONG[name]} for name in wanted}

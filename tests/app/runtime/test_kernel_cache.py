@@ -51,7 +51,7 @@ def test_torch_s_own_place_stays_where_there_can_be_none(
     assert not found
 
 
-def test_every_start_of_the_command_line_sets_it_and_torch_keeps_whole_graphs(
+def test_every_command_that_computes_sets_it_and_torch_keeps_whole_graphs(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`make` and the launcher of several processes start `python -m app` too."""
@@ -59,6 +59,8 @@ def test_every_start_of_the_command_line_sets_it_and_torch_keeps_whole_graphs(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFILL_CACHE", str(tmp_path / "cache"))
     command("check", "stage1").fine()
+    assert INDUCTOR not in os.environ and not (tmp_path / "cache").exists()  # it compiles nothing, and makes nothing
+    assert command("run", "stage9").code == 2
     kept = {name: os.environ.pop(name) for name in (INDUCTOR, TRITON)}
     assert all(path.startswith(str(tmp_path / "cache" / "compiled")) for path in kept.values())
     assert torch._inductor.config.fx_graph_cache and torch._functorch.config.enable_autograd_cache

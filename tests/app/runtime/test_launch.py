@@ -163,7 +163,7 @@ def test_a_mistake_found_by_the_workers_is_reported_once(tmp_path: Path) -> None
 def no_launch(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     launched: list[list[str]] = []
 
-    def launch(words: list[str], processes: int) -> int:
+    def launch(words: list[str], processes: int, nodes: object) -> int:
         launched.append([str(processes), *words])
         return 7
 

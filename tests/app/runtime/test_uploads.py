@@ -237,7 +237,8 @@ def test_the_newest_whole_checkpoint_is_fetched_where_there_is_no_directory(
     assert fetched.read_jsonl("eval_log.jsonl") == [{"step": 0, "eval_loss": 2.0}]
     assert fetch_run(store(), tmp_path / "other", "stage3b", "0" * 64) is None
     assert (
-        fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT) is None and caplog.messages == []
+        fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT) is None
+        and [one.message for one in caplog.records if one.levelname == "WARNING"] == []
     )  # it is here
 
 

@@ -133,7 +133,7 @@ def _fill(directory: Path) -> int:
 
 
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(_fill, [tmp_path] * 2, chunksize=1) == [180, 180]
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"} and len(list(tmp_path.iterdir())) == 5
 
