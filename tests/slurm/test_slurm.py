@@ -13,7 +13,9 @@ from tests.app.fakes.warm_process import WarmProcess
 from tests.slurm.cluster import SECONDS, Cluster, call, logged_steps, losses, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("few_rows")]
-LONG = ["--set", "train.max_steps=400", "--set", "train.eval_every=200", "--set", "train.save_every=200"]
+# Slurm looks at time limits every 30 seconds: 25 steps a second must not end the training before.
+STEPS = 1500
+LONG = ["--set", f"train.max_steps={STEPS}", "--set", "train.eval_every=500", "--set", "train.save_every=500"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_at_the_time_limit_it_writes_a_checkpoint_and_goes_on_in_the_queue(clust
     until(lambda: cluster.field(job, "Restarts") == "1", f"requeued job: {cluster.log(runs)}")
     call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     assert cluster.ended(job, runs) == "COMPLETED", cluster.log(runs)
-    assert sorted(losses(runs, "stage3b")) == list(range(1, 401))  # one run, each step once
+    assert sorted(losses(runs, "stage3b")) == list(range(1, STEPS + 1))  # one run, each step once
     assert len(list(runs.glob("stage3b/*"))) == 1
 
 
