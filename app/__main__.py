@@ -20,9 +20,7 @@ try:
     from app.commands.report import report, runs
     from app.commands.run import check, run
     from app.commands.samples import samples
-    from app.embedded.cache import cache_dir
     from app.runtime.ending import FollowerEnded, RunEnded
-    from app.runtime.kernel_cache import keep_kernels
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
     wrong = wrong_python(error)
@@ -31,15 +29,6 @@ except ImportError as error:
 
 # As it was started: the installed command `prefill`, whose completion click derives from its name, or the module.
 PROGRAM = "prefill" if Path(sys.argv[0]).name == "prefill" else "python -m app"
-_COMPILES = (
-    "run",
-    "campaign",
-    "generate",
-    "loglikelihood",
-    "probe",
-    "harness",
-    "samples",
-)  # the others make no directory
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT; a run that can be resumed ends with 75 instead
 
 
@@ -96,8 +85,6 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if sys.argv[1:2] and sys.argv[1] in _COMPILES:
-        keep_kernels(os.environ, cache_dir())
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from app.attention.model_config import caps_scores, longest_short_text, setting,
 from app.attention.selfcheck import require_decoder
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
+from app.runtime.kernel_cache import keep_kernels
 from jobs.config.schema import ModelSource
 from jobs.errors import CheckpointError, DataError, ModelError, UserError
 from jobs.runs.rundir import latest_complete
@@ -296,6 +298,7 @@ def ready(model: Any, tokenizer: Any, where: str, source: ModelSource) -> Loaded
     Raises:
         ModelError: it is an encoder, or its context's length is unknown.
     """
+    keep_kernels(os.environ, cache.cache_dir())
     device = pick_device(source.device)
     if model.dtype == torch.bfloat16 and not keep_float32(model):
         log.warning(f"{where}: computed in plain bfloat16: some of its matrices are no linear layers")

@@ -1,8 +1,9 @@
 """Where torch and Triton keep compiled kernels between processes: in the cache directory, so that a stage compiles them once.
 
 torch's own place is below /tmp, which a restart empties and a container loses. The image's entry point (container/prefill)
-names a place in its volume; everywhere else it is set here, before torch is loaded. Not covered: a bound on its size;
-torch removes nothing, and each version of torch and of this program's layers adds some megabytes.
+names a place in its volume; everywhere else it is set here, when a model is loaded: torch reads it when it first compiles.
+Not covered: a bound on its size; torch removes nothing, and each version of torch and of this program's layers adds some
+megabytes.
 """
 
 from __future__ import annotations

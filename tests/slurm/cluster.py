@@ -45,7 +45,7 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.field(job, "JobState")
 
-    def ended(self, job: str, runs: Path, start_in: int = 5) -> str:
+    def ended(self, job: str, runs: Path, start_in: int = 15) -> str:
         """Wait for its end; returns its state.
 
         start_in: seconds after which a requeued job starts, in place of two minutes. A node that is still ending the job's

@@ -11,7 +11,10 @@ import torch._functorch.config
 import torch._inductor.config
 import yaml
 
+from app.model.load import ready
 from app.runtime.kernel_cache import INDUCTOR, TRITON, keep_kernels
+from jobs.config.load import resolve
+from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,16 +54,15 @@ def test_torch_s_own_place_stays_where_there_can_be_none(
     assert not found
 
 
-def test_every_command_that_computes_sets_it_and_torch_keeps_whole_graphs(
+def test_a_model_that_is_loaded_sets_it_and_torch_keeps_whole_graphs(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """`make` and the launcher of several processes start `python -m app` too."""
     for name in (INDUCTOR, TRITON):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PREFILL_CACHE", str(tmp_path / "cache"))
     command("check", "stage1").fine()
     assert INDUCTOR not in os.environ and not (tmp_path / "cache").exists()  # it compiles nothing, and makes nothing
-    assert command("run", "stage9").code == 2
+    ready(make_model("llama"), None, "tiny", resolve("stage1", "ci").profile.model)
     kept = {name: os.environ.pop(name) for name in (INDUCTOR, TRITON)}
     assert all(path.startswith(str(tmp_path / "cache" / "compiled")) for path in kept.values())
     assert torch._inductor.config.fx_graph_cache and torch._functorch.config.enable_autograd_cache
