@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.app.fakes.http_server import serving
 
 BUCKET = "bucket"
 
@@ -138,14 +139,5 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 @contextmanager
 def bucket_server(key_id: str) -> Iterator[Bucket]:
     bucket = Bucket(key_id)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(bucket))
-    server.daemon_threads = True
-    bucket.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
+    with serving(_handler(bucket)) as bucket.url:
         yield bucket
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
