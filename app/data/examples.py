@@ -100,7 +100,8 @@ class DataReport:
     def left_out(self) -> dict[str, int]:
         """How many examples were not taken, by reason, in words; without those beyond `limit`, as was asked for."""
         counts = {"empty": self.dropped_empty, "that repeat another": self.dropped_duplicate,
-                  "without an answer of weight above 0": self.dropped_weight, "longer than train.max_length": self.dropped_length}  # fmt: skip
+                  "without an answer of weight above 0": self.dropped_weight,
+                  "longer than train.max_length": self.dropped_length}  # fmt: skip
         return {reason: count for reason, count in counts.items() if count}
 
 
