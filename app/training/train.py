@@ -263,7 +263,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                         section.layers)  # fmt: skip
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
-                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
+                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged, device=loaded.device
             )
     ranks.wait()
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
