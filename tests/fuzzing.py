@@ -17,7 +17,7 @@ from jobs.errors import UserError
 COUNT = int(os.environ.get("FUZZ") or 200)
 fuzzed = settings(
     max_examples=COUNT, derandomize="FUZZ" not in os.environ, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if "FUZZ" in os.environ else [])],
+    suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if "FUZZ" in os.environ else [])],
 )  # fmt: skip
 
 # What has broken readers of YAML and JSON before: depth, size, types, keys given twice, characters.

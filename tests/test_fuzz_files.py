@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.data import reading
@@ -160,11 +160,11 @@ def test_a_file_of_each_kind_is_read_or_refused(kind: str) -> None:
 # ---- run directories -------------------------------------------------------------------------------------------------
 
 
-def whole_run() -> dict[str, bytes]:
+def whole_run(stage: str) -> dict[str, bytes]:
     """The files of a complete run, as they are written."""
     with directory() as place:
-        with RunDir.create(place, "stage1", datetime(2026, 11, 22, tzinfo=UTC)) as run:
-            run.write_job(resolve("stage1", "ci").record({"base": "base"}))
+        with RunDir.create(place, stage, datetime(2026, 11, 22, tzinfo=UTC)) as run:
+            run.write_job(resolve(stage, "ci").record({"base": "base"}))
             run.write_metrics({"schema": 1, "evaluations": []})
             run.heartbeat(1, 2, 0.5, 10.0, "train")
             run.append_jsonl("train_log.jsonl", {"step": 1, "loss": 2.0})
@@ -182,18 +182,24 @@ def whole_run() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in run.path.iterdir()} | {"failed.json": failed}
 
 
-WHOLE = whole_run()
+WHOLE = {stage: whole_run(stage) for stage in ("stage1", "stage3b")}
+FILES = sorted(WHOLE["stage1"])
 STAGE1, STAGE4 = resolve("stage1", "ci"), resolve("stage4", "ci", sets=["init_from=stage3b"])
 
 
 @fuzzed
-@given(st.dictionaries(st.sampled_from(sorted(WHOLE)), st.none() | edited([b"", b"{}", *WHOLE.values()]), max_size=4),
+@given(st.dictionaries(st.sampled_from(FILES), st.none() | edited([b"", b"{}", *WHOLE["stage1"].values()]), max_size=4), st.sampled_from(sorted(WHOLE)),
        st.sampled_from(["20261122-000000", "20261122-000000-2", "99999999-999999", "20261122", ".tmp"]))  # fmt: skip
-def test_a_run_s_directory_is_read_or_refused_and_left_as_it_is(changed: dict[str, bytes | None], name: str) -> None:
+@example({"stage.yaml": WHOLE["stage1"]["summary.json"], "summary.json": None}, "stage1", "20261122-000000")
+@example({"stage.yaml": b"{}"}, "stage3b", "20261122-000000")
+@example({"summary.json": b"{}"}, "stage3b", "20261122-000000")
+def test_a_run_s_directory_is_read_or_refused_and_left_as_it_is(
+    changed: dict[str, bytes | None], stage: str, name: str
+) -> None:
     with directory() as runs:
-        path = runs / "stage1" / name
+        path = runs / stage / name
         path.mkdir(parents=True)
-        for file, content in (WHOLE | changed).items():
+        for file, content in (WHOLE[stage] | changed).items():
             if content is not None:
                 (path / file).write_bytes(content)
         before = {file.name: file.read_bytes() for file in path.iterdir()}
