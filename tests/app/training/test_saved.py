@@ -203,3 +203,13 @@ def test_full_weights_beside_an_adapter_are_refused_and_both_files_named(tmp_pat
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=r"\(model\.safetensors\) and an adapter \(adapter_config\.json\)"):
         _directory(tmp_path, "model.name")
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_an_adapter_alone_is_refused_since_its_model_would_not_be_in_the_fingerprint(config: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
+    model = get_peft_model(model_of("llama"), LoraConfig(r=2, target_modules="all-linear"))
+    model.save_pretrained(tmp_path)
+    if config:
+        model.config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds an adapter alone \(adapter_config\.json\); merge it"):
+        _directory(tmp_path, "model.name")
