@@ -95,6 +95,8 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
     if id(node) in parents:
         raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")
     parents = (*parents, id(node))
+    if node.tag == "tag:yaml.org,2002:binary":
+        raise ConfigError(f"{where}:{line}", "holds !!binary, which no key takes", "write it as text")
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
         raise ConfigError(f"{where}:{line}", "holds half a character (a surrogate alone)", "write the whole character")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):

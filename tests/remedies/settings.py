@@ -186,6 +186,12 @@ def parsed(text: str) -> Action:
     return lambda: strict_yaml.parse(text, "a.yaml")
 
 
+@remedy(YAML, "write it as text")
+def _(w: World) -> Steps:
+    yield parsed("a: !!binary aGk=")
+    yield parsed("a: hi")
+
+
 @remedy(YAML, "write the whole character")
 def _(w: World) -> Steps:
     yield parsed('a: "\\ud83d"')

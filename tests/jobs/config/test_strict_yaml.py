@@ -100,3 +100,9 @@ def test_half_a_character_is_refused_and_the_error_can_be_printed(text: str) -> 
     with pytest.raises(ConfigError, match="file.yaml:1: holds half a character") as caught:
         strict_yaml.parse(text, "file.yaml")
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("text", ["!!binary aGk=: 1", "a: !!binary aGk=", "- !!binary aGk="])
+def test_bytes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="file.yaml:1: holds !!binary"):
+        strict_yaml.parse(text, "file.yaml")
