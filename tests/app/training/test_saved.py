@@ -188,8 +188,10 @@ def test_a_target_that_would_not_be_trained_as_asked_is_refused(targets: list[st
         with_adapter(model_of("llama", tie_word_embeddings=True), Lora(targets=targets))
 
 
-def test_an_untied_output_layer_may_be_adapted(model_of: Any, tmp_path: Path) -> None:
-    model = with_adapter(model_of("llama", tie_word_embeddings=False), Lora(targets=["lm_head"], r=2))
+def test_an_untied_output_layer_may_be_adapted(model_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = with_adapter(model_of("llama", tie_word_embeddings=False), Lora(targets=["lm_head"], r=2))
+    assert "LoRA of rank 2 on 1 modules: lm_head" in caplog.text
     with torch.no_grad():
         next(weight for name, weight in model.named_parameters() if "lora_B" in name).normal_()
     trained = probe_logits(model)
