@@ -40,7 +40,7 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *pipe
 
 
 def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
-               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str) -> None:  # fmt: skip
+               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str, store: str | None) -> None:  # fmt: skip
     """Print the plan and its cost. found: the offers, best first. left: how many offers each filter leaves."""
     caps, best = policy.caps, found[0]
     estimate = "not known for this GPU"
@@ -64,6 +64,7 @@ def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found:
         "destroyed": _destroyed(policy),
         "bid": None if plan.bid is None else bid,
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, sent over ssh when the job starts",
+        "artifacts": store and f"also to {store}, while it trains",
         "needs": preflight.UNKNOWN_NEEDS if image.labels is None else str(needs),
         "loading": None if image.gb is None else loading,
         "hosts": plan.query.datacenter and "in data centers only, since secrets are sent to them (market.datacenter)",

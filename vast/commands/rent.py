@@ -116,6 +116,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         public = public_key(ssh_key, wiring.environ)
         require_usable(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
+    store = preflight.artifacts(job, policy, wiring.environ)
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
@@ -134,7 +135,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     dollars = None if hours is None else price * (hours + overhead) + best.traffic
     request = replace(request, estimate_hours=hours, estimate_dollars=dollars)
     left = preflight.filters_left(cloud, query)
-    print_plan(plan, policy, job, request, found, estimate, begun, image, needs, left)
+    print_plan(plan, policy, job, request, found, estimate, begun, image, needs, left, store)
     if image.found == "unknown":
         click.echo("its registry could not be asked for the image; the first machine will show it", err=True)
     if not asked.yes:

@@ -100,7 +100,9 @@ class Session:
             return state
         except Superseded as error:
             fact = "another supervisor took this run over"
-            raise RunStateError(self.folder.path, fact, "see: vast attach") from error
+            raise RunStateError(
+                self.folder.path, fact, f"follow it: python -m vast attach {self.folder.run_id}"
+            ) from error
         except UserError:
             raise
         except Exception as error:  # a bug: notify, since a machine may still run

@@ -42,7 +42,7 @@ class Input:
         for path in self.paths:
             at = self.source / path
             if not at.exists():
-                remedy = "bring it back, or end the run: vast down"
+                remedy = "bring it back, or end the run: python -m vast down"
                 raise RunStateError(at, "is gone, and the stage starts from it", remedy)
             found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
         names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]

@@ -198,7 +198,7 @@ def records(directory: Path) -> Iterator[Last]:
                 _codec(Stamp).validate_python(record["at"]),
             )
         except (ValueError, KeyError, TypeError, AssertionError, ValidationError):
-            remedy = "it is not what the supervisor wrote; find and end the machines of the run by: vast reap"
+            remedy = "it is not what the supervisor wrote; find and end the machines of the run: python -m vast reap"
             raise RunStateError(f"{path}:{number}", "is no record of a journal", remedy) from None
         yield found
 
