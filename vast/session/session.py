@@ -223,7 +223,7 @@ class Session:
             self.say("pull: no host has anything to fetch")
             return
         supervisor.journal.check()
-        got = self.shell.pull(machine.addresses, everything=False)
+        got = self.shell.pull(machine.addresses, everything=False, proceed=supervisor.transfer_proceeds)
         outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
         self.say(f"pull: {outcome}")
 

@@ -20,7 +20,7 @@ from vast.shell.file_list import ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
-from vast.shell.transport import Pace, Reply, Transport
+from vast.shell.transport import FREELY, Pace, Reply, Transport
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ MEANINGS = {
     "denied": "refuses the ssh key of this run",
     "wrong-host": "shows another host key than at the first contact: another machine, or one that was made anew",
     "timeout": "does not answer",
+    "not-run": "was not asked: ssh cannot be started on this machine",
 }
 
 
@@ -77,6 +78,7 @@ class HostShell:
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
         self._failure = ""  # of the last probe
+        self._not_run = False  # the last probe could not start ssh on this machine
         self._lease: tuple[Seconds, Seconds] | None = (
             None  # when it was renewed last, and what was left to the deadline
         )
@@ -91,6 +93,7 @@ class HostShell:
     def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
         """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
+        self._not_run = False
         for address in sorted(dict.fromkeys(addresses), key=lambda one: one != self._worked):
             found = self._probe_at(address)
             if found.contact == "ok":
@@ -108,6 +111,7 @@ class HostShell:
 
     def _probe_at(self, address: Address) -> Host:
         reply = self.transport.run(address, self._argv("look"), timeout=PROBE)
+        self._not_run |= reply.kind == "not-run"
         if reply.kind != "ok":
             contact: Contact = reply.kind if reply.kind in ("denied", "wrong-host") else "unreachable"
             return Host(contact, message=_cause(address, reply))
@@ -137,15 +141,17 @@ class HostShell:
         found = host_reports.parse(reply.out) if reply.good else None
         return burn_in.judged(found, self.gpus, self.clock.now())
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
+              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
         address = self._reach(addresses)
         if address is None:
             return None
-        for send in (self._send_inputs, self._send_secrets):
-            done = send(address)
-            if done is not True:
-                return done
+        done = self._send_inputs(address, proceed)
+        if done is True:
+            done = self._send_secrets(address)
+        if done is not True:
+            return done
         known = () if home is None else ("--home", home)
         return self._command(address, "start", *known, "--", *command)
 
@@ -191,8 +197,10 @@ class HostShell:
     def _command(self, address: Address, *words: str) -> bool | None:
         return push.answer(self._run(address, *words))
 
-    def _run(self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND) -> Reply:
-        reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout)
+    def _run(
+        self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
+    ) -> Reply:
+        reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout, pace=pace)
         if not reply.good:
             # Its error may quote its standard input.
             log.warning("%s: %s", words[0], "failed" if stdin else reply.reason)
@@ -210,14 +218,14 @@ class HostShell:
         values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
         return push.answer(self._run(address, "secrets", stdin=values))
 
-    def _send_inputs(self, address: Address) -> bool | None:
+    def _send_inputs(self, address: Address, proceed: Callable[[], bool]) -> bool | None:
         boot = None if self._proven is None else self._proven[2]
         if boot is not None and boot == self._sent:
             return True
         try:
             for one in self.inputs:
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, always))
+                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, proceed))
                 if done is not True:
                     return self._lost(done)
         except (UserError, OSError) as error:
@@ -258,7 +266,7 @@ class HostShell:
             return None
         have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
-        reply = self._run(address, "files", *words, timeout=HASH)
+        reply = self._run(address, "files", *words, timeout=HASH, pace=self._pace(address, proceed))
         if reply.kind != "ok":
             return None
         if not reply.good:
@@ -282,7 +290,8 @@ class HostShell:
         return self.copy.read_again()
 
     def network_is_up(self) -> bool:
-        return self.network()
+        """False also where ssh cannot be started here: then no host is judged by its silence."""
+        return not self._not_run and self.network()
 
     def close(self) -> None:
         self.transport.close()

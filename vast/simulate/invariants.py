@@ -148,7 +148,7 @@ def not_stuck(world: World, state: RunState) -> None:
             one.dead_since = world.now
 
 
-BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused"})
+BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused", "no-ssh-here"})
 
 
 def at_rest(world: World, state: RunState, looked_at: float) -> None:

@@ -20,6 +20,7 @@ def obstacle_to_a_pull(world: World, machine: SimulatedMachine, capped: bool) ->
     since = world.now - PULL if capped else world.now
     obstacles = {
         "local disk full": _was_active(world, "local-disk-full", since),
+        "ssh of our machine": _was_active(world, "no-ssh-here", since),
         "own network down": _was_active(world, "own-network-down", since),
         # a pull that hangs notices the end of the hang only in the next try
         "commands hang": since < machine.hangs_until + HANG_KNOWN,

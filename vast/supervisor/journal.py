@@ -122,6 +122,8 @@ class FileJournal:
 
     def check(self) -> None:
         current = read_token(self.directory)
+        if current == 0:  # whoever takes a run over writes the file
+            raise FileNotFoundError(errno.ENOENT, "the run's directory was removed", str(self.directory))
         if current != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {current}")
 

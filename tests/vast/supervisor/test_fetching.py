@@ -23,7 +23,7 @@ from tests.vast.fakes.states import (
 )
 from vast.ports import GONE, Host, Pulled, Status
 from vast.supervisor.advance import start_destroying
-from vast.supervisor.decide import RULES, decide, destroy_due, renew_due
+from vast.supervisor.decide import FETCH_DEADLINE, RULES, decide, destroy_due, renew_due
 from vast.supervisor.machine_rules import KEY_PAUSE
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, kept_for_the_end
 
@@ -47,6 +47,18 @@ def test_fetching_is_given_up_at_its_deadline_after_one_more_try() -> None:
     for state, seen in ((tried, {}), (hung, {"host": UNREACHABLE})):
         late = after(state, end + 112.0, **seen)
         assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
+
+
+def test_who_asks_for_the_end_does_not_wait_for_ssh_that_cannot_be_started_here() -> None:
+    """The market answers, so nothing hinders the DELETE that a person asked for, as by `vast down` on a full disk."""
+    blind: dict[str, Any] = {"host": UNREACHABLE, "network": False, "asked": True}
+    state, _ = look(collecting(), 1020.0, **blind)
+    late = 1020.0 + POLICY.deadlines.collecting
+    assert after(state, late - 60.0, **blind).do is not Do.PROCEED
+    found = after(state, late, **blind)
+    assert (found.do, found.why) == (Do.PROCEED, FETCH_DEADLINE)
+    for may_come_back in ({"account": None, "instances": None}, {"asked": False}):
+        assert after(state, late, **{**blind, **may_come_back}).do is not Do.PROCEED
 
 
 def test_where_pulls_take_long_the_caps_keep_more_for_the_end() -> None:
