@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
+from vast.host.runs import list_of
 from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
 from vast.secrets import Secret
 from vast.shell import burn_in, file_list, host_reports, push
-from vast.shell.file_list import ListingRefused
+from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
@@ -29,6 +31,7 @@ PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
 RENEW: Seconds = 300.0  # between two renewals of the lease while a transfer runs
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
+MOST_RUNS = 1000  # of a campaign, in one pull
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
 WORST = ("denied", "wrong-host", "unreachable")
@@ -49,6 +52,7 @@ class HostShell:
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
     gpus: of the contract, for the burn-in; None: not known.
+    campaign, earlier: see LocalCopy.
     mbit: bandwidth limit of transfers, Mbit/s.
     grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
@@ -68,10 +72,13 @@ class HostShell:
         grace: Seconds | None = None,
         gpus: int | None = None,
         mbit: float | None = None,
+        campaign: str | None = None,
+        earlier: Sequence[str] = (),
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
-        self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
+        self.transport, self.nonce, self.clock = transport, nonce, clock
+        self.copy = LocalCopy(runs_dir, own, campaign, earlier)
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
         self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
@@ -223,7 +230,7 @@ class HostShell:
         if boot is not None and boot == self._sent:
             return True
         try:
-            for one in self.inputs:
+            for one in (*self.inputs, push.of_complete(self.copy)):
                 root = f"{self.root}/{one.to}" if one.to else self.root
                 done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, proceed))
                 if done is not True:
@@ -264,27 +271,42 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
+        came, copy = 0, self.copy
+        for _ in range(MOST_RUNS):
+            listed = self._listing(address, everything, proceed)
+            if not isinstance(listed, Listing):
+                return listed
+            pulled = pull(copy, listed, lambda paths, size: self._fetch(address, paths, size, proceed))
+            came += pulled.bytes
+            if not pulled.verified:
+                log.warning("pull: %s", pulled.message)
+                return pulled
+            if not listed.more or listed.run not in copy.complete_runs():
+                break
+        if copy.campaign is not None:
+            pulled = replace(pulled, complete=listed.done and copy.is_complete(), bytes=came)
+        return pulled
+
+    def _listing(self, address: Address, everything: bool, proceed: Callable[[], bool]) -> Listing | Pulled | None:
+        """Of the run that the job writes; of a campaign first of those that are complete there and not here. None: no answer."""
         have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
+        words += [word for run in self.copy.complete_runs() for word in ("--done", run)]
         reply = self._run(address, "files", *words, timeout=HASH, pace=self._pace(address, proceed))
         if reply.kind != "ok":
             return None
         if not reply.good:
             return Pulled(False, message=reply.reason)
+        shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            listed = file_list.parse(host_reports.parse(reply.out), self._own)
+            return file_list.parse(host_reports.parse(reply.out), self._own, shared)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
 
-        def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit, pace = push.time_for(size), self._pace(address, proceed)
-            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
-
-        pulled = pull(self.copy, listed, fetch)
-        if not pulled.verified:
-            log.warning("pull: %s", pulled.message)
-        return pulled
+    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Callable[[], bool]) -> Reply:
+        limit, pace = push.time_for(size), self._pace(address, proceed)
+        return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
     def local_copy(self) -> Pulled | None:
         return self.copy.read_again()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jobs.errors import RunStateError
 from jobs.runs.atomic import sha256_of
+from vast.host.runs import list_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy
@@ -82,6 +83,15 @@ def send(
 
 def answer(reply: Reply) -> bool | None:
     return None if reply.kind != "ok" else reply.code == 0
+
+
+def of_complete(copy: LocalCopy) -> Input:
+    """What shows a campaign on another machine that a run is complete, without its results, and its list of runs."""
+    names = ("stage.yaml", file_list.MANIFEST, file_list.SUMMARY)
+    paths = [f"{run}/{name}" for run in copy.complete_runs() for name in names]
+    if copy.campaign is not None and (copy.runs_dir / list_of(copy.campaign)).is_file():
+        paths.append(list_of(copy.campaign))
+    return Input(copy.runs_dir, tuple(paths))
 
 
 def of_run(copy: LocalCopy) -> list[str] | None:
