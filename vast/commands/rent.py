@@ -134,7 +134,6 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     needs = needs_of(asked.image, image.labels or {})
     query = plans.for_image(query, needs, image.gb or 0.0, policy)
     query, found, estimate = _choose(cloud, wiring, jobs, query, asked.PRICE_OPTION)
-    plans.require_disk(jobs, estimate, query.disk_gb)
     plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)
     best, hours = found[0], plans.hours_of(estimate)
     price = hourly(best, asked.bid)

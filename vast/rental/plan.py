@@ -21,8 +21,6 @@ from vast.rental.image_needs import Needs
 HOUR: Seconds = 3600.0
 MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one
 HOST_TAG = "-host"  # see docs/containers.md: the image whose user is root, for a host of the ssh kind
-WEIGHT = 4  # bytes of a saved parameter, at most
-IMAGE_GB = 40.0  # the image, what it starts from, and a few checkpoints
 DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
 NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -81,17 +79,6 @@ def estimated(estimator: Estimator, jobs: Sequence[Job], offer: Offer) -> Estima
     hours = [one.hours for one in found if one.hours is not None]
     worst = max(found, key=lambda one: (one.fits is False, one.peak_gb or 0.0))
     return replace(worst, hours=sum(hours) if len(hours) == len(found) else None)
-
-
-def require_disk(jobs: Sequence[Job], found: Estimate | None, disk_gb: float) -> None:
-    """Raises ConfigError if the models that a campaign leaves on the machine, one a run, do not fit beside the image."""
-    trained = sum(job.stage.train is not None for job in jobs)
-    if len(jobs) < 2 or found is None or found.parameters is None:
-        return
-    models = trained * found.parameters * WEIGHT / 1e9
-    if models > (room := disk_gb - IMAGE_GB):
-        fact = f"the models of {trained} runs take up to {models:.0f} GB, and beside the image {room:.0f} GB are free"
-        raise ConfigError(f"--disk {disk_gb:g}", fact, f"raise it to {models + IMAGE_GB:.0f}")
 
 
 def hours_of(found: Estimate | None) -> float | None:

@@ -93,17 +93,3 @@ def test_another_primary_comparison_than_was_declared_here_is_refused(world: Wor
     (world.runs / "campaigns/ci.json").write_text(json.dumps({"primary": {"suite": "other"}}))
     done = world.vast("up", "ci", "--yes", "--image", IMAGE)
     assert done.exit_code == 2 and "primary: another primary comparison was declared" in done.stderr
-
-
-def test_models_that_do_not_fit_on_the_disk_are_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    estimate = world.estimate
-    monkeypatch.setattr(World, "estimate", lambda self, gpu: replace(estimate(gpu), parameters=3_000_000_000))
-    done = world.vast("up", "ci", "--yes")
-    assert done.exit_code == 2, done.output
-    assert (
-        "--disk 60: the models of 4 runs take up to 48 GB, and beside the image 20 GB are free; raise it to 88"
-        in done.stderr
-    )
-    assert world.fake.market.rentals == {}
