@@ -271,20 +271,21 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
-        came, copy = 0, self.copy
+        came, copy, done = 0, self.copy, False
+        pulled = Pulled(False)
         for _ in range(MOST_RUNS):
             listed = self._listing(address, everything, proceed)
             if not isinstance(listed, Listing):
                 return listed
             pulled = pull(copy, listed, lambda paths, size: self._fetch(address, paths, size, proceed))
-            came += pulled.bytes
+            came, done = came + pulled.bytes, listed.done
             if not pulled.verified:
                 log.warning("pull: %s", pulled.message)
                 return pulled
             if not listed.more or listed.run not in copy.complete_runs():
                 break
         if copy.campaign is not None:
-            pulled = replace(pulled, complete=listed.done and copy.is_complete(), bytes=came)
+            pulled = replace(pulled, complete=done and copy.is_complete(), bytes=came)
         return pulled
 
     def _listing(self, address: Address, everything: bool, proceed: Callable[[], bool]) -> Listing | Pulled | None:
