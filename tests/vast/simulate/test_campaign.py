@@ -34,7 +34,27 @@ def test_every_invariant_holds_in_2000_seeds(summary: Summary) -> None:
 
 @pytest.mark.parametrize(
     "seed",
-    [2055, 2201, 4492, 6133, 6714, 7083, 10095, 10754, 11199, 13221, 14039, 15146, 21022, 21150, 25588, 27752, 27771],
+    [
+        2055,
+        2201,
+        4492,
+        6133,
+        6714,
+        7083,
+        10095,
+        10754,
+        11199,
+        13221,
+        14039,
+        15146,
+        21022,
+        21150,
+        18757,
+        19206,
+        25588,
+        27752,
+        27771,
+    ],
 )
 def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> None:
     assert run(schedule(seed), POLICY).violations == []
