@@ -108,7 +108,7 @@ def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
         **progress(beat, clocks),
         **({"beat_age": age} if beat is None and (age := age_without_beat(state, clocks)) is not None else {}),
         "checkpoint": found[-1].name if found else None,
-        "complete": run is not None and hostruns.is_complete(run),
+        "complete": hostruns.is_done(root, state, run),
     }
 
 
