@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease, snapshot
+from jobs.runs.atomic import read_json_or_nothing
+from vast.host import jobstate, lease, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
@@ -64,7 +65,7 @@ class _Listing:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
         assert self.run is not None
         snapshot.release(self.root, self.run)
-        manifest = (jsonfiles.read(self.run / "manifest.json") or {}).get("files")
+        manifest = read_json_or_nothing(self.run / "manifest.json").get("files")
         if not isinstance(manifest, dict):
             raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
         for name, known in manifest.items():

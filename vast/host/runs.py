@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vast.host import jsonfiles
+from jobs.runs.atomic import read_json_or_nothing
 
 RUNNER, WATCHDOG, SNAPSHOTS = ".runner", ".watchdog", ".hold"
 MARK = "complete.json"
@@ -92,7 +92,7 @@ def step_of(name: str) -> int:
 
 def sizes(checkpoint: Path) -> dict[str, int] | None:
     """What its complete.json names, if all of that is there; else None."""
-    files = (jsonfiles.read(checkpoint / MARK) or {}).get("files")
+    files = read_json_or_nothing(checkpoint / MARK).get("files")
     if not isinstance(files, dict):
         return None
     try:

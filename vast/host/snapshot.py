@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.runs.atomic import read_json_or_nothing
 from vast.host import jsonfiles
 from vast.host import runs as hostruns
 from vast.host.runs import SNAPSHOTS, Checkpoint
@@ -89,8 +90,7 @@ class Hashes:
 
     def __init__(self, root: Path) -> None:
         self._root, self._path = root, root / SNAPSHOTS / HASHES
-        known = jsonfiles.read(self._path) or {}
-        self._known: dict[str, Any] = known
+        self._known: dict[str, Any] = read_json_or_nothing(self._path)
         self._used: dict[str, Any] = {}
 
     def of(self, path: Path) -> str:
@@ -109,7 +109,7 @@ class Hashes:
 
     def save(self) -> None:
         """Write the cache without the entries that were not used."""
-        if self._used.items() != (jsonfiles.read(self._path) or {}).items():
+        if self._used.items() != read_json_or_nothing(self._path).items():
             self._write(self._used)
 
     def _write(self, entries: dict[str, Any]) -> None:

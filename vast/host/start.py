@@ -13,7 +13,8 @@ from secrets import randbelow
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast.host import attempt, classify, detach, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
+from jobs.runs.atomic import read_json_or_nothing
+from vast.host import attempt, classify, detach, fixes, jobstate, lease, processes, runner, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
@@ -87,7 +88,7 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     """How often the batch of the run that came here from another machine was halved there."""
     stage = hostruns.stage_of(arguments)
     run = hostruns.unfinished(root, stage) if stage else None
-    found = (jsonfiles.read(run / "environment.json") or {}).get("halve_memory") if run else 0
+    found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
     return found if type(found) is int and found > 0 else 0
 
 

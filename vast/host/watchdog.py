@@ -27,6 +27,7 @@ from typing import Any
 
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
+from jobs.runs.atomic import finite, read_json_or_nothing
 from vast.host import jobstate, jsonfiles, lease
 from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
@@ -64,12 +65,12 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
 
 def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memory:
     """The state of this run's watchdog at its last tick; that of another run is ignored."""
-    state = jsonfiles.read(directory / lease.STATE)
-    if state is None or any(state.get(name) != config[name] for name in ("run_id", "nonce")):
+    state = read_json_or_nothing(directory / lease.STATE)
+    if any(state.get(name) != config[name] for name in ("run_id", "nonce")):
         return Memory(token=lease.token(directory))
     with suppress(KeyError):
         known = Memory(**{one.name: state[one.name] for one in fields(Memory)})
-        if jsonfiles.number(known.uptime) is not None and jsonfiles.number(known.silent) is not None:
+        if finite(known.uptime) is not None and finite(known.silent) is not None:
             return started_again(known, pause)
     return Memory(token=lease.token(directory))
 
