@@ -99,7 +99,7 @@ def recorded(folder: Folder, wiring: Wiring) -> Wiring:
     def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         cloud, key = wiring.connect(environ, home, clock)
         if isinstance(cloud, VastAI):
-            cloud.observe(Recorder(folder.path / CALLS, clock))
+            cloud.observe = Recorder(folder.path / CALLS, clock)
         return cloud, key
 
     return replace(wiring, connect=connect)

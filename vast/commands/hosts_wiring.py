@@ -10,7 +10,8 @@ from pathlib import Path
 from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
 from vast.commands.wiring import RunShell, ShellContext, Wiring, over_ssh
-from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
+from vast.host.subprocess_run import Ended
+from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
 from vast.rental import onstart
 from vast.rental.onstart import Switch
@@ -42,13 +43,13 @@ def with_hosts(wiring: Wiring) -> Wiring:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         transport = SshTransport(directory, key, pin=lambda: "own", user=hosts.user, environ=environ)
 
-        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Answer | None:
+        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Ended | None:
             address = Address(machine.address, machine.port)
             reply = transport.run(address, ("env", f"--chdir={CODE}", *HOST, *words), stdin=stdin, timeout=COMMAND)
             if reply.kind != "ok":
                 return None
             transport.settle(address, True)
-            return Answer(reply.code, reply.out, reply.err)
+            return Ended(reply.code, reply.out, reply.err)
 
         return SshHosts(hosts, ask, clock), Secret("")
 

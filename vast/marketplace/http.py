@@ -48,9 +48,8 @@ class UrlError(UserError):
 @dataclass(frozen=True)
 class Timeouts:
     connect: Seconds = 5.0
-    whole: Seconds = (
-        45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
-    )
+    # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
+    whole: Seconds = 45.0
 
 
 @dataclass(frozen=True)
@@ -100,14 +99,13 @@ class Exchange:
 
 
 class Client:
-    """For one thread. `trouble`: why the last failed call failed, without any secret."""
+    """For one thread. `trouble`: why the last failed call failed, without any secret. `observe`: gets every try of a call."""
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
         self._base = _checked_url(url)
         self._origin = f"{self._base.scheme}://{self._base.netloc}"
-        self._proxies: Mapping[str, str] | None = (
-            {} if self._base.scheme == "http" else None
-        )  # http is for this network alone
+        # http is for this network alone
+        self._proxies: Mapping[str, str] | None = {} if self._base.scheme == "http" else None
         self._key = key
         self._clock = clock
         self._timeouts = timeouts or Timeouts()

@@ -12,7 +12,6 @@ import re
 import shlex
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from jobs.config import strict_yaml
 from jobs.config.schema import Positive, PositiveFloat, Strict, Text, combination
 from jobs.config.validate import Layer, validate
 from vast import ports
+from vast.host.subprocess_run import Ended
 from vast.marketplace import rows
 from vast.secrets import printable
 
@@ -64,17 +64,9 @@ def load(path: Path) -> Hosts:
     return validate(Hosts, [Layer(str(path), strict_yaml.read(path, str(path)))])
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer of `python3 -m vast.host` on a machine whose host key and login were accepted."""
-
-    code: int
-    out: str
-    err: str = ""
-
-
-# The machine, the words after `python3 -m vast.host`, standard input; None: no answer. It limits the time.
-Ask = Callable[[Machine, tuple[str, ...], bytes], Answer | None]
+# The machine, the words after `python3 -m vast.host`, standard input. The answer of a machine whose host key and login were
+# accepted; None: there was none. It limits the time.
+Ask = Callable[[Machine, tuple[str, ...], bytes], Ended | None]
 
 
 class SshHosts:
