@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
-from vast.commands.wiring import RunShell, ShellContext, Wiring, over_ssh
+from vast.commands.wiring import ShellContext, Wiring, over_ssh
 from vast.host.subprocess_run import Ended
 from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
-from vast.shell.hostshell import CODE
+from vast.shell.hostshell import CODE, HostShell
 from vast.shell.ssh import SshTransport
 
 VARIABLE = "VAST_HOSTS"
@@ -53,7 +53,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
 
         return SshHosts(hosts, ask, clock), Secret("")
 
-    def shell(context: ShellContext) -> RunShell:
+    def shell(context: ShellContext) -> HostShell:
         root = root_of(context.folder.run_id)
         machines = [(one.address, one.port) for one in hosts.machines]
         program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)

@@ -17,8 +17,8 @@ import click
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
 from vast import policy as policies
-from vast.commands import local_wiring
-from vast.commands.wiring import RunShell, ShellContext, Wiring
+from vast.commands.local_wiring import wiring_of_run
+from vast.commands.wiring import ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.policy import Policy
 from vast.records.run_dir import Folder
@@ -28,6 +28,7 @@ from vast.session.notify import Notifier
 from vast.session.session import Session, exit_code
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
 from vast.session.view import Board, Lines, View, parse
+from vast.shell.hostshell import HostShell
 from vast.supervisor.state import Plan, RunState
 
 
@@ -54,13 +55,6 @@ def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenie
         raise type(error)(error.where, error.fact, remedy) from None
 
 
-def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring`; for a run of `vast local` with the container engine in place of the market."""
-    if not folder.local.exists():
-        return wiring
-    return local_wiring.wiring_for(folder, wiring)
-
-
 def view_for(run_id: str) -> View:
     if sys.stdout.isatty():
         from rich.console import Console
@@ -71,7 +65,7 @@ def view_for(run_id: str) -> View:
 
 def shell_for(
     folder: Folder, wiring: Wiring, secrets: dict[str, Secret], instance: Callable[[], int | None]
-) -> RunShell:
+) -> HostShell:
     wiring = wiring_of_run(folder, wiring)
     return wiring.shell(ShellContext(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
 

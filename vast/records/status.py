@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from jobs.columns import Column
 from jobs.errors import UserError
@@ -39,9 +39,6 @@ class RunStatus:
     lost: str | None = None
     burn_in: BurnIn | None = None  # of the machine that there is
     note: str = ""
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def status(folder: Folder, clock: Clock) -> RunStatus:
