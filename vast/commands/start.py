@@ -205,16 +205,16 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     return pid
 
 
-def _child(folder: Folder, work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
-    code = 1
+def _child(folder: Folder, work: Callable[[Callable[[], None]], int], reply: int) -> NoReturn:
+    code, pipe = 1, os.fdopen(reply, "wb")
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # reported already, or the parent is gone
-            os.write(pipe, pickle.dumps(error))
-            os.close(pipe)
+        # ValueError: it was reported already, and the descriptor's number may be another file's by now
+        with suppress(OSError, ValueError), pipe:
+            pipe.write(pickle.dumps(error))
 
     try:
-        leave_session(pipe)
+        leave_session(reply)
         redirect(folder.log)
         code = work(lambda: report(None))
     except UserError as error:

@@ -67,11 +67,12 @@ def _run_in_background(
     directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], reply: int
 ) -> NoReturn:
     """The runner: a child that outlives its parent, the ssh session and its job."""
+    pipe = os.fdopen(reply, "wb")
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # the caller is gone
-            os.write(reply, pickle.dumps(error))
-            os.close(reply)
+        # ValueError: it was reported already, and the descriptor's number may be another file's by now
+        with suppress(OSError, ValueError), pipe:
+            pipe.write(pickle.dumps(error))
 
     try:
         leave_session(reply)
