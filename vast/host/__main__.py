@@ -67,9 +67,7 @@ _count.__name__ = "number"  # argparse names the type in its message
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python3 -m vast.host", description="What a supervisor asks of this rented machine.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    made = {}
-    for name, text in {
+    made = parser.actions({
         "look": "how job, GPU, disk and dead-man's switch are",
         "burnin": "try GPUs, disk and network, within a minute",
         "start": "start the job; what follows -- are its arguments",
@@ -81,9 +79,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "secrets": "take secrets from standard input into memory",
         "files": "what can be pulled",
         "log": "the job's output",
-    }.items():
-        made[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made[name].add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
+    })  # fmt: skip
+    for one in made.values():
+        one.add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
     for name in ("start", "secrets"):
         made[name].add_argument("--secrets-dir", type=Path, default=secretfiles.DIRECTORY, help="default: %(default)s")
     made["burnin"].add_argument("--python", default=burnin.PYTHON, help="one with torch (default: %(default)s)")

@@ -101,7 +101,7 @@ def problems_of(found: Mapping[str, Any]) -> list[str]:
     """Pure. What a job cannot run with, in words with numbers."""
     problems = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
     problems += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
-    problems += [_low(name, found[name]) for name in LEAST if _is_low(name, found.get(name))]
+    problems += _too_low(found)
     for gpu in found.get("gpus", ()):
         name = f"GPU {gpu.get('index')}"
         if gpu.get("error"):
@@ -111,19 +111,16 @@ def problems_of(found: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: a bfloat16 product has a wrong result")
         if gpu.get("peer_right") is False:
             problems.append(f"{name}: what the GPU before it sends arrives changed")
-        problems += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
+        problems += [f"{name}: {text}" for text in _too_low(gpu)]
         total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
         if total is not None and filled is not None and filled < FILLED * total - 1:
             problems.append(f"{name}: {filled:g} GB of {total:g} GB of memory could be written and read back")
     return problems
 
 
-def _is_low(name: str, value: Any) -> bool:
-    return value is not None and not value >= LEAST[name]
-
-
-def _low(name: str, value: float) -> str:
-    return f"{name} {value:g}, expected at least {LEAST[name]:g}"
+def _too_low(found: Mapping[str, Any]) -> list[str]:
+    known = [(name, found[name], least) for name, least in LEAST.items() if found.get(name) is not None]
+    return [f"{name} {value:g}, expected at least {least:g}" for name, value, least in known if not value >= least]
 
 
 # ---- the GPUs -------------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,6 +164,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}; see {self.prog} --help\n")
 
+    def actions(self, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
+        """A parser for each action, by its name. texts: their help."""
+        made = self.add_subparsers(dest="action", required=True, metavar="ACTION")
+        return {
+            name: made.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in texts.items()
+        }
+
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words before the first -- and those after it."""
@@ -185,17 +192,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python3 -m vast.host.runner", description="Run a job detached from the session that starts it."
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    helps = {
+    made = parser.actions({
         "start": "start a job; what follows -- are its arguments",
         "status": "print what runs, or how it ended",
         "stop": "end the job: SIGTERM, and SIGKILL after the grace",
         "wait": "wait for the end of the job and exit with its exit code",
-    }
-    made = {}
-    for name, text in helps.items():
-        made[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made[name].add_argument("--dir", type=Path, required=True, help="where state.json and job.log are kept")
+    })  # fmt: skip
+    for one in made.values():
+        one.add_argument("--dir", type=Path, required=True, help="where state.json and job.log are kept")
     made["start"].usage = f"{parser.prog} start --dir DIR [--command {COMMAND}] -- ARGUMENTS"
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
     made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")

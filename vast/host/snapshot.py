@@ -54,13 +54,11 @@ def release_older(root: Path, run: Path) -> None:
         release(root, run, keep=root / SNAPSHOTS / found[-1].name)
 
 
-def release(root: Path, run: Path, keep: Path | None = None) -> int:
-    """Remove all snapshots of the run but `keep`; returns their number."""
-    here = root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"
-    paths = [path for path in hostruns.entries(here) if path != keep]
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(paths)
+def release(root: Path, run: Path, keep: Path | None = None) -> None:
+    """Remove all snapshots of the run but `keep`."""
+    for path in hostruns.entries(root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"):
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _take(root: Path, checkpoint: Checkpoint) -> Path:

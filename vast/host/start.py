@@ -126,21 +126,18 @@ def _directories(directory: Path) -> list[Path]:
 # ---- stale locks --------------------------------------------------------------------------------------------------------
 
 
-def unlock(root: Path, hf_home: Path) -> list[Path]:
-    """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone; returns them.
+def unlock(root: Path, hf_home: Path) -> None:
+    """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone.
 
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
     runs = [run for run in _unfinished_runs(root) if (run / "lock").exists() and not _holder_lives(run)]
     candidates += [run / "lock" for run in runs]
-    removed = []
     for path in candidates:
         with suppress(OSError), path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-            removed.append(path)
-    return removed
 
 
 def _holder_lives(run: Path) -> bool:
