@@ -6,8 +6,6 @@ them can destroy the machine, even if this command is killed too. If both fail, 
 and destroys its machines as `reap` does; the last safeguard is the dead-man's switch.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A user's own machines in place of the market: VAST_HOSTS names a hosts.yaml, and every command then uses those machines."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace

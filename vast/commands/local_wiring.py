@@ -1,7 +1,5 @@
 """Wiring of a local run: the container engine of this machine in place of market, ssh and key."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

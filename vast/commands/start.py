@@ -1,7 +1,5 @@
 """A session for a command: the ports, the secrets, the view, and the supervisor in this process or in the background."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal

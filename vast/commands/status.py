@@ -1,7 +1,5 @@
 """`status` and `logs`: the state of runs, and the output of their jobs. Neither needs the account's key."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -3,8 +3,6 @@
 A command gets a `Wiring` as click's `obj`; a test passes its own, with a fake shell and a clock that it moves.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

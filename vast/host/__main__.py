@@ -14,8 +14,6 @@ Each prints one JSON object. Exit code 0; 2 for a mistake, 75 for what may be as
 Standard library only, Python 3.11: an ssh session sees nothing of the image's environment.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -3,8 +3,6 @@
 The reason of an end is read from the exit code and the log (vast/host/classify.py). Retries belong to the caller of `run`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

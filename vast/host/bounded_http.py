@@ -6,8 +6,6 @@ for ever. Here the exchange runs in a thread, and at the deadline its socket is 
 Proxies are those of urllib (HTTPS_PROXY, NO_PROXY, user and password in the URL). Standard library only, as all of vast/host.
 """
 
-from __future__ import annotations
-
 import http.client
 import socket
 import ssl

@@ -5,8 +5,6 @@ time limit. `problems` lists faults with which no job can run, with their number
 model or on the contract (vast/shell/burn_in.py). A value that could not be measured is null.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -8,8 +8,6 @@ The fingerprint is a hash of that failure without numbers, addresses, paths and 
 another day and on another machine, and a cause that is new has another one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import signal

@@ -5,8 +5,6 @@ right; so is the newest complete checkpoint (vast/host/snapshot.py). A complete 
 summary.json last.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

@@ -5,8 +5,6 @@ and lasting changes (a halved batch, longer time-outs) are read from them at eve
 is answered with a new start; the bounds here hold under any policy.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ run compares its own products at its start (app/attention/selfcheck.py). Standar
 Exit code 0: healthy, also without GPUs. 1: not. 2: a setting is wrong.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

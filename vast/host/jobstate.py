@@ -10,8 +10,6 @@ fixes          what was changed so that a failure may not come again, one line e
 runs_dir       where the job keeps its runs; null if the command decides that by itself
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import signal

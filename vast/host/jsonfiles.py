@@ -1,7 +1,5 @@
 """Small JSON objects on a rented machine, replaced whole: readers see the old one or the new. Standard library only."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

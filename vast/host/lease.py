@@ -6,8 +6,6 @@ DIR/lease.json   a random token, replaced at each renewal; the clock of the rene
 DIR/log.txt      its log
 """
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 from typing import Any

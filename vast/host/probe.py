@@ -3,8 +3,6 @@
 What cannot be known is null; nothing here changes anything.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -3,8 +3,6 @@
 Not covered: a process of the job that leaves the job's process group, as a daemon does.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import suppress

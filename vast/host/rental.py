@@ -4,8 +4,6 @@ The dead-man's switch watches there as on any rented machine (--local: in place 
 without a living switch and without a job is over, and the next run may take the machine. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -7,8 +7,6 @@
 Standard library only, Python 3.11: it works with the system's interpreter, without the packages of the experiment.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -3,8 +3,6 @@
 The names are those of jobs/runs/rundir.py and app/training/checkpoint.py; a test compares them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import pairwise

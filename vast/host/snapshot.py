@@ -4,8 +4,6 @@ Links take no room until the run prunes their files, so a run has one snapshot a
 none: a checkpoint that is pruned during a pull then makes that pull fail, and the next pull begins anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

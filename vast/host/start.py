@@ -1,7 +1,5 @@
 """Starts the job on a rented machine: only under an armed dead-man's switch, with the fixes for the last failure."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

@@ -11,8 +11,6 @@ CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is 
 Standard library only, Python 3.11.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

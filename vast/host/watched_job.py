@@ -1,7 +1,5 @@
 """The machine that the dead-man's switch watches: its clock, its job, its lease, its own end. Standard library only."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -4,8 +4,6 @@ It is decided once and kept beside the run as `local.json`, so that a resumed su
 first. It holds no secret.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A fetch needs no living process in the container: what is on its disk can be had while it is paused and after it died.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import secrets

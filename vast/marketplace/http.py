@@ -4,8 +4,6 @@ Three rules. A call never raises for a fault of the network or the service: no a
 repeat is repeated. The key goes to the base URL alone: redirects are not followed, and other URLs are fetched without it.
 """
 
-from __future__ import annotations
-
 import http.client
 import ipaddress
 import json

@@ -4,8 +4,6 @@ Kept are names and kinds of fields, statuses, ids, labels, prices and redacted m
 a key.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,6 @@ strictly, and other fields, such as a price as text, may be unknown. A row whose
 offer is dropped: there are others.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar

@@ -5,15 +5,13 @@ label into a file there and to start its dead-man's switch (vast/host/rental.py)
 run's directory. A machine that does not answer proves nothing, and its instance is never GONE.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -52,7 +50,7 @@ class Hosts(Strict):
     machines: Annotated[list[Machine], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _each_once(self) -> Hosts:
+    def _each_once(self) -> Self:
         numbers = [one.number for one in self.machines]
         if len(set(numbers)) != len(numbers):
             raise combination("machines", "one address and port stands there twice", "remove one of the two")

@@ -4,8 +4,6 @@
 Not covered: reserved contracts, volumes, templates, and more than one thread.
 """
 
-from __future__ import annotations
-
 from vast import ports
 from vast.marketplace import rows
 from vast.marketplace.http import Answer, Client

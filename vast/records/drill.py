@@ -1,7 +1,5 @@
 """What a drill saw of the live market against what this project assumes, one row for each assumption. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

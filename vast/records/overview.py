@@ -1,7 +1,5 @@
 """One page about a runs directory: its stages, campaigns and rented runs, and what to do next. Reads files and nothing else."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The status of each rented run from its journal alone, without any network call."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

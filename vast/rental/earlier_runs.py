@@ -1,7 +1,5 @@
 """Earlier runs of the same job: complete, open, or closed with unfinished work in the runs directory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What an image needs of a machine: the labels prefill.needs.* and prefill.compat.* that docs/containers.md explains. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ CONTAINER_ID and CONTAINER_API_KEY exist in its environment but in no ssh sessio
 writes them to disk.
 """
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The parts of a Plan: the image, the search for a machine, the estimate, the check of the caps. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import replace

@@ -5,8 +5,6 @@ runs/vast/RUN/staging/      files that are being fetched and are not verified ye
 runs/STAGE/ID/              the run itself, as on the host; a checkpoint's directory appears whole, by one rename
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat
