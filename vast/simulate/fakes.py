@@ -229,10 +229,8 @@ class FakeCloud:
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
             return "unclear"
-        if world.on(
-            "delete-404"
-        ):  # "no such instance", of one that lives: vast/marketplace/vast_ai.py calls it accepted
-            return "accepted"
+        if world.on("delete-404"):
+            return "accepted"  # "no such instance", of one that lives: vast/marketplace/vast_ai.py calls it accepted
         if world.on("stale-replica"):  # a 502, or "not found" from a replica that does not know it yet
             return "unclear" if world.active["stale-replica"].variant < 0.5 else "accepted"
         if machine.deaf_to_delete > 0:

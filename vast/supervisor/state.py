@@ -130,9 +130,8 @@ class Machine:
     gpu_fault: str | None = None
     stalled: int = 0
     moved_at: Seconds | None = None  # the last poll that showed more steps than the one before
-    pace: float | None = (
-        None  # steps per second between the last two polls; None: unknown, as at the start of a new part
-    )
+    # steps per second between the last two polls; None: unknown, as at the start of a new part
+    pace: float | None = None
 
 
 @dataclass(frozen=True)
@@ -266,13 +265,11 @@ class Observation:
     asked: bool = False  # a person wants the run to end
     account: Account | None = None
     instances: tuple[Instance, ...] | None = None
-    single: tuple[
-        tuple[int, Instance | Gone | None], ...
-    ] = ()  # own machines that the list does not show, asked for one by one
+    # own machines that the list does not show, asked for one by one
+    single: tuple[tuple[int, Instance | Gone | None], ...] = ()
     host: Host | None = None
-    answered: tuple[
-        int, ...
-    ] = ()  # pending destroys whose host answered over ssh although the market shows them as gone
+    # pending destroys whose host answered over ssh although the market shows them as gone
+    answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer
 
 
