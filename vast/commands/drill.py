@@ -141,8 +141,6 @@ class _Crew:
             start.session(folder, wiring), plan, begun, background=True)))  # fmt: skip
 
     def succeed(self) -> None:
-        """Start the successor."""
-
         def work(begun: Any) -> int:
             begun()
             return attached(self.wiring, self.folder, detach=False)

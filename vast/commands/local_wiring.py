@@ -23,8 +23,6 @@ from vast.shell.hostshell import HostShell
 
 @dataclass(frozen=True)
 class Local:
-    """The engine and the container spec of a local run."""
-
     engine: Engine
     spec: ContainerSpec
 

@@ -38,8 +38,6 @@ from vast.shell.transport import Transport
 
 @dataclass(frozen=True)
 class ShellContext:
-    """Inputs for making a shell."""
-
     folder: Folder
     request: RunRequest
     secrets: Mapping[str, Secret]

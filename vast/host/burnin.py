@@ -76,7 +76,7 @@ def burn_in(
 
 
 def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -> tuple[dict[str, Any], list[str]]:
-    """What they found, and which gave no answer within `limit` seconds."""
+    """Run the checks at the same time. Returns their findings, and the names of those that took more than `limit` seconds."""
     answers: dict[str, dict[str, Any]] = {}
 
     def one(name: str) -> None:
@@ -96,7 +96,7 @@ def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -
 
 
 def problems_of(found: Mapping[str, Any]) -> list[str]:
-    """Pure. What a job cannot run with, in words with numbers."""
+    """The faults with which no job can run, as text with their numbers. Pure."""
     problems = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
     problems += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
     problems += _too_low(found)

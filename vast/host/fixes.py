@@ -33,8 +33,6 @@ _MISSING = (
 
 @dataclass(frozen=True)
 class Start:
-    """The changes for the next start."""
-
     new: tuple[str, ...] = ()  # lines to record
     halvings: int = 0
     environment: dict[str, str] = field(default_factory=dict)
@@ -79,7 +77,7 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
 
 
 def missing_tool(failure: str) -> str | None:
-    """The first that `failure` names, in its words."""
+    """The first tool that `failure` names as missing; None if it names none."""
     return next((match[1] for pattern in _MISSING if (match := pattern.search(failure))), None)
 
 

@@ -1,4 +1,4 @@
-"""The files by which the dead-man's switch (vast/host/watchdog.py), its readers and the renewals of its lease communicate.
+"""The files of the dead-man's switch (vast/host/watchdog.py), by which probes read it and the supervisor renews its lease.
 
 DIR/config.json  its limits, written by the watchdog at its start
 DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
@@ -20,7 +20,6 @@ CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "lo
 
 
 def nonce(directory: Path) -> str | None:
-    """The nonce that proves that this is the machine of the run."""
     found = read_json_or_nothing(directory / CONFIG).get("nonce")
     return found if isinstance(found, str) else None
 
@@ -65,7 +64,6 @@ def message(directory: Path) -> str:
 
 
 def watcher(state: dict[str, Any]) -> Process | None:
-    """The living process that watches."""
     pid, ticks, boot = (state.get(key) for key in ("pid", "ticks", "boot_id"))
     if type(pid) is int and type(ticks) is int and isinstance(boot, str) and lives(found := Process(pid, ticks, boot)):
         return found

@@ -144,7 +144,7 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> jobstate.State | None:
-    """The state at the job's end; None if that has not come within `timeout` seconds."""
+    """The state at the job's end; None if it still runs after `timeout` seconds."""
     deadline = clock() + timeout
     while True:
         state = jobstate.observe(directory)

@@ -83,7 +83,7 @@ def checkpoints(root: Path, run: Path) -> list[Checkpoint]:
 
 
 def step_of(name: str) -> int:
-    """Of a directory checkpoint-N; -1 for another name."""
+    """The step N of a directory checkpoint-N; -1 for another name."""
     match = _CHECKPOINT.fullmatch(Path(name).name)
     return int(match[1]) if match else -1
 

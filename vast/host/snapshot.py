@@ -46,7 +46,6 @@ def newest(root: Path, run: Path, have: str | None) -> tuple[Checkpoint | None, 
 
 
 def release_older(root: Path, run: Path) -> None:
-    """Remove snapshots that are older than the newest checkpoint of the run."""
     found = hostruns.checkpoints(root, run)
     if found:
         release(root, run, keep=root / SNAPSHOTS / found[-1].name)

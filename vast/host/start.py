@@ -63,7 +63,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 
 
 def stop(root: Path, grace: float) -> None:
-    """Ask for a checkpoint and an end, in a process that nobody waits for."""
+    """Ask the job to write a checkpoint and end, from a process in the background."""
     directory = str((root / RUNNER).resolve())
     detach.spawn([sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"])
 
@@ -83,7 +83,7 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
 
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
-    """How often the batch of the run that came here from another machine was halved there."""
+    """How often another machine halved the batch of the run that continues here."""
     stage = hostruns.stage_of(arguments)
     run = hostruns.unfinished(root, stage) if stage else None
     found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0

@@ -82,7 +82,7 @@ def run(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> int:
-    """Watch. Returns at once, with 0, if a watchdog of this very run does it already. Raises UserError."""
+    """Watch. Returns 0 at once if a watchdog of this run is there already. Raises UserError."""
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()

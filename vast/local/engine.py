@@ -79,7 +79,6 @@ class Engine:
         return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
 
     def image(self, name: str) -> str:
-        """The id of an image."""
         return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:

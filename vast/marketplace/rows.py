@@ -96,7 +96,7 @@ def gpu_name(words: str) -> str:
 
 
 def price(one: Offer, interruptible: bool) -> float | None:
-    """What the least contract costs per hour; None if the machine is not offered so."""
+    """Dollars per hour, at the least; None if the machine is not offered for that kind of contract."""
     return one.min_bid if interruptible else one.dollars_per_hour
 
 

@@ -29,8 +29,6 @@ class Row:
 
 @dataclass(frozen=True)
 class Drill:
-    """Everything that a drill left behind."""
-
     calls: Sequence[Call]
     records: Sequence[Last]  # of the journal; at least one
     report: RunReport

@@ -190,7 +190,6 @@ def json_text(run: RunReport) -> str:
 
 
 def text(run: RunReport) -> str:
-    """The report as Markdown."""
     lines = [
         f"# {run.run}: {run.result or 'not closed'}",
         "",

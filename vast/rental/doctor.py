@@ -27,8 +27,6 @@ MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
 
 @dataclass(frozen=True)
 class Check:
-    """One line."""
-
     name: str
     verdict: Verdict
     text: str  # the fact; what is missing also with its remedy

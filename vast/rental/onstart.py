@@ -16,8 +16,6 @@ DIRECTORY = "/runs/.watchdog"
 
 @dataclass(frozen=True)
 class Switch:
-    """The limits of the watchdog."""
-
     run_id: str
     nonce: str
     hard: Seconds  # maximum uptime, summed over restarts
