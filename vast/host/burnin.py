@@ -65,7 +65,7 @@ def burn_in(
     checks: dict[str, Callable[[], dict[str, Any]]] = {
         "disk": lambda: disk(root),
         "download": lambda: fetched(download),
-        "shared memory": shared_memory,
+        "shared memory": lambda: {"shm_free_mb": round(shutil.disk_usage(SHARED).free / 2**20, 1)},
     }
     if gpus:
         checks["driver"] = lambda: driver(run)
@@ -224,7 +224,3 @@ def fetched(url: str, seconds: float = DOWNLOAD_SECONDS) -> dict[str, Any]:
         exchange(request, seconds, redirects=True, received=received)
     status, size, took = got[-1]
     return {"down_mbit": round(8 * size / max(1e-6, took) / 1e6, 1) if status == 200 else None}
-
-
-def shared_memory() -> dict[str, Any]:
-    return {"shm_free_mb": round(shutil.disk_usage(SHARED).free / 2**20, 1)}

@@ -39,7 +39,7 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
     logged: str | None = memory.ending
     while True:
         try:
-            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked())
+            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked)
             if memory.ending != logged:
                 logged = memory.ending
                 world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
