@@ -1,5 +1,7 @@
 """From the options of `up` to a rented run: every check before money, the plan, the question; then a supervisor is launched."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime

@@ -83,7 +83,7 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
 
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
-    """How often another machine halved the batch of the run that continues here."""
+    """How often the batch of the run that came here from another machine was halved there."""
     stage = hostruns.stage_of(arguments)
     run = hostruns.unfinished(root, stage) if stage else None
     found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0

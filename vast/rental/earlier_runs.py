@@ -1,10 +1,13 @@
 """Earlier runs of the same job: complete, open, or closed with unfinished work in the runs directory."""
 
+from __future__ import annotations
+
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError, UserError
-from jobs.runs.atomic import read_json_or_nothing, write_text_atomically
+from jobs.runs.atomic import write_text_atomically
 from jobs.runs.rundir import RunDir, latest_complete
 from vast.records.run_dir import Folder, folders, is_open
 from vast.shell.local_copy import RECEIPT
@@ -64,7 +67,10 @@ def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | Non
 
 def fetched_run(folder: Folder) -> str | None:
     """The name of the run that a rented run fetched, from its receipt."""
-    run = read_json_or_nothing(folder.path / RECEIPT).get("run")
+    try:
+        run = json.loads((folder.path / RECEIPT).read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError):
+        return None
     return run if isinstance(run, str) else None
 
 
