@@ -1,7 +1,5 @@
 """python -m vast.simulate: many seeds, or one of them with its time line. Exit code 0: every invariant held."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The market and the clock of the simulated world. Each call takes time, is counted, and may meet a fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.ports import (

@@ -4,8 +4,6 @@
 So a journal that ends with an act is resumed by `advance(state, act, None, policy)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.policy import Policy

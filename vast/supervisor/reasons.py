@@ -11,8 +11,6 @@ Every reason but "here" destroys the machine. A job's `end_reason` (vast/host/jo
 table counts as `bug`.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 Again = Literal["here", "elsewhere", "stop"]

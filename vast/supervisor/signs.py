@@ -4,8 +4,6 @@ One odd answer must not cost a healthy run: a null that reads as no credit, a pr
 error of the GPU's driver while the job makes progress. Contact over ssh and progress veto what they contradict.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.state import Machine, Observation, RunState, changed, contract_left, kept_for_the_end

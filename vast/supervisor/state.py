@@ -8,8 +8,6 @@ Times (`Seconds`) count from the run's beginning on the monotonic clock, also ov
 jump of the wall clock moves no deadline. See vast/supervisor/journal.py: RunClock.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
