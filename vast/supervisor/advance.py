@@ -41,10 +41,6 @@ def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     return changed(new, look_at=result.t + interval(new, policy, result.t))
 
 
-def _same(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return state
-
-
 # ---- rent and destroy ------------------------------------------------------------------------------------------------
 
 
@@ -229,10 +225,6 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
 # ---- verdicts and phases ----------------------------------------------------------------------------------------------
 
 
-def _judged(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return apply_verdict(state, action.t, action.why, policy)
-
-
 def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
     """Apply the row of vast/supervisor/reasons.py."""
     rule = reasons.REASONS[reason]
@@ -335,7 +327,7 @@ After = Callable[[RunState, Action, Result, Policy], RunState]
 
 AFTER: dict[Do, After] = {
     Do.LOOK: _polled,
-    Do.WAIT: _same,
+    Do.WAIT: lambda state, action, result, policy: state,
     Do.SEARCH: _searched,
     Do.CREATE: _created,
     Do.DESTROY: _destroyed,
@@ -347,7 +339,7 @@ AFTER: dict[Do, After] = {
     Do.STOP: _stopped,
     Do.RENEW: _renewed,
     Do.PULL: _pulled,
-    Do.VERDICT: _judged,
+    Do.VERDICT: lambda state, action, result, policy: apply_verdict(state, action.t, action.why, policy),
     Do.PROCEED: _proceed,
     Do.CLOSE: _closed,
 }
