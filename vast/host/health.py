@@ -30,7 +30,7 @@ def gpu_problems(given: str, devices: Path, mark: Path, busy: bool, run: burnin.
     """What is wrong with the GPUs of this container, in words with numbers.
 
     Args:
-        given: NVIDIA_VISIBLE_DEVICES: `all`, none, or a list. The image says `all`, so without a device there is no GPU.
+        given: NVIDIA_VISIBLE_DEVICES: `all`, none, or a list. The image sets `all`, so without a device there is no GPU.
         mark: names the start of the container after which the product was right.
         busy: a run is being written here; its memory is left alone.
     """

@@ -46,7 +46,7 @@ def too_dear(state: RunState, machine: Machine, policy: Policy) -> bool:
 
 
 def _shown(state: RunState, obs: Observation, policy: Policy) -> dict[str, bool | None]:
-    """Each sign: whether this poll shows it; None: this poll cannot tell."""
+    """Each sign: whether this poll shows it; None: unknown from this poll."""
     machine = state.machine
     if machine is None:
         return {}

@@ -207,7 +207,7 @@ class RunState:
     unlisted_since: Seconds | None = None  # the account answers, and neither list nor show shows the run's machines
     unsearched_since: Seconds | None = None  # searches get no answer
     signs: tuple[tuple[str, int, Seconds], ...] = ()  # (sign, polls that showed it, the last): vast/supervisor/signs.py
-    network_down: bool = False  # at the last look
+    network_down: bool = False  # at the last poll
     credit: Dollars | None = None
     alerts: tuple[str, ...] = ()  # those that are up
     history: tuple[tuple[float, str], ...] = ()  # (time, what), for the report
