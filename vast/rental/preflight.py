@@ -1,7 +1,5 @@
 """Checks before renting. Each raises UserError with path, fact and remedy, and changes nothing."""
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import replace
