@@ -29,7 +29,8 @@ from app.data.records import is_empty, render
 from app.data.tokenize import encode, turn_end
 from app.report.run_list import list_rows
 from jobs.config import load, strict_yaml
-from jobs.config.load import JOBS_DIR, Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import JOBS_DIR, resolve
 from jobs.config.schema import TrainData
 from jobs.errors import UserError
 from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, list_runs, resolve_init

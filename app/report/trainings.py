@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.report.runs import Evaluation, Run
-from jobs.config.load import affecting_results
+from jobs.config.job import affecting_results
 from jobs.errors import DataError
 from jobs.runs.rundir import RunDir
 

@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError
 from jobs.runs.atomic import finite

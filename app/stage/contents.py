@@ -14,7 +14,7 @@ from typing import Literal
 
 from app.data import qa, tasks
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError

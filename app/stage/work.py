@@ -30,7 +30,7 @@ from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES, Mask, Score, mask_by_layer
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate

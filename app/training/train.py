@@ -36,7 +36,7 @@ from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from app.training.saved import Logged
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Mask, Train, mask_by_layer
 from jobs.errors import ConfigError, DataError, ModelError
 from jobs.estimate.memory import DENSE

@@ -16,7 +16,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.config import strict_yaml
 from jobs.config.expected import nearest
-from jobs.config.load import CELL, JOBS_DIR, Job, profile_names, recipe_names, resolve
+from jobs.config.job import Job
+from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
 from jobs.config.validate import Layer, validate

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Attention, Lora, Score, Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape

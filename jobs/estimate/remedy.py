@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Lora, Train
 from jobs.estimate.gpus import Gpu, all_gpus
 from jobs.estimate.memory import PACKED, fits, shardable

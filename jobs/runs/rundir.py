@@ -24,7 +24,8 @@ from typing import IO, Any, Self
 from jobs import lock
 from jobs.clock import Clock
 from jobs.config import strict_yaml
-from jobs.config.load import DEFAULT_PROFILE, Job
+from jobs.config.job import Job
+from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
 from jobs.runs.atomic import write_text_atomically

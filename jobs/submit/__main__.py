@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import yaml
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import write_text_atomically

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 

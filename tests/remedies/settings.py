@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from jobs.config import strict_json, strict_yaml
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import wrong_python
 from jobs.estimate.gpus import gpu_named
 from jobs.health import limits

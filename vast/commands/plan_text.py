@@ -9,7 +9,7 @@ from shutil import get_terminal_size
 import click
 
 from jobs.columns import Column, table_lines
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.estimate.estimate import Estimate
 from vast.marketplace.rows import loading_hours
 from vast.policy import Policy

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import click
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import resolve_init

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE

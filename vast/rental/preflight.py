@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES

@@ -23,7 +23,8 @@ from app.stage.work import _Stage
 from app.training import fast_path
 from app.training.checkpoint import mark_complete
 from app.training.train import _trainable, mixed_precision
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu

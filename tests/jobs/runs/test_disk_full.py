@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import EXIT_DISK_FULL, DiskFull
 from jobs.runs import atomic
 from jobs.runs.rundir import RunDir, list_runs

@@ -12,7 +12,7 @@ from typing import IO
 import pytest
 
 from jobs import lock
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
 from jobs.runs import atomic as artifacts
 from jobs.runs.rundir import RunDir, list_runs, write_text_atomically
