@@ -122,7 +122,7 @@ class TrainingLoop:
             self._read()
             if not self.stopped and self._evaluated != self.step:
                 self.evaluate()
-            self.recorder.end(self.step, total)
+            self.recorder.beat(self.step, total, force=True)
 
     def _on_error(self, kind: type[BaseException] | None, *_: Any) -> None:
         """What ends training leaves the checkpoint that is being written whole."""

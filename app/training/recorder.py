@@ -58,8 +58,5 @@ class Recorder:
             "response_tokens": self.response_tokens, "seconds": round(self.seconds_before + self.monotonic() - self.started, 3),
         })  # fmt: skip
 
-    def end(self, step: int, total: int) -> None:
-        self.beat(step, total, force=True)
-
     def close(self) -> None:
         self.bar.close()

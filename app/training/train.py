@@ -107,28 +107,26 @@ class _Evaluations:
         self.plateau = Plateau(train.auto_stop)
         self.learning = NoLearning(train.kill_after_steps, train.min_loss_improvement)
         self.started = time.monotonic()
-        self.stop = False
         self.losses: list[tuple[int, float]] = []
         for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
             self._take(int(line["step"]), float(line["eval_loss"]))
 
     def _take(self, step: int, loss: float) -> str:
         self.losses.append((step, loss))
-        verdict = self.plateau.update(step, loss)
-        self.stop = verdict.stop
+        line = self.plateau.update(step, loss)
         self.learning.update(step, loss)
-        return verdict.line
+        return line
 
     def __call__(self, step: int, loss: float) -> bool:
         """Whether training is to stop."""
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
-            return self.stop
+            return self.plateau.stop
         self.run.append_jsonl("eval_log.jsonl", {
             "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
             "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
-        return self.stop
+        return self.plateau.stop
 
 
 def require_loadable(model: PreTrainedModel, where: str) -> None:
@@ -240,7 +238,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
         loop.restore(at, evaluations.losses)
-        loop.ended = evaluations.stop  # what ended this training had been seen before it was interrupted
+        loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
     loop.run()
     if loop.stopped:
         raise interrupted(loop.step)

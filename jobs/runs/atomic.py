@@ -147,16 +147,6 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-class SampleWriter:
-    """Writes samples.jsonl, one line per item and evaluation."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, sample: Mapping[str, Any]) -> None:
-        self._file.write(encode(sample) + "\n")
-
-
 class JsonlLog:
     """A file of JSON lines that grows during a run; a line is with the kernel before `append` returns."""
 

@@ -129,15 +129,12 @@ class RunDir(RunFiles):
         header = f"# What {self.id} ran, with everything decided. Written by jobs/runs/rundir.py.\n"
         self._write("stage.yaml", header + strict_yaml.dump(record))
 
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        self._write_json("environment.json", environment)
-
-    def write_estimate(self, estimate: Mapping[str, Any]) -> None:
-        """estimate.json: the memory and time that the run was expected to need, from `Estimate.to_dict()`."""
-        self._write_json("estimate.json", estimate)
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """A file of results, such as environment.json. NaN and infinity raise ValueError."""
+        self._write(name, atomic.encode(value, indent=2) + "\n")
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        self._write_json("metrics.json", metrics)
+        self.write_json("metrics.json", metrics)
         self.on_write("metrics.json", metrics)
 
     def heartbeat(
@@ -171,11 +168,11 @@ class RunDir(RunFiles):
         self._write("heartbeat.json", atomic.encode(beat, null_for_nan=True) + "\n", durable=False)
 
     @contextmanager
-    def samples(self) -> Iterator[atomic.SampleWriter]:
-        """samples.jsonl appears under its name when the block ends well; a block that raises leaves nothing."""
+    def samples(self) -> Iterator[Callable[[Mapping[str, Any]], object]]:
+        """Yields what adds a line to samples.jsonl, which appears when the block ends well; a block that raises leaves none."""
         self._must_hold_lock()
         with atomic.replacing(self.path / "samples.jsonl") as file:
-            yield atomic.SampleWriter(file)
+            yield lambda sample: file.write(atomic.encode(sample) + "\n")
 
     def append_jsonl(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a line to a log such as train_log.jsonl. NaN and infinity become null."""
@@ -202,7 +199,7 @@ class RunDir(RunFiles):
         if self.state() == "complete":
             return
         with suppress(DiskFull):
-            self._write_json("failed.json", {"exit_code": exit_code, "message": message})
+            self.write_json("failed.json", {"exit_code": exit_code, "message": message})
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Write the manifest and then, last, the summary. Close other writers, such as log.txt, before.
@@ -211,30 +208,27 @@ class RunDir(RunFiles):
         """
         self._must_hold_lock()
         record = self.read_job()
-        known = {
+        full = {
             "run": self.id,
             "stage": self.stage,
             "profile": record["profile"]["name"],
             "fingerprint": record["fingerprint"],
             "exit": "complete",
+            **summary,
         }
-        full = {**known, **summary}
         if missing := [key for key in _SUMMARY_KEYS if key not in full]:
             raise ValueError(f"the summary lacks {', '.join(missing)}")
         text = atomic.encode(full, indent=2) + "\n"  # before anything is written: a summary may not be JSON
         self._close_logs()
         atomic.remove_temporaries(self.path)
         (self.path / "failed.json").unlink(missing_ok=True)
-        self._write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
+        self.write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
         self._write("summary.json", text)
 
     def _close_logs(self) -> None:
         for log in self._logs.values():
             log.close()
         self._logs.clear()
-
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self._write(name, atomic.encode(value, indent=2) + "\n")
 
     def _write(self, name: str, text: str, durable: bool = True) -> None:
         self._must_hold_lock()

@@ -119,9 +119,7 @@ def _submission(given: argparse.Namespace) -> Submission:
     words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
              *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
     found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
-    return submission(job, words, found, nodes=given.nodes, gpu=given.gpu, hours=given.hours, memory_gb=given.memory,
-                      image=given.image, shared=shared, seeds=seeds, spot=given.spot, max_price=given.max_price,
-                      queue=given.queue)  # fmt: skip
+    return submission(job, words, found, given, shared, seeds)
 
 
 def _local_paths(job: Job, profile: str) -> str:
