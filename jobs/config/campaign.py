@@ -165,7 +165,12 @@ def _trained(campaign: Campaign) -> Iterator[Cell]:
     for profile, choice, recipe, mask, seed in product(campaign.profiles, campaign.suites, campaign.recipes, campaign.masks,
                                                        campaign.seeds):  # fmt: skip
         train = {f"train.{key}": value for key, value in campaign.train.items()}
-        own = {"recipe": recipe, **train, "train.mask": mask, "score.masks": list(dict.fromkeys([mask, "causal"]))}
+        own: dict[str, Any] = {
+            "recipe": recipe,
+            **train,
+            "train.mask": mask,
+            "score.masks": list(dict.fromkeys([mask, "causal"])),
+        }
         yield _cell(CELL, campaign, profile, choice, own, seed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -156,3 +156,12 @@ def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def is_path(profile: str) -> bool:
     """Whether a profile was given by the path of its file; any other text is a name."""
     return profile.endswith((".yaml", ".yml")) or "/" in profile
+
+
+def flat(section: Mapping[str, Any], separator: str = ".", path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with the path of its keys, such as `train.mask`."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, separator, f"{path}{key}{separator}")
+        else:
+            yield f"{path}{key}", value
