@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from app.attention import selfcheck
-from app.attention.mask import PATTERNS
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
@@ -82,7 +81,7 @@ class PrefillLM(TemplateLM):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model_args: {name}", f"expected a positive integer, found {value!r}")
         self.mask, self.profile = mask, profile
-        self.leaks = PATTERNS[self.mask].leaks
+        self.leaks = mask in LEAKING
         self.loaded = loaded or _load(profile, model, runs_dir, dtype, device)
         selfcheck.require(self.loaded.model, [self.mask], self.loaded.origin)
         self.tokenizer = self.loaded.tokenizer

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from app.attention.backends import NAMES, SHORT, attend
 from app.attention.block_mask import TILE
-from app.attention.mask import PATTERNS, Layout
+from app.attention.mask import Layout
 from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
-from jobs.config.schema import Mask
+from jobs.config.schema import LEAKING, Mask
 from jobs.estimate.memory import LEAST_HEAD
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
@@ -150,7 +150,7 @@ def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tok
 
 
 def _rows(loaded: Loaded, requests: Sequence[Request], mask: Mask, budget: int) -> list[ScoringRow]:
-    return rows_of(requests, PATTERNS[mask].shares_prompt, budget, loaded.is_long)
+    return rows_of(requests, mask not in LEAKING, budget, loaded.is_long)
 
 
 def _plan(
