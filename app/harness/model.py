@@ -230,8 +230,7 @@ class PrefillLM(TemplateLM):
             raise ConfigError(f"mask {self.mask}", "cannot generate: an answer token would have to see those after it",
                               "use mask=prefix or mask=causal")  # fmt: skip
         texts = [""] * len(requests)
-        answers = Answers(self.loaded, self.mask, self.tok_encode, self.max_gen_toks, self.batch_tokens)
-        for index, text in answers.to([request.args for request in requests], self.counts):
+        for index, text in Answers(self).to([request.args for request in requests]):
             texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts
