@@ -26,7 +26,7 @@ from app.report.template import fill
 from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
-from jobs.runs.rundir import write_text_atomically
+from jobs.runs.atomic import write_text_atomically
 
 _COLUMNS = (  # of the terminal's table
     Column("Stage"),

@@ -157,7 +157,7 @@ def _plan(
     loaded: Loaded, rows: Sequence[ScoringRow], budget: int, work: int
 ) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
-    width = line_width(budget)
+    width = max(budget // TILE, 1) * TILE  # whole tiles of FlexAttention's, within the budget where it holds one
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
@@ -227,11 +227,6 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         finish_first()
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]
-
-
-def line_width(budget: int) -> int:
-    """Tokens of a packed line: whole tiles of FlexAttention's, within the budget where it holds one."""
-    return max(budget // TILE, 1) * TILE
 
 
 def compiling_pays(loaded: Loaded, tokens: int) -> bool:

@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.attention.block_mask import TILE
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
 from jobs.config.schema import Mask, Objective
 
 IGNORE = -100
+
+
+def tokens_multiple(fast: bool, device: torch.device) -> int:
+    """Rows are padded to a multiple of this many tokens: whole tiles of FlexAttention's, or what aligns the masks of a GPU."""
+    return TILE if fast else 16 if device.type == "cuda" else 1
 
 
 def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1) -> list[list[int]]:

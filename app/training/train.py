@@ -28,10 +28,9 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of
+from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
-from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
@@ -39,7 +38,7 @@ from app.training.saved import Logged
 from jobs.config.job import Job
 from jobs.config.schema import Mask, Train, mask_by_layer
 from jobs.errors import ConfigError, DataError, ModelError
-from jobs.estimate.memory import DENSE
+from jobs.estimate.memory import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -195,8 +194,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        job.halved(row_tokens(section.pack_tokens, fast, loaded.device, params_total)), section.micro_batch_size,
-        ranks.rank, ranks.world,
+        job.halved(row_tokens(section.pack_tokens, fast, params_total, cpu=loaded.device.type == "cpu")),
+        section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
     schedule = Schedule(kept, section.max_steps, section.batch_size, job.stage.seed)
     mean = sum(len(e) for e in kept) / len(kept)

@@ -110,13 +110,13 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(job: Job, gpu: Gpu, gpus: int = 1) -> Estimate:
-    """The same for a GPU that is at hand."""
+def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
     job, asked = with_sizes(job, shape), job
-    mean = _mean_tokens(job)
+    mean = tokens_per_example or _mean_tokens(job)
     job = with_checkpointing(job, shape, gpu, gpus, mean)
     sharding, parts = layout(job, shape, gpu, gpus, mean)
     peak = sum(parts.values())

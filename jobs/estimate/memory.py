@@ -20,8 +20,10 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-# Tokens of a packed row on a GPU where the stage does not set train.pack_tokens: with FlexAttention, and under a dense mask.
+# Tokens of a packed row where the stage does not set train.pack_tokens: with FlexAttention on a GPU, and under a dense mask.
 PACKED, DENSE = 4096, 1024
+# Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
+DENSE_CPU = 512
 # With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
@@ -36,8 +38,17 @@ USABLE = 0.97  # of the memory that is sold
 SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
 
 
+def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
+    """Most tokens of a packed row. fast: with FlexAttention. parameters: of the model."""
+    if wanted is not None:
+        return wanted
+    if fast:
+        return PACKED_SMALL if parameters < SMALL_MODEL else PACKED
+    return DENSE_CPU if cpu else DENSE
+
+
 def with_sizes(job: Job, shape: Shape) -> Job:
-    """The same job with all sizes written out: the length of packed rows as app/training/train.py finds it, and halvings applied.
+    """The same job with all sizes written out, the length of packed rows among them, and halvings applied.
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
@@ -45,8 +56,7 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     if train is not None:
         compilable = shape.head_dim >= LEAST_HEAD and not shape.eager
         fast = attention == "flex_attention" or (attention == "auto" and compilable)
-        packed = PACKED_SMALL if shape.parameters < SMALL_MODEL else PACKED
-        update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (packed if fast else DENSE))}
+        update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
         if job.halvings and train.gradient_checkpointing == "auto":
             update["gradient_checkpointing"] = True
         train = train.model_copy(update=update)

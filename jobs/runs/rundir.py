@@ -28,11 +28,9 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
-from jobs.runs.atomic import write_text_atomically
 from jobs.runs.runfiles import ID_PATTERN, RunFiles, State
 
 __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
-__all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
@@ -232,7 +230,7 @@ class RunDir(RunFiles):
 
     def _write(self, name: str, text: str, durable: bool = True) -> None:
         self._must_hold_lock()
-        write_text_atomically(self.path / name, text, durable)
+        atomic.write_text_atomically(self.path / name, text, durable)
 
     def _must_hold_lock(self) -> None:
         if self._lock is None:

@@ -15,7 +15,8 @@ from jobs import lock
 from jobs.config.job import Job
 from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
 from jobs.runs import atomic as artifacts
-from jobs.runs.rundir import RunDir, list_runs, write_text_atomically
+from jobs.runs.atomic import write_text_atomically
+from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import RunFiles
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
