@@ -194,7 +194,7 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask, *, length: int | None
 
 
 def _spread(parts: list[Any], fields: int) -> tuple[Any, Any, Any]:
-    """Of (first column, tokens, ...) each: the column of every token, its place in its part, and the part's other fields."""
+    """Parts (first column, tokens, ...) token by token: each token's column, its place in its part, the part's other fields."""
     column, sizes, *others = np.array(parts, dtype=np.int32).reshape(-1, fields).T
     inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
     return np.repeat(column, sizes) + inside, inside, [np.repeat(other, sizes) for other in others]

@@ -128,7 +128,7 @@ class PrefillLM(TemplateLM):
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As HFLM: a template that knows no system turn gets the conversation without it."""
+        """The conversation as text. As in HFLM, a template without system turns gets the conversation without its system turn."""
         options = dict(tokenize=False, add_generation_prompt=add_generation_prompt,
                        continue_final_message=not add_generation_prompt)  # fmt: skip
         if not self.tokenizer.chat_template:

@@ -44,7 +44,7 @@ def to_html(found: Mapping[str, Any]) -> str:
 
 
 def _page(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What both forms show, numbers as text."""
+    """The values of both templates, numbers as text."""
     columns = [{"label": label_of(column), "answers": [{**a, "note": _note(a)} for a in column["answers"]]}
                for column in found["columns"]]  # fmt: skip
     rows = []

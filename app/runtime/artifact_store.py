@@ -81,7 +81,7 @@ class ArtifactStore:
     """Args:
     url: of fsspec, such as s3://bucket/prefix.
     megabits: the most a second that uploads may take; None: no limit.
-    pause: waits so many seconds, or less.
+    pause: waits for a number of seconds, or less.
     """
 
     def __init__(self, url: str, environ: Mapping[str, str], *, megabits: float | None = None,

@@ -87,7 +87,7 @@ class Chat:
             raise DataError(
                 self.where, "the chat template does not show where each turn begins", "use mask prefix or causal"
             )
-        # A generated answer stays as it was generated, whatever the template does with its like in earlier turns.
+        # A generated answer stays as it was generated, whatever the template does with answers in earlier turns.
         same = zip(before, self._pieces, strict=False)
         if len(before) >= len(self._pieces) or any(a != b and not (MARK in a.text and MARK in b.text) for a, b in same):
             raise DataError(self.where, "the chat template writes earlier turns otherwise once a further one follows",

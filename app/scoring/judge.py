@@ -34,7 +34,8 @@ Choice = Literal["first", "second", "tie"]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of pairs (left, right). unsure: other answers in the two orders. firsts of decided: choices of what was read first."""
+    """Counts of pairs (left, right). unsure: pairs that are decided otherwise in the other order. firsts: choices of what
+    was read first, among those that are decided."""
 
     wins: int
     losses: int

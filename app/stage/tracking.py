@@ -23,7 +23,7 @@ from jobs.errors import ConfigError
 from jobs.runs.atomic import finite
 
 log = logging.getLogger(__name__)
-WAITING = 10_000  # numbers of so many steps may wait for a slow tracker; later ones are dropped and counted
+WAITING = 10_000  # steps whose numbers may wait for a slow tracker; later ones are dropped and counted
 FINISH_SECONDS = 30.0  # for what still waits at the end
 PROJECT = "prefill"
 _PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval"}

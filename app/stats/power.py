@@ -1,4 +1,4 @@
-"""Power of a paired comparison: the smallest difference that so many items and seeds can show, and how many it takes.
+"""Power of a paired comparison: the smallest difference that given items and seeds can show, and the items that one takes.
 
 Normal approximation. With z = z(97.5 %) + z(power), the smallest difference d solves d = z * SE(d), where
 

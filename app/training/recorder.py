@@ -1,4 +1,4 @@
-"""What a training run shows while it goes on: train_log.jsonl, the heartbeat, a progress bar."""
+"""What a training run shows while it trains: train_log.jsonl, the heartbeat, a progress bar."""
 
 from __future__ import annotations
 

@@ -152,12 +152,12 @@ def require_length(section: Train, loaded: Loaded) -> None:
 
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
           resume: bool) -> dict[str, Any]:  # fmt: skip
-    """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
+    """Train as the stage asks, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
         job: with `sharding` resolved (app.stage.capacity.resolved).
         loaded: float32 weights of the starting model.
-        resume: go on from the newest complete checkpoint of the run, if it has one.
+        resume: begin at the newest complete checkpoint of the run, if it has one.
 
     Raises:
         RunEnded: not finite, nothing learnt, or a signal.

@@ -15,11 +15,11 @@ from jobs.config.suites import DEFAULT_SUITE
 from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError
 
-# Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
+# Keys that jobs of older code lack, and the value that stands for their absence: with it a key is left out of the fingerprint.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto",
           "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
           "stage.train.objective.causal_anneal": None}  # fmt: skip
-# The same, of which all are left out or none.
+# Further such keys; all of them are left out together, or none.
 _OF_SUITE = {"suite": DEFAULT_SUITE, "order": "context_first", "shots": 0}
 _NOT_RESULTS = {
     "stage": {"title", "reference", "recipe"},
@@ -119,11 +119,11 @@ class Job:
         return self._digest(init_runs, {"contents": dict(self.contents)} if self.contents else {})
 
     def settings(self, init_runs: Mapping[str, str]) -> str:
-        """The fingerprint without contents: equal where the same was asked for, of whatever data.
+        """The fingerprint without contents: equal settings, whatever the data.
 
-        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding, halvings and the store of
-        artifacts, since a run may go on with others; and the profile's sections for training and scoring: their values are in
-        the stage already.
+        Titles, reference numbers and the profile's name are left out; the number of GPUs, sharding, halvings and the store of
+        artifacts, since a run may be resumed with others; and the profile's sections for training and scoring, whose values
+        are in the stage already.
         `init_runs` maps names of `init_from` to run ids.
         """
         return self._digest(init_runs, {})

@@ -39,7 +39,7 @@ def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
 
 
 def profile_name(given: str, jobs_dir: Path = JOBS_DIR) -> str:
-    """The name that runs have it by, of a profile given by path; any other text is a name. Raises ConfigError."""
+    """The name of a profile that is given by name or by path, as runs record it. Raises ConfigError."""
     return str(_profile_layer(given, jobs_dir).values["name"]) if is_path(given) else given
 
 
@@ -162,7 +162,7 @@ def _set_layer(text: str) -> Layer:
 
 
 def _refuse_unknown_head(steps: list[str], where: str) -> None:
-    """What --set may begin with is of the stage or of the profile; a key one level down is often given without its section."""
+    """Refuse a --set whose first key neither a stage nor a profile has. Users often leave out the section of a key."""
     known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
     if steps[0] in known:
         return

@@ -124,7 +124,7 @@ def without_bf16(gpu: Gpu) -> bool:
 
 
 def lora_parameters(shape: Shape, lora: Lora) -> int:
-    """Of adapters on all linear layers; naming some of them makes fewer."""
+    """Parameters of adapters on all linear layers; `lora.targets` that name some of them make fewer."""
     heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
     edges = [(shape.hidden, heads), (shape.hidden, kv), (shape.hidden, kv), (heads, shape.hidden),
              *[(shape.hidden, shape.intermediate)] * 3]  # fmt: skip
@@ -138,7 +138,7 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
 def _train_memory(
     train: Train, attention: Attention, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding
 ) -> dict[str, float]:
-    """By parts, GB, of each GPU."""
+    """The memory of training by parts, in GB of each GPU."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half, spread = trains_in_half(train, gpu), sharding == "fsdp"
     shards = gpus if spread else 1
@@ -173,7 +173,10 @@ def _train_memory(
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
-    """By parts, GB. A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py)."""
+    """The memory of scoring by parts, in GB.
+
+    A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py).
+    """
     width = 6.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {

@@ -313,12 +313,12 @@ def command_for(runs_dir: Path, job: Job, stage: str) -> str:
 
 
 def _suite(stage: Mapping[str, Any]) -> str:
-    """In words. A stage scores what it starts from in the suite and order that it was trained for: what the suite scores is
-    kept out of the training of that suite alone. Runs of older code have no such keys."""
+    """Suite and order in words. A stage scores its start in the suite and order that the start was trained for: only the
+    training on a suite leaves out the items that this suite scores. Runs of older code have no such keys."""
     return f"suite {stage.get('suite', 'short')}, order {stage.get('order', 'context_first')}"
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:
-    """A profile of one's own may have changed its model since; dtype, device and the like do not matter here."""
+    """Whether the run's model is the job's: a user may have changed the profile. dtype, device and the like do not count."""
     recorded, wanted = record["profile"]["model"], job.profile.model.model_dump(mode="json")
     return all(recorded[key] == wanted[key] for key in ("source", "name", "revision", "config"))
