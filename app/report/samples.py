@@ -1,4 +1,4 @@
-"""The page of what the models say: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
+"""The pages of the answers: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
 
 from __future__ import annotations
 
