@@ -88,11 +88,9 @@ def _study(
     return Study(
         profile=profile,
         runs=runs,
-        compared=None,
         baseline=baseline,
         comparisons=tuple(planned_comparisons(runs, trainings)),
         missing=missing,
-        other_profiles=(),
         left_out=tuple(left_out),
         setting=setting,
         trainings=trainings,

@@ -53,11 +53,11 @@ class Study:
 
     profile: str
     runs: tuple[Run, ...]
-    compared: tuple[Run, Run] | None  # set when two runs were named
     baseline: Evaluation | None
     comparisons: tuple[Comparison, ...]
-    missing: tuple[Missing, ...]
-    other_profiles: tuple[str, ...]
+    compared: tuple[Run, Run] | None = None  # set when two runs were named
+    missing: tuple[Missing, ...] = ()
+    other_profiles: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     setting: Setting = field(default_factory=Setting)
     trainings: Trainings = field(default_factory=Trainings)

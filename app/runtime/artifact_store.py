@@ -48,12 +48,8 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """The variable NAME, or the content of the file that NAME_FILE names, as on a rented machine."""
     if environ.get(name):
         return environ[name]
-    with suppress(OSError, ValueError):
-        return (
-            Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
-            if f"{name}_FILE" in environ
-            else None
-        )
+    with suppress(KeyError, OSError, ValueError):
+        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
     return None
 
 
