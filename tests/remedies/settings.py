@@ -120,7 +120,7 @@ def _(w: World) -> Steps:
     yield sets("init_from=stage3b", stage="stage4")
 
 
-@remedy(LOAD, "is this the stage.yaml of a run?")
+@remedy("jobs/config/job.py", "is this the stage.yaml of a run?")
 def _(w: World) -> Steps:
     yield lambda: Job.from_dict({"train": {}}, "mine.yaml")
     yield lambda: Job.from_dict(resolve("stage1", "ci").record({"base": "base"}), "stage.yaml")
