@@ -19,13 +19,8 @@ from jobs.runs.atomic import read_json
 from jobs.runs.runfiles import RunFiles
 
 log = logging.getLogger(__name__)
-LOGS = (
-    "stage.yaml",
-    "environment.json",
-    "train_log.jsonl",
-    "eval_log.jsonl",
-    "attempts.jsonl",
-)  # what a resumed run reads
+# What a resumed run reads.
+LOGS = ("stage.yaml", "environment.json", "train_log.jsonl", "eval_log.jsonl", "attempts.jsonl")
 PAUSES = (5.0, 30.0)  # seconds between the attempts of an upload
 STALL = 120.0  # seconds without a byte, after which the end of a run waits no longer
 LAST = 120.0  # seconds for the last checkpoint of a run that failed or was stopped; `docker stop` gives 300 in all

@@ -95,9 +95,8 @@ class Chat:
         last = len(before) - 1
         new = [Piece(self._pieces[last].text.partition(MARK)[2], "read")] if before else []
         new += self._pieces[last + 1 : -1]
-        new[-1] = new[-1]._replace(
-            text=new[-1].text.rstrip(" ")
-        )  # a space before an answer is the answer's, as in training
+        # A space before an answer is the answer's, as in training.
+        new[-1] = new[-1]._replace(text=new[-1].text.rstrip(" "))
         return [piece for piece in new if piece.text]
 
 

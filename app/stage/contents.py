@@ -22,11 +22,8 @@ from jobs.runs.atomic import sha256_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds for a request to the hub
-_MARKS = (
-    "state.json",
-    "dataset_dict.json",
-    "config.json",
-)  # of a saved split, of a saved dictionary of splits, of a model
+# Of a saved split, of a saved dictionary of splits, of a model.
+_MARKS = ("state.json", "dataset_dict.json", "config.json")
 
 
 def contents_of(job: Job) -> dict[str, str]:

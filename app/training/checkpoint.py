@@ -216,9 +216,8 @@ def save_final(
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     trained = probe_logits(model)
-    if (
-        merge := getattr(model, "merge_and_unload", None)
-    ) is not None:  # peft's models only; without LoRA it is not loaded
+    # peft's models only; without LoRA it is not loaded.
+    if (merge := getattr(model, "merge_and_unload", None)) is not None:
         model.save_pretrained(temporary / "adapter")
         require_same_adapter(model, temporary / "adapter", trained)
         model = merge()

@@ -73,9 +73,8 @@ class TrainingLoop:
         self.ended = False  # by an evaluation
         self.best: Best | None = None
         self.tokens_seen = self.padded_tokens_seen = 0  # by this rank
-        self.late = (
-            1 if self.work.guarded and self.work.device.type == "cuda" else 0
-        )  # steps that are launched and not read
+        # Steps that are launched and not read.
+        self.late = 1 if self.work.guarded and self.work.device.type == "cuda" else 0
         self._first = True
         self._evaluated: int | None = None
         self._unread: list[Launched] = []

@@ -196,9 +196,8 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
     if score is not None and score.exact == "auto" and sum(scoring.values()) > gpu.memory_gb * USABLE:
-        scoring = whole(
-            _score_memory(job, score.model_copy(update={"exact": False}), shape)
-        )  # as app/stage/capacity.py decides
+        # As app/stage/capacity.py decides.
+        scoring = whole(_score_memory(job, score.model_copy(update={"exact": False}), shape))
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
