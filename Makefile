@@ -156,8 +156,8 @@ vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
 .PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
-vast-up: $(VENV) ## Rent a machine and run a stage on it: make vast-up STAGE=stage5b IMAGE=registry/name:tag
-	@$(call vast,up) '$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)' \
+vast-up: $(VENV) ## Rent a machine and run a stage on it, or a campaign: make vast-up STAGE=stage5b IMAGE=registry/name:tag
+	@$(call vast,up) $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
