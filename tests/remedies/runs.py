@@ -21,7 +21,7 @@ from jobs.config.load import resolve
 from jobs.estimate.estimate import estimate
 from jobs.runs import atomic
 from jobs.runs.rundir import RunDir, resolve_init
-from tests.app.fakes.fake_work import NOW, failing
+from tests.app.fakes.fake_work import NOW, failing, fine
 from tests.app.fakes.synthetic_runs import write_run
 from tests.remedies.cases import Action, World, remedy
 from tests.remedies.reports import mine
@@ -108,6 +108,22 @@ def _(w: World) -> Steps:
     words = shlex.split(w.remedy.partition(": ")[2])
     assert words[:4] == ["python", "-m", "app", "run"] and words[5:] == ["--force"]
     w.write(f"runs/{words[4]}/{source.name}/final/config.json", "{}")
+    yield None
+
+
+@remedy(RUN, "restore it, or train it again: python -m app run {} --force")
+def _(w: World) -> Steps:
+    def trained(job: Any, run: Any, *_: Any, **__: Any) -> dict[str, float]:
+        (run.path / "final").mkdir()
+        (run.path / "final" / "config.json").write_text("{}")
+        return fine(job, run)
+
+    source = w.start(trained, seed=3).run.path  # any complete run, taken for one of stage3b
+    config = shutil.copytree(source, w.path(f"runs/stage3b/{source.name}")) / "final" / "config.json"
+    config.write_text("[]")
+    yield lambda: w.start(sets=["init_from=stage3b"])
+    assert shlex.split(w.remedy.partition(": ")[2]) == ["python", "-m", "app", "run", "stage3b", "--force"]
+    config.write_text("{}")
     yield None
 
 
