@@ -83,7 +83,11 @@ def show(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     else:
         text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _cut(text, 80)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
@@ -100,7 +104,8 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
         raise ConfigError(f"{where}:{line}", "holds half a character (a surrogate alone)", "write the whole character")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):
-        fact = f"{path}: YAML reads {node.value} as {yaml.safe_load(node.value)}"  # octal, hexadecimal, base 60
+        read = _cut(str(yaml.safe_load(node.value)), 60)  # octal, hexadecimal, base 60
+        fact = f"{path}: YAML reads {_cut(node.value, 60)} as {read}"
         raise ConfigError(f"{where}:{line}", fact.removeprefix(": "), "write a plain decimal number")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -127,4 +132,6 @@ def _explained(error: yaml.YAMLError, text: str, where: str) -> ConfigError:
     if problem == "but found another document":
         return ConfigError(f"{where}:{line}", "expected one YAML document, found another", "remove the line ---")
     tabs = "\t" in "".join(text.splitlines()[max(0, line - 2) : line])
-    return ConfigError(f"{where}:{line}", f"malformed YAML: {problem}", "indent with spaces, not tabs" if tabs else "")
+    return ConfigError(
+        f"{where}:{line}", f"malformed YAML: {_cut(str(problem), 200)}", "indent with spaces, not tabs" if tabs else ""
+    )

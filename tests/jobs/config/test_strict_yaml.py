@@ -106,3 +106,12 @@ def test_half_a_character_is_refused_and_the_error_can_be_printed(text: str) -> 
 def test_bytes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="file.yaml:1: holds !!binary"):
         strict_yaml.parse(text, "file.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["*a" + "1" * 5000, "a: 0" + "1" * 3000, "a: 0" + "1" * 3000 + ".5", "a: &" + "b" * 5000 + "\n*c"]
+)
+def test_a_long_word_does_not_fill_the_message(text: str) -> None:
+    with pytest.raises(ConfigError, match="file.yaml:[12]: ") as caught:
+        strict_yaml.parse(text, "file.yaml")
+    assert len(str(caught.value)) < 400
