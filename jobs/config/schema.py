@@ -153,6 +153,7 @@ class AutoStop(Strict):
 class Train(Strict):
     mask: Mask
     data: Literal["auto", "profile", "suite"] = "auto"
+    cut: Literal["prompt", "random"] = "prompt"
     layers: Layers = ALL_LAYERS
     max_steps: Positive
     epochs: PositiveFloat | None = None
