@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from app.report.comparisons import WIDE, Comparison
 from app.report.format import duration, nats, number, points
 from app.report.study import Study
+from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
 
 
@@ -45,7 +46,7 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     NLL as its `measure`, by that alone."""
     by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
     if measure == "gold_nll" and c.nll is not None:
-        least = smallest_difference(c.nll.variance)
+        least = excluded(c.nll)
         return Finding(
             by_nll or "level", None, "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
         )
@@ -58,10 +59,15 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
         if by_nll:
             return Finding(by_nll, None, "")
         return Finding("unclear", None, not_enough(c))
-    least = 100 * smallest_difference(c.accuracy.variance)
+    least = 100 * excluded(c.accuracy)
     level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
     sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
     return Finding("level", None, level + sure.get(by_nll or "", ""))
+
+
+def excluded(d: Difference) -> float:
+    """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it."""
+    return max(smallest_difference(d.variance), *(abs(bound) for bound in (d.total.lo, d.total.hi) if d.total.defined), 0.0)
 
 
 def not_enough(c: Comparison) -> str:
