@@ -30,9 +30,10 @@ def convert(file: Path, directory: Path) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    auto: Any = AutoModelForCausalLM  # whose annotation leaves out the second value
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, **_dense_weights()}
     try:
-        quantised, info = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **options)
+        quantised, info = auto.from_pretrained(file.parent, gguf_file=file.name, **options)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except Exception as error:  # of the reader, the dequantiser, the tokenizer's converter
         fact = " ".join(str(error).split())[:300] or type(error).__name__
