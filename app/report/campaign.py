@@ -10,12 +10,12 @@ All but suite and measure may be null. Every other comparison is exploratory: no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.report.comparisons import Comparison
-from jobs.errors import DataError
+from jobs.errors import DataError, make_command
 from jobs.runs.atomic import read_json
 
 MEASURES = ("accuracy", "gold_nll")
@@ -33,6 +33,14 @@ class Setting:
     def __str__(self) -> str:
         shots = f", {self.shots} shots" if self.shots else ""
         return f"{self.suite}, {self.order.replace('_', ' ')}{shots}"
+
+    def command(self, stage: str, **options: Any) -> str:
+        """The make command of a stage in this setting."""
+        usual = Setting()
+        suite, order = (mine if mine != theirs else None
+                        for mine, theirs in ((self.suite, usual.suite), (self.order, usual.order)))  # fmt: skip
+        shots = f" SET=shots={self.shots}" if self.shots else ""
+        return make_command(stage, suite=suite, order=order, **options) + shots
 
 
 def setting_of(record: Mapping[str, Any]) -> Setting:
@@ -54,7 +62,10 @@ def recipe_of(model: str) -> str:
 
 @dataclass(frozen=True)
 class Primary:
-    """The primary comparison; of a runs directory without a campaign, all fields are None."""
+    """The primary comparison; of a runs directory without a campaign, all fields are None.
+
+    ledger: the whole content of campaigns/NAME.json.
+    """
 
     suite: str | None = None
     order: str | None = None
@@ -63,6 +74,17 @@ class Primary:
     measure: str = MEASURES[0]
     trained: str = "prefix"
     control: str = "causal"
+    ledger: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def unfinished(self) -> str:
+        """How much of the campaign has no complete run yet; empty if all is there."""
+        cells, done = int(self.ledger.get("cells") or 0), len(self.ledger.get("runs") or [])
+        return (
+            f"Of the campaign {self.ledger.get('campaign')} {done} of {cells} runs are complete."
+            if done < cells
+            else ""
+        )
 
     def is_about(self, setting: Setting) -> bool:
         return self.suite == setting.suite and self.order in (None, setting.order)
@@ -91,9 +113,9 @@ def read_primary(runs_dir: Path, profile: str) -> Primary:
     for path in sorted((runs_dir / "campaigns").glob("*.json")):
         declared = read_json(path)
         primary: dict[str, Any] = declared.get("primary") or {}
-        unknown = set(primary) - set(Primary.__dataclass_fields__)
+        unknown = set(primary) - (set(Primary.__dataclass_fields__) - {"ledger"})
         if unknown or not isinstance(primary.get("suite"), str) or primary.get("measure") not in MEASURES:
             raise DataError(path, "declares no primary comparison", "start the campaign again, or delete the file")
         if primary.get("profile") in (None, profile):
-            found.append((str(declared.get("declared")), Primary(**primary)))
+            found.append((str(declared.get("declared")), Primary(**primary, ledger=declared)))
     return max(found, key=lambda entry: entry[0], default=("", Primary()))[1]

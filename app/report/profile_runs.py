@@ -16,7 +16,7 @@ from app.report.comparisons import (
     what_differs,
 )
 from app.report.runs import Run, load_run
-from app.report.study import STAGES, LeftOut, Missing, Study, stage_order
+from app.report.study import STAGES, LeftOut, Missing, Spent, Study, stage_order
 from app.report.trainings import find_trainings
 from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
@@ -62,7 +62,9 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         return load_run(run, models[run.id])
 
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
-    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others))
+    summaries = [run.read_summary() for run in candidates]
+    spent = Spent(len(candidates), *(sum(s.get(key) or 0.0 for s in summaries) for key in ("seconds", "dollars")))
+    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=spent)
 
 
 def _study(
@@ -80,9 +82,9 @@ def _study(
     limit = next((run.limit for run in runs if run.limit is not None), None)
     given = profile_of(candidates[-1])
     missing = tuple(
-        _missing(stage, found, left_out, make_command(stage, profile=given, limit=limit))
+        _missing(stage, found, left_out, setting.command(stage, profile=given, limit=limit))
         for stage in STAGES
-        if stage not in shown and setting == Setting() and not any(map(recipe_of, shown))
+        if stage not in shown and not any(map(recipe_of, shown)) and not primary.is_about(setting)
     )
     baseline = find_baseline(runs)
     evaluations = [e for run in runs for e in run.evaluations]

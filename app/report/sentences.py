@@ -67,7 +67,9 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
 
 def excluded(d: Difference) -> float:
     """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it."""
-    return max(smallest_difference(d.variance), *(abs(bound) for bound in (d.total.lo, d.total.hi) if d.total.defined), 0.0)
+    return max(
+        smallest_difference(d.variance), *(abs(bound) for bound in (d.total.lo, d.total.hi) if d.total.defined), 0.0
+    )
 
 
 def not_enough(c: Comparison) -> str:
@@ -212,15 +214,15 @@ def facts(study: Study) -> list[Fact]:
         found.append(Fact("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None:
-        retention = f"{side.paired.retention.value:.2f} of the untouched model's accuracy"
-        found.append(
-            Fact("In normal use", f"With its usual left-to-right prompt the finetuned model keeps {retention}.")
-        )
-    seconds = [run.seconds for run in study.runs if run.seconds is not None]
-    if seconds:
-        dollars = sum(run.actual.get("dollars", 0.0) for run in study.runs)
-        spent = f" and ${dollars:,.2f}" if dollars else ""
-        found.append(Fact("What it cost", f"{len(study.runs)} runs, {duration(sum(seconds))}{spent}."))
+        reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
+        found.append(Fact("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+    if (spent := study.spent).runs:
+        settings = study.primary.ledger.get("settings") or {}
+        price = float(settings.get("dollars_an_hour") or 0.0)
+        dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
+        if price and not spent.dollars:
+            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
+        found.append(Fact("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
 
@@ -237,7 +239,7 @@ def cautions(study: Study) -> list[str]:
             "In rows labelled leaks every answer token attends to the whole answer. Their accuracy means little; they only "
             "reproduce published numbers."
         )
-    found.extend(str(run) for run in study.left_out)
+    found.extend(filter(None, [study.primary.unfinished, *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
     if widths and max(widths) > WIDE:
         fewest = min(t.items for e in evaluations for t in e.tasks.values())

@@ -51,6 +51,15 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What runs took in all. dollars: 0 where the runs do not know it."""
+
+    runs: int = 0
+    seconds: float = 0.0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of a report with every comparison that they allow."""
 
@@ -66,6 +75,7 @@ class Study:
     trainings: Trainings = field(default_factory=Trainings)
     other_settings: tuple[Study, ...] = ()  # of the same profile, each with the comparisons of its own runs
     primary: Primary = field(default_factory=Primary)
+    spent: Spent = field(default_factory=Spent)  # of all settings and seeds
 
     @property
     def evaluations(self) -> list[Evaluation]:

@@ -98,6 +98,20 @@ def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_le
     assert report.study.missing == ()
 
 
+def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missing(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), items=8)
+    record = declare(tmp_path, recipe="full")
+    listed = json.loads(record.read_text()) | {"cells": 6, "runs": [{}] * 5, "settings": {"dollars_an_hour": 2.5}}
+    record.write_text(json.dumps(listed))
+    report = build_report(tmp_path)
+    assert [f.text for f in report.facts if f.name == "What it cost"] == [
+        "5 runs, 4 min 10 s or $0.17 at $2.5 an hour."
+    ]
+    assert "Of the campaign mine 5 of 6 runs are complete." in report.cautions
+    record.write_text(json.dumps(listed | {"runs": [{}] * 6}))
+    assert not any("complete" in text for text in build_report(tmp_path).cautions)
+
+
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.2, 2.3))  # more accurate, and less sure
     write_cells(tmp_path, recipes=("full",), seeds=(0,))
