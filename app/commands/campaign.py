@@ -23,7 +23,7 @@ from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 
 _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
-            Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
+            Column("Steps", drop=3), Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
 _MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
 
 

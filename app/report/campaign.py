@@ -55,6 +55,12 @@ def model_of(stage: str, record: Mapping[str, Any]) -> str:
     return f"{section.get('recipe') or CELL}.{(section.get('train') or {}).get('mask')}" if stage == CELL else stage
 
 
+def steps_of(stage: str, record: Mapping[str, Any]) -> int:
+    """The length of training of a campaign's cell, of which there may be several of one model; 0 for other runs."""
+    train = (record.get("stage") or {}).get("train") or {}
+    return int(train.get("max_steps") or 0) if stage == CELL else 0
+
+
 def recipe_of(model: str) -> str:
     """The recipe of a campaign's model; empty for a stage of the experiment."""
     return model.rpartition(".")[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app.report.campaign import Primary, Setting, model_of, read_primary, recipe_of, setting_of
+from app.report.campaign import Primary, Setting, model_of, read_primary, recipe_of, setting_of, steps_of
 from app.report.comparisons import (
     find_baseline,
     planned_comparisons,
@@ -51,6 +51,9 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         raise RunStateError(str(runs_dir), fact, remedy)
     records = {run.id: run.read_job() for run in candidates}
     models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
+    candidates.sort(
+        key=lambda run: steps_of(run.stage, records[run.id])
+    )  # the newest of the longest trainings is shown
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)

@@ -98,7 +98,7 @@ def _comparisons(study: Study) -> Section:
 def _training(study: Study) -> Section:
     trained = [run for run in study.runs if run.train]
     control = [c for c in study.comparisons if c.group == "control"]
-    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
+    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(study, trained)]
     tables = [run_tables.training(study)]
     if control:
         tables.append(
@@ -110,15 +110,16 @@ def _training(study: Study) -> Section:
     return Section("training", "Training and its control", tuple(text), tuple(tables), drawn)
 
 
-def _unequal_training(trained: Sequence[Run]) -> list[str]:
+def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     """A warning unless both trained on the same data for the same number of steps, which the control needs."""
     at = {run.stage: run.train or {} for run in trained}
-    a, b = at.get("stage3a"), at.get("stage3b")
+    first, second = (study.control.first.model, study.control.second.model) if study.control else ("stage3b", "stage3a")
+    a, b = at.get(second), at.get(first)
     if a is None or b is None:
         return []
     names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
     differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
-    return [f"stage3a and stage3b differ in {', '.join(differing)}: the control is not exact."] if differing else []
+    return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
 _WHEN = (

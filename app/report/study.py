@@ -135,11 +135,12 @@ class Study:
         for recipe in recipes:
             first = next(iter(recipe.replicates.values()))
             if (comparison := own.get(recipe_of(first.model))) is not None:
-                found.append((replace(recipe, changes=recipe_of(first.model)), comparison))
+                if any(e is comparison.first for e in recipe.replicates.values()):  # not one of another length
+                    found.append((replace(recipe, changes=recipe_of(first.model)), comparison))
                 continue
             pairs = self.trainings.seeds_of(first, second)
             found.append((recipe, compare("recipe", recipe.changes or "as shown", first, second, pairs)))
-        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value)
+        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value) if len(found) > 1 else []
 
     @property
     def recovery(self) -> list[Recipe]:

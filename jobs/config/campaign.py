@@ -47,7 +47,10 @@ class Primary(Strict):
 
 
 class Campaign(Strict):
-    """`profiles` x `suites` x `recipes` x `masks` x `seeds`, and each profile untrained under `untrained` on each suite."""
+    """`profiles` x `suites` x `recipes` x `steps` x `masks` x `seeds`, and each profile untrained on each suite.
+
+    steps: lengths of training, in place of the recipe's or the profile's one. untrained: the masks to score that under.
+    """
 
     title: Text
     profiles: Annotated[list[Text], Some]
@@ -55,6 +58,7 @@ class Campaign(Strict):
     recipes: Annotated[list[Name], Some]
     masks: Annotated[list[Mask], Some]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Some]
+    steps: list[Positive] = Field(default=[])
     untrained: list[Mask] = Field(default=[])
     limit: Positive | None = None
     train: dict[str, JsonValue] = Field(default={})
@@ -63,7 +67,7 @@ class Campaign(Strict):
     gpu: Text | None = None
     dollars_an_hour: PositiveFloat | None = None
 
-    _each_once = field_validator("profiles", "recipes", "masks", "seeds", "untrained")(unique)
+    _each_once = field_validator("profiles", "recipes", "steps", "masks", "seeds", "untrained")(unique)
 
     @field_validator("suites")
     @classmethod
@@ -99,7 +103,8 @@ class Campaign(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a campaign. place: in the matrix; recipe, mask and seed are empty for the untrained."""
+    """One run of a campaign. place: in the matrix; recipe, mask and seed are empty for the untrained, and steps for all of a
+    campaign that does not vary them."""
 
     job: Job
     profile: str
@@ -108,11 +113,12 @@ class Cell:
     recipe: str
     mask: str
     seed: str
+    steps: str = ""
 
     @property
     def place(self) -> dict[str, str]:
         return {"profile": self.profile, "suite": self.suite, "order": self.order, "recipe": self.recipe, "mask": self.mask,
-                "seed": self.seed}  # fmt: skip
+                "seed": self.seed, "steps": self.steps}  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -172,14 +178,17 @@ def _untrained(campaign: Campaign) -> Iterator[Cell]:
 
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
-    for profile, choice, recipe, mask, seed in product(campaign.profiles, campaign.suites, campaign.recipes, campaign.masks,
-                                                       campaign.seeds):  # fmt: skip
+    for profile, choice, recipe, steps, mask, seed in product(
+        campaign.profiles, campaign.suites, campaign.recipes, campaign.steps or [None], campaign.masks, campaign.seeds
+    ):
         train = {f"train.{key}": value for key, value in campaign.train.items()}
+        if steps is not None:
+            train["train.max_steps"] = steps
         masks = list(dict.fromkeys([mask, "causal"]))
         job = _job(
             CELL, campaign, profile, choice, {"recipe": recipe, **train, "train.mask": mask, "score.masks": masks}, seed
         )
-        yield Cell(job, job.profile.name, choice.suite, job.stage.order, recipe, mask, str(seed))
+        yield Cell(job, job.profile.name, choice.suite, job.stage.order, recipe, mask, str(seed), str(steps or ""))
 
 
 def _job(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, more: dict[str, Any], seed: int) -> Job:

@@ -112,6 +112,18 @@ def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missin
     assert not any("complete" in text for text in build_report(tmp_path).cautions)
 
 
+def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_drawn(tmp_path: Path) -> None:
+    for minute, steps in enumerate((300, 60, 100)):  # the longest is not the newest
+        for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):
+            job = {"recipe": "full", "train": {"mask": mask, "max_steps": steps}}
+            scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
+            write_run(tmp_path, "cell", minute=minute, scored=scored, job=job, steps=steps, items=20)
+    study = build_report(tmp_path).study
+    assert study.control is not None and study.ranked_recipes == []
+    assert {run.train["steps"] for run in study.runs if run.train} == {300}
+    assert [r.steps for r in sorted(study.recovery, key=lambda r: r.steps)] == [60, 100, 300]
+
+
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.2, 2.3))  # more accurate, and less sure
     write_cells(tmp_path, recipes=("full",), seeds=(0,))
