@@ -11,6 +11,7 @@ from app.report import tables as report_tables
 from app.report.chart import Plot
 from app.report.comparisons import Comparison
 from app.report.format import number
+from app.report.repetition import against_repetition
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -34,6 +35,8 @@ def sections(study: Study) -> list[Section]:
     found = []
     if len(study.settings) > 1:
         tables: tuple[Table, ...] = (report_tables.settings(study),)
+        if rivals := against_repetition(study):
+            tables += (report_tables.repetition(study, rivals),)
         found.append(Section("when", "When it helps", (_WHEN,), tables, ("forest",)))
     if study.ranked_recipes:
         found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (report_tables.recipes(study),)))

@@ -112,6 +112,29 @@ def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missin
     assert not any("complete" in text for text in build_report(tmp_path).cautions)
 
 
+def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cost(tmp_path: Path) -> None:
+    for order in ("context_first", "repeat"):
+        write_cells(tmp_path, recipes=("full",), suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
+    for path in tmp_path.glob("*/*/metrics.json"):  # twice the prefill
+        metrics = json.loads(path.read_text())
+        for e in metrics["evaluations"]:
+            e["tokens"] *= 1 + (e["order"] == "repeat")
+        path.write_text(json.dumps(metrics))
+    text = build_report(tmp_path).to_markdown()
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| reading: ")}
+    assert rows["| reading: untrained, twice minus once"][1:4] == ["240", "120", "0.000 [0.000, 0.000]"]
+    trained = rows["| reading: trained to read in both directions, once, minus the control, twice"]
+    control = rows["| reading: context first"]
+    assert trained[1:3] == ["120", "240"] and trained[3] == control[2]  # the fakes' control is the same in both orders
+
+
+def test_other_questions_in_the_repeated_order_are_not_compared(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",))
+    write_cells(tmp_path, recipes=("full",), suite=("reading", "repeat"), items=20)
+    report = build_report(tmp_path)
+    assert len(report.study.settings) == 2 and "written twice" not in report.to_markdown()
+
+
 def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_drawn(tmp_path: Path) -> None:
     for minute, steps in enumerate((300, 60, 100)):  # the longest is not the newest
         for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):
