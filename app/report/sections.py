@@ -42,6 +42,8 @@ def sections(study: Study) -> list[Section]:
         found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (report_tables.recipes(study),)))
     if study.recovery:
         found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), ("recovery",)))
+    if (learnt := run_tables.solved(study)).rows:
+        found.append(Section("solved", "How soon look-ups are learnt", (_SOLVED,), (learnt,)))
     if side:
         tables = (report_tables.overview(study, side, "Causal scores after finetuning"),)
         found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), tables))
@@ -136,6 +138,10 @@ _RECIPES = (
 _RECOVERY = (
     "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
     "the curve levels off although the model is repaired."
+)
+_SOLVED = (
+    "Accuracy at the end hides who learnt first. With the facts first, a prompt read from left to right cannot prepare for the "
+    "question; with the question first it can."
 )
 _TELL_TALE = (
     "The negative log-likelihood of the right answer, per token, shows whether a mask lets the answer be copied. "
