@@ -17,6 +17,7 @@ from app.commands.options import runs_option
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
+from app.stage.run import require_paths
 from jobs.columns import Column, table_lines
 from jobs.config.campaign import Campaign, Primary, campaign_names, cells, read_campaign, share
 from jobs.errors import ConfigError
@@ -56,6 +57,8 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         for line in _plan(ledger.standings(), chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers):
             click.echo(line)
         return
+    for cell in mine:
+        require_paths(cell.job)
     ledger.declare(datetime.now(UTC))
     click.echo(f"{name}: {len(mine)} runs; primary: {in_words(chosen.primary)}")
     try:

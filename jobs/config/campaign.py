@@ -156,7 +156,13 @@ def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign,
 
 def cells(campaign: Campaign, where: str) -> list[Cell]:
     """Every run of the campaign, checked: the untrained ones first. Raises ConfigError, also for two cells of one job."""
-    found = [*_untrained(campaign), *_trained(campaign)]
+    try:
+        found = [*_untrained(campaign), *_trained(campaign)]
+    except ConfigError as error:
+        if not error.where.startswith("--"):
+            raise
+        key = error.where.rpartition(": ")[2]  # of an option that nobody typed
+        raise ConfigError(f"{where}: {key}", error.fact, error.remedy) from None
     known: dict[str, Cell] = {}
     for cell in found:
         if (gpus := cell.job.profile.gpus) > 1:
@@ -178,8 +184,9 @@ def _untrained(campaign: Campaign) -> Iterator[Cell]:
 
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
+    lengths: Sequence[int | None] = campaign.steps or [None]
     for profile, choice, recipe, steps, mask, seed in product(
-        campaign.profiles, campaign.suites, campaign.recipes, campaign.steps or [None], campaign.masks, campaign.seeds
+        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.masks, campaign.seeds
     ):
         train = {f"train.{key}": value for key, value in campaign.train.items()}
         if steps is not None:
