@@ -21,12 +21,8 @@ from jobs.config.schema import LEAKING
 _MASKS = {"causal": "causal", "prefix": "prefix", "segment": "third", "bidirectional": "leaks"}
 _SOME_LAYERS = "fourth"  # a mask that holds in some layers only, such as prefix@global
 _MODELS = {"base": "circle", "stage3a": "square", "stage3b": "diamond", "stage5a": "up", "stage5b": "down"}
-_SHAPES = {
-    "causal": "circle",
-    "prefix": "diamond",
-    "segment": "up",
-    "bidirectional": "square",
-}  # of lines that are models: again by mask
+# Of lines that are models: again by mask.
+_SHAPES = {"causal": "circle", "prefix": "diamond", "segment": "up", "bidirectional": "square"}
 _LINES = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "third", "stage5b": "ink"}
 
 

@@ -7,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app.report.campaign import Primary, Setting, model_of, read_primary, recipe_of, setting_of, steps_of
-from app.report.comparisons import (
-    find_baseline,
-    planned_comparisons,
-    refuse_different_items,
-    share_items,
-    what_differs,
-)
+from app.report.campaign import Setting, is_about, model_of, read_primary, recipe_of, setting_of, steps_of
+from app.report.comparisons import find_baseline, planned_comparisons, refuse_different_items, share_items, what_differs
 from app.report.runs import Run, load_run
 from app.report.study import STAGES, LeftOut, Missing, Spent, Study, stage_order
 from app.report.trainings import find_trainings
+from jobs.config.campaign import Primary
 from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
 from jobs.runs.rundir import RunDir, list_runs
@@ -57,8 +52,10 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)
-    primary = read_primary(runs_dir, chosen)
-    order = sorted(by_setting, key=lambda s: (not primary.is_about(s), -len({models[run.id] for run in by_setting[s]})))
+    primary, ledger = read_primary(runs_dir, chosen)
+    order = sorted(
+        by_setting, key=lambda s: (not is_about(primary, s), -len({models[run.id] for run in by_setting[s]}))
+    )
 
     @functools.cache
     def load(run: RunDir) -> Run:
@@ -67,7 +64,8 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
     summaries = [run.read_summary() for run in candidates]
     spent = Spent(len(candidates), *(sum(s.get(key) or 0.0 for s in summaries) for key in ("seconds", "dollars")))
-    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=spent)
+    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=spent,
+                   ledger=ledger)  # fmt: skip
 
 
 def _study(
@@ -77,7 +75,7 @@ def _study(
     found: Sequence[RunDir],
     models: Mapping[str, str],
     load: Callable[[RunDir], Run],
-    primary: Primary,
+    primary: Primary | None,
 ) -> Study:
     """The study of one setting. found: every run, for the state of missing stages. models: run id -> its model's name."""
     shown, left_out = _on_the_same_items(candidates, models, load)
@@ -87,7 +85,7 @@ def _study(
     missing = tuple(
         _missing(stage, found, left_out, setting.command(stage, profile=given, limit=limit))
         for stage in STAGES
-        if stage not in shown and not any(map(recipe_of, shown)) and not primary.is_about(setting)
+        if stage not in shown and not any(map(recipe_of, shown)) and not is_about(primary, setting)
     )
     baseline = find_baseline(runs)
     evaluations = [e for run in runs for e in run.evaluations]
@@ -96,11 +94,9 @@ def _study(
     return Study(
         profile=profile,
         runs=runs,
-        compared=None,
         baseline=baseline,
         comparisons=tuple(planned_comparisons(runs, trainings)),
         missing=missing,
-        other_profiles=(),
         left_out=tuple(left_out),
         setting=setting,
         trainings=trainings,

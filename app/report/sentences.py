@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.report.campaign import unfinished
 from app.report.comparisons import WIDE, Comparison
 from app.report.format import duration, nats, number, points
 from app.report.study import Study
@@ -133,7 +134,7 @@ def _recovery(study: Study, damage: Finding) -> str:
 def _against_control(study: Study, model: str) -> str:
     """The sentence of the decisive comparison, by the measure that a campaign declared."""
     assert study.control is not None
-    against = finding(study.control, study.primary.measure if study.primary.suite else "accuracy")
+    against = finding(study.control, study.primary.measure if study.primary else "accuracy")
     subject = "it is then" if model == "It" else "the finetuned model is"
     other, then = "the control, which is finetuned and read from left to right", " then" if model == "It" else ""
     endings = {
@@ -217,7 +218,7 @@ def facts(study: Study) -> list[Fact]:
         reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
         found.append(Fact("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
     if (spent := study.spent).runs:
-        settings = study.primary.ledger.get("settings") or {}
+        settings = study.ledger.get("settings") or {}
         price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if price and not spent.dollars:
@@ -239,7 +240,7 @@ def cautions(study: Study) -> list[str]:
             "In rows labelled leaks every answer token attends to the whole answer. Their accuracy means little; they only "
             "reproduce published numbers."
         )
-    found.extend(filter(None, [study.primary.unfinished, *map(str, study.left_out)]))
+    found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
     if widths and max(widths) > WIDE:
         fewest = min(t.items for e in evaluations for t in e.tasks.values())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
-from app.report.render import Report, build_report, list_rows, print_results, print_runs
-from app.report.sections import plots
+from app.report import plots
+from app.report.render import Report, build_report, print_results
+from app.report.run_list import list_rows, print_runs
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
 
 
@@ -85,7 +85,8 @@ def test_every_table_has_a_caption_and_headers(tree: ElementTree.Element) -> Non
 
 
 def test_text_from_a_run_is_escaped(report: Report) -> None:
-    hostile = replace(report, headline="<b>5 < 6 & `rm`</b>", title='"><i>')
+    hostile = Report(report.study)
+    hostile.headline, hostile.title = "<b>5 < 6 & `rm`</b>", '"><i>'
     assert "<b>" not in hostile.to_html()
     assert "<i>" not in hostile.to_html()
 
@@ -141,7 +142,7 @@ def test_every_mask_has_a_look_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     for n, mask in enumerate(masks):
         monkeypatch.setitem(MODELS, ("base", mask), (0.1 * n, 2.0 + 0.1 * n))
     write_run(tmp_path, "stage1", scored=[("base", mask) for mask in masks])
-    drawn = plots(build_report(tmp_path).study)["nll"].svg
+    drawn = plots.nll_plot(build_report(tmp_path).study.evaluations).svg
     marks = re.findall(r'<path d="([^"]+)" transform="[^"]+" style="fill: var\(--\w+\); stroke: var\(--(\w+)\)', drawn)
     looks = marks[: len(masks)]  # the legend's
     assert [colour for _, colour in looks] == ["causal", "prefix", "third", "fourth", "leaks"]
