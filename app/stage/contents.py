@@ -44,8 +44,8 @@ def contents_of(job: Job) -> dict[str, str]:
         found["suite"] = digest_of([SUITES_DIR / f"{stage.suite}.yaml"])
     model = job.profile.model
     if "base" in stage.init_names and model.name is not None:
-        if model.source == "path":
-            found["model"] = digest_of([Path(model.name)])
+        if model.local is not None:
+            found["model"] = digest_of([Path(model.local)])
         elif model.source == "hub":
             found["model"] = hub_commit(model.name, model.revision, "model")
     if data.eval.path is not None:
