@@ -1,0 +1,315 @@
+"""An OpenAI-compatible endpoint over one model under one mask, `python -m app serve`.
+
+    GET  /v1/models, /v1/models/{id}    the model, its run, and the mask that prompts are read under
+    POST /v1/completions                texts or token ids; echo, logprobs, n, stop, seed, stream
+    POST /v1/chat/completions           the tokenizer's chat template; logprobs, n, stop, seed, stream
+    GET  /health                        200 while the decoding thread works
+
+Starlette routes, uvicorn speaks HTTP. Requests are not logged: neither prompts nor keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from app.attention.mask import Document
+from app.data.readers import read_message
+from app.model.load import Loaded
+from app.scoring.conversation import Chat
+from app.scoring.generate import encode_prompts, require_fits
+from app.serve.decoding import Delta, Row, Sampling, Token
+from app.serve.requests import MOST_PROMPTS, ApiError, ChatCompletion, Common, Completion, parse
+from app.serve.responses import ChatCompletions, Completions, Vocabulary
+from app.serve.worker import Worker
+from jobs.config.schema import Mask
+from jobs.errors import DataError
+
+LARGEST_BODY = 4 << 20  # bytes
+_LONGEST_ECHO = 4096  # tokens of a prompt whose log-probabilities are computed: all its logits are held at once
+_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+_LATE = 30.0  # seconds after a deadline in which the decoding thread should have noticed it
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served, and its bounds. names: what requests may call the model; the first is its id.
+
+    about: further keys for /v1/models. most_tokens: of an answer. seconds: that a request may take.
+    """
+
+    loaded: Loaded
+    mask: Mask
+    names: tuple[str, ...]
+    about: dict[str, Any]
+    created: int
+    most_tokens: int
+    seconds: float
+    key: str | None = None
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        return {"id": self.names[0], "object": "model", "created": self.created, "owned_by": "prefill", "mask": self.mask,
+                "max_model_len": self.loaded.max_length, **self.about}  # fmt: skip
+
+
+def application(served: Served, worker: Worker) -> Starlette:
+    endpoint = _Endpoint(served, worker)
+    routes = [
+        Route("/health", endpoint.health),
+        Route("/v1/models", endpoint.models),
+        Route("/v1/models/{name:path}", endpoint.model),
+        Route("/v1/completions", endpoint.completions, methods=["POST"]),
+        Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
+    ]
+    return Starlette(routes=routes, exception_handlers={ApiError: _refused, HTTPException: _refused})
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, error.detail)
+    assert isinstance(error, ApiError)
+    headers = {"Retry-After": "1"} if error.status == 429 else None
+    return JSONResponse(error.body, error.status, headers)
+
+
+class _Endpoint:
+    def __init__(self, served: Served, worker: Worker) -> None:
+        self.served, self.worker = served, worker
+        self.vocabulary = Vocabulary(served.loaded.tokenizer)
+
+    # ---- what there is
+
+    async def health(self, _: Request) -> Response:
+        state = {"status": "ok" if self.worker.alive else "the decoding thread has ended", "model": self.served.names[0],
+                 "mask": self.served.mask, "waiting": self.worker.waiting}  # fmt: skip
+        return JSONResponse(state, 200 if self.worker.alive else 503)
+
+    async def models(self, request: Request) -> Response:
+        self._require_key(request)
+        return JSONResponse({"object": "list", "data": [self.served.entry]})
+
+    async def model(self, request: Request) -> Response:
+        self._require_key(request)
+        self._require_model(request.path_params["name"])
+        return JSONResponse(self.served.entry)
+
+    def _require_key(self, request: Request) -> None:
+        sent, key = request.headers.get("authorization", "").removeprefix("Bearer ").strip(), self.served.key
+        if key is not None and not hmac.compare_digest(sent.encode(), key.encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def _require_model(self, name: str) -> None:
+        if name not in self.served.names:
+            raise ApiError(404, f"no model {json.dumps(name[:200])} is served here; {self.served.names[0]} is", "model",
+                           "model_not_found")  # fmt: skip
+
+    async def _content(self, request: Request) -> bytes:
+        self._require_key(request)
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > LARGEST_BODY:
+                raise ApiError(413, f"the body is larger than {LARGEST_BODY} bytes", code="request_too_large")
+            parts.append(part)
+        return b"".join(parts)
+
+    # ---- answers
+
+    async def completions(self, request: Request) -> Response:
+        body = parse(Completion, await self._content(request))
+        self._require_model(body.model)
+        limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        if limit == 0 and not body.echo:
+            raise ApiError(400, "max_tokens: 0 asks for nothing without echo", "max_tokens", "invalid_value")
+        scored = body.echo and body.logprobs is not None
+        if scored and self.served.mask != "causal":
+            raise ApiError(400, f"echo with logprobs: under mask {self.served.mask} a token of the prompt sees itself and later "
+                           "ones, so its log-probability means nothing; serve with mask causal, or score continuations with "
+                           "python -m app loglikelihood", "echo", "unsupported_mask")  # fmt: skip
+        prompts = self._encoded(body)
+        if scored and max(map(len, prompts)) > _LONGEST_ECHO:
+            raise ApiError(
+                400, f"echo with logprobs: at most {_LONGEST_ECHO} tokens a prompt", "prompt", "invalid_value"
+            )
+        asked = []
+        for ids in prompts:
+            self._require_fits(ids, limit, "prompt")
+            asked.append((ids, Document(len(ids), len(ids))))
+        echoes = [self._echo(ids, body) for ids in prompts for _ in range(body.n)] if body.echo else []
+        form = Completions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs is not None)
+        return await self._answer(request, body, asked, form, limit, body.logprobs, scored, echoes)
+
+    async def chat(self, request: Request) -> Response:
+        body = parse(ChatCompletion, await self._content(request))
+        self._require_model(body.model)
+        if body.top_logprobs is not None and not body.logprobs:
+            raise ApiError(400, "top_logprobs: needs logprobs: true", "top_logprobs", "invalid_value")
+        if not self.served.loaded.tokenizer.chat_template:
+            raise ApiError(400, "the model's tokenizer has no chat template; use /v1/completions", "messages")
+        talk = Chat(self.served.loaded, self.served.mask, "messages")
+        try:
+            messages = [read_message(one, f"messages[{at}]")[0] for at, one in enumerate(body.texts)]
+            if messages[-1]["role"] not in ("user", "tool"):
+                raise DataError("messages", f"the last one is by role {messages[-1]['role']}", "end with a user's")
+            document = talk.read(messages, max_new_tokens=0)
+        except DataError as error:
+            raise self._unfit(f"{error.where}: {error.fact}", "messages", len(talk.ids)) from None
+        except TemplateError as error:
+            raise ApiError(
+                400, f"messages: the chat template refuses them: {error}", "messages", "invalid_value"
+            ) from None
+        room = self.served.loaded.max_length - len(talk.ids)
+        limit = min(self.served.most_tokens, room) if body.limit is None else body.limit
+        if limit == 0:
+            raise ApiError(400, "max_tokens: 0 asks for nothing", "max_tokens", "invalid_value")
+        self._require_fits(talk.ids, limit, "messages")
+        top = body.top_logprobs or 0 if body.logprobs else None
+        form = ChatCompletions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs)
+        return await self._answer(request, body, [(talk.ids, document)], form, limit, top)
+
+    @property
+    def _fingerprint(self) -> str:
+        return f"{self.served.names[0]} under {self.served.mask}"
+
+    def _encoded(self, body: Completion) -> list[list[int]]:
+        if not 1 <= len(body.prompts) <= MOST_PROMPTS:
+            raise ApiError(400, f"prompt: expected 1 to {MOST_PROMPTS} prompts, found {len(body.prompts)}", "prompt",
+                           "invalid_value")  # fmt: skip
+        given = list(body.prompts)
+        try:
+            texts = iter(encode_prompts(self.served.loaded, [one for one in given if isinstance(one, str)], chat=False))
+        except (DataError, UnicodeError) as error:  # half of a surrogate pair has no encoding
+            fact = error.fact if isinstance(error, DataError) else "holds half of a surrogate pair"
+            raise ApiError(400, f"prompt: {fact}", "prompt", "invalid_value") from None
+        encoded = [next(texts) if isinstance(one, str) else one for one in given]
+        if not all(encoded):
+            raise ApiError(400, "prompt: is empty", "prompt", "invalid_value")
+        return encoded
+
+    def _require_fits(self, ids: list[int], limit: int, param: str) -> None:
+        if limit > self.served.most_tokens:
+            raise ApiError(400, f"max_tokens: at most {self.served.most_tokens} here, found {limit}", "max_tokens",
+                           "invalid_value")  # fmt: skip
+        try:
+            require_fits(self.served.loaded, [ids], limit, [param])
+        except DataError as error:
+            raise self._unfit(f"{param}: {error.fact}", param, len(ids) + limit) from None
+
+    def _unfit(self, message: str, param: str, length: int) -> ApiError:
+        long = length > self.served.loaded.max_length
+        return ApiError(400, message, param, "context_length_exceeded" if long else "invalid_value")
+
+    def _echo(self, ids: list[int], body: Completion) -> str:
+        return body.prompt if isinstance(body.prompt, str) else str(self.served.loaded.tokenizer.decode(ids))
+
+    async def _answer(self, request: Request, body: Common, asked: Sequence[tuple[list[int], Document]], form: Completions,
+                      limit: int, top: int | None, echo: bool = False, echoes: Sequence[str] = ()) -> Response:  # fmt: skip
+        if body.n > 1 and body.temperature == 0:
+            raise ApiError(400, "n: temperature 0 would give equal answers", "n", "invalid_value")
+        seed = secrets.randbits(62) if body.seed is None else body.seed % 2**62
+        events: asyncio.Queue[tuple[int, Delta | ApiError]] = asyncio.Queue()
+        loop, deadline, rows = asyncio.get_running_loop(), self.worker.now() + self.served.seconds, []
+        for ids, document in asked:
+            for number in range(body.n):
+                how = Sampling(limit, body.temperature, body.top_p, seed + number, body.stops, top, echo)
+                rows.append(Row(ids, document, how, _into(events, loop, len(rows)), deadline))
+        self.worker.submit(rows)
+        usage = _Usage(sum(len(ids) for ids, _ in asked))
+        parts = self._parts(request, rows, events, usage, echoes)
+        if body.stream:
+            told = body.stream_options is not None and body.stream_options.include_usage
+            return StreamingResponse(_sse(form, parts, usage if told else None), media_type="text/event-stream",
+                                     headers={"Cache-Control": "no-store"})  # fmt: skip
+        texts: list[list[str]] = [[] for _ in rows]
+        tokens: list[list[Token]] = [[] for _ in rows]
+        finish: list[str | None] = [None] * len(rows)
+        async for at, delta in parts:
+            texts[at].append(delta.text)
+            tokens[at] += delta.tokens
+            finish[at] = delta.finish
+        choices = [form.choice(at, "".join(texts[at]), tokens[at], finish[at]) for at in range(len(rows))]
+        return JSONResponse(form.whole(choices, usage.to_dict()))
+
+    async def _parts(self, request: Request, rows: Sequence[Row], events: asyncio.Queue[tuple[int, Delta | ApiError]],
+                     usage: _Usage, echoes: Sequence[str]) -> AsyncIterator[tuple[int, Delta]]:  # fmt: skip
+        """(row, what is new in it) until all rows have ended. Rows that nobody waits for any more are ended."""
+        try:
+            for at, text in enumerate(echoes):
+                yield at, Delta(text, ())
+            left = len(rows)
+            while left:
+                try:
+                    at, event = await asyncio.wait_for(events.get(), 1.0)
+                except TimeoutError:
+                    if await request.is_disconnected():
+                        return
+                    if self.worker.now() <= rows[0].deadline + _LATE:
+                        continue
+                    event = Delta("", (), "timeout")
+                if isinstance(event, ApiError):
+                    raise event
+                if event.finish in ("timeout", "cancelled"):
+                    why = (
+                        f"took longer than {self.served.seconds:g} s"
+                        if event.finish == "timeout"
+                        else "the server ends"
+                    )
+                    raise ApiError(
+                        504 if event.finish == "timeout" else 503, f"no whole answer: {why}", code=event.finish
+                    )
+                usage.answers = sum(row.length for row in rows)
+                left -= event.finish is not None
+                yield at, event
+        finally:
+            for row in rows:
+                row.cancelled = True
+
+
+@dataclass
+class _Usage:
+    prompts: int
+    answers: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompts,
+            "completion_tokens": self.answers,
+            "total_tokens": self.prompts + self.answers,
+        }
+
+
+def _into(events: asyncio.Queue[tuple[int, Delta | ApiError]], loop: asyncio.AbstractEventLoop, at: int) -> Any:
+    def emit(event: Delta | ApiError) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has ended
+            loop.call_soon_threadsafe(events.put_nowait, (at, event))
+
+    return emit
+
+
+async def _sse(form: Completions, parts: AsyncIterator[tuple[int, Delta]], usage: _Usage | None) -> AsyncIterator[str]:
+    def event(value: dict[str, Any]) -> str:
+        return f"data: {json.dumps(value)}\n\n"
+
+    try:
+        async for at, delta in parts:
+            yield event(form.chunk([form.part(at, delta.text, delta.tokens, delta.finish)]))
+    except ApiError as error:
+        yield event(error.body)
+        return
+    if usage is not None:
+        yield event(form.chunk([], usage.to_dict()))
+    yield "data: [DONE]\n\n"
