@@ -20,6 +20,7 @@ try:
     from app.commands.report import report, runs
     from app.commands.run import check, run
     from app.commands.samples import samples
+    from app.commands.serve import serve
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
@@ -68,6 +69,7 @@ for command in (
     probe,
     harness,
     samples,
+    serve,
     report,
     power,
     runs,
