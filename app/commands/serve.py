@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -46,6 +47,11 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
 
     host, port = parse_address(listen, "--listen")
     key = None if key_file is None else _key(key_file)
+    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
+        words = " and ".join(missing)
+        raise ConfigError(
+            "serve", f"needs {words}, which are not installed", "pip install starlette uvicorn, or make serve"
+        )
     import uvicorn
 
     from app.attention import selfcheck
@@ -59,23 +65,23 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     loaded = load(chosen.model, checkpoint=checkpoint)
     about = getattr(loaded.model.config, "prefill", None) or {}  # of a run's final model
     trained, _, trained_layers = str(about.get("mask", "causal")).partition("@")
-    mask = mask or trained  # type: ignore[assignment]
-    layers = layers or (mask == trained and trained_layers) or ALL_LAYERS
+    chosen_mask: Mask = mask or trained  # type: ignore[assignment]
+    layers = layers or (chosen_mask == trained and trained_layers) or ALL_LAYERS
     restrict(loaded.model, layers)
-    selfcheck.require(loaded.model, [mask], loaded.origin)
+    selfcheck.require(loaded.model, [chosen_mask], loaded.origin)
     names = (
         about.get("run") or (Path(loaded.origin).name if checkpoint else loaded.origin),
         *([model] if model else []),
     )
     facts = {"layers": layers, "run": about.get("run"), "trained_mask": about.get("mask")}
-    served = Served(loaded, mask, names, facts, int(time.time()), max_new_tokens, seconds, key)
-    with listening, Worker(loaded, mask, most=waiting, batch_tokens=batch_tokens) as worker:
+    served = Served(loaded, chosen_mask, names, facts, int(time.time()), max_new_tokens, seconds, key)
+    with listening, Worker(loaded, chosen_mask, most=waiting, batch_tokens=batch_tokens) as worker:
         config = uvicorn.Config(application(served, worker), log_config=None, access_log=False, server_header=False,
                                 timeout_graceful_shutdown=_GRACE, limit_concurrency=16 * waiting)  # fmt: skip
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again when it has ended
         signal.signal(signal.SIGINT, signal.default_int_handler)
         shown = f"[{host}]" if ":" in host else host
-        click.echo(f"{names[0]} under {mask_by_layer(mask, layers)} is served at "
+        click.echo(f"{names[0]} under {mask_by_layer(chosen_mask, layers)} is served at "
                    f"http://{shown}:{listening.getsockname()[1]}/v1; Ctrl-C ends it")  # fmt: skip
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

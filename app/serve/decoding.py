@@ -117,7 +117,7 @@ class _Choice(LogitsProcessor):
         self.rows, self.scores = rows, torch.empty(0)
         self._random = [torch.Generator(device).manual_seed(row.sampling.seed) for row in rows]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if bool(scores.isnan().any()):
             raise ModelError("the model", "its logits are not numbers", "try model.dtype float32")
         self.scores = scores
@@ -125,7 +125,7 @@ class _Choice(LogitsProcessor):
         chosen = scores.clone() if sampled else scores
         for i in sampled:
             how = self.rows[i].sampling
-            likely = TopPLogitsWarper(how.top_p)(None, scores[i : i + 1] / how.temperature)  # type: ignore[arg-type]
+            likely = TopPLogitsWarper(how.top_p)(None, scores[i : i + 1] / how.temperature)
             token = torch.multinomial(likely.softmax(-1)[0], 1, generator=self._random[i])
             chosen[i] = -torch.inf
             chosen[i, token] = 0.0
@@ -137,7 +137,7 @@ class _Ends(StoppingCriteria):
         self.rows, self.choice, self.tokenizer, self.now = rows, choice, loaded.tokenizer, now
         self.stops = set(stops_of(loaded))
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         chosen, now = input_ids[:, -1].tolist(), self.now()
         for at, (row, token) in enumerate(zip(self.rows, chosen, strict=True)):
             if row.finish is not None:

@@ -82,7 +82,7 @@ class Completion(Common):
     def prompts(self) -> Sequence[str | Ids]:
         """Texts or token ids, at least one."""
         if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
 

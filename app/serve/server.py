@@ -222,7 +222,8 @@ class _Endpoint:
             raise ApiError(400, "n: temperature 0 would give equal answers", "n", "invalid_value")
         seed = secrets.randbits(62) if body.seed is None else body.seed % 2**62
         events: asyncio.Queue[tuple[int, Delta | ApiError]] = asyncio.Queue()
-        loop, deadline, rows = asyncio.get_running_loop(), self.worker.now() + self.served.seconds, []
+        loop, deadline = asyncio.get_running_loop(), self.worker.now() + self.served.seconds
+        rows: list[Row] = []
         for ids, document in asked:
             for number in range(body.n):
                 how = Sampling(limit, body.temperature, body.top_p, seed + number, body.stops, top, echo)
