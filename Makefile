@@ -39,6 +39,9 @@ SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
 SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
 RUN     =## a rented run, without it the open one; for serve and publish a run or stage, such as stage3b
+TO      =## where `make publish` sends the run: OWNER/NAME on the hub
+PRIVATE =## 1: in a private repository
+DRY_RUN =## 1: `make publish` writes the card, lists the files and sends nothing
 MASK    =## how `make serve` reads prompts: causal, prefix or segment; without it as the model was trained
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
@@ -129,7 +132,10 @@ campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIG
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
-.PHONY: serve
+.PHONY: serve publish
+publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
+	@$(PYTHON) -m app publish '$(call needed,RUN,$(RUN),stage3b)' --to '$(call needed,TO,$(TO),me/name)' --profile '$(PROFILE)' \
+	  $(call runs_dir,native) $(if $(call on,PRIVATE),--private) $(if $(call on,DRY_RUN),--dry-run) $(if $(call on,FORCE),--force) $(ARGS)
 serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:8001/v1: make serve RUN=stage3b; docs/serve.md
 	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 

@@ -17,6 +17,7 @@ try:
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
     from app.commands.power import power
+    from app.commands.publish import publish
     from app.commands.report import report, runs
     from app.commands.run import check, run
     from app.commands.samples import samples
@@ -70,6 +71,7 @@ for command in (
     harness,
     samples,
     serve,
+    publish,
     report,
     power,
     runs,
