@@ -139,7 +139,7 @@ publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=
 serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:8001/v1: make serve RUN=stage3b; docs/serve.md
 	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 
-.PHONY: report runs power status track samples
+.PHONY: report runs power status track samples results
 samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
@@ -151,6 +151,10 @@ report: ## Print the results; write runs/report.md and runs/report.html
 runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
+
+results: ## Rebuild the tables and plots of docs/results; make results CAMPAIGN=lookup first takes them from the runs directory
+	@$(call ready,native)
+	@$(native_app) results $(if $(CAMPAIGN),'$(CAMPAIGN)' --collect) $(call runs_dir,native) $(ARGS)
 
 power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))

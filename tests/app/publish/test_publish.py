@@ -21,7 +21,7 @@ TOKEN = "hf_geheim77"
 ROOT = Path(__file__).parents[3]
 SCORED = ROOT / "docs/runs/2026-11-23-h200-full/seed0/stage4/metrics.json"
 FINAL = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "tokenizer.json": b"{}", "custom_generate/generate.py": b"# code",
-         "adapter/adapter_config.json": b'{"base_model_name_or_path": "/home/me/cache", "r": 8}',
+         "adapter/adapter_config.json": b'{"base_model_name_or_path": "/a/cache", "r": 8}',
          "adapter/adapter_model.safetensors": b"a" * 700,
          "README.md": b"---\nbase_model: x\n---\n# The title\n\nWhat it is.\n\n`AutoModel` of this machine"}  # fmt: skip
 SECTION = dict(steps=6, stopped_by="max_steps", train_examples=100, precision="fp32", eval_loss_first=3.0, eval_loss_best=2.5,
