@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +19,9 @@ from app.commands.options import FILE, model_option, profile_option, runs_option
 from jobs.config.load import resolve
 from jobs.config.schema import ALL_LAYERS, NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from app.serve.worker import Worker
 
 _GRACE = 10  # seconds for answers in the making once a signal came
 
@@ -77,14 +84,24 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     served = Served(loaded, chosen_mask, names, facts, int(time.time()), max_new_tokens, seconds, key)
     with listening, Worker(loaded, chosen_mask, most=waiting, batch_tokens=batch_tokens) as worker:
         config = uvicorn.Config(application(served, worker), log_config=None, access_log=False, server_header=False,
-                                timeout_graceful_shutdown=_GRACE, limit_concurrency=16 * waiting)  # fmt: skip
+                                timeout_graceful_shutdown=2 * _GRACE, limit_concurrency=16 * waiting)  # fmt: skip
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again when it has ended
         signal.signal(signal.SIGINT, signal.default_int_handler)
         shown = f"[{host}]" if ":" in host else host
         click.echo(f"{names[0]} under {mask_by_layer(chosen_mask, layers)} is served at "
                    f"http://{shown}:{listening.getsockname()[1]}/v1; Ctrl-C ends it")  # fmt: skip
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            server = uvicorn.Server(config)
+            server.handle_exit = partial(_ending, worker, server.handle_exit)  # type: ignore[method-assign]
+            server.run(sockets=[listening])
+
+
+def _ending(worker: Worker, handle_exit: Callable[[int, Any], None], number: int, frame: Any) -> None:
+    """Once a signal came, answers have some seconds to be finished."""
+    timer = threading.Timer(_GRACE, worker.end)
+    timer.daemon = True
+    timer.start()
+    handle_exit(number, frame)
 
 
 def _key(path: Path) -> str:

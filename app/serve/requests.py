@@ -118,6 +118,7 @@ def parse(kind: type[Body], content: bytes) -> Body:
     """Raises ApiError 400 for the first thing that is wrong."""
     try:
         given = json.loads(content)
+        json.dumps(given, ensure_ascii=False).encode()  # half of a surrogate pair has no encoding
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
     try:

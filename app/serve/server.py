@@ -75,13 +75,14 @@ def application(served: Served, worker: Worker) -> Starlette:
         Route("/v1/completions", endpoint.completions, methods=["POST"]),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={ApiError: _refused, HTTPException: _refused})
+    return Starlette(routes=routes, exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _refused))
 
 
 async def _refused(_: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = ApiError(error.status_code, error.detail)
-    assert isinstance(error, ApiError)
+    if not isinstance(error, ApiError):  # a bug; uvicorn logs it
+        error = ApiError(500, "the server failed on this request; its log has the reason")
     headers = {"Retry-After": "1"} if error.status == 429 else None
     return JSONResponse(error.body, error.status, headers)
 
@@ -192,9 +193,8 @@ class _Endpoint:
         given = list(body.prompts)
         try:
             texts = iter(encode_prompts(self.served.loaded, [one for one in given if isinstance(one, str)], chat=False))
-        except (DataError, UnicodeError) as error:  # half of a surrogate pair has no encoding
-            fact = error.fact if isinstance(error, DataError) else "holds half of a surrogate pair"
-            raise ApiError(400, f"prompt: {fact}", "prompt", "invalid_value") from None
+        except DataError as error:
+            raise ApiError(400, f"prompt: {error.fact}", "prompt", "invalid_value") from None
         encoded = [next(texts) if isinstance(one, str) else one for one in given]
         if not all(encoded):
             raise ApiError(400, "prompt: is empty", "prompt", "invalid_value")

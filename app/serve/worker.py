@@ -41,12 +41,16 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+        self._thread.join(60.0)  # a step of a large model on a CPU takes seconds
+
+    def end(self) -> None:
+        """End all answers, those in the making at their next token, and take no more."""
         with self._changed:
             self._ended = True
             for row in [*self._current, *self._waiting]:
                 row.cancelled = True
             self._changed.notify_all()
-        self._thread.join(60.0)  # a step of a large model on a CPU takes seconds
 
     @property
     def waiting(self) -> int:
@@ -57,8 +61,10 @@ class Worker:
         return self._thread.is_alive()
 
     def submit(self, rows: Sequence[Row]) -> None:
-        """Queue all of `rows`, or none: raises ApiError 429."""
+        """Queue all of `rows`, or none. Raises ApiError 429 where they are too many, 503 where the worker has ended."""
         with self._changed:
+            if self._ended:
+                raise ApiError(503, "the server ends", code="cancelled")
             if len(self._waiting) + len(rows) > self._most:
                 raise ApiError(429, f"{len(self._waiting)} prompts wait already, and {self._most} may; try again later",
                                code="queue_full")  # fmt: skip
@@ -70,6 +76,7 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
                 if self._ended:
+                    self._answer(self._waiting)  # all cancelled
                     return
                 batch = self._current = self._next()
             try:

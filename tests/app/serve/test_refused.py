@@ -98,7 +98,7 @@ def test_what_no_client_sends_is_refused_in_the_same_form(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "LARGEST_BODY", 1000)
-    for path, body, status, words in (("/v1/completions", b"{", 400, "not JSON"), ("/v1/completions", b"[]", 400, "JSON object"),
+    for path, body, status, words in (("/v1/completions", b"{", 400, "not JSON"), ("/v1/completions", b"[]", 400, "JSON object"), ("/v1/completions", b'["\\ud800"]', 400, "surrogates"),
                                       ("/v1/completions", b"x" * 2000, 413, "larger"), ("/v1/completions", None, 405, "Not Allowed"),
                                       ("/v2/completions", b"{}", 404, "Not Found")):  # fmt: skip
         code, found = raw(client, path, body)
@@ -142,6 +142,24 @@ def test_an_answer_that_nobody_waits_for_is_ended(loaded: Loaded) -> None:
         with pytest.raises(ApiError, match="1 may"):
             worker.submit([Row([5], Document(1, 1), Sampling(1), events.append)] * 2)
     assert [event.finish for event in events] == ["cancelled"] and row.length == 0
+
+
+def test_a_worker_that_ends_leaves_nobody_waiting(loaded: Loaded) -> None:
+    events: list[Any] = []
+    rows = [Row([5, 6], Document(2, 2), Sampling(400), events.append) for _ in range(2)]
+    with Worker(loaded, "prefix", most=9, batch_tokens=1) as worker:  # one row a batch
+        worker.submit(rows)
+        while not events:
+            time.sleep(0.001)
+    assert [row.finish for row in rows] == ["cancelled", "cancelled"] and rows[0].length and not rows[1].length
+    with pytest.raises(ApiError, match="the server ends"):
+        worker.submit(rows)
+
+
+def test_a_bug_is_an_error_in_the_same_form(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "encode_prompts", lambda *_, **__: 1 / 0)
+    with serving(loaded) as client, pytest.raises(openai.InternalServerError, match="its log has the reason"):
+        complete(client, "Hello")
 
 
 def test_a_batch_takes_what_fits_and_ends_within_the_context(loaded: Loaded) -> None:
