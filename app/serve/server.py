@@ -41,6 +41,7 @@ from jobs.errors import DataError
 LARGEST_BODY = 4 << 20  # bytes
 _LONGEST_ECHO = 4096  # tokens of a prompt whose log-probabilities are computed: all its logits are held at once
 _COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+_LOOK = 1.0  # seconds between two looks whether the client is still there
 _LATE = 30.0  # seconds after a deadline in which the decoding thread should have noticed it
 
 
@@ -254,7 +255,7 @@ class _Endpoint:
             left = len(rows)
             while left:
                 try:
-                    at, event = await asyncio.wait_for(events.get(), 1.0)
+                    at, event = await asyncio.wait_for(events.get(), _LOOK)
                 except TimeoutError:
                     if await request.is_disconnected():
                         return

@@ -6,9 +6,11 @@ import json
 import logging
 import signal
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +139,46 @@ def test_an_answer_that_nobody_waits_for_is_ended(loaded: Loaded) -> None:
     row.cancelled = True
     with Worker(loaded, "prefix", most=1, batch_tokens=100) as worker:
         worker.submit([row])
-        while not row.finish:
-            time.sleep(0.001)
+        until(lambda: row.finish is not None)
         with pytest.raises(ApiError, match="1 may"):
             worker.submit([Row([5], Document(1, 1), Sampling(1), events.append)] * 2)
     assert [event.finish for event in events] == ["cancelled"] and row.length == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_its_answer(stream: bool, loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Row] = []
+    gate, entered = threading.Event(), threading.Event()
+    monkeypatch.setattr(server, "_LOOK", 0.02)
+    monkeypatch.setattr(server, "Row", lambda *given: made.append(Row(*given)) or made[0])
+    hook = loaded.model.register_forward_pre_hook(lambda *_: entered.set() or (gate.wait(20), None)[1])
+    try:
+        with serving(loaded) as client:
+            if stream:
+                gate.set()
+                parts = complete(client, "Hello", stream=True, max_tokens=64)
+                next(parts)
+                gate.clear()
+                parts.close()
+            else:
+                with pytest.raises(openai.APITimeoutError):
+                    complete(client.with_options(timeout=0.3), "Hello", max_tokens=64)
+            assert entered.wait(20)
+            until(lambda: made[0].cancelled)
+            gate.set()
+            until(lambda: made[0].finish is not None)
+    finally:
+        gate.set()
+        hook.remove()
+    assert made[0].finish == "cancelled" and made[0].length < 64
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(4000):
+        if true():
+            return
+        time.sleep(0.005)
+    raise AssertionError("not within 20 s")
 
 
 def test_a_worker_that_ends_leaves_nobody_waiting(loaded: Loaded) -> None:
@@ -149,8 +186,7 @@ def test_a_worker_that_ends_leaves_nobody_waiting(loaded: Loaded) -> None:
     rows = [Row([5, 6], Document(2, 2), Sampling(400), events.append) for _ in range(2)]
     with Worker(loaded, "prefix", most=9, batch_tokens=1) as worker:  # one row a batch
         worker.submit(rows)
-        while not events:
-            time.sleep(0.001)
+        until(lambda: bool(events))
     assert [row.finish for row in rows] == ["cancelled", "cancelled"] and rows[0].length and not rows[1].length
     with pytest.raises(ApiError, match="the server ends"):
         worker.submit(rows)
