@@ -198,17 +198,20 @@ def test_a_bug_is_an_error_in_the_same_form(loaded: Loaded, monkeypatch: pytest.
         complete(client, "Hello")
 
 
-def test_a_batch_takes_what_fits_and_ends_within_the_context(loaded: Loaded) -> None:
+@pytest.mark.parametrize(("batch_tokens", "batches"), [(9000, [[0, 1], [2, 3], [4]]), (3000, [[0, 2, 4], [1], [3]])])
+def test_a_batch_takes_what_fits_and_ends_within_the_context(
+    loaded: Loaded, batch_tokens: int, batches: list[list[int]]
+) -> None:
     def row(length: int, tokens: int) -> Row:
         return Row([5] * length, Document(length, length), Sampling(tokens), lambda event: None)
 
-    worker = Worker(loaded, "prefix", most=9, batch_tokens=5000)
+    worker = Worker(loaded, "prefix", most=9, batch_tokens=batch_tokens)
     rows = [row(10, 5), row(2000, 40), row(10, 60), row(10, 2000), row(900, 100)]
     worker.submit(rows)
-    sizes = []
+    found = []
     while worker.waiting:
-        sizes.append([rows.index(one) for one in worker._next()])
-    assert sizes == [[0, 1], [2, 3], [4]]
+        found.append([rows.index(one) for one in worker._next()])
+    assert found == batches
 
 
 # ---- the key, and the command ------------------------------------------------------------------------------------------
