@@ -22,7 +22,6 @@ from app.model.load import Loaded
 from app.scoring.generate import PAD_ID, decode, stops_of
 from app.serve.requests import ApiError
 from jobs.config.schema import Mask
-from jobs.errors import ModelError
 
 Finish = Literal["stop", "length", "timeout", "cancelled"]
 _ROWS = 256  # of logits turned into log-probabilities at once
@@ -119,7 +118,7 @@ class _Choice(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if bool(scores.isnan().any()):
-            raise ModelError("the model", "its logits are not numbers", "try model.dtype float32")
+            raise FloatingPointError("the logits are not numbers")
         self.scores = scores
         sampled = [i for i, row in enumerate(self.rows) if row.sampling.temperature > 0 and row.finish is None]
         chosen = scores.clone() if sampled else scores
@@ -169,7 +168,7 @@ def answer(loaded: Loaded, rows: Sequence[Row], mask: Mask, now: Callable[[], fl
     """Decode the rows as one batch; each is told what is new, and its end.
 
     Raises:
-        ModelError: logits that are not numbers. RuntimeError of torch, such as out of memory.
+        FloatingPointError: logits that are not numbers. RuntimeError: of torch, such as out of memory.
     """
     for row in rows:
         if row.sampling.echo:

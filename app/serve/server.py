@@ -166,7 +166,8 @@ class _Endpoint:
         try:
             messages = [read_message(one, f"messages[{at}]")[0] for at, one in enumerate(body.texts)]
             if messages[-1]["role"] not in ("user", "tool"):
-                raise DataError("messages", f"the last one is by role {messages[-1]['role']}", "end with a user's")
+                fact = f"messages: the last one is by role {messages[-1]['role']}, not by a user"
+                raise ApiError(400, fact, "messages", "invalid_value")
             document = talk.read(messages, max_new_tokens=0)
         except DataError as error:
             raise self._unfit(f"{error.where}: {error.fact}", "messages", len(talk.ids)) from None
