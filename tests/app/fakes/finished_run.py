@@ -25,7 +25,7 @@ def write(runs: Path, stage: str, commit: str | None = "0123456789abcdef", compl
     job = resolve(stage, "embedded", sets=["data.train.limit=100", *sets] if stage == "stage3b" else [])
     with RunDir.create(runs, stage, datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)) as run:
         run.write_job({**job.to_dict(), "fingerprint": "f" * 64})
-        run.write_environment({"commit": commit})
+        run.write_json("environment.json", {"commit": commit})
         run.write_metrics(
             {"schema": 1, "evaluations": evaluations or [], "train": SECTION if stage == "stage3b" else None}
         )
