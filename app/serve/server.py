@@ -19,28 +19,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from app.attention.mask import Document
-from app.data.readers import read_message
 from app.model.load import Loaded
-from app.scoring.conversation import Chat
-from app.scoring.generate import encode_prompts, require_fits
 from app.serve.decoding import Delta, Row, Sampling, Token
-from app.serve.requests import MOST_PROMPTS, ApiError, ChatCompletion, Common, Completion, parse
+from app.serve.prompts import Asked, Reader
+from app.serve.requests import ApiError, ChatCompletion, Common, Completion, parse
 from app.serve.responses import ChatCompletions, Completions, Vocabulary
 from app.serve.worker import Worker
 from jobs.config.schema import Mask
-from jobs.errors import DataError
 
 LARGEST_BODY = 4 << 20  # bytes
-_LONGEST_ECHO = 4096  # tokens of a prompt whose log-probabilities are computed: all its logits are held at once
-_COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 _LOOK = 1.0  # seconds between two looks whether the client is still there
 _LATE = 30.0  # seconds after a deadline in which the decoding thread should have noticed it
 
@@ -92,6 +85,7 @@ class _Endpoint:
     def __init__(self, served: Served, worker: Worker) -> None:
         self.served, self.worker = served, worker
         self.vocabulary = Vocabulary(served.loaded.tokenizer)
+        self.reader = Reader(served.loaded, served.mask, served.most_tokens)
 
     # ---- what there is
 
@@ -134,104 +128,35 @@ class _Endpoint:
     async def completions(self, request: Request) -> Response:
         body = parse(Completion, await self._content(request))
         self._require_model(body.model)
-        limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        if limit == 0 and not body.echo:
-            raise ApiError(400, "max_tokens: 0 asks for nothing without echo", "max_tokens", "invalid_value")
-        scored = body.echo and body.logprobs is not None
-        if scored and self.served.mask != "causal":
-            raise ApiError(400, f"echo with logprobs: under mask {self.served.mask} a token of the prompt sees itself and later "
-                           "ones, so its log-probability means nothing; serve with mask causal, or score continuations with "
-                           "python -m app loglikelihood", "echo", "unsupported_mask")  # fmt: skip
-        prompts = self._encoded(body)
-        if scored and max(map(len, prompts)) > _LONGEST_ECHO:
-            raise ApiError(
-                400, f"echo with logprobs: at most {_LONGEST_ECHO} tokens a prompt", "prompt", "invalid_value"
-            )
-        asked = []
-        for ids in prompts:
-            self._require_fits(ids, limit, "prompt")
-            asked.append((ids, Document(len(ids), len(ids))))
-        echoes = [self._echo(ids, body) for ids in prompts for _ in range(body.n)] if body.echo else []
         form = Completions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs is not None)
-        return await self._answer(request, body, asked, form, limit, body.logprobs, scored, echoes)
+        return await self._answer(request, body, self.reader.completion(body), form)
 
     async def chat(self, request: Request) -> Response:
         body = parse(ChatCompletion, await self._content(request))
         self._require_model(body.model)
-        if body.top_logprobs is not None and not body.logprobs:
-            raise ApiError(400, "top_logprobs: needs logprobs: true", "top_logprobs", "invalid_value")
-        if not self.served.loaded.tokenizer.chat_template:
-            raise ApiError(400, "the model's tokenizer has no chat template; use /v1/completions", "messages")
-        talk = Chat(self.served.loaded, self.served.mask, "messages")
-        try:
-            messages = [read_message(one, f"messages[{at}]")[0] for at, one in enumerate(body.texts)]
-            if messages[-1]["role"] not in ("user", "tool"):
-                fact = f"messages: the last one is by role {messages[-1]['role']}, not by a user"
-                raise ApiError(400, fact, "messages", "invalid_value")
-            document = talk.read(messages, max_new_tokens=0)
-        except DataError as error:
-            raise self._unfit(f"{error.where}: {error.fact}", "messages", len(talk.ids)) from None
-        except TemplateError as error:
-            raise ApiError(
-                400, f"messages: the chat template refuses them: {error}", "messages", "invalid_value"
-            ) from None
-        room = self.served.loaded.max_length - len(talk.ids)
-        limit = min(self.served.most_tokens, room) if body.limit is None else body.limit
-        if limit == 0:
-            raise ApiError(400, "max_tokens: 0 asks for nothing", "max_tokens", "invalid_value")
-        self._require_fits(talk.ids, limit, "messages")
-        top = body.top_logprobs or 0 if body.logprobs else None
         form = ChatCompletions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs)
-        return await self._answer(request, body, [(talk.ids, document)], form, limit, top)
+        return await self._answer(request, body, self.reader.chat(body), form)
 
     @property
     def _fingerprint(self) -> str:
         return f"{self.served.names[0]} under {self.served.mask}"
 
-    def _encoded(self, body: Completion) -> list[list[int]]:
-        if not 1 <= len(body.prompts) <= MOST_PROMPTS:
-            raise ApiError(400, f"prompt: expected 1 to {MOST_PROMPTS} prompts, found {len(body.prompts)}", "prompt",
-                           "invalid_value")  # fmt: skip
-        given = list(body.prompts)
-        try:
-            texts = iter(encode_prompts(self.served.loaded, [one for one in given if isinstance(one, str)], chat=False))
-        except DataError as error:
-            raise ApiError(400, f"prompt: {error.fact}", "prompt", "invalid_value") from None
-        encoded = [next(texts) if isinstance(one, str) else one for one in given]
-        if not all(encoded):
-            raise ApiError(400, "prompt: is empty", "prompt", "invalid_value")
-        return encoded
-
-    def _require_fits(self, ids: list[int], limit: int, param: str) -> None:
-        if limit > self.served.most_tokens:
-            raise ApiError(400, f"max_tokens: at most {self.served.most_tokens} here, found {limit}", "max_tokens",
-                           "invalid_value")  # fmt: skip
-        try:
-            require_fits(self.served.loaded, [ids], limit, [param])
-        except DataError as error:
-            raise self._unfit(f"{param}: {error.fact}", param, len(ids) + limit) from None
-
-    def _unfit(self, message: str, param: str, length: int) -> ApiError:
-        long = length > self.served.loaded.max_length
-        return ApiError(400, message, param, "context_length_exceeded" if long else "invalid_value")
-
-    def _echo(self, ids: list[int], body: Completion) -> str:
-        return body.prompt if isinstance(body.prompt, str) else str(self.served.loaded.tokenizer.decode(ids))
-
-    async def _answer(self, request: Request, body: Common, asked: Sequence[tuple[list[int], Document]], form: Completions,
-                      limit: int, top: int | None, echo: bool = False, echoes: Sequence[str] = ()) -> Response:  # fmt: skip
+    async def _answer(self, request: Request, body: Common, asked: Asked, form: Completions) -> Response:
         if body.n > 1 and body.temperature == 0:
             raise ApiError(400, "n: temperature 0 would give equal answers", "n", "invalid_value")
         seed = secrets.randbits(62) if body.seed is None else body.seed % 2**62
         events: asyncio.Queue[tuple[int, Delta | ApiError]] = asyncio.Queue()
         loop, deadline = asyncio.get_running_loop(), self.worker.now() + self.served.seconds
         rows: list[Row] = []
-        for ids, document in asked:
+        for ids, document in asked.prompts:
             for number in range(body.n):
-                how = Sampling(limit, body.temperature, body.top_p, seed + number, body.stops, top, echo)
+                how = Sampling(
+                    asked.limit, body.temperature, body.top_p, seed + number, body.stops, asked.top, asked.scored
+                )
                 rows.append(Row(ids, document, how, _into(events, loop, len(rows)), deadline))
         self.worker.submit(rows)
-        usage = _Usage(sum(len(ids) for ids, _ in asked))
+        usage = _Usage(sum(len(ids) for ids, _ in asked.prompts))
+        echoes = [text for text in asked.echoes for _ in range(body.n)]
         parts = self._parts(request, rows, events, usage, echoes)
         if body.stream:
             told = body.stream_options is not None and body.stream_options.include_usage
@@ -266,14 +191,9 @@ class _Endpoint:
                 if isinstance(event, ApiError):
                     raise event
                 if event.finish in ("timeout", "cancelled"):
-                    why = (
-                        f"took longer than {self.served.seconds:g} s"
-                        if event.finish == "timeout"
-                        else "the server ends"
-                    )
-                    raise ApiError(
-                        504 if event.finish == "timeout" else 503, f"no whole answer: {why}", code=event.finish
-                    )
+                    late = event.finish == "timeout"
+                    why = f"it took longer than {self.served.seconds:g} s" if late else "the server ends"
+                    raise ApiError(504 if late else 503, f"no whole answer: {why}", code=event.finish)
                 usage.answers = sum(row.length for row in rows)
                 left -= event.finish is not None
                 yield at, event

@@ -20,7 +20,7 @@ import torch
 
 from app.attention.mask import Document
 from app.model.load import Loaded
-from app.serve import server
+from app.serve import prompts, server
 from app.serve.decoding import Row, Sampling
 from app.serve.requests import ApiError
 from app.serve.worker import Worker
@@ -193,7 +193,7 @@ def test_a_worker_that_ends_leaves_nobody_waiting(loaded: Loaded) -> None:
 
 
 def test_a_bug_is_an_error_in_the_same_form(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "encode_prompts", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(prompts, "encode_prompts", lambda *_, **__: 1 / 0)
     with serving(loaded) as client, pytest.raises(openai.InternalServerError, match="its log has the reason"):
         complete(client, "Hello")
 
@@ -237,7 +237,7 @@ def test_the_command_serves_until_it_is_told_to_end(trained: Path, few_rows: Non
              "--key-file", str(tmp_path / "key")]  # fmt: skip
     process = WarmProcess.start(words, tmp_path / "out")
     try:
-        out, until = tmp_path / "out" / "out", time.monotonic() + 60
+        out, until = tmp_path / "out" / "out", time.monotonic() + 240
         while "Ctrl-C" not in (text := out.read_text() if out.exists() else ""):
             assert process.runs() and time.monotonic() < until, (tmp_path / "out" / "err").read_text()
             time.sleep(0.02)
