@@ -50,7 +50,9 @@ class RunRequest:
     estimate_hours: float | None = None
     estimate_dollars: float | None = None
     ssh_key: str | None = None  # absolute: a private key of the user's own
-    campaign: str | None = None  # its name; `stage` is the same, and `profile_file` its file if it is one of one's own
+    campaign: str | None = (
+        None  # its name; `stage` is "campaign NAME", and `profile_file` its file if it is one of one's own
+    )
     complete: tuple[str, ...] = ()  # its runs that were complete here before
 
 
