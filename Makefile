@@ -206,7 +206,7 @@ test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpre
 test-zoo: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
 	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
 fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
-	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py $(ARGS)
+	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py tests/test_fuzz_files.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
 	GOLDEN=1 $(PYTEST) -m golden $(ARGS)
 

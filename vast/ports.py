@@ -4,8 +4,6 @@ One rule for all: "unknown" is an answer of its own. An adapter that got no answ
 "none", "gone" or "failed". The adapter logs the cause, never a key.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field

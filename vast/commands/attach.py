@@ -1,7 +1,5 @@
 """`attach`, `down` and `pull`: continue an existing run, end it, fetch from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """`offers`: a table on a terminal, tab-separated lines in a pipe."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

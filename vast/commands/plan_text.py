@@ -1,7 +1,5 @@
 """What commands print: the plan of `up` in words, tables."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from shutil import get_terminal_size

@@ -1,7 +1,5 @@
 """`up`: run a stage on a rented machine."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

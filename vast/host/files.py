@@ -5,8 +5,6 @@ right; so is the newest complete checkpoint (vast/host/snapshot.py). A complete 
 summary.json last.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease, snapshot
+from jobs.runs.atomic import read_json_or_nothing
+from vast.host import jobstate, lease, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
@@ -77,7 +76,7 @@ class _Listing:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
         assert self.run is not None
         snapshot.release(self.root, self.run)
-        manifest = (jsonfiles.read(self.run / "manifest.json") or {}).get("files")
+        manifest = read_json_or_nothing(self.run / "manifest.json").get("files")
         if not isinstance(manifest, dict):
             raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
         for name, known in manifest.items():

@@ -3,15 +3,13 @@
 The names are those of jobs/runs/rundir.py and app/training/checkpoint.py; a test compares them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vast.host import jsonfiles
+from jobs.runs.atomic import read_json_or_nothing
 
 RUNNER, WATCHDOG, SNAPSHOTS = ".runner", ".watchdog", ".hold"
 MARK = "complete.json"
@@ -95,7 +93,7 @@ def is_done(root: Path, state: dict[str, Any] | None, run: Path | None) -> bool:
     name = None if state is None else campaign_of(state["command"])
     if name is None:
         return run is not None and is_complete(run)
-    known = jsonfiles.read(root / list_of(name)) or {}
+    known = read_json_or_nothing(root / list_of(name))
     runs = known.get("runs")
     if not isinstance(runs, list) or not runs or len(runs) != known.get("cells"):
         return False
@@ -117,14 +115,14 @@ def checkpoints(root: Path, run: Path) -> list[Checkpoint]:
 
 
 def step_of(name: str) -> int:
-    """Of a directory checkpoint-N; -1 for another name."""
+    """The step N of a directory checkpoint-N; -1 for another name."""
     match = _CHECKPOINT.fullmatch(Path(name).name)
     return int(match[1]) if match else -1
 
 
 def sizes(checkpoint: Path) -> dict[str, int] | None:
     """What its complete.json names, if all of that is there; else None."""
-    files = (jsonfiles.read(checkpoint / MARK) or {}).get("files")
+    files = read_json_or_nothing(checkpoint / MARK).get("files")
     if not isinstance(files, dict):
         return None
     try:

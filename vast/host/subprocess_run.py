@@ -5,8 +5,6 @@ lives, as the shared connection of ssh does. Here the call returns at the end of
 whole process group is killed. Processes that it started in another session are left alone. Standard library only.
 """
 
-from __future__ import annotations
-
 import os
 import selectors
 import signal

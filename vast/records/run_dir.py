@@ -12,8 +12,6 @@ report.md, report.json   at the end
 drill.jsonl, drill.md    of a drill, see vast/commands/drill.py
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

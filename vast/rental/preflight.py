@@ -1,14 +1,12 @@
 """Checks before renting. Each raises UserError with path, fact and remedy, and changes nothing."""
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate

@@ -1,7 +1,5 @@
 """The market as one account sees it: an answer for another account counts as no answer."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from jobs.errors import RunStateError

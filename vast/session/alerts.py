@@ -3,8 +3,6 @@
 docs/vast.md has details; a test requires each name in both places.
 """
 
-from __future__ import annotations
-
 MEANING = {
     # alerts
     "account": "the account cannot be seen: a refused key or no answer; nothing is judged meanwhile",

@@ -4,8 +4,6 @@ A machine that bills must be destroyed even if no intent can be written. The jou
 later `vast down` proves the machine's absence once more and closes the run.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import suppress

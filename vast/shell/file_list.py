@@ -4,8 +4,6 @@ The host may be confused or hostile: a path that is absolute, climbs with `..`, 
 the job's own run voids the whole listing, so that nothing outside the run's directory is ever written.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Both pairs of address and port are tried in turn, beginning with the one that wo
 or taken from it, the machine has to show the nonce of the run. This proof lasts a minute; the pinned host key covers the rest.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -5,9 +5,6 @@ runs/vast/RUN/staging/      files that are being fetched and are not verified ye
 runs/STAGE/ID/              the run itself, as on the host; a checkpoint's directory appears whole, by one rename
 """
 
-from __future__ import annotations
-
-import json
 import os
 import shutil
 import stat
@@ -15,7 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import DataError
 from jobs.runs import atomic
@@ -30,8 +29,7 @@ KEEP = 2  # checkpoints of a run that are kept here
 BESIDE = ".replaced"  # ends the name of a checkpoint's directory that is about to be replaced
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """A file as it was verified. mtime_ns: its time of change then; while it has that and its size, it is not read again."""
 
     size: int  # bytes
@@ -39,12 +37,16 @@ class Known:
     mtime_ns: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Receipt:
+    schema: int = 1
     run: str | None = None
     runs: list[str] = field(default_factory=list)  # every run that was brought; others with such a name are not ours
     # Of `run`, by their path below the runs directory: what a file is or is about to be, and what it was before that.
     files: dict[str, tuple[Known, ...]] = field(default_factory=dict)
+
+
+_codec = TypeAdapter(Receipt)
 
 
 class LocalCopy:
@@ -146,11 +148,9 @@ class LocalCopy:
         }
         new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
         runs = [*before.runs, *([] if run in before.runs else [run])]
-        receipt = Receipt(run, runs, kept | new)
-        rows = {path: [[one.size, one.sha256, one.mtime_ns] for one in known] for path, known in receipt.files.items()}
-        text = json.dumps({"schema": 1, "run": run, "runs": runs, "files": rows}, indent=1) + "\n"
+        receipt = Receipt(run=run, runs=runs, files=kept | new)
         self.own.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self.own / RECEIPT, text)
+        write_text_atomically(self.own / RECEIPT, _codec.dump_json(receipt, indent=1).decode() + "\n")
         self.receipt = receipt
 
     def prune(self) -> None:
@@ -204,8 +204,6 @@ class LocalCopy:
     def _read(self) -> Receipt:
         """A missing or odd receipt is empty: then no file here is believed."""
         try:
-            value: Any = atomic.read_json(self.own / RECEIPT)
-            files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}
-            return Receipt(value["run"], list(value["runs"]), files)
-        except (DataError, KeyError, TypeError, AttributeError):
+            return _codec.validate_python(atomic.read_json(self.own / RECEIPT))
+        except (DataError, ValidationError):
             return Receipt()

@@ -4,8 +4,6 @@ The file that marks others as complete (complete.json of a checkpoint, summary.j
 the host has verified the others, so that an interrupted push leaves nothing that a job would believe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ may therefore be half there under its own name, and no file is believed before i
 On a host, where a job may read them, half files have another place.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Callable, Sequence

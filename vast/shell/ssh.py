@@ -4,8 +4,6 @@ Host keys are always checked: a key is trusted at the first contact only (vast/s
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

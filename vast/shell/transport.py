@@ -4,8 +4,6 @@ A transport knows nothing of runs: vast/shell/pull.py verifies its files, and va
 machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

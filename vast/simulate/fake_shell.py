@@ -1,7 +1,5 @@
 """The shell of the simulated world: every contact takes time, is counted, and may meet a fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always

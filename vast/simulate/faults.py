@@ -4,8 +4,6 @@ A schedule places each fault: at the n-th create, on the n-th machine, or at a t
 that were met (`World.happened`): a run that ends early never meets the rest of its schedule.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from random import Random
 

@@ -3,8 +3,6 @@
 The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine

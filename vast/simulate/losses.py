@@ -1,7 +1,5 @@
 """Why work is lost with a machine: what keeps a pull from bringing it home, in words."""
 
-from __future__ import annotations
-
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import GRACE, World
 

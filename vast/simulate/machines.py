@@ -1,7 +1,5 @@
 """The truth about one rented machine, and about its job."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from vast.simulate.faults import Fault

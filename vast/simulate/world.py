@@ -3,8 +3,6 @@
 It holds the truth for vast/simulate/invariants.py. Time passes only in `advance_to`, from event to event.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter
 from collections.abc import Callable

@@ -7,8 +7,6 @@
 vast/supervisor/observe.py counts signs over several polls; here the counts are compared with the policy.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

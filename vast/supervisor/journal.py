@@ -12,8 +12,6 @@ suspended machine or over a network file system, while another one takes over. E
 it before each act; records with an older token than a record before them are ignored.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -3,8 +3,6 @@
 The supervisor may die between any two lines of this file, and is then restored from the end of its journal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ A poll is trusted if the account answered: a refused key sees no instances, and 
 poll, or our own dead network, changes no count.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
 from vast.supervisor.schedule import may_show

@@ -1,7 +1,5 @@
 """When to poll again, when to wake up, how long to pause, and which alerts are up. Pure."""
 
-from __future__ import annotations
-
 import math
 from zlib import crc32
 

@@ -1,4 +1,4 @@
-"""vast.commands.wiring.RunShell over a host that is a few lines of script: what a look shows, one entry a look."""
+"""vast.shell.hostshell.HostShell over a host that is a few lines of script: what a look shows, one entry a look."""
 
 from __future__ import annotations
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 import vast.supervisor.schedule as schedule_module
+from tests.vast.fakes import old_watcher
 from tests.vast.fakes.worlds import POLICY
-from vast.simulate import baseline, campaign, healthy
+from vast.simulate import campaign, healthy
 from vast.simulate.__main__ import main
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
@@ -98,7 +99,7 @@ def test_every_loss_is_named_and_forced_and_most_runs_succeed(summary: Summary) 
 
 
 def test_the_old_algorithm_leaks_loses_and_overspends_in_the_same_worlds(summary: Summary) -> None:
-    old = campaign.campaign(range(2000), partial(baseline.run_seed, policy=POLICY))
+    old = campaign.campaign(range(2000), partial(old_watcher.run_seed, policy=POLICY))
     assert old.leaks > 100 and old.double_rents > 10 and old.wrong_verdicts > 10
     assert old.avoidable_losses > 100
     assert old.idle_dollars > 5 * summary.idle_dollars
@@ -129,12 +130,11 @@ def test_a_healthy_day_costs_few_calls_and_little_idle_time() -> None:
 
 
 def test_the_command_prints_one_json_object() -> None:
-    result = CliRunner().invoke(main, ["--seeds", "20", "--json", "--processes", "1", "--baseline"])
+    result = CliRunner().invoke(main, ["--seeds", "20", "--json", "--processes", "1"])
     assert result.exit_code == 0, result.output
     content = json.loads(result.output)
     keys = "rentals leaks double_rents lost_artifacts wrong_verdicts overspend_max overspend_mean idle_dollars seconds"
     assert content.keys() >= set(keys.split())
-    assert content["baseline"].keys() >= set(keys.split())
 
 
 def test_the_command_replays_a_seed_with_its_time_line() -> None:
