@@ -55,7 +55,7 @@ class DrillOptions(RentOptions):
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
         """Short intervals; no machine is kept, and no secret is sent."""
         return {
-            "vast drill": {
+            "the drill": {
                 "cadence": {"early_minutes": [0.5], "stable_minutes": 0.5, "alert_minutes": 0.5},
                 "caps": {"hours": HOURS},
                 "attempts": 2,
@@ -170,7 +170,7 @@ class _Crew:
     def ask_for_the_end(self) -> None:
         if not self.folder.asked_down():
             with suppress(UserError, OSError):  # on a full disk the supervisor ends the run by itself
-                self.folder.ask(self.folder.down, "vast drill")
+                self.folder.ask(self.folder.down, "python -m vast drill")
 
     def end(self) -> None:
         """Wait until one of the processes has closed the run; else close it in this process."""

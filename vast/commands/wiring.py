@@ -62,7 +62,8 @@ def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[]
     folder = context.folder
     return HostShell(
         way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,
-        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request), **more,
+        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
+        campaign=context.request.campaign, earlier=context.request.complete, **more,
     )  # fmt: skip
 
 

@@ -92,6 +92,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made["release"].add_argument("--id", type=_count, required=True, help="of the rental")
     made["files"].add_argument("--everything", action="store_true", help="also the results")
     made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
+    made["files"].add_argument(
+        "--done", action="append", default=[], metavar="RUN", help="complete, and safe elsewhere"
+    )
     made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
     made["log"].add_argument(
         "--follow-from", type=_count, metavar="BYTES", help="what was written after this number of bytes"
@@ -130,7 +133,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
             given = secretfiles.parse(sys.stdin.read(secretfiles.LARGEST))
             return {"secrets": secretfiles.store(given, options.secrets_dir)}
         case "files":
-            return hostfiles.files(root, options.everything, options.have)
+            return hostfiles.files(root, options.everything, options.have, options.done)
     return log_text(root, options.tail, options.follow_from)
 
 

@@ -96,7 +96,7 @@ def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
         **progress(beat, clock),
         **({"beat_age": age} if not beat and (age := age_without_beat(state, clock)) is not None else {}),
         "checkpoint": found[-1].name if found else None,
-        "complete": run is not None and hostruns.is_complete(run),
+        "complete": hostruns.is_done(root, state, run),
     }
 
 

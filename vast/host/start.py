@@ -84,8 +84,7 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     """How often the batch of the run that came here from another machine was halved there."""
-    stage = hostruns.stage_of(arguments)
-    run = hostruns.unfinished(root, stage) if stage else None
+    run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
     found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
     return found if type(found) is int and found > 0 else 0
 

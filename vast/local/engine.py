@@ -29,7 +29,7 @@ def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
         import docker
     except ImportError:
         fact = "the docker SDK for Python is not installed"
-        raise UserError("vast local", fact, "run: make setup, or: pip install '.[local]'") from None
+        raise UserError("docker", fact, "run: make setup, or: pip install '.[local]'") from None
     host = environ.get("DOCKER_HOST", "")
     if host.startswith("ssh://"):
         fact = "is reached by ssh, which is not supported here"

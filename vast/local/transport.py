@@ -41,7 +41,9 @@ class LocalTransport:
                  at_close: Callable[[], object] = lambda: None) -> None:  # fmt: skip
         self._engine, self._owner, self._token, self._at_close = engine, owner, token, at_close
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         if not NAME.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no container")
         try:

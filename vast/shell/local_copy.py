@@ -8,6 +8,7 @@ runs/STAGE/ID/              the run itself, as on the host; a checkpoint's direc
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import DataError
 from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
+from vast.host.runs import list_of
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
@@ -48,10 +50,11 @@ _codec = TypeAdapter(Receipt)
 
 
 class LocalCopy:
-    """runs_dir: where runs are kept here. own: the directory of the rented run, below it."""
+    """runs_dir: where runs are kept here. own: the directory of the rented run, below it. campaign: its name, if the job is
+    one; earlier: its runs that were complete here before."""
 
-    def __init__(self, runs_dir: Path, own: Path) -> None:
-        self.runs_dir, self.own = runs_dir, own
+    def __init__(self, runs_dir: Path, own: Path, campaign: str | None = None, earlier: Sequence[str] = ()) -> None:
+        self.runs_dir, self.own, self.campaign, self.earlier = runs_dir, own, campaign, earlier
         self.staging = own / STAGING
         self.receipt = self._read()
 
@@ -101,11 +104,25 @@ class LocalCopy:
         return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
 
     def is_complete(self) -> bool:
-        """The run itself is complete and every file agrees with its manifest; all of them are read."""
-        run = self.receipt.run
+        """The run itself is complete and every file agrees with its manifest; all of them are read. Of a campaign: each run."""
+        if self.campaign is None:
+            return self._agrees(self.receipt.run)
+        try:
+            known = atomic.read_json(self.runs_dir / list_of(self.campaign))
+            runs = [str(one["run"]) for one in known["runs"]]
+        except (DataError, KeyError, TypeError):
+            return False
+        return 0 < len(runs) == known.get("cells") and all(map(self._agrees, runs))
+
+    def _agrees(self, run: str | None) -> bool:
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
         return not atomic.differences(self.runs_dir / run)
+
+    def complete_runs(self) -> list[str]:
+        """The runs of a campaign that are complete here: no machine has to make them."""
+        brought = [run for run in self.receipt.runs if (self.runs_dir / run / SUMMARY).is_file()]
+        return [] if self.campaign is None else list(dict.fromkeys([*self.earlier, *brought]))
 
     def read_again(self) -> Pulled | None:
         """Verify the whole copy by reading the disk. None if no run was ever pulled."""

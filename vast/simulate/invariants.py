@@ -42,7 +42,9 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
+    "ssh": frozenset(
+        {"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang", "dead-man"}
+    ),
     "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
     "slow": frozenset({"slow-gpu"}),
     "unguarded": frozenset({"container-restart"}),
@@ -146,7 +148,7 @@ def not_stuck(world: World, state: RunState) -> None:
             one.dead_since = world.now
 
 
-BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused"})
+BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused", "no-ssh-here"})
 
 
 def at_rest(world: World, state: RunState, looked_at: float) -> None:

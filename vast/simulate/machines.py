@@ -10,7 +10,7 @@ ONCE = 0.7  # from this variant on a burn-in hangs only once
 
 @dataclass(slots=True, eq=False)
 class SimulatedJob:
-    """One attempt of the job, in the runner on a machine."""
+    """One attempt of the job, in the runner on a machine. It makes steps from `began` on, once its store has answered or not."""
 
     attempt: int
     began: float

@@ -13,6 +13,7 @@ from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
 from vast.supervisor.schedule import alerts, interval, pause_before
 from vast.supervisor.state import (
+    UNFINISHED,
     Action,
     Do,
     Intent,
@@ -203,8 +204,15 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         # a disk is not full for seconds; but near a cap each of them counts
         may_wait = state.phase is Phase.RUNNING or (full and state.verdict not in reasons.FORCED)
         pause = 60 * policy.cadence.alert_minutes if may_wait else policy.cadence.urgent
+        took = (
+            max(0.0, action.ended - action.t) if isinstance(result, Pulled) else 0.0
+        )  # without an answer it means nothing
         return changed(
-            state, pull_failures=state.pull_failures + 1, pull_next=_retry_at(action, pause), no_room_here=full
+            state,
+            pull_seconds=max(state.pull_seconds, UNFINISHED * took),
+            pull_failures=state.pull_failures + 1,
+            pull_next=_retry_at(action, pause),
+            no_room_here=full,
         )
     wanted = state.verdict == reasons.SUCCESS
     fetched = not wanted or result.complete

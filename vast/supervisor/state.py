@@ -30,6 +30,7 @@ from vast.ports import (
     label_text,
 )
 
+UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
 
 # ---- the request ------------------------------------------------------------------------------------------------
