@@ -145,9 +145,8 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
         except (OSError, ValueError):  # another user's, or removed meanwhile: not a run of ours
             continue
         if written_here:
-            beat = read_json_or_nothing(
-                path.with_name("heartbeat.json")
-            )  # before the clocks, or a new beat would be from the future
+            # Before the clocks, or a new beat would be from the future.
+            beat = read_json_or_nothing(path.with_name("heartbeat.json"))
             wall = clock.time()
             verdict = judge(beat, wall - locked_at, clock.monotonic(), wall, limits)
             yield f"{path.parent.parent.name}/{path.parent.name}", verdict

@@ -16,7 +16,8 @@ from app.data import reading
 from app.report.run_list import list_rows
 from app.scoring.samples import read_prompts
 from jobs.config import campaign, load, strict_yaml
-from jobs.config.load import JOBS_DIR, Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import JOBS_DIR, resolve
 from jobs.config.suites import read_suite
 from jobs.errors import UserError
 from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, list_runs, resolve_init

@@ -105,7 +105,7 @@ class Ledger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Of several workers one at a time writes the file; the others wait."""
+        """One worker at a time writes the file; the others wait."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_suffix(".lock"), "w", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -143,7 +143,7 @@ def run_cells(
 
 
 def _free_memory() -> None:
-    """Of the model that was trained, before the next is loaded."""
+    """Free the memory of the model that was trained, before the next is loaded."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

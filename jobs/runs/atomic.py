@@ -49,14 +49,12 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 @contextmanager
 def io_errors_reported(path: Path) -> Iterator[None]:
     """Turn the operating system's errors inside the block into DiskFull or RunStateError."""
-    with disk_full_reported(path):
-        try:
+    try:
+        with disk_full_reported(path):
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RunStateError(path, f"cannot be written: {error.strerror}{_owner(path, error)}", "choose another "
-                                "--runs-dir") from None  # fmt: skip
+    except OSError as error:
+        fact = f"cannot be written: {error.strerror}{_owner(path, error)}"
+        raise RunStateError(path, fact, "choose another --runs-dir") from None
 
 
 def _owner(path: Path, error: OSError) -> str:
@@ -151,16 +149,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class SampleWriter:
-    """Writes samples.jsonl, one line per item and evaluation."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, sample: Mapping[str, Any]) -> None:
-        self._file.write(encode(sample) + "\n")
 
 
 class JsonlLog:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import click
 
-from jobs.config.load import DEFAULT_PROFILE, Job
+from jobs.config.job import Job
+from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from vast import policy as policies

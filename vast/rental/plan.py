@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate

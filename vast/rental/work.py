@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config.campaign import campaign_names, cells, read_campaign
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.runs.atomic import read_json
 from jobs.runs.rundir import resolve_init

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.data.suites import suite_items
 from app.training.checkpoint import complete_checkpoints
 from app.training.train import prepare_data
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app import oracle
