@@ -111,4 +111,8 @@ class JobOptions:
         """The job's command on a machine whose runs directory is `root`."""
         own = self.profile_file
         sent = self.profile if own is None else f"{root}/{plans.INPUTS}/{Path(own).name}"
-        return plans.command_of(self.stage, sent, limit=self.limit, sets=tuple(self.sets), seed=self.seed)
+        # --continue: a second machine continues the work of the first
+        words = ["run", self.stage, "--profile", sent, "--continue"]
+        for name, value in (("--limit", self.limit), ("--seed", self.seed), *(("--set", pair) for pair in self.sets)):
+            words += [] if value is None else [name, str(value)]
+        return tuple(words)
