@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,13 +52,7 @@ ssh_key_option = click.option(
 
 def options(*added: Callable[[F], F]) -> Callable[[F], F]:
     """The options as one decorator, in this order in the command's help."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(added):
-            command = option(command)
-        return command
-
-    return decorate
+    return lambda command: reduce(lambda made, option: option(made), reversed(added), command)
 
 
 machine_options = options(
