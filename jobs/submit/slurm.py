@@ -31,7 +31,8 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
         "array": f"0-{len(job.seeds) - 1}" if job.seeds else None, "chdir": str(root),
         "output": str(logs / ("%x-%A_%a.out" if job.seeds else "%x-%j.out")), "open-mode": "append",
     }  # fmt: skip
-    lines = [f"#SBATCH --{key}={_value(value)}" for key, value in options.items() if value is not None]
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    lines = [f"#SBATCH --{key}={shlex.quote(text) if ' ' in text else text}" for key, text in given.items()]
     seed = []
     if job.seeds:
         seed = [f"seeds=({' '.join(map(str, job.seeds))})", 'seed=(--seed "${seeds[$SLURM_ARRAY_TASK_ID]}")']
@@ -50,11 +51,6 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
         f"    echo 'error: the job was requeued {RESTARTS} times; submit it again to go on' >&2; exit $code", "  fi",
         '  scontrol requeue "$SLURM_JOB_ID"', "fi", "exit $code", "",
     ])  # fmt: skip
-
-
-def _value(value: object) -> str:
-    text = str(value)
-    return shlex.quote(text) if " " in text else text
 
 
 def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[str, str]:
