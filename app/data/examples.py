@@ -96,6 +96,14 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many examples were not taken, by reason, in words; without those beyond `limit`, as was asked for."""
+        counts = {"empty": self.dropped_empty, "that repeat another": self.dropped_duplicate,
+                  "without an answer of weight above 0": self.dropped_weight,
+                  "longer than train.max_length": self.dropped_length}  # fmt: skip
+        return {reason: count for reason, count in counts.items() if count}
+
 
 def load_examples(
     source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
@@ -133,10 +141,7 @@ def load_examples(
         raise DataError(where, "holds no examples", "give at least one")
     examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat))
     if not examples:
-        counts = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "of weight 0": report.dropped_weight,
-                  f"longer than {max_length} tokens": report.dropped_length}  # fmt: skip
-        found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        raise DataError(where, f"no example is left of {report.read}: {found}",
+        raise DataError(where, f"no example is left of {report.read}: {words(report.left_out)}",
                         "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
     report.kept = len(examples)
     report.answers = sum(len(example.answers) for example in examples)
@@ -145,8 +150,16 @@ def load_examples(
     return examples, report
 
 
-def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[TokenExample], list[TokenExample]]:
+def words(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+
+
+def split(
+    examples: Sequence[TokenExample], eval_fraction: float, left_out: dict[str, int] | None = None
+) -> tuple[list[TokenExample], list[TokenExample]]:
     """(train, eval), each example by its own hash: neither order nor later additions move one to the other side.
+
+    left_out: what was dropped before, by reason, for errors.
 
     Raises:
         DataError: a side would be empty, or the check for overlap left nothing.
@@ -160,6 +173,7 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
     for name, side in (("training", train), ("evaluation", evaluation)):
         if not side:
             fact = f"{eval_fraction} of {len(examples)} examples leaves the {name} side empty"
+            fact += f" (dropped: {words(left_out)})" if left_out else ""
             raise DataError("train.eval_fraction", fact, "change the fraction, or give more examples")
     return train, evaluation
 

@@ -75,16 +75,24 @@ def _row(run: RunDir) -> RunRow:
     else:
         headline = str(beat.get("phase") or "")
         if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
-            headline += f" {beat['step']} of {beat['total']}"
+            headline += f" {beat.get('step')} of {beat['total']}"
     return RunRow(run.id, run.stage, str(profile), state, result, headline or DASH, moment(str(when or "")))
 
 
 def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
-    leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
+    evaluations = metrics.get("evaluations")
+    leaks = {
+        str(e.get("label"))
+        for e in map(_mapping, evaluations if isinstance(evaluations, list) else [])
+        if e.get("leaks")
+    }
     scores = [
-        (name + " (leaks)" * (name in leaks or name.endswith(LEAKING)), number(value))
-        for name, value in (summary.get("headline") or {}).items()
+        (
+            name + " (leaks)" * (name in leaks or name.endswith(LEAKING)),
+            number(value) if isinstance(value, int | float) else str(value),
+        )
+        for name, value in _mapping(summary.get("headline")).items()
     ]
     if not scores:
         return DASH, ""
@@ -92,9 +100,14 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    """A part of a file that may be damaged."""
+    return value if isinstance(value, dict) else {}
+
+
 def _profile(run: RunDir) -> str | None:
     """None for a run that was killed before it wrote its job, or whose record is damaged."""
     try:
-        return (run.read_job().get("profile") or {}).get("name")
+        return _mapping(run.read_job().get("profile")).get("name")
     except UserError:
         return None

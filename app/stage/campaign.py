@@ -115,8 +115,10 @@ class Ledger:
         write_text_atomically(self.path, encode(value, indent=2) + "\n")
 
 
-def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> None:
-    """One after the other in this process; one that fails does not keep the others from running.
+def run_cells(
+    cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say, each: Callable[[], None] = lambda: None
+) -> None:
+    """One after the other in this process; one that fails does not keep the others from running. `each`: after a run is complete.
 
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
@@ -133,6 +135,7 @@ def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> N
             say(f"{place}: failed: {error}")
             continue
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
+        each()
         _free_memory()
     if failed:
         first, why = failed[0]

@@ -205,12 +205,14 @@ def save_final(
     dtype: torch.dtype,
     about: dict[str, Any],
     logged: Logged | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, float]:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
     The model itself becomes what is written: merged, and of `dtype`. Returns how far the written model, read back, is from
     the trained one and from what it `logged` (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that
     is beyond rounding.
+    device: where it is read back, if not on the model's: FSDP leaves the whole model on the CPU.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
@@ -235,7 +237,7 @@ def save_final(
     if mask == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
-    same = require_same(temporary, trained, dtype, model.device, logged)
+    same = require_same(temporary, trained, dtype, device or model.device, logged)
     for path in temporary.rglob("*"):
         if path.is_file():
             _flush(path)

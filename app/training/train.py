@@ -16,7 +16,7 @@ from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
 from app.data.decontamination import drop_overlap
-from app.data.examples import DataReport, TokenExample, load_examples, split
+from app.data.examples import DataReport, TokenExample, load_examples, split, words
 from app.data.suites import suite_records, trains_on_suite
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
@@ -75,8 +75,11 @@ def prepare_data(job: Job, tokenizer: Any,
                                      suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
     require_segmented(report, train.mask)
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
-    kept, held_out = split(examples, train.eval_fraction)
+    left_out = {**report.left_out, "that share text with evaluation items": overlap.dropped}
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    kept, held_out = split(examples, train.eval_fraction, left_out)
     held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
+    log.info(f"{len(kept)} training examples, {len(held_out)} held out; dropped: {words(left_out) or 'none'}")
     counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
     return kept, held_out, counts
 
@@ -181,8 +184,6 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if section.epochs is not None:
         steps = math.ceil(section.epochs * len(kept) / section.batch_size)
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
-    log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
-             f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
@@ -259,7 +260,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                         section.layers, merged=section.lora is not None)  # fmt: skip
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
-                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
+                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged, device=loaded.device
             )
     ranks.wait()
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from jobs.errors import DataError, DiskFull, RunStateError
 
-_serial = itertools.count()  # two threads that write the same file must not share a temporary name
+_serial = itertools.count()  # two threads, or processes, that write the same file must not share a temporary name
 
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
@@ -72,19 +72,25 @@ def _owner(path: Path, error: OSError) -> str:
 def replacing(path: Path, durable: bool = True) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
 
-    durable: whether a power cut may not undo it. That waits for the disk.
+    durable: whether a power cut may not undo it. That waits for the disk. Raises DiskFull.
     """
-    temporary = path.with_name(f".{path.name}.{next(_serial)}.tmp")
+    with disk_full_reported(path), replaced(path, durable) as file:
+        yield file
+
+
+@contextmanager
+def replaced(path: Path, durable: bool = True) -> Iterator[IO[str]]:
+    """As `replacing`, and a full disk raises OSError as any other fault of the disk does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.tmp")
     try:
-        with disk_full_reported(path):
-            with temporary.open("w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
             if durable:
-                sync_directory(path.parent)
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

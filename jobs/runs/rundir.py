@@ -288,20 +288,30 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     for run in reversed(list_runs(runs_dir)):
         if run.stage != name:
             continue
-        if (state := run.state()) != "complete":
-            others.append(f"{run.id} is {state}")
-        elif (profile := run.read_summary()["profile"]) != job.profile.name:
-            others.append(f"{run.id} is of profile {profile}")
-        elif not _same_model(run.read_job(), job):
-            others.append(f"{run.id} started from another model")
-        elif (suite := _suite(run.read_job()["stage"])) != (wanted := _suite(job.to_dict()["stage"])):
-            others.append(f"{run.id} is of {suite}, not {wanted}")
-        else:
+        try:
+            unfit = _unfit(run, job)
+        except (KeyError, TypeError, AttributeError):
+            unfit = "is damaged (stage.yaml or summary.json)"
+        if not unfit:
             return run.id
+        others.append(f"{run.id} {unfit}")
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
     raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def _unfit(run: RunDir, job: Job) -> str:
+    """Why the job cannot start from the run, in words; empty if it can."""
+    if (state := run.state()) != "complete":
+        return f"is {state}"
+    profile, record = run.read_summary()["profile"], run.read_job()
+    if profile != job.profile.name:
+        return f"is of profile {profile}"
+    if not _same_model(record, job):
+        return "started from another model"
+    suite, wanted = _suite(record["stage"]), _suite(job.to_dict()["stage"])
+    return "" if suite == wanted else f"is of {suite}, not {wanted}"
 
 
 def command_for(runs_dir: Path, job: Job, stage: str) -> str:

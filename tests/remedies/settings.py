@@ -187,6 +187,12 @@ def parsed(text: str) -> Action:
     return lambda: strict_yaml.parse(text, "a.yaml")
 
 
+@remedy(YAML, "write the whole character")
+def _(w: World) -> Steps:
+    yield parsed('a: "\\ud83d"')
+    yield parsed('a: "\\U0001f600"')
+
+
 @remedy(YAML, "indent with spaces, not tabs")
 def _(w: World) -> Steps:
     yield parsed("a:\n\tb: 1\n")

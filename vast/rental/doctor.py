@@ -1,7 +1,5 @@
 """`vast doctor`: what this machine, the account and the image still lack before anything can be rented. Reads only."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +27,6 @@ MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
 
 @dataclass(frozen=True)
 class Check:
-    """One line."""
-
     name: str
     verdict: Verdict
     text: str  # the fact; what is missing also with its remedy

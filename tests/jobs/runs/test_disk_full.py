@@ -128,12 +128,12 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
 ) -> None:
     with RunDir.reopen(make_run(state="interrupted").path) as run:
         monkeypatch.setattr(atomic, "_serial", iter(["x"]))
-        (run.path / ".metrics.json.x.tmp").symlink_to(FULL)
+        (run.path / f".metrics.json.{os.getpid()}-x.tmp").symlink_to(FULL)
         before = snapshot(run.path.parent)
         with pytest.raises(DiskFull, match=r"metrics\.json: no space left on the disk"):
             run.write_metrics({"schema": 1})
         assert not (run.path / "metrics.json").exists()
-        assert not (run.path / ".metrics.json.x.tmp").is_symlink()
+        assert not (run.path / f".metrics.json.{os.getpid()}-x.tmp").is_symlink()
         assert snapshot(run.path.parent).keys() == before.keys()
 
 
