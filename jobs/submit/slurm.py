@@ -64,7 +64,7 @@ def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[s
     if container == "docker":
         arguments = "--network host --env PREFILL_NODES --env PREFILL_NODE_RANK --env PREFILL_MEET"
         settings = shlex.join([f"IMAGE={job.image}", f"RUNS={runs}", f"DOCKER_ARGS={arguments}"])
-        # The engine is not a child of the step: it is told which GPUs Slurm has given.
+        # The engine is not a child of the step, so the GPUs that Slurm has given are passed to it by name.
         return (
             f'env GPU="${{CUDA_VISIBLE_DEVICES:-none}}" {settings} {shlex.join(["container/run.sh", *job.words])}',
             "",
