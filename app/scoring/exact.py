@@ -2,8 +2,8 @@
 
 Rounding moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
 root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
-item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. Which
-arithmetic a number has stands in samples.jsonl.
+item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. samples.jsonl
+records the arithmetic of each item.
 """
 
 from __future__ import annotations
