@@ -18,6 +18,7 @@ from jobs.errors import ConfigError
 
 # Values in a document, those of an alias counted each time: a few lines of aliases of aliases ("billion laughs") hold 10**9.
 MOST_VALUES = 10_000
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
@@ -115,6 +116,11 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             _check(key_node, where, path, parents, itertools.count(1))
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag not in _KEYS:
+                fact = (
+                    f"{path or 'the document'}: expected a text as key, found {_cut(key_node.value, 60) or 'nothing'}"
+                )
+                raise ConfigError(f"{where}:{line}", fact, "put quotes around it, or remove it")
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             inside = f"{path}.{key}" if path else str(key)
             if key is not None and key in seen:

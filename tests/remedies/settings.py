@@ -193,6 +193,13 @@ def _(w: World) -> Steps:
     yield parsed("a: hi")
 
 
+@remedy(YAML, "put quotes around it, or remove it")
+def _(w: World) -> Steps:
+    yield parsed("a: {1: b}")
+    yield parsed("a: {'1': b}")
+    yield parsed("a: {}")
+
+
 @remedy(YAML, "write the whole character")
 def _(w: World) -> Steps:
     yield parsed('a: "\\ud83d"')

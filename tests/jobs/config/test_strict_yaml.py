@@ -115,3 +115,10 @@ def test_a_long_word_does_not_fill_the_message(text: str) -> None:
     with pytest.raises(ConfigError, match="file.yaml:[12]: ") as caught:
         strict_yaml.parse(text, "file.yaml")
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("key", ["1e400", "1", "true", "~", "2026-01-01", ".nan"])
+def test_a_key_that_is_no_text_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"file.yaml:2: a: expected a text as key, found {key}; put quotes"):
+        strict_yaml.parse(f"a:\n  {key}: 1\n", "file.yaml")
+    assert strict_yaml.parse(f"a:\n  '{key}': 1\n", "file.yaml") == {"a": {key: 1}}
