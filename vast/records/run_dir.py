@@ -205,13 +205,16 @@ def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, S
 
 def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
     """The machines of open runs that were begun here with that account, by their ids: a label may be lost in the console."""
-    found = {}
+    found: dict[int, Label] = {}
     for folder in folders(runs_dir):
         with suppress(UserError):
             last = folder.last()
-            if last is not None and last.plan.account == account is not None:
-                parts = (*last.state.doomed, *([] if last.state.machine is None else [last.state.machine]))
-                found.update((one.id, Label(folder.run_id, last.state.deadline)) for one in parts)
+            if last is None or account is None or last.plan.account != account:
+                continue
+            machine, label = last.state.machine, Label(folder.run_id, last.state.deadline)
+            found |= dict.fromkeys(
+                [one.id for one in last.state.doomed] + ([] if machine is None else [machine.id]), label
+            )
     return found
 
 
