@@ -1,7 +1,5 @@
 """From the options of `up` to a rented run: every check before money, the plan, the question; then a supervisor is launched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime

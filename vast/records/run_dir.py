@@ -209,12 +209,10 @@ def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
     for folder in folders(runs_dir):
         with suppress(UserError):
             last = folder.last()
-            if last is None or account is None or last.plan.account != account:
-                continue
-            machine, label = last.state.machine, Label(folder.run_id, last.state.deadline)
-            found |= dict.fromkeys(
-                [one.id for one in last.state.doomed] + ([] if machine is None else [machine.id]), label
-            )
+            if last is not None and last.plan.account == account is not None:
+                state = last.state
+                ids = [one.id for one in state.doomed] + ([] if state.machine is None else [state.machine.id])
+                found.update(dict.fromkeys(ids, Label(folder.run_id, state.deadline)))
     return found
 
 
