@@ -216,7 +216,7 @@ test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 test-zoo: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
-	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py tests/app/model/test_gemma.py $(ARGS)
 fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
 	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py tests/test_fuzz_files.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff

@@ -107,7 +107,7 @@ class DataReport:
 
 def load_examples(
     source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
-    suite: str = "", repeat: bool = False,
+    suite: str = "", repeat: bool = False, random_cut: bool = False,
 ) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
     """Read, deduplicate, limit, render and tokenise.
 
@@ -120,6 +120,7 @@ def load_examples(
         seed: where plain text is cut; nothing else depends on it.
         own: records of the stage's suite, to take in place of the source's. suite: its name, for errors.
         repeat: write every prompt twice.
+        random_cut: take each example as one text, cut where the seed says, as plain text is.
 
     Returns:
         The examples in the order they were read, and the counts.
@@ -139,7 +140,7 @@ def load_examples(
     records = _sample(_distinct(_records(source) if own is None else own, report), source.limit, report)
     if not report.read:
         raise DataError(where, "holds no examples", "give at least one")
-    examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat))
+    examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat, random_cut))
     if not examples:
         raise DataError(where, f"no example is left of {report.read}: {words(report.left_out)}",
                         "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
@@ -244,13 +245,15 @@ def _tokenise(
     seed: int,
     report: DataReport,
     repeat: bool,
+    random_cut: bool,
 ) -> Iterator[TokenExample]:
     by_set: Counter[str] = Counter()
     ends = {turn_end(tokenizer)} if report.format == "messages" or template == "chat" else set()
     with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
             batch = records[start : start + BATCH]
-            for keyed, parts in zip(batch, _parts(batch, template, tokenizer, seed, report, repeat), strict=True):
+            found = _parts(batch, template, tokenizer, seed, report, repeat, random_cut)
+            for keyed, parts in zip(batch, found, strict=True):
                 if not parts[0][1] or not parts[-1][1]:
                     report.dropped_empty += 1
                     continue
@@ -267,16 +270,26 @@ def _tokenise(
 
 
 def _parts(
-    batch: Sequence[_Keyed], template: Template, tokenizer: Any, seed: int, report: DataReport, repeat: bool
+    batch: Sequence[_Keyed],
+    template: Template,
+    tokenizer: Any,
+    seed: int,
+    report: DataReport,
+    repeat: bool,
+    random_cut: bool,
 ) -> list[list[tuple[str, list[int]]]]:
     """The kind and the ids of each piece of each example (`app.data.records.Piece`)."""
-    if report.format == "text":
-        pairs = cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
-        return [[("turn", before), ("learnt", after)] for before, after in pairs]
     records = [keyed.record for keyed in batch]
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
     if repeat:
         examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]
+    if random_cut or not examples:
+        written = ["".join(piece.text for piece in example.pieces) for example in examples]
+        special = all(example.special_tokens for example in examples)
+        pairs = cut(
+            written or [keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed, special
+        )
+        return [[("turn", before), ("learnt", after)] for before, after in pairs]
     encoded, apart = encode(examples, tokenizer)
     report.encoded_apart += apart
     report.unsegmented += sum(not example.segmented for example in examples)

@@ -72,7 +72,8 @@ def prepare_data(job: Job, tokenizer: Any,
     stage, data = job.stage, job.profile.data
     own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
     examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
+                                     suite=stage.suite, repeat=stage.order == "repeat",
+                                     random_cut=train.cut == "random")  # fmt: skip
     require_segmented(report, train.mask)
     examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
     left_out = {**report.left_out, "that share text with evaluation items": overlap.dropped}

@@ -17,7 +17,7 @@ from jobs.errors import ConfigError
 
 # Keys that jobs of older code lack, and the value that stands for their absence: with it a key is left out of the fingerprint.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto",
-          "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
+          "stage.train.cut": "prompt", "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
           "stage.train.objective.causal_anneal": None}  # fmt: skip
 # Further such keys; all of them are left out together, or none.
 _OF_SUITE = {"suite": DEFAULT_SUITE, "order": "context_first", "shots": 0}

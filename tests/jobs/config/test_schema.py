@@ -80,7 +80,7 @@ def complaint(path: str, value: object) -> str:
         ("title", "", 'title: expected text, found ""'),
         ("reference.macro", "high", 'reference.macro: expected a number, found "high"'),
         ("scor", {}, 'jobs/s.yaml: scor: unknown key; did you mean "score"?'),
-        ("model.source", "hf", 'model.source: expected one of embedded, hub, path, random, found "hf"'),
+        ("model.source", "hf", 'model.source: expected one of embedded, hub, path, gguf, random, found "hf"'),
         (
             "model.attention",
             "flash_attention_2",
@@ -89,7 +89,7 @@ def complaint(path: str, value: object) -> str:
         ("model.source", "hub", "model.name: missing; expected the hub's name of the model"),
         ("model.source", "path", "model.name: missing; expected the directory of the checkpoint"),
         ("model.source", "random", "model.config: missing; expected a transformers config"),
-        ("model.name", "gpt2", 'expected SmolLM2-135M-Instruct for source embedded, found "gpt2"'),
+        ("model.name", "gpt2", 'expected SmolLM2-135M-Instruct or gemma-3-270m for source embedded, found "gpt2"'),
         ("model.config", {"model_type": "llama"}, "model.config: only for source random"),
         ("model", {"source": "random", "config": {"hidden_size": 8}}, "model.config: expected the key model_type"),
         ("data.eval.source", "path", "data.eval.path: missing for source path"),
