@@ -36,7 +36,7 @@ def publish(command: Command, runs: Path, *words: str, to: str = REPO) -> Any:
 
 
 def test_a_run_arrives_whole_in_one_commit_with_its_tag(hub: Hub, command: Command, tmp_path: Path) -> None:
-    run = write(tmp_path, "stage3b")
+    run = write(tmp_path, "stage3b", init_runs={"stage3a": "stage3a/20261122-200000"})
     write(
         tmp_path,
         "stage4",
@@ -59,7 +59,7 @@ def test_a_run_arrives_whole_in_one_commit_with_its_tag(hub: Hub, command: Comma
     assert (card.data.license, card.data.base_model) == ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
     assert card.data.datasets == ["allenai/sciq", "google/boolq"]
     for words in ("# The title", "| prefix | 0.488 [0.473, 0.502] | 0.406 [0.396, 0.416] |", "bidirectional (**LEAKS the answer**)",
-                  "allenai/sciq: licence cc-by-nc-3.0", f'custom_generate="{REPO}"', "no score under causal, segment",
+                  "allenai/sciq: licence cc-by-nc-3.0", "before that, what run stage3a/20261122-200000 was trained on", f'custom_generate="{REPO}"', "no score under causal, segment",
                   "| commit | 0123456789abcdef |"):  # fmt: skip
         assert words in card.content
     assert "of this machine" not in card.content
