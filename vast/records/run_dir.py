@@ -205,13 +205,14 @@ def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, S
 
 def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
     """The machines of open runs that were begun here with that account, by their ids: a label may be lost in the console."""
-    found = {}
+    found: dict[int, Label] = {}
     for folder in folders(runs_dir):
         with suppress(UserError):
             last = folder.last()
             if last is not None and last.plan.account == account is not None:
-                parts = (*last.state.doomed, *([] if last.state.machine is None else [last.state.machine]))
-                found.update((one.id, Label(folder.run_id, last.state.deadline)) for one in parts)
+                state = last.state
+                ids = [one.id for one in state.doomed] + ([] if state.machine is None else [state.machine.id])
+                found.update(dict.fromkeys(ids, Label(folder.run_id, state.deadline)))
     return found
 
 
