@@ -1,7 +1,5 @@
 """The model card: metadata in the hub's form with a model-index, and what a reader must know before using the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Under which licences a base model and its training data stand, and which of them forbid to publish what was made from them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
