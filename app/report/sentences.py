@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.report.campaign import unfinished
+from app.report.campaign import Setting, unfinished
 from app.report.comparisons import WIDE, Comparison
 from app.report.format import duration, nats, number, points
 from app.report.study import Study
@@ -85,7 +85,8 @@ def question(study: Study) -> str:
     """The question that these runs answer, for the top of the page."""
     if study.compared is not None:
         return f"How does {study.compared[1].id} differ from {study.compared[0].id}?"
-    return f"What happens when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
+    on = f" on {study.setting}" if study.setting != Setting() else ""
+    return f"What happens{on} when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
 
 
 def headline(study: Study) -> str:
@@ -164,11 +165,25 @@ def details(study: Study) -> list[str]:
 
 def sensitivity(c: Comparison) -> str:
     """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
+    accuracy, nll = _smallest(c)
+    parts = [f"{accuracy} points" if accuracy else "unknown for accuracy, since no item differs"]
+    return (
+        f"Smallest difference that can be shown (80 % power): {', '.join([*parts, *([f'{nll} nats'] if nll else [])])}"
+    )
+
+
+def _smallest(c: Comparison) -> tuple[str, str]:
+    """Of accuracy in points, of NLL in nats; empty where nothing can be estimated."""
     accuracy = smallest_difference(c.accuracy.variance)
-    parts = [f"{100 * accuracy:.1f} points" if accuracy else "unknown for accuracy, since no item differs"]
-    if c.nll and (least := smallest_difference(c.nll.variance)):
-        parts.append(f"{number(least)} nats")
-    return f"Smallest difference that can be shown (80 % power): {', '.join(parts)}"
+    nll = smallest_difference(c.nll.variance) if c.nll else 0.0
+    return f"{100 * accuracy:.1f}" if accuracy else "", number(nll) if nll else ""
+
+
+def _would_show(c: Comparison) -> str:
+    """The same for a reader without statistics."""
+    accuracy, nll = _smallest(c)
+    sizes = [f"{accuracy} points of accuracy"] * bool(accuracy) + [f"{nll} nats a token in surprise"] * bool(nll)
+    return f"A true difference of {' or '.join(sizes)} would show four times in five" if sizes else sensitivity(c)
 
 
 def _seeds(c: Comparison) -> str:
@@ -211,7 +226,7 @@ def facts(study: Study) -> list[Fact]:
         measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
         decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
-        sure = [measured, runs, f"{sensitivity(decisive)}." if decisive else ""]
+        sure = [measured, runs, f"{_would_show(decisive)}." if decisive else ""]
         found.append(Fact("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None:
