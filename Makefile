@@ -38,7 +38,11 @@ GPUS    =## GPUs of each of these machines; without it the profile's
 SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
 SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
-RUN     =## a rented run; without it the open one
+RUN     =## a rented run, without it the open one; for serve and publish a run or stage, such as stage3b
+TO      =## where `make publish` sends the run: OWNER/NAME on the hub
+PRIVATE =## 1: in a private repository
+DRY_RUN =## 1: `make publish` writes the card, lists the files and sends nothing
+MASK    =## how `make serve` reads prompts: causal, prefix or segment; without it as the model was trained
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
@@ -56,6 +60,7 @@ DEMO_SCORE  := batch_tokens=1024
 ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
+SERVE := .venv/.serve
 VASTAI := .venv/.vastai/.done
 ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
@@ -126,6 +131,13 @@ $(STAGES):
 campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
+
+.PHONY: serve publish
+publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
+	@$(PYTHON) -m app publish '$(call needed,RUN,$(RUN),stage3b)' --to '$(call needed,TO,$(TO),me/name)' --profile '$(PROFILE)' \
+	  $(call runs_dir,native) $(if $(call on,PRIVATE),--private) $(if $(call on,DRY_RUN),--dry-run) $(if $(call on,FORCE),--force) $(ARGS)
+serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:8001/v1: make serve RUN=stage3b; docs/serve.md
+	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 
 .PHONY: report runs power status track samples results
 samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
@@ -297,6 +309,10 @@ endef
 # The oldest transformers that is supported, put before the newest.
 $(OLDEST_DONE): requirements/oldest.lock $(VENV)
 	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
+	@touch $@
+# The two packages of the extra `serve`; what they need is in base.lock.
+.venv/.serve: requirements/dev.lock .venv/.base
+	@.venv/bin/python -m pip install --quiet --no-deps $$(grep -E '^(starlette|uvicorn)==' $<)
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
 	@.venv/bin/python requirements/install.py $<

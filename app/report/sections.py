@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
-from app.report.comparisons import Comparison
 from app.report.format import number
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation, Run
@@ -50,7 +49,9 @@ def sections(study: Study) -> list[Section]:
     estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
     found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
     if study.evaluations:
-        series = _delta_series(study)
+        # Comparisons with the baseline that do not leak, else all that do not.
+        fair = [c for c in study.comparisons if not c.leaks]
+        series = [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
         drawn = (plots.macro_plot(study), *([plots.delta_plot(series)] if series else []))
         found.append(Section("results", "Results", (), (tables.results(study), tables.accuracy_by_task(study)), drawn))
     if study.comparisons:
@@ -67,12 +68,6 @@ def sections(study: Study) -> list[Section]:
         found.append(Section("missing", "Not run yet", (), (run_tables.missing(study),)))
     found.append(Section("runs", "Runs", (), (run_tables.runs(study),)))
     return found
-
-
-def _delta_series(study: Study) -> list[Comparison]:
-    """The series of the plot of differences: comparisons with the baseline that do not leak, else all comparisons that do not."""
-    fair = [c for c in study.comparisons if not c.leaks]
-    return [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
 
 
 def _comparisons(study: Study) -> Section:

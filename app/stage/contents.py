@@ -1,4 +1,4 @@
-"""Digests of a job's inputs, since a path or a hub's name may have another content tomorrow.
+"""Digests of a job's inputs, since the content of a path or of a hub's name may be another one tomorrow.
 
 Local files count by sha256, a directory by that of its manifest, a hub's branch or tag by the commit that it stands for.
 Embedded data and models are checked against the digests in app/embedded/cache.py and need no entry.

@@ -172,7 +172,8 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
               "resume": found.unfinished is not None})  # fmt: skip
     store, train = store_of(found.job), found.job.train
-    uploads = Uploads(store, run, keep=1 if train is None else train.keep_checkpoints)
+    keep, every = (1, None) if train is None else (train.keep_checkpoints, train.push_every)
+    uploads = Uploads(store, run, keep, every)
     with uploads, run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)

@@ -136,7 +136,7 @@ class Job:
             if section is not None and section[key] == default:
                 del section[key]
         if job["stage"]["train"] is not None:
-            del job["stage"]["train"]["keep_weights"]  # no result
+            del job["stage"]["train"]["keep_weights"], job["stage"]["train"]["push_every"]  # no results
         if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
             for key in _OF_SUITE:
                 del job["stage"][key]

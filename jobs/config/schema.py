@@ -176,6 +176,7 @@ class Train(Strict):
     eval_samples: Positive | Literal["auto"] = "auto"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     save_every: Positive = 100
+    push_every: Positive | None = None
     keep_checkpoints: Positive = 2
     keep: Literal["best", "last"] = "best"
     keep_weights: bool = True
@@ -212,6 +213,13 @@ class Train(Strict):
             raise combination(
                 "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("mask",)
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pushed_ones_are_saved(self) -> Train:
+        if self.push_every is not None and self.push_every % self.save_every:
+            fact = f"expected a multiple of save_every {self.save_every}, found {self.push_every}"
+            raise combination("push_every", fact, also=("save_every",))
         return self
 
     @model_validator(mode="after")

@@ -61,6 +61,7 @@ def complaint(path: str, value: object) -> str:
         ("train.micro_batch_size", 5, "train.micro_batch_size: expected a divisor of batch_size 16, found 5"),
         ("train.auto_stop", {"patience": 3}, "train.auto_stop.min_delta: missing, expected a number of at least 0"),
         ("train.lora.targets", [], "train.lora.targets: expected all-linear or a list that is not empty"),
+        ("train.push_every", 150, "train.push_every: expected a multiple of save_every 100, found 150"),
         ("train.keep_weights", 3, "train.keep_weights: expected true or false, found 3"),
         (
             "score.masks",
