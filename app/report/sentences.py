@@ -32,13 +32,13 @@ class Finding:
     direction: str
     points: float | None  # of accuracy, if that decides
     text: str  # of a level or unclear one: how far it reaches
-    beside: str = ""  # NLL, where accuracy decides and NLL points the other way
+    beside: str = ""  # the other measure: NLL where it points the other way, accuracy wherever it is clear
 
     @property
     def change(self) -> str:
         """Such as "5.0 points more accurate"."""
         if self.points is None:
-            return f"{'surer' if self.direction == 'better' else 'less sure'} of the right answers"
+            return f"{'surer' if self.direction == 'better' else 'less sure'} of the right answers{self.beside}"
         return f"{self.points:.1f} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
 
 
@@ -48,9 +48,8 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
     if measure == "gold_nll" and c.nll is not None:
         least = excluded(c.nll)
-        return Finding(
-            by_nll or "level", None, "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
-        )
+        text = "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
+        return Finding(by_nll or "level", None, text, _and_accuracy(c, by_nll))
     if c.verdict != "within noise":
         direction = {"higher": "better", "lower": "worse"}[c.verdict]
         other = "surer" if by_nll == "better" else "less sure"
@@ -64,6 +63,15 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
     sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
     return Finding("level", None, level + sure.get(by_nll or "", ""))
+
+
+def _and_accuracy(c: Comparison, by_nll: str | None) -> str:
+    """Accuracy beside NLL, where it is clear too: such as " (and 13.9 points more accurate)"."""
+    if c.verdict == "within noise":
+        return ""
+    agrees = (c.verdict, by_nll) in (("higher", "better"), ("lower", "worse"))
+    more = "more" if c.verdict == "higher" else "less"
+    return f" ({'and' if agrees else 'though'} {abs(100 * c.accuracy.total.value):.1f} points {more} accurate)"
 
 
 def excluded(d: Difference) -> float:
