@@ -1,7 +1,5 @@
 """One progress bar for work counted in tokens, with the time left."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
