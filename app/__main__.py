@@ -14,6 +14,7 @@ try:
 
     from app.commands.ask import generate, loglikelihood, probe
     from app.commands.campaign import campaign
+    from app.commands.doctor import doctor
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
     from app.commands.power import power
@@ -61,6 +62,7 @@ def cli(context: click.Context) -> None:
 for command in (
     run,
     check,
+    doctor,
     campaign,
     estimate_command,
     loglikelihood,

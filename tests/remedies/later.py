@@ -63,3 +63,14 @@ not_run(
     ("jobs/config/schema.py", "leave it out"),
     ("jobs/config/schema.py", "such as every:6: layers 6, 12, ..."),
 )  # fmt: skip
+
+DOCTOR = "app/runtime/doctor.py"
+not_run(
+    "it changes the machine; tests/app/runtime/test_doctor.py sees each lack and the machine without it",
+    (DOCTOR, "install its build for CUDA, as pytorch.org names it, or run in the image: RUNNER=docker"),
+    (DOCTOR, "make room, or set PREFILL_CACHE"),
+    (DOCTOR, "run: make setup, or: pip install -r requirements/base.lock"),
+    (DOCTOR, "set PREFILL_CACHE to a directory that can"),
+    (DOCTOR, "update the driver, or install torch for CUDA {}"),
+    ("jobs/doctor.py", "make room, or choose another --runs-dir"),
+)
