@@ -1,4 +1,4 @@
-"""The lines of both doctors, `prefill doctor` and `prefill-vast doctor`: a thing, its fact, and the remedy where it is missing."""
+"""The lines of both doctors, `prefill doctor` and `prefill-vast doctor`: a thing, its fact, and its remedy if it is missing."""
 
 from __future__ import annotations
 

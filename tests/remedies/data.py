@@ -26,7 +26,9 @@ from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.remedies.cases import Action, World, not_run, remedy
 
 Steps = Iterator[Action | None]
-READERS, RECORDS, EXAMPLES, SOURCES = (f"app/data/{name}.py" for name in ("readers", "records", "examples", "sources"))
+READERS, FILES, RECORDS, EXAMPLES, SOURCES = (
+    f"app/data/{name}.py" for name in ("readers", "files", "records", "examples", "sources")
+)
 TASKS, TEXTFILES, CACHE, WHEELS = (
     "app/data/tasks.py",
     "app/commands/textfiles.py",
@@ -49,13 +51,13 @@ def field(w: World, wrong: Any, right: Any, format: str = "alpaca") -> Steps:
     yield None
 
 
-@remedy(READERS, "correct data.train.path")
+@remedy(FILES, "correct data.train.path")
 def _(w: World) -> Steps:
     yield lambda: list(read_path(w.path("b.jsonl"), "train", "alpaca"))
     yield rows(w, [ROW])
 
 
-@remedy(READERS, "check data.train.path")
+@remedy(FILES, "check data.train.path")
 def _(w: World) -> Steps:
     w.path("a.jsonl").symlink_to("/proc/self/mem")  # exists, and cannot be read: of root nothing else is refused
     yield lambda: list(read_path(w.path("a.jsonl"), "train", "alpaca"))
@@ -63,22 +65,14 @@ def _(w: World) -> Steps:
     yield rows(w, [ROW])
 
 
-@remedy(READERS, "give data.train.path a file ending in {}, or a saved dataset's directory")
-def _(w: World) -> Steps:
-    yield rows(w, [ROW], name="a.csv")
-    yield rows(w, [ROW], name="a.json".replace("json", "jsonl"))
-    datasets.Dataset.from_list([ROW]).save_to_disk(str(w.path("saved")))
-    yield lambda: list(read_path(w.path("saved"), "train", "alpaca"))
-
-
-@remedy(READERS, "save it as UTF-8")
+@remedy(FILES, "save it as UTF-8")
 def _(w: World) -> Steps:
     yield rows(w, '{"text": "é"}'.encode("latin-1"), "text")
     w.write("a.jsonl", '{"text": "é"}')
     yield None
 
 
-@remedy(READERS, "wrap the rows in [ ]")
+@remedy(FILES, "wrap the rows in [ ]")
 def _(w: World) -> Steps:
     yield rows(w, ROW, name="a.json")
     w.write("a.json", [ROW])
