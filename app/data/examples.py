@@ -175,7 +175,7 @@ def _records(source: TrainData) -> Iterator[Record | None]:
         is_path = source.source == "path"
         return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
-        return read_hub(source.name or "", source.revision, source.split, source.format)
+        return read_hub(source.name or "", source.revision, source.split, source.format, source.subset)
     if source.source == "path":
         return read_path(Path(source.path or "").expanduser(), source.split, source.format)
     raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")

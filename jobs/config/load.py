@@ -29,9 +29,16 @@ DEFAULT_PROFILE = "embedded"
 # The keys of a profile that --set may change.
 _OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
 # Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
-_LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto",
-          "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
-          "stage.train.objective.causal_anneal": None}  # fmt: skip
+_LATER = {
+    "profile.data.train.revision": None,
+    "profile.data.train.subset": None,
+    "stage.score.exact": False,
+    "stage.train.data": "auto",
+    "stage.train.layers": "all",
+    "stage.score.layers": "all",
+    "stage.train.epochs": None,
+    "stage.train.objective.causal_anneal": None,
+}
 _OF_SUITE = {
     "suite": DEFAULT_SUITE,
     "order": "context_first",

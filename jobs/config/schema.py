@@ -336,6 +336,7 @@ class TrainData(Strict):
     name: Text | None = None
     path: Text | None = None
     revision: Text | None = None
+    subset: Text | None = None
     split: Text = "train"
     format: Literal["qa", "alpaca", "messages", "text"]
     template: Literal["plain", "alpaca", "chat"] = "plain"
@@ -347,8 +348,9 @@ class TrainData(Strict):
             fact = f'expected qa for source embedded, found "{self.format}"'
             raise combination("format", fact, also=("source",))
         _needs("name", self.name, self.source, wanted_by="hub")
-        if self.revision is not None and self.source != "hub":
-            raise combination("revision", "only for source hub", also=("source",))
+        for key in ("revision", "subset"):
+            if getattr(self, key) is not None and self.source != "hub":
+                raise combination(key, "only for source hub", also=("source",))
         _needs("path", self.path, self.source, wanted_by="path")
         return self
 
