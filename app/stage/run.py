@@ -111,7 +111,7 @@ def _source(job: Job, key: str) -> str:
     if key == "model":
         return str(job.profile.model.name)
     data = job.profile.data
-    return str(data.train.path or data.train.name) if key == "data.train" else data.eval.path or key.split()[-1]
+    return data.sources[key].place if key in data.sources else data.eval.path or key.split()[-1]
 
 
 def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
@@ -246,7 +246,8 @@ def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
 def require_paths(job: Job) -> None:
     """Raises ConfigError unless every local path in the profile exists and the model's is a checkpoint."""
     profile = job.profile
-    named = {"data.eval.path": profile.data.eval.path, "data.train.path": profile.data.train.path,
+    named = {"data.eval.path": profile.data.eval.path,
+             **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
              "model.name": profile.model.name if profile.model.source == "path" else None}  # fmt: skip
     for key, path in named.items():
         if path is not None and not Path(path).expanduser().exists():

@@ -32,6 +32,9 @@ _OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "a
 _LATER = {
     "profile.data.train.revision": None,
     "profile.data.train.subset": None,
+    "profile.data.train.weight": None,
+    "profile.data.train.streaming": False,
+    "profile.data.temperature": 1.0,
     "stage.score.exact": False,
     "stage.train.data": "auto",
     "stage.train.layers": "all",
@@ -137,10 +140,13 @@ class Job:
         if "model" in commits:
             model = profile.model.model_copy(update={"revision": commits["model"]})
             profile = profile.model_copy(update={"model": model})
-        if "data.train" in commits:
-            train = profile.data.train.model_copy(update={"revision": commits["data.train"]})
-            profile = profile.model_copy(update={"data": profile.data.model_copy(update={"train": train})})
-        return replace(self, profile=profile)
+        sources = [
+            one.model_copy(update={"revision": commits[key]}) if key in commits else one
+            for key, one in profile.data.sources.items()
+        ]
+        train = sources if isinstance(profile.data.train, list) else sources[0]
+        data = profile.data.model_copy(update={"train": train})
+        return replace(self, profile=profile.model_copy(update={"data": data}))
 
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
         """sha256 of all that affects the results, contents included: equal fingerprints mean the same experiment."""
@@ -161,7 +167,9 @@ class Job:
         for path, default in _LATER.items():
             *steps, key = path.split(".")
             section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
-            if section is not None and section[key] == default:
+            if (
+                isinstance(section, dict) and section[key] == default
+            ):  # several sources of data are no older than these keys
                 del section[key]
         if job["stage"]["train"] is not None:
             del job["stage"]["train"]["keep_weights"]  # no result

@@ -127,7 +127,8 @@ def _local_paths(job: Job, profile: str) -> str:
     """A file of this machine that the run would read; empty if there is none."""
     data, model = job.profile.data, job.profile.model
     of_model = model.name if model.source == "path" else None
-    named = (profile if os.sep in profile else None, data.eval.path, data.train.path, of_model)
+    of_data = (data.eval.path, *(one.path for one in data.sources.values()))
+    named = (profile if os.sep in profile else None, *of_data, of_model)
     return next((str(path) for path in named if path), "")
 
 
