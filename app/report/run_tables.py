@@ -33,6 +33,7 @@ def training(study: Study) -> Table:
         "Steps": two("steps", "max_steps"),
         "Stopped by": [str(t.get("stopped_by", DASH)) for _, t in runs],
         "Train examples": counts("train_examples"),
+        **({"Drawn of each source": [_drawn(t) for _, t in runs]} if any(_drawn(t) != DASH for _, t in runs) else {}),
         "Eval examples": counts("eval_examples"),
         "Dropped: overlap with test items": counts("dropped_overlap"),
         "Dropped: too long": counts("dropped_length"),
@@ -51,6 +52,12 @@ def training(study: Study) -> Table:
     }
     columns = ("Property", *(f">{study.place(run)}" for run, _ in runs))
     return Table("Training runs", columns, tuple(TableRow((name, *cells)) for name, cells in rows.items()))
+
+
+def _drawn(train: Mapping[str, Any]) -> str:
+    """Of a mixture or a stream."""
+    sources = (train.get("data") or {}).get("sources", ())
+    return "; ".join(f"{one['source']} {count(one['drawn'])} ({one['share']:.0%})" for one in sources) or DASH
 
 
 def speed(study: Study) -> Table:

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
 from app.attention.model_config import text_config
-from app.data.decontamination import drop_overlap
-from app.data.examples import DataReport, TokenExample, load_examples, split
-from app.data.suites import suite_records, trains_on_suite
+from app.data.mixture import prepare
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
@@ -28,7 +26,7 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of
+from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.fast_path import row_tokens, tokens_multiple
@@ -37,8 +35,8 @@ from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from app.training.saved import Logged
 from jobs.config.load import Job
-from jobs.config.schema import Mask, Train, mask_by_layer
-from jobs.errors import ConfigError, DataError, ModelError
+from jobs.config.schema import Train, mask_by_layer
+from jobs.errors import ConfigError, ModelError
 from jobs.estimate.memory import DENSE
 from jobs.runs.rundir import RunDir
 
@@ -63,30 +61,6 @@ def mixed_precision(wanted: str, device: torch.device) -> bool:
         return wanted == "bf16"
     # A GPU without it (T4, V100) emulates bf16, slower than fp32.
     return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
-
-
-def prepare_data(job: Job, tokenizer: Any,
-                 eval_items: Any) -> tuple[list[TokenExample], list[TokenExample], dict[str, Any]]:  # fmt: skip
-    """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
-    train = job.stage.train
-    assert train is not None
-    stage, data = job.stage, job.profile.data
-    own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
-    examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     suite=stage.suite, repeat=stage.order == "repeat")  # fmt: skip
-    require_segmented(report, train.mask)
-    examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
-    kept, held_out = split(examples, train.eval_fraction)
-    held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
-    counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
-    return kept, held_out, counts
-
-
-def require_segmented(report: DataReport, mask: Mask) -> None:
-    """Raises DataError if under `segment` an answer would lie in a turn that sees itself in both directions."""
-    if mask == "segment" and report.unsegmented:
-        fact = f"in {report.unsegmented} chats the model's chat template does not show where each turn begins"
-        raise DataError("data.train", fact, "use mask prefix or causal, or chats with one answer each")
 
 
 def _trainable(model: PreTrainedModel, train: Train) -> Any:
@@ -176,15 +150,13 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
-    kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
-    loaded.require_rows(
-        ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
-        (f"training example {e.key}" for e in (*kept, *held_out)),
-    )
+    data = prepare(job, loaded.tokenizer, eval_items, lambda some: loaded.require_rows(
+        ((*e.prompt_ids, *e.response_ids) for e in some), (f"training example {e.key}" for e in some)))  # fmt: skip
+    held_out, counts = data.held_out, data.counts()
     if section.epochs is not None:
-        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        steps = math.ceil(data.passes(section.epochs) / section.batch_size)
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
-    log.info(f"{counts['train']} training examples, {counts['eval']} held out, "
+    log.info(f"{'streamed' if data.streamed else counts['train']} training examples, {counts['eval']} held out, "
              f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
@@ -200,9 +172,13 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         job.halved(row_tokens(section.pack_tokens, fast, loaded.device, params_total)), section.micro_batch_size,
         ranks.rank, ranks.world,
     )  # fmt: skip
-    schedule = Schedule(kept, section.max_steps, section.batch_size, job.stage.seed)
-    mean = sum(len(e) for e in kept) / len(kept)
-    graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world,
+    size = section.max_steps, section.batch_size, job.stage.seed
+    alone = len(data.sources) == 1 and not data.streamed
+    schedule = Schedule(data.examples, *size) if alone else MixedSchedule(
+        [one.examples for one in data.sources], data.shares, *size)  # fmt: skip
+    known = held_out if data.streamed else data.examples
+    mean = sum(len(e) for e in known) / len(known)
+    graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world, streamed=data.streamed,
                             parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
     eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
     if graphed:
@@ -240,6 +216,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
         loop.restore(at, evaluations.losses)
+        if isinstance(schedule, MixedSchedule):
+            schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.stop  # what ended this training had been seen before it was interrupted
     loop.run()
     if loop.stopped:
@@ -265,6 +243,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                 finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
             )
     ranks.wait()
+    counts = data.counts(schedule.drawn(steps))
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
         "mask": mask, "steps": steps, "max_steps": section.max_steps,

@@ -59,7 +59,7 @@ not_run(
     ("app/scoring/samples.py", "give a file such as jobs/prompts/samples.yaml"),
     ("app/scoring/samples.py", "give another one"),
     ("app/scoring/samples.py", "see jobs/prompts/samples.yaml"),
-    ("app/training/train.py", "use mask prefix or causal, or chats with one answer each"),
+    ("app/data/mixture.py", "use mask prefix or causal, or chats with one answer each"),
     ("jobs/config/schema.py", "leave it out"),
     ("jobs/config/schema.py", "such as every:6: layers 6, 12, ..."),
 )  # fmt: skip

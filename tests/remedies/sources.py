@@ -8,9 +8,68 @@ import io
 import pyarrow
 import pyarrow.parquet
 
+from app.data.mixture import prepare
 from app.data.readers import read_path
-from tests.remedies.cases import World, not_run, remedy
+from app.data.stream import Stream
+from jobs.config.load import resolve
+from tests.app.fakes.word_tokenizer import word_tokenizer
+from tests.remedies.cases import Action, World, not_run, remedy
 from tests.remedies.data import FILES, ROW, Steps, rows
+
+MIXTURE = "app/data/mixture.py"
+
+
+def mixed(w: World, rows_of: dict[str, int], *sets: str, more: str = "") -> Action:
+    """A stage that trains on files of so many rows, as far as its examples."""
+    sources = []
+    for at, (name, count) in enumerate(rows_of.items()):
+        w.write(
+            f"{name}.jsonl",
+            [{"instruction": f"{100 * at + i} a", "output": "b"} for i in range(count)] if count else "",
+        )
+        sources.append(f"{{source: path, path: {w.path(name)}.jsonl, format: alpaca, limit: null{more}}}")
+    train = f"[{', '.join(sources)}]" if len(sources) > 1 else sources[0]
+    return lambda: prepare(resolve("stage3b", "ci", sets=[f"data.train={train}", *sets]), word_tokenizer(), []).passes(
+        1
+    )
+
+
+@remedy(MIXTURE, "change the fraction, or give more examples")
+def _(w: World) -> Steps:
+    yield mixed(w, {"a": 2, "b": 2}, "train.eval_fraction=1.0e-9")
+    yield mixed(w, {"a": 20, "b": 20}, "train.eval_fraction=0.5")
+    yield mixed(w, {"a": 200, "b": 200}, "train.eval_fraction=0.1")
+
+
+@remedy(MIXTURE, "give more examples, or take the source out")
+def _(w: World) -> Steps:
+    yield mixed(w, {"a": 40, "b": 1}, "train.eval_fraction=0.9")
+    yield mixed(w, {"a": 40, "b": 40}, "train.eval_fraction=0.9")
+    yield mixed(w, {"a": 40}, "train.eval_fraction=0.9")
+
+
+@remedy(MIXTURE, "give at least one")
+def _(w: World) -> Steps:
+    def streamed() -> None:
+        train = f"data.train={{source: path, path: {w.path('a.jsonl')}, format: alpaca, limit: null, streaming: true}}"
+        prepare(resolve("stage3b", "ci", sets=[train]), word_tokenizer(), [])
+
+    w.write("a.jsonl", "")
+    yield streamed
+    w.write("a.jsonl", [{"instruction": f"{i} a", "output": "b"} for i in range(40)])
+    yield None
+
+
+@remedy(MIXTURE, "set train.max_steps alone, or take streaming out of data.train")
+def _(w: World) -> Steps:
+    yield mixed(w, {"a": 40}, "train.epochs=1", more=", streaming: true")
+    yield mixed(w, {"a": 40}, "train.epochs=1")
+
+
+@remedy("app/data/stream.py", "use other data, or take the source out")
+def _(w: World) -> Steps:
+    yield lambda: Stream(lambda turn: iter(()), "0", "here")[0]
+    yield lambda: Stream(lambda turn: iter([1]), "0", "here")[0]  # type: ignore[list-item]
 
 
 @remedy(FILES, "give data.train.path a file ending in {}, all but Parquet also in .gz or .zst, or a directory")
