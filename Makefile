@@ -127,9 +127,12 @@ campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIG
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
-.PHONY: doctor report runs power status track samples
+.PHONY: doctor preview report runs power status track samples
 doctor: ## What this machine lacks: packages, disk, caches, keys, GPU and driver, engine; each with its remedy
 	@$(if $(VENV),$(if $(wildcard $(PYTHON)),$(PYTHON),python3),$(PYTHON)) -m app doctor $(call runs_dir,native) $(ARGS)
+preview: ## Three examples of the training data as STAGE (stage3b) trains on them, with what is learnt marked
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) preview $(or $(STAGE),stage3b) --profile '$(PROFILE)' $(call sets,$(named) $(SET)) $(ARGS)
 samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)

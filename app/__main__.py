@@ -18,6 +18,7 @@ try:
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
     from app.commands.power import power
+    from app.commands.preview import preview
     from app.commands.report import report, runs
     from app.commands.run import check, run
     from app.commands.samples import samples
@@ -63,6 +64,7 @@ for command in (
     run,
     check,
     doctor,
+    preview,
     campaign,
     estimate_command,
     loglikelihood,

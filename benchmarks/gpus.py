@@ -129,7 +129,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
-    app.training.train.prepare = lambda *_: _prepared(data[64:], data[:64])
+    app.training.train.prepare = lambda *_: _prepared(data[64:], data[:64])  # type: ignore[attr-defined]
     checkpoint.save_final = lambda *_, **__: {}
     TrainingLoop._save = lambda *_: None  # type: ignore[method-assign]
     if profile:

@@ -156,11 +156,12 @@ def load_examples(
 
 
 def stream_examples(
-    source: TrainData, tokenizer: Any, *, max_length: int, seed: int, repeat: bool, seen: Seen, report: DataReport
-) -> Iterator[list[TokenExample]]:
+    source: TrainData, tokenizer: Any, *, max_length: int, seed: int, repeat: bool, seen: Seen, report: DataReport,
+    own: Iterable[Record] | None = None,
+) -> Iterator[list[TokenExample]]:  # fmt: skip
     """The same a few hundred at a time, in the order they are read, from a source of any size; `report` grows with them."""
-    _require_ours(report, tokenizer, repeat)
-    records = _distinct(_records(source), report, seen)
+    _require_ours(report, tokenizer, repeat and own is None)
+    records = _distinct(_records(source) if own is None else own, report, seen)
     while batch := list(islice(records, BATCH)):
         yield list(_tokenise(batch, tokenizer, max_length, seed, report, repeat))
 

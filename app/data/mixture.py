@@ -16,6 +16,7 @@ from typing import Any
 
 from app.data.decontamination import EvaluationText, Guard, together
 from app.data.examples import (
+    BATCH,
     DataReport,
     Seen,
     TokenExample,
@@ -99,9 +100,7 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
     assert train is not None
     guard, seen = Guard(eval_items, train.overlap_ngram), Seen()
     prepared = Prepared([], [])
-    sources = job.profile.data.sources
-    if trains_on_suite(job.stage):
-        sources = dict(list(sources.items())[:1])
+    sources = _sources(job)
     for key, source in sorted(
         sources.items(), key=lambda one: one[1].streaming
     ):  # a stream is compared with those in memory
@@ -121,6 +120,33 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
     powers = [weight ** (1 / job.profile.data.temperature) for weight in weights]
     prepared.shares = [power / sum(powers) for power in powers]
     return prepared
+
+
+def first_examples(job: Job, tokenizer: Any) -> Iterator[tuple[str, DataReport, list[TokenExample]]]:
+    """Of each source its key, and the first examples, without the check for overlap; the report counts what was read for them.
+
+    Raises:
+        DataError: unusable data, or none left.
+    """
+    stage, train = job.stage, job.stage.train
+    assert train is not None
+    for key, source in _sources(job).items():
+        own = suite_records(stage, job.profile.data.eval, BATCH) if trains_on_suite(stage) else None
+        report = DataReport(source.place, source.format, source.template)
+        if own is not None:
+            report = DataReport(f"suite {stage.suite}", "suite", "plain")
+        found = next(stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     repeat=stage.order == "repeat", seen=Seen(), report=report), [])  # fmt: skip
+        if not report.read:
+            raise DataError(report.source, "holds no examples", "give at least one")
+        if not found:
+            raise nothing_left(report, train.max_length)
+        yield key, report, found
+
+
+def _sources(job: Job) -> dict[str, TrainData]:
+    sources = job.profile.data.sources
+    return dict(list(sources.items())[:1]) if trains_on_suite(job.stage) else sources
 
 
 def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guard, seen: Seen,

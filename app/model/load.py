@@ -292,6 +292,15 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
     return ready(model, tokenizer, where, source)
 
 
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer of the profile's model, without its weights. Raises CheckpointError."""
+    name = str(cache.fetch_model()) if source.source == "random" else _weights(source)
+    with _load_errors_reported(
+        f"{source.name or name}: its tokenizer", "check model.name and the network, or copy it again"
+    ):
+        return AutoTokenizer.from_pretrained(name, revision=source.revision if source.source == "hub" else None)
+
+
 def ready(model: Any, tokenizer: Any, where: str, source: ModelSource) -> Loaded:
     """The model on its device and in evaluation mode.
 

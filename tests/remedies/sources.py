@@ -11,7 +11,9 @@ import pyarrow.parquet
 from app.data.mixture import prepare
 from app.data.readers import read_path
 from app.data.stream import Stream
+from app.model.load import load_tokenizer
 from jobs.config.load import resolve
+from jobs.config.schema import ModelSource
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.remedies.cases import Action, World, not_run, remedy
 from tests.remedies.data import FILES, ROW, Steps, rows
@@ -126,3 +128,20 @@ not_run(
     "a hub that stops answering in the middle of a set",
     (FILES, "resume the run when the hub answers, or download the set: streaming: false"),
 )
+
+
+@remedy("app/commands/preview.py", "name a stage with a section train")
+def _(w: World) -> Steps:
+    w.write("a.jsonl", [ROW])
+    data = ("--set", f"data.train={{source: path, path: {w.path('a.jsonl')}, format: alpaca, limit: null}}")
+    yield lambda: w.cli("preview", "stage1", "--profile", "ci", *data)
+    yield lambda: w.cli("preview", "stage3a", "--profile", "ci", *data)
+
+
+@remedy("app/model/load.py", "check model.name and the network, or copy it again")
+def _(w: World) -> Steps:
+    w.write("model/config.json", {"model_type": "llama"})
+    w.write("model/model.safetensors", "")
+    yield lambda: load_tokenizer(ModelSource(source="path", name=str(w.path("model"))))
+    word_tokenizer().save_pretrained(w.path("model"))
+    yield None
