@@ -127,7 +127,7 @@ campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIG
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
 
-.PHONY: doctor preview report runs power status track samples
+.PHONY: doctor preview report runs power status track samples results
 doctor: ## What this machine lacks: packages, disk, caches, keys, GPU and driver, engine; each with its remedy
 	@$(if $(VENV),$(if $(wildcard $(PYTHON)),$(PYTHON),python3),$(PYTHON)) -m app doctor $(call runs_dir,native) $(ARGS)
 preview: ## Three examples of the training data as STAGE (stage3b) trains on them, with what is learnt marked
@@ -144,6 +144,10 @@ report: ## Print the results; write runs/report.md and runs/report.html
 runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
+
+results: ## Rebuild the tables and plots of docs/results; make results CAMPAIGN=lookup first takes them from the runs directory
+	@$(call ready,native)
+	@$(native_app) results $(if $(CAMPAIGN),'$(CAMPAIGN)' --collect) $(call runs_dir,native) $(ARGS)
 
 power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))

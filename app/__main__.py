@@ -20,6 +20,7 @@ try:
     from app.commands.power import power
     from app.commands.preview import preview
     from app.commands.report import report, runs
+    from app.commands.results import results
     from app.commands.run import check, run
     from app.commands.samples import samples
     from app.runtime.ending import FollowerEnded, RunEnded
@@ -75,6 +76,7 @@ for command in (
     report,
     power,
     runs,
+    results,
 ):
     cli.add_command(command)
 

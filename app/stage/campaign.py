@@ -100,7 +100,8 @@ class Ledger:
             if one.state == "complete" and (run := one.run)
         ]
         with self._locked():
-            self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs})
+            settings = self.campaign.model_dump(mode="json", exclude_unset=True)
+            self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs, "settings": settings})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

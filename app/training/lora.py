@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -40,7 +41,11 @@ def with_adapter(model: PreTrainedModel, lora: Lora) -> Any:
         require_targets(model, targets, unused or ())
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,  # type: ignore[arg-type]
                         exclude_modules=unused, task_type="CAUSAL_LM")  # fmt: skip
-    model.enable_input_require_grads()  # gradient checkpointing would otherwise see no input that needs a gradient
+    # Without it the first layer's input alone would need no gradient, or in an evaluation alone need one, and the layer that
+    # is compiled for all the others would be compiled once more for it.
+    model.get_input_embeddings().register_forward_hook(
+        lambda _module, _inputs, states: states.requires_grad_(torch.is_grad_enabled())
+    )
     adapted = get_peft_model(model, config)
     names = sorted({name.rpartition(".")[2] for name in adapted.targeted_module_names})
     log.info(f"LoRA of rank {lora.r} on {len(adapted.targeted_module_names)} modules: {', '.join(names)}")

@@ -39,7 +39,7 @@ class Logged:
 
     loss: cross-entropy of the held-out examples, nats a response token. batches: their tensors, as app/training/batch.py makes
     them. attention: of app/attention/backends.py, that they can run under without compiled kernels. in_half: whether the loss was
-    computed in bfloat16.
+    computed in bfloat16. merged: the weights were trained as an adapter beside frozen ones.
     """
 
     loss: float
@@ -47,6 +47,17 @@ class Logged:
     attention: str
     in_half: bool
     layers: str = "all"  # those in which the training mask holds
+    merged: bool = False
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the loss is of these weights rounded to bfloat16: autocast rounds frozen weights without their adapter.
+
+        A tenth of the weights of a model that was quantised lie in the middle between two numbers of bfloat16. After a few
+        small steps, all of them in the direction that was learnt, the rounded weights are three times as far from the start as
+        the float32 ones (docs/log.md): two models, the loss of one of which was logged.
+        """
+        return self.in_half and not self.merged
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -90,7 +101,8 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     model.set_attn_implementation(logged.attention)  # which takes the training mask
     restrict(model, logged.layers)
     try:
-        loss = held_out_loss(model, logged.batches)
+        with torch.autocast(device.type, torch.bfloat16, enabled=logged.rounded):
+            loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
         log.warning(
             f"{directory}: no memory for the losses of the model that was read back; only its logits were compared"

@@ -237,7 +237,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             held_out
         )
         logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
-                        section.layers)  # fmt: skip
+                        section.layers, merged=section.lora is not None)  # fmt: skip
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
                 finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged

@@ -15,7 +15,6 @@ from app.attention import selfcheck
 from app.attention.backends import attend
 from app.attention.layers import attention_modules, restrict, see_both_ways
 from app.attention.mask import PATTERNS, Document, layout
-from app.attention.model_config import layer_types, window_of
 from app.model import compiled
 from app.model.load import Loaded
 from app.scoring.generate import generate
@@ -32,20 +31,6 @@ SOME = ["first:1", "every:2", "global"]
 
 def fits(architecture: str, layers: str) -> bool:
     return layers != "global" or architecture == "gemma3-hybrid"  # the one with both types
-
-
-def plain_logits(model: Any, ids: list[int], prefix: int, mask: str, layers: str) -> torch.Tensor:
-    """By a model that has never heard of our attention: each layer gets its own dense mask."""
-    chosen, kinds, plain = see_both_ways(model, layers), layer_types(model), oracle.plain(model)
-    for module in attention_modules(plain):
-        index: int = module.layer_idx  # type: ignore[assignment]
-        window = window_of(model, kinds[index])
-        wanted = oracle.dense(len(ids), prefix, mask if chosen[index] else "causal", window)
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs, wanted=wanted: (args, {**kwargs, "attention_mask": wanted}), with_kwargs=True
-        )
-    with torch.no_grad():
-        return plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
 
 
 def test_which_layers_are_meant(model_of: ModelOf) -> None:
@@ -87,7 +72,9 @@ def test_each_layer_has_the_mask_that_is_meant_for_it(architecture: str, layers:
         whole = logits(model, ids, layout([[Document(8, 12)]], mask))
         restrict(model, layers)
         got = logits(model, ids, layout([[Document(8, 12)]], mask))
-    torch.testing.assert_close(got[0], plain_logits(model, ids[0].tolist(), 8, mask, layers), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        got[0], oracle.logits(oracle.plain(model), ids[0].tolist(), 8, mask, layers), atol=1e-4, rtol=1e-4
+    )
     assert torch.allclose(whole, got, atol=1e-4) == (layers == "all")
 
 
@@ -131,10 +118,11 @@ def test_generation_equals_a_recomputation(cache: Any, model_of: ModelOf) -> Non
     model = model_of("gemma3-hybrid")
     restrict(model, "global")
     answers = generate(loaded(model), PROMPTS, "prefix", max_new_tokens=6, cache=cache)
+    plain = oracle.plain(model)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         for at, token in enumerate(answer):
             seen = [*prompt, *answer[:at]]
-            assert int(plain_logits(model, seen, len(prompt), "prefix", "global")[-1].argmax()) == token
+            assert int(oracle.logits(plain, seen, len(prompt), "prefix", "global")[-1].argmax()) == token
 
 
 def test_compiled_layers_heed_them(model_of: ModelOf, monkeypatch: pytest.MonkeyPatch) -> None:

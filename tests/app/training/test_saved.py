@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,31 @@ def test_the_loss_of_the_written_model_is_the_one_that_was_logged(
     assert found["loss"] == pytest.approx(want, abs=1e-4)
     causal = -oracle.logprob(oracle.plain(model), [3, 4, 5], [6, 7], "causal") / 2
     assert abs(causal - want) > 0.01  # or the mask would not be seen
+
+
+def test_a_loss_logged_in_bfloat16_is_that_of_the_rounded_weights(model_of: Any, tmp_path: Path) -> None:
+    model = model_of("llama", tie_word_embeddings=False)
+
+    def loss_of(net: Any) -> float:
+        return -oracle.logprob(oracle.plain(net), [3, 4, 5], [6, 7], "prefix", feed_last=True) / 2
+
+    # Just over the middle between two numbers of bfloat16, each in the direction in which the loss falls.
+    model(input_ids=torch.tensor([[3, 4, 5, 6, 7]]), labels=torch.tensor([[-100, -100, -100, 6, 7]])).loss.backward()
+    with torch.no_grad():
+        for weight in model.parameters():
+            half = weight.bfloat16().float()
+            weight.copy_(half - 0.502 * half.abs() * 2**-7 * weight.grad.sign())
+    rounded = deepcopy(model)
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            weight.copy_(weight.bfloat16())
+    want = loss_of(rounded)
+    assert abs(loss_of(model) - want) > 0.05 * max(1.0, want)  # or either would do
+    half_logged = replace(logged(want), in_half=True)
+    save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=half_logged)
+    with pytest.raises(CheckpointError, match="its loss of the held-out examples"):
+        save_final(model, NoTokenizer(), tmp_path / "other", dtype=torch.float32, about=ABOUT,
+                   logged=replace(half_logged, loss=loss_of(model)))  # fmt: skip
 
 
 def test_another_loss_than_the_logged_one_leaves_nothing(model_of: Any, tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""`results`: what docs/results keeps of campaigns, and the reports that are made of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from app.commands.options import require_directory, runs_option
+from jobs.errors import RunStateError
+
+
+@click.command()
+@click.argument("names", metavar="[CAMPAIGN]...", nargs=-1)
+@runs_option
+@click.option("--collect", is_flag=True, help="First take what is to be kept of them from the runs directory.")
+@click.option("--results-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/results"),
+              show_default=True, help="Where it is kept.")  # fmt: skip
+def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: Path) -> None:
+    """Rebuild the tables and plots of each CAMPAIGN that docs/results keeps; without one, of all.
+
+    The tables go beside what is kept, as PROFILE.md, the pages with the plots into results/ of the runs directory.
+    """
+    from app.report.archive import collect as collect_campaign
+    from app.report.archive import collectable, kept, rebuild
+
+    if collect:
+        require_directory(runs_dir)
+        for name in names or collectable(runs_dir):
+            click.echo(f"kept in {collect_campaign(runs_dir, name, results_dir)}")
+    if not (chosen := names or kept(results_dir)):
+        raise RunStateError(results_dir, "keeps no campaign", "take one from runs: make results CAMPAIGN=lookup")
+    for path in rebuild(results_dir, chosen, runs_dir / "results"):
+        click.echo(f"wrote {path}")

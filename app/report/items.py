@@ -1,0 +1,50 @@
+"""items.jsonl: what a report reads of samples.jsonl, in columns, a line for each evaluation and task.
+
+    {"evaluation": "stage1/causal", "task": "boolq", "items": "3f0c", "ids": [...], "right": "0110", "nll": [...], "tokens": []}
+
+`items` is a digest of the ids and contents of the task's items: two runs on other items have other digests. `nll` is that of the
+right answer in nats, to four digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.runs.atomic import read_jsonl
+
+if TYPE_CHECKING:
+    from app.report.runs import Evaluation
+
+FILE = "items.jsonl"
+ROUNDING = 5e-4  # of `nll`, relative
+
+
+def lines_of(label: str, e: Evaluation) -> Iterator[dict[str, Any]]:
+    """The lines of one evaluation, which metrics.json calls `label`."""
+    for task, keys in e.keys.items():
+        line: dict[str, Any] = {
+            "evaluation": label,
+            "task": task,
+            "items": hashlib.sha256("\n".join(f"{name} {sha}" for name, sha in keys).encode()).hexdigest()[:16],
+            "ids": [name for name, _ in keys],
+            "right": "".join("01"[right] for right in e.correct[task].astype(int)),
+        }
+        if task in e.nll:
+            line |= {"nll": [float(f"{x:.4g}") for x in e.nll[task]], "tokens": [int(n) for n in e.tokens[task]]}
+        yield line
+
+
+def read_items(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """{evaluation: {task: [row, ...]}}, the rows as app/report/runs.py makes them of samples.jsonl."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in read_jsonl(path):
+        rows = []
+        for at, (name, right) in enumerate(zip(line["ids"], line["right"], strict=True)):
+            prediction = dict.fromkeys(("pred_acc", "pred_acc_norm", "pred_acc_token"), int(right))
+            row = {"id": name, "sha": line["items"], "gold": 1, **prediction}
+            rows.append(row | {key: line[key][at] for key in ("nll", "tokens") if key in line})
+        found.setdefault(line["evaluation"], {})[line["task"]] = rows
+    return found
