@@ -127,12 +127,13 @@ class _Stage:
         if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
             _require_gpus_for_fsdp()
 
-    def _load(self, name: str, dtype: str | None = None) -> Loaded:
+    def _load(self, name: str, dtype: str | None = None, *, in_4bit: bool = False, on_host: bool = False) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
         self.heartbeat.phase("load")
         path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
-        return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
-                    seed=self.job.stage.seed)  # fmt: skip
+        model = self.job.profile.model
+        return load(model.model_copy(update={"device": "cpu"}) if on_host else model, checkpoint=None if name == "base" else path,
+                    dtype=dtype, seed=self.job.stage.seed, in_4bit=in_4bit)  # fmt: skip
 
     def _guarded(self) -> list[Item]:
         """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
@@ -165,14 +166,16 @@ class _Stage:
             self.drop_checkpoints()
             return section
         init = stage.init_names[0]
-        loaded = self._load(init, dtype="float32")
+        lora = stage.train.lora
+        loaded = self._load(init, dtype="float32", in_4bit=lora is not None and lora.quantization is not None)
         restrict(loaded.model, stage.train.layers)
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
         section = train(
-            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume
-        )
+            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume,
+            whole=lambda: self._load(init, dtype="float32", on_host=True),
+        )  # fmt: skip
         self._write(section, [])
         self.drop_checkpoints()
         return section

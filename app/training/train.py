@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,11 +16,13 @@ from transformers import PreTrainedModel
 
 from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
+from app.attention.layers import restrict
 from app.attention.model_config import text_config
 from app.data.mixture import prepare
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
+from app.model.quantized import onto_whole, parameters
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
 from app.runtime.ranks import ALONE, Ranks
@@ -33,7 +37,7 @@ from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
-from app.training.saved import Logged
+from app.training.saved import Logged, held_out_loss
 from jobs.config.load import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
@@ -127,14 +131,34 @@ def require_length(section: Train, loaded: Loaded) -> None:
                           f"set train.max_length: {loaded.longest_short}")  # fmt: skip
 
 
+def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, dict[str, float]]:
+    """The adapter on the base that was never quantised, what is to be read back of it, and the losses on both bases.
+
+    Of the held-out examples only the first pass is taken: `base` is on the host.
+    """
+    restrict(base, logged.layers)
+    batches = list(islice(logged.batches, 1))
+    model = onto_whole(adapted, base)
+    before, after = held_out_loss(adapted, batches), held_out_loss(model, batches)
+    log.info(
+        f"the adapter was trained on 4 bits and is merged into whole weights: loss {before:.5f} there, {after:.5f} here"
+    )
+    return (
+        model,
+        replace(logged, loss=after, batches=batches, in_half=False),
+        {"loss_in_4bit": before, "loss_whole": after},
+    )
+
+
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
-          resume: bool) -> dict[str, Any]:  # fmt: skip
+          resume: bool, whole: Callable[[], Loaded] | None = None) -> dict[str, Any]:  # fmt: skip
     """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
         job: with `sharding` resolved (app.stage.capacity.resolved).
         loaded: float32 weights of the starting model.
         resume: go on from the newest complete checkpoint of the run, if it has one.
+        whole: loads the starting model on the host, not quantised, for an adapter that is trained on 4 bits.
 
     Raises:
         RunEnded: not finite, nothing learnt, or a signal.
@@ -162,8 +186,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
-    params_total = sum(p.numel() for p in model.parameters())
-    fast, attention = suits(loaded), loaded.attention
+    params_total = parameters(model)
+    in_4bit = section.lora is not None and section.lora.quantization is not None
+    fast, attention = suits(loaded) and not in_4bit, loaded.attention
     if attention == NAMES["flex_attention"]:  # for the model that is read back, whose layers are not compiled
         attention = NAMES["sdpa"]
     steps_of = Steps(
@@ -238,10 +263,16 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         )
         logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
                         section.layers, merged=section.lora is not None)  # fmt: skip
+        losses_of_base: dict[str, float] = {}
+        if in_4bit:
+            assert whole is not None
+            finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
+            heartbeat.phase("save")
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
                 finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
             )
+        saved |= losses_of_base
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
@@ -257,7 +288,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
         "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,
-        "precision": "bf16 autocast, fp32 weights" if bf16 else "fp32",
+        "precision": ("bf16 autocast, fp32 weights" if bf16 else "fp32") + (", base in 4 bits (NF4)" if in_4bit else ""),
         "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
         "graph": graphed, "graph_reason": why, "row_shapes": [shape.columns for shape in steps_of.shapes],
         "padding": 1 - loop.tokens_seen / loop.padded_tokens_seen if loop.padded_tokens_seen else 0.0,

@@ -40,6 +40,7 @@ _LATER = {
     "stage.train.layers": "all",
     "stage.score.layers": "all",
     "stage.train.epochs": None,
+    "stage.train.lora.quantization": None,
     "stage.train.objective.causal_anneal": None,
 }
 _OF_SUITE = {

@@ -127,6 +127,7 @@ class Lora(Strict):
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    quantization: Literal["4bit"] | None = None
 
 
 class Objective(Strict):

@@ -180,6 +180,8 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
         yield f"{taken} gradient checkpointing, which is left to the estimate"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
+    if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
+        yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
     if gpus > 1 and job.stage.train is not None:
         yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":

@@ -19,6 +19,7 @@ from app.attention.backends import NAMES, attend, refuse_unsupported
 from app.model.load import Loaded, find_checkpoint, from_config, load, pick_device
 from app.scoring import generate as decoding
 from app.scoring.encode import Request, encode_harness, require_clean, require_fits
+from app.stage import capacity
 from app.training import fsdp, optimizers, snapshot
 from app.training.cuda_graph import suitable
 from app.training.early_stopping import NoLearning
@@ -686,3 +687,15 @@ def _(w: World) -> Steps:
 
 not_run("asks for a report: it is a fault of ours; tests/app/training/test_saved.py sees that the checkpoints stay",
         ("app/training/saved.py", "the run's checkpoints are kept; report this with its stage.yaml"))  # fmt: skip
+
+
+@remedy("app/model/quantized.py", "run: pip install '.[quantization]', or take it out")
+def _(w: World) -> Steps:
+    def means(*sets: str) -> Action:
+        return lambda: capacity.require_means(resolve("stage3b", "ci", sets=sets), 1)
+
+    w.patch.setattr("app.model.quantized.find_spec", lambda name: None)  # whether it is installed here or not
+    yield means("train.lora={r: 4, quantization: 4bit}")
+    yield means("train.lora={r: 4}")
+    w.patch.setattr("app.model.quantized.find_spec", lambda name: object())
+    yield None
