@@ -38,6 +38,7 @@ GPUS    =## GPUs of each of these machines; without it the profile's
 SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
 SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
+TRACKER = tensorboard## what `make track` opens: tensorboard or trackio
 RUN     =## a rented run; without it the open one
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
@@ -136,8 +137,14 @@ preview: ## Three examples of the training data as STAGE (stage3b) trains on the
 samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
-track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
-	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
+track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Trackio's part
+	@kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
+	  { echo "error: $$kept: no such directory, so nothing was tracked there; run a stage with SET=\"report_to=[$(TRACKER)]\"" >&2; exit 2; }; \
+	case '$(TRACKER)' in \
+	  tensorboard) $(PYTHON) -m tensorboard.main --logdir "$$kept" $(ARGS);; \
+	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
+	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
+	esac
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))

@@ -162,6 +162,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             return Outcome(found.done, ran=False)
 
         from app.runtime.signals import StopFlag
+        from app.stage.environment import commit
         from app.stage.work import work
 
         started = now()
@@ -178,7 +179,9 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             require_shared(run.path, ranks, os.environ)
             if found.unfinished is not None and store is not None:
                 fetch_newer(store, run)
-            with Tracking(job.profile.report_to, run.path, runs_dir, found.record,
+            # With init_runs of the record, which names runs as trackers do, these are the links between stages.
+            about = {"run": run.id, "commit": commit(), **found.record} if job.profile.report_to else {}
+            with Tracking(job.profile.report_to, run.path, runs_dir, about,
                           cpu=job.profile.model.device == "cpu") as tracking:  # fmt: skip
                 run.on_write = tracking.note
                 headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,

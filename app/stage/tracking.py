@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WAITING = 10_000  # numbers of so many steps may wait for a slow tracker; later ones are dropped and counted
 FINISH_SECONDS = 30.0  # for what still waits at the end
 PROJECT = "prefill"
-_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval"}
+_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval", "estimate.json": "estimate"}
 Maker = Callable[[str, Path, MutableMapping[str, str]], Any]
 
 
@@ -53,7 +53,7 @@ class Tracking:
         self.dropped = 0
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
-        """Queue the numbers of a line of a log, or of the metrics. Never blocks, never raises."""
+        """Queue the numbers of a line of a log, of the metrics or of the estimate. Never blocks, never raises."""
         if self._thread is None:
             return
         numbers = {

@@ -46,7 +46,7 @@ class RunDir(RunFiles):
         super().__init__(path)
         self._lock = held
         self._logs: dict[str, atomic.JsonlLog] = {}
-        # Called with each line of a log and with the metrics, after they are written: for trackers.
+        # Called with each line of a log, the metrics and the estimate, after they are written: for trackers.
         self.on_write: Callable[[str, Mapping[str, Any]], None] = lambda name, value: None
 
     # ---- opening and closing
@@ -134,6 +134,7 @@ class RunDir(RunFiles):
     def write_estimate(self, estimate: Mapping[str, Any]) -> None:
         """estimate.json: the memory and time that the run was expected to need, from `Estimate.to_dict()`."""
         self._write_json("estimate.json", estimate)
+        self.on_write("estimate.json", estimate)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self._write_json("metrics.json", metrics)
