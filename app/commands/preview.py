@@ -8,6 +8,7 @@ import sys
 import click
 
 from app.commands.options import profile_option, set_option
+from app.runtime.progress import waiting
 from app.stage.run import require_paths
 from jobs.config.load import resolve
 from jobs.errors import ConfigError
@@ -36,7 +37,8 @@ def preview(stage: str, profile: str, sets: tuple[str, ...], examples: int) -> N
     from app.training.preview import preview as shown
 
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    tokenizer = load_tokenizer(job.profile.model)
+    with waiting("load the tokenizer"):
+        tokenizer = load_tokenizer(job.profile.model)
     collate = Collator(train.mask, packing=False)
     click.echo(legend(coloured))
     for key, report, found in first_examples(job, tokenizer):

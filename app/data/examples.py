@@ -14,8 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
 from app.data.records import (
@@ -31,6 +29,7 @@ from app.data.records import (
 )
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
+from app.runtime.progress import Bar
 from jobs.config.schema import TrainData
 from jobs.errors import ConfigError, DataError
 
@@ -141,12 +140,12 @@ def load_examples(
     report = DataReport(where, source.format, source.template) if own is None else DataReport(where, "suite", "plain")
     read = _records(source) if own is None else own
     _require_ours(report, tokenizer, repeat and own is None)
-    bar = tqdm(read, desc="reading", unit=" examples", delay=2, leave=False)
+    bar = Bar(read, desc="reading", unit=" examples", delay=2, leave=False)
     records = _sample(list(_distinct(bar, report, seen or Seen())), source.limit, report)
     if not report.read:
         raise DataError(where, "holds no examples", "give at least one")
     examples: list[TokenExample] = []
-    with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
+    with Bar(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
             examples += _tokenise(records[start : start + BATCH], tokenizer, max_length, seed, report, repeat)
             bar.update(min(BATCH, len(records) - start))

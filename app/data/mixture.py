@@ -28,6 +28,7 @@ from app.data.examples import (
 )
 from app.data.stream import RECENT, Stream
 from app.data.suites import suite_records, trains_on_suite
+from app.runtime.progress import Bar, waiting
 from jobs.config.load import Job
 from jobs.config.schema import Mask, TrainData
 from jobs.errors import ConfigError, DataError
@@ -98,7 +99,8 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
     """
     train = job.stage.train
     assert train is not None
-    guard, seen = Guard(eval_items, train.overlap_ngram), Seen()
+    with waiting("index evaluation items"):
+        guard, seen = Guard(eval_items, train.overlap_ngram), Seen()
     prepared = Prepared([], [])
     sources = _sources(job)
     for key, source in sorted(
@@ -157,7 +159,8 @@ def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Gua
     examples, report = load_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
                                      suite=stage.suite, repeat=stage.order == "repeat", seen=seen)  # fmt: skip
     require_segmented(report, train.mask, key)
-    examples = guard.drop(examples)
+    with waiting("compare with evaluation items"):
+        examples = guard.drop(examples)
     if key == "data.train" or not examples:
         kept, out = split(examples, train.eval_fraction)
     else:  # of a small one of several there may be none to hold out
@@ -195,10 +198,12 @@ def _streamed(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guar
                     yield example
 
     report, out = DataReport(source.place, source.format, source.template), list[TokenExample]()
-    for chunk in chunks(report, guard.fresh()):
-        out += [example for example in chunk if is_held_out(example, train.eval_fraction)]
-        if len(out) >= train.held_out:
-            break
+    with Bar(total=train.held_out, desc=f"held-out examples of {source.place}", delay=2, leave=False) as bar:
+        for chunk in chunks(report, guard.fresh()):
+            out += [example for example in chunk if is_held_out(example, train.eval_fraction)]
+            bar.update(len(out) - bar.n)
+            if len(out) >= train.held_out:
+                break
     if not report.read:
         raise DataError(source.place, "holds no examples", "give at least one")
     if not report.kept:

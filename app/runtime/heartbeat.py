@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from app.runtime.progress import waiting
 from jobs.errors import UserError
 from jobs.health import SILENCE
 from jobs.runs.rundir import RunDir
@@ -72,7 +73,7 @@ class Heartbeat:
                 self.beat(step, total, phase, loss=loss, force=True)
 
         self.beat(step, total, phase, loss=loss, force=True)
-        with self._in_background(beat):
+        with self._in_background(beat), waiting(phase):
             yield
 
     @contextmanager

@@ -19,7 +19,7 @@ from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
 from app.runtime.heartbeat import Heartbeat
-from app.runtime.progress import token_bar
+from app.runtime.progress import token_bar, waiting
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
@@ -132,8 +132,11 @@ class _Stage:
         self.heartbeat.phase("load")
         path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
         model = self.job.profile.model
-        return load(model.model_copy(update={"device": "cpu"}) if on_host else model, checkpoint=None if name == "base" else path,
-                    dtype=dtype, seed=self.job.stage.seed, in_4bit=in_4bit)  # fmt: skip
+        if on_host:
+            model = model.model_copy(update={"device": "cpu"})
+        with waiting(f"load {name}"):
+            return load(model, checkpoint=None if name == "base" else path, dtype=dtype, seed=self.job.stage.seed,
+                        in_4bit=in_4bit)  # fmt: skip
 
     def _guarded(self) -> list[Item]:
         """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
@@ -141,8 +144,9 @@ class _Stage:
         self.heartbeat.phase("data")
         stage, data = self.job.stage, self.job.profile.data.eval
         commits = self.job.commits
-        items = [item for task in TASK_NAMES
-                 for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+        with waiting("read evaluation items"):
+            items = [item for task in TASK_NAMES
+                     for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
         suite = suite_of(stage)
         others = [task for task in suite.task_names if task not in suite.tasks]
         plain = stage.model_copy(update={"order": "context_first", "shots": 0})
@@ -154,7 +158,8 @@ class _Stage:
 
     def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
         self.heartbeat.phase("check")
-        findings = selfcheck.require(loaded.model, masks, loaded.origin)
+        with waiting("check that the mask holds"):
+            findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
     def train(self, resume: bool) -> dict[str, Any]:
@@ -192,8 +197,9 @@ class _Stage:
         settings = self.job.score
         assert settings is not None
         self.heartbeat.phase("data")
-        items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
-                            limit=settings.limit, commits=self.job.commits)  # fmt: skip
+        with waiting("read evaluation items"):
+            items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
+                                limit=settings.limit, commits=self.job.commits)  # fmt: skip
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
         masks = settings.masks
         entries: list[dict[str, Any]] = []

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
+from app.runtime.progress import Bar
 from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
 from app.training.batch import MixedSchedule, Schedule, Steps, causal_left, prepared
@@ -181,7 +181,7 @@ class TrainingLoop:
         mine = [self.eval_batches[min(i + rank, len(self.eval_batches) - 1)]
                 for i in range(0, len(self.eval_batches), world)]  # fmt: skip
         with torch.no_grad(), self.accelerator.autocast():
-            for examples in tqdm(mine, desc="evaluate", unit="batch", delay=2, leave=False):
+            for examples in Bar(mine, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = prepared(self.eval_collator(examples))
                 here = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 with self.at_first() if not sums and self.step == 0 else nullcontext():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm import tqdm
-
 from app.runtime.heartbeat import Heartbeat
+from app.runtime.progress import Bar
 from app.runtime.signals import StopFlag
 from jobs.runs.rundir import RunDir
 
@@ -42,7 +41,7 @@ class Recorder:
 
     def begin(self, step: int, total: int) -> None:
         self.started = self.monotonic()
-        self.bar = tqdm(total=total, initial=step, desc="train", unit="step", mininterval=1)
+        self.bar = Bar(total=total, initial=step, desc="train", unit="step", mininterval=1)
         self.beat(step, total, force=True)
 
     def log(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from app.runtime.progress import waiting
 from app.training import checkpoint
 from jobs.errors import CheckpointError
 
@@ -110,7 +111,8 @@ class Writer:
     def wait(self) -> None:
         """Until the checkpoint that is being written is complete."""
         if self._thread is not None:
-            self._thread.join()
+            with waiting("write the checkpoint"):
+                self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if error is not None:

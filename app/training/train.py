@@ -25,6 +25,7 @@ from app.model.mixed_precision import freeze_unused
 from app.model.quantized import onto_whole, parameters
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
+from app.runtime.progress import waiting
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
@@ -240,9 +241,11 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if at is not None:
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
-        loop.restore(at, evaluations.losses)
+        with waiting("load the checkpoint"):
+            loop.restore(at, evaluations.losses)
         if isinstance(schedule, MixedSchedule):
-            schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
+            with waiting(f"read the streams up to step {loop.step}"):
+                schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.stop  # what ended this training had been seen before it was interrupted
     loop.run()
     if loop.stopped:
