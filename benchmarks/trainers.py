@@ -24,9 +24,8 @@ from app.data.examples import TokenExample
 from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, shapes_of
+from app.training.batch import Collator, Schedule, Steps, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
-from app.training.fast_path import tokens_multiple
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.train import MOST_SHAPES
@@ -121,7 +120,6 @@ class _Silent:
 
     def phase(self, name: str) -> None: ...
     def begin(self, step: int, total: int) -> None: ...
-    def end(self, step: int, total: int) -> None: ...
     def close(self) -> None: ...
 
 

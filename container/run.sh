@@ -87,7 +87,7 @@ give() { # sets options, for `docker run`, and words, the command
   # A profile of the user's own is a file outside the container.
   words=()
   while [ $# -gt 0 ]; do
-    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # the rule of jobs/config/load.py for a path
+    if [ "$1" = --profile ] && [[ ${2:-} =~ (/|\.ya?ml$) ]] && [ -f "$2" ]; then # the rule of jobs/config/job.py for a path
       path=$(absolute "$2")
       options+=(--volume "$path:$path:ro$label")
       words+=("$1" "$path")

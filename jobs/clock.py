@@ -1,4 +1,4 @@
-"""Where the time comes from, passed in so that no test waits; the module `time` is one."""
+"""The clock that callers pass in, so that no test waits on real time; the module `time` is one."""
 
 from __future__ import annotations
 

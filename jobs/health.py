@@ -96,7 +96,7 @@ def judge(
         if silent <= allowed:
             return HealthVerdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
         return HealthVerdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
-    silent, stuck = (_ago(*times, wall, monotonic) for times in (last.at, last.last_progress))
+    silent, stuck = (ago(*times, wall, monotonic) for times in (last.at, last.last_progress))
     allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
     if silent > allowed:
         return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
@@ -107,7 +107,8 @@ def judge(
     return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
 
 
-def _ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> float:
+def ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> float:
+    """Seconds since a time by both clocks. The monotonic one begins anew when the machine does."""
     ago = monotonic - then_monotonic
     return ago if ago >= 0 else max(wall - then, 0.0)
 
@@ -118,15 +119,16 @@ def _remedy(allowed: float) -> str:
 
 def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
     beat = beat or {}
-    phase, at = beat.get("phase"), _times(beat, "")
+    phase, at = beat.get("phase"), times(beat, "")
     if not isinstance(phase, str) or at is None:
         return None
     step, total = finite(beat.get("step")), finite(beat.get("total"))
     progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase
-    return _Beat(phase, progress, at, _times(beat, "progress_") or at)
+    return _Beat(phase, progress, at, times(beat, "progress_") or at)
 
 
-def _times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
+def times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:
+    """Wall and monotonic clock of a beat, or with `of` "progress_" of its last progress; None without both numbers."""
     wall, monotonic = finite(beat.get(f"{of}unix_time")), finite(beat.get(f"{of}monotonic"))
     return None if wall is None or monotonic is None else (wall, monotonic)
 
@@ -143,9 +145,8 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
         except (OSError, ValueError):  # another user's, or removed meanwhile: not a run of ours
             continue
         if written_here:
-            beat = read_json_or_nothing(
-                path.with_name("heartbeat.json")
-            )  # before the clocks, or a new beat would be from the future
+            # Before the clocks, or a new beat would be from the future.
+            beat = read_json_or_nothing(path.with_name("heartbeat.json"))
             wall = clock.time()
             verdict = judge(beat, wall - locked_at, clock.monotonic(), wall, limits)
             yield f"{path.parent.parent.name}/{path.parent.name}", verdict

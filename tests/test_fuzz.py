@@ -5,21 +5,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.textfiles import read_pairs, write_scored
@@ -27,139 +17,10 @@ from app.data.examples import load_examples
 from app.data.readers import PARSERS
 from app.data.records import is_empty, render
 from app.data.tokenize import encode, turn_end
-from app.report.run_list import list_rows
-from jobs.config import load, strict_yaml
-from jobs.config.load import JOBS_DIR, Job, resolve
 from jobs.config.schema import TrainData
 from jobs.errors import UserError
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, list_runs, resolve_init
 from tests.app.fakes.word_tokenizer import word_tokenizer
-from vast import policy
-
-COUNT = int(os.environ.get("FUZZ") or 200)
-fuzzed = settings(
-    max_examples=COUNT, derandomize="FUZZ" not in os.environ, deadline=None, database=None,
-    suppress_health_check=list(HealthCheck), phases=[Phase.generate, *([Phase.shrink] if "FUZZ" in os.environ else [])],
-)  # fmt: skip
-
-# What has broken readers of YAML and JSON before: depth, size, types, keys given twice, characters.
-SNIPPETS = [
-    b"[" * 1200, b"{" * 1200, b"- " * 1200, b'{"a":' * 1200, b"1" * 5000, b"1e400", b"-0", b"0x10", b"1_000", b"010", b"1:30", b".nan", b"NaN",
-    b"-Infinity", b"null", b"~", b"true", b"yes", b"2026-13-01", b"2026-01-01", b"&a [*a]", b"*a", b"<<: *a", b"!!binary aGk=", b"!!set {a}",
-    b"!!python/object:os.system x", b"? [a]\n: b", b"---\n", b"%YAML 1.2\n", b"\t", b"\r\n", b"\r", b"\x00", b"\x85", b"\xff\xfe", b"\xef\xbb\xbf",
-    b"\xe2\x80\xa8", b"\xed\xa0\x80", b'"\\ud800"', b"\\u0000", b'"', b"'", b"{", b"}", b"[", b"]", b":", b",", b"#", b"|", b">", b"- ", b"\n", b"\n\n", b" ",
-    b"train: ", b"model: {", b'"messages": ', b'"role": "assistant"', b'"content": null', b'"text": "a b"', b'"weight": 0', b'"tools": "[1]"',
-    b'"context": "a"', b'"context": ', b'"logprob": 1', b"99999999999999999999999999", b"1" * 400,
-]  # fmt: skip
-
-
-@st.composite
-def edited(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """One of `seeds` with pieces cut out, doubled, or put in."""
-    text = draw(st.sampled_from(seeds))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(text)))
-        cut = draw(st.sampled_from([0, 0, 1, 3, 20, 200]))
-        piece = draw(st.one_of(st.sampled_from(SNIPPETS), st.binary(max_size=6), st.just(text[at : at + cut] * 2)))
-        text = text[:at] + piece + text[at + cut :]
-    return text
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**40) | st.floats() | st.text(max_size=8) | st.sampled_from(["a b", "assistant", "user"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "name", "a"]), inner, max_size=3),
-    max_leaves=6,
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def stages_read_once() -> Iterator[None]:
-    """The shipped stages and the default policy are not what is fuzzed, and to read them takes most of the time."""
-    read, default = strict_yaml.read, strict_yaml.read(policy.DEFAULT, "vast/policy.yaml")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strict_yaml, "read", lambda path, where: default if path == policy.DEFAULT else read(path, where))
-        patch.setattr(load, "_stage_layer", functools.cache(load._stage_layer))
-        yield
-
-
-@contextmanager
-def directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="prefill-fuzz-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-def one_line(error: UserError) -> None:
-    """A user's mistake can be printed, and names a place and a fact."""
-    text = str(error)
-    text.encode("utf-8", "surrogateescape")
-    assert error.where and error.fact and len(text) < 5000, text[:300]
-
-
-# ---- YAML ------------------------------------------------------------------------------------------------------------
-
-PROFILES = [
-    re.sub(rb"(?m)^ *#.*\n| +#.*$", b"", path.read_bytes()) for path in sorted((JOBS_DIR / "profiles").glob("*.yaml"))
-]
-
-
-@fuzzed
-@given(
-    edited(
-        [
-            *PROFILES,
-            b"model: {source: embedded}\ndata: {eval: {source: embedded}, train: {source: embedded, format: qa}}\n",
-        ]
-    )
-)
-def test_a_profile_is_read_or_refused(text: bytes) -> None:
-    with directory() as place:
-        path = place / "mine.yaml"
-        path.write_bytes(text)
-        try:
-            job = resolve("stage3b", str(path))
-        except UserError as error:
-            one_line(error)
-        else:
-            record = strict_yaml.parse(strict_yaml.dump(job.record({"base": "base"})), "record")
-            assert Job.from_dict(record) == job and len(record["fingerprint"]) == 64
-
-
-@fuzzed
-@given(
-    st.text(max_size=30)
-    | edited([b"train.max_steps=20", b"score.masks=[prefix]"]).map(lambda b: b.decode("utf-8", "surrogateescape"))
-)
-def test_a_setting_is_read_or_refused(text: str) -> None:
-    try:
-        resolve("stage3b", "ci", sets=[text])
-    except UserError as error:
-        one_line(error)
-
-
-# Without its comments, which are most of it and of the time to read it.
-POLICY = re.sub(rb"(?m)^ *#.*\n| +#.*$", b"", policy.DEFAULT.read_bytes())
-
-
-SECTIONS = re.split(rb"\n(?=[a-z])", POLICY)
-
-
-@fuzzed
-@given(edited([*SECTIONS, b"caps: {dollars: 5, hours: 3}\n", b"hooks: {}\n"]))
-def test_a_policy_is_read_or_refused(text: bytes) -> None:
-    with directory() as place:
-        path = place / "policy.yaml"
-        path.write_bytes(text)
-        try:
-            found = policy.load(path)
-        except UserError as error:
-            one_line(error)
-            return
-        path.write_text(policy.text(found))
-        assert policy.load(path) == found
-
+from tests.fuzzing import directory, edited, fuzzed, json_values, one_line
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
@@ -280,62 +141,3 @@ def test_pairs_come_back_line_for_line_or_not_at_all(content: bytes, logprob: fl
         assert len(written) == len(given_lines) == len(pairs)
         for row, line in zip(written, given_lines, strict=True):
             assert {key: row[key] for key in json.loads(line)} == json.loads(line) and row["logprob"] == logprob
-
-
-# ---- run directories -------------------------------------------------------------------------------------------------
-
-
-def whole_run() -> dict[str, bytes]:
-    """The files of a complete run, as they are written."""
-    with directory() as place:
-        with RunDir.create(place, "stage1", datetime(2026, 11, 22, tzinfo=UTC)) as run:
-            run.write_job(resolve("stage1", "ci").record({"base": "base"}))
-            run.write_metrics({"schema": 1, "evaluations": []})
-            run.heartbeat(1, 2, 0.5, 10.0, "train")
-            run.append_jsonl("train_log.jsonl", {"step": 1, "loss": 2.0})
-            run.fail(1, "an error")
-            (run.path / "attempts.jsonl").write_bytes((run.path / "failed.json").read_bytes())
-            failed = (run.path / "failed.json").read_bytes()
-            run.complete(
-                {
-                    "started": "2026-11-22T00:00:00",
-                    "finished": "2026-11-22T00:00:01",
-                    "seconds": 1.0,
-                    "headline": {"a": 0.5},
-                }
-            )
-        return {path.name: path.read_bytes() for path in run.path.iterdir()} | {"failed.json": failed}
-
-
-WHOLE = whole_run()
-STAGE1, STAGE4 = resolve("stage1", "ci"), resolve("stage4", "ci", sets=["init_from=stage3b"])
-
-
-@fuzzed
-@given(st.dictionaries(st.sampled_from(sorted(WHOLE)), st.none() | edited([b"", b"{}", *WHOLE.values()]), max_size=4),
-       st.sampled_from(["20261122-000000", "20261122-000000-2", "99999999-999999", "20261122", ".tmp"]))  # fmt: skip
-def test_a_run_s_directory_is_read_or_refused_and_left_as_it_is(changed: dict[str, bytes | None], name: str) -> None:
-    with directory() as runs:
-        path = runs / "stage1" / name
-        path.mkdir(parents=True)
-        for file, content in (WHOLE | changed).items():
-            if content is not None:
-                (path / file).write_bytes(content)
-        before = {file.name: file.read_bytes() for file in path.iterdir()}
-        fingerprint = STAGE1.fingerprint({"base": "base"})
-        for look in (
-            lambda: [(run.state(), run.verify()) for run in list_runs(runs)],
-            lambda: [run.read_metrics() for run in list_runs(runs)],
-            lambda: [run.read_jsonl("train_log.jsonl") for run in list_runs(runs)],
-            lambda: [Job.from_dict(run.read_job(), "stage.yaml") for run in list_runs(runs)],
-            lambda: latest_complete(runs, "stage1", "ci", fingerprint),
-            lambda: latest_complete(runs, "stage1", settings=fingerprint),
-            lambda: latest_resumable(runs, "stage1", fingerprint),
-            lambda: resolve_init(runs, STAGE4),
-            lambda: list_rows(runs),
-        ):
-            try:
-                look()
-            except UserError as error:
-                one_line(error)
-        assert {file.name: file.read_bytes() for file in path.iterdir()} == before

@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from app.report.power import power_rows, print_power
-from app.report.render import build_report, list_rows, print_results, print_runs
+from app.report.render import build_report, print_results
+from app.report.run_list import list_rows, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import START, write_experiment, write_run

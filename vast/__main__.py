@@ -1,7 +1,5 @@
 """The command line, `python -m vast COMMAND`: the commands put together, and mistakes turned into one line."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -3,12 +3,10 @@
 Rules over several keys raise `combination`, as in jobs/config/schema.py, so that an error names the file and both keys.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -125,7 +123,7 @@ class Bounds(Strict):
     slack_minutes: PositiveFloat
 
     @model_validator(mode="after")
-    def _some_renewals_may_fail(self) -> Bounds:
+    def _some_renewals_may_fail(self) -> Self:
         if self.silent < 3 * self.renew:
             fact = f"expected at least 3 times renew ({self.renew:g}), found {self.silent:g}"
             raise combination("silent", fact, "or two lost renewals would end a healthy run", also=("renew",))
@@ -196,7 +194,7 @@ class Policy(Strict):
     hooks: Hooks
 
     @model_validator(mode="after")
-    def _room_for_the_end(self) -> Policy:
+    def _room_for_the_end(self) -> Self:
         reserve = self.caps.reserve_minutes
         if reserve >= 60 * self.caps.hours:
             fact = f"expected less than caps.hours ({self.caps.hours:g}), found {reserve:g} minutes"

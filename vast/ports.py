@@ -4,8 +4,6 @@ One rule for all: "unknown" is an answer of its own. An adapter that got no answ
 "none", "gone" or "failed". The adapter logs the cause, never a key.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -259,9 +257,10 @@ class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
     def probe(self, addresses: tuple[Address, ...]) -> Host: ...
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
+              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
-        when its disk is full."""
+        when its disk is full. `proceed`: as of `pull`, while the files that the job needs are sent."""
 
     def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
         """Try GPUs, disk and network for up to a minute, before the job. None: no answer within `seconds`."""

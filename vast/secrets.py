@@ -1,11 +1,9 @@
 """Secrets that redact themselves, and text made safe to print."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from itertools import pairwise
-from typing import NoReturn
+from typing import NoReturn, Self
 from urllib.parse import quote
 
 HIDDEN = "***"
@@ -35,10 +33,10 @@ class Secret:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Secret is not pickled: pass it in memory")
 
-    def __copy__(self) -> Secret:
+    def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: object) -> Secret:
+    def __deepcopy__(self, memo: object) -> Self:
         return self  # so that dataclasses.asdict and replace work
 
 

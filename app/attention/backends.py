@@ -164,7 +164,7 @@ register()
 
 @contextmanager
 def observing(observe: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Inside, `observe` is called as `register` says; afterwards what was registered before is again."""
+    """Inside, `observe` is called as in `register`; afterwards the functions that were registered before are back."""
     before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in NAMES.values()}
     register(observe)
     try:

@@ -141,9 +141,8 @@ def tiles(q: Tokens, k: Tokens, window: int | None, first: tuple[int, int]) -> t
     in_block = (block_q.high > 0) & (block_k.high > 0) & block_q.meets(block_k)
     some = doc_q.meets(doc_k) & ((branch_k.low == 0) | branch_q.meets(branch_k))
     some &= ((pos_k.low <= pos_q.high) & ~behind) | in_block
-    whole = (rows + TILE <= q.doc.shape[1]) & (
-        columns + TILE <= k.doc.shape[1]
-    )  # flex wants the last, short tile masked
+    # flex wants the last, short tile masked.
+    whole = (rows + TILE <= q.doc.shape[1]) & (columns + TILE <= k.doc.shape[1])
     every = whole & doc_q.is_one_with(doc_k) & ((branch_k.high == 0) | branch_q.is_one_with(branch_k))
     every &= (pos_k.high <= pos_q.low) | ((block_q.low > 0) & block_q.is_one_with(block_k))
     if window is not None:

@@ -26,7 +26,7 @@ def attention_modules(model: Any) -> Iterator[nn.Module]:
 
 
 def see_both_ways(model: Any, layers: str) -> list[bool]:
-    """Of each layer, first to last, whether it is one of `layers` (`train.layers` in jobs/reference.yaml).
+    """For each layer, first to last: whether it is one of `layers` (`train.layers` in jobs/reference.yaml).
 
     Raises:
         ModelError: the model has no such layers.

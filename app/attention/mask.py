@@ -8,7 +8,7 @@ second. Training, scoring and generation all use it; nothing else in the reposit
     pos     position in the document: continuations all start where the prompt ends
     block   0: sees what came before; n > 0: also sees every token of block n, later ones included
 
-A mask has a name (jobs.config.schema.Mask) and a Pattern, which is a rule for `block`:
+A mask has a name (jobs.config.schema.Mask) and in PATTERNS a rule for `block`:
 
     causal         0 everywhere
     prefix         1 on the first `prefix_len` tokens, 0 after them
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.config.schema import Mask
+from jobs.config.schema import LEAKING, Mask
 
 PAD = -1
 Span = tuple[int, int]  # first token, and the one behind the last
@@ -54,26 +54,14 @@ class Document:
     def total(self) -> int:
         return self.length + sum(self.branches)
 
-    @property
-    def segments(self) -> tuple[Span, ...]:
-        return ((0, self.prefix_len),) if self.turns is None else self.turns
 
-
-@dataclass(frozen=True)
-class Pattern:
-    """How a mask assigns `block` ids, and what follows from it."""
-
-    name: Mask
-    leaks: bool  # a response token can see itself or a later one
-    shares_prompt: bool  # the prompt's states do not depend on the response, so choices may branch from one prompt
-    blocks: Callable[[Document], Sequence[Span]]  # spans of the trunk that form blocks 1, 2, ...
-
-
-PATTERNS: dict[Mask, Pattern] = {
-    "causal": Pattern("causal", leaks=False, shares_prompt=True, blocks=lambda d: ()),
-    "prefix": Pattern("prefix", leaks=False, shares_prompt=True, blocks=lambda d: ((0, d.prefix_len),)),
-    "segment": Pattern("segment", leaks=False, shares_prompt=True, blocks=lambda d: d.segments),
-    "bidirectional": Pattern("bidirectional", leaks=True, shares_prompt=False, blocks=lambda d: ((0, d.length),)),
+# The spans of the trunk that form blocks 1, 2, ... Under a mask of LEAKING the prompt's states depend on the response, so no
+# choices may branch from one prompt.
+PATTERNS: dict[Mask, Callable[[Document], Sequence[Span]]] = {
+    "causal": lambda d: (),
+    "prefix": lambda d: ((0, d.prefix_len),),
+    "segment": lambda d: ((0, d.prefix_len),) if d.turns is None else d.turns,
+    "bidirectional": lambda d: ((0, d.length),),
 }
 
 
@@ -159,7 +147,7 @@ class Layout(Tokens):
         return may_attend(q.each(lambda t: t[:, None, :, None]), k.each(lambda t: t[:, None, None, :]), window)
 
 
-def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: int | None = None,
+def layout(rows: Sequence[Sequence[Document]], mask: Mask, *, length: int | None = None,
            side: Literal["right", "left"] = "right", device: torch.device | str = "cpu") -> Layout:  # fmt: skip
     """Lay out `rows` of documents under a mask, padded on `side` to `length` (default: the longest row).
 
@@ -169,7 +157,6 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
         ValueError: branches under a mask that cannot share a prompt, a prefix longer than its trunk, turns that overlap or
             lie outside of it, or a row longer than `length`. These are our own invariants: users' input is checked earlier.
     """
-    rule = mask if isinstance(mask, Pattern) else PATTERNS[mask]
     width = max((sum(d.total for d in row) for row in rows), default=0)
     length = width if length is None else length
     if width > length:
@@ -181,14 +168,15 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
     for r, row in enumerate(rows):
         at = r * length if side == "right" else (r + 1) * length - sum(d.total for d in row)
         for index, d in enumerate(row):
-            if d.branches and not rule.shares_prompt:
-                raise ValueError(f"{rule.name}: the prompt sees the answer, so continuations cannot share it")
+            if d.branches and mask in LEAKING:
+                raise ValueError(f"{mask}: the prompt sees the answer, so continuations cannot share it")
             if not 0 <= d.prefix_len <= d.length:
                 raise ValueError(f"prefix of {d.prefix_len} tokens in a trunk of {d.length}")
-            ends = [0, *(end for span in rule.blocks(d) for end in span), d.length]
+            spans = PATTERNS[mask](d)
+            ends = [0, *(end for span in spans for end in span), d.length]
             if ends != sorted(ends):
                 raise ValueError(f"turns {d.turns} overlap, or do not fit a trunk of {d.length}")
-            blocks.extend((at + begin, end - begin, n) for n, (begin, end) in enumerate(rule.blocks(d), start=1))
+            blocks.extend((at + begin, end - begin, n) for n, (begin, end) in enumerate(spans, start=1))
             parts.append((at, d.length, index, 0, 0))
             at += d.length
             for n, size in enumerate(d.branches, start=1):
@@ -206,7 +194,7 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask | Pattern, *, length: 
 
 
 def _spread(parts: list[Any], fields: int) -> tuple[Any, Any, Any]:
-    """Of (first column, tokens, ...) each: the column of every token, its place in its part, and the part's other fields."""
+    """Parts (first column, tokens, ...) token by token: each token's column, its place in its part, the part's other fields."""
     column, sizes, *others = np.array(parts, dtype=np.int32).reshape(-1, fields).T
     inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
     return np.repeat(column, sizes) + inside, inside, [np.repeat(other, sizes) for other in others]

@@ -18,7 +18,7 @@ from app.attention.backends import attend, observing
 from app.attention.layers import attention_modules, sees_both_ways
 from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
-from jobs.config.schema import Mask
+from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
 
 LENGTH, PREFIX = 12, 6
@@ -119,11 +119,11 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
         seen = measured_dependence(model, where, ids)
         extra, missing = int((seen & ~may).sum()), int((must & ~seen).sum())
         later = "no response logit depends on a later token"
-        if PATTERNS[name].leaks:
+        if name in LEAKING:
             later = "answer tokens see themselves (leaks, as this mask is defined)"
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
-        last = next((stop for _, stop in PATTERNS[name].blocks(document)), PREFIX) - 1  # of the first block
+        last = next((stop for _, stop in PATTERNS[name](document)), PREFIX) - 1  # of the first block
         ahead, wanted = bool(seen[0, last]), bool(may[0, last])
         law = "early prompt tokens see later ones" if wanted else "early prompt tokens do not see later ones"
         findings.append(Finding(law, name, ahead == wanted, ""))
@@ -210,7 +210,7 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
         for side, row, real in (("right", (ids, pad), slice(0, LENGTH)), ("left", (pad, ids), slice(5, None))):
             got = logits(ONE, tokens=torch.cat(row, 1), length=LENGTH + 5, side=side)[:, real]
             same(f"{side}-padded equals unpadded", got, alone)
-        if PATTERNS[name].leaks:
+        if name in LEAKING:
             continue
         tail = ids[:, PREFIX:]
         tree = Document(PREFIX, PREFIX, (LENGTH - PREFIX, LENGTH - PREFIX), TURNS)

@@ -172,16 +172,15 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str, r
     """
     resolve("stage1", profile, sets=sets)
     from app.attention import selfcheck as laws
-    from app.attention.mask import PATTERNS
     from app.attention.model_config import layer_types
 
     loaded = _load(profile, model, runs_dir, sets, layers=layers)
     kinds = layer_types(loaded.model)
     click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
                f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip
-    findings = [*laws.check_dependence(loaded.model, PATTERNS), *laws.check_equivalences(loaded.model, PATTERNS),
+    findings = [*laws.check_dependence(loaded.model, MASKS), *laws.check_equivalences(loaded.model, MASKS),
                 *laws.check_company(loaded.model)]  # fmt: skip
-    for finding in sorted(findings, key=lambda f: list(PATTERNS).index(f.mask)):
+    for finding in sorted(findings, key=lambda f: MASKS.index(f.mask)):
         click.echo(f"{'holds' if finding.holds else 'FAILS':6} {finding.mask:14} {finding.law}"
                    + (f" ({finding.detail})" if finding.detail else ""))  # fmt: skip
     if broken := sum(not finding.holds for finding in findings):

@@ -62,7 +62,7 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         if workers > 1:
             _deal(name, runs_dir, workers, ledger)
         else:
-            run_cells(mine, runs_dir, now=lambda: datetime.now(UTC), say=click.echo)
+            run_cells(mine, runs_dir, now=lambda: datetime.now(UTC), say=click.echo, each=ledger.record)
     finally:
         ledger.record()
     if part is None:

@@ -1,4 +1,4 @@
-"""`power`: the smallest difference that so many items and seeds can show, of runs or before any run."""
+"""`power`: the smallest difference that given items and seeds can show, from runs or before any run."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ def preview(stage: str, profile: str, sets: tuple[str, ...], examples: int) -> N
     if train is None:
         raise ConfigError(stage, "does not train, so it has no examples", "name a stage with a section train")
     require_paths(job)
+    from app.data.examples import words
     from app.data.mixture import first_examples
     from app.model.load import load_tokenizer
     from app.training.batch import Collator
@@ -42,10 +43,7 @@ def preview(stage: str, profile: str, sets: tuple[str, ...], examples: int) -> N
     collate = Collator(train.mask, packing=False)
     click.echo(legend(coloured))
     for key, report, found in first_examples(job, tokenizer):
-        dropped = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "without an answer to learn":
-                   report.dropped_weight, f"longer than {train.max_length} tokens": report.dropped_length}  # fmt: skip
-        lacks = ", ".join(f"{count} {what}" for what, count in dropped.items() if count) or "none"
-        click.echo(f"\n{key}: {report.source}, format {report.format}, template {report.template}; "
-                   f"of the first {report.read} dropped: {lacks}; longest kept: {max(map(len, found))} tokens")  # fmt: skip
+        click.echo(f"\n{key}: {report.source}, format {report.format}, template {report.template}; of the first {report.read} "
+                   f"dropped: {words(report.left_out) or 'none'}; longest kept: {max(map(len, found))} tokens")  # fmt: skip
         for example in found[:examples]:
             click.echo(f"\n{shown(example, collate, tokenizer, coloured)}")

@@ -16,7 +16,8 @@ from app.runtime.artifact_store import store_of
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
 from app.stage.run import Outcome, find, require_one_way, require_paths, run_stage
-from jobs.config.load import Job, resolve, stage_names
+from jobs.config.job import Job
+from jobs.config.load import resolve, stage_names
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 

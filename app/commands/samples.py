@@ -1,4 +1,4 @@
-"""`samples`: what the models say, side by side."""
+"""`samples`: the answers of the models, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of one's own, for `python -m app loglikelihood` and `generate`: read strictly, written whole or not at all."""
+"""The user's text files, for `python -m app loglikelihood` and `generate`: read strictly, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_pairs(path: Path) -> list[PairLine]:
 
 
 def read_chats(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(file and line, messages) of chats to go on with: {"messages": [...]}, one a line, the last message a user's.
+    """(file and line, messages) of chats to continue: {"messages": [...]}, one a line, the last message a user's.
 
     Raises:
         DataError: no such file, no chat, or a malformed line.

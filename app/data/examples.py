@@ -94,6 +94,14 @@ class DataReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many examples were not taken, by reason, in words; without those beyond `limit`, as was asked for."""
+        counts = {"empty": self.dropped_empty, "that repeat another": self.dropped_duplicate,
+                  "without an answer of weight above 0": self.dropped_weight,
+                  "longer than train.max_length": self.dropped_length}  # fmt: skip
+        return {reason: count for reason, count in counts.items() if count}
+
 
 class Seen:
     """What was read before, by its digest: everything, or the last `most`; `before` is read by nobody else meanwhile."""
@@ -150,7 +158,7 @@ def load_examples(
             examples += _tokenise(records[start : start + BATCH], tokenizer, max_length, seed, report, repeat)
             bar.update(min(BATCH, len(records) - start))
     if not examples:
-        raise nothing_left(report, max_length)
+        raise nothing_left(report)
     return examples, report
 
 
@@ -173,12 +181,13 @@ def _require_ours(report: DataReport, tokenizer: Any, repeat: bool) -> None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
 
 
-def nothing_left(report: DataReport, max_length: int) -> DataError:
+def words(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+
+
+def nothing_left(report: DataReport) -> DataError:
     """The error for a source all of whose examples were dropped."""
-    counts = {"empty": report.dropped_empty, "duplicate": report.dropped_duplicate, "of weight 0": report.dropped_weight,
-              f"longer than {max_length} tokens": report.dropped_length}  # fmt: skip
-    found = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return DataError(report.source, f"no example is left of {report.read}: {found}",
+    return DataError(report.source, f"no example is left of {report.read}: {words(report.left_out)}",
                      "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
 
 
@@ -187,8 +196,12 @@ def is_held_out(example: TokenExample, eval_fraction: float) -> bool:
     return int(example.key[:16], 16) < eval_fraction * 2**64
 
 
-def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[TokenExample], list[TokenExample]]:
+def split(
+    examples: Sequence[TokenExample], eval_fraction: float, left_out: dict[str, int] | None = None
+) -> tuple[list[TokenExample], list[TokenExample]]:
     """(train, eval).
+
+    left_out: what was dropped before, by reason, for errors.
 
     Raises:
         DataError: a side would be empty, or the check for overlap left nothing.
@@ -201,6 +214,7 @@ def split(examples: Sequence[TokenExample], eval_fraction: float) -> tuple[list[
     for name, side in (("training", train), ("evaluation", evaluation)):
         if not side:
             fact = f"{eval_fraction} of {len(examples)} examples leaves the {name} side empty"
+            fact += f" (dropped: {words(left_out)})" if left_out else ""
             raise DataError("train.eval_fraction", fact, "change the fraction, or give more examples")
     return train, evaluation
 

@@ -9,6 +9,7 @@ checked for every example of every source. Held out are examples of all sources,
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,14 +26,16 @@ from app.data.examples import (
     nothing_left,
     split,
     stream_examples,
+    words,
 )
 from app.data.stream import RECENT, Stream
 from app.data.suites import suite_records, trains_on_suite
 from app.runtime.progress import Bar, waiting
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Mask, TrainData
 from jobs.errors import ConfigError, DataError
 
+log = logging.getLogger(__name__)
 Check = Callable[[Sequence[TokenExample]], object]
 
 
@@ -70,6 +73,14 @@ class Prepared:
             raise ConfigError("train.epochs", fact, "set train.max_steps alone, or take streaming out of data.train")
         return epochs * len(self.examples)
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many examples were dropped, by reason."""
+        found = Counter[str]()
+        for one in self.sources:
+            found.update(_left_out(one.report, one.guard))
+        return dict(found)
+
     def counts(self, drawn: Sequence[int] = ()) -> dict[str, Any]:
         """For metrics.json: what was read, dropped and kept, of all sources together and of each. drawn: of each, in training."""
         total: Counter[str] = Counter()
@@ -87,6 +98,11 @@ class Prepared:
         }
         return {**named, **total, "overlap": together([one.guard for one in self.sources]).to_dict(), "eval": len(self.held_out),
                 "sources": each}  # fmt: skip
+
+
+def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
+    dropped = guard.report.dropped
+    return report.left_out | ({"that share text with evaluation items": dropped} if dropped else {})
 
 
 def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check = len) -> Prepared:
@@ -121,6 +137,10 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
     weights = [size if one.weight is None else one.weight for size, one in zip(sizes, prepared.sources, strict=True)]
     powers = [weight ** (1 / job.profile.data.temperature) for weight in weights]
     prepared.shares = [power / sum(powers) for power in powers]
+    kept = "streamed" if prepared.streamed else str(len(prepared.examples))
+    log.info(
+        f"{kept} training examples, {len(prepared.held_out)} held out; dropped: {words(prepared.left_out) or 'none'}"
+    )
     return prepared
 
 
@@ -142,7 +162,7 @@ def first_examples(job: Job, tokenizer: Any) -> Iterator[tuple[str, DataReport, 
         if not report.read:
             raise DataError(report.source, "holds no examples", "give at least one")
         if not found:
-            raise nothing_left(report, train.max_length)
+            raise nothing_left(report)
         yield key, report, found
 
 
@@ -162,7 +182,7 @@ def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Gua
     with waiting("compare with evaluation items"):
         examples = guard.drop(examples)
     if key == "data.train" or not examples:
-        kept, out = split(examples, train.eval_fraction)
+        kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
     else:  # of a small one of several there may be none to hold out
         kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
         if not kept:
@@ -207,7 +227,7 @@ def _streamed(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guar
     if not report.read:
         raise DataError(source.place, "holds no examples", "give at least one")
     if not report.kept:
-        raise nothing_left(report, train.max_length)
+        raise nothing_left(report)
     one.examples = Stream(read, f"{stage.seed}|{key}", source.place)
     return one, out[: train.held_out]
 

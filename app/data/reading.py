@@ -91,13 +91,19 @@ def read(name: str, task: ReadingTask, order: Order, root: Path) -> Iterator[Que
         yield Question(f"{name}/{part}/{index}".replace("//", "/"), prompt, text, choices, gold, scored, key)
 
 
+def not_scored(questions: Sequence[Question]) -> list[Question]:
+    """What may be trained on and shown: no scored row, and none with the words and the answer of one (mmlu has four)."""
+    scored = {(one.words, one.choices[one.gold]) for one in questions if one.scored}
+    return [one for one in questions if not one.scored and (one.words, one.choices[one.gold]) not in scored]
+
+
 def shown(questions: Sequence[Question], shots: int, name: str) -> list[Question]:
     """`shots` questions to stand, answered, before a prompt: of the rows that are not scored, always the same ones.
 
     Raises:
         DataError: there are fewer of them.
     """
-    pool = sorted((one for one in questions if not one.scored), key=lambda one: one.key)[:shots]
+    pool = sorted(not_scored(questions), key=lambda one: one.key)[:shots]
     if len(pool) < shots:
         raise DataError("shots", f"{shots} examples are asked for, and {name} has {len(pool)} rows that are not scored",
                         f"set shots to {len(pool)} or less")  # fmt: skip

@@ -70,8 +70,8 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
         if task in suite.reading and suite.reading[task].trains:
             questions = list(reading.read(task, suite.reading[task], stage.order, _root(data)))
             shown = reading.shown(questions, stage.shots, task)
-            for one in questions:
-                if not one.scored and one not in shown:
+            for one in reading.not_scored(questions):
+                if one not in shown:
                     yield _record(one.id, _lead(shown) + one.prompt, one.choices[one.gold])
         elif task in suite.lookup:
             rings = lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "train",

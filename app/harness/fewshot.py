@@ -1,7 +1,7 @@
 """Few-shot examples without the scored item, for every task of lm-evaluation-harness.
 
 The harness leaves the scored item out of its own examples only where both come out of the split that the task calls test.
-The embedded data has validation splits, and so have many tasks of one's own: there the prompt showed the item with its gold
+The embedded data has validation splits, and so have many tasks of users: there the prompt showed the item with its gold
 answer. Here an example is left out wherever it reads as the scored item does, whichever rows it came from. Without such an
 example the harness's own draw stays as it is.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -10,11 +10,9 @@ from typing import Any
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
 
-from app.model.load import Loaded
 from app.scoring.encode import start_token
 from app.scoring.generate import generate
 from app.scoring.rows import padded
-from jobs.config.schema import Mask
 from jobs.errors import ConfigError, DataError
 
 _GREEDY: dict[str, Any] = {"num_beams": 1, "do_sample": False}  # settings that leave an answer the greedy one
@@ -31,19 +29,13 @@ class _Work:
     new: int
 
 
-@dataclass(frozen=True)
 class Answers:
-    """How to answer. `batch_tokens`: prompt and answer, padded, of all rows of a batch."""
+    """How the model `lm` answers, a PrefillLM. Its `batch_tokens`: prompt and answer, padded, of all rows of a batch."""
 
-    loaded: Loaded
-    mask: Mask
-    encode: Callable[[str], list[int]]
-    max_gen_toks: int
-    batch_tokens: int
+    def __init__(self, lm: Any) -> None:
+        self.lm, self.loaded = lm, lm.loaded
 
-    def to(
-        self, asked: Sequence[tuple[str, dict[str, Any]]], counts: MutableMapping[str, int]
-    ) -> Iterator[tuple[int, str]]:
+    def to(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> Iterator[tuple[int, str]]:
         """(index, text) of each (prompt, generation_kwargs), in the order they are done, longest first.
 
         A prompt that leaves no room for its answer is cut from the left, as the harness does, and counted.
@@ -54,16 +46,18 @@ class Answers:
         work = []
         for index, (prompt, settings) in enumerate(asked):
             until, new = self._settings(settings)
-            ids = self.encode(prompt) or [start for start in [start_token(self.loaded.tokenizer)] if start is not None]
+            ids = self.lm.tok_encode(prompt) or [
+                start for start in [start_token(self.loaded.tokenizer)] if start is not None
+            ]
             if not ids:
                 raise DataError("a prompt", "is empty, and the tokenizer has no token that begins a text",
                                 "set bos_token in tokenizer_config.json")  # fmt: skip
             room = self.loaded.max_length - new
-            counts["contexts_truncated"] += len(ids) > room
+            self.lm.counts["contexts_truncated"] += len(ids) > room
             work.append(_Work(index, ids[-room:], until, new))
         work.sort(key=lambda one: (*self._kind(one), -len(one.ids)))
         for _, alike in groupby(work, key=self._kind):
-            for batch in padded(list(alike), self.batch_tokens, width=lambda one: len(one.ids) + one.new):
+            for batch in padded(list(alike), self.lm.batch_tokens, width=lambda one: len(one.ids) + one.new):
                 yield from self._answer(batch)
 
     def _kind(self, one: _Work) -> tuple[Any, ...]:
@@ -73,13 +67,13 @@ class Answers:
         tokenizer, until = self.loaded.tokenizer, list(batch[0].until)
         prompts = [one.ids for one in batch]
         stopping = stop_sequences_criteria(tokenizer, until, max(map(len, prompts)), len(prompts))
-        answers = generate(self.loaded, prompts, self.mask, max_new_tokens=batch[0].new, stopping=stopping)
+        answers = generate(self.loaded, prompts, self.lm.mask, max_new_tokens=batch[0].new, stopping=stopping)
         for one, ids in zip(batch, answers, strict=True):
             yield one.index, postprocess_generated_text(tokenizer.decode(ids, skip_special_tokens=True), until, None)
 
     def _settings(self, asked: dict[str, Any]) -> tuple[tuple[str, ...], int]:
         """Stop sequences and the number of new tokens at most."""
-        options: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+        options: dict[str, Any] = dict(normalize_gen_kwargs(asked, self.lm.max_gen_toks))
         until, new = options.pop("until"), options.pop("max_gen_toks")
         for name, value in options.items():
             if name not in _IGNORED and (name not in _GREEDY or value != _GREEDY[name]):

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from app.attention import selfcheck
-from app.attention.mask import PATTERNS
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
@@ -82,7 +81,7 @@ class PrefillLM(TemplateLM):
             if not isinstance(value, int) or value < 1:
                 raise ConfigError(f"model_args: {name}", f"expected a positive integer, found {value!r}")
         self.mask, self.profile = mask, profile
-        self.leaks = PATTERNS[self.mask].leaks
+        self.leaks = mask in LEAKING
         self.loaded = loaded or _load(profile, model, runs_dir, dtype, device)
         selfcheck.require(self.loaded.model, [self.mask], self.loaded.origin)
         self.tokenizer = self.loaded.tokenizer
@@ -129,7 +128,7 @@ class PrefillLM(TemplateLM):
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """As HFLM: a template that knows no system turn gets the conversation without it."""
+        """The conversation as text. As in HFLM, a template without system turns gets the conversation without its system turn."""
         options = dict(tokenize=False, add_generation_prompt=add_generation_prompt,
                        continue_final_message=not add_generation_prompt)  # fmt: skip
         if not self.tokenizer.chat_template:
@@ -231,8 +230,7 @@ class PrefillLM(TemplateLM):
             raise ConfigError(f"mask {self.mask}", "cannot generate: an answer token would have to see those after it",
                               "use mask=prefix or mask=causal")  # fmt: skip
         texts = [""] * len(requests)
-        answers = Answers(self.loaded, self.mask, self.tok_encode, self.max_gen_toks, self.batch_tokens)
-        for index, text in answers.to([request.args for request in requests], self.counts):
+        for index, text in Answers(self).to([request.args for request in requests]):
             texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts

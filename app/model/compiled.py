@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from app.attention import selfcheck
 from app.attention.backends import NAMES, attend
 from app.attention.block_mask import TILE
-from app.attention.mask import PATTERNS, Document, layout
+from app.attention.mask import Document, layout
 from app.attention.model_config import head_dims, setting, text_config, values
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
-from jobs.config.schema import Mask
+from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
 from jobs.estimate.memory import LEAST_HEAD
 
@@ -71,7 +71,7 @@ def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
     if (mask, width) not in done:
         with layers(loaded.model):
             require_dependence(loaded.model, [mask], loaded.origin, width,
-                               branches=PATTERNS[mask].shares_prompt, mode=torch.inference_mode)  # fmt: skip
+                               branches=mask not in LEAKING, mode=torch.inference_mode)  # fmt: skip
         done.add((mask, width))
 
 

@@ -80,11 +80,6 @@ class Loaded:
                                 f"{rows} rows", "leave the token out, or use the model's own tokenizer")  # fmt: skip
 
 
-def row_multiple(device: torch.device) -> int:
-    """Rows are padded to a multiple of this many tokens: GPU kernels want aligned masks and few distinct shapes."""
-    return 16 if device.type == "cuda" else 1
-
-
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 natively; elsewhere bf16 is emulated and slower than fp32."""
     try:

@@ -32,17 +32,8 @@ from jobs.runs.atomic import encode, read_json, read_jsonl, write_text_atomicall
 from jobs.runs.rundir import RunDir, list_runs
 
 KEPT = ("stage.yaml", "summary.json", "metrics.json", "eval_log.jsonl")
-_ENVIRONMENT = (
-    "commit",
-    "python",
-    "packages",
-    "device",
-    "gpu",
-    "cuda",
-    "dtype",
-    "attention",
-    "seed",
-)  # no machine's names
+# No machine's names.
+_ENVIRONMENT = ("commit", "python", "packages", "device", "gpu", "cuda", "dtype", "attention", "seed")
 _LOG_LINES = 60  # of train_log.jsonl, evenly spaced: as many as a plot can show
 _RUNS, _CAMPAIGN = "runs.tar.xz", "campaign.yaml"
 

@@ -4,7 +4,7 @@
 
     primary: {suite, order, profile, recipe, measure: accuracy or gold_nll, trained: mask, control: mask}
 
-All but suite and measure may be null. Every other comparison is exploratory: nothing is adjusted over those.
+Order, profile and recipe may be null. Every other comparison is exploratory: nothing is adjusted over those.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.report.comparisons import Comparison
+from jobs.config.campaign import Primary
+from jobs.config.load import CELL
 from jobs.errors import DataError
 from jobs.runs.atomic import read_json
-
-MEASURES = ("accuracy", "gold_nll")
-CELL = "cell"  # the stage of a campaign's runs: each trains one recipe under one mask, and scores it
 
 
 @dataclass(frozen=True, order=True)
@@ -52,37 +53,27 @@ def recipe_of(model: str) -> str:
     return model.rpartition(".")[0]
 
 
-@dataclass(frozen=True)
-class Primary:
-    """The primary comparison; of a runs directory without a campaign, all fields are None."""
-
-    suite: str | None = None
-    order: str | None = None
-    profile: str | None = None
-    recipe: str | None = None
-    measure: str = MEASURES[0]
-    trained: str = "prefix"
-    control: str = "causal"
-
-    def is_about(self, setting: Setting) -> bool:
-        return self.suite == setting.suite and self.order in (None, setting.order)
-
-    def role(self, c: Comparison, setting: Setting) -> str:
-        """`primary` or `exploratory`; empty without a campaign."""
-        if self.suite is None:
-            return ""
-        recipes = {recipe_of(c.first.model), recipe_of(c.second.model)}
-        declared = (
-            c.group == "control"
-            and self.is_about(setting)
-            and (c.first.mask, c.second.mask) == (self.trained, self.control)
-            and recipes == {self.recipe or recipe_of(c.first.model)}
-        )
-        return f"primary ({self.measure.replace('_', ' ')})" if declared else "exploratory"
+def is_about(primary: Primary | None, setting: Setting) -> bool:
+    """Whether the primary comparison was declared for this setting; it is, in any order, where no order was declared."""
+    return primary is not None and primary.suite == setting.suite and primary.order in (None, setting.order)
 
 
-def read_primary(runs_dir: Path, profile: str) -> Primary:
-    """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last.
+def role(primary: Primary | None, c: Comparison, setting: Setting) -> str:
+    """`primary` or `exploratory`; empty without a campaign."""
+    if primary is None:
+        return ""
+    recipes = {recipe_of(c.first.model), recipe_of(c.second.model)}
+    declared = (
+        c.group == "control"
+        and is_about(primary, setting)
+        and (c.first.mask, c.second.mask) == (primary.trained, primary.control)
+        and recipes == {primary.recipe or recipe_of(c.first.model)}
+    )
+    return f"primary ({primary.measure.replace('_', ' ')})" if declared else "exploratory"
+
+
+def read_primary(runs_dir: Path, profile: str) -> Primary | None:
+    """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last; None without a campaign.
 
     Raises:
         DataError: a file of campaigns/ that declares none.
@@ -90,10 +81,11 @@ def read_primary(runs_dir: Path, profile: str) -> Primary:
     found = []
     for path in sorted((runs_dir / "campaigns").glob("*.json")):
         declared = read_json(path)
-        primary: dict[str, Any] = declared.get("primary") or {}
-        unknown = set(primary) - set(Primary.__dataclass_fields__)
-        if unknown or not isinstance(primary.get("suite"), str) or primary.get("measure") not in MEASURES:
-            raise DataError(path, "declares no primary comparison", "start the campaign again, or delete the file")
-        if primary.get("profile") in (None, profile):
-            found.append((str(declared.get("declared")), Primary(**primary)))
-    return max(found, key=lambda entry: entry[0], default=("", Primary()))[1]
+        try:
+            primary = Primary.model_validate(declared.get("primary"))
+        except ValidationError:
+            remedy = "start the campaign again, or delete the file"
+            raise DataError(path, "declares no primary comparison", remedy) from None
+        if primary.profile in (None, profile):
+            found.append((str(declared.get("declared")), primary))
+    return max(found, key=lambda entry: entry[0])[1] if found else None

@@ -20,11 +20,8 @@ from jobs.config.schema import LEAKING
 # The colour is the mask, the shape the model; a hollow mark is the untrained model, or a mask that leaks the answer.
 _MASKS = {"causal": "causal", "prefix": "prefix", "bidirectional": "leaks"}
 _MODELS = {"base": "circle", "stage3a": "square", "stage3b": "diamond", "stage5a": "up", "stage5b": "down"}
-_SHAPES = {
-    "causal": "circle",
-    "prefix": "diamond",
-    "bidirectional": "square",
-}  # of lines that are models: again by mask
+# Of lines that are models: again by mask.
+_SHAPES = {"causal": "circle", "prefix": "diamond", "bidirectional": "square"}
 _LINES = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "third", "stage5b": "ink"}
 
 

@@ -7,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app.report.campaign import Primary, Setting, model_of, read_primary, recipe_of, setting_of
-from app.report.comparisons import (
-    find_baseline,
-    planned_comparisons,
-    refuse_different_items,
-    share_items,
-    what_differs,
-)
+from app.report.campaign import Setting, is_about, model_of, read_primary, recipe_of, setting_of
+from app.report.comparisons import find_baseline, planned_comparisons, refuse_different_items, share_items, what_differs
 from app.report.runs import Run, load_run
 from app.report.study import STAGES, LeftOut, Missing, Study, stage_order
 from app.report.trainings import find_trainings
+from jobs.config.campaign import Primary
 from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
 from jobs.runs.rundir import RunDir, list_runs
@@ -55,7 +50,9 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)
     primary = read_primary(runs_dir, chosen)
-    order = sorted(by_setting, key=lambda s: (not primary.is_about(s), -len({models[run.id] for run in by_setting[s]})))
+    order = sorted(
+        by_setting, key=lambda s: (not is_about(primary, s), -len({models[run.id] for run in by_setting[s]}))
+    )
 
     @functools.cache
     def load(run: RunDir) -> Run:
@@ -72,7 +69,7 @@ def _study(
     found: Sequence[RunDir],
     models: Mapping[str, str],
     load: Callable[[RunDir], Run],
-    primary: Primary,
+    primary: Primary | None,
 ) -> Study:
     """The study of one setting. found: every run, for the state of missing stages. models: run id -> its model's name."""
     shown, left_out = _on_the_same_items(candidates, models, load)
@@ -91,11 +88,9 @@ def _study(
     return Study(
         profile=profile,
         runs=runs,
-        compared=None,
         baseline=baseline,
         comparisons=tuple(planned_comparisons(runs, trainings)),
         missing=missing,
-        other_profiles=(),
         left_out=tuple(left_out),
         setting=setting,
         trainings=trainings,

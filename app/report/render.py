@@ -9,32 +9,24 @@ A report depends only on the runs, not on clock or chance: equal runs give equal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup, escape
 from rich.console import Console
 from rich.text import Text
 
 from app.report import tables
 from app.report.campaign import Setting
-from app.report.chart import Plot
 from app.report.format import DASH, number
+from app.report.plots import answer_plot
 from app.report.profile_runs import study_of_profile
-from app.report.run_list import RunRow, list_rows, print_runs
-from app.report.sections import Section, plots, sections
-from app.report.sentences import Fact, cautions, details, facts, headline, question
+from app.report.sections import sections
+from app.report.sentences import cautions, details, facts, headline, question
 from app.report.study import Study
-from app.report.tables import Table
+from app.report.template import fill
 from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
-from jobs.runs.rundir import write_text_atomically
-
-__all__ = [
-    "Report", "RunRow", "build_report", "list_rows", "print_results", "print_runs", "write_report",
-]  # fmt: skip
+from jobs.runs.atomic import write_text_atomically
 
 _COLUMNS = (  # of the terminal's table
     Column("Stage"),
@@ -44,54 +36,26 @@ _COLUMNS = (  # of the terminal's table
     Column("Retention", right=True, drop=2),
     Column("Above\nchance", right=True, drop=3),
 )
-_TEMPLATES = Path(__file__).parent
 
 
-@dataclass(frozen=True)
 class Report:
     """The content of a report, ready to be rendered."""
 
-    study: Study
-    title: str
-    question: str
-    headline: str
-    details: tuple[str, ...]
-    facts: tuple[Fact, ...]
-    cautions: tuple[str, ...]
-    sections: tuple[Section, ...]
-    samples: bool = False  # samples.html lies beside the report
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        setting = f", {study.setting}" if study.setting != Setting() else ""
+        self.title = f"Prefix-LM experiment: {study.base_model}, profile {study.profile}{setting}"
+        self.question, self.headline, self.details = question(study), headline(study), details(study)
+        self.facts, self.cautions, self.sections = facts(study), cautions(study), sections(study)
+        self.answer = answer_plot(study) if study.evaluations else None
 
-    def to_markdown(self) -> str:
-        """The tables and sentences; the plots are in the HTML page."""
-        lines = [f"# {self.title}", "", f"**{self.headline}**", ""]
-        if self.details:
-            lines += [*(f"- {text}" for text in self.details), ""]
-        if self.cautions:
-            lines += ["Before relying on these numbers:", "", *(f"- {text}" for text in self.cautions), ""]
-        for section in self.sections:
-            lines += [f"## {section.title}", ""]
-            for text in section.text:
-                lines += [text, ""]
-            for table in section.tables:
-                lines += [f"### {table.title}", "", *_markdown_rows(table), ""]
-                if table.note:
-                    lines += [table.note, ""]
-        if self.samples:
-            lines += ["Answers side by side: [samples.txt](samples.txt)"]
-        return "\n".join(lines).rstrip() + "\n"
+    def to_markdown(self, *, samples: bool = False) -> str:
+        """The tables and sentences; the plots are in the HTML page. samples: samples.txt lies beside the file."""
+        return fill("report.md.j2", report=self, samples=samples)
 
-    def to_html(self) -> str:
-        """One page with style and plots inside, without references to other files."""
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_TEMPLATES),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-        )
-        environment.filters["code"] = _code
-        drawn: dict[str, Plot] = plots(self.study)
-        return environment.get_template("report.html.j2").render(report=self, plots=drawn, svg=Markup) + "\n"
+    def to_html(self, *, samples: bool = False) -> str:
+        """One page with style and plots inside, without references to other files than samples.html."""
+        return fill("report.html.j2", report=self, samples=samples)
 
 
 def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[str, str] | None = None) -> Report:
@@ -101,18 +65,7 @@ def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[s
         RunStateError: nothing completed to report, or a named run is missing or incomplete.
         DataError: two named runs on different items or formats (names both and what differs), or damaged files.
     """
-    study = study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile)
-    return Report(
-        study=study,
-        title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}"
-        + (f", {study.setting}" if study.setting != Setting() else ""),
-        question=question(study),
-        headline=headline(study),
-        details=tuple(details(study)),
-        facts=tuple(facts(study)),
-        cautions=tuple(cautions(study)),
-        sections=tuple(sections(study)),
-    )
+    return Report(study_of_two(runs_dir, compare, profile) if compare else study_of_profile(runs_dir, profile))
 
 
 def print_results(report: Report, console: Console, runs_dir: Path | None = None) -> None:
@@ -137,20 +90,12 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
     Raises:
         DiskFull: no space left; files of an earlier report are untouched.
     """
-    report = replace(report, samples=(runs_dir / "samples.html").is_file())
+    samples = (runs_dir / "samples.html").is_file()
     markdown, html = runs_dir / "report.md", runs_dir / "report.html"
-    rendered = report.to_markdown(), report.to_html()  # render both before writing either
+    rendered = report.to_markdown(samples=samples), report.to_html(samples=samples)  # both before writing either
     for path, text in zip((markdown, html), rendered, strict=True):
         write_text_atomically(path, text)
     return markdown, html
-
-
-def _markdown_rows(table: Table) -> list[str]:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = tuple("---:" if right else "---" for right in table.right)
-    return [line(table.names), line(rule), *(line(row.cells) for row in table.rows)]
 
 
 def _print_results_table(study: Study, console: Console) -> None:
@@ -172,9 +117,3 @@ def _print_results_table(study: Study, console: Console) -> None:
 
 def _first(cell: str) -> str:
     return "1" if cell == "baseline" else cell.partition(" ")[0]
-
-
-def _code(text: str) -> Markup:
-    """Escaped text with `backticks` as <code>."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))

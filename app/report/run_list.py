@@ -11,10 +11,9 @@ from rich.text import Text
 
 from app.report.format import DASH, moment, number
 from jobs.columns import Column, table_lines
-from jobs.config import strict_yaml
 from jobs.config.schema import LEAKING
 from jobs.errors import UserError, make_command
-from jobs.runs.atomic import read_json
+from jobs.runs.atomic import read_json_or_nothing
 from jobs.runs.rundir import RunDir, list_runs
 
 _COLUMNS = (
@@ -65,9 +64,9 @@ def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = Non
 def _row(run: RunDir) -> RunRow:
     state = run.state()
     summary, metrics, failed, beat = (
-        _read(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
+        read_json_or_nothing(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
     )
-    profile = summary.get("profile") or _read(run.path / "stage.yaml").get("profile", {}).get("name") or DASH
+    profile = summary.get("profile") or _profile(run) or DASH
     result, when = DASH, beat.get("wall_time")
     if state == "complete":
         (result, headline), when = _result(summary, metrics), summary.get("finished")
@@ -76,16 +75,24 @@ def _row(run: RunDir) -> RunRow:
     else:
         headline = str(beat.get("phase") or "")
         if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
-            headline += f" {beat['step']} of {beat['total']}"
+            headline += f" {beat.get('step')} of {beat['total']}"
     return RunRow(run.id, run.stage, str(profile), state, result, headline or DASH, moment(str(when or "")))
 
 
 def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
-    leaks = {e["label"] for e in metrics.get("evaluations") or [] if e.get("leaks")}
+    evaluations = metrics.get("evaluations")
+    leaks = {
+        str(e.get("label"))
+        for e in map(_mapping, evaluations if isinstance(evaluations, list) else [])
+        if e.get("leaks")
+    }
     scores = [
-        (name + " (leaks)" * (name in leaks or name.endswith(LEAKING)), number(value))
-        for name, value in (summary.get("headline") or {}).items()
+        (
+            name + " (leaks)" * (name in leaks or name.endswith(LEAKING)),
+            number(value) if isinstance(value, int | float) else str(value),
+        )
+        for name, value in _mapping(summary.get("headline")).items()
     ]
     if not scores:
         return DASH, ""
@@ -93,9 +100,14 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON or YAML mapping; {} when missing or damaged: a list of runs must not die of one of them."""
+def _mapping(value: Any) -> dict[str, Any]:
+    """A part of a file that may be damaged."""
+    return value if isinstance(value, dict) else {}
+
+
+def _profile(run: RunDir) -> str | None:
+    """None for a run that was killed before it wrote its job, or whose record is damaged."""
     try:
-        return strict_yaml.read(path, str(path)) if path.suffix == ".yaml" else read_json(path)
+        return _mapping(run.read_job().get("profile")).get("name")
     except UserError:
-        return {}
+        return None

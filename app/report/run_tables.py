@@ -3,7 +3,7 @@ elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from app.report.format import DASH, count, duration, moment, number, short, task_title
@@ -14,44 +14,39 @@ from app.report.tables import Table, TableRow
 _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these under a mask that shows the answer
 
 
+_PROPERTIES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a training run, from its section of metrics.json
+    "Mask": lambda t: mask_name(str(t.get("mask"))),
+    "Steps": lambda t: f"{count(t.get('steps'))} of {count(t.get('max_steps'))}",
+    "Stopped by": lambda t: str(t.get("stopped_by", DASH)),
+    "Train examples": lambda t: count(t.get("train_examples")),
+    "Eval examples": lambda t: count(t.get("eval_examples")),
+    "Dropped: overlap with test items": lambda t: count(t.get("dropped_overlap")),
+    "Dropped: too long": lambda t: count(t.get("dropped_length")),
+    "Train loss, last": lambda t: number(t.get("train_loss")),
+    "Eval loss, first": lambda t: number(t.get("eval_loss_first")),
+    "Eval loss, best (step)": lambda t: f"{number(t.get('eval_loss_best'))} ({count(t.get('best_step'))})",
+    "Eval loss, last": lambda t: number(t.get("eval_loss_last")),
+    # Runs of before there was a choice kept the last.
+    "Weights kept": lambda t: f"{t['keep']}, of step {count(t.get('kept_step'))}" if "keep" in t else DASH,
+    "Objective": lambda t: ", ".join(f"{k} {v:g}" for k, v in (t.get("objective") or {}).items() if v) or DASH,
+    "Precision": lambda t: str(t.get("precision", DASH)),
+    "Parameters trained": lambda t: f"{count(t.get('params_trained'))} of {count(t.get('params_total'))}",
+    "Launched as CUDA graphs": lambda t: (
+        DASH if "graph" not in t else "yes" if t["graph"] else f"no: {t.get('graph_reason', DASH)}"
+    ),
+    "Padding of training rows": lambda t: f"{t['padding']:.1%}" if "padding" in t else DASH,
+    "Response tokens": lambda t: count(t.get("response_tokens")),
+}
+
+
 def training(study: Study) -> Table:
     """Training runs side by side: one column for each stage, one row for each property."""
     runs = [(run, run.train) for run in study.runs if run.train]
-
-    def counts(key: str) -> list[str]:
-        return [count(t.get(key)) for _, t in runs]
-
-    def losses(key: str) -> list[str]:
-        return [number(t.get(key)) for _, t in runs]
-
-    def two(first: str, second: str) -> list[str]:
-        return [f"{a} of {b}" for a, b in zip(counts(first), counts(second), strict=True)]
-
-    best = [f"{loss} ({step})" for loss, step in zip(losses("eval_loss_best"), counts("best_step"), strict=True)]
-    rows = {
-        "Mask": [mask_name(str(t.get("mask"))) for _, t in runs],
-        "Steps": two("steps", "max_steps"),
-        "Stopped by": [str(t.get("stopped_by", DASH)) for _, t in runs],
-        "Train examples": counts("train_examples"),
-        **({"Drawn of each source": [_drawn(t) for _, t in runs]} if any(_drawn(t) != DASH for _, t in runs) else {}),
-        "Eval examples": counts("eval_examples"),
-        "Dropped: overlap with test items": counts("dropped_overlap"),
-        "Dropped: too long": counts("dropped_length"),
-        "Train loss, last": losses("train_loss"),
-        "Eval loss, first": losses("eval_loss_first"),
-        "Eval loss, best (step)": best,
-        "Eval loss, last": losses("eval_loss_last"),
-        "Weights kept": [_kept(t) for _, t in runs],
-        "Objective": [_objective(t.get("objective")) for _, t in runs],
-        "Precision": [str(t.get("precision", DASH)) for _, t in runs],
-        "Parameters trained": two("params_trained", "params_total"),
-        "Launched as CUDA graphs": [_graphed(t) for _, t in runs],
-        "Padding of training rows": [f"{t['padding']:.1%}" if "padding" in t else DASH for _, t in runs],
-        "Response tokens": counts("response_tokens"),
-        "Seed": [str(run.seed) for run, _ in runs],
-    }
-    columns = ("Property", *(f">{study.place(run)}" for run, _ in runs))
-    return Table("Training runs", columns, tuple(TableRow((name, *cells)) for name, cells in rows.items()))
+    rows = [TableRow((name, *(text(train) for _, train in runs))) for name, text in _PROPERTIES.items()]
+    if any("sources" in (train.get("data") or {}) for _, train in runs):
+        rows.insert(4, TableRow(("Drawn of each source", *(_drawn(train) for _, train in runs))))
+    rows.append(TableRow(("Seed", *(str(run.seed) for run, _ in runs))))
+    return Table("Training runs", ("Property", *(f">{study.place(run)}" for run, _ in runs)), tuple(rows))
 
 
 def _drawn(train: Mapping[str, Any]) -> str:
@@ -104,16 +99,3 @@ def estimate(study: Study) -> Table:
             ratio = f"{actual / expected:.2f}x" if actual is not None and expected else DASH
             rows.append(TableRow((f"{study.place(run)}: {key}", number(expected, 2), number(actual, 2), ratio)))
     return Table("Estimate against actual", ("What", ">Estimate", ">Actual", ">Actual / estimate"), tuple(rows))
-
-
-def _objective(value: Mapping[str, float] | None) -> str:
-    return ", ".join(f"{key} {weight:g}" for key, weight in (value or {}).items() if weight) or DASH
-
-
-def _kept(train: Mapping[str, Any]) -> str:
-    """Which weights became the finished model; runs of before there was a choice kept the last."""
-    return f"{train['keep']}, of step {count(train.get('kept_step'))}" if "keep" in train else DASH
-
-
-def _graphed(train: Mapping[str, Any]) -> str:
-    return DASH if "graph" not in train else "yes" if train["graph"] else f"no: {train.get('graph_reason', DASH)}"

@@ -111,11 +111,6 @@ def mask_name(mask: str, leaks: bool = False) -> str:
     return f"{mask} (leaks)" if leaks or mask.partition("@")[0] in LEAKING else mask
 
 
-def headline_metric(task: str, metric: str) -> str:
-    """The metric of a task, given that of its evaluation: winogrande's choices share their text, so it has no acc_norm."""
-    return "acc" if task == "winogrande" and metric == "acc_norm" else metric
-
-
 def load_run(run: RunDir, model: str | None = None) -> Run:
     """A completed run. model: the name of the model that it trains, in place of its stage's.
 
@@ -165,7 +160,8 @@ def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str
     samples = read_items(samples_path) if samples_path.name == ITEMS else _samples(samples_path)
     loaded = []
     for e in written:
-        by_task = {task: _sorted(samples.get(e["label"], {}).get(task, [])) for task in e["tasks"]}
+        rows = samples.get(e["label"], {})
+        by_task = {task: sorted(rows.get(task, []), key=lambda row: str(row["id"])) for task in e["tasks"]}
         for task, score in e["tasks"].items():
             _refuse_disagreement(samples_path, e, task, score, by_task[task])
         named = {**e, "model": model} if e["model"] == metrics["stage"] else e
@@ -173,13 +169,12 @@ def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str
     return tuple(loaded)
 
 
-def _sorted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(rows, key=lambda row: str(row["id"]))
-
-
 def _prediction(e: Mapping[str, Any], task: str) -> str:
-    """The key of a row of samples.jsonl that decides whether the item is right."""
-    return f"pred_{e['tasks'][task].get('metric') or headline_metric(task, e['metric'])}"
+    """The key of a row of samples.jsonl that decides whether the item is right.
+
+    Metrics of older code lack the task's own: winogrande's choices share their text, so it has no acc_norm."""
+    default = "acc" if task == "winogrande" and e["metric"] == "acc_norm" else e["metric"]
+    return f"pred_{e['tasks'][task].get('metric') or default}"
 
 
 def _refuse_disagreement(
@@ -188,7 +183,7 @@ def _refuse_disagreement(
     """Raise DataError where metrics.json and the rows of samples.jsonl disagree on items, accuracy or gold NLL."""
     prediction, nats = _prediction(e, task), score.get("gold_nll_per_token")
     found = float(np.mean([row[prediction] == row["gold"] for row in rows])) if rows else float("nan")
-    at = f"{mask_label(e)} {task}: {len(rows)} items"
+    at = f"{e['model']}/{mask_name(e['mask'], bool(e.get('leaks')))} {task}: {len(rows)} items"
     remedy = "the run's files do not belong together; score the stage again"
     distinct = len({(row["id"], row["sha"]) for row in rows})
     if not distinct == len(rows) == score["items"] or abs(found - score["headline"]) > _ATOL:
@@ -199,11 +194,6 @@ def _refuse_disagreement(
         if abs(nll - nats) > _TOLERANCE[path.name] * max(1.0, abs(nats)):
             fact = f"{at} with a gold NLL of {nll:.4f} nats a token; in metrics.json {nats:.4f}"
             raise DataError(str(path), fact, remedy)
-
-
-def mask_label(e: Mapping[str, Any]) -> str:
-    """`model/mask` of an evaluation as metrics.json holds it, a leaking mask labelled."""
-    return f"{e['model']}/{mask_name(e['mask'], bool(e.get('leaks')))}"
 
 
 def _evaluation(

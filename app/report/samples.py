@@ -1,4 +1,4 @@
-"""The page of what the models say: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
+"""The pages of the answers: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from app.report.format import DASH, number
+from app.report.template import fill
 from jobs.runs.atomic import write_text_atomically
 
 _ABOUT = (
@@ -37,23 +36,15 @@ def to_text(found: Mapping[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_NAMES))]
     table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
              for row in rows]  # fmt: skip
-    lines = [page["title"], "", *page["about"], "", *table, "", *(f"{text}\n" for text in page["judged"])]
-    for index, prompt in enumerate(page["prompts"]):
-        lines += ["=" * 80, f"{prompt['id']}: {prompt['text']}", ""]
-        for column in page["columns"]:
-            answer = column["answers"][index]
-            lines += [f"--- {column['label']} ({answer['note']})", answer["text"] or "(nothing)", ""]
-    return "\n".join(lines)
+    return fill("samples.txt.j2", table=table, **page)
 
 
 def to_html(found: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    return environment.get_template("samples.html.j2").render(**_page(found)) + "\n"
+    return fill("samples.html.j2", **_page(found))
 
 
 def _page(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What both forms show, numbers as text."""
+    """The values of both templates, numbers as text."""
     columns = [{"label": label_of(column), "answers": [{**a, "note": _note(a)} for a in column["answers"]]}
                for column in found["columns"]]  # fmt: skip
     rows = []

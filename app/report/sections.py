@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.report import plots as report_plots
-from app.report import run_tables
-from app.report import tables as report_tables
+from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.comparisons import Comparison
 from app.report.format import number
@@ -18,40 +16,43 @@ from app.report.tables import Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its paragraphs (`code` in backticks), tables and the keys of its plots."""
+    """A heading with its paragraphs (`code` in backticks), tables and plots."""
 
     key: str
     title: str
     text: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
-    plots: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
 
 
 def sections(study: Study) -> list[Section]:
     """All sections that these runs fill; missing stages have a section of their own."""
-    scored = bool(study.evaluations)
     side = [c for c in study.comparisons if c.group == "side effect"]
-    found = []
+    found: list[Section] = []
+    drawn: tuple[Plot, ...]
     if len(study.settings) > 1:
-        tables: tuple[Table, ...] = (report_tables.settings(study),)
-        found.append(Section("when", "When it helps", (_WHEN,), tables, ("forest",)))
+        drawn = (plots.forest_plot(study.settings),)
+        found.append(Section("when", "When it helps", (_WHEN,), (tables.settings(study),), drawn))
     if study.ranked_recipes:
-        found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (report_tables.recipes(study),)))
+        found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
     if study.recovery:
-        found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), ("recovery",)))
+        drawn = (plots.recovery_plot(study.recovery, study.baseline),)
+        found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), drawn))
     if side:
-        tables = (report_tables.overview(study, side, "Causal scores after finetuning"),)
-        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), tables))
+        shown = (tables.overview(study, side, "Causal scores after finetuning"),)
+        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), shown))
     estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
     found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
-    if scored:
-        tables = (report_tables.results(study), report_tables.accuracy_by_task(study))
-        found.append(Section("results", "Results", (), tables, ("macro", "deltas")))
+    if study.evaluations:
+        series = _delta_series(study)
+        drawn = (plots.macro_plot(study), *([plots.delta_plot(series)] if series else []))
+        found.append(Section("results", "Results", (), (tables.results(study), tables.accuracy_by_task(study)), drawn))
     if study.comparisons:
         found.append(_comparisons(study))
     if any(e.gold_nll is not None for e in study.evaluations):
         text = (_TELL_TALE, *_nll_readings(study.evaluations))
-        found.append(Section("nll", "Is the answer visible?", text, (report_tables.gold_nll(study),), ("nll",)))
+        drawn = (plots.nll_plot(study.evaluations),)
+        found.append(Section("nll", "Is the answer visible?", text, (tables.gold_nll(study),), drawn))
     if any(run.train for run in study.runs):
         found.append(_training(study))
     if any(run.reference for run in study.runs):
@@ -62,25 +63,6 @@ def sections(study: Study) -> list[Section]:
     return found
 
 
-def plots(study: Study) -> dict[str, Plot]:
-    """The plots that these runs can fill, by key."""
-    found: list[Plot | None] = []
-    if study.evaluations:
-        found += [report_plots.macro_plot(study), report_plots.answer_plot(study)]
-    if len(study.settings) > 1:
-        found.append(report_plots.forest_plot(study.settings))
-    if study.recovery:
-        found.append(report_plots.recovery_plot(study.recovery, study.baseline))
-    shown = _delta_series(study)
-    if shown:
-        found.append(report_plots.delta_plot(shown))
-    if any(run.train_log or run.eval_log for run in study.runs):
-        found.append(report_plots.loss_plot(study))
-    if any(e.gold_nll is not None for e in study.evaluations):
-        found.append(report_plots.nll_plot(study.evaluations))
-    return {plot.key: plot for plot in found if plot is not None}
-
-
 def _delta_series(study: Study) -> list[Comparison]:
     """The series of the plot of differences: comparisons with the baseline that do not leak, else all comparisons that do not."""
     fair = [c for c in study.comparisons if not c.leaks]
@@ -88,26 +70,24 @@ def _delta_series(study: Study) -> list[Comparison]:
 
 
 def _comparisons(study: Study) -> Section:
-    tables = [report_tables.overview(study, study.comparisons, "Comparisons on the same items")]
+    found = [tables.overview(study, study.comparisons, "Comparisons on the same items")]
     if any(c.seeds for c in study.comparisons):
-        tables.append(report_tables.each_seed(study.comparisons))
-    tables += [report_tables.paired_by_task(c) for c in study.comparisons]
-    return Section("comparisons", "Differences", (_READING,), tuple(tables))
+        found.append(tables.each_seed(study.comparisons))
+    found += [tables.paired_by_task(c) for c in study.comparisons]
+    return Section("comparisons", "Differences", (_READING,), tuple(found))
 
 
 def _training(study: Study) -> Section:
     trained = [run for run in study.runs if run.train]
     control = [c for c in study.comparisons if c.group == "control"]
     text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
-    tables = [run_tables.training(study)]
+    shown = [run_tables.training(study)]
     if control:
-        tables.append(
-            report_tables.overview(study, control, "The control: prefix against causal finetuning on the same data")
-        )
+        shown.append(tables.overview(study, control, "The control: prefix against causal finetuning on the same data"))
     elif study.compared is None:
         text.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
-    drawn = ("loss",) if any(run.train_log or run.eval_log for run in trained) else ()
-    return Section("training", "Training and its control", tuple(text), tuple(tables), drawn)
+    drawn = (plots.loss_plot(study),) if any(run.train_log or run.eval_log for run in trained) else ()
+    return Section("training", "Training and its control", tuple(text), tuple(shown), drawn)
 
 
 def _unequal_training(trained: Sequence[Run]) -> list[str]:

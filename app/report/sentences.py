@@ -125,7 +125,7 @@ def _recovery(study: Study, damage: Finding) -> str:
 def _against_control(study: Study, model: str) -> str:
     """The sentence of the decisive comparison, by the measure that a campaign declared."""
     assert study.control is not None
-    against = finding(study.control, study.primary.measure if study.primary.suite else "accuracy")
+    against = finding(study.control, study.primary.measure if study.primary else "accuracy")
     subject = "it is then" if model == "It" else "the finetuned model is"
     other, then = "the control, which is finetuned and read from left to right", " then" if model == "It" else ""
     endings = {

@@ -10,14 +10,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from app.report.campaign import Primary, Setting, recipe_of
-from app.report.comparisons import (
-    Comparison,
-    compare,
-    trained_under,
-)
+from app.report.campaign import Setting, recipe_of
+from app.report.comparisons import Comparison, compare, trained_under
 from app.report.runs import Evaluation, Run
 from app.report.trainings import Recipe, Trainings
+from jobs.config.campaign import Primary
 from jobs.config.schema import MASKS
 
 # The experiment in reading order; the user's own stages follow.
@@ -56,16 +53,16 @@ class Study:
 
     profile: str
     runs: tuple[Run, ...]
-    compared: tuple[Run, Run] | None  # set when two runs were named
     baseline: Evaluation | None
     comparisons: tuple[Comparison, ...]
-    missing: tuple[Missing, ...]
-    other_profiles: tuple[str, ...]
+    compared: tuple[Run, Run] | None = None  # set when two runs were named
+    missing: tuple[Missing, ...] = ()
+    other_profiles: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     setting: Setting = field(default_factory=Setting)
     trainings: Trainings = field(default_factory=Trainings)
     other_settings: tuple[Study, ...] = ()  # of the same profile, each with the comparisons of its own runs
-    primary: Primary = field(default_factory=Primary)
+    primary: Primary | None = None
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -90,7 +87,7 @@ class Study:
         masks = trained_under(self.runs)
         scored = {e.model for e in self.evaluations if e.mask == "prefix"}
         found = [s for s in reversed(stage_order(masks)) if masks[s] == "prefix" and s in scored]
-        declared = [s for s in found if self.primary.recipe and recipe_of(s) == self.primary.recipe]
+        declared = [s for s in found if self.primary and self.primary.recipe and recipe_of(s) == self.primary.recipe]
         return next(iter(declared or found), None)
 
     @property

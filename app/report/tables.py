@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from app.report.campaign import role
 from app.report.comparisons import Comparison, paired, reading
 from app.report.format import DASH, count, number, p_value, signed, task_order, task_title, with_interval
 from app.report.power import can_show
@@ -80,8 +81,8 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
         verdicts = {t: c.task_verdict(t) for t in sorted(c.tests)}
         differing = [f"{task_title(t)} {verdict}" for t, verdict in verdicts.items() if verdict != "within noise"]
         names = " minus ".join(c.names) + (f", seeds {', '.join(map(str, c.seeds))}" if c.seeds else "")
-        role = study.primary.role(c, study.setting)
-        cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([role] if role else []))
+        own = role(study.primary, c, study.setting)
+        cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([own] if own else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
     columns = ("Question", "Evaluations", *BOTH_MEASURES, "Tasks that differ (Holm)")
     note = "Paired on the same items; intervals are a bootstrap over the items of each task"
@@ -92,7 +93,7 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
     )
     note += " NLL is that of the right answer, so that less is better. Can show: the smallest true difference whose interval "
     note += "excludes zero four times in five."
-    return Table(title, (*columns, "Role") if study.primary.suite else columns, tuple(rows), note)
+    return Table(title, (*columns, "Role") if study.primary else columns, tuple(rows), note)
 
 
 BOTH_MEASURES = (">Accuracy [95 %]", ">Can show", ">NLL, nats a token [95 %]", ">Can show", "Reading")
@@ -111,11 +112,9 @@ def settings(study: Study) -> Table:
     """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
     rows = []
     for name, c in study.settings:
-        role = (
-            study.primary.role(c, study.setting) if c is study.control else "exploratory" if study.primary.suite else ""
-        )
-        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([role] if role else []))))
-    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary.suite else []))
+        own = role(study.primary, c, study.setting) if c is study.control else "exploratory" if study.primary else ""
+        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([own] if own else []))))
+    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary else []))
     return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.report.runs import Evaluation, Run
-from jobs.config.load import affecting_results
+from jobs.config.job import affecting_results, flat
 from jobs.errors import DataError
 from jobs.runs.rundir import RunDir
 
@@ -70,7 +70,8 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
             kind = e.model, _without_seed(record), e.mask
             found.setdefault(kind, {}).setdefault(int(record["stage"].get("seed", 0)), e)
     reference = {e.model: records.get(e.model_run or "", {}) for run in reversed(shown) for e in run.evaluations}
-    trained = {run.id: run.read_metrics().get("train") or {} for run in complete if run.id in _training_runs(found)}
+    used = {e.model_run for replicates in found.values() for e in replicates.values()}
+    trained = {run.id: run.read_metrics().get("train") or {} for run in complete if run.id in used}
     recipes = []
     for (model, _, mask), replicates in found.items():
         run_id = str(next(iter(replicates.values())).model_run)
@@ -80,10 +81,6 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
         recipe = Recipe(changes, str(train.get("mask")), mask, int(train.get("steps", 0)), tokens, replicates)
         recipes.append(recipe)
     return Trainings(tuple(recipes))
-
-
-def _training_runs(found: Mapping[Any, Replicates]) -> set[str | None]:
-    return {e.model_run for replicates in found.values() for e in replicates.values()}
 
 
 def _evaluations(
@@ -117,14 +114,7 @@ def _without_seed(record: Mapping[str, Any]) -> str:
 
 def _changes(record: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     """The settings of training and objective that differ, such as `learning_rate=0.0001, lora.r=32`."""
-    ours, theirs = (_flat(r["stage"].get("train") or {}) for r in (record, reference))
+    ours, theirs = (dict(flat(r["stage"].get("train") or {})) for r in (record, reference))
     return ", ".join(
         f"{key}={ours.get(key)}" for key in [*ours, *(theirs.keys() - ours.keys())] if ours.get(key) != theirs.get(key)
     )
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found

@@ -46,8 +46,6 @@ def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = N
         compared=(first, second),
         baseline=baseline,
         comparisons=tuple(compare_runs(first, second)),
-        missing=(),
-        other_profiles=(),
         left_out=tuple(passed_over),
     )
 

@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError
 from jobs.runs.atomic import finite
@@ -48,12 +48,8 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """The variable NAME, or the content of the file that NAME_FILE names, as on a rented machine."""
     if environ.get(name):
         return environ[name]
-    with suppress(OSError, ValueError):
-        return (
-            Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
-            if f"{name}_FILE" in environ
-            else None
-        )
+    with suppress(KeyError, OSError, ValueError):
+        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
     return None
 
 
@@ -81,7 +77,7 @@ class ArtifactStore:
     """Args:
     url: of fsspec, such as s3://bucket/prefix.
     megabits: the most a second that uploads may take; None: no limit.
-    pause: waits so many seconds, or less.
+    pause: waits for a number of seconds, or less.
     """
 
     def __init__(self, url: str, environ: Mapping[str, str], *, megabits: float | None = None,

@@ -1,4 +1,4 @@
-"""A run is fetched from its store, to go on where its directory is gone or older than what was uploaded."""
+"""Fetches a run from its store, to resume it where its directory is gone or older than what was uploaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Files = Mapping[str, Mapping[str, Any]]
 
 def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str, *, stall: float = STALL,
               limit: float = LONGEST) -> RunDir | None:  # fmt: skip
-    """The newest run of a job in the store, fetched: a complete one, or what its newest whole checkpoint needs to go on.
+    """The newest run of a job in the store, fetched: a complete one, or what resuming from its newest whole checkpoint needs.
 
     None where there is none, and, with one line in the log, where the store does not answer.
     """
@@ -39,7 +39,7 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
 
 
 def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limit: float = LONGEST) -> None:
-    """Add the newest whole checkpoint of the store to a run that this process holds, where it has none so new."""
+    """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has one as new."""
     here = max(
         (int(path.name[11:]) for path in run.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()), default=-1
     )

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from app.runtime.progress import waiting
 from jobs.errors import UserError
@@ -54,11 +54,9 @@ class Heartbeat:
             if self.current is not None and since <= max(SILENCE.values()):
                 self.run.heartbeat(self.step, self.total, self.loss, self.rate, self.current, since_progress=since)
 
-    @contextmanager
-    def alive(self) -> Iterator[None]:
+    def alive(self) -> AbstractContextManager[None]:
         """Repeats the heartbeat in the background during work that does not report: a long pass, writing a 41 GB checkpoint."""
-        with self._in_background(self.repeat):
-            yield
+        return self._in_background(self.repeat)
 
     @contextmanager
     def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:

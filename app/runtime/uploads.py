@@ -20,13 +20,8 @@ from jobs.runs.atomic import read_json
 from jobs.runs.runfiles import RunFiles
 
 log = logging.getLogger(__name__)
-LOGS = (
-    "stage.yaml",
-    "environment.json",
-    "train_log.jsonl",
-    "eval_log.jsonl",
-    "attempts.jsonl",
-)  # what a resumed run reads
+# What a resumed run reads.
+LOGS = ("stage.yaml", "environment.json", "train_log.jsonl", "eval_log.jsonl", "attempts.jsonl")
 PAUSES = (5.0, 30.0)  # seconds between the attempts of an upload
 STALL = 120.0  # seconds without a byte, after which the end of a run waits no longer
 LAST = 120.0  # seconds for the last checkpoint of a run that failed or was stopped; `docker stop` gives 300 in all
@@ -35,7 +30,7 @@ _OF_RUN = {"lock", "heartbeat.json", MANIFEST, "summary.json"}
 
 
 class Uploads:
-    """Of one run; without a store it does nothing. Leaving the block uploads the result, or what a failed run has left."""
+    """The uploads of one run; none without a store. Leaving the block uploads the result, or what a failed run has left."""
 
     def __init__(self, store: ArtifactStore | None, run: RunFiles, keep: int = 1, *, pauses: tuple[float, ...] = PAUSES,
                  last: float = LAST, stall: float = STALL) -> None:  # fmt: skip
@@ -131,7 +126,7 @@ class Uploads:
                 return
 
     def _files(self, here: Path, files: list[Path]) -> dict[str, Path | bytes]:
-        """By their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
+        """The files by their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
         logs = {f"run/{name}": (self.run.path / name).read_bytes() for name in LOGS if (self.run.path / name).is_file()}
         return {path.relative_to(here).as_posix(): path for path in files} | logs
 
@@ -149,7 +144,7 @@ class Uploads:
     # ---- at the end
 
     def _wait(self, seconds: float) -> None:
-        """Until nothing is left to upload, or `seconds` have passed; then what is left is given up."""
+        """Wait until nothing is left to upload, at most for `seconds`; then give up the rest."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None and self._current is None, seconds)
         self.abandon()

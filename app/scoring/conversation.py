@@ -87,7 +87,7 @@ class Chat:
             raise DataError(
                 self.where, "the chat template does not show where each turn begins", "use mask prefix or causal"
             )
-        # A generated answer stays as it was generated, whatever the template does with its like in earlier turns.
+        # A generated answer stays as it was generated, whatever the template does with answers in earlier turns.
         same = zip(before, self._pieces, strict=False)
         if len(before) >= len(self._pieces) or any(a != b and not (MARK in a.text and MARK in b.text) for a, b in same):
             raise DataError(self.where, "the chat template writes earlier turns otherwise once a further one follows",
@@ -95,9 +95,8 @@ class Chat:
         last = len(before) - 1
         new = [Piece(self._pieces[last].text.partition(MARK)[2], "read")] if before else []
         new += self._pieces[last + 1 : -1]
-        new[-1] = new[-1]._replace(
-            text=new[-1].text.rstrip(" ")
-        )  # a space before an answer is the answer's, as in training
+        # A space before an answer is the answer's, as in training.
+        new[-1] = new[-1]._replace(text=new[-1].text.rstrip(" "))
         return [piece for piece in new if piece.text]
 
 

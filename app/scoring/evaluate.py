@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.attention.mask import PATTERNS
 from app.data.tasks import Item
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
@@ -24,7 +23,7 @@ from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
 from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
-from jobs.config.schema import Mask, Score, mask_by_layer
+from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
 
 log = logging.getLogger(__name__)
 Sample = dict[str, Any]
@@ -166,7 +165,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     metrics = {result["metric"] for result in tasks.values()}
     entry = {
         "label": label, "model": model, "model_run": model_run,
-        "mask": mask_by_layer(mask, settings.layers), "leaks": PATTERNS[mask].leaks,
+        "mask": mask_by_layer(mask, settings.layers), "leaks": mask in LEAKING,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
         "macro": {"value": value, "ci95": [low, high], "bootstrap": settings.bootstrap,
                   "chance": float(np.mean([result["chance"] for result in tasks.values()]))},

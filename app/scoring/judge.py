@@ -11,7 +11,6 @@ The key comes from the environment variable PREFILL_JUDGE_KEY alone. It is sent 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from app.stats.mcnemar import two_sided_p
 from jobs.errors import ConfigError
 
 KEY = "PREFILL_JUDGE_KEY"
@@ -34,7 +34,8 @@ Choice = Literal["first", "second", "tie"]
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Of pairs (left, right). unsure: other answers in the two orders. firsts of decided: choices of what was read first."""
+    """Counts of pairs (left, right). unsure: pairs that are decided otherwise in the other order. firsts: choices of what
+    was read first, among those that are decided."""
 
     wins: int
     losses: int
@@ -46,8 +47,7 @@ class Verdicts:
     @property
     def p_position(self) -> float:
         """Exact two-sided binomial p-value that first and second are chosen equally often."""
-        n, k = self.decided, min(self.firsts, self.decided - self.firsts)
-        return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0
+        return two_sided_p(self.firsts, self.decided - self.firsts)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "p_position": self.p_position}
@@ -98,11 +98,9 @@ class Judge:
             counts["firsts"] += decided.count("first")
             counts["decided"] += len(decided)
             swapped = {"first": "second", "second": "first", "tie": "tie"}[back]
-            if forward != swapped:
-                counts["unsure"] += 1
-            counts[
-                "ties" if forward != swapped or forward == "tie" else "wins" if forward == "first" else "losses"
-            ] += 1
+            counts["unsure"] += forward != swapped
+            won = {"first": "wins", "second": "losses"}.get(forward, "ties") if forward == swapped else "ties"
+            counts[won] += 1
         return Verdicts(**counts)
 
     def choose(self, question: str, first: str, second: str) -> Choice:

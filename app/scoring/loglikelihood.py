@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from app.attention.backends import NAMES, SHORT, attend
 from app.attention.block_mask import TILE
-from app.attention.mask import PATTERNS, Layout
+from app.attention.mask import Layout
 from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
-from jobs.config.schema import Mask
+from jobs.config.schema import LEAKING, Mask
 from jobs.estimate.memory import LEAST_HEAD
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
@@ -150,14 +150,14 @@ def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tok
 
 
 def _rows(loaded: Loaded, requests: Sequence[Request], mask: Mask, budget: int) -> list[ScoringRow]:
-    return rows_of(requests, PATTERNS[mask].shares_prompt, budget, loaded.is_long)
+    return rows_of(requests, mask not in LEAKING, budget, loaded.is_long)
 
 
 def _plan(
     loaded: Loaded, rows: Sequence[ScoringRow], budget: int, work: int
 ) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch."""
-    width = line_width(budget)
+    width = max(budget // TILE, 1) * TILE  # whole tiles of FlexAttention's, within the budget where it holds one
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
@@ -227,11 +227,6 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         finish_first()
     assert all(result is not None for result in results)
     return [result for result in results if result is not None]
-
-
-def line_width(budget: int) -> int:
-    """Tokens of a packed line: whole tiles of FlexAttention's, within the budget where it holds one."""
-    return max(budget // TILE, 1) * TILE
 
 
 def compiling_pays(loaded: Loaded, tokens: int) -> bool:

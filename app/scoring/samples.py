@@ -1,4 +1,4 @@
-"""What the models say: the same prompts answered greedily by each model under each mask, and three numbers about the answers.
+"""Answers side by side: the same prompts answered greedily by each model under each mask, and three numbers about the answers.
 
     echo_rate        share of an answer's words that stand in a run of at least 4 words of its prompt, the chat template's words
                      included: the coverage of extractive fragments (Grusky et al. 2018, arXiv 1804.11283) without short ones

@@ -105,7 +105,7 @@ class Ledger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Of several workers one at a time writes the file; the others wait."""
+        """One worker at a time writes the file; the others wait."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_suffix(".lock"), "w", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -115,8 +115,10 @@ class Ledger:
         write_text_atomically(self.path, encode(value, indent=2) + "\n")
 
 
-def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> None:
-    """One after the other in this process; one that fails does not keep the others from running.
+def run_cells(
+    cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say, each: Callable[[], None] = lambda: None
+) -> None:
+    """One after the other in this process; one that fails does not keep the others from running. `each`: after a run is complete.
 
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
@@ -133,6 +135,7 @@ def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> N
             say(f"{place}: failed: {error}")
             continue
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
+        each()
         _free_memory()
     if failed:
         first, why = failed[0]
@@ -140,7 +143,7 @@ def run_cells(cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say) -> N
 
 
 def _free_memory() -> None:
-    """Of the model that was trained, before the next is loaded."""
+    """Free the memory of the model that was trained, before the next is loaded."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

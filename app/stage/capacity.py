@@ -14,7 +14,7 @@ from app.model.load import pick_device, pick_dtype
 from app.model.quantized import require_library
 from app.training.fsdp import is_spread, require_shardable
 from app.training.optimizers import eight_bit_library
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand

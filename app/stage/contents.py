@@ -16,7 +16,7 @@ from app.data import qa, tasks
 from app.data.files import data_files
 from app.data.sources import is_saved
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES, TrainData
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError
@@ -24,11 +24,8 @@ from jobs.runs.atomic import sha256_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds for a request to the hub
-_MARKS = (
-    "state.json",
-    "dataset_dict.json",
-    "config.json",
-)  # of a saved split, of a saved dictionary of splits, of a model
+# Of a saved split, of a saved dictionary of splits, of a model.
+_MARKS = ("state.json", "dataset_dict.json", "config.json")
 
 
 def contents_of(job: Job) -> dict[str, str]:

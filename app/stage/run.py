@@ -25,7 +25,7 @@ from app.runtime.uploads import Uploads
 from app.stage.contents import contents_of
 from app.stage.shared_runs import require_shared
 from app.stage.tracking import Tracking, require_installed
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, list_runs, resolve_init

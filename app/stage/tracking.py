@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.config.job import flat
 from jobs.config.schema import Tracker
 from jobs.errors import ConfigError
+from jobs.runs.atomic import finite
 
 log = logging.getLogger(__name__)
-WAITING = 10_000  # numbers of so many steps may wait for a slow tracker; later ones are dropped and counted
+WAITING = 10_000  # steps whose numbers may wait for a slow tracker; later ones are dropped and counted
 FINISH_SECONDS = 30.0  # for what still waits at the end
 PROJECT = "prefill"
-_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval", "estimate.json": "estimate"}
+_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval", "estimate.json": "estimate",
+           "metrics.json": "final"}  # fmt: skip
 Maker = Callable[[str, Path, MutableMapping[str, str]], Any]
 
 
@@ -56,10 +58,10 @@ class Tracking:
         """Queue the numbers of a line of a log, of the metrics or of the estimate. Never blocks, never raises."""
         if self._thread is None:
             return
-        numbers = {
-            f"{_PREFIX.get(name, 'final')}/{key}": number for key, number in flat_numbers(value) if key != "step"
-        }
+        if (prefix := _PREFIX.get(name)) is None:
+            return
         step = value.get("step")
+        numbers = {f"{prefix}/{key}": number for key, number in flat_numbers(value).items() if key != "step"}
         try:
             self._queue.put_nowait((step if isinstance(step, int) else None, numbers))
         except queue.Full:
@@ -93,41 +95,31 @@ class Tracking:
         ready: dict[str, Any] = {}
         names: list[str] = list(self._names)
         for name in names:
-            with _one_warning(name):
+            with _one_warning(name, ready):
                 one = self._make(name, self._run, _in(self._store, self._environ))
                 one.main_process_only = False  # this is rank 0, and nothing need be asked for it
                 one.start()
-                one.store_init_configuration(dict(flat_settings(self._config)))
+                one.store_init_configuration(flat_settings(self._config))
                 ready[name] = one
         while (entry := self._queue.get()) is not None:
             step, numbers = entry
             for name, one in list(ready.items()):
                 with _one_warning(name, ready):
                     one.log(numbers, step=step)
-        for name, one in ready.items():
-            with _one_warning(name):
+        for name, one in list(ready.items()):
+            with _one_warning(name, ready):
                 one.finish()
 
 
-class _one_warning:
+@contextmanager
+def _one_warning(name: str, ready: dict[str, Any]) -> Iterator[None]:
     """Turns whatever a tracker raises into one line, and drops the tracker."""
-
-    def __init__(self, name: str, ready: dict[str, Any] | None = None) -> None:
-        self._name, self._ready = name, ready
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        if error is None:
-            return False
-        if self._ready is not None:
-            self._ready.pop(self._name, None)
+    try:
+        yield
+    except BaseException as error:
+        ready.pop(name, None)
         # Not the error's text: a client may put a key or an address with a password into it.
-        log.warning(
-            f"report_to: {self._name} failed with {type(error).__name__} and gets nothing more; the run goes on"
-        )
-        return True
+        log.warning(f"report_to: {name} failed with {type(error).__name__} and gets nothing more; the run goes on")
 
 
 def _in(store: Path, environ: MutableMapping[str, str]) -> MutableMapping[str, str]:
@@ -136,9 +128,8 @@ def _in(store: Path, environ: MutableMapping[str, str]) -> MutableMapping[str, s
     environ.setdefault("WANDB_DIR", str(store))
     environ.setdefault("WANDB_SILENT", "true")
     if not environ.get("WANDB_API_KEY") and (file := environ.get("WANDB_API_KEY_FILE")):
-        environ["WANDB_API_KEY"] = (
-            Path(file).read_text(encoding="utf-8").strip()
-        )  # on a rented host, see vast/host/secretfiles.py
+        # On a rented host, see vast/host/secretfiles.py.
+        environ["WANDB_API_KEY"] = Path(file).read_text(encoding="utf-8").strip()
     if not environ.get("WANDB_API_KEY"):
         environ.setdefault("WANDB_MODE", "offline")
     environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
@@ -159,21 +150,11 @@ def tracker(name: str, run: Path, environ: MutableMapping[str, str]) -> Any:
     return tracking.MLflowTracker(experiment_name=PROJECT, run_name=about)
 
 
-def flat_numbers(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """Every finite number with the path of its keys; lists and texts are left out."""
-    for key, one in value.items():
-        where = f"{path}/{key}" if path else str(key)
-        if isinstance(one, Mapping):
-            yield from flat_numbers(one, where)
-        elif isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one):
-            yield where, one
+def flat_numbers(value: Mapping[str, Any]) -> dict[str, float]:
+    """Every finite number by the path of its keys, as `actual/hours`; lists and texts are left out."""
+    return {where: one for where, one in flat(value, "/") if finite(one) is not None}
 
 
-def flat_settings(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str | int | float | bool]]:
+def flat_settings(value: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """Every setting by the path of its keys, as `train.mask`; what is neither number nor text becomes text."""
-    for key, one in value.items():
-        where = f"{path}.{key}" if path else str(key)
-        if isinstance(one, Mapping):
-            yield from flat_settings(one, where)
-        else:
-            yield where, one if isinstance(one, str | int | float | bool) else str(one)
+    return {where: one if isinstance(one, str | int | float | bool) else str(one) for where, one in flat(value)}

@@ -30,7 +30,7 @@ from app.stage import capacity
 from app.stage.environment import environment
 from app.training import checkpoint
 from app.training.train import RunContext, train
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES, Mask, Score, mask_by_layer
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.estimate import Estimate
@@ -121,7 +121,7 @@ class _Stage:
         job = capacity.following(job, self.ranks.share(at), self.ranks.world)
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
-            self.run.write_estimate(self.estimate.to_dict())
+            self.run.write_json("estimate.json", self.estimate.to_dict())
             capacity.require_capacity(job, self.estimate)
         self.job = capacity.resolved(job, self.estimate, self.ranks.world)
         if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
@@ -154,7 +154,7 @@ class _Stage:
 
     def _write_environment(self, loaded: Loaded) -> None:
         found = environment(loaded, self.job.stage.seed, self.ranks.world)
-        self.run.write_environment({**found, "halve_memory": self.job.halvings})
+        self.run.write_json("environment.json", {**found, "halve_memory": self.job.halvings})
 
     def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
         self.heartbeat.phase("check")
@@ -222,9 +222,9 @@ class _Stage:
         self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
         if self.job.stage.train is not None and not self.job.stage.train.keep_weights and self.ranks.main:
             shutil.rmtree(self.run.final)
-        with self.run.samples() as writer:
+        with self.run.samples() as write:
             for row in samples:
-                writer.write(row)
+                write(row)
         return entries
 
     def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], requests: list[Request], name: str,

@@ -36,7 +36,7 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     if not (np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()):
         raise ValueError("mcnemar_exact: outcomes are not all 0 or 1")
     only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    return McNemar(only_first, only_second, _two_sided_p(only_first, only_second))
+    return McNemar(only_first, only_second, two_sided_p(only_first, only_second))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -52,7 +52,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _two_sided_p(only_first: int, only_second: int) -> float:
+def two_sided_p(only_first: int, only_second: int) -> float:
     """Probability that a fair coin tossed `only_first + only_second` times is at least as one-sided as these counts."""
     tosses, rarer = only_first + only_second, min(only_first, only_second)
     term = tail = 1  # tosses over k, and its sum for k = 0 to rarer; each follows from the one before

@@ -1,4 +1,4 @@
-"""Power of a paired comparison: the smallest difference that so many items and seeds can show, and how many it takes.
+"""Power of a paired comparison: the smallest difference that given items and seeds can show, and the items that one takes.
 
 Normal approximation. With z = z(97.5 %) + z(power), the smallest difference d solves d = z * SE(d), where
 
@@ -36,15 +36,15 @@ def of_discordance(
     return Variance(sum(items.values()), of_items, sum(weight.values()), seeds, between)
 
 
-def smallest_difference(variance: Variance, power: float = POWER) -> float:
-    """The true difference that a 95 % interval excludes zero for with probability `power`. 0 where nothing varies."""
-    z2 = _z(power) ** 2
+def smallest_difference(variance: Variance) -> float:
+    """The true difference that a 95 % interval excludes zero for with probability POWER. 0 where nothing varies."""
+    z2 = _z() ** 2
     return math.sqrt(z2 * (variance.of_items + _of_seeds(variance)) / (1 + z2 * variance.binary))
 
 
-def items_needed(variance: Variance, difference: float, power: float = POWER) -> int | None:
+def items_needed(variance: Variance, difference: float) -> int | None:
     """Items, divided over the tasks as now, to show a true `difference`; None where only more seeds could show it."""
-    z2, d2 = _z(power) ** 2, difference**2
+    z2, d2 = _z() ** 2, difference**2
     left = d2 - z2 * _of_seeds(variance)
     if left <= 0:
         return None
@@ -55,6 +55,6 @@ def _of_seeds(variance: Variance) -> float:
     return (variance.between_seeds or 0.0) / variance.seeds
 
 
-def _z(power: float) -> float:
+def _z() -> float:
     normal = NormalDist()
-    return normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(power)
+    return normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)

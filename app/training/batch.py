@@ -13,12 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from app.attention.block_mask import TILE
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
 from app.data.stream import Stream
 from jobs.config.schema import Mask, Objective
 
 IGNORE = -100
+
+
+def tokens_multiple(fast: bool, device: torch.device) -> int:
+    """Rows are padded to a multiple of this many tokens: whole tiles of FlexAttention's, or what aligns the masks of a GPU."""
+    return TILE if fast else 16 if device.type == "cuda" else 1
 
 
 def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1) -> list[list[int]]:
@@ -49,11 +55,11 @@ def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1)
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is what the logits at i should say.
+    """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is the token that the logits at i predict.
 
     mask: causal, prefix or segment. packing: all examples in one row. causal_fraction: share of examples laid out causally all
     the same; which ones is decided by a hash of `draw` and the example. A call may take part of that share: `left`.
-    multiple: rows are padded to a multiple of so many tokens.
+    multiple: tokens; the length of a padded row is a multiple of it.
     """
 
     mask: Mask
@@ -84,7 +90,7 @@ class Collator:
                 "block": where.block}  # fmt: skip
 
     def _document(self, example: TokenExample, draw: str, left: float) -> Document:
-        """Without a prompt and without turns it is causal."""
+        """The example as a document; one that is drawn to be causal has no prompt and no turns."""
         if self.causal_fraction * left > 0:
             text = f"{self.seed}|{draw}|{example.key}"
             number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
@@ -131,7 +137,7 @@ def shapes_of(rows: Iterable[tuple[int, int]], multiple: int, most: int) -> tupl
 
 @dataclass(frozen=True)
 class Steps:
-    """The examples of an optimiser step -> its forward passes on one of `world` processes, as many on each.
+    """The examples of an optimiser step -> its forward passes on one of `world` processes, the same number on each.
 
     With packing a pass is a row of at most `row_tokens` tokens, without it `examples` padded rows. Which examples a step
     has, and what each weighs in its loss, depends on none of these numbers. shapes: rows are padded to one of these, where
@@ -209,7 +215,7 @@ def layout_of(batch: dict[str, Any]) -> Layout:
 
 
 def causal_left(objective: Objective, step: int, steps: int) -> float:
-    """What is left of the share of causal examples at a step, counted from 0 of `steps`: all of it without `causal_anneal`, else
+    """The share of causal examples that is left at a step, counted from 0 of `steps`: all of it without `causal_anneal`, else
     a line from all at the first step to none after that part of the steps. A matter of the step alone, so it resumes exactly."""
     if objective.causal_anneal is None:
         return 1.0

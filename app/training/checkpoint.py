@@ -6,8 +6,8 @@
     best-STEP.safetensors   with `train.keep: best`, the weights of the best evaluation so far, where they are not these
 
 A checkpoint is complete when it holds `complete.json` with the size and the digest of each of its files; it is written last
-and goes first. Anything else under `checkpoints/` was torn by a kill and is skipped; one whose files are not what their
-digests say is skipped too, before it is loaded. Old ones are pruned only after a newer one is complete; all of them go once
+and goes first. Anything else under `checkpoints/` was torn by a kill and is skipped; one whose files do not match
+their digests is skipped too, before it is loaded. Old ones are pruned only after a newer one is complete; all of them go once
 `final/` is there, since nothing is left to resume and each is three times the size of the weights.
 """
 
@@ -45,7 +45,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Make everything in it durable, then say so.
+    """Make every file of a checkpoint durable, then write complete.json.
 
     It takes as long as the disk does: 41 GB of a 3B model at 2 GB/s are 20 s. The digests read 8 GB/s out of the page cache
     on one core (measured), 5 s of the same 20, since reading and flushing go on at once. Training goes on meanwhile.
@@ -67,7 +67,7 @@ def _flush(path: Path) -> None:
 
 
 def _digest(path: Path) -> str:
-    """Its xxh3_128: against bits that flipped and blocks that were lost, ten times as fast as a cryptographic one."""
+    """The file's xxh3_128. It finds flipped bits and lost blocks, ten times as fast as a cryptographic digest."""
     with path.open("rb", buffering=0) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
@@ -106,10 +106,10 @@ def newest(directory: Path) -> Path | None:
 
 
 def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest complete one whose files are what their digests say; each one that is passed over is said, and why.
+    """The newest complete checkpoint whose files match their digests. `say` gets each one that is skipped, with the reason.
 
-    A damaged one is complete no longer, or pruning would keep it in place of a good one. One of before there were digests
-    counts by its sizes. To read 41 GB takes as long as the disk does; the model is then loaded out of the page cache.
+    A damaged checkpoint loses its complete.json, or pruning would keep it in place of a good one. Checkpoints of older code
+    have no digests: their sizes count. Reading 41 GB takes as long as the disk needs; the page cache then serves the loading.
     """
     for checkpoint in reversed(complete_checkpoints(directory)):
         damaged = _damaged(checkpoint)
@@ -121,7 +121,7 @@ def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def _damaged(checkpoint: Path) -> str | None:
-    """The first file that is not what complete.json says, and what is wrong with it."""
+    """The first file that does not match complete.json, and how; None if all match."""
     try:
         mark = json.loads((checkpoint / MARK).read_text())
         digests: dict[str, str] | None = mark.get(_DIGESTS)
@@ -140,7 +140,7 @@ def _damaged(checkpoint: Path) -> str | None:
 def prune(directory: Path, keep: int, spared: Collection[Path] = ()) -> None:
     """Keep the newest `keep` complete checkpoints; remove older ones and torn ones that are older than the newest.
 
-    spared: stay too, since they are being uploaded.
+    spared: checkpoints that stay too, since they are being uploaded.
     """
     good = complete_checkpoints(directory)
     if not good:
@@ -151,7 +151,7 @@ def prune(directory: Path, keep: int, spared: Collection[Path] = ()) -> None:
 
 
 def drop(directory: Path, spared: Collection[Path] = ()) -> None:
-    """Remove all of them, but for `spared`, and then the directory."""
+    """Remove all checkpoints except `spared`, and then the directory if it is empty."""
     for path in directory.glob("*"):
         if path not in spared:
             shutil.rmtree(path, ignore_errors=True)
@@ -205,20 +205,21 @@ def save_final(
     dtype: torch.dtype,
     about: dict[str, Any],
     logged: Logged | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, float]:
     """Write the finished model to `final`, whole or not at all; any LoRA adapter is merged into the weights.
 
     The model itself becomes what is written: merged, and of `dtype`. Returns how far the written model, read back, is from
     the trained one and from what it `logged` (app/training/saved.py). Raises CheckpointError, with nothing at `final`, if that
     is beyond rounding.
+    device: where it is read back, if not on the model's: FSDP leaves the whole model on the CPU.
     `about` (origin, mask, run, steps, objective, data) goes into config.json under `prefill` and into the model card.
     """
     temporary = final.with_name(final.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     trained = probe_logits(model)
-    if (
-        merge := getattr(model, "merge_and_unload", None)
-    ) is not None:  # peft's models only; without LoRA it is not loaded
+    # peft's models only; without LoRA it is not loaded.
+    if (merge := getattr(model, "merge_and_unload", None)) is not None:
         model.save_pretrained(temporary / "adapter")
         require_same_adapter(model, temporary / "adapter", trained)
         model = merge()
@@ -236,7 +237,7 @@ def save_final(
     if mask == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
-    same = require_same(temporary, trained, dtype, model.device, logged)
+    same = require_same(temporary, trained, dtype, device or model.device, logged)
     for path in temporary.rglob("*"):
         if path.is_file():
             _flush(path)

@@ -18,7 +18,7 @@ from torch import Tensor
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
 
-# Below so many floating-point operations a pass, 6 for each parameter and token, the GPU waits for its host. Measured on an
+# Below this number of floating-point operations a pass, 6 a parameter and token, the GPU waits for its host. Measured on an
 # H200: a pass of 4.7e13 (3B, 2,300 tokens) takes the host 133 ms to launch and the GPU 105 to run.
 SMALL = 6e13
 

@@ -71,9 +71,8 @@ def _setting(given: dict[str, Any], settings: Any, name: str) -> int:
 def _without_padding(ids: Any, settings: Any) -> Any:
     pad = settings.pad_token_id
     ends = settings.eos_token_id
-    if pad is None or pad in (
-        ends if isinstance(ends, list) else [ends]
-    ):  # a pad that ends answers may be a real token
+    # A pad that ends answers may be a real token.
+    if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
         return torch.ones_like(ids)
     return (ids != pad).long()
 

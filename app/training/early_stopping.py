@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from app.runtime.ending import RunEnded
 from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NO_LEARNING
 
 
-@dataclass(frozen=True)
-class StopVerdict:
-    """What one evaluation means. `line` says it with its numbers, for the log."""
-
-    stop: bool
-    best: float
-    bad_evals: int
-    line: str
-
-
 @dataclass
 class Plateau:
-    """Stops when `patience` evaluations in a row did not beat the best by `min_delta`, not before `min_steps`."""
+    """Sets `stop` when `patience` evaluations in a row did not beat the best by `min_delta`, not before `min_steps`."""
 
     rule: AutoStop | None
     best: float = math.inf
     best_step: int = 0
     reference: float = math.inf  # what the next evaluation must beat by min_delta
     bad_evals: int = 0
+    stop: bool = False
 
-    def update(self, step: int, loss: float) -> StopVerdict:
+    def update(self, step: int, loss: float) -> str:
+        """The evaluation in one line with its numbers, for the log."""
         if loss < self.best:
             self.best, self.best_step = loss, step
         min_delta = self.rule.min_delta if self.rule else 0.0
@@ -40,13 +32,12 @@ class Plateau:
             self.bad_evals += 1
         line = f"eval step {step}: loss {loss:.5f}, best {self.best:.5f} at step {self.best_step}"
         if self.rule is None:
-            return StopVerdict(False, self.best, self.bad_evals, line)
-        stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
-        line += (
+            return line
+        self.stop = self.bad_evals >= self.rule.patience and step >= self.rule.min_steps
+        return line + (
             f", evaluations in a row without a gain of {self.rule.min_delta}: {self.bad_evals} (stops at"
-            f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if stop else 'go on'}"
+            f" {self.rule.patience}, not before step {self.rule.min_steps}): {'stop' if self.stop else 'go on'}"
         )
-        return StopVerdict(stop, self.best, self.bad_evals, line)
 
 
 @dataclass
@@ -57,7 +48,7 @@ class NoLearning:
     min_improvement: float
     first: float | None = None
     best: float = math.inf
-    judged: bool = field(default=False)
+    judged: bool = False
 
     def update(self, step: int, loss: float) -> None:
         """Raises RunEnded at the first evaluation from `after_steps` on, if nothing was learnt."""

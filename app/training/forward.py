@@ -129,7 +129,7 @@ class ResponseLoss:
             return self._run(model, batch, where)
 
     def _products(self, model: Any, device: torch.device) -> AbstractContextManager[Any]:
-        """Not with gradient checkpointing: what is computed again in the backward pass would be computed otherwise."""
+        """oneDNN on a CPU, except with gradient checkpointing: the backward pass would recompute activations by MKL."""
         if device.type != "cpu":  # before the walk below, in which a GPU would wait
             return nullcontext()
         again = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -2,7 +2,7 @@
 
 accelerate keeps the device, DDP and FSDP2, and mixed precision. An optimiser step (app/training/step.py) is a list of forward
 passes (app/training/batch.py), of which each process has its share; its loss is normalised by the response tokens of the
-whole step. Training ends at the first loss or gradient that is not finite, when an evaluation says so, on a signal to any
+whole step. Training ends at the first loss or gradient that is not finite, when an evaluation asks for it, on a signal to any
 process, or after its last step.
 """
 
@@ -33,7 +33,7 @@ from jobs.config.schema import Train
 
 @dataclass(frozen=True)
 class Best:
-    """The best evaluation after the start, and the weights that it was of, on the host; none on other ranks than 0."""
+    """The best evaluation after the start, and its weights, on the host; ranks other than 0 have none."""
 
     step: int
     loss: float
@@ -41,7 +41,7 @@ class Best:
 
 
 class TrainingLoop:
-    """One training of one model: `prepare`, then `restore` where it goes on from a checkpoint, then `run`, then `finish`.
+    """One training of one model: `prepare`, then `restore` where it resumes from a checkpoint, then `run`, then `finish`.
 
     Args:
         model: float32 weights, on the device, its layers not yet compiled.
@@ -73,9 +73,8 @@ class TrainingLoop:
         self.ended = False  # by an evaluation
         self.best: Best | None = None
         self.tokens_seen = self.padded_tokens_seen = 0  # by this rank
-        self.late = (
-            1 if self.work.guarded and self.work.device.type == "cuda" else 0
-        )  # steps that are launched and not read
+        # Steps that are launched and not read.
+        self.late = 1 if self.work.guarded and self.work.device.type == "cuda" else 0
         self._first = True
         self._evaluated: int | None = None
         self._unread: list[Launched] = []
@@ -122,10 +121,10 @@ class TrainingLoop:
             self._read()
             if not self.stopped and self._evaluated != self.step:
                 self.evaluate()
-            self.recorder.end(self.step, total)
+            self.recorder.beat(self.step, total, force=True)
 
     def _on_error(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """What ends training leaves the checkpoint that is being written whole."""
+        """An error ends training only after the checkpoint that is being written is complete."""
         if kind is not None:
             self.writer.wait()
 
@@ -135,7 +134,7 @@ class TrainingLoop:
     # ---- a step
 
     def _passes(self) -> Inputs:
-        """Of the step to come, on the host."""
+        """The forward passes of the next step, on the host."""
         if self.step >= self.train.max_steps:
             return []
         left = causal_left(self.train.objective, self.step, self.train.max_steps)
@@ -149,7 +148,7 @@ class TrainingLoop:
         self.padded_tokens_seen += launched.padded_tokens
 
     def _read(self, all_but: int = 0) -> None:
-        """Log the steps that were launched, but for the last so many; all ranks find out of a signal to one of them."""
+        """Log the steps that were launched, except for the last `all_but`; all ranks learn of a signal to one of them."""
         while len(self._unread) > all_but:
             one = self._unread.pop(0)
             loss, norm = one.numbers()
@@ -177,7 +176,7 @@ class TrainingLoop:
         model.eval()
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
-        # As many for every rank, since shards of weights are gathered by all at once: the last ones may come twice.
+        # Every rank runs the same number of batches, since all gather shards of weights at once: the last may repeat.
         mine = [self.eval_batches[min(i + rank, len(self.eval_batches) - 1)]
                 for i in range(0, len(self.eval_batches), world)]  # fmt: skip
         with torch.no_grad(), self.accelerator.autocast():

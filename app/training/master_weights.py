@@ -69,7 +69,7 @@ class MasterAdamW(Optimizer):
                 p.grad = None
 
     def gradients(self) -> dict[nn.Parameter, Tensor]:
-        """Of the whole step, as they are: of one pass in the weight's type, of several in float32."""
+        """The gradients of the whole step: those of one pass in the weight's type, the sum of several passes in float32."""
         if self._sums:
             self.add_up()
         return {p: self._sums.get(p, p.grad) for group in self.param_groups for p in group["params"]
@@ -120,7 +120,7 @@ class MasterAdamW(Optimizer):
         self.masters = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.AdamW's, which counts a weight's steps in place, each apart from the others'."""
+        """The state as torch.optim.AdamW has it: each weight has its own count of steps, which torch changes in place."""
         found = super().state_dict()
         state = {i: {**one, "step": one["step"].clone()} for i, one in found["state"].items()}
         return {**found, "state": state}
@@ -144,8 +144,8 @@ class MasterAdamW(Optimizer):
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """In lines whose length the compiler knows and whose number it leaves open: one kernel serves all sizes, and reads and
-    writes 16 bytes at a time, since it knows that they divide."""
+    """The tensor as lines of 64 numbers, their count left open: one compiled kernel serves all sizes, and reads and writes 16
+    bytes at a time, since it knows that 16 divides a line."""
     lines = tensor.view(-1, 64) if tensor.numel() % 64 == 0 else tensor.view(-1, 1)
     torch._dynamo.maybe_mark_dynamic(lines, 0)
     return lines

@@ -8,7 +8,6 @@ dependency of this project.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -57,19 +56,31 @@ def learning_rate(train: Train, step: int) -> float:
 
 
 def make(train: Train, model: Any, gpu: bool, half: bool) -> Optimizer:
-    """The stage's optimiser of the model's trained parameters, with PyTorch's constants.
+    """The stage's optimiser of the model's trained parameters. Raises ConfigError where its library is missing.
 
     Args:
         gpu: adamw is that of app/training/master_weights.py; else torch's.
         half: linear layers may hold bfloat16 weights, since they multiply in it.
-
-    Raises:
-        ConfigError: its library is missing.
     """
     groups = parameter_groups(model, train.weight_decay)
     if train.optimizer == "adamw" and gpu:
         return MasterAdamW(groups, lr=train.learning_rate, halved=linear_weights(model) if half else ())
-    return maker(train)(groups)
+    return of_library(train, groups)
+
+
+def of_library(train: Train, groups: list[dict[str, Any]]) -> Optimizer:
+    """The stage's optimiser as torch or another library has it, with PyTorch's constants. Raises ConfigError."""
+    options: dict[str, Any] = {"lr": train.learning_rate, "weight_decay": train.weight_decay}
+    if train.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # The learning rate is the schedule's, as for AdamW: neither relative to the step nor to the parameter.
+        return Adafactor(groups, scale_parameter=False, relative_step=False, **options)
+    options |= {"betas": (0.9, 0.999), "eps": 1e-8}
+    if train.optimizer == "adamw_8bit":
+        eight_bits: Optimizer = import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit(groups, **options)
+        return eight_bits
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -77,23 +88,3 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
     if isinstance(optimizer, MasterAdamW):
         optimizer.rate.fill_(rate)
-
-
-def maker(train: Train) -> Callable[[list[dict[str, Any]]], Optimizer]:
-    """Makes the optimiser from parameter groups, with PyTorch's constants.
-
-    Raises:
-        ConfigError: its library is missing.
-    """
-    rate, decay = train.learning_rate, train.weight_decay
-    if train.optimizer == "adafactor":
-        from transformers.optimization import Adafactor
-
-        # The learning rate is the schedule's, as for AdamW: neither relative to the step nor to the parameter.
-        return lambda groups: Adafactor(groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False)
-    if train.optimizer == "adamw_8bit":
-        optimizer: Any = import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit
-        return lambda groups: optimizer(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
-    return lambda groups: torch.optim.AdamW(
-        groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True
-    )

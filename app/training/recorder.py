@@ -1,4 +1,4 @@
-"""What a training run shows while it goes on: train_log.jsonl, the heartbeat, a progress bar."""
+"""What a training run shows while it trains: train_log.jsonl, the heartbeat, a progress bar."""
 
 from __future__ import annotations
 
@@ -56,9 +56,6 @@ class Recorder:
             "step": step, "loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, "tokens": self.tokens,
             "response_tokens": self.response_tokens, "seconds": round(self.seconds_before + self.monotonic() - self.started, 3),
         })  # fmt: skip
-
-    def end(self, step: int, total: int) -> None:
-        self.beat(step, total, force=True)
 
     def close(self) -> None:
         self.bar.close()

@@ -82,7 +82,8 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     """Load `directory` as stock transformers does and compare with `trained`, what probe_logits gave before the save.
 
     Returns the root mean square difference as a share of the logits' spread, and the share allowed; with `logged` also the
-    loss of the held-out examples, unless the device has no memory left for them.
+    loss of the held-out examples, unless the device has no memory left for them. A model that does not fit on the device beside
+    what is there stays on the CPU.
 
     Raises:
         CheckpointError: a difference is beyond rounding, or not finite.
@@ -91,7 +92,12 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
 
     config = AutoConfig.from_pretrained(directory)
     options = {"attn_implementation": "eager"} if caps_scores(config) else {}  # transformers 5.17 would drop the caps
-    model = auto_class(config, str(directory)).from_pretrained(directory, dtype=dtype, **options).to(device)
+    model = auto_class(config, str(directory)).from_pretrained(directory, dtype=dtype, **options)
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError:
+        log.warning(f"{directory}: no memory on {device} for the model that was read back; it is compared on the CPU")
+        model.to("cpu")
     share = _share(probe_logits(model), trained)
     if not share <= SHARE[dtype]:
         raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
@@ -101,7 +107,7 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     model.set_attn_implementation(logged.attention)  # which takes the training mask
     restrict(model, logged.layers)
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=logged.rounded):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=logged.rounded):
             loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
         log.warning(

@@ -62,7 +62,7 @@ def size_of(state: Any) -> int:
 
 
 def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> float:
-    """Bytes that this process may still take of the host's memory; infinity where the system does not say."""
+    """Bytes that this process may still take of the host's memory; infinity where the system has no such number."""
     free = float("inf")
     with suppress(OSError, ValueError, StopIteration):
         lines = meminfo.read_text().splitlines()
@@ -109,7 +109,7 @@ class Writer:
             self._error = error
 
     def wait(self) -> None:
-        """Until the checkpoint that is being written is complete."""
+        """Wait until the checkpoint that is being written is complete. Raises the error of its thread."""
         if self._thread is not None:
             with waiting("write the checkpoint"):
                 self._thread.join()
@@ -221,7 +221,7 @@ def save_rng(here: Path, rank: int, world: int) -> None:
 
 
 def load_rng(here: Path, rank: int, world: int) -> bool:
-    """Whether there were any: a run goes on with another number of processes, which draw otherwise where they do."""
+    """Restore the random state of this rank; False if the checkpoint has none, as after a change of the number of processes."""
     path = _rng_file(here, rank, world)
     if not path.is_file():
         return False

@@ -31,18 +31,17 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of
+from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
-from app.training.fast_path import row_tokens, tokens_multiple
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
 from app.training.saved import Logged, held_out_loss
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
-from jobs.estimate.memory import DENSE
+from jobs.estimate.memory import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -86,28 +85,26 @@ class _Evaluations:
         self.plateau = Plateau(train.auto_stop)
         self.learning = NoLearning(train.kill_after_steps, train.min_loss_improvement)
         self.started = time.monotonic()
-        self.stop = False
         self.losses: list[tuple[int, float]] = []
         for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
             self._take(int(line["step"]), float(line["eval_loss"]))
 
     def _take(self, step: int, loss: float) -> str:
         self.losses.append((step, loss))
-        verdict = self.plateau.update(step, loss)
-        self.stop = verdict.stop
+        line = self.plateau.update(step, loss)
         self.learning.update(step, loss)
-        return verdict.line
+        return line
 
     def __call__(self, step: int, loss: float) -> bool:
         """Whether training is to stop."""
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
-            return self.stop
+            return self.plateau.stop
         self.run.append_jsonl("eval_log.jsonl", {
             "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
             "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
-        return self.stop
+        return self.plateau.stop
 
 
 def require_loadable(model: PreTrainedModel, where: str) -> None:
@@ -153,12 +150,12 @@ def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, d
 
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
           resume: bool, whole: Callable[[], Loaded] | None = None) -> dict[str, Any]:  # fmt: skip
-    """Train as the stage says, write `final/`, return the `train` section of metrics.json. Every rank calls it.
+    """Train as the stage asks, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
         job: with `sharding` resolved (app.stage.capacity.resolved).
         loaded: float32 weights of the starting model.
-        resume: go on from the newest complete checkpoint of the run, if it has one.
+        resume: begin at the newest complete checkpoint of the run, if it has one.
         whole: loads the starting model on the host, not quantised, for an adapter that is trained on 4 bits.
 
     Raises:
@@ -181,8 +178,6 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if section.epochs is not None:
         steps = math.ceil(data.passes(section.epochs) / section.batch_size)
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
-    log.info(f"{'streamed' if data.streamed else counts['train']} training examples, {counts['eval']} held out, "
-             f"{counts['overlap']['dropped']} dropped for overlap with evaluation items")  # fmt: skip
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
@@ -195,8 +190,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     steps_of = Steps(
         Collator(section.mask, section.packing, section.objective.causal_fraction, job.stage.seed,
                  tokens_multiple(fast, loaded.device)),
-        job.halved(row_tokens(section.pack_tokens, fast, loaded.device, params_total)), section.micro_batch_size,
-        ranks.rank, ranks.world,
+        job.halved(row_tokens(section.pack_tokens, fast, params_total, cpu=loaded.device.type == "cpu")),
+        section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
     size = section.max_steps, section.batch_size, job.stage.seed
     alone = len(data.sources) == 1 and not data.streamed
@@ -246,7 +241,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         if isinstance(schedule, MixedSchedule):
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
-        loop.ended = evaluations.stop  # what ended this training had been seen before it was interrupted
+        loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
     loop.run()
     if loop.stopped:
         raise interrupted(loop.step)
@@ -273,7 +268,13 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             heartbeat.phase("save")
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
-                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged
+                finished,
+                loaded.tokenizer,
+                run.final,
+                dtype=dtype,
+                about=about,
+                logged=logged,
+                device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
             )
         saved |= losses_of_base
     ranks.wait()

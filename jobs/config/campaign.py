@@ -16,7 +16,8 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.config import strict_yaml
 from jobs.config.expected import nearest
-from jobs.config.load import CELL, JOBS_DIR, Job, profile_names, recipe_names, resolve
+from jobs.config.job import Job
+from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
 from jobs.config.validate import Layer, validate
@@ -99,20 +100,10 @@ class Campaign(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a campaign. place: in the matrix; recipe, mask and seed are empty for the untrained."""
+    """One run of a campaign. place: profile, suite, order, recipe, mask and seed; the last three are empty for the untrained."""
 
     job: Job
-    profile: str
-    suite: str
-    order: Order
-    recipe: str
-    mask: str
-    seed: str
-
-    @property
-    def place(self) -> dict[str, str]:
-        return {"profile": self.profile, "suite": self.suite, "order": self.order, "recipe": self.recipe, "mask": self.mask,
-                "seed": self.seed}  # fmt: skip
+    place: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -154,11 +145,11 @@ def cells(campaign: Campaign, where: str) -> list[Cell]:
     known: dict[str, Cell] = {}
     for cell in found:
         if (gpus := cell.job.profile.gpus) > 1:
-            fact = f"profile {cell.profile} has gpus: {gpus}, and each run of a campaign takes one GPU"
+            fact = f"profile {cell.job.profile.name} has gpus: {gpus}, and each run of a campaign takes one GPU"
             raise ConfigError(
                 f"{where}: profiles", fact, "set gpus: 1 in the profile, and deal the runs with --workers"
             )
-        same = known.setdefault(cell.job.fingerprint({}) + cell.profile, cell)
+        same = known.setdefault(cell.job.fingerprint({}) + cell.job.profile.name, cell)
         if same is not cell:
             raise ConfigError(where, f"{same.name} and {cell.name} are one and the same job", "leave one out")
     return found
@@ -167,28 +158,39 @@ def cells(campaign: Campaign, where: str) -> list[Cell]:
 def _untrained(campaign: Campaign) -> Iterator[Cell]:
     for profile, choice in product(campaign.profiles, campaign.suites):
         if campaign.untrained:
-            job = _job("stage1", campaign, profile, choice, {"score.masks": campaign.untrained}, 0)
-            yield Cell(job, job.profile.name, choice.suite, job.stage.order, "", "", "")
+            yield _cell("stage1", campaign, profile, choice, {"score.masks": campaign.untrained}, 0)
 
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
     for profile, choice, recipe, mask, seed in product(campaign.profiles, campaign.suites, campaign.recipes, campaign.masks,
                                                        campaign.seeds):  # fmt: skip
         train = {f"train.{key}": value for key, value in campaign.train.items()}
-        masks = list(dict.fromkeys([mask, "causal"]))
-        job = _job(
-            CELL, campaign, profile, choice, {"recipe": recipe, **train, "train.mask": mask, "score.masks": masks}, seed
-        )
-        yield Cell(job, job.profile.name, choice.suite, job.stage.order, recipe, mask, str(seed))
+        own: dict[str, Any] = {
+            "recipe": recipe,
+            **train,
+            "train.mask": mask,
+            "score.masks": list(dict.fromkeys([mask, "causal"])),
+        }
+        yield _cell(CELL, campaign, profile, choice, own, seed)
 
 
-def _job(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, more: dict[str, Any], seed: int) -> Job:
-    values = {"suite": choice.suite, "order": choice.order, "score.tasks": choice.tasks, **more}
+def _cell(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, own: dict[str, Any], seed: int) -> Cell:
+    """own: keys of this cell's stage, in place of those of the campaign's suite."""
+    values = {"suite": choice.suite, "order": choice.order, "score.tasks": choice.tasks, **own}
     values |= {f"score.{key}": value for key, value in campaign.score.items()}
     sets = [
         f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None or key.startswith("train.")
     ]
-    return resolve(stage, profile, limit=campaign.limit, sets=sets, seed=seed)
+    job = resolve(stage, profile, limit=campaign.limit, sets=sets, seed=seed)
+    recipe, mask = own.get("recipe", ""), own.get("train.mask", "")
+    place = {
+        "profile": job.profile.name,
+        "suite": choice.suite,
+        "order": job.stage.order,
+        "recipe": recipe,
+        "mask": mask,
+    }
+    return Cell(job, {**place, "seed": str(seed) if stage == CELL else ""})
 
 
 def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:

@@ -5,11 +5,8 @@ Order, later wins: schema defaults < stage < profile.train/score < profile.stage
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,8 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
-from jobs.config.schema import Profile, Recipe, Score, Stage, Train
+from jobs.config.job import Job, is_path
+from jobs.config.schema import Profile, Recipe, Stage
 from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError
@@ -28,161 +26,6 @@ RECIPES_DIR = JOBS_DIR / "recipes"
 DEFAULT_PROFILE = "embedded"
 # The keys of a profile that --set may change.
 _OF_PROFILE = ("model", "data", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit")
-# Keys that jobs of older code lack, with what they had in their place: left out of the fingerprint where they say that.
-_LATER = {
-    "profile.data.train.revision": None,
-    "profile.data.train.subset": None,
-    "profile.data.train.weight": None,
-    "profile.data.train.streaming": False,
-    "profile.data.temperature": 1.0,
-    "stage.score.exact": False,
-    "stage.train.data": "auto",
-    "stage.train.layers": "all",
-    "stage.score.layers": "all",
-    "stage.train.epochs": None,
-    "stage.train.lora.quantization": None,
-    "stage.train.objective.causal_anneal": None,
-}
-_OF_SUITE = {
-    "suite": DEFAULT_SUITE,
-    "order": "context_first",
-    "shots": 0,
-}  # the same, of which all are left out or none
-_NOT_RESULTS = {
-    "stage": {"title", "reference", "recipe"},
-    "profile": {"name", "gpus", "sharding", "report_to", "artifacts", "artifacts_mbit", "train", "score", "stages"},
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A stage with everything decided, the profile it runs with, and how much less memory it is to take.
-
-    halvings: how often to halve what is in memory at a time (`run --halve-memory`). `stage` stays as it was written, so
-    neither the fingerprint nor the run's stage.yaml depends on it; `train`, `score` and `halved` apply it.
-    contents: what the profile's paths and hub names held when the job was started, key -> digest or commit
-    (app/stage/contents.py); empty for embedded data and in runs of older code.
-    """
-
-    stage: Stage
-    profile: Profile
-    halvings: int = 0
-    contents: Mapping[str, str] = field(default_factory=dict)
-    profile_given: str | None = field(
-        default=None, compare=False
-    )  # name or path, for remedies; None: read from a record
-
-    @property
-    def train(self) -> Train | None:
-        """`stage.train` with micro_batch_size halved: to the next smaller divisor of batch_size where the half is none.
-
-        batch_size stays, so gradients are accumulated over more forward passes. The length of a packed row is not halved
-        here, since it may be left to the trainer: see `halved`.
-        """
-        train = self.stage.train
-        if train is None or not self.halvings:
-            return train
-        sizes = range(self.halved(train.micro_batch_size), 0, -1)
-        return train.model_copy(update={"micro_batch_size": next(n for n in sizes if train.batch_size % n == 0)})
-
-    @property
-    def score(self) -> Score | None:
-        """`stage.score` with batch_tokens halved."""
-        score = self.stage.score
-        if score is None or not self.halvings:
-            return score
-        return score.model_copy(update={"batch_tokens": self.halved(score.batch_tokens)})
-
-    def halved(self, size: int) -> int:
-        """`size`, such as the tokens of a packed row, after the job's halvings; 1 at least."""
-        return max(1, size >> self.halvings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that YAML and JSON can hold, without halvings; `from_dict` gives the Job back."""
-        return {"stage": self.stage.model_dump(mode="json"), "profile": self.profile.model_dump(mode="json")}
-
-    def record(self, init_runs: Mapping[str, str]) -> dict[str, Any]:
-        """What `RunDir.write_job` takes: this job, its fingerprint, and the runs it starts from."""
-        contents = {"settings": self.settings(init_runs), "contents": dict(self.contents)} if self.contents else {}
-        by_path = self.profile_given is not None and self.profile_given not in profile_names()
-        given = {"profile_given": self.profile_given} if by_path else {}
-        return {
-            "fingerprint": self.fingerprint(init_runs),
-            "init_runs": dict(init_runs),
-            **given,
-            **contents,
-            **self.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any], where: str = "job") -> Job:
-        """The job in a `to_dict()` or `record()`. `where` is the file that errors name."""
-        sections = {}
-        for key in ("stage", "profile"):
-            section = record.get(key)
-            if not isinstance(section, Mapping):
-                raise ConfigError(f"{where}: {key}", "missing, expected a mapping", "is this the stage.yaml of a run?")
-            sections[key] = [Layer(where, section, prefix=key)]
-        contents = record.get("contents") or {}
-        if not isinstance(contents, Mapping):
-            raise ConfigError(f"{where}: contents", f"expected a mapping, found {strict_yaml.show(contents)}")
-        return cls(stage=validate(Stage, sections["stage"]), profile=validate(Profile, sections["profile"]),
-                   contents={str(key): str(value) for key, value in contents.items()})  # fmt: skip
-
-    @property
-    def commits(self) -> dict[str, str]:
-        """The hub's commits among `contents`, by the same keys."""
-        return {key: value.split()[-1] for key, value in self.contents.items() if value.startswith("commit ")}
-
-    @property
-    def pinned(self) -> Job:
-        """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
-        profile, commits = self.profile, self.commits
-        if "model" in commits:
-            model = profile.model.model_copy(update={"revision": commits["model"]})
-            profile = profile.model_copy(update={"model": model})
-        sources = [
-            one.model_copy(update={"revision": commits[key]}) if key in commits else one
-            for key, one in profile.data.sources.items()
-        ]
-        train = sources if isinstance(profile.data.train, list) else sources[0]
-        data = profile.data.model_copy(update={"train": train})
-        return replace(self, profile=profile.model_copy(update={"data": data}))
-
-    def fingerprint(self, init_runs: Mapping[str, str]) -> str:
-        """sha256 of all that affects the results, contents included: equal fingerprints mean the same experiment."""
-        return self._digest(init_runs, {"contents": dict(self.contents)} if self.contents else {})
-
-    def settings(self, init_runs: Mapping[str, str]) -> str:
-        """The fingerprint without contents: equal where the same was asked for, of whatever data.
-
-        Titles, reference numbers and the profile's name are left out; the GPUs' number, sharding, halvings and the store of
-        artifacts, since a run may go on with others; and the profile's sections for training and scoring: their values are in
-        the stage already.
-        `init_runs` maps names of `init_from` to run ids.
-        """
-        return self._digest(init_runs, {})
-
-    def _digest(self, init_runs: Mapping[str, str], more: Mapping[str, Any]) -> str:
-        job = self.to_dict()
-        for path, default in _LATER.items():
-            *steps, key = path.split(".")
-            section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
-            if (
-                isinstance(section, dict) and section[key] == default
-            ):  # several sources of data are no older than these keys
-                del section[key]
-        if job["stage"]["train"] is not None:
-            del job["stage"]["train"]["keep_weights"]  # no result
-        if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
-            for key in _OF_SUITE:
-                del job["stage"][key]
-        content = {
-            part: {key: value for key, value in job[part].items() if key not in left_out}
-            for part, left_out in _NOT_RESULTS.items()
-        }
-        text = json.dumps({**content, **more, "init_runs": dict(init_runs)}, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
@@ -196,8 +39,8 @@ def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
 
 
 def profile_name(given: str, jobs_dir: Path = JOBS_DIR) -> str:
-    """The name that runs have it by, of a profile given by path; any other text is a name. Raises ConfigError."""
-    return str(_profile_layer(given, jobs_dir).values["name"]) if _is_path(given) else given
+    """The name of a profile that is given by name or by path, as runs record it. Raises ConfigError."""
+    return str(_profile_layer(given, jobs_dir).values["name"]) if is_path(given) else given
 
 
 def profile_to_give(name: str, record: Mapping[str, Any] | None = None) -> str:
@@ -207,10 +50,6 @@ def profile_to_give(name: str, record: Mapping[str, Any] | None = None) -> str:
     """
     given = (record or {}).get("profile_given")
     return str(given) if given else name if name in profile_names() else f"{name}.yaml"
-
-
-def _is_path(profile: str) -> bool:
-    return profile.endswith((".yaml", ".yml")) or "/" in profile
 
 
 def resolve(
@@ -268,7 +107,7 @@ def _stage_layer(stage: str, jobs_dir: Path) -> Layer:
 def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     if profile in profile_names(jobs_dir):
         path, where = jobs_dir / "profiles" / f"{profile}.yaml", f"{jobs_dir.name}/profiles/{profile}.yaml"
-    elif _is_path(profile):
+    elif is_path(profile):
         path, where = Path(profile), profile
         if not path.is_file():
             remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
@@ -323,7 +162,7 @@ def _set_layer(text: str) -> Layer:
 
 
 def _refuse_unknown_head(steps: list[str], where: str) -> None:
-    """What --set may begin with is of the stage or of the profile; a key one level down is often given without its section."""
+    """Refuse a --set whose first key neither a stage nor a profile has. Users often leave out the section of a key."""
     known = [key for key in keys_at(Stage, ()) if key != "name"] + list(_OF_PROFILE)
     if steps[0] in known:
         return
@@ -429,11 +268,3 @@ def _check_init(stage: Stage, where: str, jobs_dir: Path) -> None:
 
 def _trains(stage: str, jobs_dir: Path) -> bool:
     return _stage_layer(stage, jobs_dir).values.get("train") is not None
-
-
-def affecting_results(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts of `Job.to_dict()`, or of the record of a run, that can change its numbers."""
-    return {
-        part: {key: value for key, value in job[part].items() if key not in left_out}
-        for part, left_out in _NOT_RESULTS.items()
-    }

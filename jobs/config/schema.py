@@ -30,9 +30,8 @@ ScoreFormat = Literal["harness", "reference"]
 Order = Literal["context_first", "question_first", "repeat"]  # of a prompt's parts; repeat: the whole prompt twice
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
-LEAKING: tuple[Mask, ...] = (
-    "bidirectional",
-)  # an answer token attends to itself, so the score of an answer includes the answer
+# An answer token attends to itself, so the score of an answer includes the answer.
+LEAKING: tuple[Mask, ...] = ("bidirectional",)
 NOT_LEAKING = tuple(mask for mask in MASKS if mask not in LEAKING)
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 EMBEDDED_MODELS = ("SmolLM2-135M-Instruct",)

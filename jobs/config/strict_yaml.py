@@ -95,6 +95,8 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
     if id(node) in parents:
         raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")
     parents = (*parents, id(node))
+    if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
+        raise ConfigError(f"{where}:{line}", "holds half a character (a surrogate alone)", "write the whole character")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):
         fact = f"{path}: YAML reads {node.value} as {yaml.safe_load(node.value)}"  # octal, hexadecimal, base 60
         raise ConfigError(f"{where}:{line}", fact.removeprefix(": "), "write a plain decimal number")
@@ -105,6 +107,7 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            _check(key_node, where, path, parents, itertools.count(1))
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             inside = f"{path}.{key}" if path else str(key)
             if key is not None and key in seen:

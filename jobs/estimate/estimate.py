@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate.gpus import Gpu, gpu_named
 from jobs.estimate.memory import (

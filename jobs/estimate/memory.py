@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any, Literal
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Attention, Lora, Score, Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape
@@ -21,8 +21,10 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-# Tokens of a packed row on a GPU where the stage does not set train.pack_tokens: with FlexAttention, and under a dense mask.
+# Tokens of a packed row where the stage does not set train.pack_tokens: with FlexAttention on a GPU, and under a dense mask.
 PACKED, DENSE = 4096, 1024
+# Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
+DENSE_CPU = 512
 # With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
@@ -37,8 +39,17 @@ USABLE = 0.97  # of the memory that is sold
 SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
 
 
+def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
+    """Most tokens of a packed row. fast: with FlexAttention. parameters: of the model."""
+    if wanted is not None:
+        return wanted
+    if fast:
+        return PACKED_SMALL if parameters < SMALL_MODEL else PACKED
+    return DENSE_CPU if cpu else DENSE
+
+
 def with_sizes(job: Job, shape: Shape) -> Job:
-    """The same job with all sizes written out: the length of packed rows as app/training/train.py finds it, and halvings applied.
+    """The same job with all sizes written out, the length of packed rows among them, and halvings applied.
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
@@ -46,8 +57,7 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     if train is not None:
         compilable = shape.head_dim >= LEAST_HEAD and not shape.eager
         fast = attention == "flex_attention" or (attention == "auto" and compilable)
-        packed = PACKED_SMALL if shape.parameters < SMALL_MODEL else PACKED
-        update: dict[str, Any] = {"pack_tokens": job.halved(train.pack_tokens or (packed if fast else DENSE))}
+        update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
         if job.halvings and train.gradient_checkpointing == "auto":
             update["gradient_checkpointing"] = True
         train = train.model_copy(update=update)
@@ -115,7 +125,7 @@ def without_bf16(gpu: Gpu) -> bool:
 
 
 def lora_parameters(shape: Shape, lora: Lora) -> int:
-    """Of adapters on all linear layers; naming some of them makes fewer."""
+    """Parameters of adapters on all linear layers; `lora.targets` that name some of them make fewer."""
     heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
     edges = [(shape.hidden, heads), (shape.hidden, kv), (shape.hidden, kv), (heads, shape.hidden),
              *[(shape.hidden, shape.intermediate)] * 3]  # fmt: skip
@@ -129,7 +139,7 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
 def _train_memory(
     train: Train, attention: Attention, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding
 ) -> dict[str, float]:
-    """By parts, GB, of each GPU."""
+    """The memory of training by parts, in GB of each GPU."""
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half, spread = trains_in_half(train, gpu), sharding == "fsdp"
     shards = gpus if spread else 1
@@ -172,7 +182,10 @@ def _train_memory(
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
-    """By parts, GB. A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py)."""
+    """The memory of scoring by parts, in GB.
+
+    A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py).
+    """
     width = 6.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
@@ -192,9 +205,8 @@ def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sh
     train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
     scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
     if score is not None and score.exact == "auto" and sum(scoring.values()) > gpu.memory_gb * USABLE:
-        scoring = whole(
-            _score_memory(job, score.model_copy(update={"exact": False}), shape)
-        )  # as app/stage/capacity.py decides
+        # As app/stage/capacity.py decides.
+        scoring = whole(_score_memory(job, score.model_copy(update={"exact": False}), shape))
     if train is None:
         return "none" if gpus == 1 else "ddp", scoring
     sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted

@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding and of the output layer, which may be one."""
+        """Parameters of the embedding and of the output layer, which may share them."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
     @property
@@ -84,7 +84,7 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
 
 
 def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, str]:
-    """From a transformers config; a vision-language model's counts by its language model."""
+    """The shape from a transformers config; of a vision-language model, that of its language model."""
     inner = config.get("text_config")
     values = {**config, **inner} if isinstance(inner, Mapping) else config
     kinds = {str(config.get("model_type")), str(values.get("model_type"))}

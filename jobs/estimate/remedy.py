@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.config.schema import Lora, Train
 from jobs.estimate.gpus import Gpu, all_gpus
 from jobs.estimate.memory import PACKED, fits, shardable
@@ -69,7 +69,7 @@ def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
 
 
 def _larger(here: _Place) -> Iterator[_Place]:
-    """As many of another kind, then more of them; the smaller memory first, then the slower, which is the cheaper."""
+    """Other GPUs to try: the same number of another kind, then more of them; smaller memory first, then the cheaper."""
     kinds = sorted(all_gpus(), key=lambda gpu: (gpu.memory_gb, gpu.bf16 or gpu.fp32))
     for n in (here.gpus, *(n for n in _MANY if n > here.gpus)):
         yield from (replace(here, gpu=gpu, gpus=n) for gpu in kinds)
@@ -147,7 +147,7 @@ def _of_training(job: Job, train: Train, place: _Place) -> tuple[_Change, ...] |
 
 
 def _steps(train: Train, lora: bool) -> list[_Change]:
-    """In the order in which they cost least. lora: whether adapters may be one."""
+    """Changes in the order of their cost, the cheapest first. lora: whether adapters may be among them."""
     found = []
     if not train.gradient_checkpointing:
         found.append(_Change("train.gradient_checkpointing: true", "train", {"gradient_checkpointing": True}))

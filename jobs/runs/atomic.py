@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from jobs.errors import DataError, DiskFull, RunStateError
 
-_serial = itertools.count()  # two threads that write the same file must not share a temporary name
+_serial = itertools.count()  # two threads, or processes, that write the same file must not share a temporary name
 
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
@@ -49,14 +49,12 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 @contextmanager
 def io_errors_reported(path: Path) -> Iterator[None]:
     """Turn the operating system's errors inside the block into DiskFull or RunStateError."""
-    with disk_full_reported(path):
-        try:
+    try:
+        with disk_full_reported(path):
             yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RunStateError(path, f"cannot be written: {error.strerror}{_owner(path, error)}", "choose another "
-                                "--runs-dir") from None  # fmt: skip
+    except OSError as error:
+        fact = f"cannot be written: {error.strerror}{_owner(path, error)}"
+        raise RunStateError(path, fact, "choose another --runs-dir") from None
 
 
 def _owner(path: Path, error: OSError) -> str:
@@ -74,19 +72,25 @@ def _owner(path: Path, error: OSError) -> str:
 def replacing(path: Path, durable: bool = True) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
 
-    durable: whether a power cut may not undo it. That waits for the disk.
+    durable: whether a power cut may not undo it. That waits for the disk. Raises DiskFull.
     """
-    temporary = path.with_name(f".{path.name}.{next(_serial)}.tmp")
+    with disk_full_reported(path), replaced(path, durable) as file:
+        yield file
+
+
+@contextmanager
+def replaced(path: Path, durable: bool = True) -> Iterator[IO[str]]:
+    """As `replacing`, and a full disk raises OSError as any other fault of the disk does."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.tmp")
     try:
-        with disk_full_reported(path):
-            with temporary.open("w", encoding="utf-8") as file:
-                yield file
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            temporary.replace(path)
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
             if durable:
-                sync_directory(path.parent)
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -145,16 +149,6 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class SampleWriter:
-    """Writes samples.jsonl, one line per item and evaluation."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, sample: Mapping[str, Any]) -> None:
-        self._file.write(encode(sample) + "\n")
 
 
 class JsonlLog:

@@ -24,14 +24,13 @@ from typing import IO, Any, Self
 from jobs import lock
 from jobs.clock import Clock
 from jobs.config import strict_yaml
-from jobs.config.load import DEFAULT_PROFILE, Job
+from jobs.config.job import Job
+from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
-from jobs.runs.atomic import write_text_atomically
 from jobs.runs.runfiles import ID_PATTERN, RunFiles, State
 
 __all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
-__all__ += ["write_text_atomically"]  # for the report, which lies under runs/ beside the runs
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
@@ -128,17 +127,13 @@ class RunDir(RunFiles):
         header = f"# What {self.id} ran, with everything decided. Written by jobs/runs/rundir.py.\n"
         self._write("stage.yaml", header + strict_yaml.dump(record))
 
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        self._write_json("environment.json", environment)
-
-    def write_estimate(self, estimate: Mapping[str, Any]) -> None:
-        """estimate.json: the memory and time that the run was expected to need, from `Estimate.to_dict()`."""
-        self._write_json("estimate.json", estimate)
-        self.on_write("estimate.json", estimate)
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """A file of results, such as environment.json. NaN and infinity raise ValueError."""
+        self._write(name, atomic.encode(value, indent=2) + "\n")
+        self.on_write(name, value)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        self._write_json("metrics.json", metrics)
-        self.on_write("metrics.json", metrics)
+        self.write_json("metrics.json", metrics)
 
     def heartbeat(
         self,
@@ -171,11 +166,11 @@ class RunDir(RunFiles):
         self._write("heartbeat.json", atomic.encode(beat, null_for_nan=True) + "\n", durable=False)
 
     @contextmanager
-    def samples(self) -> Iterator[atomic.SampleWriter]:
-        """samples.jsonl appears under its name when the block ends well; a block that raises leaves nothing."""
+    def samples(self) -> Iterator[Callable[[Mapping[str, Any]], object]]:
+        """Yields what adds a line to samples.jsonl, which appears when the block ends well; a block that raises leaves none."""
         self._must_hold_lock()
         with atomic.replacing(self.path / "samples.jsonl") as file:
-            yield atomic.SampleWriter(file)
+            yield lambda sample: file.write(atomic.encode(sample) + "\n")
 
     def append_jsonl(self, name: str, value: Mapping[str, Any]) -> None:
         """Add a line to a log such as train_log.jsonl. NaN and infinity become null."""
@@ -202,7 +197,7 @@ class RunDir(RunFiles):
         if self.state() == "complete":
             return
         with suppress(DiskFull):
-            self._write_json("failed.json", {"exit_code": exit_code, "message": message})
+            self.write_json("failed.json", {"exit_code": exit_code, "message": message})
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Write the manifest and then, last, the summary. Close other writers, such as log.txt, before.
@@ -211,21 +206,21 @@ class RunDir(RunFiles):
         """
         self._must_hold_lock()
         record = self.read_job()
-        known = {
+        full = {
             "run": self.id,
             "stage": self.stage,
             "profile": record["profile"]["name"],
             "fingerprint": record["fingerprint"],
             "exit": "complete",
+            **summary,
         }
-        full = {**known, **summary}
         if missing := [key for key in _SUMMARY_KEYS if key not in full]:
             raise ValueError(f"the summary lacks {', '.join(missing)}")
         text = atomic.encode(full, indent=2) + "\n"  # before anything is written: a summary may not be JSON
         self._close_logs()
         atomic.remove_temporaries(self.path)
         (self.path / "failed.json").unlink(missing_ok=True)
-        self._write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
+        self.write_json("manifest.json", atomic.manifest(self.path, _NOT_IN_MANIFEST))
         self._write("summary.json", text)
 
     def _close_logs(self) -> None:
@@ -233,12 +228,9 @@ class RunDir(RunFiles):
             log.close()
         self._logs.clear()
 
-    def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        self._write(name, atomic.encode(value, indent=2) + "\n")
-
     def _write(self, name: str, text: str, durable: bool = True) -> None:
         self._must_hold_lock()
-        write_text_atomically(self.path / name, text, durable)
+        atomic.write_text_atomically(self.path / name, text, durable)
 
     def _must_hold_lock(self) -> None:
         if self._lock is None:
@@ -296,20 +288,30 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     for run in reversed(list_runs(runs_dir)):
         if run.stage != name:
             continue
-        if (state := run.state()) != "complete":
-            others.append(f"{run.id} is {state}")
-        elif (profile := run.read_summary()["profile"]) != job.profile.name:
-            others.append(f"{run.id} is of profile {profile}")
-        elif not _same_model(run.read_job(), job):
-            others.append(f"{run.id} started from another model")
-        elif (suite := _suite(run.read_job()["stage"])) != (wanted := _suite(job.to_dict()["stage"])):
-            others.append(f"{run.id} is of {suite}, not {wanted}")
-        else:
+        try:
+            unfit = _unfit(run, job)
+        except (KeyError, TypeError, AttributeError):
+            unfit = "is damaged (stage.yaml or summary.json)"
+        if not unfit:
             return run.id
+        others.append(f"{run.id} {unfit}")
     fact = f"init_from {name} has no completed run"
     if others:
         fact += f" of profile {job.profile.name} ({', '.join(others[:3])})"
     raise RunStateError(job.stage.name, fact, f"run: {command_for(runs_dir, job, name)}")
+
+
+def _unfit(run: RunDir, job: Job) -> str:
+    """Why the job cannot start from the run, in words; empty if it can."""
+    if (state := run.state()) != "complete":
+        return f"is {state}"
+    profile, record = run.read_summary()["profile"], run.read_job()
+    if profile != job.profile.name:
+        return f"is of profile {profile}"
+    if not _same_model(record, job):
+        return "started from another model"
+    suite, wanted = _suite(record["stage"]), _suite(job.to_dict()["stage"])
+    return "" if suite == wanted else f"is of {suite}, not {wanted}"
 
 
 def command_for(runs_dir: Path, job: Job, stage: str) -> str:
@@ -321,12 +323,12 @@ def command_for(runs_dir: Path, job: Job, stage: str) -> str:
 
 
 def _suite(stage: Mapping[str, Any]) -> str:
-    """In words. A stage scores what it starts from in the suite and order that it was trained for: what the suite scores is
-    kept out of the training of that suite alone. Runs of older code have no such keys."""
+    """Suite and order in words. A stage scores its start in the suite and order that the start was trained for: only the
+    training on a suite leaves out the items that this suite scores. Runs of older code have no such keys."""
     return f"suite {stage.get('suite', 'short')}, order {stage.get('order', 'context_first')}"
 
 
 def _same_model(record: Mapping[str, Any], job: Job) -> bool:
-    """A profile of one's own may have changed its model since; dtype, device and the like do not matter here."""
+    """Whether the run's model is the job's: a user may have changed the profile. dtype, device and the like do not count."""
     recorded, wanted = record["profile"]["model"], job.profile.model.model_dump(mode="json")
     return all(recorded[key] == wanted[key] for key in ("source", "name", "revision", "config"))

@@ -79,7 +79,7 @@ class RunFiles:
         return strict_yaml.read(path, str(path))
 
     def fingerprint(self) -> str | None:
-        """That of the job; None for a run that was killed before it wrote its job."""
+        """The fingerprint of the job; None for a run that was killed before it wrote its job."""
         return self._recorded("fingerprint")
 
     def settings(self) -> str | None:

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import write_text_atomically
@@ -27,50 +28,40 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(self.prog, message, "see --help")
 
 
+# Of the command line: option and metavar, help, and what else argparse is to know.
+_OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("--on ENGINE", "slurm, skypilot, dstack or kubernetes", {"required": True, "choices": list(client.CLIENTS)}),
+    ("--profile NAME", "", {"default": "embedded"}),
+    ("--limit N", "score only the first N items of each task", {"type": int}),
+    ("--set KEY=VALUE", "override one key, as for run", {"action": "append", "default": []}),
+    ("--nodes N", "machines", {"type": int, "default": 1}),
+    ("--gpus N", "GPUs a machine; without it the profile's", {"type": int}),
+    ("--gpu NAME", "such as H100_SXM; hours and memory are estimated for it", {"default": ""}),
+    ("--hours H", "time limit, in place of the estimate", {"type": float}),
+    ("--memory GB", "host memory a machine, in place of the estimate", {"type": int}),
+    ("--seeds 0,1,2", "one run for each: an array of Slurm", {"default": ""}),
+    ("--image NAME@sha256:DIGEST", "the image; Slurm can do without", {"default": ""}),
+    ("--container", "what runs the image under Slurm; without --image venv", {"choices": slurm.CONTAINERS}),
+    ("--shared NAME", "where runs are kept: " + "; ".join(f"{k}: {v}" for k, v in _SHARED.items()), {"default": ""}),
+    ("--runs-dir DIR", "for Slurm: runs, on storage that all machines share",
+     {"default": os.environ.get("PREFILL_RUNS") or "runs"}),
+    ("--queue NAME", "a partition of Slurm, or a local queue of Kueue", {"default": ""}),
+    ("--job", "Kubernetes without JobSet: an indexed Job and a Service", {"action": "store_true"}),
+    ("--spot", "machines that may be taken away", {"action": "store_true"}),
+    ("--max-price DOLLARS", "an hour and machine (SkyPilot, dstack)", {"type": float}),
+    ("--python", "the interpreter of a run in a venv", {"default": sys.executable}),
+    ("--dry-run", "print the file, and do nothing else", {"action": "store_true"}),
+)  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = _Parser(prog="python -m jobs.submit", description="Submit a STAGE to a cluster, or to rented machines.")
     made.add_argument("stage", metavar="STAGE")
-    made.add_argument(
-        "--on",
-        required=True,
-        metavar="ENGINE",
-        choices=list(client.CLIENTS),
-        help="slurm, skypilot, dstack or kubernetes",
-    )
-    made.add_argument("--profile", default="embedded", metavar="NAME")
-    made.add_argument("--limit", type=int, metavar="N", help="score only the first N items of each task")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, as for run")
-    made.add_argument("--nodes", type=int, default=1, metavar="N", help="machines")
-    made.add_argument("--gpus", type=int, metavar="N", help="GPUs a machine; without it the profile's")
-    made.add_argument(
-        "--gpu", default="", metavar="NAME", help="such as H100_SXM; hours and memory are estimated for it"
-    )
-    made.add_argument("--hours", type=float, metavar="H", help="time limit, in place of the estimate")
-    made.add_argument("--memory", type=int, metavar="GB", help="host memory a machine, in place of the estimate")
-    made.add_argument("--seeds", default="", metavar="0,1,2", help="one run for each: an array of Slurm")
-    made.add_argument("--image", default="", metavar="NAME@sha256:DIGEST", help="the image; Slurm can do without")
-    made.add_argument(
-        "--container", choices=slurm.CONTAINERS, help="what runs the image under Slurm; without --image venv"
-    )
-    made.add_argument(
-        "--shared",
-        default="",
-        metavar="NAME",
-        help="where runs are kept: " + "; ".join(f"{k}: {v}" for k, v in _SHARED.items()),
-    )
-    made.add_argument(
-        "--runs-dir",
-        default=os.environ.get("PREFILL_RUNS") or "runs",
-        metavar="DIR",
-        help="for Slurm: runs, on storage that all machines share",
-    )
-    made.add_argument("--queue", default="", metavar="NAME", help="a partition of Slurm, or a local queue of Kueue")
-    made.add_argument("--job", action="store_true", help="Kubernetes without JobSet: an indexed Job and a Service")
-    made.add_argument("--spot", action="store_true", help="machines that may be taken away")
-    made.add_argument("--max-price", type=float, metavar="DOLLARS", help="an hour and machine (SkyPilot, dstack)")
-    made.add_argument("--python", default=sys.executable, help="the interpreter of a run in a venv")
-    made.add_argument("--dry-run", action="store_true", help="print the file, and do nothing else")
+    for words, text, more in _OPTIONS:
+        option, _, metavar = words.partition(" ")
+        settings = {"metavar": metavar, **more} if metavar else more
+        made.add_argument(option, help=text or None, **settings)
     return made
 
 
@@ -118,9 +109,7 @@ def _submission(given: argparse.Namespace) -> Submission:
     words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
              *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
     found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
-    return submission(job, words, found, nodes=given.nodes, gpu=given.gpu, hours=given.hours, memory_gb=given.memory,
-                      image=given.image, shared=shared, seeds=seeds, spot=given.spot, max_price=given.max_price,
-                      queue=given.queue)  # fmt: skip
+    return submission(job, words, found, given, shared, seeds)
 
 
 def _local_paths(job: Job, profile: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 
@@ -24,7 +25,7 @@ _DIGEST = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Submission:
-    """One stage on `nodes` machines with `gpus` GPUs each (0: none are asked for), and `processes` processes.
+    """One stage on `nodes` machines with `gpus` GPUs each (0: none are asked for).
 
     words: the arguments of `python -m app`, without the runs directory and the seed. gpu: its name, or empty for any.
     memory_gb: of the host, None for the engine's default. shared: the engine's name of the storage that all machines mount;
@@ -35,36 +36,36 @@ class Submission:
     name: str
     words: tuple[str, ...]
     nodes: int
-    processes: int
     gpus: int
     gpu: str
     hours: float
     memory_gb: int | None
     disk_gb: int
     shared: str
-    image: str = ""
-    seeds: tuple[int, ...] = ()
-    spot: bool = False
-    max_price: float | None = None
-    queue: str = ""
+    image: str
+    seeds: tuple[int, ...]
+    spot: bool
+    max_price: float | None
+    queue: str
 
     def command(self, runs_dir: str, python: str = "python") -> str:
         """For a shell: the command of each machine. It resumes where there is an unfinished run, and else starts."""
         return shlex.join([python, "-m", "app", *self.words, "--runs-dir", runs_dir])
 
 
-def submission(job: Job, words: Sequence[str], estimate: Estimate | None, *, nodes: int, gpu: str, hours: float | None,
-               memory_gb: int | None, image: str, shared: str, seeds: Sequence[int] = (), spot: bool = False,
-               max_price: float | None = None, queue: str = "") -> Submission:  # fmt: skip
+def submission(
+    job: Job, words: Sequence[str], estimate: Estimate | None, given: Namespace, shared: str, seeds: Sequence[int]
+) -> Submission:
     """Put a submission together.
 
-    estimate: for all GPUs of all machines; None where no GPU was named. hours: in place of the estimated ones.
+    estimate: for all GPUs of all machines; None where no GPU was named. given: the options of `python -m jobs.submit`.
 
     Raises:
         ConfigError: a stage that does not fit, hours that nobody knows, an image without digest, a seed twice.
     """
     if estimate is not None and estimate.lack:
         raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
+    hours, memory_gb = given.hours, given.memory
     if hours is None:
         if estimate is None or estimate.hours is None:
             why = (estimate.unknown if estimate else "") or "no GPU is named to estimate them for"
@@ -72,9 +73,9 @@ def submission(job: Job, words: Sequence[str], estimate: Estimate | None, *, nod
                 "--hours", f"how long {job.stage.name} takes is not known: {why}", "give --hours, or --gpu NAME"
             )
         hours = _MARGIN * estimate.hours + _START_HOURS
-    if image and not _DIGEST.fullmatch(image):
+    if given.image and not _DIGEST.fullmatch(given.image):
         remedy = "give NAME@sha256:DIGEST, which make push prints"
-        raise ConfigError("--image", f"{image} has no digest, so it can be another image tomorrow", remedy)
+        raise ConfigError("--image", f"{given.image} has no digest, so it can be another image tomorrow", remedy)
     if (twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None)) is not None:  # 0 is one
         raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
     processes = job.profile.gpus
@@ -82,10 +83,10 @@ def submission(job: Job, words: Sequence[str], estimate: Estimate | None, *, nod
     if memory_gb is None and weights:
         memory_gb = math.ceil(_HOST_GB + 2 * weights * processes)
     return Submission(
-        name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{job.stage.name}".lower()), words=tuple(words), nodes=nodes,
-        processes=processes, gpus=0 if job.profile.model.device == "cpu" else processes, gpu=gpu, hours=hours,
-        memory_gb=memory_gb, disk_gb=math.ceil(_DISK_GB + 8 * weights), shared=shared,
-        image=image, seeds=tuple(seeds), spot=spot, max_price=max_price, queue=queue,
+        name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{job.stage.name}".lower()), words=tuple(words), nodes=given.nodes,
+        gpus=0 if job.profile.model.device == "cpu" else processes, gpu=given.gpu, hours=hours,
+        memory_gb=memory_gb, disk_gb=math.ceil(_DISK_GB + 8 * weights), shared=shared, image=given.image,
+        seeds=tuple(seeds), spot=given.spot, max_price=given.max_price, queue=given.queue,
     )  # fmt: skip
 
 

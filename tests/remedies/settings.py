@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from jobs.config import strict_json, strict_yaml
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import wrong_python
 from jobs.estimate.gpus import gpu_named
 from jobs.health import limits
@@ -119,7 +120,7 @@ def _(w: World) -> Steps:
     yield sets("init_from=stage3b", stage="stage4")
 
 
-@remedy(LOAD, "is this the stage.yaml of a run?")
+@remedy("jobs/config/job.py", "is this the stage.yaml of a run?")
 def _(w: World) -> Steps:
     yield lambda: Job.from_dict({"train": {}}, "mine.yaml")
     yield lambda: Job.from_dict(resolve("stage1", "ci").record({"base": "base"}), "stage.yaml")
@@ -184,6 +185,12 @@ not_run("empty: the fact says what is expected", (VALIDATE, ""), (YAML, ""))
 
 def parsed(text: str) -> Action:
     return lambda: strict_yaml.parse(text, "a.yaml")
+
+
+@remedy(YAML, "write the whole character")
+def _(w: World) -> Steps:
+    yield parsed('a: "\\ud83d"')
+    yield parsed('a: "\\U0001f600"')
 
 
 @remedy(YAML, "indent with spaces, not tabs")

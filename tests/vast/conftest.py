@@ -17,7 +17,6 @@ from tests.vast.fakes.fake_market import KEY, ManualClock, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.host import Host
 from tests.vast.fakes.rented import Rented
-from vast.marketplace.http import Timeouts
 from vast.marketplace.vast_ai import VastAI
 from vast.secrets import Secret
 
@@ -65,7 +64,7 @@ def fake(clock: ManualClock) -> Iterator[FakeVast]:
 
 @pytest.fixture
 def cloud(fake: FakeVast, clock: ManualClock) -> VastAI:
-    return VastAI(Secret(KEY), clock, fake.url, Timeouts(whole=5))
+    return VastAI(Secret(KEY), clock, fake.url, 5.0)
 
 
 @pytest.fixture

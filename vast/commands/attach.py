@@ -1,7 +1,5 @@
 """`attach`, `down` and `pull`: continue an existing run, end it, fetch from it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
@@ -50,7 +48,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
         click.echo(f"{folder.run_id}: closed already: {state.result}", err=True)
         return
     try:
-        folder.ask(folder.down, "vast down")
+        folder.ask(folder.down, "python -m vast down")
     except DiskFull:
         if folder.is_supervised():
             raise  # only a file reaches another process
@@ -75,7 +73,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     if state.phase is Phase.CLOSED:
         raise RunStateError(folder.path, "is closed: nothing is left to fetch from", "what there was is under runs/")
     if folder.is_supervised():
-        folder.ask(folder.pull, "vast pull")
+        folder.ask(folder.pull, "python -m vast pull")
         click.echo(f"asked {folder.supervisor()}", err=True)
         until = wiring.clock.monotonic() + PATIENCE
         while folder.pull.exists() and folder.is_supervised() and wiring.clock.monotonic() < until:

@@ -1,7 +1,5 @@
 """`doctor`: one line for each thing that a rented run needs, with its remedy where it is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

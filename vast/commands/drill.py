@@ -6,8 +6,6 @@ them can destroy the machine, even if this command is killed too. If both fail, 
 and destroys its machines as `reap` does; the last safeguard is the dead-man's switch.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Mapping
@@ -57,7 +55,7 @@ class DrillOptions(RentOptions):
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
         """Short intervals; no machine is kept, and no secret is sent."""
         return {
-            "vast drill": {
+            "the drill": {
                 "cadence": {"early_minutes": [0.5], "stable_minutes": 0.5, "alert_minutes": 0.5},
                 "caps": {"hours": HOURS},
                 "attempts": 2,
@@ -99,7 +97,7 @@ def recorded(folder: Folder, wiring: Wiring) -> Wiring:
     def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         cloud, key = wiring.connect(environ, home, clock)
         if isinstance(cloud, VastAI):
-            cloud.observe(Recorder(folder.path / CALLS, clock))
+            cloud.observe = Recorder(folder.path / CALLS, clock)
         return cloud, key
 
     return replace(wiring, connect=connect)
@@ -143,8 +141,6 @@ class _Crew:
             start.session(folder, wiring), plan, begun, background=True)))  # fmt: skip
 
     def succeed(self) -> None:
-        """Start the successor."""
-
         def work(begun: Any) -> int:
             begun()
             return attached(self.wiring, self.folder, detach=False)
@@ -174,7 +170,7 @@ class _Crew:
     def ask_for_the_end(self) -> None:
         if not self.folder.asked_down():
             with suppress(UserError, OSError):  # on a full disk the supervisor ends the run by itself
-                self.folder.ask(self.folder.down, "vast drill")
+                self.folder.ask(self.folder.down, "python -m vast drill")
 
     def end(self) -> None:
         """Wait until one of the processes has closed the run; else close it in this process."""

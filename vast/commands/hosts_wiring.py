@@ -1,7 +1,5 @@
 """A user's own machines in place of the market: VAST_HOSTS names a hosts.yaml, and every command then uses those machines."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,13 +7,14 @@ from pathlib import Path
 
 from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
-from vast.commands.wiring import RunShell, ShellContext, Wiring, over_ssh
-from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
+from vast.commands.wiring import ShellContext, Wiring, over_ssh
+from vast.host.subprocess_run import Ended
+from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
-from vast.shell.hostshell import CODE
+from vast.shell.hostshell import CODE, HostShell
 from vast.shell.ssh import SshTransport
 
 VARIABLE = "VAST_HOSTS"
@@ -42,17 +41,17 @@ def with_hosts(wiring: Wiring) -> Wiring:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         transport = SshTransport(directory, key, pin=lambda: "own", user=hosts.user, environ=environ)
 
-        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Answer | None:
+        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Ended | None:
             address = Address(machine.address, machine.port)
             reply = transport.run(address, ("env", f"--chdir={CODE}", *HOST, *words), stdin=stdin, timeout=COMMAND)
             if reply.kind != "ok":
                 return None
             transport.settle(address, True)
-            return Answer(reply.code, reply.out, reply.err)
+            return Ended(reply.code, reply.out, reply.err)
 
         return SshHosts(hosts, ask, clock), Secret("")
 
-    def shell(context: ShellContext) -> RunShell:
+    def shell(context: ShellContext) -> HostShell:
         root = root_of(context.folder.run_id)
         machines = [(one.address, one.port) for one in hosts.machines]
         program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)

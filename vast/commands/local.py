@@ -1,7 +1,5 @@
 """`python -m vast local STAGE`: the same supervisor with a container of this machine."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime

@@ -1,14 +1,12 @@
 """Wiring of a local run: the container engine of this machine in place of market, ssh and key."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import RunStateError
-from vast.commands.wiring import RunShell, ShellContext, Wiring, host_shell
+from vast.commands.wiring import ShellContext, Wiring, host_shell
 from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine, connect
@@ -20,12 +18,11 @@ from vast.records.run_dir import Folder
 from vast.rental import onstart
 from vast.rental.onstart import Switch
 from vast.secrets import Secret
+from vast.shell.hostshell import HostShell
 
 
 @dataclass(frozen=True)
 class Local:
-    """The engine and the container spec of a local run."""
-
     engine: Engine
     spec: ContainerSpec
 
@@ -44,9 +41,9 @@ def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
     return Local(engine, known)
 
 
-def wiring_for(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring` with the engine in place of market and ssh, without an account's key. Raises UserError."""
-    if wiring.first_process is first_process:
+def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh. Raises UserError."""
+    if not folder.local.exists() or wiring.first_process is first_process:
         return wiring
     return wiring_of(wiring, reopen(folder, wiring.environ))
 
@@ -57,7 +54,7 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         return cloud, Secret("")
 
-    def shell(context: ShellContext) -> RunShell:
+    def shell(context: ShellContext) -> HostShell:
         folder = context.folder
 
         def sweep() -> None:

@@ -1,7 +1,5 @@
 """`offers`: a table on a terminal, tab-separated lines in a pipe."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +54,7 @@ def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, g
         print_rows({"needs": needs if seen.labels is not None else preflight.UNKNOWN_NEEDS})
     found = preflight.offers(cloud, replace(query, limit=limit))
     print_rows({"offers": preflight.filters_left(cloud, query)})
-    hours = [None if job is None else plans.hours_of(plans.estimated(wiring.estimate, job, one)) for one in found]
+    hours = [None if job is None else plans.hours_of(plans.estimated(wiring.estimate, (job,), one)) for one in found]
     print_table(TERMINAL, rows(found, hours, policy, interruptible, query.down_gb))
 
 

@@ -1,7 +1,5 @@
 """Options that several commands share, and what they mean."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from jobs.config.load import DEFAULT_PROFILE, Job, profile_names, resolve
+from jobs.config.job import Job
+from jobs.config.load import DEFAULT_PROFILE, profile_names, resolve
 from vast.rental import plan as plans
 
 F = TypeVar("F", bound=Callable[..., Any])

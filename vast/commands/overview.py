@@ -1,7 +1,5 @@
 """`overview`: stages, campaigns and rented runs on one page, with what to do next; behind `make status`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from shutil import get_terminal_size
 

@@ -1,7 +1,5 @@
 """What commands print: the plan of `up` in words, tables."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from shutil import get_terminal_size
@@ -9,7 +7,6 @@ from shutil import get_terminal_size
 import click
 
 from jobs.columns import Column, table_lines
-from jobs.config.load import Job
 from jobs.estimate.estimate import Estimate
 from vast.marketplace.rows import loading_hours
 from vast.policy import Policy
@@ -19,6 +16,7 @@ from vast.rental import preflight
 from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.image_needs import Needs
 from vast.rental.image_registry import Image
+from vast.rental.work import Work
 from vast.supervisor.state import Plan
 
 
@@ -39,20 +37,22 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *pipe
         click.echo(line)
 
 
-def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
-               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str) -> None:  # fmt: skip
+def print_plan(plan: Plan, policy: Policy, work: Work, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
+               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str, store: str) -> None:  # fmt: skip
     """Print the plan and its cost. found: the offers, best first. left: how many offers each filter leaves."""
     caps, best = policy.caps, found[0]
     estimate = "not known for this GPU"
     if request.estimate_hours is not None and request.estimate_dollars is not None:
         estimate = f"{request.estimate_hours:.1f} h of work, ${request.estimate_dollars:.2f} with loading and the end"
     if need is not None and need.peak_gb is not None:
-        estimate += f"; the stage needs {need.peak_gb:g} GB of a GPU's memory"
+        estimate += f"; {'a run' if work.is_campaign else 'the stage'} needs {need.peak_gb:g} GB of a GPU's memory"
     bid = f"${plan.bid or 0:.3f} per hour: the machine may be taken away, and the run continues on another one"
     minutes = 60 * loading_hours(best, image.gb or 0.0)
     loading = f"{image.gb or 0:.2f} GB, about {minutes:.0f} min, ${best.traffic:.3f} of traffic on each machine"
     print_rows({
-        "stage": f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}",
+        "campaign": work.is_campaign
+        and f"{work.name}: {work.title}; {len(work.jobs)} runs, {len(request.complete)} of them complete here",
+        "stage": None if work.is_campaign else work.title,
         "starts from": ", ".join(request.init_runs) or "the base model",
         "continues": begun and f"{begun.run}, which is unfinished here; --force begins anew",
         "image": plan.image,
@@ -64,6 +64,7 @@ def print_plan(plan: Plan, policy: Policy, job: Job, request: RunRequest, found:
         "destroyed": _destroyed(policy),
         "bid": None if plan.bid is None else bid,
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, sent over ssh when the job starts",
+        "artifacts": store and f"also to {store}, while it trains",
         "needs": preflight.UNKNOWN_NEEDS if image.labels is None else str(needs),
         "loading": None if image.gb is None else loading,
         "hosts": plan.query.datacenter and "in data centers only, since secrets are sent to them (market.datacenter)",

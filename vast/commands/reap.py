@@ -1,7 +1,5 @@
 """`reap`: destroys our machines without a supervisor. It needs only the account's key, and works from cron."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 
 import click
 
-from jobs.config.load import Job
+from jobs.config.job import Job
+from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
-from jobs.runs.rundir import resolve_init
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import JobOptions, caps
@@ -27,6 +27,7 @@ from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
 from vast.rental.image_needs import needs_of
+from vast.rental.work import Work, campaign, names_campaign
 from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
@@ -69,11 +70,16 @@ class RentOptions(JobOptions):
             raise ConfigError(f"--destroy-on {text}", "expected done, fail, done,fail or none", "correct it")
         return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
 
-    def job(self) -> Job:
-        """Raises ConfigError, also where it names paths of this machine."""
-        job = super().job()
+    def work(self) -> Work:
+        """A stage, or a campaign. Raises ConfigError, also where it names paths of this machine."""
+        if names_campaign(self.stage):
+            profile = None if self.profile == DEFAULT_PROFILE else self.profile
+            of_stage = {"--profile": profile, "--limit": self.limit, "--seed": self.seed, "--set": self.sets or None}
+            given = [option for option, value in of_stage.items() if value is not None]
+            return campaign(self.stage, given, self.gpus, self.runs_dir.absolute())
+        job = self.job()
         preflight.require_no_paths(job)
-        return job
+        return Work(job.stage.name, f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}", (job,))
 
     def machine(self, policy: Policy) -> OfferQuery:
         """The machine to look for. Raises ConfigError unless --interruptible and --bid come together."""
@@ -89,33 +95,37 @@ class RentOptions(JobOptions):
 def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     """Check, print the plan, ask, and launch a supervisor. Returns its exit code. Raises UserError before money is spent."""
     preflight.tools(wiring.which)
-    policy, job, runs_dir = asked.policy(), asked.job(), asked.runs_dir.absolute()
+    policy, work, runs_dir = asked.policy(), asked.work(), asked.runs_dir.absolute()
     query = asked.machine(policy)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
-    run_id = plans.run_id_of(asked.stage, now, token_hex(2))
-    command = asked.command(wiring.root(run_id))
+    run_id = plans.run_id_of(work.name, now, token_hex(2))
+    root, first = wiring.root(run_id), work.jobs[0]
+    command = plans.campaign_command(work.name, work.file, root) if work.is_campaign else asked.command(root)
     pulled = plans.host_image(asked.image)
     ssh_key = None if asked.ssh_key is None else asked.ssh_key.absolute()
+    jobs, complete = (work.jobs, ()) if asked.force else work.left(runs_dir)
     request = RunRequest(
-        asked.stage, job.profile.name, asked.image, asked.gpu, asked.gpus, asked.profile_file,
-        preflight.starting_runs(runs_dir, job), ssh_key=None if ssh_key is None else str(ssh_key),
+        work.name, first.profile.name, asked.image, asked.gpu, asked.gpus, work.file if work.is_campaign else asked.profile_file,
+        preflight.starting_runs(runs_dir, first), ssh_key=None if ssh_key is None else str(ssh_key),
+        campaign=work.name if work.is_campaign else None, complete=complete if work.is_campaign else (),
     )  # fmt: skip
     for one in inputs_of(runs_dir, request):
         one.files()  # raises now if a file cannot be sent
-    settings = job.settings(resolve_init(runs_dir, job))
+    settings = work.settings(runs_dir)
 
     def refuse_twice() -> None:
         if not asked.force:
-            earlier_runs.refuse_complete(runs_dir, asked.stage, settings)
+            earlier_runs.refuse_complete(runs_dir, settings)
             earlier_runs.refuse_open(runs_dir, command, run_id)
 
     refuse_twice()
-    begun = None if asked.force else earlier_runs.unfinished(runs_dir, asked.stage, settings)
+    begun = None if asked.force else earlier_runs.unfinished(runs_dir, settings)
     public = None
     if ssh_key is not None:
         public = public_key(ssh_key, wiring.environ)
         require_usable(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
+    stores = {store for job in jobs if (store := preflight.artifacts(job, policy, wiring.environ))}
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
@@ -124,7 +134,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     preflight.image(image.found, pulled, login is not None)
     needs = needs_of(asked.image, image.labels or {})
     query = plans.for_image(query, needs, image.gb or 0.0, policy)
-    query, found, estimate = _choose(cloud, wiring, job, query, asked.PRICE_OPTION)
+    query, found, estimate = _choose(cloud, wiring, jobs, query, asked.PRICE_OPTION)
     plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)
     best, hours = found[0], plans.hours_of(estimate)
     price = hourly(best, asked.bid)
@@ -134,7 +144,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     dollars = None if hours is None else price * (hours + overhead) + best.traffic
     request = replace(request, estimate_hours=hours, estimate_dollars=dollars)
     left = preflight.filters_left(cloud, query)
-    print_plan(plan, policy, job, request, found, estimate, begun, image, needs, left)
+    print_plan(plan, policy, work, request, found, estimate, begun, image, needs, left, ", ".join(sorted(stores)))
     if image.found == "unknown":
         click.echo("its registry could not be asked for the image; the first machine will show it", err=True)
     if not asked.yes:
@@ -151,20 +161,20 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
 
 def _choose(
-    cloud: Cloud, wiring: Wiring, job: Job, query: OfferQuery, price_option: str
+    cloud: Cloud, wiring: Wiring, jobs: Sequence[Job], query: OfferQuery, price_option: str
 ) -> tuple[OfferQuery, tuple[Offer, ...], Estimate | None]:
-    """The offers, cheapest for the work first, with the estimate for the first one; without --gpu a GPU that holds the stage.
+    """The offers, cheapest for the jobs first, with the estimate for the first one; without --gpu a GPU that holds each.
 
     Raises MarketError, ConfigError.
     """
     found = preflight.offers(cloud, query, price_option)
-    estimate = plans.estimated(wiring.estimate, job, found[0])
+    estimate = plans.estimated(wiring.estimate, jobs, found[0])
     query = replace(query, work_hours=plans.hours_of(estimate) or 0.0)
     found = tuple(sorted(found, key=lambda one: rank(one, query)))
     if query.gpu is None and (need := plans.least_vram(estimate)):
         query = replace(query, min_vram_gb=max(need, query.min_vram_gb))
         found = preflight.offers(cloud, query, price_option)
-        estimate = plans.estimated(wiring.estimate, job, found[0])
+        estimate = plans.estimated(wiring.estimate, jobs, found[0])
     preflight.require_memory(estimate, found[0])
     return query, found, estimate
 

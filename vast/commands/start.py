@@ -1,7 +1,5 @@
 """A session for a command: the ports, the secrets, the view, and the supervisor in this process or in the background."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -17,8 +15,8 @@ import click
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
 from vast import policy as policies
-from vast.commands import local_wiring
-from vast.commands.wiring import RunShell, ShellContext, Wiring
+from vast.commands.local_wiring import wiring_of_run
+from vast.commands.wiring import ShellContext, Wiring
 from vast.host.detach import leave_session, redirect
 from vast.policy import Policy
 from vast.records.run_dir import Folder
@@ -28,6 +26,7 @@ from vast.session.notify import Notifier
 from vast.session.session import Session, exit_code
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
 from vast.session.view import Board, Lines, View, parse
+from vast.shell.hostshell import HostShell
 from vast.supervisor.state import Plan, RunState
 
 
@@ -54,13 +53,6 @@ def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenie
         raise type(error)(error.where, error.fact, remedy) from None
 
 
-def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring`; for a run of `vast local` with the container engine in place of the market."""
-    if not folder.local.exists():
-        return wiring
-    return local_wiring.wiring_for(folder, wiring)
-
-
 def view_for(run_id: str) -> View:
     if sys.stdout.isatty():
         from rich.console import Console
@@ -71,7 +63,7 @@ def view_for(run_id: str) -> View:
 
 def shell_for(
     folder: Folder, wiring: Wiring, secrets: dict[str, Secret], instance: Callable[[], int | None]
-) -> RunShell:
+) -> HostShell:
     wiring = wiring_of_run(folder, wiring)
     return wiring.shell(ShellContext(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
 
@@ -211,16 +203,16 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
     return pid
 
 
-def _child(folder: Folder, work: Callable[[Callable[[], None]], int], pipe: int) -> NoReturn:
-    code = 1
+def _child(folder: Folder, work: Callable[[Callable[[], None]], int], reply: int) -> NoReturn:
+    code, pipe = 1, os.fdopen(reply, "wb")
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # reported already, or the parent is gone
-            os.write(pipe, pickle.dumps(error))
-            os.close(pipe)
+        # ValueError: it was reported already, and the descriptor's number may be another file's by now
+        with suppress(OSError, ValueError), pipe:
+            pipe.write(pickle.dumps(error))
 
     try:
-        leave_session(pipe)
+        leave_session(reply)
         redirect(folder.log)
         code = work(lambda: report(None))
     except UserError as error:

@@ -1,8 +1,7 @@
 """`status` and `logs`: the state of runs, and the output of their jobs. Neither needs the account's key."""
 
-from __future__ import annotations
-
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -34,7 +33,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
     if as_json:
-        click.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        click.echo(json.dumps([asdict(one) for one in found], indent=2))
         return
     if not found:
         click.echo("no rented run is kept here", err=True)

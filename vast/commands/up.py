@@ -1,7 +1,5 @@
 """`up`: run a stage on a rented machine."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click
@@ -23,7 +21,7 @@ from vast.commands.wiring import Wiring
 
 
 @click.command()
-@click.argument("stage")
+@click.argument("stage", metavar="STAGE|CAMPAIGN")
 @profile_option
 @image_option
 @cap_options
@@ -42,7 +40,10 @@ from vast.commands.wiring import Wiring
 @click.option("--detach", is_flag=True, help="Watch in the background; the terminal may be closed.")
 @click.pass_obj
 def up(wiring: Wiring, /, detach: bool, **options: Any) -> None:
-    """Rent a machine, run STAGE on it, watch it, fetch everything, and destroy the machine.
+    """Rent a machine, run STAGE on it, or the runs of a CAMPAIGN, watch it, fetch everything, and destroy the machine.
+
+    A campaign is the name of a file in jobs/campaigns, or the path of a YAML file. Runs that are complete here are passed
+    over, there too.
 
     Prints the plan and asks, unless --yes. Ctrl-C asks for the end: a checkpoint, a last pull, and the machine is
     destroyed; a second Ctrl-C leaves, and `attach` continues.

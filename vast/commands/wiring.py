@@ -3,15 +3,13 @@
 A command gets a `Wiring` as click's `obj`; a test passes its own, with a fake shell and a clock that it moves.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.errors import UserError
@@ -22,7 +20,7 @@ from vast.local.engine_errors import EngineError
 from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
 from vast.marketplace.vast_ai import VastAI
-from vast.ports import Address, Clock, Cloud, Shell
+from vast.ports import Clock, Cloud
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
 from vast.rental.image_registry import Image
@@ -38,22 +36,8 @@ from vast.shell.sshkey import make_key
 from vast.shell.transport import Transport
 
 
-class RunShell(Shell, Protocol):
-    """The shell of one run: the port, and methods for commands other than the supervisor."""
-
-    def log(
-        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
-    ) -> dict[str, Any] | None:
-        """{"offset", "next", "text"} of the job's output, in bytes of the log; None: no answer, or there is none yet."""
-
-    def close(self) -> None:
-        """End connections that are kept open."""
-
-
 @dataclass(frozen=True)
 class ShellContext:
-    """Inputs for making a shell."""
-
     folder: Folder
     request: RunRequest
     secrets: Mapping[str, Secret]
@@ -78,12 +62,13 @@ def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[]
     folder = context.folder
     return HostShell(
         way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,
-        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request), **more,
+        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
+        campaign=context.request.campaign, earlier=context.request.complete, **more,
     )  # fmt: skip
 
 
 def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "root",
-             probes: Sequence[tuple[str, int]] = (), **more: Any) -> RunShell:  # fmt: skip
+             probes: Sequence[tuple[str, int]] = (), **more: Any) -> HostShell:  # fmt: skip
     """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
     folder, own = context.folder, context.request.ssh_key
     key = key or (None if own is None else Path(own))
@@ -120,7 +105,7 @@ class Wiring:
     which: Callable[[str], str | None] = shutil.which
     is_terminal: Callable[[], bool] = lambda: sys.stdin.isatty()  # whether a question can be answered
     connect: Callable[[Mapping[str, str], Path, Clock], tuple[Cloud, Secret]] = connect
-    shell: Callable[[ShellContext], RunShell] = over_ssh
+    shell: Callable[[ShellContext], HostShell] = over_ssh
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], Image] = image_registry.inspect

@@ -14,8 +14,6 @@ Each prints one JSON object. Exit code 0; 2 for a mistake, 75 for what may be as
 Standard library only, Python 3.11: an ssh session sees nothing of the image's environment.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -67,9 +65,7 @@ _count.__name__ = "number"  # argparse names the type in its message
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python3 -m vast.host", description="What a supervisor asks of this rented machine.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    made = {}
-    for name, text in {
+    made = parser.actions({
         "look": "how job, GPU, disk and dead-man's switch are",
         "burnin": "try GPUs, disk and network, within a minute",
         "start": "start the job; what follows -- are its arguments",
@@ -81,9 +77,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "secrets": "take secrets from standard input into memory",
         "files": "what can be pulled",
         "log": "the job's output",
-    }.items():
-        made[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made[name].add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
+    })  # fmt: skip
+    for one in made.values():
+        one.add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
     for name in ("start", "secrets"):
         made[name].add_argument("--secrets-dir", type=Path, default=secretfiles.DIRECTORY, help="default: %(default)s")
     made["burnin"].add_argument("--python", default=burnin.PYTHON, help="one with torch (default: %(default)s)")
@@ -96,6 +92,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made["release"].add_argument("--id", type=_count, required=True, help="of the rental")
     made["files"].add_argument("--everything", action="store_true", help="also the results")
     made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
+    made["files"].add_argument(
+        "--done", action="append", default=[], metavar="RUN", help="complete, and safe elsewhere"
+    )
     made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
     made["log"].add_argument(
         "--follow-from", type=_count, metavar="BYTES", help="what was written after this number of bytes"
@@ -134,7 +133,7 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
             given = secretfiles.parse(sys.stdin.read(secretfiles.LARGEST))
             return {"secrets": secretfiles.store(given, options.secrets_dir)}
         case "files":
-            return hostfiles.files(root, options.everything, options.have)
+            return hostfiles.files(root, options.everything, options.have, options.done)
     return log_text(root, options.tail, options.follow_from)
 
 

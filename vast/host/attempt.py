@@ -3,8 +3,6 @@
 The reason of an end is read from the exit code and the log (vast/host/classify.py). Retries belong to the caller of `run`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -13,7 +11,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -43,9 +40,8 @@ def run(
     """
     state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now(), fixes)
     log = directory / jobstate.LOG
-    begun_at = (
-        log.stat().st_size if log.exists() else 0
-    )  # the output of earlier attempts explains nothing about this one
+    # the output of earlier attempts explains nothing about this one
+    begun_at = log.stat().st_size if log.exists() else 0
     _reserve_space(directory, state)
     jobstate.write(directory, state)
     job = JobProcess(command)
@@ -112,26 +108,24 @@ def write_end(
     bound: float = RETRY_SECONDS,
 ) -> bool:
     """Write the final state, which the supervisor waits for; a full disk is tried again for `bound` seconds."""
-    deadline = clock() + bound
-    pause = FIRST_PAUSE
-    for tries in count():
+    deadline, pause, failed = clock() + bound, FIRST_PAUSE, False
+    while True:
         try:
             write()
         except UserError as error:
-            if tries == 0:
+            if not failed:
                 report(f"error: {error}; trying again for {bound:.0f} s")
             if clock() + pause > deadline:
-                report(
-                    f"error: {error}; given up, so the state on disk is not the last one: the line above has the end"
-                )
+                fact = "given up, so the state on disk is not the last one: the line above has the end"
+                report(f"error: {error}; {fact}")
                 return False
+            failed = True
         else:
-            if tries:
+            if failed:
                 report("the state is written now")
             return True
         sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
-    raise AssertionError("unreachable")
 
 
 class JobProcess:

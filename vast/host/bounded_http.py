@@ -6,8 +6,6 @@ for ever. Here the exchange runs in a thread, and at the deadline its socket is 
 Proxies are those of urllib (HTTPS_PROXY, NO_PROXY, user and password in the URL). Standard library only, as all of vast/host.
 """
 
-from __future__ import annotations
-
 import http.client
 import socket
 import ssl
@@ -23,6 +21,7 @@ LARGEST = 32 * 2**20  # bytes of a body
 CHUNK = 65536
 REDIRECTS = (301, 302, 303, 307, 308)
 PROXY_REFUSED = 407
+REFUSED = "the proxy refuses the user or password (407); correct them in HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"
 
 
 class ProxyError(OSError):
@@ -129,26 +128,25 @@ def _send(
 
         return build
 
-    class Plain(urllib.request.HTTPHandler):
+    class Bounded(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         def http_open(self, request: urllib.request.Request) -> Any:
             return self.do_open(made(http.client.HTTPConnection), request)
 
-    class Secure(urllib.request.HTTPSHandler):
         def https_open(self, request: urllib.request.Request) -> Any:
             context = ssl.create_default_context()
             return self.do_open(made(http.client.HTTPSConnection), request, context=context)
 
     proxy = urllib.request.ProxyHandler(None if proxies is None else dict(proxies))
-    opener = urllib.request.build_opener(Plain, Secure, proxy, _AsTheyCome(redirects))
+    opener = urllib.request.build_opener(Bounded, proxy, _AsTheyCome(redirects))
     try:
         with opener.open(request, timeout=connect) as response:
             found = Response(response.status, response.headers, _body(response, largest, received))
     except OSError as error:
         if f" {PROXY_REFUSED} " in f"{getattr(error, 'reason', error)} ":  # of the tunnel that http.client asks for
-            raise ProxyError(_refused()) from None
+            raise ProxyError(REFUSED) from None
         raise
     if found.status == PROXY_REFUSED:
-        raise ProxyError(_refused())
+        raise ProxyError(REFUSED)
     return found
 
 
@@ -171,7 +169,3 @@ def _check_proxy(scheme: str, proxies: Mapping[str, str] | None) -> None:
     if url and kind not in ("http", "https"):
         fact = f"{kind} proxies are not supported; set an http:// proxy, or unset the variable"
         raise ProxyError(f"{scheme.upper()}_PROXY: {fact}")
-
-
-def _refused() -> str:
-    return "the proxy refuses the user or password (407); correct them in HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT"

@@ -5,8 +5,6 @@ time limit. `problems` lists faults with which no job can run, with their number
 model or on the contract (vast/shell/burn_in.py). A value that could not be measured is null.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -67,7 +65,7 @@ def burn_in(
     checks: dict[str, Callable[[], dict[str, Any]]] = {
         "disk": lambda: disk(root),
         "download": lambda: fetched(download),
-        "shared memory": shared_memory,
+        "shared memory": lambda: {"shm_free_mb": round(shutil.disk_usage(SHARED).free / 2**20, 1)},
     }
     if gpus:
         checks["driver"] = lambda: driver(run)
@@ -78,7 +76,7 @@ def burn_in(
 
 
 def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -> tuple[dict[str, Any], list[str]]:
-    """What they found, and which gave no answer within `limit` seconds."""
+    """Run the checks at the same time. Returns their findings, and the names of those that took more than `limit` seconds."""
     answers: dict[str, dict[str, Any]] = {}
 
     def one(name: str) -> None:
@@ -98,10 +96,10 @@ def _at_once(checks: Mapping[str, Callable[[], dict[str, Any]]], limit: float) -
 
 
 def problems_of(found: Mapping[str, Any]) -> list[str]:
-    """Pure. What a job cannot run with, in words with numbers."""
+    """The faults with which no job can run, as text with their numbers. Pure."""
     problems = [f"{name.removesuffix('_error')}: {value}" for name, value in found.items() if name.endswith("_error")]
     problems += [f"nvidia-smi: {line}" for line in found.get("faults", ())]
-    problems += [_low(name, found[name]) for name in LEAST if _is_low(name, found.get(name))]
+    problems += _too_low(found)
     for gpu in found.get("gpus", ()):
         name = f"GPU {gpu.get('index')}"
         if gpu.get("error"):
@@ -111,19 +109,16 @@ def problems_of(found: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}: a bfloat16 product has a wrong result")
         if gpu.get("peer_right") is False:
             problems.append(f"{name}: what the GPU before it sends arrives changed")
-        problems += [f"{name}: {_low(key, gpu[key])}" for key in LEAST if _is_low(key, gpu.get(key))]
+        problems += [f"{name}: {text}" for text in _too_low(gpu)]
         total, filled = gpu.get("total_gb"), gpu.get("filled_gb")
         if total is not None and filled is not None and filled < FILLED * total - 1:
             problems.append(f"{name}: {filled:g} GB of {total:g} GB of memory could be written and read back")
     return problems
 
 
-def _is_low(name: str, value: Any) -> bool:
-    return value is not None and not value >= LEAST[name]
-
-
-def _low(name: str, value: float) -> str:
-    return f"{name} {value:g}, expected at least {LEAST[name]:g}"
+def _too_low(found: Mapping[str, Any]) -> list[str]:
+    known = [(name, found[name], least) for name, least in LEAST.items() if found.get(name) is not None]
+    return [f"{name} {value:g}, expected at least {least:g}" for name, value, least in known if not value >= least]
 
 
 # ---- the GPUs -------------------------------------------------------------------------------------------------------------
@@ -229,7 +224,3 @@ def fetched(url: str, seconds: float = DOWNLOAD_SECONDS) -> dict[str, Any]:
         exchange(request, seconds, redirects=True, received=received)
     status, size, took = got[-1]
     return {"down_mbit": round(8 * size / max(1e-6, took) / 1e6, 1) if status == 200 else None}
-
-
-def shared_memory() -> dict[str, Any]:
-    return {"shm_free_mb": round(shutil.disk_usage(SHARED).free / 2**20, 1)}

@@ -2,13 +2,11 @@
 
 The exit code decides where this project chose it (jobs/errors.py). Where the code only means "something failed", the log
 decides, by messages of libraries, driver and system. Only the last traceback and the lines after it are read, or else the
-last lines: a warning of an hour before is no reason.
+last lines: a warning that was printed an hour earlier did not end the job.
 
 The fingerprint is a hash of that failure without numbers, addresses, paths and times. The same cause has the same one on
 another day and on another machine, and a cause that is new has another one.
 """
-
-from __future__ import annotations
 
 import hashlib
 import re

@@ -5,8 +5,6 @@ is given a bounded grace, and the machine is destroyed. Grace is part of life an
 uptime: it counts while the watchdog runs, over restarts of the container, on no clock that anybody can set.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """How a process leaves the session that started it, so that nothing of that session can end it or wait for it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

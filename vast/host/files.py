@@ -5,15 +5,15 @@ right; so is the newest complete checkpoint (vast/host/snapshot.py). A complete 
 summary.json last.
 """
 
-from __future__ import annotations
-
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease, snapshot
+from jobs.runs.atomic import read_json_or_nothing
+from vast.host import jobstate, lease, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
@@ -25,14 +25,21 @@ MOMENT = "moment"  # the folder of a run's snapshot for files that are replaced 
 Entry = dict[str, Any]
 
 
-def files(root: Path, everything: bool = False, have: str | None = None) -> dict[str, Any]:
+def files(root: Path, everything: bool = False, have: str | None = None, done: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON object that vast/host/__main__.py prints; see there. Raises RunStateError for a state.json that cannot be read.
 
-    have: see `snapshot.newest`.
+    have: see `snapshot.newest`. done: complete runs that are safe elsewhere. Of a campaign the oldest complete run that is not
+    among them is listed, and `more` says that the caller has to ask again.
     """
     directory = root / RUNNER
     state = jobstate.observe(directory) if jobstate.read(directory) is not None else None
     run = hostruns.run_of(root, state)
+    campaign = None if state is None else hostruns.campaign_of(state["command"])
+    made = hostruns.runs_of_job(root, state["command"]) if state is not None and campaign is not None else []
+    waiting = [one for one in made if hostruns.is_complete(one) and hostruns.name_of(root, one) not in done]
+    run = waiting[0] if waiting else run
+    if run is not None and have is not None and not have.startswith(f"{hostruns.name_of(root, run)}/"):
+        have = None  # of another run of the campaign
     over = state is not None and jobstate.over(state)
     listing = _Listing(root, run)
     complete, checkpoint = False, None
@@ -43,10 +50,15 @@ def files(root: Path, everything: bool = False, have: str | None = None) -> dict
         else:
             checkpoint = listing.unfinished(everything and over, everything, have, over)
     listing.host(over)
+    of_campaign: dict[str, Any] = {}
+    if campaign is not None:
+        listing.whole(root / hostruns.list_of(campaign))
+        of_campaign = {"more": bool(waiting), "done": hostruns.is_done(root, state, run)}
     listing.hashes.save()
     return {
         "run": None if run is None else hostruns.name_of(root, run),
         "complete": complete,
+        **of_campaign,
         "checkpoint": checkpoint,
         "files": listing.entries,
     }
@@ -64,14 +76,13 @@ class _Listing:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
         assert self.run is not None
         snapshot.release(self.root, self.run)
-        manifest = (jsonfiles.read(self.run / "manifest.json") or {}).get("files")
+        manifest = read_json_or_nothing(self.run / "manifest.json").get("files")
         if not isinstance(manifest, dict):
             raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
         for name, known in manifest.items():
             if isinstance(known, dict):
                 self._add(self.run / name, known.get("sha256"), known.get("size"))
-        with suppress(OSError):
-            self._add(self.run / "heartbeat.json", self.hashes.of(self.run / "heartbeat.json"))
+        self.whole(self.run / "heartbeat.json")
         for name in ("manifest.json", "summary.json"):
             self._add(self.run / name, self.hashes.of(self.run / name))
 
@@ -131,6 +142,11 @@ class _Listing:
             if path.is_file() and not path.is_symlink() and not _is_left_out(path):
                 with suppress(OSError):
                     self._add(path, self.hashes.of(path))
+
+    def whole(self, path: Path) -> None:
+        """A small file that is replaced whole, if it is there."""
+        with suppress(OSError):
+            self._add(path, self.hashes.of(path))
 
     # ---- files of the machine itself
 

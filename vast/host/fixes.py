@@ -5,8 +5,6 @@ and lasting changes (a halved batch, longer time-outs) are read from them at eve
 is answered with a new start; the bounds here hold under any policy.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,8 +33,6 @@ _MISSING = (
 
 @dataclass(frozen=True)
 class Start:
-    """The changes for the next start."""
-
     new: tuple[str, ...] = ()  # lines to record
     halvings: int = 0
     environment: dict[str, str] = field(default_factory=dict)
@@ -58,16 +54,15 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
     new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
     allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
     tool = missing_tool(failure) if reason == "missing-tool" else None
-    if allowed and reason == "cuda-oom":
-        new.append("cuda-oom: memory halved, the batch stays")
-    elif allowed and reason == "hub-timeout":
-        new.append(f"hub-timeout: waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer")
-    elif allowed and reason == "stale-lock":
-        new.append("stale-lock: lock files that nobody holds removed")
-    elif allowed and reason == "disk-full":
-        new.append("disk-full: checkpoints that are at home removed")
-    elif allowed and tool is not None:
-        new.append(f"missing-tool: {tool} installed by {INSTALLER}")
+    done = {
+        "cuda-oom": "memory halved, the batch stays",
+        "hub-timeout": f"waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer",
+        "stale-lock": "lock files that nobody holds removed",
+        "disk-full": "checkpoints that are at home removed",
+        "missing-tool": f"{tool} installed by {INSTALLER}",
+    }
+    if allowed and reason is not None and (reason != "missing-tool" or tool is not None):
+        new.append(f"{reason}: {done[reason]}")
     every = [*lines, *new]
     waits = used("hub-timeout", every)
     seconds = str(HUB_SECONDS * 2 ** (waits - 1)) if waits else ""
@@ -82,7 +77,7 @@ def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halv
 
 
 def missing_tool(failure: str) -> str | None:
-    """The first that `failure` names, in its words."""
+    """The first tool that `failure` names as missing; None if it names none."""
     return next((match[1] for pattern in _MISSING if (match := pattern.search(failure))), None)
 
 

@@ -7,8 +7,6 @@ run compares its own products at its start (app/attention/selfcheck.py). Standar
 Exit code 0: healthy, also without GPUs. 1: not. 2: a setting is wrong.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -32,7 +30,7 @@ def gpu_problems(given: str, devices: Path, mark: Path, busy: bool, run: burnin.
     """What is wrong with the GPUs of this container, in words with numbers.
 
     Args:
-        given: NVIDIA_VISIBLE_DEVICES: `all`, none, or a list. The image says `all`, so without a device there is no GPU.
+        given: NVIDIA_VISIBLE_DEVICES: `all`, none, or a list. The image sets `all`, so without a device there is no GPU.
         mark: names the start of the container after which the product was right.
         busy: a run is being written here; its memory is left alone.
     """

@@ -1,7 +1,7 @@
 """state.json: which job a runner has started and how its attempts ended. Its one writer is the holder of the lock.
 
 phase          starting -> running -> ended; `observe` adds: lost (the runner has died, and nobody can write the end)
-attempt        1, 2, ...; what the earlier ones came to is under `history`
+attempt        1, 2, ...; `history` has the end of each earlier one
 job, runner    {"pid", "ticks"}; with `boot_id` an identity: see vast/host/processes.py
 exit_code      the job's; 128 + n if signal n killed it, and then `signal` has its name
 end_reason     from the exit code (`END_REASONS`), or from the log, which is more precise: vast/host/classify.py
@@ -9,8 +9,6 @@ fingerprint    of a failure: the same cause has the same one on another day; nul
 fixes          what was changed so that a failure may not come again, one line each, over all attempts: vast/host/fixes.py
 runs_dir       where the job keeps its runs; null if the command decides that by itself
 """
-
-from __future__ import annotations
 
 import errno
 import json
@@ -187,7 +185,6 @@ def process(state: State, role: str) -> Process | None:
 
 
 def job_members(directory: Path, state: State) -> list[int]:
-    """The job's living processes."""
     job = process(state, "job")
     return group_members(job, directory / LOG) if job else []
 
@@ -198,7 +195,7 @@ def over(observed: State) -> bool:
 
 
 def observe(directory: Path) -> State:
-    """state.json and what is true now: the phase "lost", `runner_alive`, `job_alive`. Raises RunStateError."""
+    """state.json, with the phase "lost", `runner_alive` and `job_alive` from the processes that run now. Raises RunStateError."""
     state = read(directory)
     while True:
         if state is None:

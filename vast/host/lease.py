@@ -1,4 +1,4 @@
-"""The files by which the dead-man's switch (vast/host/watchdog.py), its readers and the renewals of its lease communicate.
+"""The files of the dead-man's switch (vast/host/watchdog.py), by which probes read it and the supervisor renews its lease.
 
 DIR/config.json  its limits, written by the watchdog at its start
 DIR/state.json   what has elapsed, and which process watches; written by the watchdog at every tick
@@ -6,13 +6,12 @@ DIR/lease.json   a random token, replaced at each renewal; the clock of the rene
 DIR/log.txt      its log
 """
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
+from jobs.runs.atomic import finite, read_json_or_nothing
 from vast.host import jsonfiles
 from vast.host.jobstate import io_errors_reported
 from vast.host.processes import Process, lives
@@ -21,8 +20,7 @@ CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "lo
 
 
 def nonce(directory: Path) -> str | None:
-    """The nonce that proves that this is the machine of the run."""
-    found = (jsonfiles.read(directory / CONFIG) or {}).get("nonce")
+    found = read_json_or_nothing(directory / CONFIG).get("nonce")
     return found if isinstance(found, str) else None
 
 
@@ -37,38 +35,35 @@ def renew(directory: Path, until: float) -> None:
 
 
 def token(directory: Path) -> str | None:
-    found = (jsonfiles.read(directory / LEASE) or {}).get("token")
+    found = read_json_or_nothing(directory / LEASE).get("token")
     return found if isinstance(found, str) else None
 
 
 def view(directory: Path) -> dict[str, Any] | None:
     """armed: a living process watches, in this very boot, and has what it needs to end the machine. lease_age, uptime,
     until: seconds; `until` as the last renewal gave it. None where no watchdog ever was."""
-    state = jsonfiles.read(directory / STATE)
-    if state is None:
-        return None
-    age, uptime = jsonfiles.number(state.get("silent")), jsonfiles.number(state.get("uptime"))
+    state = read_json_or_nothing(directory / STATE)
+    age, uptime = finite(state.get("silent")), finite(state.get("uptime"))
     if age is None or uptime is None:
         return None
-    lease = jsonfiles.read(directory / LEASE) or {}
+    lease = read_json_or_nothing(directory / LEASE)
     if lease.get("token") != state.get("token"):
         age = 0.0  # renewed since the last tick
     return {
         "armed": state.get("armed") is True and watcher(state) is not None,
         "lease_age": age,
         "uptime": uptime,
-        "until": jsonfiles.number(lease.get("until")),
+        "until": finite(lease.get("until")),
     }
 
 
 def message(directory: Path) -> str:
     """Why it is not armed, or why it ends the machine; else empty."""
-    found = (jsonfiles.read(directory / STATE) or {}).get("message")
+    found = read_json_or_nothing(directory / STATE).get("message")
     return found if isinstance(found, str) else ""
 
 
 def watcher(state: dict[str, Any]) -> Process | None:
-    """The living process that watches."""
     pid, ticks, boot = (state.get(key) for key in ("pid", "ticks", "boot_id"))
     if type(pid) is int and type(ticks) is int and isinstance(boot, str) and lives(found := Process(pid, ticks, boot)):
         return found

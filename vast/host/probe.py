@@ -3,8 +3,6 @@
 What cannot be known is null; nothing here changes anything.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -15,16 +13,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jobs import health
+from jobs.clock import Clock
 from jobs.errors import RunStateError
-from vast.host import jobstate, jsonfiles, lease, processes, subprocess_run
+from jobs.runs.atomic import finite, read_json_or_nothing
+from vast.host import jobstate, lease, processes, subprocess_run
 from vast.host import runs as hostruns
 
 NVIDIA_SMI = ("nvidia-smi", "--query-gpu=utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits")
 SMI_SECONDS = 3.0
-# Phases that make progress with every step. Others, such as a download or a save, may last this long without being hung:
-# the longest limit of jobs/health.py, which a test compares.
-WORKING = ("train", "evaluate", "score")
-SILENCE = 1800.0
+SILENCE = max(health.SILENCE.values())  # how long a phase without steps, such as a download, lasts without being hung
 
 FAULTS = re.compile(
     r"[^\n]*(?:GPU is lost|fallen off the bus|Unable to determine the device handle|couldn't communicate with the NVIDIA "
@@ -39,23 +37,13 @@ class GpuReading(NamedTuple):
     fault: str | None
 
 
-class Clocks(NamedTuple):
-    """The module `time` has them."""
-
-    time: Callable[[], float]
-    monotonic: Callable[[], float]
-
-
-def probe(
-    root: Path, clocks: Clocks | None = None, smi: Callable[[], tuple[int, str] | None] | None = None
-) -> dict[str, Any]:
+def probe(root: Path, clock: Clock = time, smi: Callable[[], tuple[int, str] | None] | None = None) -> dict[str, Any]:
     """The JSON object that vast/host/__main__.py prints; see there."""
-    clocks = clocks or Clocks(time.time, time.monotonic)
     watch = root / hostruns.WATCHDOG
     card = gpu((smi or ask_nvidia_smi)())
     words = [lease.message(watch)]
     try:
-        job = job_fields(root, clocks)
+        job = job_fields(root, clock)
     except RunStateError as error:
         job = None
         words.append(str(error))
@@ -88,14 +76,14 @@ def disk_free_gb(root: Path) -> float | None:
 # ---- the job ----------------------------------------------------------------------------------------------------------
 
 
-def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
+def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
     """The fields of vast.ports.JobReport. Raises RunStateError for a state.json that cannot be read."""
     directory = root / hostruns.RUNNER
     if jobstate.read(directory) is None:
         return {"phase": "absent"}
     state = jobstate.observe(directory)
     run = hostruns.run_of(root, state)
-    beat = None if run is None else jsonfiles.read(run / "heartbeat.json")
+    beat = {} if run is None else read_json_or_nothing(run / "heartbeat.json")
     found = [] if run is None else hostruns.checkpoints(root, run)
     return {
         "phase": state["phase"],
@@ -105,49 +93,43 @@ def job_fields(root: Path, clocks: Clocks) -> dict[str, Any]:
         "fingerprint": state["fingerprint"],
         "fixes": state["fixes"],
         "run": None if run is None else hostruns.name_of(root, run),
-        **progress(beat, clocks),
-        **({"beat_age": age} if beat is None and (age := age_without_beat(state, clocks)) is not None else {}),
+        **progress(beat, clock),
+        **({"beat_age": age} if not beat and (age := age_without_beat(state, clock)) is not None else {}),
         "checkpoint": found[-1].name if found else None,
-        "complete": run is not None and hostruns.is_complete(run),
+        "complete": hostruns.is_done(root, state, run),
     }
 
 
-def progress(beat: Mapping[str, Any] | None, clocks: Clocks) -> dict[str, Any]:
+def progress(beat: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     """step, total, loss, tokens_per_s, beat_age from heartbeat.json."""
-    beat = beat or {}
-    step, total = (int(jsonfiles.number(beat.get(key)) or 0) for key in ("step", "total"))
+    step, total = (int(finite(beat.get(key)) or 0) for key in ("step", "total"))
     return {
         "step": step,
         "total": total,
-        "loss": jsonfiles.number(beat.get("loss")),
-        "tokens_per_s": jsonfiles.number(beat.get("tokens_per_s")),
-        "beat_age": beat_age(beat, clocks),
+        "loss": finite(beat.get("loss")),
+        "tokens_per_s": finite(beat.get("tokens_per_s")),
+        "beat_age": beat_age(beat, clock),
     }
 
 
-def age_without_beat(state: Mapping[str, Any], clocks: Clocks) -> float | None:
+def age_without_beat(state: Mapping[str, Any], clock: Clock) -> float | None:
     """Seconds since the start of a job that runs and has written no heartbeat, once that is too long for its imports."""
     with suppress(TypeError, ValueError):
-        age = clocks.time() - datetime.fromisoformat(state["started"]).timestamp()
+        age = clock.time() - datetime.fromisoformat(state["started"]).timestamp()
         return age if state["phase"] == "running" and age > SILENCE else None
     return None
 
 
-def beat_age(beat: Mapping[str, Any], clocks: Clocks) -> float | None:
+def beat_age(beat: Mapping[str, Any], clock: Clock) -> float | None:
     """Seconds since the last progress of the run; None during a phase without steps, which may be long without being hung.
 
     A hung trainer still writes heartbeats in the background, so the last heartbeat with progress is used.
     """
-    for of in ("progress_", ""):  # heartbeats of before there was the first have the second
-        wall, monotonic = (jsonfiles.number(beat.get(of + clock)) for clock in ("unix_time", "monotonic"))
-        if wall is not None and monotonic is not None:
-            break
-    else:
+    at = health.times(beat, "progress_") or health.times(beat, "")  # older heartbeats have the second one only
+    if at is None:
         return None
-    age = clocks.monotonic() - monotonic
-    if age < 0:  # the machine was started again, and its clock with it
-        age = max(clocks.time() - wall, 0.0)
-    working = str(beat.get("phase")).partition(" ")[0] in WORKING
+    age = health.ago(*at, clock.time(), clock.monotonic())
+    working = str(beat.get("phase")).partition(" ")[0] in health.WORKING
     return round(age, 3) if working or age > SILENCE else None
 
 

@@ -3,8 +3,6 @@
 Not covered: a process of the job that leaves the job's process group, as a daemon does.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from contextlib import suppress
@@ -74,7 +72,8 @@ def group_members(leader: Process, log: Path) -> list[int]:
     """
     if leader.boot_id != boot_id():
         return []
-    group = [one for one in _everyone() if one.group == leader.pid and not one.dead]
+    everyone = (stat(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdecimal())
+    group = [one for one in everyone if one is not None and one.group == leader.pid and not one.dead]
     found = stat(leader.pid)
     if found is None:
         return [one.pid for one in group if one.ticks >= leader.ticks and _writes_to(one.pid, log)]
@@ -92,11 +91,6 @@ def signal_group(leader: Process, log: Path, number: signal.Signals) -> list[int
             fact, remedy = "belongs to another user", "stop it as the user who started it"
             raise RunStateError(f"process {leader.pid}", fact, remedy) from None
     return members
-
-
-def _everyone() -> list[Stat]:
-    found = (stat(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdecimal())
-    return [one for one in found if one is not None]
 
 
 def _writes_to(pid: int, log: Path) -> bool:

@@ -4,8 +4,6 @@ The dead-man's switch watches there as on any rented machine (--local: in place 
 without a living switch and without a job is over, and the next run may take the machine. Standard library only.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError, UserError
+from jobs.runs.atomic import read_json_or_nothing
 from vast.host import detach, jobstate, jsonfiles, lease, processes
 from vast.host.runs import RUNNER, WATCHDOG
 
@@ -84,8 +83,8 @@ def directory_of(base: Path, label: str) -> Path:
 
 
 def _read(base: Path) -> dict[str, Any] | None:
-    found = jsonfiles.read(base / RENTAL)
-    if found is None or not _LABEL.fullmatch(str(found.get("label"))) or type(found.get("id")) is not int:
+    found = read_json_or_nothing(base / RENTAL)
+    if not _LABEL.fullmatch(str(found.get("label"))) or type(found.get("id")) is not int:
         return None
     return {"label": found["label"], "id": found["id"]}
 
@@ -107,8 +106,8 @@ def _clear(base: Path, found: dict[str, Any]) -> None:
     if job is not None:
         with suppress(RunStateError):
             processes.signal_group(job, root / RUNNER / jobstate.LOG, signal.SIGKILL)
-    for named in (jsonfiles.read(base / RENTAL), jsonfiles.read(root / WATCHDOG / lease.STATE)):
-        watcher = lease.watcher(named or {})
+    for named in (read_json_or_nothing(base / RENTAL), read_json_or_nothing(root / WATCHDOG / lease.STATE)):
+        watcher = lease.watcher(named)
         if watcher is not None:
             with suppress(ProcessLookupError):
                 os.kill(watcher.pid, signal.SIGKILL)

@@ -7,8 +7,6 @@
 Standard library only, Python 3.11: it works with the system's interpreter, without the packages of the experiment.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -17,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,11 +65,12 @@ def _run_in_background(
     directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], reply: int
 ) -> NoReturn:
     """The runner: a child that outlives its parent, the ssh session and its job."""
+    pipe = os.fdopen(reply, "wb")
 
     def report(error: UserError | None) -> None:
-        with suppress(OSError):  # the caller is gone
-            os.write(reply, pickle.dumps(error))
-            os.close(reply)
+        # ValueError: it was reported already, and the descriptor's number may be another file's by now
+        with suppress(OSError, ValueError), pipe:
+            pipe.write(pickle.dumps(error))
 
     try:
         leave_session(reply)
@@ -145,7 +144,7 @@ def wait(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> jobstate.State | None:
-    """The state at the job's end; None if that has not come within `timeout` seconds."""
+    """The state at the job's end; None if it still runs after `timeout` seconds."""
     deadline = clock() + timeout
     while True:
         state = jobstate.observe(directory)
@@ -162,6 +161,13 @@ def wait(
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message}; see {self.prog} --help\n")
+
+    def actions(self, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
+        """A parser for each action, by its name. texts: their help."""
+        made = self.add_subparsers(dest="action", required=True, metavar="ACTION")
+        return {
+            name: made.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in texts.items()
+        }
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -184,17 +190,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python3 -m vast.host.runner", description="Run a job detached from the session that starts it."
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    helps = {
+    made = parser.actions({
         "start": "start a job; what follows -- are its arguments",
         "status": "print what runs, or how it ended",
         "stop": "end the job: SIGTERM, and SIGKILL after the grace",
         "wait": "wait for the end of the job and exit with its exit code",
-    }
-    made = {}
-    for name, text in helps.items():
-        made[name] = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
-        made[name].add_argument("--dir", type=Path, required=True, help="where state.json and job.log are kept")
+    })  # fmt: skip
+    for one in made.values():
+        one.add_argument("--dir", type=Path, required=True, help="where state.json and job.log are kept")
     made["start"].usage = f"{parser.prog} start --dir DIR [--command {COMMAND}] -- ARGUMENTS"
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
     made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")

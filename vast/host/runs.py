@@ -3,15 +3,13 @@
 The names are those of jobs/runs/rundir.py and app/training/checkpoint.py; a test compares them.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vast.host import jsonfiles
+from jobs.runs.atomic import read_json_or_nothing
 
 RUNNER, WATCHDOG, SNAPSHOTS = ".runner", ".watchdog", ".hold"
 MARK = "complete.json"
@@ -37,22 +35,47 @@ def stage_of(command: Sequence[str]) -> str | None:
     return None
 
 
+def campaign_of(command: Sequence[str]) -> str | None:
+    """The name in `prefill ... campaign NAME ...`, where NAME may be the path of a file: that of its list of runs."""
+    for word, following in pairwise(command):
+        if word == "campaign" and not following.startswith("-"):
+            return Path(following).name.removesuffix(".yaml").removesuffix(".yml")
+    return None
+
+
+def list_of(campaign: str) -> str:
+    """The file in which the campaign lists its complete runs, below the root: see app/stage/campaign.py."""
+    return f"campaigns/{campaign}.json"
+
+
 def runs_of(root: Path, stage: str) -> list[Path]:
     """The stage's runs, oldest first."""
-    found = [(match, path) for path in entries(root / stage) if (match := _ID.fullmatch(path.name)) and path.is_dir()]
-    return [path for _, path in sorted(found, key=lambda one: (one[0][1], int(one[0][2] or 1)))]
+    return _sorted(entries(root / stage))
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    found = [(match, path) for path in paths if (match := _ID.fullmatch(path.name)) and path.is_dir()]
+    return [path for _, path in sorted(found, key=lambda one: (one[0][1], int(one[0][2] or 1), one[1]))]
+
+
+def runs_of_job(root: Path, command: Sequence[str]) -> list[Path]:
+    """The runs that the job may write, oldest first: those of its stage; of a campaign, all that are here."""
+    stage = stage_of(command)
+    if stage is not None:
+        return runs_of(root, stage)
+    stages = (path for path in entries(root) if not path.name.startswith("."))
+    return [] if campaign_of(command) is None else _sorted(run for stage in stages for run in entries(stage))
 
 
 def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:
     """The run that the job of `state` (vast/host/jobstate.py) writes: its lock names the job's process.
 
-    Before the job has a lock: the newest unfinished run of the stage, which it will continue. A job that found its run complete
-    took no lock: the newest complete run.
+    Before the job has a lock: the newest unfinished run, which it will continue. A job that found its run complete took no
+    lock: the newest complete run.
     """
-    stage = None if state is None else stage_of(state["command"])
-    if state is None or stage is None:
+    if state is None:
         return None
-    runs = list(reversed(runs_of(root, stage)))
+    runs = list(reversed(runs_of_job(root, state["command"])))
     pid = state["job"]["pid"] if state["job"] is not None else None
     found = [run for run in runs if pid is not None and holder(run) == pid]
     if not found:
@@ -61,13 +84,20 @@ def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:
     return found[0] if found else None
 
 
-def unfinished(root: Path, stage: str) -> Path | None:
-    """The newest run of the stage that is not complete."""
-    return next((run for run in reversed(runs_of(root, stage)) if not is_complete(run)), None)
-
-
 def is_complete(run: Path) -> bool:
     return (run / "summary.json").is_file() and (run / "manifest.json").is_file()
+
+
+def is_done(root: Path, state: dict[str, Any] | None, run: Path | None) -> bool:
+    """Whether the job's run is complete; of a campaign: whether it lists every one of its runs, and each is complete."""
+    name = None if state is None else campaign_of(state["command"])
+    if name is None:
+        return run is not None and is_complete(run)
+    known = read_json_or_nothing(root / list_of(name))
+    runs = known.get("runs")
+    if not isinstance(runs, list) or not runs or len(runs) != known.get("cells"):
+        return False
+    return all(isinstance(one, dict) and is_complete(root / str(one.get("run"))) for one in runs)
 
 
 def name_of(root: Path, path: Path) -> str:
@@ -85,14 +115,14 @@ def checkpoints(root: Path, run: Path) -> list[Checkpoint]:
 
 
 def step_of(name: str) -> int:
-    """Of a directory checkpoint-N; -1 for another name."""
+    """The step N of a directory checkpoint-N; -1 for another name."""
     match = _CHECKPOINT.fullmatch(Path(name).name)
     return int(match[1]) if match else -1
 
 
 def sizes(checkpoint: Path) -> dict[str, int] | None:
     """What its complete.json names, if all of that is there; else None."""
-    files = (jsonfiles.read(checkpoint / MARK) or {}).get("files")
+    files = read_json_or_nothing(checkpoint / MARK).get("files")
     if not isinstance(files, dict):
         return None
     try:

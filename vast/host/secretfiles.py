@@ -4,8 +4,6 @@ The job finds HF_TOKEN by HF_TOKEN_PATH, which huggingface_hub reads, and any ot
 value is ever in the environment, on a command line, on a disk or in a message.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

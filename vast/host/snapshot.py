@@ -4,8 +4,6 @@ Links take no room until the run prunes their files, so a run has one snapshot a
 none: a checkpoint that is pruned during a pull then makes that pull fail, and the next pull begins anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -13,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobs.runs.atomic import read_json_or_nothing
 from vast.host import jsonfiles
 from vast.host import runs as hostruns
 from vast.host.runs import SNAPSHOTS, Checkpoint
@@ -47,19 +46,16 @@ def newest(root: Path, run: Path, have: str | None) -> tuple[Checkpoint | None, 
 
 
 def release_older(root: Path, run: Path) -> None:
-    """Remove snapshots that are older than the newest checkpoint of the run."""
     found = hostruns.checkpoints(root, run)
     if found:
         release(root, run, keep=root / SNAPSHOTS / found[-1].name)
 
 
-def release(root: Path, run: Path, keep: Path | None = None) -> int:
-    """Remove all snapshots of the run but `keep`; returns their number."""
-    here = root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"
-    paths = [path for path in hostruns.entries(here) if path != keep]
-    for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(paths)
+def release(root: Path, run: Path, keep: Path | None = None) -> None:
+    """Remove all snapshots of the run but `keep`."""
+    for path in hostruns.entries(root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"):
+        if path != keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _take(root: Path, checkpoint: Checkpoint) -> Path:
@@ -89,8 +85,7 @@ class Hashes:
 
     def __init__(self, root: Path) -> None:
         self._root, self._path = root, root / SNAPSHOTS / HASHES
-        known = jsonfiles.read(self._path) or {}
-        self._known: dict[str, Any] = known
+        self._known: dict[str, Any] = read_json_or_nothing(self._path)
         self._used: dict[str, Any] = {}
 
     def of(self, path: Path) -> str:
@@ -109,7 +104,7 @@ class Hashes:
 
     def save(self) -> None:
         """Write the cache without the entries that were not used."""
-        if self._used.items() != (jsonfiles.read(self._path) or {}).items():
+        if self._used.items() != read_json_or_nothing(self._path).items():
             self._write(self._used)
 
     def _write(self, entries: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Starts the job on a rented machine: only under an armed dead-man's switch, with the fixes for the last failure."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil
@@ -13,7 +11,8 @@ from secrets import randbelow
 from typing import ClassVar
 
 from jobs.errors import EXIT_STOPPED, RunStateError
-from vast.host import attempt, classify, detach, fixes, jobstate, jsonfiles, lease, processes, runner, snapshot
+from jobs.runs.atomic import read_json_or_nothing
+from vast.host import attempt, classify, detach, fixes, jobstate, lease, processes, runner, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, WATCHDOG
 
@@ -64,7 +63,7 @@ def start(root: Path, program: str, arguments: Sequence[str], home: str | None, 
 
 
 def stop(root: Path, grace: float) -> None:
-    """Ask for a checkpoint and an end, in a process that nobody waits for."""
+    """Ask the job to write a checkpoint and end, from a process in the background."""
     directory = str((root / RUNNER).resolve())
     detach.spawn([sys.executable, "-m", "vast.host.runner", "stop", "--dir", directory, "--grace", f"{grace:g}"])
 
@@ -85,9 +84,8 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     """How often the batch of the run that came here from another machine was halved there."""
-    stage = hostruns.stage_of(arguments)
-    run = hostruns.unfinished(root, stage) if stage else None
-    found = (jsonfiles.read(run / "environment.json") or {}).get("halve_memory") if run else 0
+    run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
+    found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
     return found if type(found) is int and found > 0 else 0
 
 
@@ -125,21 +123,18 @@ def _directories(directory: Path) -> list[Path]:
 # ---- stale locks --------------------------------------------------------------------------------------------------------
 
 
-def unlock(root: Path, hf_home: Path) -> list[Path]:
-    """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone; returns them.
+def unlock(root: Path, hf_home: Path) -> None:
+    """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone.
 
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
     runs = [run for run in _unfinished_runs(root) if (run / "lock").exists() and not _holder_lives(run)]
     candidates += [run / "lock" for run in runs]
-    removed = []
     for path in candidates:
         with suppress(OSError), path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-            removed.append(path)
-    return removed
 
 
 def _holder_lives(run: Path) -> bool:

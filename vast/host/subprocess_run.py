@@ -5,8 +5,6 @@ lives, as the shared connection of ssh does. Here the call returns at the end of
 whole process group is killed. Processes that it started in another session are left alone. Standard library only.
 """
 
-from __future__ import annotations
-
 import os
 import selectors
 import signal
@@ -50,6 +48,7 @@ def run(
     watched = time.monotonic()
     pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
     try:
+        selector = selectors.DefaultSelector()
         process = subprocess.Popen(
             list(argv), stdin=pipe if stdin else nothing, stdout=pipe, stderr=pipe, start_new_session=True,
             env=dict(env), bufsize=0,
@@ -60,7 +59,7 @@ def run(
     if process.stdin is not None:  # a pipe and no file: it may hold secrets
         threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
     kept = {stream.fileno(): bytearray() for stream in (process.stdout, process.stderr)}
-    with selectors.DefaultSelector() as pipes, process.stdout, process.stderr:
+    with selector as pipes, process.stdout, process.stderr:
         for number in kept:
             pipes.register(number, selectors.EVENT_READ)
         try:

@@ -11,8 +11,6 @@ CONTAINER_ID and CONTAINER_API_KEY are taken out of its environment. The key is 
 Standard library only, Python 3.11.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal
@@ -27,6 +25,7 @@ from typing import Any
 
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
+from jobs.runs.atomic import finite, read_json_or_nothing
 from vast.host import jobstate, jsonfiles, lease
 from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
@@ -40,7 +39,7 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
     logged: str | None = memory.ending
     while True:
         try:
-            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked())
+            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked)
             if memory.ending != logged:
                 logged = memory.ending
                 world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
@@ -64,12 +63,12 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
 
 def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memory:
     """The state of this run's watchdog at its last tick; that of another run is ignored."""
-    state = jsonfiles.read(directory / lease.STATE)
-    if state is None or any(state.get(name) != config[name] for name in ("run_id", "nonce")):
+    state = read_json_or_nothing(directory / lease.STATE)
+    if any(state.get(name) != config[name] for name in ("run_id", "nonce")):
         return Memory(token=lease.token(directory))
     with suppress(KeyError):
         known = Memory(**{one.name: state[one.name] for one in fields(Memory)})
-        if jsonfiles.number(known.uptime) is not None and jsonfiles.number(known.silent) is not None:
+        if finite(known.uptime) is not None and finite(known.silent) is not None:
             return started_again(known, pause)
     return Memory(token=lease.token(directory))
 
@@ -83,7 +82,7 @@ def run(
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> int:
-    """Watch. Returns at once, with 0, if a watchdog of this very run does it already. Raises UserError."""
+    """Watch. Returns 0 at once if a watchdog of this run is there already. Raises UserError."""
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()

@@ -1,7 +1,5 @@
 """The machine that the dead-man's switch watches: its clock, its job, its lease, its own end. Standard library only."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
@@ -61,7 +59,7 @@ class WatchedMachine:
         self._config = config
         self._clock, self._sleep = clock, sleep
         self._at = clock()
-        self._asked: str | None = None
+        self.asked: str | None = None  # to end: by which signal
         self._signalled: processes.Process | None = None  # the job that was asked to end
         self._self = processes.identify(os.getpid())
         missing = "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
@@ -81,11 +79,8 @@ class WatchedMachine:
     def token(self) -> str | None:
         return lease.token(self.directory)
 
-    def asked(self) -> str | None:
-        return self._asked
-
     def ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = f"told to end: {signal.Signals(number).name}"
+        self.asked = f"told to end: {signal.Signals(number).name}"
 
     def job_lives(self) -> bool:
         state = jobstate.known(self._jobs)

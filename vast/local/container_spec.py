@@ -4,8 +4,6 @@ It is decided once and kept beside the run as `local.json`, so that a resumed su
 first. It holds no secret.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -62,7 +60,8 @@ def decide(
     caller: tuple[int, int],
     has_gpu: Callable[[], bool],
 ) -> ContainerSpec:
-    """info: of Engine.info. has_gpu: whether nvidia-smi lists one here. Raises ConfigError."""
+    """The specification of a new run. info: the result of Engine.info. has_gpu: whether nvidia-smi lists a GPU here. Raises
+    ConfigError."""
     security = " ".join(map(str, info.get("SecurityOptions") or []))
     wheels = environ.get("PREFILL_WHEELS") or None
     if wheels is not None and not Path(wheels).is_dir():

@@ -5,8 +5,6 @@ Streams (output of a command, files) do not use the SDK's own methods, which wai
 packet with the head of an answer. They use the same session of `requests`, which the SDK's client is.
 """
 
-from __future__ import annotations
-
 import math
 import socket
 import time
@@ -25,13 +23,13 @@ CHUNK = 1 << 16
 MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
 
 
-def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> Engine:
+def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
     """The engine of DOCKER_HOST, else of docker's current context. Raises UserError if none answers."""
     try:
         import docker
     except ImportError:
         fact = "the docker SDK for Python is not installed"
-        raise UserError("vast local", fact, "run: make setup, or: pip install '.[local]'") from None
+        raise UserError("docker", fact, "run: make setup, or: pip install '.[local]'") from None
     host = environ.get("DOCKER_HOST", "")
     if host.startswith("ssh://"):
         fact = "is reached by ssh, which is not supported here"
@@ -81,7 +79,6 @@ class Engine:
         return f"{one.get('Name', '')}:{one.get('DockerRootDir', '')}"
 
     def image(self, name: str) -> str:
-        """The id of an image."""
         return self._id(self._object(self.api.inspect_image, name))
 
     def pull(self, name: str) -> None:

@@ -5,8 +5,6 @@ Refused   the engine answered, and the answer is no
 Silent    no answer in time, or none that can be understood: the state is unknown
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

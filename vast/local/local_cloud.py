@@ -4,8 +4,6 @@ Only answers of the engine on which the run began count. Another engine behind t
 DOCKER_HOST or a new data directory, does not have the run's container, and its 404 proves nothing.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import shlex

@@ -3,8 +3,6 @@
 A host is not trusted: only the content of the one regular file of an archive is used, not its name, owner, mode or links.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -3,8 +3,6 @@
 A fetch needs no living process in the container: what is on its disk can be had while it is paused and after it died.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import secrets
@@ -43,7 +41,9 @@ class LocalTransport:
                  at_close: Callable[[], object] = lambda: None) -> None:  # fmt: skip
         self._engine, self._owner, self._token, self._at_close = engine, owner, token, at_close
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         if not NAME.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no container")
         try:
@@ -97,10 +97,10 @@ class LocalTransport:
         return moved
 
     def settle(self, address: Address, ours: bool) -> None:
-        """A container's id is its own for ever: there is nothing to pin."""
+        """Nothing to pin: no other container ever gets the same id."""
 
     def close(self) -> None:
-        """The connection to the engine is the Cloud's too."""
+        """The connection to the engine stays open: the Cloud uses it too."""
         self._at_close()
 
     def _until(self, chunks: Iterator[bytes], until: float, pace: Pace) -> Iterator[bytes]:

@@ -4,8 +4,6 @@ The order is that of the official client: $VAST_API_KEY, $XDG_CONFIG_HOME/vastai
 option of the command line for it: arguments can be seen in `ps`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Three rules. A call never raises for a fault of the network or the service: no a
 repeat is repeated. The key goes to the base URL alone: redirects are not followed, and other URLs are fetched without it.
 """
 
-from __future__ import annotations
-
 import http.client
 import ipaddress
 import json
@@ -38,19 +36,15 @@ LONGEST_WAIT: Seconds = 60.0  # of a Retry-After: a service must not be able to 
 PAUSES: tuple[Seconds, ...] = (1.0, 3.0)  # before the second and the third try
 BUSY = frozenset({429, 500, 502, 503, 504})
 PLAIN = frozenset({410, 429})  # statuses that mean the same without JSON
+CONNECT: Seconds = 5.0
+WHOLE: Seconds = (
+    45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
+)
 TOO_OFTEN = "asked too often; documented: 10 searches a minute, a create every 4.5 s, and a penalty of 12 s"
 
 
 class UrlError(UserError):
     """The base URL is malformed, or would send the key unencrypted."""
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    connect: Seconds = 5.0
-    whole: Seconds = (
-        45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
-    )
 
 
 @dataclass(frozen=True)
@@ -100,17 +94,16 @@ class Exchange:
 
 
 class Client:
-    """For one thread. `trouble`: why the last failed call failed, without any secret."""
+    """For one thread. `trouble`: why the last failed call failed, without any secret. `observe`: gets every try of a call."""
 
-    def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None) -> None:
+    def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, whole: Seconds = WHOLE) -> None:
         self._base = _checked_url(url)
         self._origin = f"{self._base.scheme}://{self._base.netloc}"
-        self._proxies: Mapping[str, str] | None = (
-            {} if self._base.scheme == "http" else None
-        )  # http is for this network alone
+        # http is for this network alone
+        self._proxies: Mapping[str, str] | None = {} if self._base.scheme == "http" else None
         self._key = key
         self._clock = clock
-        self._timeouts = timeouts or Timeouts()
+        self._whole = whole
         self._not_before: dict[Kind, Seconds] = {}
         self.redact = Redactor(key)
         self.trouble = ""
@@ -177,8 +170,7 @@ class Client:
             request.add_unredirected_header("Authorization", "Bearer " + self._key.reveal())
             if data is not None:
                 request.add_header("Content-Type", "application/json")
-            limits = self._timeouts
-            found = exchange(request, limits.whole, connect=limits.connect, largest=LARGEST, proxies=self._proxies)
+            found = exchange(request, self._whole, connect=CONNECT, largest=LARGEST, proxies=self._proxies)
             with suppress(ValueError, TypeError):
                 self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
             return found

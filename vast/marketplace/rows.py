@@ -5,8 +5,6 @@ strictly, and other fields, such as a price as text, may be unknown. A row whose
 offer is dropped: there are others.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -27,6 +25,7 @@ RUNTYPE = "ssh_direc ssh_proxy"  # sic: ssh with a direct port, and by the proxy
 STATUS = {status.value: status for status in Status}
 HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}")  # goes into argv of ssh: never a leading dash
 PORT = re.compile(r"[0-9]{1,5}")
+NO_CREDIT = re.compile(r"insufficient[ _](credit|fund|balance)|lack[ _]of[ _]credit", re.IGNORECASE)
 
 
 class OddRow(ValueError):
@@ -98,7 +97,7 @@ def gpu_name(words: str) -> str:
 
 
 def price(one: Offer, interruptible: bool) -> float | None:
-    """What the least contract costs per hour; None if the machine is not offered so."""
+    """Dollars per hour, at the least; None if the machine is not offered for that kind of contract."""
     return one.min_bid if interruptible else one.dollars_per_hour
 
 
@@ -275,13 +274,6 @@ def no_such(words: str, what: str) -> bool:
     return (f"no such {what}" in plain or f"{what} not found" in plain) and "auth error" not in plain
 
 
-def short_of_credit(status: int, words: str) -> bool:
-    return (
-        status == 402
-        or re.search(r"insufficient[ _](credit|fund|balance)|lack[ _]of[ _]credit", words.lower()) is not None
-    )
-
-
 def created(answer: Answer, words: str) -> CreateResult:
     """What a reply to create means. Anything but a clear yes or a clear no is "unclear": 0, 1 or 2 contracts exist."""
     try:
@@ -295,7 +287,7 @@ def created(answer: Answer, words: str) -> CreateResult:
         return CreateResult("created" if answer.ok and success is True else "refused", made, words)
     if no_such(words, "ask"):
         return CreateResult("offer-gone", None, words)
-    if short_of_credit(answer.status, words):
+    if answer.status == 402 or NO_CREDIT.search(words):
         return CreateResult("no-credit", None, words)
     if answer.lasting:
         return CreateResult("refused", None, f"{words}: {answer.lasting}", lasting=True)

@@ -5,16 +5,13 @@ label into a file there and to start its dead-man's switch (vast/host/rental.py)
 run's directory. A machine that does not answer proves nothing, and its instance is never GONE.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +19,7 @@ from jobs.config import strict_yaml
 from jobs.config.schema import Positive, PositiveFloat, Strict, Text, combination
 from jobs.config.validate import Layer, validate
 from vast import ports
+from vast.host.subprocess_run import Ended
 from vast.marketplace import rows
 from vast.secrets import printable
 
@@ -52,7 +50,7 @@ class Hosts(Strict):
     machines: Annotated[list[Machine], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _each_once(self) -> Hosts:
+    def _each_once(self) -> Self:
         numbers = [one.number for one in self.machines]
         if len(set(numbers)) != len(numbers):
             raise combination("machines", "one address and port stands there twice", "remove one of the two")
@@ -64,17 +62,9 @@ def load(path: Path) -> Hosts:
     return validate(Hosts, [Layer(str(path), strict_yaml.read(path, str(path)))])
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer of `python3 -m vast.host` on a machine whose host key and login were accepted."""
-
-    code: int
-    out: str
-    err: str = ""
-
-
-# The machine, the words after `python3 -m vast.host`, standard input; None: no answer. It limits the time.
-Ask = Callable[[Machine, tuple[str, ...], bytes], Answer | None]
+# The machine, the words after `python3 -m vast.host`, standard input. The answer of a machine whose host key and login were
+# accepted; None: there was none. It limits the time.
+Ask = Callable[[Machine, tuple[str, ...], bytes], Ended | None]
 
 
 class SshHosts:

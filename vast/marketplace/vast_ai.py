@@ -4,43 +4,20 @@
 Not covered: reserved contracts, volumes, templates, and more than one thread.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 from vast import ports
 from vast.marketplace import rows
-from vast.marketplace.http import DEFAULT_URL, Answer, Client, Exchange, Timeouts
+from vast.marketplace.http import Answer, Client
 from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
 PAGES = 400  # a token that never ends is a fault
 
 
-class VastAI:
+class VastAI(Client):
     """Implements vast.ports.Cloud. `trouble`: the reason for the last None, False or "unclear"."""
 
-    def __init__(
-        self, key: Secret, clock: ports.Clock, url: str = DEFAULT_URL, timeouts: Timeouts | None = None
-    ) -> None:
-        self._client = Client(key, clock, url, timeouts)
-        self._clock = clock
-
-    @property
-    def trouble(self) -> str:
-        return self._client.trouble
-
-    @property
-    def skew(self) -> ports.Seconds | None:
-        """Seconds by which the service's clock is ahead of this machine's; None before the first answer."""
-        return self._client.skew
-
-    def observe(self, callback: Callable[[Exchange], None]) -> None:
-        """`callback` gets every try of every call from here on."""
-        self._client.observe = callback
-
     def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
-        answer = self._client.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
+        answer = self.call("search", "POST", "/api/v0/bundles/", rows.filters(query))
         listed = answer.body.get("offers") if answer is not None and answer.ok else None
         if not isinstance(listed, list):
             self._explain("search", answer)
@@ -50,7 +27,7 @@ class VastAI:
             try:
                 found.append(rows.offer(row, query.down_gb))
             except rows.OddRow as odd:
-                self._client.note(f"search: an offer is left out: odd {odd}")
+                self.note(f"search: an offer is left out: odd {odd}")
         if listed and not found:
             self._explain("search", answer)
             return None
@@ -60,9 +37,8 @@ class VastAI:
 
     def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         """One request, never repeated: after a drop the contract may exist. 429 is "unclear" too, as gateways repeat."""
-        redact = self._client.redact
         if contract.registry_login is not None:
-            redact.learn_login(Secret(contract.registry_login))
+            self.redact.learn_login(Secret(contract.registry_login))
         if (wrong := self._unfit(contract)) is not None:
             return ports.CreateResult("refused", None, wrong)
         body: dict[str, object] = {
@@ -79,13 +55,13 @@ class VastAI:
             body["price"] = contract.bid
         if contract.registry_login is not None:
             body["image_login"] = contract.registry_login
-        answer = self._client.call("create", "PUT", f"/api/v0/asks/{offer_id}/", body, repeat=False)
+        answer = self.call("create", "PUT", f"/api/v0/asks/{offer_id}/", body, repeat=False)
         if answer is None:
             return ports.CreateResult("unclear", None, self.trouble)
         instance_key = answer.body.get("instance_api_key")
         if isinstance(instance_key, str):
-            redact.learn(Secret(instance_key))
-        result = rows.created(answer, redact(answer.words)[:500])
+            self.redact.learn(Secret(instance_key))
+        result = rows.created(answer, self.redact(answer.words)[:500])
         if result.outcome != "created":
             self._explain("create", answer)
         return result
@@ -99,7 +75,7 @@ class VastAI:
             query: dict[str, object] = {"select_filters": {}, "order_by": [{"col": "id", "dir": "asc"}], "limit": PAGE}
             if token is not None:
                 query["after_token"] = token
-            answer = self._client.call("show", "GET", "/api/v1/instances/", query=query)
+            answer = self.call("show", "GET", "/api/v1/instances/", query=query)
             if answer is None or not answer.ok or answer.body.get("success") is False:
                 self._explain("list", answer)
                 return None
@@ -108,9 +84,9 @@ class VastAI:
                 self._explain("list", answer)
                 return None
             try:
-                shown, odd_rows = rows.listed(page, self._client.redact)
+                shown, odd_rows = rows.listed(page, self.redact)
             except rows.OddRow as odd:
-                self._client.note(f"list: a row that may be ours is odd in {odd}, so the list is not believed")
+                self.note(f"list: a row that may be ours is odd in {odd}, so the list is not believed")
                 return None
             found.update((one.id, one) for one in shown)
             left_out += odd_rows
@@ -121,29 +97,28 @@ class VastAI:
             counted = isinstance(total, int) and not isinstance(total, bool)
             rows_seen = len(found) + left_out
             if (counted and total != rows_seen) or (not counted and (total is not None or not found)):
-                self._client.note(f"list: {rows_seen} instances, and the service counts otherwise or not at all")
+                self.note(f"list: {rows_seen} instances, and the service counts otherwise or not at all")
                 return None
             return tuple(found.values())
-        self._client.note(f"list: it does not end after {PAGES} pages")
+        self.note(f"list: it does not end after {PAGES} pages")
         return None
 
     def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
-        answer = self._client.call("show", "GET", f"/api/v0/instances/{instance_id}/", query={"owner": "me"})
+        answer = self.call("show", "GET", f"/api/v0/instances/{instance_id}/", query={"owner": "me"})
         if answer is None or not answer.ok or answer.body.get("success") is False or "instances" not in answer.body:
             self._explain("show", answer)
             return None
         row = answer.body["instances"]
-        if (
-            row is None
-        ):  # GONE only without a message: a 404, or null with a message, may come from a bad key or a stale replica
+        if row is None:
+            # GONE only without a message: a 404, or null with a message, may come from a bad key or a stale replica
             if answer.status == 200 and not answer.words:
                 return ports.GONE
             self._explain("show", answer)
             return None
         try:
-            one = rows.instance(row, self._client.redact)
+            one = rows.instance(row, self.redact)
         except rows.OddRow as odd:
-            self._client.note(f"show {instance_id}: odd {odd}")
+            self.note(f"show {instance_id}: odd {odd}")
             return None
         if one.id != instance_id:
             self._explain("show", answer)
@@ -152,7 +127,7 @@ class VastAI:
 
     def destroy(self, instance_id: int) -> ports.Destroyed:
         """ "accepted" also if the service has no such instance, which proves nothing: a stale replica answers so, too."""
-        answer = self._client.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
+        answer = self.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
         if answer is None or answer.status >= 500:
             return "unclear"
         absent = rows.no_such(answer.words, "instance") or rows.no_such(answer.words, "contract")
@@ -163,8 +138,8 @@ class VastAI:
         return "unclear"
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
-        if "PRIVATE KEY" in public_key or self._client.redact.holds(public_key):
-            self._client.note("ssh key: not a public one; not sent")
+        if "PRIVATE KEY" in public_key or self.redact.holds(public_key):
+            self.note("ssh key: not a public one; not sent")
             return False
         return self._managed(
             "ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", {"ssh_key": public_key.strip()}
@@ -174,14 +149,14 @@ class VastAI:
         return self._managed("label", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
 
     def _managed(self, what: str, method: str, path: str, body: dict[str, str]) -> bool:
-        answer = self._client.call("manage", method, path, body)
+        answer = self.call("manage", method, path, body)
         done = answer is not None and answer.ok and answer.body.get("success") is True
         if not done:
             self._explain(what, answer)
         return done
 
     def account(self) -> ports.Account | None:
-        answer = self._client.call("show", "GET", "/api/v0/users/current")
+        answer = self.call("show", "GET", "/api/v0/users/current")
         if answer is None or not answer.ok or answer.body.get("success") is False:
             self._explain("account", answer)
             return None
@@ -189,7 +164,7 @@ class VastAI:
             ident = rows.identifier(answer.body.get("id"))
         except rows.OddRow:
             ident = None
-        at = None if self._client.skew is None else self._clock.now() + self._client.skew
+        at = None if self.skew is None else self._clock.now() + self.skew
         if "credit" in answer.body and answer.body["credit"] is None:
             return ports.Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
@@ -209,13 +184,12 @@ class VastAI:
             return f"disk: {contract.disk_gb:g} GB, and the service wants at least {rows.LEAST_DISK}; ask for more"
         seen_on_host = {"label": contract.label, "image": contract.image, "onstart": contract.onstart}
         for name, value in (*seen_on_host.items(), *(("env", f"{key}={value}") for key, value in contract.env)):
-            if self._client.redact.holds(value):
-                return (
-                    f"{name}: holds the account's key or the registry's login, which must not reach the host; remove it"
-                )
+            if self.redact.holds(value):
+                secret = "the account's key or the registry's login"
+                return f"{name}: holds {secret}, which must not reach the host; remove it"
         return None
 
     def _explain(self, what: str, answer: Answer | None) -> None:
         """Log why an answer is not usable; where there was no answer, the client has done it."""
         if answer is not None and answer.ok:
-            self._client.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")
+            self.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")

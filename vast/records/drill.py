@@ -1,7 +1,5 @@
 """What a drill saw of the live market against what this project assumes, one row for each assumption. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,8 +29,6 @@ class Row:
 
 @dataclass(frozen=True)
 class Drill:
-    """Everything that a drill left behind."""
-
     calls: Sequence[Call]
     records: Sequence[Last]  # of the journal; at least one
     report: RunReport

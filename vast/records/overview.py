@@ -1,7 +1,5 @@
 """One page about a runs directory: its stages, campaigns and rented runs, and what to do next. Reads files and nothing else."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +46,7 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
     by_stage: dict[str, list[RunDir]] = {stage: [] for stage in stages}
     for run in list_runs(runs_dir):
         by_stage.setdefault(run.stage, []).append(run)
-    campaigns = _campaigns(runs_dir)
+    campaigns = {path.stem: read_json_or_nothing(path) for path in sorted((runs_dir / CAMPAIGNS).glob("*.json"))}
     cells = by_stage.pop(CELL, [])
     parts = [Part("Stages", (Column("stage"), *_NUMBERS, Column("newest", least=12)),
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
@@ -96,10 +94,6 @@ def _newest(runs: Sequence[RunDir]) -> str:
     if state == "running" and beat.get("total"):
         return f"running: {beat.get('phase')} {beat.get('step')} of {beat['total']}"
     return f"{state}: {failed['message']}" if state != "complete" and failed.get("message") else state
-
-
-def _campaigns(runs_dir: Path) -> dict[str, Mapping[str, Any]]:
-    return {path.stem: read_json_or_nothing(path) for path in sorted((runs_dir / CAMPAIGNS).glob("*.json"))}
 
 
 def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: Mapping[str, Mapping[str, Any]],

@@ -10,8 +10,6 @@ ours          not known: another machine         spared                 destroye
 Lately: within the patience of its dead-man's switch, so that `attach` can continue after a killed supervisor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -62,6 +60,15 @@ def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: b
     return False, "a run of another machine, before its deadline"
 
 
+@dataclass
+class _Teardown:
+    """Progress of destroying one machine."""
+
+    proofs: int = 0
+    tries: int = 0
+    next_at: Seconds = 0.0
+
+
 class Reaper:
     """Sends DELETE until two authenticated answers, `spacing` seconds apart, show that the machine is gone."""
 
@@ -104,12 +111,3 @@ class Reaper:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(trial.tries, 6))
             trial.tries += 1
             trial.next_at = self._clock.monotonic() + pause
-
-
-@dataclass
-class _Teardown:
-    """Progress of destroying one machine."""
-
-    proofs: int = 0
-    tries: int = 0
-    next_at: Seconds = 0.0

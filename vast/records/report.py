@@ -10,8 +10,6 @@ Dollars are differences of `spent` between two records, booked to the activity b
     traffic    of loading the image onto each machine, by the offer's price for a GB
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -192,7 +190,6 @@ def json_text(run: RunReport) -> str:
 
 
 def text(run: RunReport) -> str:
-    """The report as Markdown."""
     lines = [
         f"# {run.run}: {run.result or 'not closed'}",
         "",

@@ -12,8 +12,6 @@ report.md, report.json   at the end
 drill.jsonl, drill.md    of a drill, see vast/commands/drill.py
 """
 
-from __future__ import annotations
-
 import json
 import os
 import secrets
@@ -50,6 +48,8 @@ class RunRequest:
     estimate_hours: float | None = None
     estimate_dollars: float | None = None
     ssh_key: str | None = None  # absolute: a private key of the user's own
+    campaign: str | None = None  # its name; `stage` is the same, and `profile_file` its file if it is one of one's own
+    complete: tuple[str, ...] = ()  # its runs that were complete here before
 
 
 class Folder:
@@ -83,7 +83,7 @@ class Folder:
     def request(self) -> RunRequest:
         fields: dict[str, Any] = read_json(self.path / "request.json")
         try:
-            return RunRequest(**{**fields, "init_runs": tuple(fields.get("init_runs", ()))})
+            return RunRequest(**{**fields, **{key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}})
         except TypeError:
             raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
 

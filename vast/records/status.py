@@ -1,9 +1,7 @@
 """The status of each rented run from its journal alone, without any network call."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from jobs.columns import Column
 from jobs.errors import UserError
@@ -39,9 +37,6 @@ class RunStatus:
     lost: str | None = None
     burn_in: BurnIn | None = None  # of the machine that there is
     note: str = ""
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def status(folder: Folder, clock: Clock) -> RunStatus:

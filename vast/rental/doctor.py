@@ -1,7 +1,5 @@
 """`vast doctor`: what this machine, the account and the image still lack before anything can be rented. Reads only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
-from jobs.runs.rundir import RunDir, latest_complete
+from jobs.runs.rundir import RunDir, list_runs
 from vast.records.run_dir import Folder, folders, is_open
 from vast.shell.local_copy import RECEIPT
 
@@ -21,14 +22,20 @@ class UnfinishedRun:
     run: str  # such as stage5b/20261123-101500
 
 
-def refuse_complete(runs_dir: Path, stage: str, settings: str) -> None:
-    """Raises RunStateError if the same job is complete in `runs_dir`: it is not paid for twice by mistake.
+def complete(runs_dir: Path, settings: Sequence[str]) -> dict[str, RunDir]:
+    """The newest complete run of each of the jobs in `runs_dir`, by `Job.settings`.
 
-    settings: `Job.settings`. The contents of paths and hubs are those of the machine, unknown before one is rented.
+    The contents of paths and hubs are those of the machine, unknown before one is rented.
     """
-    done = latest_complete(runs_dir, stage, settings=settings)
-    if done is not None:
-        raise RunStateError(done.path, "is complete, with the same settings", "repeat it with --force")
+    done = (run for run in list_runs(runs_dir) if run.state() == "complete")
+    return {known: run for run in done if (known := run.settings()) in settings and known is not None}
+
+
+def refuse_complete(runs_dir: Path, settings: Sequence[str]) -> None:
+    """Raises RunStateError if the same job, or all of a campaign, is complete: it is not paid for twice by mistake."""
+    done = complete(runs_dir, settings)
+    if len(done) == len(set(settings)):
+        raise RunStateError(done[settings[-1]].path, "is complete, with the same settings", "repeat it with --force")
 
 
 def refuse_open(runs_dir: Path, command: tuple[str, ...], run_id: str) -> None:
@@ -48,17 +55,17 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...], run_id: str) -> None:
             raise RunStateError(folder.path, "is a rented run of the same job, and open", remedy)
 
 
-def unfinished(runs_dir: Path, stage: str, settings: str) -> UnfinishedRun | None:
-    """The newest closed rented run of the same job with unfinished work in `runs_dir`."""
+def unfinished(runs_dir: Path, settings: Sequence[str]) -> UnfinishedRun | None:
+    """The newest closed rented run of the same job, or of one of a campaign, with unfinished work in `runs_dir`."""
     there = folders(runs_dir)
     in_use = {fetched_run(folder) for folder in there if is_open(folder)}
     for folder in reversed(there):
         run = fetched_run(folder)
-        if run is None or run.partition("/")[0] != stage or run in in_use:
+        if run is None or run in in_use:
             continue
         try:
             found = RunDir.open(runs_dir / run)
-            if found.state() in ("failed", "interrupted") and found.settings() == settings:
+            if found.state() in ("failed", "interrupted") and found.settings() in settings:
                 return UnfinishedRun(folder, run)
         except UserError:
             continue  # damaged: cannot be continued

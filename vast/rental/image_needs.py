@@ -1,7 +1,5 @@
 """What an image needs of a machine: the labels prefill.needs.* and prefill.compat.* that docs/containers.md explains. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ _VERSION = re.compile(r"\d{1,3}(\.\d{1,2})?")
 
 @dataclass(frozen=True)
 class Needs:
-    """A label that is absent is a need that does not exist."""
+    """An absent label means that the image does not need it."""
 
     cuda: float = 0.0  # the driver must run this version
     driver: int = 0  # major version

@@ -3,8 +3,6 @@
 https://github.com/opencontainers/distribution-spec, and Docker's token authentication for registries that want it.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -4,8 +4,6 @@ CONTAINER_ID and CONTAINER_API_KEY exist in its environment but in no ssh sessio
 writes them to disk.
 """
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
 
@@ -18,8 +16,6 @@ DIRECTORY = "/runs/.watchdog"
 
 @dataclass(frozen=True)
 class Switch:
-    """The limits of the watchdog."""
-
     run_id: str
     nonce: str
     hard: Seconds  # maximum uptime, summed over restarts

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.memory import USABLE
@@ -66,12 +67,18 @@ def host_image(image: str) -> str:
 Estimator = Callable[[Job, str, int], Estimate]
 
 
-def estimated(estimator: Estimator, job: Job, offer: Offer) -> Estimate | None:
-    """The estimate for the job on that machine; None for an unknown GPU, which must not end a command."""
+def estimated(estimator: Estimator, jobs: Sequence[Job], offer: Offer) -> Estimate | None:
+    """The estimate for the jobs on that machine, one after the other: of the one that needs most memory, with the hours of all.
+
+    None for an unknown GPU, which must not end a command.
+    """
     try:
-        return estimator(job, offer.gpu, offer.gpus)
+        found = [estimator(job, offer.gpu, offer.gpus) for job in jobs]
     except ConfigError:
         return None
+    hours = [one.hours for one in found if one.hours is not None]
+    worst = max(found, key=lambda one: (one.fits is False, one.peak_gb or 0.0))
+    return replace(worst, hours=sum(hours) if len(hours) == len(found) else None)
 
 
 def hours_of(found: Estimate | None) -> float | None:
@@ -128,6 +135,11 @@ def command_of(
     for pair in sets:
         words += ["--set", pair]
     return tuple(words)
+
+
+def campaign_command(name: str, file: str | None, root: str) -> tuple[str, ...]:
+    """The command for the host's runner; a campaign always continues. root: the runs directory of the machine."""
+    return ("campaign", name if file is None else f"{root}/{INPUTS}/{Path(file).name}")
 
 
 def run_id_of(stage: str, now: datetime, random: str) -> str:

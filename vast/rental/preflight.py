@@ -1,14 +1,13 @@
 """Checks before renting. Each raises UserError with path, fact and remedy, and changes nothing."""
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jobs.config.load import Job
+from jobs.config.job import Job
+from jobs.config.schema import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES
@@ -22,6 +21,8 @@ from vast.rental import image_registry
 from vast.secrets import Secret
 
 WIDE = 1000  # offers of a search without filters, as many as the market has of most GPUs
+STORE, S3_SERVICE = "PREFILL_ARTIFACTS", "AWS_ENDPOINT_URL"
+STORE_SECRETS = {"s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "hf": ("HF_TOKEN",)}
 TOOLS = ("ssh", "rsync", "ssh-keygen")
 UNKNOWN_NEEDS = "not known: the registry does not show the image's labels"
 UNSEEN = "nothing is rented, since it could not be watched; try again, or update this program"
@@ -79,6 +80,28 @@ def secrets(names: list[str], environ: Mapping[str, str], where: str = "policy: 
             raise ConfigError(where, f"${name} is more than one line of text", "correct it")
         found[name] = Secret(environ[name])
     return found
+
+
+def artifacts(job: Job, policy: Policy, environ: Mapping[str, str]) -> str | None:
+    """The store that the machine will upload to; None: none.
+
+    Raises ConfigError if its credentials are not sent there: uploads would fail one by one, and only a lost machine would
+    show that nothing is in the store.
+    """
+    where, address = f"profile {job.profile.name}: artifacts", job.profile.artifacts
+    if address is None and STORE in policy.secrets:
+        where, address = f"${STORE}", environ.get(STORE, "")
+        if fault := store_fault(address) or ("is a path of this machine" if address.startswith("file:") else None):
+            raise ConfigError(where, fault, STORE_REMEDY)
+    if address is None:
+        return None
+    needed = STORE_SECRETS.get(address.partition(":")[0], ())
+    if address.startswith("s3:") and environ.get(S3_SERVICE):
+        needed = (*needed, S3_SERVICE)
+    if lacking := [name for name in needed if name not in policy.secrets]:
+        fact = f"the machine gets no {', no '.join(lacking)}, and uploads to {address} need it"
+        raise ConfigError(where, fact, f"add it to the policy: secrets: [{', '.join([*policy.secrets, *lacking])}]")
+    return address
 
 
 def registry_login(policy: Policy, environ: Mapping[str, str]) -> Secret | None:

@@ -1,7 +1,5 @@
 """The market as one account sees it: an answer for another account counts as no answer."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 from jobs.errors import RunStateError
@@ -30,10 +28,11 @@ class AccountGuard:
 def guarded(cloud: Cloud, expected: int, folder: Folder) -> Cloud:
     """`cloud` for that account alone. No answer is no reason to refuse.
 
-    Raises RunStateError if the key is of another account than the run's.
+    Raises RunStateError if the key is of another account than the run's. An answer without a number is none: its machine must
+    still be destroyed, and nothing is proven by it.
     """
     found = cloud.account()
-    if found is not None and found.id != expected:
-        fact = f"was begun with account {expected}, and this key is of account {found.id or 'unknown'}"
+    if found is not None and found.id not in (None, expected):
+        fact = f"was begun with account {expected}, and this key is of account {found.id}"
         raise RunStateError(folder.path, fact, "set VAST_API_KEY to the key of the first account")
     return cast(Cloud, AccountGuard(cloud, expected))

@@ -3,12 +3,10 @@
 docs/vast.md has details; a test requires each name in both places.
 """
 
-from __future__ import annotations
-
 MEANING = {
     # alerts
     "account": "the account cannot be seen: a refused key or no answer; nothing is judged meanwhile",
-    "network": "this machine's own network is down; nothing is judged meanwhile",
+    "network": "this machine's own network is down, or ssh cannot be started on it; nothing is judged meanwhile",
     "market": "the account answers, but list or search hide what the run needs to see; nothing is rented meanwhile",
     "destroy": "a machine is not destroyed yet; DELETE is repeated without end, and it bills until then",
     "local-disk-full": "this machine's disk is full, so nothing can be fetched; make room",

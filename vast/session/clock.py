@@ -1,7 +1,5 @@
 """The system clock, and a clock whose sleep a request of a person interrupts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Warnings of other modules, shown where a supervisor shows everything else."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A machine that bills must be destroyed even if no intent can be written. The jou
 later `vast down` proves the machine's absence once more and closes the run.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from pathlib import Path
@@ -24,7 +22,7 @@ class MemoryJournal:
     def __init__(self, directory: Path, held: bool = False) -> None:
         """held: this process has the lock already, by its FileJournal."""
         self.directory = directory
-        self.token = read_token(directory)
+        self.token = _token(directory)
         self._lock = None if held else os.open(directory / LOCK, os.O_RDONLY)
         if self._lock is not None:
             try:
@@ -38,8 +36,9 @@ class MemoryJournal:
             os.close(self._lock)
 
     def check(self) -> None:
-        if read_token(self.directory) != self.token:
-            raise Superseded(f"{self.directory}: token {self.token} is superseded")
+        now = _token(self.directory)
+        if None not in (now, self.token) and now != self.token:
+            raise Superseded(f"{self.directory}: token {self.token} is superseded by {now}")
 
     def begin(self, plan: Plan, state: RunState, stamp: object) -> None:
         raise AssertionError("nothing is rented without a journal on disk")
@@ -49,3 +48,11 @@ class MemoryJournal:
 
     def state(self, state: RunState, stamp: object) -> None:
         pass
+
+
+def _token(directory: Path) -> int | None:
+    """None: it is gone, or the disk does not give it; that keeps no machine alive."""
+    try:
+        return read_token(directory) or None
+    except (OSError, RunStateError):
+        return None

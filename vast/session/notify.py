@@ -1,7 +1,5 @@
 """Notifications: a command or a webhook on done, fail and alert. A failed hook is logged and has no other effect."""
 
-from __future__ import annotations
-
 import json
 import logging
 import subprocess

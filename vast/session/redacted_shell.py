@@ -1,7 +1,5 @@
 """A redacting shell: text from a host goes into the journal, lines and reports, so secrets are removed from it first."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from vast.ports import Address, BurnIn, Host, Seconds, Shell

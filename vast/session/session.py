@@ -3,8 +3,6 @@
 The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -100,7 +98,9 @@ class Session:
             return state
         except Superseded as error:
             fact = "another supervisor took this run over"
-            raise RunStateError(self.folder.path, fact, "see: vast attach") from error
+            raise RunStateError(
+                self.folder.path, fact, f"follow it: python -m vast attach {self.folder.run_id}"
+            ) from error
         except UserError:
             raise
         except Exception as error:  # a bug: notify, since a machine may still run
@@ -221,7 +221,7 @@ class Session:
             self.say("pull: no host has anything to fetch")
             return
         supervisor.journal.check()
-        got = self.shell.pull(machine.addresses, everything=False)
+        got = self.shell.pull(machine.addresses, everything=False, proceed=supervisor.transfer_proceeds)
         outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
         self.say(f"pull: {outcome}")
 

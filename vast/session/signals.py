@@ -1,12 +1,11 @@
 """How a supervisor handles Ctrl-C, SIGTERM and a closed terminal."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Self
 
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
@@ -41,7 +40,7 @@ class Signals:
             )
 
     @contextmanager
-    def installed(self) -> Iterator[Signals]:
+    def installed(self) -> Iterator[Self]:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         signal.signal(signal.SIGINT, self)
         signal.signal(signal.SIGTERM, self)

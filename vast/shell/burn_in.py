@@ -3,8 +3,6 @@
 The host may be confused or hostile, so its numbers can only make it fail, and its words are bounded.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ The host may be confused or hostile: a path that is absolute, climbs with `..`, 
 the job's own run voids the whole listing, so that nothing outside the run's directory is ever written.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,14 +40,17 @@ class Listing:
     complete: bool  # the run is, and everything of it is listed
     checkpoint: str | None
     files: tuple[Listed, ...]
+    more: bool = False  # another run of the campaign is to be listed
+    done: bool = False  # the whole job is
 
     @property
     def of_checkpoint(self) -> tuple[Listed, ...]:
         return tuple(one for one in self.files if is_in_checkpoints(one.path))
 
 
-def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
-    """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory.
+def parse(answer: Mapping[str, Any] | None, own: str, shared: str | None = None) -> Listing:
+    """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory. `shared`: the one
+    file outside of runs, a campaign's list of them.
 
     Raises ListingRefused.
     """
@@ -61,7 +62,7 @@ def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
     entries = answer.get("files")
     if not isinstance(entries, list) or len(entries) > MOST:
         raise ListingRefused("the listing names no files, or too many")
-    files = [_listed(entry, run, own) for entry in entries]
+    files = [_listed(entry, run, own, shared) for entry in entries]
     files = [one for one in files if PurePosixPath(one.path).name not in NOT_PULLED]
     for names in ([one.path for one in files], [one.source for one in files]):
         if len(set(names)) != len(names):
@@ -73,10 +74,10 @@ def parse(answer: Mapping[str, Any] | None, own: str) -> Listing:
         checkpoint = None
     complete = answer.get("complete") is True and run is not None
     complete = complete and {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files}
-    return Listing(run, complete, checkpoint, tuple(files))
+    return Listing(run, complete, checkpoint, tuple(files), answer.get("more") is True, answer.get("done") is True)
 
 
-def _listed(entry: object, run: str | None, own: str) -> Listed:
+def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Listed:
     if not isinstance(entry, dict):
         raise ListingRefused("an entry of the listing is no object")
     path, size, sha256 = entry.get("path"), entry.get("size"), entry.get("sha256")
@@ -90,7 +91,7 @@ def _listed(entry: object, run: str | None, own: str) -> Listed:
     if path.startswith(f"{HOST}/"):
         path = f"{own}/{path}"
     allowed = [f"{own}/{HOST}/", *([] if run is None else [f"{run}/"])]
-    if not path.startswith(tuple(allowed)):
+    if not path.startswith(tuple(allowed)) and path != shared:
         raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
 

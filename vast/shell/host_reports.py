@@ -3,8 +3,6 @@
 An odd or missing value is None. Text is cut, and its control characters are removed before a terminal can show it.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

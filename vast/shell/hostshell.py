@@ -4,23 +4,23 @@ Both pairs of address and port are tried in turn, beginning with the one that wo
 or taken from it, the machine has to show the nonce of the run. This proof lasts a minute; the pinned host key covers the rest.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
+from vast.host.runs import list_of
 from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
 from vast.secrets import Secret
 from vast.shell import burn_in, file_list, host_reports, push
-from vast.shell.file_list import ListingRefused
+from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
 from vast.shell.push import Input
-from vast.shell.transport import Pace, Reply, Transport
+from vast.shell.transport import FREELY, Pace, Reply, Transport
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ PROBE: Seconds = 25.0
 COMMAND: Seconds = 60.0
 RENEW: Seconds = 300.0  # between two renewals of the lease while a transfer runs
 HASH: Seconds = 900.0  # a host hashes a checkpoint of many GB once; what it hashed is remembered
+MOST_RUNS = 1000  # of a campaign, in one pull
 FRESH: Seconds = 60.0  # how long a nonce that was seen is believed
 # Of several failed tries the first of these is reported: a person can act on it.
 WORST = ("denied", "wrong-host", "unreachable")
@@ -36,6 +37,7 @@ MEANINGS = {
     "denied": "refuses the ssh key of this run",
     "wrong-host": "shows another host key than at the first contact: another machine, or one that was made anew",
     "timeout": "does not answer",
+    "not-run": "was not asked: ssh cannot be started on this machine",
 }
 
 
@@ -48,6 +50,7 @@ class HostShell:
     secrets: those of the job by their names, asked for before each start.
     inputs: what the stage needs on the machine before it starts.
     gpus: of the contract, for the burn-in; None: not known.
+    campaign, earlier: see LocalCopy.
     mbit: bandwidth limit of transfers, Mbit/s.
     grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
     program: how vast.host is called there.
@@ -67,16 +70,20 @@ class HostShell:
         grace: Seconds | None = None,
         gpus: int | None = None,
         mbit: float | None = None,
+        campaign: str | None = None,
+        earlier: Sequence[str] = (),
         root: str = ROOT,
         program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
     ) -> None:
-        self.transport, self.copy, self.nonce, self.clock = transport, LocalCopy(runs_dir, own), nonce, clock
+        self.transport, self.nonce, self.clock = transport, nonce, clock
+        self.copy = LocalCopy(runs_dir, own, campaign, earlier)
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
         self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
         self._failure = ""  # of the last probe
+        self._not_run = False  # the last probe could not start ssh on this machine
         self._lease: tuple[Seconds, Seconds] | None = (
             None  # when it was renewed last, and what was left to the deadline
         )
@@ -91,6 +98,7 @@ class HostShell:
     def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
         """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
+        self._not_run = False
         for address in sorted(dict.fromkeys(addresses), key=lambda one: one != self._worked):
             found = self._probe_at(address)
             if found.contact == "ok":
@@ -108,6 +116,7 @@ class HostShell:
 
     def _probe_at(self, address: Address) -> Host:
         reply = self.transport.run(address, self._argv("look"), timeout=PROBE)
+        self._not_run |= reply.kind == "not-run"
         if reply.kind != "ok":
             contact: Contact = reply.kind if reply.kind in ("denied", "wrong-host") else "unreachable"
             return Host(contact, message=_cause(address, reply))
@@ -137,15 +146,17 @@ class HostShell:
         found = host_reports.parse(reply.out) if reply.good else None
         return burn_in.judged(found, self.gpus, self.clock.now())
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
+              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
         address = self._reach(addresses)
         if address is None:
             return None
-        for send in (self._send_inputs, self._send_secrets):
-            done = send(address)
-            if done is not True:
-                return done
+        done = self._send_inputs(address, proceed)
+        if done is True:
+            done = self._send_secrets(address)
+        if done is not True:
+            return done
         known = () if home is None else ("--home", home)
         return self._command(address, "start", *known, "--", *command)
 
@@ -191,8 +202,10 @@ class HostShell:
     def _command(self, address: Address, *words: str) -> bool | None:
         return push.answer(self._run(address, *words))
 
-    def _run(self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND) -> Reply:
-        reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout)
+    def _run(
+        self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
+    ) -> Reply:
+        reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout, pace=pace)
         if not reply.good:
             # Its error may quote its standard input.
             log.warning("%s: %s", words[0], "failed" if stdin else reply.reason)
@@ -210,14 +223,14 @@ class HostShell:
         values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
         return push.answer(self._run(address, "secrets", stdin=values))
 
-    def _send_inputs(self, address: Address) -> bool | None:
+    def _send_inputs(self, address: Address, proceed: Callable[[], bool]) -> bool | None:
         boot = None if self._proven is None else self._proven[2]
         if boot is not None and boot == self._sent:
             return True
         try:
-            for one in self.inputs:
+            for one in (*self.inputs, push.of_complete(self.copy)):
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, always))
+                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, proceed))
                 if done is not True:
                     return self._lost(done)
         except (UserError, OSError) as error:
@@ -256,33 +269,50 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
+        came, copy, done = 0, self.copy, False
+        pulled = Pulled(False)
+        for _ in range(MOST_RUNS):
+            listed = self._listing(address, everything, proceed)
+            if not isinstance(listed, Listing):
+                return listed
+            pulled = pull(copy, listed, lambda paths, size: self._fetch(address, paths, size, proceed))
+            came, done = came + pulled.bytes, listed.done
+            if not pulled.verified:
+                log.warning("pull: %s", pulled.message)
+                return pulled
+            if not listed.more or listed.run not in copy.complete_runs():
+                break
+        if copy.campaign is not None:
+            pulled = replace(pulled, complete=done and copy.is_complete(), bytes=came)
+        return pulled
+
+    def _listing(self, address: Address, everything: bool, proceed: Callable[[], bool]) -> Listing | Pulled | None:
+        """Of the run that the job writes; of a campaign first of those that are complete there and not here. None: no answer."""
         have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
-        reply = self._run(address, "files", *words, timeout=HASH)
+        words += [word for run in self.copy.complete_runs() for word in ("--done", run)]
+        reply = self._run(address, "files", *words, timeout=HASH, pace=self._pace(address, proceed))
         if reply.kind != "ok":
             return None
         if not reply.good:
             return Pulled(False, message=reply.reason)
+        shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            listed = file_list.parse(host_reports.parse(reply.out), self._own)
+            return file_list.parse(host_reports.parse(reply.out), self._own, shared)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
 
-        def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit, pace = push.time_for(size), self._pace(address, proceed)
-            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
-
-        pulled = pull(self.copy, listed, fetch)
-        if not pulled.verified:
-            log.warning("pull: %s", pulled.message)
-        return pulled
+    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Callable[[], bool]) -> Reply:
+        limit, pace = push.time_for(size), self._pace(address, proceed)
+        return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
     def local_copy(self) -> Pulled | None:
         return self.copy.read_again()
 
     def network_is_up(self) -> bool:
-        return self.network()
+        """False also where ssh cannot be started here: then no host is judged by its silence."""
+        return not self._not_run and self.network()
 
     def close(self) -> None:
         self.transport.close()

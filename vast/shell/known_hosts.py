@@ -4,8 +4,6 @@ A key that is met for the first time is a candidate and stands in a file of its 
 matched; pinned earlier, the key of a previous machine at the same address would lock out the rented one.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -5,20 +5,21 @@ runs/vast/RUN/staging/      files that are being fetched and are not verified ye
 runs/STAGE/ID/              the run itself, as on the host; a checkpoint's directory appears whole, by one rename
 """
 
-from __future__ import annotations
-
-import json
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import DataError
 from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
+from vast.host.runs import list_of
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
@@ -28,8 +29,7 @@ KEEP = 2  # checkpoints of a run that are kept here
 BESIDE = ".replaced"  # ends the name of a checkpoint's directory that is about to be replaced
 
 
-@dataclass(frozen=True)
-class Known:
+class Known(NamedTuple):
     """A file as it was verified. mtime_ns: its time of change then; while it has that and its size, it is not read again."""
 
     size: int  # bytes
@@ -37,19 +37,24 @@ class Known:
     mtime_ns: int
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Receipt:
+    schema: int = 1
     run: str | None = None
     runs: list[str] = field(default_factory=list)  # every run that was brought; others with such a name are not ours
     # Of `run`, by their path below the runs directory: what a file is or is about to be, and what it was before that.
     files: dict[str, tuple[Known, ...]] = field(default_factory=dict)
 
 
-class LocalCopy:
-    """runs_dir: where runs are kept here. own: the directory of the rented run, below it."""
+_codec = TypeAdapter(Receipt)
 
-    def __init__(self, runs_dir: Path, own: Path) -> None:
-        self.runs_dir, self.own = runs_dir, own
+
+class LocalCopy:
+    """runs_dir: where runs are kept here. own: the directory of the rented run, below it. campaign: its name, if the job is
+    one; earlier: its runs that were complete here before."""
+
+    def __init__(self, runs_dir: Path, own: Path, campaign: str | None = None, earlier: Sequence[str] = ()) -> None:
+        self.runs_dir, self.own, self.campaign, self.earlier = runs_dir, own, campaign, earlier
         self.staging = own / STAGING
         self.receipt = self._read()
 
@@ -99,11 +104,25 @@ class LocalCopy:
         return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
 
     def is_complete(self) -> bool:
-        """The run itself is complete and every file agrees with its manifest; all of them are read."""
-        run = self.receipt.run
+        """The run itself is complete and every file agrees with its manifest; all of them are read. Of a campaign: each run."""
+        if self.campaign is None:
+            return self._agrees(self.receipt.run)
+        try:
+            known = atomic.read_json(self.runs_dir / list_of(self.campaign))
+            runs = [str(one["run"]) for one in known["runs"]]
+        except (DataError, KeyError, TypeError):
+            return False
+        return 0 < len(runs) == known.get("cells") and all(map(self._agrees, runs))
+
+    def _agrees(self, run: str | None) -> bool:
         if run is None or not (self.runs_dir / run / SUMMARY).is_file():
             return False
         return not atomic.differences(self.runs_dir / run)
+
+    def complete_runs(self) -> list[str]:
+        """The runs of a campaign that are complete here: no machine has to make them."""
+        brought = [run for run in self.receipt.runs if (self.runs_dir / run / SUMMARY).is_file()]
+        return [] if self.campaign is None else list(dict.fromkeys([*self.earlier, *brought]))
 
     def read_again(self) -> Pulled | None:
         """Verify the whole copy by reading the disk. None if no run was ever pulled."""
@@ -129,11 +148,9 @@ class LocalCopy:
         }
         new = {path: tuple(dict.fromkeys([known, *kept.get(path, ())[:1]])) for path, known in files.items()}
         runs = [*before.runs, *([] if run in before.runs else [run])]
-        receipt = Receipt(run, runs, kept | new)
-        rows = {path: [[one.size, one.sha256, one.mtime_ns] for one in known] for path, known in receipt.files.items()}
-        text = json.dumps({"schema": 1, "run": run, "runs": runs, "files": rows}, indent=1) + "\n"
+        receipt = Receipt(run=run, runs=runs, files=kept | new)
         self.own.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self.own / RECEIPT, text)
+        write_text_atomically(self.own / RECEIPT, _codec.dump_json(receipt, indent=1).decode() + "\n")
         self.receipt = receipt
 
     def prune(self) -> None:
@@ -187,8 +204,6 @@ class LocalCopy:
     def _read(self) -> Receipt:
         """A missing or odd receipt is empty: then no file here is believed."""
         try:
-            value: Any = atomic.read_json(self.own / RECEIPT)
-            files = {path: tuple(Known(*row) for row in rows) for path, rows in value["files"].items()}
-            return Receipt(value["run"], list(value["runs"]), files)
-        except (DataError, KeyError, TypeError, AttributeError):
+            return _codec.validate_python(atomic.read_json(self.own / RECEIPT))
+        except (DataError, ValidationError):
             return Receipt()

@@ -1,7 +1,5 @@
 """Whether the network of this machine works, independent of any host."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Sequence

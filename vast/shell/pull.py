@@ -4,8 +4,6 @@ An interrupted pull leaves the last good copy, and the next pull continues it. A
 directory; a run counts as complete with summary.json, which is moved last, after all that the manifest names was read.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

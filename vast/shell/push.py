@@ -4,14 +4,13 @@ The file that marks others as complete (complete.json of a checkpoint, summary.j
 the host has verified the others, so that an interrupted push leaves nothing that a job would believe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError
 from jobs.runs.atomic import sha256_of
+from vast.host.runs import list_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy
@@ -42,7 +41,7 @@ class Input:
         for path in self.paths:
             at = self.source / path
             if not at.exists():
-                remedy = "bring it back, or end the run: vast down"
+                remedy = "bring it back, or end the run: python -m vast down"
                 raise RunStateError(at, "is gone, and the stage starts from it", remedy)
             found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
         names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]
@@ -82,6 +81,15 @@ def send(
 
 def answer(reply: Reply) -> bool | None:
     return None if reply.kind != "ok" else reply.code == 0
+
+
+def of_complete(copy: LocalCopy) -> Input:
+    """What shows a campaign on another machine that a run is complete, without its results, and its list of runs."""
+    names = ("stage.yaml", file_list.MANIFEST, file_list.SUMMARY)
+    paths = [f"{run}/{name}" for run in copy.complete_runs() for name in names]
+    if copy.campaign is not None and (copy.runs_dir / list_of(copy.campaign)).is_file():
+        paths.append(list_of(copy.campaign))
+    return Input(copy.runs_dir, tuple(paths))
 
 
 def of_run(copy: LocalCopy) -> list[str] | None:

@@ -5,8 +5,6 @@ may therefore be half there under its own name, and no file is believed before i
 On a host, where a job may read them, half files have another place.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -28,6 +26,7 @@ OPTIONS = (
 )
 STALL: Seconds = 300.0  # in which at least STEP bytes have to come: a host may also send a byte now and then
 STEP = 1_000_000
+ENDED = "ended from here: a cap is near, or a person asked for the end"
 _SO_FAR = re.compile(rb"([\d,.']+)\s+\d{1,3}%")
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
@@ -60,7 +59,7 @@ class Progress:
 
     def __call__(self, printed: bytes) -> str | None:
         if not self._pace.proceed():
-            return "ended from here: a cap is near, or a person asked for the end"
+            return ENDED
         found = _SO_FAR.findall(printed)
         done, at = int(re.sub(rb"\D", b"", found[-1])) if found else None, self._now()
         if done is None or done >= self._mark + STEP:  # without a number rsync is still comparing what is there
@@ -79,7 +78,7 @@ def reply(ended: Ended, of_ssh: Reply) -> Reply:
     if ended.timed_out:
         return Reply("timeout", err=ended.err)
     if ended.code is None or ended.code < 0:
-        return Reply("unreachable", err=ended.err)
+        return Reply("not-run" if ended.code is None else "unreachable", err=ended.err)
     no_room = ended.code != 0 and any(sign in ended.err for sign in NO_ROOM)
     if ended.code in CONNECTION and not no_room:
         return of_ssh

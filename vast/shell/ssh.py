@@ -4,8 +4,6 @@ Host keys are always checked: a key is trusted at the first contact only (vast/s
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -16,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import UserError
@@ -68,12 +67,20 @@ class SshTransport:
         self._env = child_environment(environ)
         self._directory, self._key = directory.absolute(), (key or directory / KEY).absolute()
         self._agent = key is not None  # the user's own may have a passphrase
-        # Short, without blanks and nobody else's: sockets must fit, and options split what they are given at blanks.
-        self._private = _private_directory()
-        self._link()
-        self._pinned = self._private / "run" / "known_hosts"
-        self._candidates = self._private / "candidates"
         self._used: dict[Path, Address] = {}  # sockets, and where they lead
+
+    @cached_property
+    def _private(self) -> Path:
+        """Short, without blanks and nobody else's: sockets must fit, and options split what they are given at blanks."""
+        return _private_directory()
+
+    @property
+    def _pinned(self) -> Path:
+        return self._private / "run" / "known_hosts"
+
+    @property
+    def _candidates(self) -> Path:
+        return self._private / "candidates"
 
     def _link(self) -> None:
         """Also again, since systems remove temporary files after some days while a supervisor still runs."""
@@ -85,33 +92,56 @@ class SshTransport:
 
     # ---- calls
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
-        command = [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
-        return self._dropping(address, outcome(self._program(address, command, timeout, stdin)))
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
+        def command() -> list[str]:
+            return [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
+
+        watch = None if pace is FREELY else lambda printed: None if pace.proceed() else rsync.ENDED
+        return self._dropping(address, outcome(self._program(address, command, timeout, stdin, watch)))
 
     def fetch(
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
-        argv = rsync.fetch_argv(self._rsh(address), self._at(address), root, into.absolute(), pace.mbit)
-        return self._rsync(address, argv, paths, timeout, pace)
+        at = self._at(address)
+        return self._rsync(
+            address,
+            lambda: rsync.fetch_argv(self._rsh(address), at, root, into.absolute(), pace.mbit),
+            paths,
+            timeout,
+            pace,
+        )
 
     def send(
         self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
-        argv = rsync.send_argv(self._rsh(address), self._at(address), source.absolute(), root, pace.mbit)
-        return self._rsync(address, argv, paths, timeout, pace)
+        at = self._at(address)
+        return self._rsync(
+            address,
+            lambda: rsync.send_argv(self._rsh(address), at, source.absolute(), root, pace.mbit),
+            paths,
+            timeout,
+            pace,
+        )
 
-    def _rsync(self, address: Address, argv: list[str], paths: Sequence[str], timeout: Seconds, pace: Pace) -> Reply:
+    def _rsync(
+        self, address: Address, argv: Callable[[], list[str]], paths: Sequence[str], timeout: Seconds, pace: Pace
+    ) -> Reply:
         ended = self._program(address, argv, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
         of_ssh = outcome(Ended(rsync.SSH_FAILED, ended.out, ended.err))
         return self._dropping(address, rsync.reply(ended, of_ssh))
 
-    def _program(self, address: Address, argv: list[str], timeout: Seconds, stdin: bytes,
+    def _program(self, address: Address, argv: Callable[[], list[str]], timeout: Seconds, stdin: bytes,
                  watch: subprocess_run.Watch | None = None) -> Ended:  # fmt: skip
         if not HOST.fullmatch(address.host):
-            return Ended(None, err=f"{address.host!r} is no address")
-        return subprocess_run.run(argv, timeout=timeout, env=self._env, stdin=stdin, watch=watch)
+            return Ended(rsync.SSH_FAILED, err=f"{address.host!r} is no address")
+        try:
+            words = argv()
+        except OSError as error:  # the directory of the connections, on a full disk
+            return Ended(None, err=f"{error.filename}: {error.strerror}")
+        return subprocess_run.run(words, timeout=timeout, env=self._env, stdin=stdin, watch=watch)
 
     def settle(self, address: Address, ours: bool) -> None:
         if not ours:
@@ -131,7 +161,8 @@ class SshTransport:
     def close(self) -> None:
         for address in list(self._used.values()):
             self._drop(address)
-        shutil.rmtree(self._private, ignore_errors=True)
+        if "_private" in self.__dict__:
+            shutil.rmtree(self._private, ignore_errors=True)
 
     # ---- argv
 
@@ -205,7 +236,7 @@ def outcome(ended: Ended) -> Reply:
     if ended.timed_out:
         return Reply("timeout", err=ended.err)
     if ended.code is None or ended.code < 0:
-        return Reply("unreachable", err=ended.err)
+        return Reply("not-run" if ended.code is None else "unreachable", err=ended.err)
     if ended.code != rsync.SSH_FAILED:
         return Reply("ok", ended.code, ended.out, ended.err)
     unreachable: Kind = "unreachable"

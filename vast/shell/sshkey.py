@@ -1,7 +1,5 @@
 """The key pair with which a run logs in to its machines: one of its own, or the user's."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Mapping

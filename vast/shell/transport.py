@@ -4,8 +4,6 @@ A transport knows nothing of runs: vast/shell/pull.py verifies its files, and va
 machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Literal, Protocol
 
 from vast.ports import Address, Seconds, always
 
-# wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run.
-Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout"]
+# wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run. not-run: this
+# machine could not start ssh or rsync, which proves nothing about the host.
+Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout", "not-run"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ FREELY = Pace()
 class Transport(Protocol):
     """No method raises for a fault of the host or the network. `timeout` (seconds) holds even if the host hangs."""
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         """Run one program on the host; no shell reads `argv` but to split it again."""
 
     def fetch(

@@ -1,7 +1,5 @@
 """python -m vast.simulate: many seeds, or one of them with its time line. Exit code 0: every invariant held."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -12,7 +10,7 @@ import click
 
 from jobs.errors import EXIT_BUG, UserError
 from vast import policy as policies
-from vast.simulate import baseline, campaign, healthy, run
+from vast.simulate import campaign, healthy, run
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
 
@@ -22,10 +20,9 @@ from vast.simulate.faults import MODES, schedule
 @click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file, laid over vast/policy.yaml.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
 @click.option("--seed", type=int, help="Replay this one, with its time line.")
-@click.option("--baseline", "with_baseline", is_flag=True, help="Also the old algorithm, in the same worlds.")
 @click.option("--processes", default=min(8, os.cpu_count() or 1), type=click.IntRange(1),
               show_default="the processors, at most 8")  # fmt: skip
-def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, with_baseline: bool, processes: int) -> None:
+def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, processes: int) -> None:
     """Run the supervisor in simulated worlds full of faults."""
     try:
         policy = policies.load(path)
@@ -36,13 +33,9 @@ def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, with_ba
         one = run.run(schedule(seed), policy, trace=True)
         click.echo("\n".join([*one.lines, f"result: {one.result}"]))
         sys.exit(EXIT_BUG if one.violations else 0)
-    ours = campaign.campaign(range(seeds), partial(campaign.run_seed, policy=policy), processes)
-    old = None
-    if with_baseline:
-        old = campaign.campaign(range(seeds), partial(baseline.run_seed, policy=policy), processes)
-    content = ours.to_dict() | ({} if old is None else {"baseline": old.to_dict()})
-    click.echo(json.dumps(content, sort_keys=True) if as_json else as_text(ours, old))
-    sys.exit(EXIT_BUG if ours.violations else 0)
+    found = campaign.campaign(range(seeds), partial(campaign.run_seed, policy=policy), processes)
+    click.echo(json.dumps(found.to_dict(), sort_keys=True) if as_json else as_text(found))
+    sys.exit(EXIT_BUG if found.violations else 0)
 
 
 ROWS = (
@@ -51,18 +44,17 @@ ROWS = (
 )  # fmt: skip
 
 
-def as_text(ours: Summary, old: Summary | None) -> str:
-    lines = [f"{ours.seeds} seeds, {ours.violations} violations"]
+def as_text(found: Summary) -> str:
+    lines = [f"{found.seeds} seeds, {found.violations} violations"]
     for row in ROWS:
-        values = [getattr(summary, row) for summary in (ours, old) if summary is not None]
-        cells = (f"{value:>14.4g}" if isinstance(value, float) else f"{value:>14}" for value in values)
-        lines.append(f"  {row:<16}{''.join(cells)}")
-    met = ", ".join(f"{number} {mode} {ours.modes[mode]}" for mode, number in MODES.items())
+        value = getattr(found, row)
+        lines.append(f"  {row:<16}{value:>14{'.4g' if isinstance(value, float) else ''}}")
+    met = ", ".join(f"{number} {mode} {found.modes[mode]}" for mode, number in MODES.items())
     lines.append(f"failure modes met, in how many seeds: {met}")
-    lines += ["losses by cause:", *(f"  {cause:<42}{count:>6}" for cause, count in ours.losses.most_common())]
+    lines += ["losses by cause:", *(f"  {cause:<42}{count:>6}" for cause, count in found.losses.most_common())]
     lines += [
         f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
-        for seed, name, what in ours.failing[:20]
+        for seed, name, what in found.failing[:20]
     ]
     day = healthy.day()
     lines.append(

@@ -1,7 +1,5 @@
 """Many seeds, summed."""
 
-from __future__ import annotations
-
 import multiprocessing
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """The shell of the simulated world: every contact takes time, is counted, and may meet a fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always
@@ -20,7 +18,7 @@ class FakeShell:
         world.calls["ssh"] += 1
         world.advance_to(world.now + seconds)
         world.interrupt()
-        if world.on("own-network-down"):
+        if world.on("own-network-down") or world.on("no-ssh-here"):
             return "unreachable", None
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
         now = world.now
@@ -73,7 +71,7 @@ class FakeShell:
         if machine.glitches and fault is None:
             machine.glitches -= 1
             fault = "NVML: unknown error"
-        moving = job is not None and job.ended is None and not hung
+        moving = job is not None and job.ended is None and not hung and not self._waits(machine)
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, fault)
 
@@ -97,6 +95,13 @@ class FakeShell:
             world.hit(machine, "slow-gpu")
         return BurnIn(True, numbers=(("gpu0_tflops", 700 * machine.rate),), slowdown=1 / machine.rate)
 
+    def _waits(self, machine: SimulatedMachine) -> bool:
+        """Whether its job waits for a store, a phase without steps: vast/host/probe.py then gives no age of the last progress."""
+        job, world = machine.job, self.world
+        if job is None or job.hung_at < INF:
+            return False
+        return world.now < job.began or world.step_of(machine) >= world.schedule.steps
+
     def _job(self, machine: SimulatedMachine) -> JobReport:
         job, world = machine.job, self.world
         if job is None:
@@ -111,12 +116,13 @@ class FakeShell:
             run="stage/1",
             step=world.step_of(machine),
             total=world.schedule.steps,
-            beat_age=max(2.0, world.now - job.hung_at),
+            beat_age=None if self._waits(machine) else max(2.0, world.now - job.hung_at),
             checkpoint=f"checkpoint-{saved}" if saved else None,
             complete=machine.complete and job.ended is not None,
         )
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
+              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
         machine = self._reached(addresses, 3.0, "start")
         if machine is None:
             return None
@@ -201,4 +207,4 @@ class FakeShell:
         )
 
     def network_is_up(self) -> bool:
-        return "own-network-down" not in self.world.active
+        return not self.world.active.keys() & {"own-network-down", "no-ssh-here"}

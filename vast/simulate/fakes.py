@@ -1,7 +1,5 @@
 """The market and the clock of the simulated world. Each call takes time, is counted, and may meet a fault."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.ports import (
@@ -103,7 +101,8 @@ class FakeCloud:
         world.absence_answers.clear()
         machine = offer_id // 10
         fault = world.schedule.creates.get(world.creates)
-        if fault is not None and fault.mode == "crash-after-create":
+        mode, variant = ("", 0.0) if fault is None else (fault.mode, fault.variant)
+        if mode == "crash-after-create":
             world.crash_next = True
         if world.on("key-refused"):
             return CreateResult("refused")
@@ -113,35 +112,27 @@ class FakeCloud:
             return CreateResult("unclear")
         if world.now >= world.credit_ends:
             return CreateResult("no-credit")
-        if fault is not None and fault.mode == "create-ambiguous":
-            world.happened[fault.mode] += 1
-            number = int(fault.variant * 3)
+        world.happened[mode] += mode not in ("", "crash-after-create")
+        if mode == "create-ambiguous":
+            number = int(variant * 3)
             world.say(f"create: the answer is lost, {number} machines were made")
             for _ in range(number):
                 world.rent(machine, contract.label)
             return CreateResult("unclear")
         if world.refused_for_good:
             world.violate("refused", "another create after one that was refused for good")
-        if fault is not None and fault.mode == "scoped-key":
-            world.happened[fault.mode] += 1
+        if mode == "scoped-key":
             return CreateResult("refused", None, SCOPE, lasting=True)
-        if fault is not None and fault.mode == "offer-gone":
-            world.happened[fault.mode] += 1
+        if mode == "offer-gone":
             world.say("create: the offer is gone")
             return CreateResult("offer-gone")
-        if fault is not None and fault.mode == "created-stopped":
-            world.happened[fault.mode] += 1
+        if mode == "created-stopped":
             made = world.rent(machine, contract.label, loads=False)
             return CreateResult("refused", made.id, "error")
-        if fault is not None and fault.mode == "late-create":
-            world.happened[fault.mode] += 1
-            world.rent(machine, contract.label, late=200 + 1200 * fault.variant)
+        if mode == "late-create":
+            world.rent(machine, contract.label, late=200 + 1200 * variant)
             return CreateResult("unclear")
-        dearer = 1.0
-        if fault is not None and fault.mode in ("price-change", "offer-sold-twice"):
-            world.happened[fault.mode] += 1
-            dearer = 1.2 + 5 * fault.variant if fault.mode == "price-change" else 1.0
-        ports = fault is None or fault.mode != "offer-sold-twice"
+        dearer, ports = 1.2 + 5 * variant if mode == "price-change" else 1.0, mode != "offer-sold-twice"
         return CreateResult("created", world.rent(machine, contract.label, dearer=dearer, ports=ports).id)
 
     def account(self) -> Account | None:
@@ -236,10 +227,8 @@ class FakeCloud:
         world.say(f"DELETE {instance_id}")
         if not self._call("destroy", 3.0) or world.on("delete-refused") or world.on("key-refused"):
             return "unclear"
-        if world.on(
-            "delete-404"
-        ):  # "no such instance", of one that lives: vast/marketplace/vast_ai.py calls it accepted
-            return "accepted"
+        if world.on("delete-404"):
+            return "accepted"  # "no such instance", of one that lives: vast/marketplace/vast_ai.py calls it accepted
         if world.on("stale-replica"):  # a 502, or "not found" from a replica that does not know it yet
             return "unclear" if world.active["stale-replica"].variant < 0.5 else "accepted"
         if machine.deaf_to_delete > 0:

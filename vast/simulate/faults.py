@@ -4,8 +4,6 @@ A schedule places each fault: at the n-th create, on the n-th machine, or at a t
 that were met (`World.happened`): a run that ends early never meets the rest of its schedule.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from random import Random
 
@@ -66,14 +64,17 @@ MODES: dict[str, int] = {
     "reap": 51,
     "reboot": 52,
     "hook-hangs": 53,
+    # of what is beside the run: the store of its artifacts, ssh of our machine
+    "bucket-unreachable": 54,
+    "no-ssh-here": 55,
 }
-FIELD, LATER = tuple(MODES)[30:43], tuple(MODES)[43:]
+FIELD, LATER, BESIDE = tuple(MODES)[30:43], tuple(MODES)[43:53], tuple(MODES)[53:]
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
-           "list-retired", "delete-404", "reap", "reboot", "hook-hangs")  # fmt: skip  # all others: by machine
+           "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here")  # fmt: skip  # all others: by machine
 
 
 @dataclass(slots=True)
@@ -137,6 +138,9 @@ def schedule(seed: int) -> Schedule:
     later = Random(seed ^ 0x1A7E4)
     for mode in later.choices(LATER, k=later.choice((0, 0, 0, 1, 1, 2))):
         _add(made, mode, later, made.work)
+    beside = Random(seed ^ 0xB0CCE7)
+    for mode in beside.choices(BESIDE, k=beside.choice((0, 0, 0, 0, 1))):
+        _add(made, mode, beside, made.work)
     return made
 
 
@@ -145,7 +149,7 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
     number = rng.choice((1, 1, 1, 2))
     if mode in BY_CREATE:
-        if mode in FIELD + LATER:
+        if mode in FIELD + LATER + BESIDE:
             made.creates.setdefault(number, fault)
         else:
             made.creates[number] = fault

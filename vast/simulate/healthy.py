@@ -1,7 +1,5 @@
 """The cost of supervision on a healthy day: 24 hours, 6,000 steps."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from vast import policy as policies

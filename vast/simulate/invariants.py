@@ -3,8 +3,6 @@
 The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
@@ -44,7 +42,9 @@ JUSTIFIED: dict[str, frozenset[str]] = {
     "outbid": frozenset({"outbid"}),
     "not-started": frozenset({"created-stopped", "outbid"}),
     "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset({"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang"}),
+    "ssh": frozenset(
+        {"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang", "dead-man"}
+    ),
     "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
     "slow": frozenset({"slow-gpu"}),
     "unguarded": frozenset({"container-restart"}),
@@ -148,7 +148,7 @@ def not_stuck(world: World, state: RunState) -> None:
             one.dead_since = world.now
 
 
-BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused"})
+BLINDING = frozenset({"own-network-down", "key-refused", "delete-refused", "no-ssh-here"})
 
 
 def at_rest(world: World, state: RunState, looked_at: float) -> None:

@@ -1,7 +1,5 @@
 """The truth about one rented machine, and about its job."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from vast.simulate.faults import Fault
@@ -12,7 +10,7 @@ ONCE = 0.7  # from this variant on a burn-in hangs only once
 
 @dataclass(slots=True, eq=False)
 class SimulatedJob:
-    """One attempt of the job, in the runner on a machine."""
+    """One attempt of the job, in the runner on a machine. It makes steps from `began` on, once its store has answered or not."""
 
     attempt: int
     began: float

@@ -1,7 +1,5 @@
 """One seed from beginning to end: its supervisor is crashed, superseded, stopped, and checked against the truth."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

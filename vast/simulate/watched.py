@@ -1,7 +1,5 @@
 """The supervisor of a simulated run, checked against the truth at every step, and its journal, at whose writes it may crash."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from vast.simulate import invariants

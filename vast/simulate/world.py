@@ -3,8 +3,6 @@
 It holds the truth for vast/simulate/invariants.py. Time passes only in `advance_to`, from event to event.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +20,7 @@ WALL = 1_790_000_000.0  # unix time at the beginning
 GRACE = 60.0  # seconds that a job takes for its last checkpoint
 SCOPE = "the key lacks instance_write"  # the market's words for a refusal that no other offer changes
 REAP = 1200.0  # seconds between two calls of cron
+UPLOADS = 120.0  # seconds that a job waits at its end for a store that does not answer: app/runtime/uploads.py
 ASKED = 1900.0  # seconds: the longest pause between two polls, and some
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
 
@@ -254,6 +253,9 @@ class World:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
             blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
+            blind = (
+                blind or "no-ssh-here" in self.active or self.ended.get("no-ssh-here", -INF) > self.now - self.silent
+            )
             # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
             blind = blind or (machine.shown_at == INF and self.now - self.listed_at < ASKED)
             lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
@@ -323,9 +325,19 @@ class World:
 
     def start_job(self, machine: SimulatedMachine, home: int) -> None:
         old = machine.job
-        job = machine.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now, machine.saved)
+        bucket = machine.fault("bucket-unreachable")
+        asks = uploads = 0.0
+        if bucket is not None:
+            self.hit(machine, "bucket-unreachable")
+            asks, uploads = 60 + 1200 * bucket.variant, UPLOADS
+        job = machine.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now + asks, machine.saved)
         self.say(f"machine {machine.id}: job attempt {job.attempt} from step {job.first_step}")
-        end = self.now + (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s) + 1
+        end = (
+            job.began
+            + (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s)
+            + 1
+            + uploads
+        )
         self.at(end, lambda: self._complete(machine, job))
         for fault in machine.faults:
             self._plan(machine, job, fault, home)

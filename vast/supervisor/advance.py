@@ -4,8 +4,6 @@
 So a journal that ends with an act is resumed by `advance(state, act, None, policy)`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vast.policy import Policy
@@ -15,6 +13,7 @@ from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
 from vast.supervisor.schedule import alerts, interval, pause_before
 from vast.supervisor.state import (
+    UNFINISHED,
     Action,
     Do,
     Intent,
@@ -43,14 +42,11 @@ def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     return changed(new, look_at=result.t + interval(new, policy, result.t))
 
 
-def _same(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return state
-
-
 # ---- rent and destroy ------------------------------------------------------------------------------------------------
 
 
 def _searched(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    answered = isinstance(result, tuple)
     offers = [one for one in result if isinstance(one, Offer)] if isinstance(result, tuple) else []
     market, bid = policy.market, state.bid
     fitting = [
@@ -63,34 +59,26 @@ def _searched(state: RunState, action: Action, result: Result, policy: Policy) -
         and offer.reliability >= market.min_reliability
         and offer.down_mbit >= market.min_down_mbit
     ]
-    waits_from = (
-        state.waits_from if isinstance(result, tuple) else action.t
-    )  # a search without an answer does not mean that there are no offers
-    unsearched = (
-        None if isinstance(result, tuple) else action.t if state.unsearched_since is None else state.unsearched_since
-    )
-    return changed(
-        state,
-        offers=tuple(fitting[: policy.offers]),
-        offers_at=action.t,
-        waits_from=waits_from,
-        unsearched_since=unsearched,
-    )
+    # a search without an answer does not mean that there are no offers
+    waits_from = state.waits_from if answered else action.t
+    since = action.t if state.unsearched_since is None else state.unsearched_since
+    state = changed(state, waits_from=waits_from, unsearched_since=None if answered else since)
+    return changed(state, offers=tuple(fitting[: policy.offers]), offers_at=action.t)
 
 
 def _created(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     offer = action.offer
     assert offer is not None
+    answer = result if isinstance(result, CreateResult) else CreateResult("unclear")
+    outcome, made = answer.outcome, answer.instance_id
     state = changed(
         state, offers=state.offers[1:], asked_offers=state.asked_offers + 1, created_at=action.t, look_at=action.t,
         absences=0, absent_at=None,
     )  # fmt: skip
-    if not isinstance(result, CreateResult) or result.outcome in ("created", "unclear"):
+    if outcome in ("created", "unclear"):
         state = changed(state, traffic=state.traffic + offer.traffic)
-    if isinstance(result, CreateResult) and result.outcome != "offer-gone":
-        state = changed(state, refusal="" if result.outcome == "created" else result.message)
-    outcome = result.outcome if isinstance(result, CreateResult) else "unclear"
-    made = result.instance_id if isinstance(result, CreateResult) else None
+    if answer is result and outcome != "offer-gone":
+        state = changed(state, refusal="" if outcome == "created" else answer.message)
     price = hourly(offer, state.bid)
     if made is not None and outcome == "created":
         machine = Machine(made, offer.machine_id, price, action.t)
@@ -102,11 +90,11 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
     if made is not None:  # the machine exists and bills, although the create was refused
         doomed = PendingDestroy(made, price, action.t, "not-started")
         state = changed(state, doomed=(*state.doomed, doomed), banned=(*state.banned, offer.machine_id))
-    if isinstance(result, CreateResult) and result.message:
-        state = _noted(state, action.t, f"create: {outcome}: {result.message}")
+    if answer.message:
+        state = _noted(state, action.t, f"create: {outcome}: {answer.message}")
     if outcome == "no-credit":
         return apply_verdict(state, action.t, "no-credit", policy)
-    if isinstance(result, CreateResult) and result.lasting:
+    if answer.lasting:
         return changed(state, asked_offers=policy.offers)  # no other offer is worth asking
     return state
 
@@ -216,8 +204,15 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         # a disk is not full for seconds; but near a cap each of them counts
         may_wait = state.phase is Phase.RUNNING or (full and state.verdict not in reasons.FORCED)
         pause = 60 * policy.cadence.alert_minutes if may_wait else policy.cadence.urgent
+        took = (
+            max(0.0, action.ended - action.t) if isinstance(result, Pulled) else 0.0
+        )  # without an answer it means nothing
         return changed(
-            state, pull_failures=state.pull_failures + 1, pull_next=_retry_at(action, pause), no_room_here=full
+            state,
+            pull_seconds=max(state.pull_seconds, UNFINISHED * took),
+            pull_failures=state.pull_failures + 1,
+            pull_next=_retry_at(action, pause),
+            no_room_here=full,
         )
     wanted = state.verdict == reasons.SUCCESS
     fetched = not wanted or result.complete
@@ -236,10 +231,6 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
 
 
 # ---- verdicts and phases ----------------------------------------------------------------------------------------------
-
-
-def _judged(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return apply_verdict(state, action.t, action.why, policy)
 
 
 def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> RunState:
@@ -278,11 +269,8 @@ def _explained(state: RunState, reason: str) -> str:
     if machine is None:
         return ""
     if reason == "burn-in":
-        return (
-            f"{machine.burn_in_lost} without an answer"
-            if machine.burn_in is None
-            else "; ".join(machine.burn_in.problems)
-        )
+        lost = f"{machine.burn_in_lost} without an answer"
+        return lost if machine.burn_in is None else "; ".join(machine.burn_in.problems)
     if reason == "slow" and machine.burn_in is not None:
         return f"its GPUs take {machine.burn_in.slowdown:g} times as long as estimated"
     return machine.message if reason in reasons.TOLD_BY_THE_HOST else ""
@@ -303,9 +291,8 @@ def _proceed(state: RunState, action: Action, result: Result, policy: Policy) ->
         state = _named_loss(state, action.why)
         done_in_vain = state.verdict == reasons.SUCCESS and not state.complete and action.why in MACHINE_LOST
         if done_in_vain and state.attempt < policy.attempts and not state.no_room_here:
-            state = changed(
-                state, verdict="not-fetched", over=False
-            )  # another machine resumes from the local checkpoint
+            # another machine resumes from the local checkpoint
+            state = changed(state, verdict="not-fetched", over=False)
         assert state.verdict is not None
         return changed(start_destroying(state, t, state.verdict), phase=Phase.TERMINATING, phase_since=t)
     attempt = state.attempt + 1
@@ -348,7 +335,7 @@ After = Callable[[RunState, Action, Result, Policy], RunState]
 
 AFTER: dict[Do, After] = {
     Do.LOOK: _polled,
-    Do.WAIT: _same,
+    Do.WAIT: lambda state, action, result, policy: state,
     Do.SEARCH: _searched,
     Do.CREATE: _created,
     Do.DESTROY: _destroyed,
@@ -360,7 +347,7 @@ AFTER: dict[Do, After] = {
     Do.STOP: _stopped,
     Do.RENEW: _renewed,
     Do.PULL: _pulled,
-    Do.VERDICT: _judged,
+    Do.VERDICT: lambda state, action, result, policy: apply_verdict(state, action.t, action.why, policy),
     Do.PROCEED: _proceed,
     Do.CLOSE: _closed,
 }

@@ -7,8 +7,6 @@
 vast/supervisor/observe.py counts signs over several polls; here the counts are compared with the policy.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -19,6 +17,7 @@ from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_tr
 from vast.supervisor.schedule import LEAD, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
 from vast.supervisor.state import (
+    UNFINISHED,
     Action,
     Do,
     Observation,
@@ -26,6 +25,7 @@ from vast.supervisor.state import (
     Phase,
     RunState,
     burn,
+    changed,
     kept_for_the_end,
     spent,
 )
@@ -216,11 +216,15 @@ def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     return Action(Do.PULL, obs.t, everything=True) if obs.t >= state.pull_next else None
 
 
-def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy) -> bool:
-    """Whether a transfer that runs at `t` goes on: no cap is near, and nobody asks for the end. Its pace has its own bounds."""
+def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy, pulled_for: float = 0.0) -> bool:
+    """Whether a transfer that runs at `t` goes on: no cap is near, and nobody asks for the end. Its pace has its own bounds.
+
+    pulled_for: seconds that a pull has taken so far. The last pull may take longer, and must fit in before the caps.
+    """
     if state.phase is Phase.COLLECTING:
         return _cap(t, state) is None
-    return forced(Observation(t, asked=asked), state, policy) is None
+    slow = changed(state, pull_seconds=max(state.pull_seconds, UNFINISHED * pulled_for))
+    return forced(Observation(t, asked=asked), slow, policy) is None
 
 
 def _cap(t: float, state: RunState) -> str | None:

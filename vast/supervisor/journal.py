@@ -12,8 +12,6 @@ suspended machine or over a network file system, while another one takes over. E
 it before each act; records with an older token than a record before them are ignored.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -122,6 +120,8 @@ class FileJournal:
 
     def check(self) -> None:
         current = read_token(self.directory)
+        if current == 0:  # whoever takes a run over writes the file
+            raise FileNotFoundError(errno.ENOENT, "the run's directory was removed", str(self.directory))
         if current != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {current}")
 
@@ -198,7 +198,7 @@ def records(directory: Path) -> Iterator[Last]:
                 _codec(Stamp).validate_python(record["at"]),
             )
         except (ValueError, KeyError, TypeError, AssertionError, ValidationError):
-            remedy = "it is not what the supervisor wrote; find and end the machines of the run by: vast reap"
+            remedy = "it is not what the supervisor wrote; find and end the machines of the run: python -m vast reap"
             raise RunStateError(f"{path}:{number}", "is no record of a journal", remedy) from None
         yield found
 

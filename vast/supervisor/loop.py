@@ -3,8 +3,6 @@
 The supervisor may die between any two lines of this file, and is then restored from the end of its journal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -187,20 +185,24 @@ class Supervisor:
             case Do.BURN_IN:
                 return self.shell.burn_in(addresses, self.policy.burn_in.seconds)
             case Do.PUSH:
-                return self.shell.push(addresses, self._transfer_proceeds)
+                return self.shell.push(addresses, self.transfer_proceeds)
             case Do.START:
-                return self.shell.start(addresses, self.plan.command, self.state.home)
+                return self.shell.start(addresses, self.plan.command, self.state.home, self.transfer_proceeds)
             case Do.STOP:
                 return self.shell.stop(addresses)
             case Do.RENEW:
                 return self.shell.renew_lease(addresses, action.until)
             case Do.PULL:
-                return self.shell.pull(addresses, action.everything, self._transfer_proceeds)
+                began = self.run_clock.t()
+                return self.shell.pull(addresses, action.everything, lambda: self.transfer_proceeds(began))
         raise AssertionError(action.do)
 
-    def _transfer_proceeds(self) -> bool:
+    def transfer_proceeds(self, pull_began: Seconds | None = None) -> bool:
         """Called during a transfer, which may take hours; the shell renews the lease meanwhile."""
-        return transfer_proceeds(self.run_clock.t(), self.asked(), self.state, self.policy)
+        t = self.run_clock.t()
+        return transfer_proceeds(
+            t, self.asked(), self.state, self.policy, 0.0 if pull_began is None else t - pull_began
+        )
 
     @property
     def label(self) -> str:

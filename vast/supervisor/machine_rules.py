@@ -3,8 +3,6 @@
 The rules of vast/supervisor/decide.py about money, time and machines, and the functions that all rules share.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.signs import confirmed

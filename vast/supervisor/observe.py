@@ -4,8 +4,6 @@ A poll is trusted if the account answered: a refused key sees no instances, and 
 poll, or our own dead network, changes no count.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.ports import GONE, Host, Instance, Status, parse_label
 from vast.supervisor.schedule import may_show
@@ -28,7 +26,9 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     elif state.refused_since is None:
         changes["refused_since"] = obs.t
     blind = obs.account is None and state.machine is None
-    if blind or (state.phase is Phase.COLLECTING and not obs.network):
+    # A person who asked for the end does not wait for ssh that cannot be started here: the market answers, and can destroy.
+    waits = not obs.network and not (obs.asked and obs.account is not None)
+    if blind or (state.phase is Phase.COLLECTING and waits):
         changes["waits_from"] = obs.t
     if not obs.network and state.machine is not None and state.machine.ran_at is not None and not state.machine.starts:
         # no job could be started meanwhile

@@ -1,6 +1,6 @@
 """Every reason for which a job, a machine or a run ends, and what follows: this one table decides.
 
-again       "here": the job is started again on its machine, as often as the policy's `retries` say, and then comes `then`;
+again       "here": the job is started again on its machine, as often as `retries` in the policy allows, and then comes `then`;
             "elsewhere": another machine is taken, as long as there are attempts; "stop": the run is over
 then        what follows when the retries of `here` are used up
 fetch       whether artifacts can be expected from the machine at all
@@ -10,8 +10,6 @@ alert       whether a person is notified
 Every reason but "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
 table counts as `bug`.
 """
-
-from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
@@ -68,7 +66,7 @@ REASONS: dict[str, Reason] = {
     "away": Reason("elsewhere", fetch=False, ban=True),  # offline or unknown for too long
     "price": Reason("elsewhere", fetch=False, ban=True),  # the contract costs more than the bound
     "not-fetched": Reason("elsewhere", fetch=False, ban=True),  # done, and its machine died in the last pull
-    "vanished": Reason("elsewhere", fetch=False),  # an authenticated listing said so, twice
+    "vanished": Reason("elsewhere", fetch=False),  # two authenticated listings lack it
     "outbid": Reason("elsewhere"),
     "contract-end": Reason("elsewhere"),
 }

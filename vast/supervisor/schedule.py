@@ -1,7 +1,5 @@
 """When to poll again, when to wake up, how long to pause, and which alerts are up. Pure."""
 
-from __future__ import annotations
-
 import math
 from zlib import crc32
 
@@ -108,10 +106,16 @@ def wake_at(t: float, state: RunState, policy: Policy) -> float:
 
 
 def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
-    """Credit or contract are near their end, or the job makes no progress: fetch now."""
+    """Credit or contract are near their end, the job makes no progress, or a machine that is not seen yet may use up the budget:
+    fetch now."""
     machine = state.machine
     if machine is None:
         return False
+    if state.unclear_at is not None and may_show(t, state, policy):
+        reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
+        unseen = state.unclear_price * (t - state.unclear_at + reserve) / 3600
+        if spent(state, t) + burn(state) * reserve / 3600 + unseen >= state.cap_dollars:
+            return True
     hours = policy.low_credit_hours
     if state.credit is not None and state.credit < machine.price * hours:
         return True

@@ -4,8 +4,6 @@ One odd answer must not cost a healthy run: a null that reads as no credit, a pr
 error of the GPU's driver while the job makes progress. Contact over ssh and progress veto what they contradict.
 """
 
-from __future__ import annotations
-
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.state import Machine, Observation, RunState, changed, contract_left, kept_for_the_end
@@ -48,7 +46,7 @@ def too_dear(state: RunState, machine: Machine, policy: Policy) -> bool:
 
 
 def _shown(state: RunState, obs: Observation, policy: Policy) -> dict[str, bool | None]:
-    """Each sign: whether this poll shows it; None: this poll cannot tell."""
+    """Each sign: whether this poll shows it; None: unknown from this poll."""
     machine = state.machine
     if machine is None:
         return {}

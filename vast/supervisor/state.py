@@ -8,8 +8,6 @@ Times (`Seconds`) count from the run's beginning on the monotonic clock, also ov
 jump of the wall clock moves no deadline. See vast/supervisor/journal.py: RunClock.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -32,6 +30,7 @@ from vast.ports import (
     label_text,
 )
 
+UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
 
 # ---- the request ------------------------------------------------------------------------------------------------
@@ -130,9 +129,8 @@ class Machine:
     gpu_fault: str | None = None
     stalled: int = 0
     moved_at: Seconds | None = None  # the last poll that showed more steps than the one before
-    pace: float | None = (
-        None  # steps per second between the last two polls; None: unknown, as at the start of a new part
-    )
+    # steps per second between the last two polls; None: unknown, as at the start of a new part
+    pace: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ class RunState:
     unlisted_since: Seconds | None = None  # the account answers, and neither list nor show shows the run's machines
     unsearched_since: Seconds | None = None  # searches get no answer
     signs: tuple[tuple[str, int, Seconds], ...] = ()  # (sign, polls that showed it, the last): vast/supervisor/signs.py
-    network_down: bool = False  # at the last look
+    network_down: bool = False  # at the last poll
     credit: Dollars | None = None
     alerts: tuple[str, ...] = ()  # those that are up
     history: tuple[tuple[float, str], ...] = ()  # (time, what), for the report
@@ -266,13 +264,11 @@ class Observation:
     asked: bool = False  # a person wants the run to end
     account: Account | None = None
     instances: tuple[Instance, ...] | None = None
-    single: tuple[
-        tuple[int, Instance | Gone | None], ...
-    ] = ()  # own machines that the list does not show, asked for one by one
+    # own machines that the list does not show, asked for one by one
+    single: tuple[tuple[int, Instance | Gone | None], ...] = ()
     host: Host | None = None
-    answered: tuple[
-        int, ...
-    ] = ()  # pending destroys whose host answered over ssh although the market shows them as gone
+    # pending destroys whose host answered over ssh although the market shows them as gone
+    answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer
 
 

@@ -117,11 +117,11 @@ def test_columns_past_the_layout_continue_the_last_document_causally() -> None:
 
 
 def test_the_masks_that_leak_are_those_whose_answer_tokens_see_later_ones() -> None:
-    """`jobs.config.schema.LEAKING` is the one list; this table and the predicate itself agree with it."""
+    """`jobs.config.schema.LEAKING` is the one list; the predicate itself agrees with it."""
     assert tuple(PATTERNS) == MASKS
-    for mask, pattern in PATTERNS.items():
+    for mask in MASKS:
         answer = layout([[Document(3, 5)]], mask).dense()[0, 0, 3:, 3:]
-        assert bool(answer.triu(1).any()) == pattern.leaks == (mask in LEAKING)
+        assert bool(answer.triu(1).any()) == (mask in LEAKING)
 
 
 def test_a_mask_that_leaks_cannot_share_a_prompt() -> None:

@@ -12,8 +12,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.data.examples import DataReport, TokenExample, load_examples, split
+from app.data.mixture import prepare
 from app.data.qa import read_qa
 from app.data.records import render
+from jobs.config.load import resolve
 from jobs.config.schema import TrainData
 from jobs.errors import DataError
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -202,6 +204,26 @@ def test_a_split_with_an_empty_side_is_refused(load: Callable[..., Any]) -> None
         split(examples, 1 - 1e-9)
 
 
+def test_rows_that_were_dropped_are_told_where_too_few_are_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"instruction": "a b", "output": "c"}] * 40
+    job = resolve("stage3b", "ci", sets=["data.train.source=path", f"data.train.path={tmp_path / 'a.json'}", "data.train.format=alpaca"])  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        DataError, match=r"of 1 examples leaves the evaluation side empty \(dropped: 39 that repeat another\)"
+    ):
+        prepare(job, word_tokenizer(), [])
+    rows += [{"instruction": f"a {i}", "output": "b"} for i in range(90)]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, {"instruction": "a", "output": ""}]))
+    with caplog.at_level("INFO"):
+        data = prepare(job, word_tokenizer(), [])
+    assert (
+        f"{len(data.examples)} training examples, {len(data.held_out)} held out; dropped: 1 empty, 39 that repeat another"
+        in caplog.text
+    )
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +236,7 @@ def test_empty_data_is_refused(name: str, content: str, format: str, load: Calla
 
 
 def test_the_error_when_no_example_is_left_names_the_reasons(load: Callable[..., Any]) -> None:
-    with pytest.raises(DataError, match="no example is left of 20: 20 longer than 2 tokens; raise"):
+    with pytest.raises(DataError, match="no example is left of 20: 20 longer than train.max_length; raise"):
         load("a.json", ROWS, "alpaca", max_length=2)
 
 

@@ -19,7 +19,8 @@ from app.stage.run import run_stage
 from app.training.batch import MixedSchedule, Schedule
 from app.training.loop import TrainingLoop
 from jobs.config import strict_yaml
-from jobs.config.load import JOBS_DIR, Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import JOBS_DIR, resolve
 from jobs.errors import ConfigError, DataError
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -148,7 +149,7 @@ def test_examples_that_two_sources_have_are_taken_once(tmp_path: Path) -> None:
     [
         ([{"count": 40, "streaming": True}], {"train__epochs": 1}, "train.epochs: the number of examples of a streamed source is not known"),
         ([{"count": 0, "streaming": True}], {}, "a.jsonl: holds no examples"),
-        ([{"count": 40, "streaming": True}], {"train__max_length": 2}, "no example is left of 40: 40 longer than 2 tokens"),
+        ([{"count": 40, "streaming": True}], {"train__max_length": 2}, "no example is left of 40: 40 longer than train.max_length"),
         ([{"count": 40}, {"count": 1}], {"train__eval_fraction": 0.999}, "leaves the training side empty"),
         ([{"count": 1}, {"count": 2}], {"train__eval_fraction": 1e-9}, "leaves the evaluation side empty"),
     ],

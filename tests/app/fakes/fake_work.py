@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from app.stage.run import Outcome, run_stage
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.runs.rundir import RunDir
 
 NOW = datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)

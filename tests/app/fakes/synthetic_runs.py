@@ -68,9 +68,9 @@ def write_run(
         job |= given or {}
         model = {"source": "embedded", "name": "SmolLM2-135M-Instruct"}
         run.write_job({"fingerprint": "f" * 64, "stage": job, "profile": {"name": profile, "model": model}})
-        run.write_environment({"commit": "0123456789abcdef", "gpu": None})
+        run.write_json("environment.json", {"commit": "0123456789abcdef", "gpu": None})
         evaluations = []
-        with run.samples() as samples:
+        with run.samples() as write:
             for model, mask in STAGES[stage] if scored is None else scored:
                 evaluation, rows = _evaluate(
                     model, mask, format, {t: range(first, first + items) for t in tasks}, changed, seed
@@ -81,7 +81,7 @@ def write_run(
                     rows = [row | {"evaluation": f"cell/{mask}"} for row in rows]
                 evaluations.append(evaluation)
                 for row in rows:
-                    samples.write(row)
+                    write(row)
         train = (
             None
             if evaluations and stage != "cell"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
-from app.report.render import Report, build_report, list_rows, print_results, print_runs
+from app.report.render import Report, build_report, print_results
+from app.report.run_list import list_rows, print_runs
 from tests.app.fakes.synthetic_runs import write_experiment
 
 
@@ -84,7 +84,8 @@ def test_every_table_has_a_caption_and_headers(tree: ElementTree.Element) -> Non
 
 
 def test_text_from_a_run_is_escaped(report: Report) -> None:
-    hostile = replace(report, headline="<b>5 < 6 & `rm`</b>", title='"><i>')
+    hostile = Report(report.study)
+    hostile.headline, hostile.title = "<b>5 < 6 & `rm`</b>", '"><i>'
     assert "<b>" not in hostile.to_html()
     assert "<i>" not in hostile.to_html()
 

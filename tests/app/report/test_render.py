@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from app.report.render import build_report, list_rows, print_results, write_report
+from app.report.render import Report, build_report, print_results, write_report
+from app.report.run_list import list_rows
 from jobs.config import strict_yaml
 from jobs.errors import DataError, RunStateError
 from jobs.runs.rundir import RunDir
@@ -223,7 +224,7 @@ def test_a_failed_write_leaves_the_earlier_report(tmp_path: Path, monkeypatch: p
     write_run(tmp_path, "stage1")
     report = build_report(tmp_path)
     before = [path.read_text() for path in write_report(report, tmp_path)]
-    monkeypatch.setattr("app.report.render.plots", lambda study: 1 / 0)
+    monkeypatch.setattr(Report, "to_html", lambda self, samples: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(report, tmp_path)
     assert [(tmp_path / name).read_text() for name in ("report.md", "report.html")] == before

@@ -15,9 +15,15 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.data.mixture import prepare
+from app.data.suites import suite_items
 from app.training.checkpoint import complete_checkpoints
+from jobs.config.job import Job
+from jobs.config.schema import TASK_NAMES
 from jobs.runs.rundir import RunDir, list_runs
+from tests.app import oracle
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.warm_process import WarmProcess
 
@@ -246,6 +252,21 @@ def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: Run
     run = only_run(tmp_path)
     assert_same_losses(run, alone)
     assert_same_scores(run, alone)  # of the whole model, put together at the end
+    train = run.read_metrics()["train"]
+    loss = oracle_loss(run)  # of stock transformers on final/, one held-out example at a time
+    assert train["eval_loss"] == pytest.approx(loss, abs=1e-4) and train["saved"]["loss"] == pytest.approx(
+        loss, abs=1e-4
+    )
+
+
+def oracle_loss(run: RunDir) -> float:
+    job = Job.from_dict(run.read_job())
+    model = AutoModelForCausalLM.from_pretrained(run.final, attn_implementation="eager", dtype=torch.float32)
+    items = suite_items(job.stage, TASK_NAMES, job.profile.data.eval)
+    held_out = prepare(job, AutoTokenizer.from_pretrained(run.final), items).held_out
+    return -sum(oracle.logprob(model, e.prompt_ids, e.response_ids, "prefix", feed_last=True) for e in held_out) / sum(
+        e.response_tokens for e in held_out
+    )
 
 
 def test_spread_gradients_are_added_up_in_float32() -> None:

@@ -41,7 +41,7 @@ def test_a_win_is_one_in_both_orders(endpoint: Endpoint) -> None:
     assert found.p_position == 1.0
     path, headers, body = endpoint.requests[0]
     assert path == "/v1/chat/completions" and headers["Authorization"] == f"Bearer {SECRET}"
-    assert body["model"] == "m" and body["temperature"] == 0 and len(endpoint.requests) == 6
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 8) and len(endpoint.requests) == 6
 
 
 def test_a_judge_that_prefers_a_place_decides_nothing_and_shows_it(endpoint: Endpoint) -> None:
@@ -112,9 +112,14 @@ def test_a_silent_endpoint_is_given_up(endpoint: Endpoint, monkeypatch: pytest.M
     ],
 )
 def test_an_address_that_would_give_the_key_away_is_refused(url: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(ConfigError, match=f"^--judge: .*{said}") as caught:
         Judge(url, "m", {KEY: SECRET})
     assert SECRET not in str(caught.value)
+
+
+def test_a_key_that_no_header_can_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=f"^{KEY}: holds characters that no key has; set it anew$"):
+        Judge("https://host/v1", "m", {KEY: "two\nlines"})
 
 
 def test_without_a_key_none_is_sent(endpoint: Endpoint) -> None:

@@ -212,6 +212,13 @@ def test_every_row_is_in_one_line_and_no_line_is_too_full(seed: int) -> None:
         packed(rows, len(rows[0]) - 1)
 
 
+def test_a_line_is_filled_to_its_last_token() -> None:
+    """The first line takes the shortest row behind the longest, the second two rows that fill it exactly."""
+    requests = [Request((i,) * size, (1,)) for i, size in enumerate((6, 4, 4, 2))]
+    lines = packed(rows_of(requests, True, 8), 8)
+    assert [[len(row) for row in line] for line in lines] == [[6, 2], [4, 4]]
+
+
 def test_a_packed_line_is_filled_up_with_documents_of_a_tile() -> None:
     rows = rows_of([Request((5, 6, 7), (8, 9))], True, 512)
     batch = batch_of([rows], [Request((5, 6, 7), (8, 9))], "prefix", 512, filler=TILE)

@@ -20,13 +20,14 @@ from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
 from app.stage.capacity import compared, exact_or_not, require_capacity, require_means, resolved
 from app.stage.work import _Stage
-from app.training import fast_path
 from app.training.checkpoint import mark_complete
 from app.training.train import _trainable, mixed_precision
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
+from jobs.estimate.memory import row_tokens
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
@@ -262,7 +263,7 @@ def test_float32_s_choices_are_the_default_where_a_gpu_has_bfloat16_and_holds_bo
 
 def test_rows_are_as_long_as_the_estimate_reckons() -> None:
     rows = [
-        fast_path.row_tokens(None, quick, torch.device(kind), parameters)
+        row_tokens(None, quick, parameters, cpu=kind == "cpu")
         for quick, kind, parameters in (
             (True, "cuda", 3e9),
             (True, "cuda", 1e8),
@@ -271,7 +272,7 @@ def test_rows_are_as_long_as_the_estimate_reckons() -> None:
         )
     ]
     assert rows == [4096, 16384, 1024, 512]
-    assert fast_path.row_tokens(77, True, torch.device("cuda"), 1e8) == 77
+    assert row_tokens(77, True, 1e8) == 77
 
 
 def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from app.data.suites import suite_items
 from app.runtime.ending import RunEnded
 from app.stage.contents import contents_of, digest_of
 from jobs.config import strict_yaml
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import ConfigError, RunStateError
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.fake_work import Start, failing, fine

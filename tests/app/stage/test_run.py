@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.runtime.ending import RunEnded
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import DataError, DiskFull, RunStateError
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.fakes.command_line import everything_in

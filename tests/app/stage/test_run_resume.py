@@ -11,7 +11,8 @@ import pytest
 from app.runtime.ending import RunEnded
 from app.stage import run as run_module
 from app.stage.run import require_paths, run_stage
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import ConfigError, DataError, RunStateError, UserError
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.fake_work import NOW, Start, failing

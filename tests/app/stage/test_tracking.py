@@ -120,13 +120,14 @@ def test_a_run_names_itself_its_commit_and_the_runs_that_it_starts_from_and_send
         monkeypatch.setenv(name, "offline")  # the product would set them for the whole process
 
     def work(job: Any, run: Any, *_: Any, **__: Any) -> dict[str, float]:
-        run.write_estimate({"hours": 1.5})
+        run.write_json("estimate.json", {"hours": 1.5})
+        run.write_json("environment.json", {"cpu_count": 2})
         return fine(job, run, *_, **__)
 
     done = start(work, sets=["report_to=[tensorboard]"]).run
     assert kept.settings["run"] == done.id and kept.settings["commit"] == "c0ffee"
     assert kept.settings["init_runs.base"] == "base" and kept.settings["stage.name"] == "stage1"
-    assert (None, {"estimate/hours": 1.5}) in kept.lines
+    assert (None, {"estimate/hours": 1.5}) in kept.lines and "cpu_count" not in str(kept.lines)
 
 
 def test_without_trackers_there_is_no_thread(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
 def first_stop(rule: AutoStop, losses: list[float], every: int = 100) -> int | None:
     plateau = Plateau(rule)
     for n, loss in enumerate(losses):
-        if plateau.update(n * every, loss).stop:
+        plateau.update(n * every, loss)
+        if plateau.stop:
             return n * every
     return None
 
@@ -40,14 +41,15 @@ def test_slow_gains_below_min_delta_do_not_add_up_unseen() -> None:
 def test_without_a_rule_nothing_stops_and_the_best_is_known() -> None:
     plateau = Plateau(None)
     for step, loss in enumerate([3.0, 1.0, 2.0]):
-        assert not plateau.update(step, loss).stop
+        plateau.update(step, loss)
+        assert not plateau.stop
     assert (plateau.best, plateau.best_step) == (1.0, 1)
 
 
 def test_the_verdict_contains_its_numbers() -> None:
     plateau = Plateau(AutoStop(patience=1, min_delta=0.003, min_steps=0))
     plateau.update(0, 1.5)
-    assert plateau.update(100, 1.499).line == (
+    assert plateau.update(100, 1.499) == (
         "eval step 100: loss 1.49900, best 1.49900 at step 100, evaluations in a row without a gain of 0.003: 1 "
         "(stops at 1, not before step 0): stop"
     )
@@ -56,7 +58,7 @@ def test_the_verdict_contains_its_numbers() -> None:
 def test_evaluations_beyond_patience_are_not_counted_out_of_it() -> None:
     """Before min_steps the count goes on: it read `for 3 of 2 evaluations`."""
     plateau = Plateau(AutoStop(patience=2, min_delta=0.0, min_steps=3))
-    lines = [plateau.update(step, 1.0).line for step in range(4)]
+    lines = [plateau.update(step, 1.0) for step in range(4)]
     assert lines[-1].endswith("without a gain of 0.0: 3 (stops at 2, not before step 3): stop")
     assert lines[-2].endswith("without a gain of 0.0: 2 (stops at 2, not before step 3): go on")
 
@@ -87,7 +89,8 @@ def test_a_gain_of_exactly_the_least_improvement_is_learning() -> None:
     enough.update(100, 1.5)
     plateau = Plateau(AutoStop(patience=1, min_delta=0.5, min_steps=0))
     plateau.update(0, 2.0)
-    assert plateau.update(100, 1.5).stop  # min_delta has to be beaten
+    plateau.update(100, 1.5)
+    assert plateau.stop  # min_delta has to be beaten
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint() -> None:

@@ -28,7 +28,7 @@ def train(name: str) -> Train:
 def test_an_optimizer_lowers_a_loss_and_keeps_its_rate_and_decay(name: str) -> None:
     torch.manual_seed(0)
     weight, wanted = torch.nn.Parameter(torch.randn(8, 8)), torch.randn(8, 8)
-    made = optimizers.maker(train(name))([{"params": [weight]}])
+    made = optimizers.of_library(train(name), [{"params": [weight]}])
     assert (made.param_groups[0]["lr"], made.param_groups[0]["weight_decay"]) == (0.05, 0.01)
     before = None
     for _ in range(50):
@@ -43,7 +43,7 @@ def test_an_optimizer_lowers_a_loss_and_keeps_its_rate_and_decay(name: str) -> N
 def test_adafactor_holds_next_to_no_state_and_adamw_twice_the_weights() -> None:
     def floats(name: str) -> int:
         weight = torch.nn.Parameter(torch.ones(64, 64))
-        made = optimizers.maker(train(name))([{"params": [weight]}])
+        made = optimizers.of_library(train(name), [{"params": [weight]}])
         weight.sum().backward()
         made.step()
         return sum(v.numel() for v in made.state[weight].values() if isinstance(v, torch.Tensor))
@@ -203,7 +203,7 @@ def test_only_products_read_what_is_halved() -> None:
 def test_eight_bits_without_a_library_is_a_mistake_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs torchao or bitsandbytes, and neither is installed") as caught:
-        optimizers.maker(train("adamw_8bit"))
+        optimizers.of_library(train("adamw_8bit"), [])
     assert "adafactor" in caught.value.remedy
 
 
@@ -217,5 +217,5 @@ def test_eight_bits_come_from_the_library_that_is_there(library: str, monkeypatc
     monkeypatch.setitem(sys.modules, library, ModuleType(library))
     monkeypatch.setitem(sys.modules, f"{library}.optim", fake)
     monkeypatch.setattr(optimizers, "find_spec", lambda name: name == library or None)
-    made = optimizers.maker(train("adamw_8bit"))([{"params": [torch.nn.Parameter(torch.ones(2))]}])
+    made = optimizers.of_library(train("adamw_8bit"), [{"params": [torch.nn.Parameter(torch.ones(2))]}])
     assert isinstance(made, AdamW8bit)

@@ -62,7 +62,7 @@ def test_the_command_shows_each_source_what_was_dropped_and_nothing_in_colour(co
     done = command("preview", "stage3a", "--profile", "ci", "--examples", 1, "--set", both).fine()
     assert done.count(" tokens: prompt ") == 2 and "\x1b" not in done
     assert "data.train[0]: embedded, format qa, template plain; of the first" in done
-    assert "of the first 3 dropped: 1 duplicate, 1 longer than 128 tokens; longest kept:" in done
+    assert "of the first 3 dropped: 1 that repeat another, 1 longer than train.max_length; longest kept:" in done
     assert (
         "### Instruction:\nAdd 1 and 2.\n\n### Response:\n[[3<|im_end|>]]" in done
         and "blocks under causal: none" in done

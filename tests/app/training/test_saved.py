@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from app.attention.backends import NAMES
 from app.data.examples import TokenExample
 from app.model.load import _directory
+from app.training import fsdp
 from app.training.batch import Collator, prepared
 from app.training.checkpoint import save_final
 from app.training.lora import with_adapter
@@ -112,6 +115,39 @@ def test_another_loss_than_the_logged_one_leaves_nothing(model_of: Any, tmp_path
     with pytest.raises(CheckpointError, match=r"its loss of the held-out examples is .*, and training logged 0\.5"):
         save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=logged(0.5))
     assert not (tmp_path / "final").exists()
+
+
+def test_a_spread_model_that_is_put_together_wrong_leaves_nothing(model_of: Any, tmp_path: Path) -> None:
+    """Of FSDP the written model equals the one put together; only the loss shows that this is not the one that was trained."""
+    model = model_of("llama")
+    want = -oracle.logprob(oracle.plain(model), [3, 4, 5], [6, 7], "prefix", feed_last=True) / 2
+    same: Any = SimpleNamespace(unwrap_model=lambda model: model)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    for name in (None, "model.layers.1.mlp.up_proj.weight"):
+        torch.manual_seed(1)
+        whole = fsdp.whole_model(same, model, True, {key: weight for key, weight in weights.items() if key != name})
+        if name is None:
+            save_final(whole, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=logged(want))  # type: ignore[arg-type]
+            shutil.rmtree(tmp_path / "final")
+            continue
+        with pytest.raises(CheckpointError, match="its loss of the held-out examples is"):
+            save_final(whole, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT, logged=logged(want))  # type: ignore[arg-type]
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_model_that_does_not_fit_beside_the_trained_one_is_read_back_on_the_cpu(
+    model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, to = model_of("llama"), torch.nn.Module.to
+
+    def full(self: Any, *where: Any, **named: Any) -> Any:
+        if where == (torch.device("cpu"),):
+            raise torch.OutOfMemoryError
+        return to(self, *where, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    found = save_final(model, NoTokenizer(), tmp_path / "final", dtype=torch.float32, about=ABOUT)
+    assert found["difference"] < 1e-5
 
 
 def test_an_adapter_that_is_written_wrong_leaves_nothing(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import strict_yaml
-from jobs.config.load import Job, resolve, stage_names
+from jobs.config.job import Job
+from jobs.config.load import resolve, stage_names
 from jobs.errors import ConfigError
 
 

@@ -93,3 +93,10 @@ def test_what_is_dumped_reads_back_equal(value: dict[str, object]) -> None:
 def test_a_shown_value_is_one_short_line(value: object) -> None:
     assert "\n" not in strict_yaml.show(value)
     assert len(strict_yaml.show(value)) <= 80
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', 'a: "\\udfff"', '"\\ud800": 1', '[b, "x\\ud800y"]'])
+def test_half_a_character_is_refused_and_the_error_can_be_printed(text: str) -> None:
+    with pytest.raises(ConfigError, match="file.yaml:1: holds half a character") as caught:
+        strict_yaml.parse(text, "file.yaml")
+    str(caught.value).encode()

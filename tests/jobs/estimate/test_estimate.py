@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.config.schema import ModelSource
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate, estimate_on

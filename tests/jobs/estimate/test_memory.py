@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.config.schema import ModelSource
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand, gpu_named

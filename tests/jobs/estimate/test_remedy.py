@@ -8,7 +8,8 @@ from itertools import product
 
 import pytest
 
-from jobs.config.load import Job, resolve
+from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.estimate.estimate import Estimate, estimate
 from jobs.estimate.gpus import all_gpus
 

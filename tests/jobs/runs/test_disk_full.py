@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import EXIT_DISK_FULL, DiskFull
 from jobs.runs import atomic
 from jobs.runs.rundir import RunDir, list_runs
@@ -45,7 +45,7 @@ def open_on_a_full_disk(path: Path, mode: str = "r", *arguments: Any, **options:
 
 WRITES: dict[str, Callable[[RunDir, Job], Any]] = {
     "stage.yaml": lambda run, job: run.write_job(job.record({"base": "base"})),
-    "environment.json": lambda run, job: run.write_environment({"commit": "0" * 40}),
+    "environment.json": lambda run, job: run.write_json("environment.json", {"commit": "0" * 40}),
     "metrics.json": lambda run, job: run.write_metrics({"schema": 1}),
     "heartbeat.json": lambda run, job: run.heartbeat(1, 2, None, None, "train"),
     "manifest.json": lambda run, job: run.complete(SUMMARY),
@@ -95,10 +95,10 @@ def test_a_full_disk_in_the_middle_of_samples_leaves_none(
 
     with RunDir.reopen(make_run(state="interrupted").path) as run:
         before = snapshot(run.path)
-        with pytest.raises(DiskFull, match=r"samples\.jsonl: no space left"), run.samples() as samples:
-            samples.write({"id": "piqa/1"})
+        with pytest.raises(DiskFull, match=r"samples\.jsonl: no space left"), run.samples() as write:
+            write({"id": "piqa/1"})
             monkeypatch.setattr(atomic, "encode", encode)
-            samples.write({"id": "piqa/2"})
+            write({"id": "piqa/2"})
         assert snapshot(run.path) == before
 
 
@@ -128,12 +128,12 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
 ) -> None:
     with RunDir.reopen(make_run(state="interrupted").path) as run:
         monkeypatch.setattr(atomic, "_serial", iter(["x"]))
-        (run.path / ".metrics.json.x.tmp").symlink_to(FULL)
+        (run.path / f".metrics.json.{os.getpid()}-x.tmp").symlink_to(FULL)
         before = snapshot(run.path.parent)
         with pytest.raises(DiskFull, match=r"metrics\.json: no space left on the disk"):
             run.write_metrics({"schema": 1})
         assert not (run.path / "metrics.json").exists()
-        assert not (run.path / ".metrics.json.x.tmp").is_symlink()
+        assert not (run.path / f".metrics.json.{os.getpid()}-x.tmp").is_symlink()
         assert snapshot(run.path.parent).keys() == before.keys()
 
 

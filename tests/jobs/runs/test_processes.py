@@ -34,8 +34,8 @@ from jobs.config.load import resolve
 from jobs.runs.rundir import RunDir
 run = RunDir.create(Path(sys.argv[1]), "stage3b", datetime(2026, 11, 22, 23, 45, 1))
 run.write_job(resolve("stage3b", "ci").record({"base": "base"}))
-with run.samples() as samples:
-    samples.write({"id": "piqa/1"})
+with run.samples() as write:
+    write({"id": "piqa/1"})
     print(run.path, flush=True)
     sys.stdin.readline()
 """

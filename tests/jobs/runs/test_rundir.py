@@ -12,10 +12,11 @@ from typing import IO
 import pytest
 
 from jobs import lock
-from jobs.config.load import Job
+from jobs.config.job import Job
 from jobs.errors import EXIT_STOPPED, ConfigError, DataError, RunStateError
 from jobs.runs import atomic as artifacts
-from jobs.runs.rundir import RunDir, list_runs, write_text_atomically
+from jobs.runs.atomic import write_text_atomically
+from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import RunFiles
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
@@ -195,17 +196,17 @@ def test_the_heartbeat_takes_the_machines_clocks_by_default(run: RunDir) -> None
 
 def test_samples_appear_only_when_all_are_written(run: RunDir) -> None:
     path = run.path / "samples.jsonl"
-    with run.samples() as samples:
-        samples.write({"id": "piqa/1"})
+    with run.samples() as write:
+        write({"id": "piqa/1"})
         assert not path.exists()
-        samples.write({"id": "piqa/2"})
+        write({"id": "piqa/2"})
     assert run.read_jsonl("samples.jsonl") == [{"id": "piqa/1"}, {"id": "piqa/2"}]
 
 
 def test_samples_of_a_failed_evaluation_leave_nothing(run: RunDir) -> None:
     before = sorted(run.path.iterdir())
-    with pytest.raises(ZeroDivisionError), run.samples() as samples:
-        samples.write({"id": "piqa/1"})
+    with pytest.raises(ZeroDivisionError), run.samples() as write:
+        write({"id": "piqa/1"})
         raise ZeroDivisionError
     assert sorted(run.path.iterdir()) == before
 
@@ -213,8 +214,8 @@ def test_samples_of_a_failed_evaluation_leave_nothing(run: RunDir) -> None:
 def test_results_refuse_nan(run: RunDir) -> None:
     with pytest.raises(ValueError, match="JSON"):
         run.write_metrics({"macro": float("nan")})
-    with pytest.raises(ValueError, match="JSON"), run.samples() as samples:
-        samples.write({"logprobs": [float("-inf")]})
+    with pytest.raises(ValueError, match="JSON"), run.samples() as write:
+        write({"logprobs": [float("-inf")]})
     assert not (run.path / "metrics.json").exists()
     assert not (run.path / "samples.jsonl").exists()
 

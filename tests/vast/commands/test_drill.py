@@ -114,7 +114,8 @@ def journal_breaks(scene: Scene) -> bool:
     if holder is None or folder is None or int(holder[1]) == scene.pid or not folder.is_supervised():
         return scene.over
     (folder.path / "journal.jsonl").write_text("no journal\n\n")
-    os.kill(int(holder[1]), signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it read the journal first, and has ended
+        os.kill(int(holder[1]), signal.SIGKILL)
     return True
 
 

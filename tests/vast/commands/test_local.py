@@ -13,7 +13,7 @@ from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fakes.fake_engine import FakeEngine
 from vast import policy as policies
 from vast.commands import local, local_wiring
-from vast.commands.start import wiring_of_run
+from vast.commands.local_wiring import wiring_of_run
 from vast.commands.wiring import ShellContext, Wiring
 from vast.host.watchdog import _arguments
 from vast.local import container_spec

@@ -71,14 +71,14 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
 
     settings = resolve("stage3b", "ci").settings({"base": "base"})
     assert (
-        (found := earlier_runs.unfinished(world.runs, "stage3b", settings))
+        (found := earlier_runs.unfinished(world.runs, [settings]))
         and found.folder.path == first.path
         and found.run == RUN
     )
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert earlier_runs.unfinished(world.runs, "stage3b", settings) is None
+    assert earlier_runs.unfinished(world.runs, [settings]) is None
     journal.write_text(closed)
 
     world.clock.time += 60

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.records.run_dir import folders
+
+S3 = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
 
 
 def secret_policy(tmp_path: Path) -> Path:
@@ -46,3 +50,42 @@ def test_the_account_key_cannot_be_sent_to_a_host(world: World, tmp_path: Path) 
     done = world.vast(*UP, "--policy", str(path))
     assert done.exit_code == 2
     assert "VAST_API_KEY is never sent to a host" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("store", "secrets", "environ", "lacking"),
+    [
+        ("s3://bucket/prefill", [], {}, "no AWS_ACCESS_KEY_ID, no AWS_SECRET_ACCESS_KEY"),
+        ("s3://bucket/prefill", S3, {"AWS_ENDPOINT_URL": "https://s3.example"}, "no AWS_ENDPOINT_URL"),
+        ("hf://me/runs", ["PREFILL_ARTIFACTS"], {}, "no HF_TOKEN"),
+        ("s3://bucket/prefill", S3, {}, ""),
+        ("hf://me/runs", ["HF_TOKEN", "PREFILL_ARTIFACTS"], {}, ""),
+    ],
+)
+def test_a_store_without_its_credentials_is_refused_before_money_is_spent(
+    world: World, tmp_path: Path, store: str, secrets: list[str], environ: dict[str, str], lacking: str
+) -> None:
+    """A secret that is not named is not sent, although it is set here."""
+    (tmp_path / "policy.yaml").write_text(f"secrets: [{', '.join(secrets)}]\n")
+    world.environ = {"HF_TOKEN": "x", "PREFILL_ARTIFACTS": store, **dict.fromkeys(S3, "x"), **environ}
+    given = [] if "PREFILL_ARTIFACTS" in secrets else ["--set", f"artifacts={store}"]
+    done = world.vast(*UP, "--policy", str(tmp_path / "policy.yaml"), *given)
+    if lacking:
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert (
+            f"the machine gets {lacking}, and uploads to {store} need it; add it to the policy: secrets: ["
+            in done.stderr
+        )
+        assert world.fake.market.rentals == {} and folders(world.runs) == []
+    else:
+        assert done.exit_code == 0, done.output
+        assert f"artifacts    also to {store}, while it trains" in done.stderr
+
+
+def test_a_store_in_the_environment_is_checked_as_one_of_the_profile(world: World, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("secrets: [PREFILL_ARTIFACTS]\n")
+    for address in ("https://user:password@s3.example/", "file:///tmp/store"):
+        world.environ = {"PREFILL_ARTIFACTS": address}
+        done = world.vast(*UP, "--policy", str(tmp_path / "policy.yaml"))
+        assert done.exit_code == 2 and "$PREFILL_ARTIFACTS: " in done.stderr and "password" not in done.stderr
+    assert world.fake.market.rentals == {}

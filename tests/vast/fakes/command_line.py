@@ -15,9 +15,10 @@ from tests.vast.fakes.fake_market import KEY, ManualClock
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import main
-from vast.commands.wiring import RunShell, ShellContext, Wiring
+from vast.commands.wiring import ShellContext, Wiring
 from vast.records.run_dir import Folder, folders
 from vast.rental.image_registry import Found, Image
+from vast.shell.hostshell import HostShell
 
 IMAGE = "registry.example/you/prefill:1"
 UP = ("up", "stage3b", "--profile", "ci", "--yes")
@@ -62,7 +63,7 @@ class World:
     change: Callable[[Wiring], Wiring] = lambda wiring: wiring
 
     def wiring(self) -> Wiring:
-        def make(context: ShellContext) -> RunShell:
+        def make(context: ShellContext) -> HostShell:
             self.contexts.append(context)
             self.shell.alive = lambda: bool(self.fake.market.living())
             return self.shell

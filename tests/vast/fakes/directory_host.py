@@ -92,9 +92,12 @@ class DirectoryTransport:
     def actions(self) -> list[str]:
         return [argv[len(PROGRAM)] for _, argv, _ in self.calls if argv[: len(PROGRAM)] == PROGRAM]
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         assert timeout > 0
         self.calls.append((address, argv, stdin))
+        self.paces += [] if pace is FREELY else [pace]
         if address in self.kinds:
             return Reply(self.kinds[address], err="made up")
         action = argv[len(PROGRAM)] if argv[: len(PROGRAM)] == PROGRAM else ""

@@ -18,7 +18,7 @@ from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.machines import PROGRAM, FastClock, MachineTransport
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import _flushed, main
-from vast.commands.wiring import RunShell, ShellContext, Wiring
+from vast.commands.wiring import ShellContext, Wiring
 from vast.rental.image_registry import Image
 from vast.shell.hostshell import HostShell
 
@@ -27,7 +27,7 @@ def play(scene: dict[str, Any]) -> int:
     directory, clock = Path(scene["directory"]), FastClock(scene["start"], scene["factor"])
     runs = directory / "runs"
 
-    def shell(context: ShellContext) -> RunShell:
+    def shell(context: ShellContext) -> HostShell:
         folder = context.folder
         if scene["script"] == "machines":
             way = MachineTransport(directory / "machines", Path((directory / "secrets").read_text()))

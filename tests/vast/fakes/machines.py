@@ -111,7 +111,9 @@ class MachineTransport(DirectoryTransport):
         super().__init__(addresses=())
         self.directory, self.secrets = directory, secrets
 
-    def run(self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds) -> Reply:
+    def run(
+        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
+    ) -> Reply:
         machine, action = self.directory / address.host, argv[len(PROGRAM)]
         if not machine.is_dir():
             return Reply("unreachable", err="Connection refused")

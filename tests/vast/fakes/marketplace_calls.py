@@ -35,5 +35,5 @@ FAULTS = [*BODIES, "drop-before", "drop-after", "500-after", "truncated"]
 def answering(clock: ManualClock, monkeypatch: pytest.MonkeyPatch, status: int, data: bytes) -> VastAI:
     """A client whose every request is answered with these bytes."""
     cloud = VastAI(Secret(KEY), clock, "https://example.org")
-    monkeypatch.setattr(cloud._client, "_send", lambda *_, **__: Response(status, Message(), data))
+    monkeypatch.setattr(cloud, "_send", lambda *_, **__: Response(status, Message(), data))
     return cloud

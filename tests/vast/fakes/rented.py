@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from jobs.runs.atomic import read_json_or_nothing
 from tests.vast.fakes import timed_watchdog
 from tests.vast.fakes.host import ROOT, until
-from vast.host import jsonfiles
 
 RUN_ID, NONCE = "stage3b-20261123-101500", "0123456789abcdef"
 FOREVER = 1_000_000.0
@@ -78,7 +78,7 @@ class Rented:
 
     def memory(self) -> dict[str, Any]:
         """What the watchdog knew at its last tick."""
-        return jsonfiles.read(self.root / ".watchdog/state.json") or {}
+        return read_json_or_nothing(self.root / ".watchdog/state.json")
 
     def watched(self) -> object:
         return self.memory().get("pid")

@@ -1,4 +1,4 @@
-"""vast.commands.wiring.RunShell over a host that is a few lines of script: what a look shows, one entry a look."""
+"""vast.shell.hostshell.HostShell over a host that is a few lines of script: what a look shows, one entry a look."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class ScriptedShell:
             return ended("stopped", 75, complete=False)
         return self.script[min(self.looks, len(self.script)) - 1]
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None) -> bool | None:
+    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
+              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
         self.calls.append("start " + " ".join(command))
         self.started = True
         return True

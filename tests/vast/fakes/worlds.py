@@ -28,7 +28,8 @@ TIMES = (0.0, 150.0, 1200.0, WORK + 450.0, WORK + 600.0)
 def schedules(mode: str, *also: Fault, times: Iterable[float] = TIMES) -> Iterator[Schedule]:
     """Worlds with this one fault, early, late and at the end, in all its variants."""
     lasts = {"stale-replica": 120.0, "odd-account": 45.0, "odd-row": 45.0, "market-hidden": 5400.0,
-             "bad-listing": 45.0, "list-retired": 30_000.0, "delete-404": 3600.0, "reboot": 1200.0}.get(mode, INF)  # fmt: skip
+             "bad-listing": 45.0, "list-retired": 30_000.0, "delete-404": 3600.0, "reboot": 1200.0,
+             "no-ssh-here": 5400.0}.get(mode, INF)  # fmt: skip
     for at in times:
         for variant in VARIANTS:
             made = quiet(int(at) + int(100 * variant), HOURS)

@@ -15,7 +15,6 @@ import pytest
 from tests.vast.fakes.fake_market import KEY, ManualClock
 from vast.host.bounded_http import ProxyError, exchange
 from vast.host.watched_job import OwnInstance, delete
-from vast.marketplace.http import Timeouts
 from vast.marketplace.vast_ai import VastAI
 from vast.rental import image_registry
 from vast.secrets import Secret
@@ -107,7 +106,7 @@ def test_no_caller_hangs(serve: Callable[..., Server], how: str, monkeypatch: py
     monkeypatch.setattr(image_registry, "TIMEOUT", LIMIT)
     found = image_registry.inspect(f"{server.address}/you/prefill:1", scheme="http").found
     assert found == ("there" if how == "a slow body" else "unknown")  # a HEAD has no body
-    cloud = VastAI(Secret(KEY), ManualClock(), url, Timeouts(whole=LIMIT))
+    cloud = VastAI(Secret(KEY), ManualClock(), url, LIMIT)
     assert cloud.account() is None and "TimeoutError" in cloud.trouble
     assert cloud.destroy(7) == "unclear"
 

@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_broken_state_is_reported_and_does_not_hide_the_rest(machine: Rented) 
     assert seen["job"] is None and seen["watchdog"]["armed"] and "malformed JSON" in seen["message"]
 
 
-CLOCKS = probe.Clocks(lambda: 5000.0, lambda: 1000.0)
+CLOCKS = SimpleNamespace(time=lambda: 5000.0, monotonic=lambda: 1000.0)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ class Asleep(Exception):
 class FakeWorld:
     """Time passes only while it sleeps; DELETE is answered by `answers`, and then for ever by the last of them."""
 
+    asked: str | None = None
+
     def __init__(self, answers: list[str | None], hours: float = 10.0) -> None:
         self.answers, self.until = answers, hours * 3600
         self.t = self.last = 0.0
@@ -73,9 +75,6 @@ class FakeWorld:
             raise Asleep
 
     def token(self) -> str | None:
-        return None
-
-    def asked(self) -> str | None:
         return None
 
     def job_lives(self) -> bool:

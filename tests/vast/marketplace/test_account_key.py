@@ -70,7 +70,7 @@ def test_nothing_that_leaves_the_adapter_holds_a_secret(fake: FakeVast, clock: M
     assert made.instance_id is not None
     rental = fake.market.rentals[made.instance_id]
     rental.message = f"pull failed for {PASSWORD} with {KEY}"
-    out: list[object] = [cloud, cloud._client, vars(cloud), vars(cloud._client), made]
+    out: list[object] = [cloud, vars(cloud), made]
     for what in [*FAULTS, "echo", None]:
         fake.heal()
         if what == "echo":
@@ -143,4 +143,4 @@ def test_the_base_url_comes_from_the_environment(clock: ManualClock, tmp_path: P
     cloud, key = connect({"VAST_API_KEY": KEY, "VAST_URL": fake.url}, tmp_path, clock)
     assert cloud.account() == Account(25.0) and key.reveal() == KEY
     usual, _ = connect({"VAST_API_KEY": KEY}, tmp_path, clock)
-    assert isinstance(usual, VastAI) and usual._client._base.geturl() == "https://console.vast.ai"
+    assert isinstance(usual, VastAI) and usual._base.geturl() == "https://console.vast.ai"

@@ -22,7 +22,7 @@ def test_every_call_is_a_line_and_the_fake_answers_as_assumed(
 ) -> None:
     path = tmp_path / "drill.jsonl"
     rented.label = LABEL
-    cloud.observe(Recorder(path, clock))
+    cloud.observe = Recorder(path, clock)
     for call in CALLS.values():
         call(cloud, rented.id)
     lines = read(path)
@@ -68,7 +68,7 @@ def test_a_torn_line_is_dropped_and_a_full_disk_ends_no_call(
 ) -> None:
     (tmp_path / "calls").write_text('{"call": "list"}\n{"call": "sh')
     assert read(tmp_path / "calls") == [{"call": "list"}] and read(tmp_path / "none") == []
-    cloud.observe(Recorder(tmp_path / "no" / "directory", clock))
+    cloud.observe = Recorder(tmp_path / "no" / "directory", clock)
     assert cloud.account() is not None and cloud.create(11, CONTRACT).outcome == "created"
 
 

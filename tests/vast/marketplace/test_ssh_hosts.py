@@ -18,7 +18,8 @@ from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.host import ROOT, until
 from vast.commands.hosts_wiring import first_process
 from vast.host import processes, rental
-from vast.marketplace.ssh_hosts import Answer, Hosts, Machine, SshHosts, load
+from vast.host.subprocess_run import Ended
+from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import GONE, Contract, Instance, OfferQuery, Status, label_text
 from vast.rental.onstart import Switch
 
@@ -34,7 +35,7 @@ class Lab:
     """Every machine is a directory; `off` are the addresses that do not answer."""
 
     def __init__(self, directory: Path, clock: ManualClock) -> None:
-        self.directory, self.off, self.odd = directory, set[str](), dict[str, Answer]()
+        self.directory, self.off, self.odd = directory, set[str](), dict[str, Ended]()
         path = directory / "hosts.yaml"
         path.write_text(YAML)
         self.hosts, self.clock = load(path), clock
@@ -43,7 +44,7 @@ class Lab:
     def base(self, machine: Machine) -> Path:
         return self.directory / machine.address
 
-    def ask(self, machine: Machine, words: tuple[str, ...], stdin: bytes) -> Answer | None:
+    def ask(self, machine: Machine, words: tuple[str, ...], stdin: bytes) -> Ended | None:
         if machine.address in self.off:
             return None
         if machine.address in self.odd:
@@ -54,7 +55,7 @@ class Lab:
         stdin = stdin.replace(b"/runs/", f"{base}/".encode())
         done = subprocess.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env, capture_output=True,
                               timeout=60, check=False)  # fmt: skip
-        return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def contract(self, run: str) -> Contract:
         switch = Switch(run, "nonce", 1e6, 1e6, 5, 1e6, 0, "")
@@ -155,7 +156,7 @@ def test_a_machine_that_does_not_answer_proves_nothing(lab: Lab) -> None:
 )
 def test_an_odd_answer_proves_nothing(lab: Lab, out: str) -> None:
     number = lab.hosts.machines[1].number * 2**20
-    lab.odd = {"berta.example": Answer(0, out)}
+    lab.odd = {"berta.example": Ended(0, out)}
     assert lab.cloud.instance(number) is None
     offers = lab.cloud.search(OfferQuery(gpus=2))
     assert offers is not None and [one.place for one in offers] == ["anna.example"]

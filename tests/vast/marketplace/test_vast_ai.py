@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.vast.fakes.fake_market import KEY, ManualClock, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.marketplace_calls import CALLS, CONTRACT, FAULTS, NOTHING, answering
-from vast.marketplace.http import Answer, Timeouts
+from vast.marketplace.http import Answer
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import GONE, CreateResult, Instance
 from vast.secrets import Secret
@@ -53,7 +53,7 @@ def test_without_a_fault_every_call_answers(cloud: VastAI, fake: FakeVast, rente
 @pytest.mark.parametrize("call", CALLS)
 def test_a_service_that_is_not_there_or_does_not_answer(clock: ManualClock, call: str) -> None:
     with FakeVast(clock.now) as fake:
-        slow = VastAI(Secret(KEY), clock, fake.url, Timeouts(whole=0.05))
+        slow = VastAI(Secret(KEY), clock, fake.url, 0.05)
         fake.fail("slow")
         assert CALLS[call](slow, 7) == NOTHING.get(call)
         assert "TimeoutError" in slow.trouble
@@ -63,7 +63,7 @@ def test_a_service_that_is_not_there_or_does_not_answer(clock: ManualClock, call
 
 @pytest.mark.parametrize("what", ["drop-after", "500-after", "truncated", "drop-before", "500", "429", "slow"])
 def test_a_create_is_sent_once_whatever_becomes_of_it(cloud: VastAI, fake: FakeVast, what: str) -> None:
-    cloud._client._timeouts = Timeouts(whole=0.1)
+    cloud._whole = 0.1
     fake.fail(what, on="create")
     assert cloud.create(12, CONTRACT).outcome == "unclear"
     assert fake.count("create") == 1
@@ -96,7 +96,7 @@ def test_a_contract_that_is_made_and_refused_comes_with_its_number(cloud: VastAI
     (429, {"success": False, "msg": "too many"}, "unclear", None),
 ])  # fmt: skip
 def test_replies_to_create(cloud: VastAI, fake: FakeVast, monkeypatch: pytest.MonkeyPatch, status: int, body: Any, outcome: str, number: int | None) -> None:  # fmt: skip
-    monkeypatch.setattr(cloud._client, "call", lambda *_, **__: Answer(status, body))
+    monkeypatch.setattr(cloud, "call", lambda *_, **__: Answer(status, body))
     got = cloud.create(12, CONTRACT)
     assert (got.outcome, got.instance_id) == (outcome, number)
 

@@ -34,7 +34,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
         def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
             cloud, key = wiring.connect(environ, home, clock)
             assert isinstance(cloud, VastAI)
-            cloud.observe(Recorder(path, clock))
+            cloud.observe = Recorder(path, clock)
             return cloud, key
 
         return replace(wiring, connect=connect)

@@ -88,8 +88,8 @@ OFFER = Offer(1, 2, "RTX 4090", 1, 24.6, 0.4, None, 0.99, 900.0, 900.0, 100.0, 8
 
 def test_a_gpu_that_is_in_no_table_has_no_estimate() -> None:
     job = resolve("stage1", "ci")
-    assert estimated(estimate, job, OFFER) is not None
-    assert estimated(estimate, job, replace(OFFER, gpu="NO SUCH GPU")) is None
+    assert estimated(estimate, [job], OFFER) is not None
+    assert estimated(estimate, [job], replace(OFFER, gpu="NO SUCH GPU")) is None
 
 
 def test_memory_that_a_job_needs_is_asked_for_as_the_market_counts_it() -> None:

@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs.errors import UserError
 from tests.vast.fakes.command_line import IMAGE
 from tests.vast.fakes.command_process import START
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.host import ROOT, until
+from vast.commands import start
 from vast.records.run_dir import Folder, folders
 
 UP = ("up", "stage3b", "--profile", "ci", "--image", IMAGE, "--yes")
@@ -55,6 +57,25 @@ def test_a_supervisor_killed_with_sigkill_is_taken_over_from_its_journal(api: Fa
     assert done.returncode == 0, done.stderr
     assert api.market.living() == [] and len(api.market.rentals) == 1
     assert json.loads(folder.report.read_text())["result"] == "done"
+
+
+def test_an_error_after_the_begin_reaches_the_log_and_no_file_that_got_the_number_of_the_closed_pipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Folder(tmp_path, "run")
+    folder.path.mkdir(parents=True)
+    files = [tmp_path / str(number) for number in range(64)]
+
+    def work(begun: Callable[[], None]) -> int:
+        begun()
+        opened = [path.open("wb") for path in files]
+        raise UserError("run", f"failed with {len(opened)} files open")
+
+    with capsys.disabled():  # pytest's own files have descriptors of their own
+        pid = start.in_background(folder, work)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert [path.stat().st_size for path in files] == [0] * 64
+    assert folder.log.read_text() == "error: run: failed with 64 files open\n"
 
 
 def test_detach_goes_on_in_the_background_and_writes_its_log(api: FakeVast, tmp_path: Path) -> None:

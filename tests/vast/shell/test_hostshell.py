@@ -15,7 +15,7 @@ from vast.ports import Watchdog
 from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
 from vast.shell.push import Input
-from vast.shell.transport import Kind, Reply
+from vast.shell.transport import FREELY, Kind, Reply
 
 BOTH = (DIRECT, PROXY)
 TOKEN = "hf_do_not_show_me"
@@ -268,6 +268,33 @@ def test_inputs_arrive_before_the_first_start_the_summary_last_and_once(
     assert again.start(BOTH, ("run", "stage4")) is None
     assert not (host.root / run / "summary.json").exists(), "a torn input must not look complete"
     assert way.actions()[-1] == "look", "no start without inputs"
+
+
+def test_whatever_may_take_long_ends_when_the_caller_wants_no_more_of_it(
+    way: DirectoryTransport, host: DirectoryHost, tmp_path: Path, clock: ManualClock
+) -> None:
+    """At a cap: the inputs of a start may have 30 GB, and a host may hash a checkpoint for a quarter of an hour."""
+    host.train(100)
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    shell = shell_of(way, tmp_path / "runs", clock, inputs=(Input(tmp_path, ("mine.yaml",), ".inputs"),))
+    begun = len(way.paces)
+    shell.start(BOTH, ("run", "stage4"), None, lambda: False)
+    assert [pace.proceed() for pace in way.paces[begun:] if pace is not FREELY] == [False]
+    begun = len(way.paces)
+    shell.pull(BOTH, False, lambda: False)
+    assert [pace.proceed() for pace in way.paces[begun:] if pace is not FREELY] == [False, False], (
+        "the listing, the fetch"
+    )
+
+
+def test_a_machine_that_cannot_start_ssh_judges_no_host(way: DirectoryTransport, shell: HostShell) -> None:
+    """No descriptors, no memory, no room for the directory of the connections: the host may be well."""
+    way.kinds = dict.fromkeys(BOTH, "not-run")
+    found = shell.probe(BOTH)
+    assert found.contact == "unreachable" and "was not asked: ssh cannot be started on this machine" in found.message
+    assert not shell.network_is_up()
+    way.kinds = {}
+    assert shell.probe(BOTH).contact == "ok" and shell.network_is_up()
 
 
 def test_an_input_that_is_gone_stops_the_start(way: DirectoryTransport, tmp_path: Path, clock: ManualClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -205,7 +206,7 @@ def test_any_other_code_is_that_of_the_program_on_the_host(bench: Bench, code: i
 def test_what_is_not_known_is_unreachable() -> None:
     assert outcome(Ended(255, err="")).kind == "unreachable"
     assert outcome(Ended(-9)).kind == "unreachable"
-    assert outcome(Ended(None, err="ssh: cannot be started")).kind == "unreachable"
+    assert outcome(Ended(None, err="ssh: cannot be started")).kind == "not-run"  # nothing is known of the host at all
     assert (
         outcome(Ended(255, err="root@h: Permission denied (publickey).\nHost key verification failed.")).kind
         == "wrong-host"
@@ -249,6 +250,29 @@ def test_an_address_that_is_none_starts_nothing(bench: Bench, host: str) -> None
     assert run(bench, at=odd).kind == "unreachable"
     assert bench.ssh.fetch(odd, ["x"], "/runs", bench.run / "s", timeout=5).kind == "unreachable"
     assert bench.calls() == []
+
+
+def test_a_disk_without_room_for_the_connections_raises_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that ends a run from memory still asks the host, and then destroys it."""
+
+    def full() -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/tmp/prefill-x")
+
+    monkeypatch.setattr("vast.shell.ssh._private_directory", full)
+    ssh = SshTransport(bench.run, environ=bench.environ)
+    assert ssh.run(HOST, ("true",), timeout=5) == Reply("not-run", err="/tmp/prefill-x: No space left on device")
+    assert ssh.fetch(HOST, ["x"], "/runs", bench.run / "s", timeout=5).kind == "not-run"
+    ssh.settle(HOST, True)
+    ssh.close()
+    assert bench.calls() == []
+
+
+def test_a_command_is_ended_while_it_runs(bench: Bench) -> None:
+    bench.mode("stall")
+    began = time.monotonic()
+    reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: False))
+    assert reply.kind == "timeout" and time.monotonic() - began < 20
+    assert until(lambda: gone(bench.child()))
 
 
 def test_missing_programs_are_reported_before_any_money_is_spent(bench: Bench) -> None:

@@ -32,7 +32,6 @@ RENEW, SILENT, GRACE, URGENT = (
     POLICY.watchdog.grace,
     POLICY.cadence.urgent,
 )
-CALL = http.Timeouts()
 
 
 def within(least: float, value: float, most: float) -> None:
@@ -41,9 +40,9 @@ def within(least: float, value: float, most: float) -> None:
 
 def test_a_call_to_the_market_with_all_its_tries_does_not_outlast_a_renewal_of_the_lease() -> None:
     tries = 1 + len(http.PAUSES)
-    within(3, CALL.connect, 10)
-    within(10, CALL.whole, 60)
-    assert tries * CALL.whole + sum(http.PAUSES) <= RENEW
+    within(3, http.CONNECT, 10)
+    within(10, http.WHOLE, 60)
+    assert tries * http.WHOLE + sum(http.PAUSES) <= RENEW
     within(max(http.INTERVALS.values()), http.LONGEST_WAIT, SILENT / 10)  # of a Retry-After, before a DELETE
     assert all(0.5 <= seconds <= 6 for seconds in http.INTERVALS.values())
     within(2**20, http.LARGEST, 2**26)  # an account of a thousand machines; and not our memory

@@ -23,7 +23,7 @@ from tests.vast.fakes.states import (
 )
 from vast.ports import GONE, Host, Pulled, Status
 from vast.supervisor.advance import start_destroying
-from vast.supervisor.decide import RULES, decide, destroy_due, renew_due
+from vast.supervisor.decide import FETCH_DEADLINE, RULES, decide, destroy_due, renew_due, transfer_proceeds
 from vast.supervisor.machine_rules import KEY_PAUSE
 from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase, kept_for_the_end
 
@@ -47,6 +47,35 @@ def test_fetching_is_given_up_at_its_deadline_after_one_more_try() -> None:
     for state, seen in ((tried, {}), (hung, {"host": UNREACHABLE})):
         late = after(state, end + 112.0, **seen)
         assert (late.do, late.why) == (Do.PROCEED, "the deadline for fetching is over")
+
+
+def test_who_asks_for_the_end_does_not_wait_for_ssh_that_cannot_be_started_here() -> None:
+    """The market answers, so nothing hinders the DELETE that a person asked for, as by `vast down` on a full disk."""
+    blind: dict[str, Any] = {"host": UNREACHABLE, "network": False, "asked": True}
+    state, _ = look(collecting(), 1020.0, **blind)
+    late = 1020.0 + POLICY.deadlines.collecting
+    assert after(state, late - 60.0, **blind).do is not Do.PROCEED
+    found = after(state, late, **blind)
+    assert (found.do, found.why) == (Do.PROCEED, FETCH_DEADLINE)
+    for may_come_back in ({"account": None, "instances": None}, {"asked": False}):
+        assert after(state, late, **{**blind, **may_come_back}).do is not Do.PROCEED
+
+
+def test_a_pull_that_leaves_too_little_for_the_last_one_is_ended_and_its_time_is_known() -> None:
+    """Begun 10,000 s before the cap: after 3,233 s twice that and 300 s are left for the last one."""
+    near = replace(running(), cap_seconds=40_000.0)
+    for began, seconds, goes_on in ((20_000.0, 4900.0, True), (30_000.0, 3230.0, True), (30_000.0, 3240.0, False)):
+        assert transfer_proceeds(began + seconds, False, near, POLICY, seconds) is goes_on, seconds
+    ended = then(near, Do.PULL, 30_000.0, Pulled(False), ended=33_400.0)
+    assert ended.pull_seconds == 1.6 * 3400 and kept_for_the_end(ended, 15) == 300 + 2 * 3400
+    assert then(replace(near, pull_seconds=9000.0), Do.PULL, 0.0, None, ended=60.0).pull_seconds == 9000.0
+
+
+def test_what_is_new_is_fetched_while_a_machine_that_is_not_seen_yet_may_use_up_the_budget() -> None:
+    unclear = replace(running(job=job(checkpoint="new")), pulled_at=1900.0, pull_next=0.0, unclear_at=1000.0)
+    spent_most = replace(unclear, settled=17.0)
+    for state, pulls in ((unclear, False), (spent_most, False), (replace(spent_most, unclear_price=9.0), True)):
+        assert (after(state, 2000.0, host=host(job(checkpoint="new"))).do is Do.PULL) is pulls
 
 
 def test_where_pulls_take_long_the_caps_keep_more_for_the_end() -> None:

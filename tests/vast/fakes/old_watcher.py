@@ -1,4 +1,4 @@
-"""The algorithm that this supervisor replaces, in the same worlds: it shows what the invariants are worth.
+"""The algorithm that this supervisor replaces, in the same simulated worlds: it shows that the invariants catch something.
 
 One failed ssh poll destroys the machine, a DELETE is sent once and believed, a create is repeated when its answer is lost,
 three attempts, no dead-man's switch, no journal. Results are copied once, at the end of a job, and the copy's exit code is

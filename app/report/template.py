@@ -1,0 +1,28 @@
+"""The report's files are jinja2 templates beside this module: *.html.j2 escape what is put in, *.md.j2 and *.txt.j2 do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+
+def fill(template: str, **values: Any) -> str:
+    """The text of a template. A name that it lacks raises jinja2's UndefinedError."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(template).render(values).rstrip() + "\n"
+
+
+def _code(text: str) -> Markup:
+    """Escaped text with `backticks` as <code>."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
