@@ -39,7 +39,11 @@ SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
 SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
 TRACKER = tensorboard## what `make track` opens: tensorboard or trackio
-RUN     =## a rented run; without it the open one
+RUN     =## a rented run, without it the open one; for serve and publish a run or stage, such as stage3b
+TO      =## where `make publish` sends the run: OWNER/NAME on the hub
+PRIVATE =## 1: in a private repository
+DRY_RUN =## 1: `make publish` writes the card, lists the files and sends nothing
+MASK    =## how `make serve` reads prompts: causal, prefix or segment; without it as the model was trained
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
@@ -57,6 +61,7 @@ DEMO_SCORE  := batch_tokens=1024
 ifeq ($(PYTHON),.venv/bin/python)
 VENV := .venv/.base
 DEV  := .venv/.dev
+SERVE := .venv/.serve
 VASTAI := .venv/.vastai/.done
 ENGINES := .venv/.engines/.done .venv/.trackers/.done
 endif
@@ -127,6 +132,13 @@ $(STAGES):
 campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
+
+.PHONY: serve publish
+publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
+	@$(PYTHON) -m app publish '$(call needed,RUN,$(RUN),stage3b)' --to '$(call needed,TO,$(TO),me/name)' --profile '$(PROFILE)' \
+	  $(call runs_dir,native) $(if $(call on,PRIVATE),--private) $(if $(call on,DRY_RUN),--dry-run) $(if $(call on,FORCE),--force) $(ARGS)
+serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:8001/v1: make serve RUN=stage3b; docs/serve.md
+	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 
 .PHONY: doctor preview report runs power status track samples results
 doctor: ## What this machine lacks: packages, disk, caches, keys, GPU and driver, engine; each with its remedy
@@ -216,7 +228,7 @@ test-slurm: $(DEV) ## Stages on a Slurm cluster of two nodes; SLURM_TEST_CLUSTER
 test-gpu: $(DEV) ## The tests that need a GPU; PYTHON=python3 to use an interpreter that has torch already
 	$(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests) $(ARGS)
 test-zoo: $(DEV) $(if $(OLDEST),$(OLDEST_DONE)) ## Every causal language model of transformers, tiny: refused in one line, or right; minutes
-	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py $(ARGS)
+	$(if $(OLDEST),PYTHONPATH=.venv/.oldest) $(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m zoo tests/app/test_zoo.py tests/app/model/test_gemma.py $(ARGS)
 fuzz: $(DEV) ## Inputs that nobody thought of: YAML, policies, data, pairs, run directories; FUZZ=10000 of each kind
 	FUZZ=$(or $(FUZZ),10000) $(PYTEST) -n logical --maxprocesses 8 --timeout 0 tests/test_fuzz.py tests/test_fuzz_files.py $(ARGS)
 golden: $(DEV) ## Rewrite the golden files of the tests; review the diff
@@ -309,6 +321,10 @@ endef
 # The oldest transformers that is supported, put before the newest.
 $(OLDEST_DONE): requirements/oldest.lock $(VENV)
 	@rm -rf .venv/.oldest && $(PYTHON) -m pip install --disable-pip-version-check --no-deps --target .venv/.oldest -r $<
+	@touch $@
+# The two packages of the extra `serve`; what they need is in base.lock.
+.venv/.serve: requirements/dev.lock .venv/.base
+	@.venv/bin/python -m pip install --quiet --no-deps $$(grep -E '^(starlette|uvicorn)==' $<)
 	@touch $@
 .venv/.dev: requirements/dev.lock .venv/.base
 	@.venv/bin/python requirements/install.py $<

@@ -19,10 +19,12 @@ try:
     from app.commands.harness import harness
     from app.commands.power import power
     from app.commands.preview import preview
+    from app.commands.publish import publish
     from app.commands.report import report, runs
     from app.commands.results import results
     from app.commands.run import check, run
     from app.commands.samples import samples
+    from app.commands.serve import serve
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
@@ -73,6 +75,8 @@ for command in (
     probe,
     harness,
     samples,
+    serve,
+    publish,
     report,
     power,
     runs,

@@ -100,7 +100,7 @@ give() { # sets options, for `docker run`, and words, the command
 
   # By name, so that no list of processes shows a value.
   for variable in HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE WANDB_API_KEY PREFILL_HEALTH_SILENCE OMP_NUM_THREADS PREFILL_ARTIFACTS \
-    AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_DEFAULT_REGION; do
+    ACCEPT_GEMMA_TERMS AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_DEFAULT_REGION; do
     [ -z "${!variable:-}" ] || options+=(--env "$variable")
   done
 }

@@ -1,4 +1,4 @@
-"""Does the run that is being written here still move? `python -m jobs.health [RUNS_DIR]`, the image's health check.
+"""Does the run that is being written here still make progress? `python -m jobs.health [RUNS_DIR]`, the image's health check.
 
 A hung trainer keeps its process and its lock, so we measure the time since its last progress against the limit of its phase.
 The heartbeat records that time; the beats themselves come out of a thread and prove only that the process lives. A heartbeat of

@@ -39,7 +39,8 @@ HERE = Path(__file__).parent
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
 UV = "uv==0.13.9"
 IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
-IMAGE_EXTRAS = ["pip", "s3fs"]  # fetches the embedded model and data at run time; uploads artifacts to a bucket
+# fetches the embedded model and data at run time; uploads artifacts to a bucket; `serve`
+IMAGE_EXTRAS = ["pip", "s3fs", "starlette", "uvicorn"]
 VASTAI = ["vastai==1.9.1"]
 ENGINES = ["skypilot==0.14.1", "dstack==0.22.5", "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0"]
 TRACKERS = [

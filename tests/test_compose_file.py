@@ -13,7 +13,7 @@ from jobs.config.load import stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
 # Not stages, and why they are there.
-OTHERS = {"report"}
+OTHERS = {"report", "serve"}
 OPENING = {"cap_add", "privileged", "devices", "network_mode", "pid", "ipc", "userns_mode", "group_add", "runtime"}
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 STAGE_LINES = {
@@ -75,7 +75,14 @@ def test_the_report_is_for_this_machine_only_and_only_reads() -> None:
     assert not any(word.startswith(SECRETS) for word in report["environment"])
 
 
-@pytest.mark.parametrize("name", stage_names())
+def test_the_endpoint_is_for_this_machine_only_and_reads_the_runs() -> None:
+    serve = services("compose.yaml")["serve"]
+    assert serve["profiles"] == ["serve"] and serve["entrypoint"][:4] == ["tini", "--", "prefill", "serve"]
+    assert [port.partition(":")[0] for port in serve["ports"]] == ["127.0.0.1"]
+    assert [mount.get("read_only") for mount in serve["volumes"]] == [True, None]
+
+
+@pytest.mark.parametrize("name", [*stage_names(), "serve"])
 def test_gpus_and_locked_memory_belong_to_the_override(name: str) -> None:
     plain, override = services("compose.yaml")[name], services("compose.gpu.yaml")[name]
     assert {"deploy", "ulimits"} & set(plain) == set()

@@ -171,10 +171,13 @@ def default(text: str) -> str:
 
 def test_compose_gives_every_stage_what_is_described() -> None:
     services = of_compose()
+    serve = services.pop("serve")
     services.pop("report")
     # So that an error can name the user; and a stage on GPUs has compose.gpu.yaml. Wheels are handed in by options.
     described = expected() | {"environment": {*expected()["environment"], "PREFILL_USER"}}
     assert services and services == dict.fromkeys(services, described)
+    mounts = [(name, at, "ro" if name == "runs" else mode) for name, at, mode in described["mounts"]]
+    assert serve == described | {"mounts": mounts, "stop": "30s"}
 
 
 def test_the_report_may_do_no_more_than_a_stage() -> None:
@@ -189,7 +192,7 @@ def test_a_service_has_nothing_that_opens_the_machine_to_it() -> None:
     own = {"image", "build", "working_dir", "command", "entrypoint", "profiles", "user", "environment", "volumes",
            "stop_grace_period", *SPEC["locks"]}  # fmt: skip
     for name, service in yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].items():
-        assert set(service) - own <= ({"ports", "healthcheck"} if name == "report" else set()), name
+        assert set(service) - own <= ({"ports", "healthcheck"} if name in ("report", "serve") else set()), name
 
 
 # ---- vast local -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ PLANTS = {
     "the floors of vast, top down; a room or a file without a floor fails": (
         "vast/supervisor/state.py", "vast.marketplace.vast_ai"),
     "lm_eval is optional: only the modules of its adapter import it": ("app/scoring/rows.py", "lm_eval"),
+    "the web server is optional: only the endpoint imports it": ("app/serve/worker.py", "uvicorn"),
     "the docker SDK is optional: only runs on this machine import it": ("vast/local/local_cloud.py", "docker"),
     "reports and statistics are made without torch": ("app/report/format.py", "torch"),
 }  # fmt: skip

@@ -19,6 +19,7 @@ WANTED = {
     "base": PROJECT["dependencies"],
     "dev": [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]],
 }
+EXTRAS = {"docker", "lm_eval", "starlette", "uvicorn"}
 IMAGES = ["image-cpu", "image-cuda", "image-tools"]
 
 
@@ -60,7 +61,7 @@ def not_brought(directory: Path) -> list[str]:
     base = pins("base")
     brought = {module for module, owners in packages_distributions().items()
                if any(canonicalize_name(owner) in base for owner in owners)}  # fmt: skip
-    known = brought | sys.stdlib_module_names | {"app", "jobs", "vast"} | {"docker", "lm_eval"}  # the last two: extras
+    known = brought | sys.stdlib_module_names | {"app", "jobs", "vast"} | EXTRAS
     found = []
     for path in sorted(directory.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -159,12 +160,13 @@ def test_only_the_cuda_image_has_the_cuda_libraries_and_triton() -> None:
 
 OF_S3FS = {"s3fs", "aiobotocore", "aiohappyeyeballs", "aiohttp", "aioitertools", "aiosignal", "attrs", "botocore", "frozenlist",
            "jmespath", "multidict", "propcache", "wrapt", "yarl"}  # fmt: skip
+OF_SERVE = {"starlette", "uvicorn"}
 
 
-def test_beyond_the_base_an_image_has_only_pip_a_way_to_buckets_and_what_torch_needs() -> None:
+def test_beyond_the_base_an_image_has_only_pip_a_way_to_buckets_a_web_server_and_what_torch_needs() -> None:
     more = {name: set(hashed_pins(read(name))) - set(pins("base")) for name in ("image-cpu", "image-cuda")}
-    assert more["image-cpu"] == {"pip", "setuptools"} | OF_S3FS
+    assert more["image-cpu"] == {"pip", "setuptools"} | OF_S3FS | OF_SERVE
     assert {one for one in more["image-cuda"] if not one.startswith(("nvidia", "cuda", "triton"))} == more["image-cpu"]
-    assert {name: pin for name, pin in hashed_pins(read("image-cpu")).items() if name in OF_S3FS}.items() <= pins(
-        "dev"
-    ).items()
+    assert {
+        name: pin for name, pin in hashed_pins(read("image-cpu")).items() if name in OF_S3FS | OF_SERVE
+    }.items() <= pins("dev").items()

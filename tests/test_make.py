@@ -53,6 +53,18 @@ def test_track_opens_what_is_kept_here_or_says_in_one_line_what_is_not(tmp_path:
     )
 
 
+def test_serve_and_publish_take_their_settings() -> None:
+    found = make(
+        "-n", "PYTHON=python3", "serve", "publish", "RUN=stage3b", "MASK=causal", "TO=me/name", "PRIVATE=1", "FORCE=0"
+    )
+    serve, publish = (" ".join(line.split()) for line in found.replace("\\\n", " ").splitlines())
+    assert serve == "python3 -m app serve --profile 'embedded' --model 'stage3b' --mask 'causal'"
+    assert publish == "python3 -m app publish 'stage3b' --to 'me/name' --profile 'embedded' --private"
+    assert "TO is needed, as in make publish TO=me/name" in make(
+        "-n", "PYTHON=python3", "publish", "RUN=stage3b", code=2
+    )
+
+
 # ---- which runner, and mistakes before an image is built ---------------------------------------------------------------
 
 # Answers as an engine without images whose registry cannot be reached, and keeps what it was asked.

@@ -2,7 +2,7 @@
 
 transformers makes one mask for all layers of a type. So ours carries its causal counterpart along, and the attention function
 takes that for a module with a mark (app/attention/backends.py). The marks are a property of the loaded model, as its attention
-is. A hook would not do: compiled layers share one graph, and torch does not look whether each has the hooks of the first.
+is. Hooks cannot do this: compiled layers share one graph, and torch does not check that each has the hooks of the first.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
 
 
 def check_company(model: PreTrainedModel) -> list[Finding]:
-    """A score does not depend on its neighbours in the batch: some position encodings depend on the largest position.
+    """A score must not depend on its neighbours in the batch; some position encodings depend on the largest position.
 
     The neighbour has two tokens at the last positions that may share a batch with a short text.
     """

@@ -1,4 +1,4 @@
-"""`loglikelihood`, `generate` and `probe`: a model asked directly, without a run."""
+"""`loglikelihood`, `generate` and `probe`: commands on a model, without a run."""
 
 from __future__ import annotations
 

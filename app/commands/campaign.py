@@ -17,13 +17,14 @@ from app.commands.options import runs_option
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
+from app.stage.run import require_paths
 from jobs.columns import Column, table_lines
 from jobs.config.campaign import Campaign, Primary, campaign_names, cells, read_campaign, share
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 
 _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
-            Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
+            Column("Steps", drop=3), Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
 _MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
 
 
@@ -56,6 +57,8 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         for line in _plan(ledger.standings(), chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers):
             click.echo(line)
         return
+    for cell in mine:
+        require_paths(cell.job)
     ledger.declare(datetime.now(UTC))
     click.echo(f"{name}: {len(mine)} runs; primary: {in_words(chosen.primary)}")
     try:

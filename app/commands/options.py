@@ -42,15 +42,15 @@ model_option = click.option(
 )  # fmt: skip
 
 
-def _layers(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     try:
-        return checked_layers(value)
+        return None if value is None else checked_layers(value)
     except PydanticCustomError as error:
         raise click.BadParameter(error.message()) from None
 
 
 layers_option = click.option(
-    "--layers", default=ALL_LAYERS, show_default=True, callback=_layers, metavar="all|global|first:N|every:K",
+    "--layers", default=ALL_LAYERS, show_default=True, callback=valid_layers, metavar="all|global|first:N|every:K",
     help="Which layers the mask holds in; the others are causal.",
 )  # fmt: skip
 

@@ -80,7 +80,7 @@ def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[st
 
 
 def _sets_by_stage(stages: Sequence[str], profile: str, sets: Sequence[str]) -> dict[str, list[str]]:
-    """What --set overrides in each stage: of several, only keys of sections that the stage has.
+    """The --set options for each stage: with several stages, only keys of sections that the stage has.
 
     Raises:
         ConfigError: a stage that is named twice, or a key of a section that none of them has.

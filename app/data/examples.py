@@ -121,7 +121,7 @@ class Seen:
 
 def load_examples(
     source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
-    suite: str = "", repeat: bool = False, seen: Seen | None = None,
+    suite: str = "", repeat: bool = False, random_cut: bool = False, seen: Seen | None = None,
 ) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
     """Read, deduplicate, limit, render and tokenise.
 
@@ -134,6 +134,7 @@ def load_examples(
         seed: where plain text is cut; nothing else depends on it.
         own: records of the stage's suite, to take in place of the source's. suite: its name, for errors.
         repeat: write every prompt twice.
+        random_cut: take each example as one text, cut where the seed says, as plain text is.
         seen: what other sources have given; it gets these examples too.
 
     Returns:
@@ -155,7 +156,9 @@ def load_examples(
     examples: list[TokenExample] = []
     with Bar(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
-            examples += _tokenise(records[start : start + BATCH], tokenizer, max_length, seed, report, repeat)
+            examples += _tokenise(
+                records[start : start + BATCH], tokenizer, max_length, seed, report, repeat, random_cut
+            )
             bar.update(min(BATCH, len(records) - start))
     if not examples:
         raise nothing_left(report)
@@ -164,13 +167,13 @@ def load_examples(
 
 def stream_examples(
     source: TrainData, tokenizer: Any, *, max_length: int, seed: int, repeat: bool, seen: Seen, report: DataReport,
-    own: Iterable[Record] | None = None,
+    own: Iterable[Record] | None = None, random_cut: bool = False,
 ) -> Iterator[list[TokenExample]]:  # fmt: skip
     """The same a few hundred at a time, in the order they are read, from a source of any size; `report` grows with them."""
     _require_ours(report, tokenizer, repeat and own is None)
     records = _distinct(_records(source) if own is None else own, report, seen)
     while batch := list(islice(records, BATCH)):
-        yield list(_tokenise(batch, tokenizer, max_length, seed, report, repeat))
+        yield list(_tokenise(batch, tokenizer, max_length, seed, report, repeat, random_cut))
 
 
 def _require_ours(report: DataReport, tokenizer: Any, repeat: bool) -> None:
@@ -280,11 +283,17 @@ def _sha256(text: str) -> str:
 
 
 def _tokenise(
-    batch: Sequence[_Keyed], tokenizer: Any, max_length: int, seed: int, report: DataReport, repeat: bool
+    batch: Sequence[_Keyed],
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    report: DataReport,
+    repeat: bool,
+    random_cut: bool,
 ) -> Iterator[TokenExample]:
     is_chat = report.format == "messages" or report.template == "chat"
     ends = {turn_end(tokenizer)} if is_chat else set()
-    for keyed, parts in zip(batch, _parts(batch, tokenizer, seed, report, repeat), strict=True):
+    for keyed, parts in zip(batch, _parts(batch, tokenizer, seed, report, repeat, random_cut), strict=True):
         if not parts[0][1] or not parts[-1][1]:
             report.dropped_empty += 1
             continue
@@ -305,17 +314,21 @@ def _tokenise(
 
 
 def _parts(
-    batch: Sequence[_Keyed], tokenizer: Any, seed: int, report: DataReport, repeat: bool
+    batch: Sequence[_Keyed], tokenizer: Any, seed: int, report: DataReport, repeat: bool, random_cut: bool
 ) -> list[list[tuple[str, list[int]]]]:
     """The kind and the ids of each piece of each example (`app.data.records.Piece`)."""
-    if report.format == "text":
-        pairs = cut([keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed)
-        return [[("turn", before), ("learnt", after)] for before, after in pairs]
     records = [keyed.record for keyed in batch]
     template: Any = report.template
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
     if repeat:
         examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]
+    if random_cut or not examples:
+        written = ["".join(piece.text for piece in example.pieces) for example in examples]
+        special = all(example.special_tokens for example in examples)
+        pairs = cut(
+            written or [keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed, special
+        )
+        return [[("turn", before), ("learnt", after)] for before, after in pairs]
     encoded, apart = encode(examples, tokenizer)
     report.encoded_apart += apart
     report.unsegmented += sum(not example.segmented for example in examples)

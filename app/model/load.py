@@ -128,8 +128,10 @@ def _directory(path: Path, where: str) -> Path:
 def _weights(source: ModelSource) -> str:
     """The name or directory that from_pretrained takes, for every source that has weights."""
     if source.source == "embedded":
-        return str(cache.fetch_model())
+        return str(cache.fetch_model(name=source.name or cache.DEFAULT_MODEL))
     assert source.name is not None
+    if source.source == "gguf":
+        return str(cache.fetch_gguf(Path(source.name).expanduser()))
     return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
 
 

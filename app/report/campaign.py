@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from app.report.comparisons import Comparison
 from jobs.config.campaign import Primary
 from jobs.config.load import CELL
-from jobs.errors import DataError
+from jobs.errors import DataError, make_command
 from jobs.runs.atomic import read_json
 
 
@@ -35,6 +35,14 @@ class Setting:
         shots = f", {self.shots} shots" if self.shots else ""
         return f"{self.suite}, {self.order.replace('_', ' ')}{shots}"
 
+    def command(self, stage: str, **options: Any) -> str:
+        """The make command of a stage in this setting."""
+        usual = Setting()
+        suite, order = (mine if mine != theirs else None
+                        for mine, theirs in ((self.suite, usual.suite), (self.order, usual.order)))  # fmt: skip
+        shots = f" SET=shots={self.shots}" if self.shots else ""
+        return make_command(stage, suite=suite, order=order, **options) + shots
+
 
 def setting_of(record: Mapping[str, Any]) -> Setting:
     """The setting in the record of a run, its stage.yaml."""
@@ -46,6 +54,12 @@ def model_of(stage: str, record: Mapping[str, Any]) -> str:
     """The name of the model that a run trains: its stage, or for a campaign's cell its recipe and mask."""
     section = record.get("stage") or {}
     return f"{section.get('recipe') or CELL}.{(section.get('train') or {}).get('mask')}" if stage == CELL else stage
+
+
+def steps_of(stage: str, record: Mapping[str, Any]) -> int:
+    """The length of training of a campaign's cell, of which there may be several of one model; 0 for other runs."""
+    train = (record.get("stage") or {}).get("train") or {}
+    return int(train.get("max_steps") or 0) if stage == CELL else 0
 
 
 def recipe_of(model: str) -> str:
@@ -72,8 +86,15 @@ def role(primary: Primary | None, c: Comparison, setting: Setting) -> str:
     return f"primary ({primary.measure.replace('_', ' ')})" if declared else "exploratory"
 
 
-def read_primary(runs_dir: Path, profile: str) -> Primary | None:
-    """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last; None without a campaign.
+def unfinished(ledger: Mapping[str, Any]) -> str:
+    """How much of a campaign has no complete run yet; empty if all is there."""
+    cells, done = int(ledger.get("cells") or 0), len(ledger.get("runs") or [])
+    return f"Of the campaign {ledger.get('campaign')} {done} of {cells} runs are complete." if done < cells else ""
+
+
+def read_primary(runs_dir: Path, profile: str) -> tuple[Primary | None, dict[str, Any]]:
+    """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last, None without a campaign; and the
+    whole content of its file.
 
     Raises:
         DataError: a file of campaigns/ that declares none.
@@ -87,5 +108,5 @@ def read_primary(runs_dir: Path, profile: str) -> Primary | None:
             remedy = "start the campaign again, or delete the file"
             raise DataError(path, "declares no primary comparison", remedy) from None
         if primary.profile in (None, profile):
-            found.append((str(declared.get("declared")), primary))
-    return max(found, key=lambda entry: entry[0])[1] if found else None
+            found.append((str(declared.get("declared")), primary, declared))
+    return max(found, key=lambda entry: entry[0])[1:] if found else (None, {})

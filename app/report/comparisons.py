@@ -248,29 +248,28 @@ def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Compa
     models = list(dict.fromkeys(e.model for run in runs for e in run.evaluations if e.model != "base"))
     trained_prefix = [m for m in models if masks.get(m) == "prefix"]
     controls = [m for m in models if masks.get(m) == "causal"]
-    asked: list[tuple[str, str, tuple[str, str], tuple[str, str]]] = [
-        ("ablation", "The ablated prefill, before any finetuning", ("base", "prefix"), ("base", "causal"))
-    ]
+    asked: list[tuple[str, str, tuple[str, str], tuple[str, str]]] = []
+
+    def ask(group: str, title: str, first: tuple[str, str], second: tuple[str, str] = ("base", "causal")) -> None:
+        asked.append((group, title, first, second))
+
+    ask("ablation", "The ablated prefill, before any finetuning", ("base", "prefix"))
     for m in trained_prefix:
-        asked.append(
-            ("recovery", f"What finetuning under the prefix mask ({m}) wins back", (m, "prefix"), ("base", "prefix"))
-        )
-        asked.append(("recovery", f"What is left of the damage after {m}", (m, "prefix"), ("base", "causal")))
+        ask("recovery", f"What finetuning under the prefix mask ({m}) wins back", (m, "prefix"), ("base", "prefix"))
+        ask("recovery", f"What is left of the damage after {m}", (m, "prefix"))
     for c in controls:
-        asked.append(("control", f"Finetuning alone, causally ({c})", (c, "causal"), ("base", "causal")))
-        asked.append(("control", f"{c}, never trained with the mask, under it", (c, "prefix"), ("base", "prefix")))
+        ask("control", f"Finetuning alone, causally ({c})", (c, "causal"))
+        ask("control", f"{c}, never trained with the mask, under it", (c, "prefix"), ("base", "prefix"))
         for m in (m for m in trained_prefix if m.rpartition(".")[0] == c.rpartition(".")[0]):  # of one recipe
-            asked.append(("control", f"{m} under its mask against {c} under its own", (m, "prefix"), (c, "causal")))
-            asked.append(("control", f"{m} against {c}, both under the prefix mask", (m, "prefix"), (c, "prefix")))
+            ask("control", f"{m} under its mask against {c} under its own", (m, "prefix"), (c, "causal"))
+            ask("control", f"{m} against {c}, both under the prefix mask", (m, "prefix"), (c, "prefix"))
     for m in trained_prefix:
-        asked.append(("side effect", f"Normal causal use after {m}", (m, "causal"), ("base", "causal")))
+        ask("side effect", f"Normal causal use after {m}", (m, "causal"))
         for c in (c for c in controls if m.rpartition(".")[0] == c.rpartition(".")[0]):
-            asked.append(("side effect", f"Normal causal use: {m} against {c}", (m, "causal"), (c, "causal")))
+            ask("side effect", f"Normal causal use: {m} against {c}", (m, "causal"), (c, "causal"))
     for (model, mask), e in sorted(at.items(), key=lambda entry: (["base", *models].index(entry[0][0]), entry[0][1])):
         if e.leaks:
-            asked.append(
-                ("leaks", f"{model} scored with its own answer visible (leaks)", (model, mask), ("base", "causal"))
-            )
+            ask("leaks", f"{model} scored with its own answer visible (leaks)", (model, mask))
     return [
         compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b]))
         for group, title, a, b in asked
@@ -283,14 +282,11 @@ def compare_runs(first: Run, second: Run) -> list[Comparison]:
     else the first one that does not leak."""
     found = []
     for e in second.evaluations:
-        nearest = min(
-            first.evaluations,
-            key=lambda o: ((o.model, o.mask) != (e.model, e.mask), o.mask != e.mask, o.leaks),
-            default=None,
-        )
-        if nearest is not None:
-            group = "leaks" if e.leaks or nearest.leaks else "compare"
-            found.append(
-                compare(group, f"{e.label} of {e.run_id} against {nearest.label} of {nearest.run_id}", e, nearest)
+        if first.evaluations:
+            nearest = min(
+                first.evaluations, key=lambda o: ((o.model, o.mask) != (e.model, e.mask), o.mask != e.mask, o.leaks)
             )
+            group = "leaks" if e.leaks or nearest.leaks else "compare"
+            title = f"{e.label} of {e.run_id} against {nearest.label} of {nearest.run_id}"
+            found.append(compare(group, title, e, nearest))
     return found

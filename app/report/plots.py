@@ -18,10 +18,11 @@ from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 
 # The colour is the mask, the shape the model; a hollow mark is the untrained model, or a mask that leaks the answer.
-_MASKS = {"causal": "causal", "prefix": "prefix", "bidirectional": "leaks"}
+_MASKS = {"causal": "causal", "prefix": "prefix", "segment": "third", "bidirectional": "leaks"}
+_SOME_LAYERS = "fourth"  # a mask that holds in some layers only, such as prefix@global
 _MODELS = {"base": "circle", "stage3a": "square", "stage3b": "diamond", "stage5a": "up", "stage5b": "down"}
 # Of lines that are models: again by mask.
-_SHAPES = {"causal": "circle", "prefix": "diamond", "bidirectional": "square"}
+_SHAPES = {"causal": "circle", "prefix": "diamond", "segment": "up", "bidirectional": "square"}
 _LINES = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "third", "stage5b": "ink"}
 
 
@@ -144,7 +145,9 @@ def loss_plot(study: Study) -> Plot:
     pairs = [pair for log in (*train, *evals) for pair in log]
     steps, losses = zip(*(pairs or [(0, 0.0)]), strict=True)
     names = [f"{study.place(run)} ({(run.train or {}).get('mask', '')})" for run in study.runs]
-    looks = [(_MODELS.get(run.stage, "plus"), _LINES.get(run.stage, "muted")) for run in study.runs]
+    by_mask = [_look(str((run.train or {}).get("mask", ""))) for run in study.runs]  # of models of a campaign
+    looks = [(_MODELS.get(run.stage, shape), _LINES.get(run.stage, colour))
+             for run, (shape, colour) in zip(study.runs, by_mask, strict=True)]  # fmt: skip
     named = [(name, *look, False) for name, look, log in zip(names, looks, evals, strict=True) if log]
     top = below_legend([entry[0] for entry in named]) + LINE
     chart = Chart((min(steps), max(steps)), (max(losses), min(losses)), 170, 44, right=16, top=top)
@@ -175,24 +178,25 @@ def nll_plot(evaluations: Sequence[Evaluation]) -> Plot:
     room = 0.04 * (max(values) - min(values))
     masks = {e.label.split("/", 1)[1]: e for e, _ in scored}
     chart = rows_chart(models, (min(values) - room, max(values) + room), 30, right=12, top=below_legend(list(masks)))
-    chart.legend([(name, _SHAPES.get(e.mask, "circle"), _colour(e), e.leaks) for name, e in masks.items()])
+    chart.legend([(name, *_look(e.mask), e.leaks) for name, e in masks.items()])
     chart.x_axis("NLL of the right answer, nats per token (mean over tasks)")
     for y, model in enumerate(models):
         of_model = [value for e, value in scored if e.model == model]
         chart.line([(min(of_model), y), (max(of_model), y)], "line", 3)
     for e, value in scored:
-        chart.mark(value, models.index(e.model), _SHAPES.get(e.mask, "circle"), _colour(e), hollow=e.leaks)
+        chart.mark(value, models.index(e.model), *_look(e.mask), hollow=e.leaks)
     described = dict.fromkeys(f"{e.label} {number(value, 2)}" for e, value in scored)
     return chart.plot("nll", "How surprising the right answer is", f"{'; '.join(described)}.")
 
 
 def _look(mask: str) -> tuple[str, str]:
-    """Shape and colour of a line that is a mask."""
-    return _SHAPES.get(mask, "circle"), _MASKS.get(mask, "ink")
+    """Shape and colour of a mask: its own shape, and one colour for all masks that hold in some layers only."""
+    name, _, layers = mask.partition("@")
+    return _SHAPES.get(name, "circle"), _SOME_LAYERS if layers else _MASKS.get(name, "ink")
 
 
 def _colour(e: Evaluation) -> str:
-    return _MASKS.get(e.mask, "ink")
+    return _look(e.mask)[1]
 
 
 def _hollow(e: Evaluation) -> bool:

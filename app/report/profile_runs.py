@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from app.report.campaign import Setting, is_about, model_of, read_primary, recipe_of, setting_of
+from app.report.campaign import Setting, is_about, model_of, read_primary, recipe_of, setting_of, steps_of
 from app.report.comparisons import find_baseline, planned_comparisons, refuse_different_items, share_items, what_differs
 from app.report.runs import Run, load_run
-from app.report.study import STAGES, LeftOut, Missing, Study, stage_order
+from app.report.study import STAGES, LeftOut, Missing, Spent, Study, stage_order
 from app.report.trainings import find_trainings
 from jobs.config.campaign import Primary
 from jobs.config.load import profile_name, profile_names, profile_to_give
@@ -46,10 +46,13 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         raise RunStateError(str(runs_dir), fact, remedy)
     records = {run.id: run.read_job() for run in candidates}
     models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
+    candidates.sort(
+        key=lambda run: steps_of(run.stage, records[run.id])
+    )  # the newest of the longest trainings is shown
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)
-    primary = read_primary(runs_dir, chosen)
+    primary, ledger = read_primary(runs_dir, chosen)
     order = sorted(
         by_setting, key=lambda s: (not is_about(primary, s), -len({models[run.id] for run in by_setting[s]}))
     )
@@ -59,7 +62,10 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         return load_run(run, models[run.id])
 
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
-    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others))
+    summaries = [run.read_summary() for run in candidates]
+    spent = Spent(len(candidates), *(sum(s.get(key) or 0.0 for s in summaries) for key in ("seconds", "dollars")))
+    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=spent,
+                   ledger=ledger)  # fmt: skip
 
 
 def _study(
@@ -77,9 +83,9 @@ def _study(
     limit = next((run.limit for run in runs if run.limit is not None), None)
     given = profile_of(candidates[-1])
     missing = tuple(
-        _missing(stage, found, left_out, make_command(stage, profile=given, limit=limit))
+        _missing(stage, found, left_out, setting.command(stage, profile=given, limit=limit))
         for stage in STAGES
-        if stage not in shown and setting == Setting() and not any(map(recipe_of, shown))
+        if stage not in shown and not any(map(recipe_of, shown)) and not is_about(primary, setting)
     )
     baseline = find_baseline(runs)
     evaluations = [e for run in runs for e in run.evaluations]

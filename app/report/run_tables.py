@@ -10,6 +10,7 @@ from app.report.format import DASH, count, duration, moment, number, short, task
 from app.report.runs import mask_name
 from app.report.study import Study
 from app.report.tables import Table, TableRow
+from app.report.trainings import SOLVED
 
 _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these under a mask that shows the answer
 
@@ -53,6 +54,20 @@ def _drawn(train: Mapping[str, Any]) -> str:
     """Of a mixture or a stream."""
     sources = (train.get("data") or {}).get("sources", ())
     return "; ".join(f"{one['source']} {count(one['drawn'])} ({one['share']:.0%})" for one in sources) or DASH
+
+
+def solved(study: Study) -> Table:
+    """For look-ups, the step at which each training had learnt them, seed by seed."""
+    rows = []
+    for setting in (s for s in (study, *study.other_settings) if s.setting.suite == "lookup"):
+        for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
+            model = next(iter(recipe.replicates.values())).model
+            steps = ", ".join(
+                f"not in {count(recipe.steps)}" if at is None else count(at) for at in recipe.solved.values()
+            )
+            rows.append(TableRow((str(setting.setting), model, ", ".join(map(str, recipe.solved)), steps)))
+    note = f"Solved: at an evaluation the loss on held-out examples is {SOLVED:g} nats a response token or less."
+    return Table("Steps until solved", ("Tasks and order", "Model", "Seeds", ">Steps, by seed"), tuple(rows), note)
 
 
 def speed(study: Study) -> Table:

@@ -68,6 +68,7 @@ class Evaluation:
     correct: Mapping[str, NDArray[np.bool_]]
     nll: Mapping[str, NDArray[np.float64]]
     tokens: Mapping[str, NDArray[np.int64]]
+    tokens_per_item: float | None = None  # that the model ran, prompt and choices
 
     @property
     def label(self) -> str:
@@ -243,6 +244,7 @@ def _evaluation(
         correct=correct,
         nll=nll,
         tokens=tokens,
+        tokens_per_item=e["tokens"] / e["items"] if "tokens" in e else None,
     )
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
-from app.report.comparisons import Comparison
 from app.report.format import number
+from app.report.repetition import against_repetition
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -32,19 +32,26 @@ def sections(study: Study) -> list[Section]:
     drawn: tuple[Plot, ...]
     if len(study.settings) > 1:
         drawn = (plots.forest_plot(study.settings),)
-        found.append(Section("when", "When it helps", (_WHEN,), (tables.settings(study),), drawn))
+        shown: tuple[Table, ...] = (tables.settings(study),)
+        if rivals := against_repetition(study):
+            shown += (tables.repetition(study, rivals),)
+        found.append(Section("when", "When it helps", (_WHEN,), shown, drawn))
     if study.ranked_recipes:
         found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
     if study.recovery:
         drawn = (plots.recovery_plot(study.recovery, study.baseline),)
         found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), drawn))
+    if (learnt := run_tables.solved(study)).rows:
+        found.append(Section("solved", "How soon look-ups are learnt", (_SOLVED,), (learnt,)))
     if side:
         shown = (tables.overview(study, side, "Causal scores after finetuning"),)
         found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), shown))
     estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
     found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
     if study.evaluations:
-        series = _delta_series(study)
+        # Comparisons with the baseline that do not leak, else all that do not.
+        fair = [c for c in study.comparisons if not c.leaks]
+        series = [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
         drawn = (plots.macro_plot(study), *([plots.delta_plot(series)] if series else []))
         found.append(Section("results", "Results", (), (tables.results(study), tables.accuracy_by_task(study)), drawn))
     if study.comparisons:
@@ -63,12 +70,6 @@ def sections(study: Study) -> list[Section]:
     return found
 
 
-def _delta_series(study: Study) -> list[Comparison]:
-    """The series of the plot of differences: comparisons with the baseline that do not leak, else all comparisons that do not."""
-    fair = [c for c in study.comparisons if not c.leaks]
-    return [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
-
-
 def _comparisons(study: Study) -> Section:
     found = [tables.overview(study, study.comparisons, "Comparisons on the same items")]
     if any(c.seeds for c in study.comparisons):
@@ -80,7 +81,7 @@ def _comparisons(study: Study) -> Section:
 def _training(study: Study) -> Section:
     trained = [run for run in study.runs if run.train]
     control = [c for c in study.comparisons if c.group == "control"]
-    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(trained)]
+    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(study, trained)]
     shown = [run_tables.training(study)]
     if control:
         shown.append(tables.overview(study, control, "The control: prefix against causal finetuning on the same data"))
@@ -90,15 +91,16 @@ def _training(study: Study) -> Section:
     return Section("training", "Training and its control", tuple(text), tuple(shown), drawn)
 
 
-def _unequal_training(trained: Sequence[Run]) -> list[str]:
+def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     """A warning unless both trained on the same data for the same number of steps, which the control needs."""
     at = {run.stage: run.train or {} for run in trained}
-    a, b = at.get("stage3a"), at.get("stage3b")
+    first, second = (study.control.first.model, study.control.second.model) if study.control else ("stage3b", "stage3a")
+    a, b = at.get(second), at.get(first)
     if a is None or b is None:
         return []
     names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
     differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
-    return [f"stage3a and stage3b differ in {', '.join(differing)}: the control is not exact."] if differing else []
+    return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
 _WHEN = (
@@ -112,6 +114,10 @@ _RECIPES = (
 _RECOVERY = (
     "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
     "the curve levels off although the model is repaired."
+)
+_SOLVED = (
+    "Accuracy at the end hides who learnt first. With the facts first, a prompt read from left to right cannot prepare for the "
+    "question; with the question first it can."
 )
 _TELL_TALE = (
     "The negative log-likelihood of the right answer, per token, shows whether a mask lets the answer be copied. "

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.report.campaign import unfinished
 from app.report.comparisons import WIDE, Comparison
 from app.report.format import duration, nats, number, points
 from app.report.study import Study
+from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
 
 
@@ -45,7 +47,7 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     NLL as its `measure`, by that alone."""
     by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
     if measure == "gold_nll" and c.nll is not None:
-        least = smallest_difference(c.nll.variance)
+        least = excluded(c.nll)
         return Finding(
             by_nll or "level", None, "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
         )
@@ -58,10 +60,17 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
         if by_nll:
             return Finding(by_nll, None, "")
         return Finding("unclear", None, not_enough(c))
-    least = 100 * smallest_difference(c.accuracy.variance)
+    least = 100 * excluded(c.accuracy)
     level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
     sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
     return Finding("level", None, level + sure.get(by_nll or "", ""))
+
+
+def excluded(d: Difference) -> float:
+    """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it."""
+    return max(
+        smallest_difference(d.variance), *(abs(bound) for bound in (d.total.lo, d.total.hi) if d.total.defined), 0.0
+    )
 
 
 def not_enough(c: Comparison) -> str:
@@ -206,15 +215,15 @@ def facts(study: Study) -> list[Fact]:
         found.append(Fact("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None:
-        retention = f"{side.paired.retention.value:.2f} of the untouched model's accuracy"
-        found.append(
-            Fact("In normal use", f"With its usual left-to-right prompt the finetuned model keeps {retention}.")
-        )
-    seconds = [run.seconds for run in study.runs if run.seconds is not None]
-    if seconds:
-        dollars = sum(run.actual.get("dollars", 0.0) for run in study.runs)
-        spent = f" and ${dollars:,.2f}" if dollars else ""
-        found.append(Fact("What it cost", f"{len(study.runs)} runs, {duration(sum(seconds))}{spent}."))
+        reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
+        found.append(Fact("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+    if (spent := study.spent).runs:
+        settings = study.ledger.get("settings") or {}
+        price = float(settings.get("dollars_an_hour") or 0.0)
+        dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
+        if price and not spent.dollars:
+            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
+        found.append(Fact("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
 
@@ -231,7 +240,7 @@ def cautions(study: Study) -> list[str]:
             "In rows labelled leaks every answer token attends to the whole answer. Their accuracy means little; they only "
             "reproduce published numbers."
         )
-    found.extend(str(run) for run in study.left_out)
+    found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
     if widths and max(widths) > WIDE:
         fewest = min(t.items for e in evaluations for t in e.tasks.values())

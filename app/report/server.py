@@ -35,12 +35,12 @@ _APOLOGY = """<!DOCTYPE html>
 """
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, option: str = "--serve") -> tuple[str, int]:
     """(host, port) of `PORT`, `HOST:PORT` or `[IPV6]:PORT`. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     named = bool(host.strip("[]")) if colon else True
     if not (named and port.isascii() and port.isdigit() and int(port) < 2**16):
-        raise ConfigError("--serve", f'expected PORT or HOST:PORT, found "{text}"', "give such as 8000 or 0.0.0.0:8000")
+        raise ConfigError(option, f'expected PORT or HOST:PORT, found "{text}"', "give such as 8000 or 0.0.0.0:8000")
     return host.removeprefix("[").removesuffix("]") or DEFAULT_HOST, int(port)
 
 

@@ -7,8 +7,9 @@ others it shows the decisive comparison.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from app.report.campaign import Setting, recipe_of
 from app.report.comparisons import Comparison, compare, trained_under
@@ -48,6 +49,15 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What runs took in all. dollars: 0 where the runs do not know it."""
+
+    runs: int = 0
+    seconds: float = 0.0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of a report with every comparison that they allow."""
 
@@ -63,6 +73,8 @@ class Study:
     trainings: Trainings = field(default_factory=Trainings)
     other_settings: tuple[Study, ...] = ()  # of the same profile, each with the comparisons of its own runs
     primary: Primary | None = None
+    ledger: Mapping[str, Any] = field(default_factory=dict)  # the file of the campaign that declared it
+    spent: Spent = field(default_factory=Spent)  # of all settings and seeds
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -122,11 +134,12 @@ class Study:
         for recipe in recipes:
             first = next(iter(recipe.replicates.values()))
             if (comparison := own.get(recipe_of(first.model))) is not None:
-                found.append((replace(recipe, changes=recipe_of(first.model)), comparison))
+                if any(e is comparison.first for e in recipe.replicates.values()):  # not one of another length
+                    found.append((replace(recipe, changes=recipe_of(first.model)), comparison))
                 continue
             pairs = self.trainings.seeds_of(first, second)
             found.append((recipe, compare("recipe", recipe.changes or "as shown", first, second, pairs)))
-        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value)
+        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value) if len(found) > 1 else []
 
     @property
     def recovery(self) -> list[Recipe]:

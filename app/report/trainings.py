@@ -16,6 +16,7 @@ from jobs.config.job import affecting_results, flat
 from jobs.errors import DataError
 from jobs.runs.rundir import RunDir
 
+SOLVED = 0.05  # eval loss in nats a response token: each token at 95 %
 Replicates = Mapping[int, Evaluation]  # {training seed: evaluation}
 
 
@@ -29,6 +30,7 @@ class Recipe:
     steps: int
     tokens: int | None  # response tokens trained on
     replicates: Replicates
+    solved: Mapping[int, int | None]  # {seed: the step of the first evaluation at or below SOLVED; None: of none}
 
     @property
     def differs_in_steps_alone(self) -> bool:
@@ -71,16 +73,23 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
             found.setdefault(kind, {}).setdefault(int(record["stage"].get("seed", 0)), e)
     reference = {e.model: records.get(e.model_run or "", {}) for run in reversed(shown) for e in run.evaluations}
     used = {e.model_run for replicates in found.values() for e in replicates.values()}
-    trained = {run.id: run.read_metrics().get("train") or {} for run in complete if run.id in used}
+    runs = {run.id: run for run in complete if run.id in used}
+    trained = {name: run.read_metrics().get("train") or {} for name, run in runs.items()}
     recipes = []
     for (model, _, mask), replicates in found.items():
         run_id = str(next(iter(replicates.values())).model_run)
         train = trained[run_id]
         changes = _changes(records[run_id], reference.get(model) or records[run_id])
         tokens = train.get("response_tokens")
-        recipe = Recipe(changes, str(train.get("mask")), mask, int(train.get("steps", 0)), tokens, replicates)
+        solved = {seed: _solved(runs[str(e.model_run)]) for seed, e in sorted(replicates.items())}
+        recipe = Recipe(changes, str(train.get("mask")), mask, int(train.get("steps", 0)), tokens, replicates, solved)
         recipes.append(recipe)
     return Trainings(tuple(recipes))
+
+
+def _solved(run: RunDir) -> int | None:
+    log = run.read_jsonl("eval_log.jsonl")
+    return next((line["step"] for line in log if (line.get("eval_loss") or 1.0) <= SOLVED), None)
 
 
 def _evaluations(

@@ -31,7 +31,7 @@ _ENDED, _LEAVING = "prefill/ended", "prefill/leaving"
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """`rank` of `world` processes, the `local`-th on its machine. With one process nothing here costs time or loads torch."""
+    """`rank` of `world` processes, the `local`-th on its machine. With one process no method costs time or loads torch."""
 
     rank: int = 0
     world: int = 1

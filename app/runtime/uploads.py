@@ -30,11 +30,15 @@ _OF_RUN = {"lock", "heartbeat.json", MANIFEST, "summary.json"}
 
 
 class Uploads:
-    """The uploads of one run; none without a store. Leaving the block uploads the result, or what a failed run has left."""
+    """The uploads of one run; none without a store. Leaving the block uploads the result, or what a failed run has left.
 
-    def __init__(self, store: ArtifactStore | None, run: RunFiles, keep: int = 1, *, pauses: tuple[float, ...] = PAUSES,
-                 last: float = LAST, stall: float = STALL) -> None:  # fmt: skip
-        self.store, self.run, self.keep = store, run, keep
+    every: only checkpoints of steps that it divides, and the last one of a run that failed or was stopped.
+    """
+
+    def __init__(self, store: ArtifactStore | None, run: RunFiles, keep: int = 1, every: int | None = None, *,
+                 pauses: tuple[float, ...] = PAUSES, last: float = LAST, stall: float = STALL) -> None:  # fmt: skip
+        self.store, self.run, self.keep, self._every = store, run, keep, every
+        self._held: Path | None = None  # the newest checkpoint, if `every` leaves it out
         self._pauses, self._last, self._stall = pauses, last, stall
         self._changed = threading.Condition()
         self._waiting: Path | None = None
@@ -54,6 +58,8 @@ class Uploads:
                 self.abandon()
                 self._at_the_end(self._result, LONGEST)
             elif not isinstance(error and (error.__context__ or error), KeyboardInterrupt):  # that is in a hurry
+                if self._held is not None:
+                    self._queue(self._held)
                 self._wait(self._last)
                 self._at_the_end(self._remains, self._last)
 
@@ -63,6 +69,13 @@ class Uploads:
         """Upload a complete checkpoint, later; returns `pending`."""
         if self.store is None or self._given_up.is_set():
             return self.pending
+        step = int(here.name.rpartition("-")[2])
+        self._held = here if self._every is not None and step % self._every else None
+        if self._held is None:
+            self._queue(here)
+        return self.pending
+
+    def _queue(self, here: Path) -> None:
         with self._changed:
             self.skipped += self._waiting is not None
             self._waiting = here
@@ -70,7 +83,6 @@ class Uploads:
                 self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
-        return self.pending
 
     @property
     def pending(self) -> frozenset[Path]:

@@ -47,35 +47,41 @@ class Chat:
     def ask(self, messages: Sequence[dict[str, Any]], *, max_new_tokens: int, streamer: Any = None) -> list[int]:
         """The answer's tokens to the chat so far and `messages` behind it, without the token that ends it.
 
-        Args:
-            messages: as a chat template takes them, the last by a user or a tool; answers among them count as read.
-
-        Raises:
-            DataError: the chat exceeds the model's context, or its template is none for chats of several rounds.
+        Raises: as `read`.
         """
-        new = self._read(messages)
-        (parts,), _ = encode([Example("", "", False, tuple(new))], self.loaded.tokenizer)
-        begin = len(self.ids)
-        for piece, ids in zip(new, parts, strict=True):
-            if piece.kind == "turn":
-                self.turns.append((begin, begin + len(ids)))
-            begin += len(ids)
         known = len(self.ids)
-        self.ids += [token for ids in parts for token in ids]
-        self.prompt_len = self.prompt_len or len(self.ids)
-        require_fits(self.loaded, [self.ids], max_new_tokens, [self.where])
+        document = self.read(messages, max_new_tokens=max_new_tokens)
         if self.loaded.is_long(len(self.ids)) and not self.loaded.is_long(known):
             self._cache = None  # cached under the position encoding of short texts
-        where = layout(
-            [[Document(self.prompt_len, len(self.ids), turns=tuple(self.turns))]], self.mask, device=self.loaded.device
-        )
+        where = layout([[document]], self.mask, device=self.loaded.device)
         row = torch.tensor([self.ids], device=self.loaded.device)
         (answer,), self._cache = decode(self.loaded, row, where, max_new_tokens=max_new_tokens, streamer=streamer,
                                         past=self._cache)  # fmt: skip
         self.ids += answer
         return answer
 
-    def _read(self, messages: Sequence[dict[str, Any]]) -> list[Piece]:
+    def read(self, messages: Sequence[dict[str, Any]], *, max_new_tokens: int) -> Document:
+        """Append `messages` to `ids`; what is then to be answered.
+
+        Args:
+            messages: as a chat template takes them, the last by a user or a tool; answers among them count as read.
+
+        Raises:
+            DataError: the chat exceeds the model's context, or its template is none for chats of several rounds.
+        """
+        new = self._pieces_of(messages)
+        (parts,), _ = encode([Example("", "", False, tuple(new))], self.loaded.tokenizer)
+        begin = len(self.ids)
+        for piece, ids in zip(new, parts, strict=True):
+            if piece.kind == "turn":
+                self.turns.append((begin, begin + len(ids)))
+            begin += len(ids)
+        self.ids += [token for ids in parts for token in ids]
+        self.prompt_len = self.prompt_len or len(self.ids)
+        require_fits(self.loaded, [self.ids], max_new_tokens, [self.where])
+        return Document(self.prompt_len, len(self.ids), turns=tuple(self.turns))
+
+    def _pieces_of(self, messages: Sequence[dict[str, Any]]) -> list[Piece]:
         """What is new in the chat: what closes the last answer, and `messages`."""
         start = len(self._messages)
         self._messages += [*messages, {"role": "assistant", "content": MARK}]

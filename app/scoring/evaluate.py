@@ -6,8 +6,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from app.data.tasks import Item
+from app.model import split
 from app.model.load import Loaded
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
@@ -59,8 +59,8 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
 
 
 def _rounding(first: Sequence[Scored], exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
-    """How much a task's NLL per token may have moved by bfloat16, in nats: the mean absolute movement of the right answers
-    that were scored in both arithmetics, for the share of tokens that was not.
+    """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
+    answers that were scored in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, whether it was scored again, and the index of its right answer's request.
     """
@@ -101,14 +101,14 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
 
 def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
              model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE, float32: Loaded | None = None,
+             ranks: Ranks = ALONE, exact: bool = False,
              requests: Sequence[Request] | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
         label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
         ranks: the processes to spread the items over; every one of them returns the whole result.
-        float32: the same model in float32, whose choices are made (app/scoring/exact.py).
+        exact: of a float32 model: make its choices by faster products where those decide (app/scoring/exact.py).
         requests: of `pairs_of(items)`, where they were made already.
 
     Raises:
@@ -126,19 +126,21 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     count, started = Count(), time.monotonic()
     spans = _spans([len(item.choices) for item in items])
 
-    def score(model: Loaded, chosen: Sequence[int]) -> list[Scored]:
+    def score(chosen: Sequence[int]) -> list[Scored]:
         some = [requests[i] for item in chosen for i in spans[item]]
-        return loglikelihood_shared(model, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
+        return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
-    first = score(loaded, range(len(items)))
-    exact: Exact | None = None
-    if float32 is not None:
-        chars, named = [item.n_chars for item in items], [item.task for item in items]
-        with _whole_float32():
-            exact = exact_choices(spans, chars, named, first, _WEIGHTS, partial(score, float32))
+    checked: Exact | None = None
+    with _whole_float32() if exact else nullcontext():
+        with split.split_products(loaded.model) if exact else nullcontext():
+            scored = first = score(range(len(items)))
+        if exact:
+            checked = exact_choices(
+                spans, [item.n_chars for item in items], [item.task for item in items], first, _WEIGHTS, score
+            )
+            scored = checked.scored
     seconds = time.monotonic() - started
-    scored = first if exact is None else exact.scored
 
     samples: list[Sample] = []
     violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
@@ -146,16 +148,16 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         span = slice(spans[number].start, spans[number].stop)
         sample = _sample(label, item, scored[span], requests[span])
         samples.append(sample)
-        if exact is not None:
-            sample["arithmetic"] = "float32" if number in exact.rescored else loaded.dtype
+        if checked is not None:
+            sample["arithmetic"] = "float32" if number in checked.rescored else split.NAME
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
              for task, rows in by_task.items()}  # fmt: skip
-    if exact is not None:
+    if checked is not None:
         for task, result in tasks.items():
-            result["gold_nll_rounding"] = _rounding(first, exact, [
-                (number in exact.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
+            result["gold_nll_rounding"] = _rounding(first, checked, [
+                (number in checked.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
             ])  # fmt: skip
     correct: dict[str, Any] = {
         str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
@@ -174,6 +176,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "items_per_s": len(items) / seconds, "tokens_per_s": count.tokens / seconds,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
-    if exact is not None:
-        entry["exact"] = {"rescored": len(exact.rescored), "bounds": exact.bounds}
+    if checked is not None:
+        entry["exact"] = {"first": split.NAME, "rescored": len(checked.rescored), "bounds": checked.bounds}
     return entry, samples

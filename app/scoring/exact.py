@@ -1,9 +1,9 @@
-"""float32's choices at nearly bfloat16's speed: items whose best choices are close are scored again in float32.
+"""float32's choices by faster products (app/model/split.py): items whose best choices are close are scored again in float32.
 
-bfloat16 moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
+Rounding moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
 root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
-item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. Which
-arithmetic a number has stands in samples.jsonl.
+item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. samples.jsonl
+records the arithmetic of each item.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks:
 
     Args:
         spans: per item, the indices of its requests. chars: characters of its choices. tasks: its task.
-        first: bfloat16's scores of all requests.
+        first: scores of all requests by the faster products.
         rescore: float32's scores of these items' requests, one item after another.
     """
     scored, rescored = list(first), set[int]()

@@ -126,9 +126,10 @@ def generate(loaded: Loaded, prompts: Sequence[Sequence[int]], mask: Mask, *, ma
 
 
 def decode(loaded: Loaded, ids: torch.Tensor, where: Layout, *, max_new_tokens: int, streamer: Any = None, stopping: Any = None,
-           cache: Cache = "dynamic", past: Any = None) -> tuple[list[list[int]], Any]:  # fmt: skip
+           processors: Any = None, cache: Cache = "dynamic", past: Any = None) -> tuple[list[list[int]], Any]:  # fmt: skip
     """The new tokens of each row of `ids`, laid out as `where`, and the cache of keys and values.
 
+    processors: transformers logits processors, to choose otherwise than greedily.
     past: a cache of the first tokens of `ids`, from an earlier call; only the others are computed.
 
     Raises:
@@ -142,7 +143,7 @@ def decode(loaded: Loaded, ids: torch.Tensor, where: Layout, *, max_new_tokens: 
           _greedy(loaded.model, stop, None if past is not None else cache)):  # fmt: skip
         out = loaded.model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=where.is_real.long(), max_new_tokens=max_new_tokens, streamer=streamer,
-            stopping_criteria=stopping, past_key_values=past, return_dict_in_generate=True,
+            stopping_criteria=stopping, logits_processor=processors, past_key_values=past, return_dict_in_generate=True,
         )  # fmt: skip
     answers = []
     for row in out.sequences[:, ids.shape[1] :].tolist():

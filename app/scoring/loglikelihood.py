@@ -189,7 +189,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         batch_tokens: tokens a batch with their padding, at most; None: BATCH_TOKENS. A CPU takes fewer.
         progress: called after each batch with tokens run so far and in all. Tokens, not requests: the longest come first.
         count: filled with what was run.
-        work: `tokens_of` all requests, where these are one process's share: the way they are run must not depend on the
+        work: `tokens_of` all requests, where these are one process's share: padded or packed must not depend on the
             number of processes.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A file's name is a digest of all that the ids depend on: the tokenizer's definition, the rule (this package's encode.py,
 its source included), and the texts. A file appears whole, under its final name, or not at all; one that is damaged is made
-again, and a cache that cannot be written is left alone. Beyond MOST bytes, the files unused for longest are removed.
+again, and a cache that cannot be written is not used. Beyond MOST bytes, the files unused for longest are removed.
 Not covered: tokenizers that are written in Python; they tokenise every time.
 """
 

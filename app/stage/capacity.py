@@ -21,7 +21,7 @@ from jobs.estimate.gpus import gpu_at_hand
 from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
-CERTAIN = 1.1  # no estimate is wrong by 10 %: what needs more than 1.1 times the memory cannot fit
+CERTAIN = 1.1  # no estimate is wrong by 10 %: a job that needs more than 1.1 times the memory cannot fit
 
 
 def require_means(job: Job, world: int) -> None:

@@ -1,4 +1,4 @@
-"""Digests of a job's inputs, since a path or a hub's name may have another content tomorrow.
+"""Digests of a job's inputs, since the content of a path or of a hub's name may be another one tomorrow.
 
 Local files count by sha256, a directory by that of its manifest, a hub's branch or tag by the commit that it stands for.
 Embedded data and models are checked against the digests in app/embedded/cache.py and need no entry.
@@ -46,8 +46,8 @@ def contents_of(job: Job) -> dict[str, str]:
         found["suite"] = digest_of([SUITES_DIR / f"{stage.suite}.yaml"])
     model = job.profile.model
     if "base" in stage.init_names and model.name is not None:
-        if model.source == "path":
-            found["model"] = digest_of([Path(model.name)])
+        if model.local is not None:
+            found["model"] = digest_of([Path(model.local)])
         elif model.source == "hub":
             found["model"] = hub_commit(model.name, model.revision, "model")
     if data.eval.path is not None:

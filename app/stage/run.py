@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.embedded.cache import DEFAULT_MODEL, require_terms
 from app.runtime.artifact_store import store_of
 from app.runtime.downloads import fetch_newer, fetch_run
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
@@ -174,7 +175,8 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
               "resume": found.unfinished is not None})  # fmt: skip
     store, train = store_of(found.job), found.job.train
-    uploads = Uploads(store, run, keep=1 if train is None else train.keep_checkpoints)
+    keep, every = (1, None) if train is None else (train.keep_checkpoints, train.push_every)
+    uploads = Uploads(store, run, keep, every)
     with uploads, run, StopFlag().listening() as stop, _outcome_recorded(run):
         if found.unfinished is None:
             run.write_job(found.record)
@@ -252,16 +254,21 @@ def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
 
 
 def require_paths(job: Job) -> None:
-    """Raises ConfigError unless every local path in the profile exists and the model's is a checkpoint."""
+    """Raises ConfigError unless each local path of the profile exists, and the model is a checkpoint whose terms are accepted."""
     profile = job.profile
-    named = {"data.eval.path": profile.data.eval.path,
-             **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
-             "model.name": profile.model.name if profile.model.source == "path" else None}  # fmt: skip
+    if profile.model.source == "embedded":
+        require_terms(profile.model.name or DEFAULT_MODEL)
+    named = {"data.eval.path": profile.data.eval.path, **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
+             "model.name": profile.model.local}  # fmt: skip
     for key, path in named.items():
         if path is not None and not Path(path).expanduser().exists():
             raise ConfigError(f"profile {profile.name}: {key}", f"{path} does not exist", "correct the path")
     model = named["model.name"]
-    if model is not None and not (Path(model).expanduser() / "config.json").is_file():
+    if (
+        model is not None
+        and profile.model.source == "path"
+        and not (Path(model).expanduser() / "config.json").is_file()
+    ):
         fact = f"{model} has no config.json, so it is not a checkpoint"
         raise ConfigError(f"profile {profile.name}: model.name", fact, "give a directory written by save_pretrained")
 

@@ -205,17 +205,14 @@ class _Stage:
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
         for name in names:
-            loaded = self._load(name, dtype="bfloat16" if settings.exact else None)
+            loaded = self._load(name, dtype="float32" if settings.exact else None)
             restrict(loaded.model, settings.layers)
             self._write_environment(loaded)
             with requests_ahead(loaded.tokenizer, pairs_of(items), settings.format) as ahead:
                 self._check(loaded, masks)
-                float32 = self._load(name, dtype="float32") if settings.exact else None
-                if float32 is not None:
-                    restrict(float32.model, settings.layers)
             for mask in masks:
                 with token_bar(f"{name}/{mask}") as show:
-                    entry, rows = self._evaluate(loaded, float32, items, ahead.result(), name, mask, settings, show)
+                    entry, rows = self._evaluate(loaded, items, ahead.result(), name, mask, settings, show)
                 entries.append(entry)
                 samples.extend(rows)
                 self._write(section, entries)
@@ -227,8 +224,8 @@ class _Stage:
                 write(row)
         return entries
 
-    def _evaluate(self, loaded: Loaded, float32: Loaded | None, items: list[Item], requests: list[Request], name: str,
-                  mask: Mask, settings: Score, show: Any) -> Any:  # fmt: skip
+    def _evaluate(self, loaded: Loaded, items: list[Item], requests: list[Request], name: str, mask: Mask, settings: Score,
+                  show: Any) -> Any:  # fmt: skip
         def progress(done: int, total: int) -> None:
             show(done, total)
             rate = done / (time.monotonic() - started)
@@ -243,7 +240,7 @@ class _Stage:
         entry, rows = evaluate(
             loaded, items, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
             seed=self.job.stage.seed, model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks, float32=float32, requests=requests,
+            ranks=self.ranks, exact=bool(settings.exact) and loaded.device.type == "cuda", requests=requests,
         )  # fmt: skip
         stage = self.job.stage
         entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}

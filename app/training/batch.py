@@ -57,8 +57,8 @@ def pack(lengths: Sequence[int], budget: int, parts: int = 1, multiple: int = 1)
 class Collator:
     """Makes the tensors of one forward pass. Labels are already shifted: `labels[i]` is the token that the logits at i predict.
 
-    mask: causal, prefix or segment. packing: all examples in one row. causal_fraction: share of examples laid out causally all
-    the same; which ones is decided by a hash of `draw` and the example. A call may take part of that share: `left`.
+    mask: causal, prefix or segment. packing: all examples in one row. causal_fraction: share of examples laid out causally
+    under any mask, chosen by a hash of `draw` and the example; a call may use the part `left` of that share.
     multiple: tokens; the length of a padded row is a multiple of it.
     """
 

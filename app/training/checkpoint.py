@@ -187,7 +187,7 @@ _USE = {
     "prefix": f"{_READ_CAUSALLY}With transformers alone "
     "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
     "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`. Other servers, and llama.cpp, "
-    "read the prompt causally unless they are told otherwise.",
+    "read the prompt causally unless they are configured otherwise.",
 }
 
 

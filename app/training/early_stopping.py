@@ -1,4 +1,4 @@
-"""When training ends before its last step. Pure rules over evaluation losses; replaying a log restores their state."""
+"""Rules that end training before its last step, from evaluation losses alone; replaying a log restores their state."""
 
 from __future__ import annotations
 

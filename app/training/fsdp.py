@@ -1,7 +1,7 @@
 """FSDP2: weights, gradients and optimiser state spread over the GPUs, for what does not fit on each.
 
-Everything is accelerate's and transformers'; here stand the settings, what does not go with them, and how a whole model is
-put together again at the end. Each GPU still has to hold the float32 weights once, when they are loaded.
+accelerate and transformers do the work. This file has their settings, refuses what does not go with them, and puts a whole
+model together again at the end. Each GPU still has to hold the float32 weights once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def require_resumable(checkpoint: Path, sharding: str) -> None:
 
 
 def reduce_in_float32(accelerator: Any) -> None:
-    """Have gradients added up in float32, over GPUs and over the passes of a step, as on one GPU and under DDP.
+    """Add up gradients in float32, over GPUs and over the passes of a step, as on one GPU and under DDP.
 
-    accelerate takes the type that is computed in for that too: in bfloat16 each addition would round to 8 bits. To be
+    accelerate would add them up in the type of the matmuls: in bfloat16 each addition would round to 8 bits. To be
     called before the model is spread.
     """
     plugin = accelerator.state.fsdp_plugin
@@ -86,11 +86,10 @@ def reduce_in_float32(accelerator: Any) -> None:
 
 
 def seen_as_plain(model: Any) -> None:
-    """Have torch.compile take the modules of a spread model for modules like any others.
+    """Make torch.compile treat the modules of a spread model like those of any other.
 
-    FSDP marks its modules, and the compiler then takes their numbers (heads, sizes of a head) for ones that may change,
-    which FlexAttention's kernels refuse. FSDP's hooks stay outside the
-    compiled region (app/model/compiled.py), so the mark is not needed.
+    FSDP marks its modules, and the compiler then treats their sizes (heads, sizes of a head) as dynamic, which FlexAttention's
+    kernels refuse. FSDP's hooks stay outside the compiled region (app/model/compiled.py), so the mark is not needed.
     """
     for module in model.modules():
         module._is_fsdp_managed_module = False

@@ -1,7 +1,7 @@
 """LoRA adapters by peft: which modules get one, and what is refused before a step is made.
 
 The source of the method is Hu et al., 2021 (arXiv 2106.09685). peft skips a target that matches nothing, and an adapter on
-a tied output layer is merged into the input embedding too: both would train another model than the one asked for.
+a tied output layer is merged into the input embedding too: either would train another model than the one that was asked for.
 """
 
 from __future__ import annotations

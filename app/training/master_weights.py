@@ -1,8 +1,8 @@
-"""AdamW in one pass over the weights, of which a model's products may see a bfloat16 copy.
+"""AdamW in one pass over the float32 weights; a model's matmuls may read a bfloat16 copy of them.
 
-Under autocast each product casts its float32 weight to bfloat16, forward and backward, and the gradient back: 10 ms of a step
+Under autocast each matmul casts its float32 weight to bfloat16, forward and backward, and the gradient back: 10 ms of a step
 of a 3B model on an H200. Here a linear layer holds the bfloat16 weight itself, the optimiser holds the float32 one (the master
-weight of mixed-precision training, arXiv 1710.03740) and writes both. The numbers are those of autocast: the product and its
+weight of mixed-precision training, arXiv 1710.03740) and writes both. The numbers are those of autocast: the matmul and its
 gradient were bfloat16 there too. Gradients of several passes are added up in float32.
 
 The pass reads each gradient once and does not write it back: it scales it (clipping) and leaves everything as it was where a
@@ -23,7 +23,7 @@ HALF = torch.bfloat16
 
 
 def linear_weights(model: Any) -> list[nn.Parameter]:
-    """The trained weights of linear layers that nothing but their own product reads."""
+    """The trained weights of linear layers that only their own matmul reads."""
     inside: list[Any] = [module.weight for module in model.modules() if type(module) is nn.Linear]
     elsewhere = [
         p for module in model.modules() if type(module) is not nn.Linear for p in module.parameters(recurse=False)
@@ -37,7 +37,7 @@ class MasterAdamW(Optimizer):
     """AdamW (arXiv 1711.05101) of float32 weights. Its state is that of torch.optim.AdamW.
 
     halved: parameters that become bfloat16. `grad_scale`, what gradients are divided by, and `skip`, whether the step changes
-    nothing, are tensors on the device, so that nobody waits for them.
+    nothing, are tensors on the device, so that the host does not wait for them.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

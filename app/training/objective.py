@@ -2,8 +2,8 @@
 
 Two ways to the same sums. `objective` takes logits. `from_hidden` takes the states before the output layer and never
 holds more than a chunk of the logits: it computes each chunk's gradient as soon as its loss is known and keeps only those
-of the states and of the weight (as Liger's fused linear cross-entropy does, arXiv 2410.10989). It knows of the output
-layer nothing but its weight, so it serves models whose logits are plainly that product (app/model/lm_head.py finds out which).
+of the states and of the weight (as Liger's fused linear cross-entropy does, arXiv 2410.10989). It uses only the weight of the
+output layer, so it serves models whose logits are plainly that product (app/model/lm_head.py finds out which).
 """
 
 from __future__ import annotations

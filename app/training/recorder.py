@@ -11,7 +11,7 @@ from jobs.runs.rundir import RunDir
 
 
 class Recorder:
-    """Writes train_log.jsonl and the heartbeat, and moves the bar. Every rank has one; rank 0's run is a directory."""
+    """Writes train_log.jsonl and the heartbeat, and moves the bar. Every rank has a recorder; only that of rank 0 writes."""
 
     def __init__(self, run: RunDir, stop: StopFlag, heartbeat: Heartbeat) -> None:
         self.run, self.stop, self.heartbeat, self.monotonic = run, stop, heartbeat, heartbeat.monotonic

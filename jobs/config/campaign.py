@@ -48,7 +48,10 @@ class Primary(Strict):
 
 
 class Campaign(Strict):
-    """`profiles` x `suites` x `recipes` x `masks` x `seeds`, and each profile untrained under `untrained` on each suite."""
+    """`profiles` x `suites` x `recipes` x `steps` x `masks` x `seeds`, and each profile untrained on each suite.
+
+    steps: lengths of training, in place of the recipe's or the profile's one. untrained: the masks to score that under.
+    """
 
     title: Text
     profiles: Annotated[list[Text], Some]
@@ -56,6 +59,7 @@ class Campaign(Strict):
     recipes: Annotated[list[Name], Some]
     masks: Annotated[list[Mask], Some]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Some]
+    steps: list[Positive] = Field(default=[])
     untrained: list[Mask] = Field(default=[])
     limit: Positive | None = None
     train: dict[str, JsonValue] = Field(default={})
@@ -64,7 +68,7 @@ class Campaign(Strict):
     gpu: Text | None = None
     dollars_an_hour: PositiveFloat | None = None
 
-    _each_once = field_validator("profiles", "recipes", "masks", "seeds", "untrained")(unique)
+    _each_once = field_validator("profiles", "recipes", "steps", "masks", "seeds", "untrained")(unique)
 
     @field_validator("suites")
     @classmethod
@@ -100,7 +104,8 @@ class Campaign(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a campaign. place: profile, suite, order, recipe, mask and seed; the last three are empty for the untrained."""
+    """One run of a campaign. place: profile, suite, order, recipe, mask, seed and steps; recipe, mask and seed are empty for the
+    untrained, and steps in a campaign that does not vary them."""
 
     job: Job
     place: dict[str, str]
@@ -141,7 +146,13 @@ def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign,
 
 def cells(campaign: Campaign, where: str) -> list[Cell]:
     """Every run of the campaign, checked: the untrained ones first. Raises ConfigError, also for two cells of one job."""
-    found = [*_untrained(campaign), *_trained(campaign)]
+    try:
+        found = [*_untrained(campaign), *_trained(campaign)]
+    except ConfigError as error:
+        if not error.where.startswith("--"):
+            raise
+        key = error.where.rpartition(": ")[2]  # of an option that nobody typed
+        raise ConfigError(f"{where}: {key}", error.fact, error.remedy) from None
     known: dict[str, Cell] = {}
     for cell in found:
         if (gpus := cell.job.profile.gpus) > 1:
@@ -162,9 +173,13 @@ def _untrained(campaign: Campaign) -> Iterator[Cell]:
 
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
-    for profile, choice, recipe, mask, seed in product(campaign.profiles, campaign.suites, campaign.recipes, campaign.masks,
-                                                       campaign.seeds):  # fmt: skip
+    lengths: Sequence[int | None] = campaign.steps or [None]
+    for profile, choice, recipe, steps, mask, seed in product(
+        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.masks, campaign.seeds
+    ):
         train = {f"train.{key}": value for key, value in campaign.train.items()}
+        if steps is not None:
+            train["train.max_steps"] = steps
         own: dict[str, Any] = {
             "recipe": recipe,
             **train,
@@ -183,6 +198,7 @@ def _cell(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, own
     ]
     job = resolve(stage, profile, limit=campaign.limit, sets=sets, seed=seed)
     recipe, mask = own.get("recipe", ""), own.get("train.mask", "")
+    steps = str(own["train.max_steps"]) if campaign.steps and recipe else ""
     place = {
         "profile": job.profile.name,
         "suite": choice.suite,
@@ -190,7 +206,7 @@ def _cell(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, own
         "recipe": recipe,
         "mask": mask,
     }
-    return Cell(job, {**place, "seed": str(seed) if stage == CELL else ""})
+    return Cell(job, {**place, "seed": str(seed) if stage == CELL else "", "steps": steps})
 
 
 def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:

@@ -17,7 +17,7 @@ from jobs.errors import ConfigError
 
 # Keys that jobs of older code lack, and the value that stands for their absence: with it a key is left out of the fingerprint.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto",
-          "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
+          "stage.train.cut": "prompt", "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
           "stage.train.objective.causal_anneal": None, "stage.train.lora.quantization": None,
           "profile.data.train.subset": None, "profile.data.train.weight": None, "profile.data.train.streaming": False,
           "profile.data.temperature": 1.0}  # fmt: skip
@@ -142,7 +142,7 @@ class Job:
             if isinstance(section, dict) and section[key] == default:
                 del section[key]
         if job["stage"]["train"] is not None:
-            del job["stage"]["train"]["keep_weights"]  # no result
+            del job["stage"]["train"]["keep_weights"], job["stage"]["train"]["push_every"]  # no results
         if all(job["stage"][key] == value for key, value in _OF_SUITE.items()):
             for key in _OF_SUITE:
                 del job["stage"][key]

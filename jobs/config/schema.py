@@ -34,7 +34,7 @@ MASKS: tuple[Mask, ...] = get_args(Mask)
 LEAKING: tuple[Mask, ...] = ("bidirectional",)
 NOT_LEAKING = tuple(mask for mask in MASKS if mask not in LEAKING)
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
-EMBEDDED_MODELS = ("SmolLM2-135M-Instruct",)
+EMBEDDED_MODELS = ("SmolLM2-135M-Instruct", "gemma-3-270m")
 ALL_LAYERS = "all"
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]*$"  # a name becomes a directory under runs/ and a make target
 
@@ -155,6 +155,7 @@ class AutoStop(Strict):
 class Train(Strict):
     mask: Mask
     data: Literal["auto", "profile", "suite"] = "auto"
+    cut: Literal["prompt", "random"] = "prompt"
     layers: Layers = ALL_LAYERS
     max_steps: Positive
     epochs: PositiveFloat | None = None
@@ -178,6 +179,7 @@ class Train(Strict):
     eval_samples: Positive | Literal["auto"] = "auto"
     eval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     save_every: Positive = 100
+    push_every: Positive | None = None
     keep_checkpoints: Positive = 2
     keep: Literal["best", "last"] = "best"
     keep_weights: bool = True
@@ -214,6 +216,13 @@ class Train(Strict):
             raise combination(
                 "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("mask",)
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pushed_ones_are_saved(self) -> Train:
+        if self.push_every is not None and self.push_every % self.save_every:
+            fact = f"expected a multiple of save_every {self.save_every}, found {self.push_every}"
+            raise combination("push_every", fact, also=("save_every",))
         return self
 
     @model_validator(mode="after")
@@ -291,7 +300,7 @@ class Stage(Strict):
 
 
 class ModelSource(Strict):
-    source: Literal["embedded", "hub", "path", "random"]
+    source: Literal["embedded", "hub", "path", "gguf", "random"]
     name: Text | None = None
     revision: Text | None = None
     dtype: Literal["float32", "bfloat16", "auto"] = "auto"
@@ -302,9 +311,9 @@ class ModelSource(Strict):
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> ModelSource:
-        if self.source in ("hub", "path") and self.name is None:
-            what = "the hub's name of the model" if self.source == "hub" else "the directory of the checkpoint"
-            raise combination("name", f"missing; expected {what}", also=("source",))
+        named = {"hub": "the hub's name of the model", "path": "the directory of the checkpoint", "gguf": "the file"}
+        if self.source in named and self.name is None:
+            raise combination("name", f"missing; expected {named[self.source]}", also=("source",))
         if self.source == "embedded" and self.name not in (None, *EMBEDDED_MODELS):
             fact = f'expected {" or ".join(EMBEDDED_MODELS)} for source embedded, found "{self.name}"'
             raise combination("name", fact, also=("source",))
@@ -314,6 +323,11 @@ class ModelSource(Strict):
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise combination("config", "expected the key model_type, such as llama", "add config.model_type")
         return self
+
+    @property
+    def local(self) -> str | None:
+        """The directory or the file of this machine that the model is read from."""
+        return self.name if self.source in ("path", "gguf") else None
 
 
 def _needs(key: str, value: object, source: str, wanted_by: str) -> None:

@@ -51,7 +51,9 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
     except ValidationError as error:
         details = _first(error)
         path = _existing(details["loc"], merged)
-        touched = [(*path, *key.split(".")) for key in _keys(details)] if details["type"] == "combination" else [path]
+        touched = [path]
+        if details["type"] == "combination":
+            touched = [(*path, *key.split(".")) for key in (details["ctx"]["key"], *details["ctx"]["also"])]
         layer = _blame(layers, touched)
         raise _explained(model, details, merged, layer) from None
 
@@ -72,10 +74,6 @@ def _first(error: ValidationError, ignore: tuple[str, ...] = ()) -> Any:
 
 
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
-
-
-def _keys(details: Mapping[str, Any]) -> tuple[str, ...]:
-    return (details["ctx"]["key"], *details["ctx"]["also"])
 
 
 def _existing(loc: Path_, values: Any) -> Path_:

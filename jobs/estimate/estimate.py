@@ -37,7 +37,7 @@ SCORE_FRACTION = 0.40
 # machine with an H200 70 to 86 ms (docs/log.md).
 TRAIN_LAUNCH = 2.5e-3
 SCORE_LAUNCH = 0.3e-3
-RESCORED = 0.2  # of the items, in float32 with score.exact (docs/log.md, causal; more where a mask is new to the model)
+RESCORED = 0.03  # of the items, in float32 with score.exact: one in 50 is the sample
 SCORE_TOKENS_PER_S = 250_000  # a GPU of any kind: what one CPU core prepares
 CHECKPOINTING_FRACTION = 0.75  # a second forward pass
 LORA_SPEEDUP = 1.4  # no gradients of the frozen weights
@@ -229,19 +229,22 @@ def _step_seconds(
 
 
 def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:
-    half = job.profile.model.dtype != "float32" or bool(score.exact)
+    half = job.profile.model.dtype != "float32"
     tokens = 0.0
     for task in score.tasks:
         size, shared, separate = _task_size(job, task)
         items = min(size, score.limit or size)
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
-    def seconds(tokens: float, half: bool) -> float:
-        peak = (gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
+    def seconds(tokens: float, half: bool, split: bool = False) -> float:
+        """split: float32 weights by three products of bfloat16 (app/model/split.py)."""
+        peak = (gpu.bf16 / 3 if split and gpu.bf16 else gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
         batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
         rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
         width = 2.0 if half else 4.0
         return tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB
 
     models = 1 if job.stage.train is not None else len(job.stage.init_names)
-    return models * (seconds(tokens, half) + (seconds(RESCORED * tokens, False) if score.exact else 0.0))
+    if not score.exact:
+        return models * seconds(tokens, half)
+    return models * (seconds(tokens, False, split=True) + seconds(RESCORED * tokens, False))

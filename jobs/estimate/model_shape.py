@@ -54,6 +54,7 @@ class Shape:
 
 
 _SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True)
+_GEMMA_270M = Shape(640, 18, 4, 1, 256, 2048, 262144, True)
 _MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
 # Model types that `attention: auto` runs eagerly; a test compares them with docs/models.md.
 EAGER_TYPES = {"flint", "gemma2", "got_ocr2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"}
@@ -65,7 +66,7 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
     """The shape, and in words where it comes from, or why it is not known."""
     name = source.name or ""
     if source.source == "embedded":
-        return _SMOLLM2, "the embedded model"
+        return (_GEMMA_270M if name == "gemma-3-270m" else _SMOLLM2), "the embedded model"
     if source.source == "random":
         return _from_config(source.config or {}, "model.config")
     if source.source == "path":

@@ -31,7 +31,8 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
         "array": f"0-{len(job.seeds) - 1}" if job.seeds else None, "chdir": str(root),
         "output": str(logs / ("%x-%A_%a.out" if job.seeds else "%x-%j.out")), "open-mode": "append",
     }  # fmt: skip
-    lines = [f"#SBATCH --{key}={_value(value)}" for key, value in options.items() if value is not None]
+    given = {key: str(value) for key, value in options.items() if value is not None}
+    lines = [f"#SBATCH --{key}={shlex.quote(text) if ' ' in text else text}" for key, text in given.items()]
     seed = []
     if job.seeds:
         seed = [f"seeds=({' '.join(map(str, job.seeds))})", 'seed=(--seed "${seeds[$SLURM_ARRAY_TASK_ID]}")']
@@ -52,11 +53,6 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
     ])  # fmt: skip
 
 
-def _value(value: object) -> str:
-    text = str(value)
-    return shlex.quote(text) if " " in text else text
-
-
 def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[str, str]:
     """The command of a machine, and options of srun before it."""
     if container == "apptainer":
@@ -68,7 +64,7 @@ def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[s
     if container == "docker":
         arguments = "--network host --env PREFILL_NODES --env PREFILL_NODE_RANK --env PREFILL_MEET"
         settings = shlex.join([f"IMAGE={job.image}", f"RUNS={runs}", f"DOCKER_ARGS={arguments}"])
-        # The engine is not a child of the step: it is told which GPUs Slurm has given.
+        # The engine is not a child of the step, so the GPUs that Slurm has given are passed to it by name.
         return (
             f'env GPU="${{CUDA_VISIBLE_DEVICES:-none}}" {settings} {shlex.join(["container/run.sh", *job.words])}',
             "",

@@ -25,7 +25,8 @@ HERE = Path(__file__).parent
 # A file is for one worker, and so are these together: the scenes, which are played at once already; and builds, since one
 # of them is made without the engine's cache, and another's layers would change in the midst of it.
 TOGETHER = {
-    "test_rented_faults": "rented", "test_rented_runs": "rented", "test_rented_supervisors": "rented",
+    "test_rented_faults": "rented", "test_rented_hosts": "rented", "test_rented_runs": "rented",
+    "test_rented_supervisors": "rented",
     "test_image": "builds", "test_image_builds": "builds", "test_push": "builds",
 }  # fmt: skip
 # What takes longest, so that at the end no worker is alone with it.

@@ -30,7 +30,11 @@ def compose(tmp_path: Path, image: str) -> Iterator[Compose]:
 @pytest.mark.parametrize("gpu", [False, True])
 def test_every_service_is_valid_and_up_starts_the_report_alone(gpu: bool, compose: Compose) -> None:
     compose("--profile", "*", "config", "--quiet", gpu=gpu)
-    assert set(compose("--profile", "*", "config", "--services", gpu=gpu).stdout.split()) == {*stage_names(), "report"}
+    assert set(compose("--profile", "*", "config", "--services", gpu=gpu).stdout.split()) == {
+        *stage_names(),
+        "report",
+        "serve",
+    }
     assert compose("config", "--services", gpu=gpu).stdout.split() == ["report"]
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import shutil
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from datetime import datetime
@@ -100,6 +104,50 @@ def test_a_change_of_the_code_alone_keeps_the_layers_of_the_packages(tree: Path,
         assert docker(*last).startswith(f"# {tag} ")
     finally:
         docker("rmi", *tags, code=None)
+
+
+# ---- VARIANT=compat ----------------------------------------------------------------------------------------------------
+
+
+def package(path: Path, member: str) -> str:
+    """A Debian package with one file, as dpkg unpacks it; returns its sha256."""
+    parts = {"debian-binary": b"2.0\n"}
+    for name, inside in (("control.tar.gz", "control"), ("data.tar.gz", member)):
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+            text = b"Package: x\nVersion: 1\nArchitecture: amd64\n"
+            info = tarfile.TarInfo(inside)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+        parts[name] = packed.getvalue()
+    content = b"!<arch>\n" + b"".join(
+        f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        for name, data in parts.items()
+    )
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_the_compat_stage_takes_libcuda_out_of_the_package_it_was_told_and_no_other(tree: Path, tmp_path: Path) -> None:
+    """With a stand-in that is laid out as NVIDIA's package."""
+    (tmp_path / "compat").mkdir()
+    digest = package(tmp_path / "compat/stand-in.deb", "usr/local/cuda-13.0/compat/libcuda.so.1")
+    given = [
+        word
+        for name in ("BASE_IMAGE", "WHEELS_IMAGE")
+        if name in os.environ
+        for word in ("--build-arg", f"{name}={os.environ[name]}")
+    ]
+    build_one = ("docker", "build", "--quiet", "--target", "newer-libcuda", *given, "--build-context", f"compat={tmp_path / 'compat'}",
+                 "--build-arg", "COMPAT_PACKAGE=stand-in.deb")  # fmt: skip
+    tag = "prefill:test-compat"
+    run(*build_one, "--build-arg", f"COMPAT_SHA256={'0' * 64}", "--tag", tag, tree, code=1, DOCKER_BUILDKIT=1)
+    run(*build_one, "--build-arg", f"COMPAT_SHA256={digest}", "--tag", tag, tree, DOCKER_BUILDKIT=1)
+    try:
+        inside = ("run", "--rm", "--label", LABEL, "--network", "none", "--entrypoint", "ls", tag, "/cuda-compat")
+        assert docker(*inside) == "libcuda.so.1"
+    finally:
+        docker("rmi", tag, code=None)
 
 
 # ---- equal builds ---------------------------------------------------------------------------------------------------------

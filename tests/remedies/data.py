@@ -466,7 +466,7 @@ def _(w: World) -> Steps:
         (directory / "rows").write_text("1")
 
     def fetch() -> None:
-        cache._directory(w.path("cache"), target, one, build)
+        cache._directory(w.path("cache"), target, [one], build)
 
     fetch()
     (target / "rows").write_text("2")
@@ -483,7 +483,7 @@ def _(w: World) -> Steps:
         fetch()
 
 
-@remedy(CACHE, "free 1 GB, or set PREFILL_CACHE to a directory elsewhere", "set PREFILL_CACHE to a directory that can")
+@remedy(CACHE, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere", "set PREFILL_CACHE to a directory that can")
 def _(w: World) -> Steps:
     one, full = wheel(w), "free" in w.text
     w.patch.setenv("PREFILL_WHEELS", str(w.path("wheels")))
@@ -494,7 +494,7 @@ def _(w: World) -> Steps:
             raise OSError(28 if full else 30, "the disk's message", str(directory))
 
     def fetch() -> None:
-        cache._directory(cache.cache_dir(), cache.cache_dir() / "set", one, build)
+        cache._directory(cache.cache_dir(), cache.cache_dir() / "set", [one], build)
 
     yield fetch
     w.patch.setenv("PREFILL_CACHE", str(w.path("large")))

@@ -16,6 +16,8 @@ from lm_eval.tasks._index import TaskIndex
 
 from app.attention import selfcheck
 from app.attention.backends import NAMES, attend, refuse_unsupported
+from app.embedded import cache
+from app.embedded.cache import fetch_gguf
 from app.model.load import Loaded, find_checkpoint, from_config, load, pick_device
 from app.scoring import generate as decoding
 from app.scoring.encode import Request, encode_harness, require_clean, require_fits
@@ -28,6 +30,7 @@ from jobs.config.load import resolve
 from jobs.config.schema import Lora, ModelSource
 from tests.app import zoo
 from tests.app.conftest import make_model
+from tests.app.embedded import test_gguf
 from tests.app.fakes.fake_work import NOW
 from tests.app.fakes.harness_models import ask, ours
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -86,6 +89,41 @@ def _(w: World) -> Steps:
     yield read(bad)
     shutil.rmtree(bad)
     shutil.copytree(good, bad)
+    yield None
+
+
+def file_of(w: World, name: str = "mine.gguf") -> Action:
+    return lambda: fetch_gguf(w.path(name), w.path("cache"))
+
+
+@remedy("app/embedded/cache.py", "correct model.name")
+def _(w: World) -> Steps:
+    yield file_of(w)
+    test_gguf.write(w.path("mine.gguf"), test_gguf.model())
+    yield None
+
+
+@remedy("app/embedded/gguf.py", "give a file as llama.cpp writes it")
+def _(w: World) -> Steps:
+    w.write("mine.gguf", "weights")
+    yield file_of(w)
+    test_gguf.write(w.path("mine.gguf"), test_gguf.model())
+    yield None
+
+
+@remedy("app/embedded/gguf.py", "use the model's original weights, with model.source hub or path")
+def _(w: World) -> Steps:
+    test_gguf.write(w.path("mine.gguf"), test_gguf.model(), architecture="sphinx")
+    yield file_of(w)
+    yield read(saved(w))
+
+
+@remedy("app/embedded/cache.py", "read them, and to accept them set {}=1")
+def _(w: World) -> Steps:
+    w.patch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
+    w.patch.setattr(cache, "_directory", lambda cache, target, *_: target)  # 240 MB that no test fetches
+    yield lambda: cache.fetch_model(w.path("cache"), "gemma-3-270m")
+    w.patch.setenv(*w.remedy.partition(" set ")[2].split("="))
     yield None
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,13 +52,7 @@ ssh_key_option = click.option(
 
 def options(*added: Callable[[F], F]) -> Callable[[F], F]:
     """The options as one decorator, in this order in the command's help."""
-
-    def decorate(command: F) -> F:
-        for option in reversed(added):
-            command = option(command)
-        return command
-
-    return decorate
+    return lambda command: reduce(lambda made, option: option(made), reversed(added), command)
 
 
 machine_options = options(
@@ -111,4 +106,8 @@ class JobOptions:
         """The job's command on a machine whose runs directory is `root`."""
         own = self.profile_file
         sent = self.profile if own is None else f"{root}/{plans.INPUTS}/{Path(own).name}"
-        return plans.command_of(self.stage, sent, limit=self.limit, sets=tuple(self.sets), seed=self.seed)
+        # --continue: a second machine continues the work of the first
+        words = ["run", self.stage, "--profile", sent, "--continue"]
+        for name, value in (("--limit", self.limit), ("--seed", self.seed), *(("--set", pair) for pair in self.sets)):
+            words += [] if value is None else [name, str(value)]
+        return tuple(words)

@@ -10,7 +10,7 @@ from vast import policy as policies
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.records import reap as reaping
-from vast.records.run_dir import supervision
+from vast.records.run_dir import known_machines, supervision
 from vast.rental import preflight
 from vast.secrets import Redactor
 
@@ -34,7 +34,7 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     policy = policies.load(policy_file)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     redact = Redactor(key)
-    preflight.account(cloud, wiring.environ, wiring.home)
+    account = preflight.account(cloud, wiring.environ, wiring.home)
     instances = cloud.instances()
     if instances is None:
         trouble = preflight.trouble_of(cloud)
@@ -42,7 +42,8 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
         raise click.exceptions.Exit(EXIT_BUG)
     skew = preflight.skew_of(cloud)
     here = supervision(runs_dir.absolute(), wiring.clock.now(), policy.watchdog.silent)
-    found = reaping.judge(instances, wiring.clock.now() + skew, here, all_mine)
+    known = known_machines(runs_dir.absolute(), account.id)
+    found = reaping.judge(instances, wiring.clock.now() + skew, here, all_mine, known)
     if not dry_run and all(one.expected for one in found):
         return  # cron mails whatever is printed
     if abs(skew) > SKEW:

@@ -1,7 +1,5 @@
 """From the options of `up` to a rented run: every check before money, the plan, the question; then a supervisor is launched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -104,10 +102,12 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     pulled = plans.host_image(asked.image)
     ssh_key = None if asked.ssh_key is None else asked.ssh_key.absolute()
     jobs, complete = (work.jobs, ()) if asked.force else work.left(runs_dir)
+    profiles = ", ".join(sorted({job.profile.name for job in work.jobs}))
     request = RunRequest(
-        work.name, first.profile.name, asked.image, asked.gpu, asked.gpus, work.file if work.is_campaign else asked.profile_file,
-        preflight.starting_runs(runs_dir, first), ssh_key=None if ssh_key is None else str(ssh_key),
-        campaign=work.name if work.is_campaign else None, complete=complete if work.is_campaign else (),
+        f"campaign {work.name}" if work.is_campaign else work.name, profiles, asked.image, asked.gpu, asked.gpus,
+        work.file if work.is_campaign else asked.profile_file, preflight.starting_runs(runs_dir, first),
+        ssh_key=None if ssh_key is None else str(ssh_key), campaign=work.name if work.is_campaign else None,
+        complete=complete if work.is_campaign else (),
     )  # fmt: skip
     for one in inputs_of(runs_dir, request):
         one.files()  # raises now if a file cannot be sent

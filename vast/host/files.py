@@ -101,8 +101,9 @@ class _Listing:
             for path in sorted(self.run.iterdir()):
                 if path.is_dir() and path.name not in ("checkpoints", "final", HOST) and not path.name.endswith(".tmp"):
                     self._tree(path)
-        if over:
-            snapshot.release_older(self.root, self.run)  # nothing is pruned any more: the newest of all is wanted
+        if over and (there := hostruns.checkpoints(self.root, self.run)):
+            # nothing is pruned any more: the newest of all is wanted
+            snapshot.release(self.root, self.run, keep=self.root / SNAPSHOTS / there[-1].name)
         found, source = snapshot.newest(self.root, self.run, have)
         if found is None:
             return None

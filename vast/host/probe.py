@@ -86,12 +86,7 @@ def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
     beat = {} if run is None else read_json_or_nothing(run / "heartbeat.json")
     found = [] if run is None else hostruns.checkpoints(root, run)
     return {
-        "phase": state["phase"],
-        "attempt": state["attempt"],
-        "exit_code": state["exit_code"],
-        "end_reason": state["end_reason"],
-        "fingerprint": state["fingerprint"],
-        "fixes": state["fixes"],
+        **{key: state[key] for key in ("phase", "attempt", "exit_code", "end_reason", "fingerprint", "fixes")},
         "run": None if run is None else hostruns.name_of(root, run),
         **progress(beat, clock),
         **({"beat_age": age} if not beat and (age := age_without_beat(state, clock)) is not None else {}),
@@ -102,12 +97,9 @@ def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
 
 def progress(beat: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     """step, total, loss, tokens_per_s, beat_age from heartbeat.json."""
-    step, total = (int(finite(beat.get(key)) or 0) for key in ("step", "total"))
     return {
-        "step": step,
-        "total": total,
-        "loss": finite(beat.get("loss")),
-        "tokens_per_s": finite(beat.get("tokens_per_s")),
+        **{key: int(finite(beat.get(key)) or 0) for key in ("step", "total")},
+        **{key: finite(beat.get(key)) for key in ("loss", "tokens_per_s")},
         "beat_age": beat_age(beat, clock),
     }
 

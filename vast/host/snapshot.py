@@ -45,12 +45,6 @@ def newest(root: Path, run: Path, have: str | None) -> tuple[Checkpoint | None, 
     return None, root
 
 
-def release_older(root: Path, run: Path) -> None:
-    found = hostruns.checkpoints(root, run)
-    if found:
-        release(root, run, keep=root / SNAPSHOTS / found[-1].name)
-
-
 def release(root: Path, run: Path, keep: Path | None = None) -> None:
     """Remove all snapshots of the run but `keep`."""
     for path in hostruns.entries(root / SNAPSHOTS / hostruns.name_of(root, run) / "checkpoints"):

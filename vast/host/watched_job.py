@@ -109,9 +109,7 @@ class WatchedMachine:
             **asdict(memory),
             "armed": able and memory.ending is None,
             "message": memory.ending or self._message,
-            "pid": self._self.pid,
-            "ticks": self._self.ticks,
-            "boot_id": self._self.boot_id,
+            **asdict(self._self),
         }
         path = self.directory / lease.STATE
         try:

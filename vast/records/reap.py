@@ -12,6 +12,7 @@ Lately: within the patience of its dead-man's switch, so that `attach` can conti
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from vast.ports import GONE, Clock, Cloud, Instance, Label, Seconds, parse_label
 from vast.records.run_dir import Supervision
@@ -32,12 +33,17 @@ class ReapVerdict:
 
 
 def judge(
-    instances: Iterable[Instance], now: Seconds, here: Mapping[str, Supervision], all_mine: bool = False
+    instances: Iterable[Instance],
+    now: Seconds,
+    here: Mapping[str, Supervision],
+    all_mine: bool = False,
+    known: Mapping[int, Label] = MappingProxyType({}),
 ) -> tuple[ReapVerdict, ...]:
-    """The decision on each machine with our label. here: for each run kept on this machine, its supervision."""
+    """The decision on each machine with our label. here: for each run kept on this machine, its supervision. known: machines
+    whose label is ours, whatever the market shows."""
     found = []
     for one in sorted(instances, key=lambda one: one.id):
-        label = parse_label(one.label)
+        label = parse_label(one.label) or known.get(one.id)
         if label is None:
             continue
         care = here.get(label.run_id)

@@ -190,10 +190,11 @@ def json_text(run: RunReport) -> str:
 
 
 def text(run: RunReport) -> str:
+    what = run.stage if run.stage.startswith("campaign ") else f"stage {run.stage}"
     lines = [
         f"# {run.run}: {run.result or 'not closed'}",
         "",
-        f"Stage {run.stage} with profile {run.profile}, image `{run.image}`; began {run.began}, took "
+        f"{what[0].upper()}{what[1:]} with profile {run.profile}, image `{run.image}`; began {run.began}, took "
         f"{run.hours:.2f} h, cost ${run.dollars:.2f} of ${run.cap_dollars:.2f}.",
         f"Local copy: {'the complete run' if run.complete else run.at_home or 'nothing'}.",
     ]

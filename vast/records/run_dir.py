@@ -25,7 +25,7 @@ from typing import Any, Literal
 from jobs import lock
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
-from vast.ports import Clock, Seconds
+from vast.ports import Clock, Label, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
 from vast.supervisor.state import RunState
@@ -48,7 +48,9 @@ class RunRequest:
     estimate_hours: float | None = None
     estimate_dollars: float | None = None
     ssh_key: str | None = None  # absolute: a private key of the user's own
-    campaign: str | None = None  # its name; `stage` is the same, and `profile_file` its file if it is one of one's own
+    campaign: str | None = (
+        None  # its name; `stage` is "campaign NAME", and `profile_file` its file if it is one of one's own
+    )
     complete: tuple[str, ...] = ()  # its runs that were complete here before
 
 
@@ -199,6 +201,19 @@ Supervision = Literal["alive", "lately", "nobody"]
 def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Supervision]:
     """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago."""
     return {one.run_id: _supervision(one, now, lately) for one in folders(runs_dir)}
+
+
+def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
+    """The machines of open runs that were begun here with that account, by their ids: a label may be lost in the console."""
+    found: dict[int, Label] = {}
+    for folder in folders(runs_dir):
+        with suppress(UserError):
+            last = folder.last()
+            if last is not None and last.plan.account == account is not None:
+                state = last.state
+                ids = [one.id for one in state.doomed] + ([] if state.machine is None else [state.machine.id])
+                found.update(dict.fromkeys(ids, Label(folder.run_id, state.deadline)))
+    return found
 
 
 def _supervision(folder: Folder, now: Seconds, lately: Seconds) -> Supervision:

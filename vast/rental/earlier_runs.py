@@ -1,14 +1,11 @@
 """Earlier runs of the same job: complete, open, or closed with unfinished work in the runs directory."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError, UserError
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import read_json_or_nothing, write_text_atomically
 from jobs.runs.rundir import RunDir, list_runs
 from vast.records.run_dir import Folder, folders, is_open
 from vast.shell.local_copy import RECEIPT
@@ -74,10 +71,7 @@ def unfinished(runs_dir: Path, settings: Sequence[str]) -> UnfinishedRun | None:
 
 def fetched_run(folder: Folder) -> str | None:
     """The name of the run that a rented run fetched, from its receipt."""
-    try:
-        run = json.loads((folder.path / RECEIPT).read_text(encoding="utf-8")).get("run")
-    except (OSError, ValueError, AttributeError):
-        return None
+    run = read_json_or_nothing(folder.path / RECEIPT).get("run")
     return run if isinstance(run, str) else None
 
 

@@ -1,7 +1,5 @@
 """The parts of a Plan: the image, the search for a machine, the command, the estimate, the check of the caps. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -121,20 +119,6 @@ def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> Off
         compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
         min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
     )  # fmt: skip
-
-
-def command_of(
-    stage: str, profile: str, *, limit: int | None = None, sets: tuple[str, ...] = (), seed: int | None = None
-) -> tuple[str, ...]:
-    """The command for the host's runner. --continue: a second machine continues the work of the first."""
-    words = ["run", stage, "--profile", profile, "--continue"]
-    if limit is not None:
-        words += ["--limit", str(limit)]
-    if seed is not None:
-        words += ["--seed", str(seed)]
-    for pair in sets:
-        words += ["--set", pair]
-    return tuple(words)
 
 
 def campaign_command(name: str, file: str | None, root: str) -> tuple[str, ...]:

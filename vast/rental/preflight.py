@@ -63,7 +63,7 @@ def _paths(part: object, prefix: str = "") -> list[str]:
         return [at for index, value in enumerate(part) for at in _paths(value, f"{prefix}[{index}]")]
     if not isinstance(part, Mapping):
         return []
-    found = [prefix] if part.get("source") == "path" else []
+    found = [prefix] if part.get("source") in ("path", "gguf") else []
     return found + [
         at for key, value in part.items() for at in _paths(value, f"{prefix}.{key}" if prefix else str(key))
     ]

@@ -1,7 +1,5 @@
 """What a machine is rented for: one stage, or the runs of a campaign one after the other."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

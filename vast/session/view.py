@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -96,23 +97,15 @@ def _word(text: str) -> str:
 # ---- display ----------------------------------------------------------------------------------------------------------------
 
 
-class Lines:
+class Lines(nullcontext[None]):
     """For a pipe or a file: one line a poll. Messages go to another stream, so that the lines stay parseable."""
 
     def __init__(self, write: Callable[[str], None], say: Callable[[str], None]) -> None:
-        self._write, self._say = write, say
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        super().__init__()
+        self._write, self.say = write, say
 
     def look(self, line: Line) -> None:
         self._write(str(line))
-
-    def say(self, text: str) -> None:
-        self._say(text)
 
 
 class Board:

@@ -79,14 +79,14 @@ class HostShell:
         self.copy = LocalCopy(runs_dir, own, campaign, earlier)
         self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
         self.grace = () if grace is None else ("--grace", f"{grace:g}")
+        self.local_copy, self.close = self.copy.read_again, transport.close
         self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
         self._own = own.relative_to(runs_dir).as_posix()
         self._worked: Address | None = None
         self._failure = ""  # of the last probe
         self._not_run = False  # the last probe could not start ssh on this machine
-        self._lease: tuple[Seconds, Seconds] | None = (
-            None  # when it was renewed last, and what was left to the deadline
-        )
+        # when it was renewed last, and what was left to the deadline
+        self._lease: tuple[Seconds, Seconds] | None = None
         self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
         self._sent: str | None = None  # the boot of the machine that has the inputs
 
@@ -307,15 +307,9 @@ class HostShell:
         limit, pace = push.time_for(size), self._pace(address, proceed)
         return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
-    def local_copy(self) -> Pulled | None:
-        return self.copy.read_again()
-
     def network_is_up(self) -> bool:
         """False also where ssh cannot be started here: then no host is judged by its silence."""
         return not self._not_run and self.network()
-
-    def close(self) -> None:
-        self.transport.close()
 
 
 def _cause(address: Address, reply: Reply) -> str:

@@ -8,7 +8,6 @@ On a host, where a job may read them, half files have another place.
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from vast.host.subprocess_run import Ended
 from vast.ports import Seconds
@@ -29,25 +28,20 @@ STEP = 1_000_000
 ENDED = "ended from here: a cap is near, or a person asked for the end"
 _SO_FAR = re.compile(rb"([\d,.']+)\s+\d{1,3}%")
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
+FETCH, SEND = "--inplace", f"--partial-dir={HALF}"
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 SSH_FAILED = 255
 # The exit codes of rsync(1) for a fault of the connection, not of a file.
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
 
 
-def fetch_argv(ssh: Sequence[str], at: str, root: str, into: Path, mbit: float | None = None) -> list[str]:
-    """`ssh`: the program and its options, without the host. `at`: user@host. The paths are given on standard input: `listing`."""
-    options = [*OPTIONS, *_limit(mbit), "--inplace", "--rsh", shlex.join(ssh)]
-    return ["rsync", *options, f"{at}:{root}/", f"{into}/"]
+def argv(ssh: Sequence[str], mode: str, source: str, target: str, mbit: float | None) -> list[str]:
+    """The command of a transfer of paths below `source`, which are given on standard input (`listing`).
 
-
-def send_argv(ssh: Sequence[str], at: str, source: Path, root: str, mbit: float | None = None) -> list[str]:
-    options = [*OPTIONS, *_limit(mbit), f"--partial-dir={HALF}", "--rsh", shlex.join(ssh)]
-    return ["rsync", *options, f"{source}/", f"{at}:{root}/"]
-
-
-def _limit(mbit: float | None) -> list[str]:
-    return [] if mbit is None else [f"--bwlimit={max(1, round(mbit * 1e6 / 8 / 1024))}"]  # units of 1024 bytes/s
+    ssh: the program and its options, without the host. mode: FETCH or SEND. source, target: directories, one as user@host:PATH.
+    """
+    limit = [] if mbit is None else [f"--bwlimit={max(1, round(mbit * 1e6 / 8 / 1024))}"]  # units of 1024 bytes/s
+    return ["rsync", *OPTIONS, *limit, mode, "--rsh", shlex.join(ssh), f"{source}/", f"{target}/"]
 
 
 class Progress:

@@ -105,31 +105,22 @@ class SshTransport:
         self, address: Address, paths: Sequence[str], root: str, into: Path, *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
         into.mkdir(parents=True, exist_ok=True)
-        at = self._at(address)
-        return self._rsync(
-            address,
-            lambda: rsync.fetch_argv(self._rsh(address), at, root, into.absolute(), pace.mbit),
-            paths,
-            timeout,
-            pace,
-        )
+        source = f"{self._at(address)}:{root}"
+        return self._rsync(address, rsync.FETCH, source, str(into.absolute()), paths, timeout, pace)
 
     def send(
         self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY
     ) -> Reply:
-        at = self._at(address)
-        return self._rsync(
-            address,
-            lambda: rsync.send_argv(self._rsh(address), at, source.absolute(), root, pace.mbit),
-            paths,
-            timeout,
-            pace,
-        )
+        target = f"{self._at(address)}:{root}"
+        return self._rsync(address, rsync.SEND, str(source.absolute()), target, paths, timeout, pace)
 
-    def _rsync(
-        self, address: Address, argv: Callable[[], list[str]], paths: Sequence[str], timeout: Seconds, pace: Pace
-    ) -> Reply:
-        ended = self._program(address, argv, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
+    def _rsync(self, address: Address, mode: str, source: str, target: str, paths: Sequence[str], timeout: Seconds,
+               pace: Pace) -> Reply:  # fmt: skip
+        def command() -> list[str]:
+            ssh = self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it
+            return rsync.argv(ssh, mode, source, target, pace.mbit)
+
+        ended = self._program(address, command, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
         of_ssh = outcome(Ended(rsync.SSH_FAILED, ended.out, ended.err))
         return self._dropping(address, rsync.reply(ended, of_ssh))
 
@@ -201,9 +192,6 @@ class SshTransport:
 
     def _at(self, address: Address) -> str:
         return f"{self._user}@[{address.host}]" if ":" in address.host else f"{self._user}@{address.host}"
-
-    def _rsh(self, address: Address) -> list[str]:
-        return self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it
 
     def _socket(self, address: Address) -> Path:
         """By what the keys are pinned under: a connection to an earlier instance is never used for a later one."""

@@ -7,68 +7,19 @@ that were met (`World.happened`): a run that ends early never meets the rest of 
 from dataclasses import dataclass, field
 from random import Random
 
-MODES: dict[str, int] = {
-    "create-ambiguous": 1,
-    "crash-after-create": 2,
-    "offer-gone": 3,
-    "created-stopped": 4,
-    "stuck-loading": 5,
-    "bad-image": 6,
-    "no-ssh": 7,
-    "key-denied": 8,
-    "wrong-host": 9,
-    "own-network-down": 10,
-    "offline": 11,
-    "outbid": 12,
-    "container-restart": 13,
-    "hang": 14,
-    "nan": 15,
-    "cuda-oom": 16,
-    "host-disk-full": 17,
-    "same-crash": 18,
-    "gpu-fault": 19,
-    "no-manifest": 20,
-    "partial-pull": 21,
-    "local-disk-full": 22,
-    "delete-refused": 23,
-    "delete-lingers": 24,
-    "key-refused": 25,
-    "bad-listing": 26,
-    "ends-soon": 27,
-    "wall-jump": 28,
-    "two-supervisors": 29,
-    "killed": 30,
-    # of live markets and hosts
-    "offer-sold-twice": 31,
-    "price-change": 32,
-    "no-price": 33,
-    "late-create": 34,
-    "stale-replica": 35,
-    "market-hidden": 36,
-    "odd-account": 37,
-    "odd-row": 38,
-    "clock-wrong": 39,
-    "commands-hang": 40,
-    "slow-pull": 41,
-    "nvml-error": 42,
-    "renamed": 43,
-    # before the job
-    "burn-in-fails": 44,
-    "burn-in-hangs": 45,
-    "burn-in-missing": 46,
-    "slow-gpu": 47,
-    # of the service's answers, and of our own machine
-    "list-retired": 48,
-    "delete-404": 49,
-    "scoped-key": 50,
-    "reap": 51,
-    "reboot": 52,
-    "hook-hangs": 53,
-    # of what is beside the run: the store of its artifacts, ssh of our machine
-    "bucket-unreachable": 54,
-    "no-ssh-here": 55,
-}
-FIELD, LATER, BESIDE = tuple(MODES)[30:43], tuple(MODES)[43:53], tuple(MODES)[53:]
+FIRST = ("create-ambiguous", "crash-after-create", "offer-gone", "created-stopped", "stuck-loading", "bad-image", "no-ssh",
+         "key-denied", "wrong-host", "own-network-down", "offline", "outbid", "container-restart", "hang", "nan", "cuda-oom",
+         "host-disk-full", "same-crash", "gpu-fault", "no-manifest", "partial-pull", "local-disk-full", "delete-refused",
+         "delete-lingers", "key-refused", "bad-listing", "ends-soon", "wall-jump", "two-supervisors", "killed")  # fmt: skip
+# of live markets and hosts
+FIELD = ("offer-sold-twice", "price-change", "no-price", "late-create", "stale-replica", "market-hidden", "odd-account",
+         "odd-row", "clock-wrong", "commands-hang", "slow-pull", "nvml-error", "renamed")  # fmt: skip
+# before the job; of the service's answers, and of our own machine
+LATER = ("burn-in-fails", "burn-in-hangs", "burn-in-missing", "slow-gpu",
+         "list-retired", "delete-404", "scoped-key", "reap", "reboot", "hook-hangs")  # fmt: skip
+# of what is beside the run: the store of its artifacts, ssh of our machine
+BESIDE = ("bucket-unreachable", "no-ssh-here")
+MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE), 1)}
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
@@ -125,7 +76,7 @@ def schedule(seed: int) -> Schedule:
         made.cap_dollars *= rng.uniform(0.35, 0.8)
     if rng.random() < 0.08:
         made.cap_seconds *= rng.uniform(0.35, 0.8)
-    for mode in rng.choices(tuple(MODES)[:30], k=rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
+    for mode in rng.choices(FIRST, k=rng.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         _add(made, mode, rng, made.work)
     if rng.random() < 0.3:
         for _ in range(rng.randint(1, 4)):

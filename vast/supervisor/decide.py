@@ -21,7 +21,6 @@ from vast.supervisor.state import (
     Action,
     Do,
     Observation,
-    PendingDestroy,
     Phase,
     RunState,
     burn,
@@ -287,11 +286,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     if state.over:
         proven = state.created_at is None or state.absences >= 2
         return Action(Do.CLOSE, obs.t) if proven and not state.doomed else None
-    return Action(Do.PROCEED, obs.t) if all(map(_let_go, state.doomed)) else None
-
-
-def _let_go(doomed: PendingDestroy) -> bool:
-    return doomed.lost and doomed.accepted
+    return Action(Do.PROCEED, obs.t) if all(one.lost and one.accepted for one in state.doomed) else None
 
 
 # A label that the market refuses at every poll must not hold back a start or a pull: it comes last.

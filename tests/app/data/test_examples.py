@@ -139,6 +139,22 @@ def test_text_files_are_documents_between_blank_lines(load: Callable[..., Any], 
 # ---- limits, counts, split -------------------------------------------------------------------------------------------
 
 
+def test_a_random_cut_makes_each_example_one_text_that_the_seed_cuts(load: Callable[..., Any], tokenizer: Any) -> None:
+    whole = load("a.json", ROWS, "alpaca")[0]
+    cut, other = (load("a.json", ROWS, "alpaca", seed=seed, random_cut=True)[0] for seed in (0, 1))
+    texts = [tokenizer.decode([*e.prompt_ids, *e.response_ids]) for e in whole]
+    assert [tokenizer.decode([*e.prompt_ids, *e.response_ids]) for e in cut] == texts
+    assert all(len(e.prompt_ids) >= 1 and len(e.response_ids) >= 2 and e.learnt is None for e in cut)
+    places = [len(e.prompt_ids) for e in cut]
+    assert len(set(places)) > 3 and places != [len(e.prompt_ids) for e in other]
+    assert [(e.key, e.text) for e in cut] == [
+        (e.key, e.text) for e in whole
+    ]  # the same split, the same check for overlap
+    assert [e.prompt_ids for e in load("b.jsonl", ROWS, "alpaca", random_cut=True)[0]] == [e.prompt_ids for e in cut]
+    (chat,), (other,) = (load("c.json", ROWS[:1], "alpaca", "chat", random_cut=cut)[0] for cut in (False, True))
+    assert (*chat.prompt_ids, *chat.response_ids) == (*other.prompt_ids, *other.response_ids)
+
+
 def test_too_long_examples_are_dropped_and_counted_never_truncated(load: Callable[..., Any]) -> None:
     everything, _ = load("a.json", ROWS, "alpaca")
     lengths = sorted(map(len, everything))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ import pytest
 from app.embedded import cache as module
 from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
 from app.embedded.wheels import Wheel
-from jobs.errors import DataError, DiskFull
+from jobs.errors import ConfigError, DataError, DiskFull
 from jobs.runs.atomic import sha256_of
 from tests.embedded_default import EmbeddedPaths, fetch
 
@@ -37,7 +38,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.writestr(name, text)
     wheel = Wheel("small==1", "small.whl", sha256_of(given / "small.whl"), megabytes=1)
     monkeypatch.setattr(module, "DATA_WHEEL", wheel)
-    monkeypatch.setattr(module, "MODEL_WHEEL", wheel)
+    member = "olmo_eval/tasks.py"
+    model = module.PackagedModel((wheel,), (member,), hashlib.sha256(MEMBERS[member].encode()).hexdigest())
+    monkeypatch.setitem(module.MODELS, module.DEFAULT_MODEL, model)
     monkeypatch.setenv("PREFILL_WHEELS", str(given))
     return tmp_path / "cache"
 
@@ -149,11 +152,11 @@ def test_callers_at_once_build_one_copy(cache: Path, monkeypatch: pytest.MonkeyP
 def test_a_full_disk_has_its_own_error_and_leaves_nothing(
     error: Exception, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(wheel: Path, directory: Path) -> None:
+    def full(file: Path, directory: Path) -> None:
         (directory / "model.safetensors").write_text("half")
         raise error
 
-    monkeypatch.setattr(module, "_convert_model", full)
+    monkeypatch.setattr(module.gguf, "convert", full)
     with pytest.raises(DiskFull, match=f"{cache}: no space left.*PREFILL_CACHE"):
         fetch_model(cache)
     assert entries(cache) == [".lock"]
@@ -163,6 +166,55 @@ def test_a_cache_that_cannot_be_made_is_named(cache: Path) -> None:
     cache.write_text("a file where the cache should be")
     with pytest.raises(DataError, match=f"{cache}: cannot be written.*PREFILL_CACHE"):
         fetch_datasets(cache)
+
+
+@pytest.fixture
+def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and in place of the real model one in two small wheels, under the real one's terms."""
+    parts = {"a.whl": b"GGUF of a ", "b.whl": b"small model"}
+    for file, content in parts.items():
+        with zipfile.ZipFile(tmp_path / file, "w") as archive:
+            archive.writestr("data/part", content)
+    wheels = tuple(Wheel(f"{file}==1", file, sha256_of(tmp_path / file), megabytes=1) for file in parts)
+    whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
+    real = module.MODELS["gemma-3-270m"]
+    small = module.PackagedModel(wheels, ("data/part",) * 2, whole, real.terms)
+    monkeypatch.setitem(module.MODELS, "gemma-3-270m", small)
+    monkeypatch.setenv("PREFILL_WHEELS", str(tmp_path))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("accepted", [None, "", "0", "yes"])
+def test_a_model_under_terms_is_refused_before_anything_is_fetched(
+    accepted: str | None, gemma: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if accepted is None:
+        monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
+    else:
+        monkeypatch.setenv("ACCEPT_GEMMA_TERMS", accepted)
+    with pytest.raises(ConfigError) as refused:
+        fetch_model(gemma, "gemma-3-270m")
+    assert str(refused.value) == (
+        "gemma-3-270m: may be used under the Gemma Terms of Use (https://ai.google.dev/gemma/terms), which are not accepted "
+        "yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1"
+    )
+    assert not gemma.exists()
+
+
+def test_the_parts_of_a_model_are_put_together_and_its_terms_are_shown_and_kept(
+    gemma: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def converted(file: Path, directory: Path) -> None:
+        (directory / "model.safetensors").write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(module.gguf, "convert", converted)
+    monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
+    found = fetch_model(gemma, "gemma-3-270m")
+    assert (found / "model.safetensors").read_bytes() == b"GGUF of a small model"
+    text = "gemma-3-270m is provided under and subject to the Gemma Terms of Use"
+    assert text in capsys.readouterr().err and text in (found / "NOTICE").read_text()
+    assert entries(found) == ["NOTICE", "model.safetensors", MANIFEST]
+    assert not list(gemma.rglob("*.gguf"))
 
 
 # ---- the real one ----------------------------------------------------------------------------------------------------
@@ -198,9 +250,10 @@ def test_weights_are_those_of_the_gguf(embedded: EmbeddedPaths, tmp_path: Path) 
     wheel = next((path for d in at_hand if (path := d / module.MODEL_WHEEL.file).is_file()), None)
     if wheel is None:
         pytest.skip("the model wheel is no longer in the cache")
+    (member,) = module.MODELS[module.DEFAULT_MODEL].members
     with zipfile.ZipFile(wheel) as archive:
-        archive.extract(module.GGUF_MEMBER, tmp_path)
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / module.GGUF_MEMBER).tensors}
+        archive.extract(member, tmp_path)
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / member).tensors}
     with safe_open(embedded.model / "model.safetensors", "pt") as weights:
         for theirs, ours in {
             "token_embd.weight": "model.embed_tokens.weight",
@@ -220,7 +273,7 @@ def test_special_tokens_come_from_the_models_configuration_not_from_the_gguf() -
     words = Tokenizer(models.WordLevel({"<u>": 0, "<s>": 1, "</s>": 2}, unk_token="<u>"))
     wrong = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="<s>", chat_template="{{ x }}")
     config = SimpleNamespace(bos_token_id=1, eos_token_id=2, pad_token_id=2, unk_token_id=0, max_position_embeddings=64)
-    right = module._clean_tokenizer(wrong, config)
+    right = module.gguf._clean_tokenizer(wrong, config)
     assert (right.bos_token_id, right.eos_token_id, right.pad_token_id, right.unk_token_id) == (1, 2, 2, 0)
     assert (right.model_max_length, right.chat_template) == (64, "{{ x }}")
 

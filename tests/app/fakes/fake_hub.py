@@ -1,4 +1,7 @@
-"""A repository of a hub over its HTTP API, as far as HfFileSystem uses it for small files: information, listings, commits, content."""
+"""A repository of a hub over its HTTP API, as far as we use it: information, listings, commits, content, tags, large files.
+
+Beside it there are models and datasets of others, of which only the card's licence is known.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,20 @@ COMMIT = "0" * 40
 
 
 class Hub:
-    """`files` by path, `commits` made; token: the one that may."""
+    """`files` by path, `commits` made, `tags`; token: the one that may.
+
+    lfs: whether weights are sent apart, by their sha256, to `blobs`. broken: commits that are still to be refused. licences: of the
+    models and datasets of others.
+    """
 
     def __init__(self, token: str) -> None:
         self.token, self.url = token, ""
         self.files: dict[str, bytes] = {}
-        self.commits = 0
+        self.blobs: dict[str, bytes] = {}
+        self.licences: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.commits = self.puts = self.broken = 0
+        self.lfs, self.exists, self.private = False, True, False
 
     def entry(self, path: str) -> dict[str, Any]:
         return {"type": "file", "path": path, "size": len(self.files[path]), "oid": "1" * 40}
@@ -48,6 +59,8 @@ class Hub:
             value = line["value"]
             if line["key"] == "file":
                 self.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.files[value["path"]] = self.blobs[value["oid"]]
             elif line["key"] == "deletedFile":
                 del self.files[value["path"]]
             elif line["key"] == "deletedFolder":
@@ -77,8 +90,26 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def handle_one(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path = unquote(urlsplit(self.path).path)
+            if path.startswith("/blobs/"):  # an address that needs no token
+                hub.blobs[path.removeprefix("/blobs/")] = sent
+                hub.puts += 1
+                return self.answer({})
             if self.headers.get("Authorization") != f"Bearer {hub.token}":
                 return self.answer({"error": "Invalid credentials"}, 401)
+            if path == "/api/validate-yaml":
+                return self.answer({"errors": [], "warnings": []})
+            if path == "/api/repos/create":
+                hub.exists, hub.private = True, json.loads(sent).get("visibility") == "private" or hub.private
+                return self.answer({"url": f"{hub.url}/{REPO}", "name": REPO})
+            if (name := path.removeprefix("/api/models/").removeprefix("/api/datasets/")) in hub.licences:
+                return self.answer({"id": name, "cardData": {"license": hub.licences[name]}})
+            if path == f"/{REPO}.git/info/lfs/objects/batch":
+                objects = [{**one, **({} if one["oid"] in hub.blobs else
+                            {"actions": {"upload": {"href": f"{hub.url}/blobs/{one['oid']}"}}})}
+                           for one in json.loads(sent)["objects"]]  # fmt: skip
+                return self.answer({"transfer": "basic", "objects": objects})
+            if not hub.exists:
+                return self.missing("RepoNotFound")
             start, _, rest = path.removeprefix(f"/api/models/{REPO}").partition("main")
             if path.startswith(f"/{REPO}/resolve/"):
                 name = path.split("/", 5)[5]
@@ -101,8 +132,15 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                          for one in asked if one in hub.files or hub.tree(one)]  # fmt: skip
                 return self.answer(found)
             if start.startswith("/preupload"):
-                return self.answer({"files": [{"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                return self.answer({"files": [{"path": one["path"], "shouldIgnore": False,
+                                               "uploadMode": "lfs" if hub.lfs and one["path"].endswith(".safetensors") else "regular"}
                                               for one in json.loads(sent)["files"]]})  # fmt: skip
+            if start.startswith("/tag"):
+                hub.tags.append(json.loads(sent)["tag"])
+                return self.answer({})
+            if start.startswith("/commit") and hub.broken:
+                hub.broken -= 1
+                return self.answer({"error": "down for repair"}, 500)
             if start.startswith("/commit"):
                 if not hub.commit([json.loads(line) for line in sent.splitlines() if line.strip()]):
                     return self.missing("EntryNotFound")
@@ -110,10 +148,18 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     {"commitUrl": f"{hub.url}/{REPO}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
                 )
             self.answer(
-                {"id": REPO, "sha": COMMIT, "private": True, "siblings": [], "tags": [], "downloads": 0, "likes": 0}
+                {
+                    "id": REPO,
+                    "sha": COMMIT,
+                    "private": True,
+                    "siblings": [{"rfilename": name} for name in sorted(hub.files)],
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                }
             )
 
-        do_GET = do_HEAD = do_POST = handle_one
+        do_GET = do_HEAD = do_POST = do_PUT = handle_one
 
         def log_message(self, *_: object) -> None:
             pass

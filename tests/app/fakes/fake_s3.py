@@ -137,7 +137,7 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def bucket_server(key_id: str) -> Iterator[Bucket]:
+def bucket_server(key_id: str, host: str = "127.0.0.1") -> Iterator[Bucket]:
     bucket = Bucket(key_id)
-    with serving(_handler(bucket)) as bucket.url:
+    with serving(_handler(bucket), host) as bucket.url:
         yield bucket

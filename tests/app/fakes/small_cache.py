@@ -22,8 +22,8 @@ def make(full: EmbeddedPaths, cache: Path) -> None:
     """`cache` is laid out as $PREFILL_CACHE; a profile whose model is random finds all it needs in it."""
     small = EmbeddedPaths(cache / "models" / full.model.name, cache / "datasets" / full.datasets.name)
     shutil.copytree(full.model, small.model, ignore=shutil.ignore_patterns("model.safetensors", MANIFEST))
-    _write_manifest(small.model, MODEL_WHEEL)
+    _write_manifest(small.model, [MODEL_WHEEL])
     for directory in {task.directory for task in TASKS.values()} | {directory for directory, _ in SETS.values()}:
         rows = datasets.load_from_disk(str(full.datasets / directory / "validation"))
         rows.select(range(min(ROWS, len(rows)))).save_to_disk(str(small.datasets / directory / "validation"))
-    _write_manifest(small.datasets, DATA_WHEEL)
+    _write_manifest(small.datasets, [DATA_WHEEL])

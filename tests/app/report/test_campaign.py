@@ -98,6 +98,66 @@ def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_le
     assert report.study.missing == ()
 
 
+def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missing(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), items=8)
+    record = declare(tmp_path, recipe="full")
+    listed = json.loads(record.read_text()) | {"cells": 6, "runs": [{}] * 5, "settings": {"dollars_an_hour": 2.5}}
+    record.write_text(json.dumps(listed))
+    report = build_report(tmp_path)
+    assert [f.text for f in report.facts if f.name == "What it cost"] == [
+        "5 runs, 4 min 10 s or $0.17 at $2.5 an hour."
+    ]
+    assert "Of the campaign mine 5 of 6 runs are complete." in report.cautions
+    record.write_text(json.dumps(listed | {"runs": [{}] * 6}))
+    assert not any("complete" in text for text in build_report(tmp_path).cautions)
+
+
+def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cost(tmp_path: Path) -> None:
+    for order in ("context_first", "repeat"):
+        write_cells(tmp_path, recipes=("full",), suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
+    for path in tmp_path.glob("*/*/metrics.json"):  # twice the prefill
+        metrics = json.loads(path.read_text())
+        for e in metrics["evaluations"]:
+            e["tokens"] *= 1 + (e["order"] == "repeat")
+        path.write_text(json.dumps(metrics))
+    text = build_report(tmp_path).to_markdown()
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| reading: ")}
+    assert rows["| reading: untrained, twice minus once"][1:4] == ["240", "120", "0.000 [0.000, 0.000]"]
+    trained = rows["| reading: trained to read in both directions, once, minus the control, twice"]
+    control = rows["| reading: context first"]
+    assert trained[1:3] == ["120", "240"] and trained[3] == control[2]  # the fakes' control is the same in both orders
+
+
+def test_other_questions_in_the_repeated_order_are_not_compared(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",))
+    write_cells(tmp_path, recipes=("full",), suite=("reading", "repeat"), items=20)
+    report = build_report(tmp_path)
+    assert len(report.study.settings) == 2 and "written twice" not in report.to_markdown()
+
+
+def test_for_look_ups_the_step_at_which_each_seed_has_learnt_them_is_shown(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), suite=("lookup", "context_first"), items=8)
+    for n, path in enumerate(sorted(tmp_path.glob("cell/*/eval_log.jsonl"))[:2]):  # of seed 0, causal and prefix
+        losses = (3.0, 0.051, 0.05, 0.001) if n == 0 else (3.0, 0.04, 0.9, 0.9)
+        lines = [json.dumps({"step": 50 * i, "eval_loss": loss}) for i, loss in enumerate(losses)]
+        path.write_text("\n".join(lines) + "\n")
+    lines = build_report(tmp_path).to_markdown().splitlines()
+    assert "| lookup, context first | full.causal | 0, 1 | 100, not in 60 |" in lines
+    assert "| lookup, context first | full.prefix | 0, 1 | 50, not in 60 |" in lines
+
+
+def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_drawn(tmp_path: Path) -> None:
+    for minute, steps in enumerate((300, 60, 100)):  # the longest is not the newest
+        for mask, model in (("causal", "stage3a"), ("prefix", "stage3b")):
+            job = {"recipe": "full", "train": {"mask": mask, "max_steps": steps}}
+            scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
+            write_run(tmp_path, "cell", minute=minute, scored=scored, job=job, steps=steps, items=20)
+    study = build_report(tmp_path).study
+    assert study.control is not None and study.ranked_recipes == []
+    assert {run.train["steps"] for run in study.runs if run.train} == {300}
+    assert [r.steps for r in sorted(study.recovery, key=lambda r: r.steps)] == [60, 100, 300]
+
+
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.2, 2.3))  # more accurate, and less sure
     write_cells(tmp_path, recipes=("full",), seeds=(0,))

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from app.report import plots
 from app.report.render import Report, build_report, print_results
 from app.report.run_list import list_rows, print_runs
-from tests.app.fakes.synthetic_runs import write_experiment
+from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,15 @@ def test_the_labels_of_a_plot_are_readable_on_a_phone_and_leave_room_for_it(page
         assert match
         sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", svg)]
         assert min(sizes) * shown / float(match[1]) >= 11
+
+
+def test_every_mask_has_a_look_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = ("causal", "prefix", "segment", "prefix@global", "bidirectional")
+    for n, mask in enumerate(masks):
+        monkeypatch.setitem(MODELS, ("base", mask), (0.1 * n, 2.0 + 0.1 * n))
+    write_run(tmp_path, "stage1", scored=[("base", mask) for mask in masks])
+    drawn = plots.nll_plot(build_report(tmp_path).study.evaluations).svg
+    marks = re.findall(r'<path d="([^"]+)" transform="[^"]+" style="fill: var\(--\w+\); stroke: var\(--(\w+)\)', drawn)
+    looks = marks[: len(masks)]  # the legend's
+    assert [colour for _, colour in looks] == ["causal", "prefix", "third", "fourth", "leaks"]
+    assert len(set(looks)) == len(masks) and looks[1][0] == looks[3][0]  # the same shape where it is the same mask

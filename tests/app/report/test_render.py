@@ -71,6 +71,17 @@ def test_missing_stages_are_named_with_their_command(tmp_path: Path) -> None:
     assert "the bidirectional prompt has not been scored yet" in text
 
 
+def test_missing_stages_of_another_suite_are_asked_for_in_its_order_and_with_its_shots(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1", suite=("reading", "repeat"), items=4)
+    (stage2, *_) = build_report(tmp_path).study.missing
+    assert stage2.command == "make stage2 PROFILE=embedded SUITE=reading ORDER=repeat"
+    shots = write_run(tmp_path, "stage1", minute=1, items=4, job={"name": "stage1", "shots": 2})
+    report = build_report(tmp_path, profile="embedded")
+    settings = {str(study.setting): study for study in (report.study, *report.study.other_settings)}
+    assert settings["short, context first, 2 shots"].missing[0].command == "make stage2 PROFILE=embedded SET=shots=2"
+    assert shots.state() == "complete"
+
+
 def test_without_stage1_there_is_no_retention_and_the_reason_is_given(tmp_path: Path) -> None:
     write_run(tmp_path, "stage2")
     report = build_report(tmp_path)

@@ -67,6 +67,14 @@ def test_a_store_whose_library_is_missing_is_refused_before_the_run(monkeypatch:
         store_of(resolve("stage1", "ci", sets=["artifacts=s3://bucket"]), {})
 
 
+def test_to_push_takes_a_place() -> None:
+    job = resolve("stage3b", "ci", sets=["train.push_every=6"])
+    with pytest.raises(ConfigError, match="train.push_every: there is nowhere to push to; set artifacts"):
+        store_of(job, {})
+    assert store_of(job, {"PREFILL_ARTIFACTS": "file:///somewhere"}) is not None
+    assert job.fingerprint({"base": "base"}) == resolve("stage3b", "ci").fingerprint({"base": "base"})
+
+
 def test_a_secret_is_read_from_the_file_of_a_rented_machine(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("of-the-file\n")
     environ = {

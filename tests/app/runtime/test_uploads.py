@@ -57,8 +57,8 @@ def until(true: Callable[[], bool]) -> None:
     raise AssertionError("not within 10 s")
 
 
-def uploading(run: RunDir, keep: int = 2) -> Uploads:
-    return Uploads(store(), run, keep, pauses=(0.0, 0.0), last=10.0, stall=5.0)
+def uploading(run: RunDir, keep: int = 2, every: int | None = None) -> Uploads:
+    return Uploads(store(), run, keep, every, pauses=(0.0, 0.0), last=10.0, stall=5.0)
 
 
 def uploaded(faults: Faults, run: RunDir) -> list[int]:
@@ -200,6 +200,18 @@ def test_a_stopped_run_waits_for_its_last_checkpoint_and_leaves_its_small_files(
     assert len(begun) == 1  # nothing else was begun while the checkpoint was under way
     assert uploaded(faults, run) == [7] and f"{run.id}/failed.json" in faults.files
     assert store().manifest(run.id) is None  # so it is not taken for a result
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_of_every_so_many_steps_and_the_last_one_of_a_stopped_run(run: RunDir, faults: Faults, stopped: bool) -> None:
+    with pytest.raises(RuntimeError), uploading(run, keep=9, every=4) as uploads:
+        for step in (2, 4, 6, 8):
+            uploads.checkpoint(checkpoint(run, step))
+            until(lambda step=step: uploads.uploaded == step // 4)  # type: ignore[misc]
+        if stopped:
+            uploads.checkpoint(checkpoint(run, 9))
+        raise RuntimeError("stopped by a signal")
+    assert uploaded(faults, run) == ([9, 8, 4] if stopped else [8, 4])
 
 
 def test_the_second_interrupt_waits_for_nothing(run: RunDir, faults: Faults) -> None:

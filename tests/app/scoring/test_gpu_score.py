@@ -15,6 +15,7 @@ from app.attention.backends import SHORT
 from app.model import mixed_precision
 from app.model.load import Loaded
 from app.model.mixed_precision import keep_float32
+from app.model.split import split_products
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import Count, loglikelihood
 from tests.app.scoring.test_loglikelihood import random_requests
@@ -55,6 +56,16 @@ def test_other_batches_and_masks_compile_nothing_anew(model_of: Any, monkeypatch
     scored(model, "causal", monkeypatch, packed=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         scored(model, "prefix", monkeypatch, packed=True)
+
+
+def test_products_of_three_parts_score_as_float32_does(
+    architecture: str, model_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(architecture, head_dim=16).cuda()
+    want, _ = scored(model, "prefix", monkeypatch, packed=False)
+    with split_products(model):
+        found, _ = scored(model, "prefix", monkeypatch, packed=False)
+    assert 0 < float((found - want).abs().max()) < 1e-4 * float(want.abs().max())
 
 
 # ---- bfloat16 with float32 between the products (app/model/mixed_precision.py) --------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ def write(path: Path, **changes: Any) -> str:
 def test_every_campaign_resolves_to_runs_that_all_differ(name: str) -> None:
     campaign, where = read_campaign(name)
     found = cells(campaign, where)
-    trained = len(campaign.suites) * len(campaign.recipes) * len(campaign.masks) * len(campaign.seeds)
-    assert len(found) == len({cell.name for cell in found}) == trained + len(campaign.suites) * bool(campaign.untrained)
+    axes = (campaign.recipes, campaign.steps or [0], campaign.masks, campaign.seeds)
+    settings = len(campaign.profiles) * len(campaign.suites)
+    wanted = settings * (prod(map(len, axes)) + bool(campaign.untrained))
+    assert len(found) == len({cell.name for cell in found}) == wanted
 
 
 def test_a_cell_is_trained_under_its_mask_and_scored_under_it_and_causally() -> None:
@@ -45,6 +48,16 @@ def test_a_cell_is_trained_under_its_mask_and_scored_under_it_and_causally() -> 
     control = found["ci lookup context_first full-1e-3 causal 1"]
     assert control.train is not None and control.score is not None and control.score.masks == ["causal"]
     assert control.train.model_copy(update={"mask": "prefix"}) == stage.train  # the control differs in the mask only
+
+
+def test_lengths_of_training_are_an_axis_of_their_own(tmp_path: Path) -> None:
+    campaign, where = read_campaign(write(tmp_path, steps=[3, 9], seeds=[0]))
+    found = {cell.name: cell.job.stage.train for cell in cells(campaign, where)}
+    assert sorted(found) == sorted(f"ci lookup context_first full-1e-3 {mask} 0 {steps}"
+                                   for mask in ("causal", "prefix") for steps in (3, 9))  # fmt: skip
+    assert {train.max_steps for train in found.values() if train} == {3, 9}
+    with pytest.raises(ConfigError, match=r"steps\[1\]: expected a positive integer, found 0"):
+        read_campaign(write(tmp_path, steps=[3, 0]))
 
 
 def test_settings_of_a_campaign_win_over_its_recipes_and_shares_are_the_whole(tmp_path: Path) -> None:

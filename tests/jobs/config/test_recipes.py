@@ -8,7 +8,7 @@ from jobs.config.load import recipe_names, resolve
 from jobs.errors import ConfigError
 
 
-@pytest.mark.parametrize("profile", ["ci", "embedded", "ministral-3b"])
+@pytest.mark.parametrize("profile", ["ci", "embedded", "gemma-270m", "ministral-3b"])
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_fits_every_profile_and_changes_only_training(recipe: str, profile: str) -> None:
     plain, job = resolve("stage3b", profile).stage, resolve("stage3b", profile, sets=[f"recipe={recipe}"]).stage

@@ -61,6 +61,7 @@ def complaint(path: str, value: object) -> str:
         ("train.micro_batch_size", 5, "train.micro_batch_size: expected a divisor of batch_size 16, found 5"),
         ("train.auto_stop", {"patience": 3}, "train.auto_stop.min_delta: missing, expected a number of at least 0"),
         ("train.lora.targets", [], "train.lora.targets: expected all-linear or a list that is not empty"),
+        ("train.push_every", 150, "train.push_every: expected a multiple of save_every 100, found 150"),
         ("train.keep_weights", 3, "train.keep_weights: expected true or false, found 3"),
         (
             "score.masks",
@@ -79,7 +80,7 @@ def complaint(path: str, value: object) -> str:
         ("title", "", 'title: expected text, found ""'),
         ("reference.macro", "high", 'reference.macro: expected a number, found "high"'),
         ("scor", {}, 'jobs/s.yaml: scor: unknown key; did you mean "score"?'),
-        ("model.source", "hf", 'model.source: expected one of embedded, hub, path, random, found "hf"'),
+        ("model.source", "hf", 'model.source: expected one of embedded, hub, path, gguf, random, found "hf"'),
         (
             "model.attention",
             "flash_attention_2",
@@ -88,7 +89,7 @@ def complaint(path: str, value: object) -> str:
         ("model.source", "hub", "model.name: missing; expected the hub's name of the model"),
         ("model.source", "path", "model.name: missing; expected the directory of the checkpoint"),
         ("model.source", "random", "model.config: missing; expected a transformers config"),
-        ("model.name", "gpt2", 'expected SmolLM2-135M-Instruct for source embedded, found "gpt2"'),
+        ("model.name", "gpt2", 'expected SmolLM2-135M-Instruct or gemma-3-270m for source embedded, found "gpt2"'),
         ("model.config", {"model_type": "llama"}, "model.config: only for source random"),
         ("model", {"source": "random", "config": {"hidden_size": 8}}, "model.config: expected the key model_type"),
         ("data.eval.source", "path", "data.eval.path: missing for source path"),

@@ -17,10 +17,10 @@ REFERENCE = JOBS_DIR / "reference.yaml"
 
 def test_the_stages_and_profiles_of_the_experiment_are_there() -> None:
     assert stage_names() == STAGES
-    assert profile_names() == ["ci", "embedded", "ministral-3b"]
+    assert profile_names() == ["ci", "embedded", "gemma-270m", "ministral-3b"]
 
 
-@pytest.mark.parametrize("profile", ["ci", "embedded", "ministral-3b"])
+@pytest.mark.parametrize("profile", ["ci", "embedded", "gemma-270m", "ministral-3b"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_resolves_with_every_profile(stage: str, profile: str) -> None:
     job = resolve(stage, profile)
@@ -34,7 +34,7 @@ def test_every_stage_has_its_question_in_a_comment(stage: str) -> None:
     assert "?" in opening
 
 
-@pytest.mark.parametrize("profile", ["ci", "embedded", "ministral-3b"])
+@pytest.mark.parametrize("profile", ["ci", "embedded", "gemma-270m", "ministral-3b"])
 def test_the_control_differs_from_its_counterpart_in_the_mask_only(profile: str) -> None:
     control, treated = (resolve(stage, profile).stage for stage in ("stage3a", "stage3b"))
     assert control.train is not None and treated.train is not None

@@ -117,6 +117,23 @@ def test_an_ssh_key_and_a_secret_that_cannot_be_used(world: World, tmp_path: Pat
     assert found["policy"][0] == "missing" and "$HF_TOKEN is not set" in found["policy"][1]
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("capz: {dollars: 1}\n", "capz: unknown key"),
+        ("caps: {dollars: much}\n", 'caps.dollars: expected a positive number, found "much"'),
+        ("registry_login: NO_LOGIN\n", "policy: registry_login: $NO_LOGIN is not set in this environment; set it"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_policy_that_cannot_be_used(world: World, tmp_path: Path, text: str | None, words: str) -> None:
+    if text is not None:
+        (tmp_path / "policy.yaml").write_text(text)
+    done = world.vast("doctor", "--no-engine", "--image", IMAGE, "--policy", str(tmp_path / "policy.yaml"))
+    assert done.exit_code == 2 and lines(done.stdout)["policy"][0] == "missing", done.output
+    assert words in lines(done.stdout)["policy"][1] and "image" not in lines(done.stdout)
+
+
 def test_what_is_not_named_or_not_wanted_is_not_missing(world: World) -> None:
     world.engine = UserError("docker", "no container engine answers", "start it")
     done = world.vast("doctor", "--no-engine")

@@ -33,6 +33,7 @@ def test_a_campaign_is_planned_estimated_and_rented_for_as_one_job(world: World)
     assert "start campaign ci" in world.shell.calls
     assert len(world.fake.market.rentals) == 1 and world.fake.market.living() == []
     assert world.folder.run_id.startswith("ci-")
+    assert "\nCampaign ci with profile ci, image" in world.folder.report_text.read_text()
     assert world.contexts[0].request.campaign == "ci" and world.contexts[0].request.complete == ()
 
 

@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
-from tests.vast.fakes.command_line import make_key
+from tests.vast.fakes.command_line import estimate_of, make_key
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
 from vast.__main__ import _flushed, main
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 
     shell.on_look, shell.alive = look, living
     wiring = replace(
-        Wiring(estimate=lambda job, gpu, gpus: None), home=Path(runs), clock=ManualClock(START + float(seconds)), which=lambda name: name,
+        Wiring(estimate=lambda job, gpu, gpus: estimate_of()), home=Path(runs), clock=ManualClock(START + float(seconds)), which=lambda name: name,
         shell=make_shell, make_key=make_key,
     )  # fmt: skip
     sys.exit(_flushed(main([*words, "--runs-dir", runs], wiring)))

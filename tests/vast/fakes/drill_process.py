@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.vast.fakes.command_line import make_key
+from tests.vast.fakes.command_line import estimate_of, make_key
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.machines import PROGRAM, FastClock, MachineTransport
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
@@ -39,7 +39,7 @@ def play(scene: dict[str, Any]) -> int:
 
     environ = {"VAST_URL": scene["url"], "VAST_HOST_URL": scene["url"], "VAST_API_KEY": KEY, "PATH": os.environ["PATH"]}
     wiring = replace(
-        Wiring(estimate=lambda job, gpu, gpus: None), environ=environ, home=directory, clock=clock, which=lambda name: name,
+        Wiring(estimate=lambda job, gpu, gpus: estimate_of()), environ=environ, home=directory, clock=clock, which=lambda name: name,
         shell=shell, make_key=make_key, registry=lambda image, login: Image("there"),
     )  # fmt: skip
     return _flushed(main([*scene["words"], "--runs-dir", str(runs)], wiring))

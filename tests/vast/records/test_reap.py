@@ -225,3 +225,17 @@ def test_a_run_whose_supervisor_was_killed_is_left_for_attach_for_a_while(world:
     world.clock.time += 3601
     assert world.vast("reap").exit_code == 0
     assert living(world) == set()
+
+
+def test_a_machine_renamed_in_the_console_is_known_by_the_journal_of_its_run(world: World) -> None:
+    """Its supervisor is dead, and its label too: only the id is left. Another account's machine of that id is none of ours."""
+    world.left_running()
+    (rental,) = world.fake.market.living()
+    rental.label = "my machine"
+    world.clock.time += 3601
+    world.fake.account_id = 2
+    assert (world.vast("reap").exit_code, len(world.fake.market.living())) == (0, 1)
+    world.fake.account_id = 1
+    done = world.vast("reap")
+    assert done.exit_code == 0 and "its run has no supervisor" in done.stdout, done.output
+    assert world.fake.market.living() == []

@@ -16,11 +16,11 @@ from jobs.estimate.estimate import estimate
 from jobs.estimate.memory import USABLE
 from tests.vast.fakes.command_line import estimate_of
 from vast import policy as policies
+from vast.commands.options import JobOptions
 from vast.host import watchdog
 from vast.ports import Offer, label_text
 from vast.rental.onstart import LIMIT, Switch, arguments, onstart
 from vast.rental.plan import (
-    command_of,
     estimated,
     host_image,
     least_vram,
@@ -73,7 +73,7 @@ def test_options_and_policy_bound_the_search_together() -> None:
 
 
 def test_the_command_goes_on_with_what_is_there() -> None:
-    words = command_of("stage1", "ci", limit=4, sets=("a=1", "b=2"), seed=3)
+    words = JobOptions(stage="stage1", profile="ci", limit=4, sets=("a=1", "b=2"), seed=3).command("/runs")
     assert " ".join(words) == "run stage1 --profile ci --continue --limit 4 --seed 3 --set a=1 --set b=2"
 
 

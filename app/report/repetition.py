@@ -1,0 +1,59 @@
+"""The free rival: the prompt written twice and read from left to right, against the same questions asked once.
+
+Two orders of a prompt are never compared elsewhere (`app.report.comparisons`). Here they are, by the items' ids alone: the same
+question and choices, written in another way on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from app.report.comparisons import Comparison, compare
+from app.report.runs import Evaluation
+from app.report.study import Study
+
+
+def against_repetition(study: Study) -> list[Comparison]:
+    """For each suite asked in both orders: what repeating gives, and what reading in both directions gives in its place."""
+    studies = (study, *study.other_settings)
+    found: list[Comparison] = []
+    for twice in studies:
+        usual = replace(twice.setting, order="context_first")
+        once = next((s for s in studies if s.setting == usual != twice.setting), None)
+        if once is not None and twice.setting.order == "repeat":
+            found += _of_suite(twice, once)
+    return found
+
+
+def _of_suite(twice: Study, once: Study) -> Iterator[Comparison]:
+    name = f"{once.setting.suite}: "
+    yield from _pair(f"{name}untrained, twice minus once", twice, twice.baseline, once, once.baseline)
+    if twice.control is None or once.control is None:
+        return
+    left, right, both = twice.control.second, once.control.second, once.control.first
+    yield from _pair(f"{name}the trained control, twice minus once", twice, left, once, right)
+    yield from _pair(
+        f"{name}trained to read in both directions, once, minus the control, twice", once, both, twice, left
+    )
+
+
+def _pair(
+    title: str, of_first: Study, first: Evaluation | None, of_second: Study, second: Evaluation | None
+) -> Iterator[Comparison]:
+    """Nothing where one was not scored, or on other questions."""
+    if first is None or second is None or _ids(first) != _ids(second):
+        return
+    replicates = of_first.trainings.replicates(first), of_second.trainings.replicates(second)
+    common = sorted(set(replicates[0]) & set(replicates[1]))
+    seeds = {seed: (_by_id(replicates[0][seed]), _by_id(replicates[1][seed])) for seed in common if len(common) > 1}
+    yield compare("repetition", title, _by_id(first), _by_id(second), seeds)
+
+
+def _ids(e: Evaluation) -> dict[str, tuple[str, ...]]:
+    return {task: tuple(name for name, _ in keys) for task, keys in e.keys.items()}
+
+
+def _by_id(e: Evaluation) -> Evaluation:
+    """The evaluation without what the order of its prompts changes."""
+    return replace(e, format="", keys={task: tuple((name, "") for name in names) for task, names in _ids(e).items()})

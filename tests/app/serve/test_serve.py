@@ -1,0 +1,167 @@
+"""The endpoint as OpenAI's own client sees it: its answers are those of `python -m app generate`, token for token."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from app.model.load import Loaded
+from app.scoring.encode import Request
+from app.scoring.generate import answers, encode_prompts
+from app.scoring.loglikelihood import loglikelihood
+from tests.app.fakes.command_line import Command
+from tests.app.serve.serving import ask, complete, serving
+
+pytestmark = pytest.mark.usefixtures("few_rows")
+PROMPTS = ["What is the capital of France?", "Once upon a time there was", "2 + 2 ="]
+
+
+# ---- equal to `python -m app generate` ---------------------------------------------------------------------------------
+
+
+def test_greedy_completions_are_those_of_generate(
+    client: openai.OpenAI, trained: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    common = ("--profile", "ci", "--runs-dir", trained, "--model", "stage3b", "--max-new-tokens", 8)
+    said = command("generate", *common, "--prompts", tmp_path / "prompts.txt").fine()
+    found = complete(client, PROMPTS)
+    assert "".join(f"> {p}\n{c.text}\n\n" for p, c in zip(PROMPTS, found.choices, strict=True)) == said
+    assert len({choice.text for choice in found.choices}) > 1
+    causal = command("generate", *common, "--mask", "causal", "--prompts", tmp_path / "prompts.txt").fine()
+    assert causal != said  # so the mask shows in these answers
+
+
+def test_greedy_chats_are_those_of_generate(
+    client: openai.OpenAI, trained: Path, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "Say hi"}, {"role": "assistant", "content": '
+                                          '"hi"}, {"role": "user", "content": "Once more"}]}')  # fmt: skip
+    said = command("generate", "--profile", "ci", "--runs-dir", trained, "--model", "stage3b", "--max-new-tokens", 8,
+                   "--chats", tmp_path / "chats.jsonl").fine()  # fmt: skip
+    found = ask(client, "Say hi", "hi", "Once more").choices[0]
+    assert said == f"> Once more\n{found.message.content}\n\n" and found.message.role == "assistant"
+
+
+def test_log_probabilities_are_those_of_the_scorer(client: openai.OpenAI, loaded: Loaded) -> None:
+    ids = encode_prompts(loaded, PROMPTS[:1], chat=False)[0]
+    (answer,) = answers(loaded, [ids], "prefix", max_new_tokens=5)
+    told = complete(client, PROMPTS[0], max_tokens=5, logprobs=2).choices[0].logprobs
+    assert told.tokens == [loaded.tokenizer.decode([token]) for token in answer]
+    sums = [0.0, *(scored.logprob for scored in loglikelihood(
+        loaded, [Request(tuple(ids), tuple(answer[:n])) for n in range(1, len(answer) + 1)], "prefix"))]  # fmt: skip
+    for at, logprob in enumerate(told.token_logprobs):
+        assert logprob == pytest.approx(sums[at + 1] - sums[at], abs=1e-4)
+        assert len(told.top_logprobs[at]) == 2 and max(told.top_logprobs[at].values()) == pytest.approx(logprob)
+    assert len(told.token_logprobs) == 5 and told.text_offset[1] == len(told.tokens[0])
+
+
+def test_chat_log_probabilities_are_those_of_the_same_prompt_as_ids(client: openai.OpenAI, loaded: Loaded) -> None:
+    chat = ask(client, "Say hi", logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    text = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say hi"}], tokenize=False, add_generation_prompt=True
+    )
+    ids = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    plain = complete(client, ids, logprobs=3).choices[0].logprobs
+    assert [one.token for one in chat] == plain.tokens
+    assert [one.logprob for one in chat] == pytest.approx(plain.token_logprobs, abs=1e-5)
+    assert all(bytes(one.bytes).decode() == one.token for one in chat if one.bytes is not None)
+    assert all(len(one.top_logprobs) == 3 for one in chat)
+
+
+# ---- streams, stops, samples -------------------------------------------------------------------------------------------
+
+
+def joined(stream: Any) -> dict[int, tuple[str, str | None, list[float]]]:
+    """Of each choice its text, why it ended, and its tokens' log-probabilities."""
+    found: dict[int, tuple[str, str | None, list[float]]] = {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            text, finish, logprobs = found.get(choice.index, ("", None, []))
+            assert finish is None, "nothing comes behind the end of an answer"
+            if hasattr(choice, "delta"):
+                new, told = choice.delta.content, choice.logprobs and [one.logprob for one in choice.logprobs.content]
+                assert (choice.delta.role == "assistant") == (choice.index not in found)
+            else:
+                new, told = choice.text, choice.logprobs and choice.logprobs.token_logprobs
+            found[choice.index] = text + new, choice.finish_reason, logprobs + (told or [])
+    return found
+
+
+def test_a_stream_is_the_whole_answer_in_parts(client: openai.OpenAI) -> None:
+    for given in (dict(), dict(stop=["a", "zz"]), dict(n=3, temperature=1.0, seed=7, top_p=0.9)):
+        whole = complete(client, PROMPTS, logprobs=1, **given).choices
+        parts = joined(complete(client, PROMPTS, logprobs=1, stream=True, **given))
+        assert [parts[at][:2] for at in range(len(whole))] == [(one.text, one.finish_reason) for one in whole]
+        for at, one in enumerate(whole):
+            assert parts[at][2] == pytest.approx(one.logprobs.token_logprobs, abs=1e-4)
+    whole = ask(client, "Say hi", logprobs=True).choices[0]
+    (part,) = joined(ask(client, "Say hi", logprobs=True, stream=True)).values()
+    assert part[:2] == (whole.message.content, whole.finish_reason)
+    assert part[2] == pytest.approx([one.logprob for one in whole.logprobs.content], abs=1e-4)
+
+
+def test_usage_ends_a_stream_that_asks_for_it(client: openai.OpenAI) -> None:
+    *_, last = complete(client, PROMPTS[0], max_tokens=4, stream=True, stream_options={"include_usage": True})
+    assert last.choices == [] and last.usage == complete(client, PROMPTS[0], max_tokens=4).usage
+    assert last.usage.completion_tokens == 4 and last.usage.prompt_tokens > 2
+
+
+def test_a_stop_string_ends_an_answer_before_it(client: openai.OpenAI) -> None:
+    text = complete(client, PROMPTS[1]).choices[0].text
+    stop = text[5:9]
+    found = complete(client, PROMPTS[1], stop=stop).choices[0]
+    assert found.finish_reason == "stop" and found.text == text[: text.index(stop)]
+    assert complete(client, PROMPTS[1], stop="no such thing").choices[0].finish_reason == "length"
+
+
+def test_a_seed_gives_one_answer_alone_and_beside_others(client: openai.OpenAI) -> None:
+    def sampled(prompts: list[str], seed: int | None) -> list[str]:
+        return [one.text for one in complete(client, prompts, temperature=1.0, seed=seed).choices]
+
+    alone = sampled(PROMPTS[:1], 5)
+    assert sampled(PROMPTS, 5)[0] == alone[0] == sampled(PROMPTS[:1], 5)[0]
+    assert (
+        len({alone[0], sampled(PROMPTS[:1], 6)[0], sampled(PROMPTS[:1], None)[0], sampled(PROMPTS[:1], None)[0]}) == 4
+    )
+    both = complete(client, PROMPTS[0], temperature=1.0, seed=5, n=2).choices
+    assert both[0].text == alone[0] != both[1].text
+    nucleus = complete(client, PROMPTS[0], temperature=1.0, seed=5, top_p=1e-6).choices[0]
+    assert nucleus.text == complete(client, PROMPTS[0]).choices[0].text
+
+
+def test_requests_that_come_together_are_answered_as_alone(client: openai.OpenAI) -> None:
+    alone = [complete(client, prompt, max_tokens=3 + at).choices[0].text for at, prompt in enumerate(PROMPTS)]
+    found: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda at=at: found.update({at: complete(client, PROMPTS[at], max_tokens=3 + at).choices[0].text}))
+               for at in range(3)]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert [found[at] for at in range(3)] == alone
+
+
+# ---- the prompt's own tokens -------------------------------------------------------------------------------------------
+
+
+def test_echo_scores_a_prompt_under_the_causal_mask_alone(client: openai.OpenAI, loaded: Loaded) -> None:
+    assert complete(client, PROMPTS[0], echo=True).choices[0].text.startswith(PROMPTS[0])
+    with pytest.raises(openai.BadRequestError, match="sees itself") as refused:
+        complete(client, PROMPTS[0], echo=True, logprobs=1)
+    assert refused.value.param == "echo"
+    ids = encode_prompts(loaded, PROMPTS[:1], chat=False)[0]
+    with serving(loaded, "causal") as causal:
+        told = complete(causal, ids, echo=True, logprobs=1, max_tokens=0).choices[0]
+        more = complete(causal, PROMPTS[0], echo=True, logprobs=1, max_tokens=2).choices[0].logprobs
+    assert told.text == PROMPTS[0] and told.finish_reason == "length"
+    assert told.logprobs.token_logprobs[0] is None and len(told.logprobs.tokens) == len(ids)
+    (scored,) = loglikelihood(loaded, [Request(tuple(ids[:1]), tuple(ids[1:]))], "causal")
+    assert sum(told.logprobs.token_logprobs[1:]) == pytest.approx(scored.logprob, abs=1e-3)
+    assert len(more.tokens) == len(ids) + 2 and more.token_logprobs[1] == pytest.approx(
+        told.logprobs.token_logprobs[1], abs=1e-5
+    )
