@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.errors import ConfigError
@@ -52,8 +52,13 @@ def base_model(model: Mapping[str, Any], given: str | None, ask: Ask) -> tuple[s
     return (name if model["source"] != "path" else None), licence
 
 
-def training_data(data: Mapping[str, Any], section: Mapping[str, Any], ask: Ask) -> list[tuple[str, str | None, str]]:
+def training_data(
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]], section: Mapping[str, Any], ask: Ask
+) -> list[tuple[str, str | None, str]]:
     """(name, name on the hub, licence) of each set that the run was trained on. `data`: the profile's data.train."""
+    if not isinstance(data, Mapping):  # of several sources metrics.json has an entry each
+        each = zip(data, section.get("data", {}).get("sources") or [{}] * len(data), strict=True)
+        return [found for source, about in each for found in training_data(source, {"data": about}, ask)]
     if data["source"] == "embedded":
         kept = section.get("data", {}).get("kept_by_set", EMBEDDED_SETS)
         return [(name, *EMBEDDED_SETS.get(name, (None, "generated here, as this code"))) for name in kept]
