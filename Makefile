@@ -29,6 +29,7 @@ COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zs
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
 ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 OLDEST  =## 1: test-zoo and docs-models with the oldest transformers that is supported, in place of the newest
+FUZZ    =## inputs of each kind that `make fuzz` tries; without it 10000
 BASE    =## a commit that `make bench-stages` compares with
 DEVICE  =## a benchmark's device: cpu or cuda; without it a GPU if there is one
 STAGE   =## the stage that vast-up runs
@@ -42,8 +43,16 @@ TRACKER = tensorboard## what `make track` opens: tensorboard or trackio
 RUN     =## a rented run, without it the open one; for serve and publish a run or stage, such as stage3b
 TO      =## where `make publish` sends the run: OWNER/NAME on the hub
 PRIVATE =## 1: in a private repository
-DRY_RUN =## 1: `make publish` writes the card, lists the files and sends nothing
+DRY_RUN =## 1: show what would be done and do nothing: campaign (hours and dollars), submit (the engine's file), publish (card and files)
 MASK    =## how `make serve` reads prompts: causal, prefix or segment; without it as the model was trained
+
+# A misspelt variable would be passed over without a word. Names of two words are the environment's: HF_TOKEN=...
+VARIABLES := $(shell sed -n 's/^\([A-Z_]*\) *?*=.*##.*/\1/p' $(firstword $(MAKEFILE_LIST))) CI COLUMNS HOME LANG PATH TERM TMPDIR
+given = $(and $(filter command,$(firstword $(origin $(1)))),$(if $(findstring _,$(1)),,$(1)))
+MISSPELT := $(filter-out $(VARIABLES),$(foreach one,$(.VARIABLES),$(call given,$(one))))
+ifneq ($(MISSPELT),)
+$(error $(firstword $(MISSPELT)): no such variable; make help-all lists them)
+endif
 
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
@@ -129,9 +138,9 @@ $(STAGES):
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
 .PHONY: campaign
-campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; ARGS=--plan for hours and dollars
+campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; DRY_RUN=1 for hours and dollars
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(ARGS)
+	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
 
 .PHONY: serve publish
 publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
@@ -200,7 +209,7 @@ submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=s
 	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
-	  $(if $(SHARED),--shared '$(SHARED)') $(call sets,$(named) $(SET)) $(ARGS)
+	  $(if $(SHARED),--shared '$(SHARED)') $(if $(call on,DRY_RUN),--dry-run) $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
 image: ## Build the container image; BASE_IMAGE, WHEELS_IMAGE and PIP_CONF set its sources

@@ -53,6 +53,17 @@ def test_track_opens_what_is_kept_here_or_says_in_one_line_what_is_not(tmp_path:
     )
 
 
+@pytest.mark.parametrize("word", ["LIMT=5", "SUIT=reading", "profile=ci"])
+def test_a_misspelt_variable_is_refused(word: str) -> None:
+    assert f"{word.partition('=')[0]}: no such variable; make help-all lists them" in make("stage1", word, code=2)
+    assert "no such variable" not in make("-n", "help", "HF_TOKEN=x", "TMPDIR=/tmp")
+
+
+def test_a_campaign_and_a_submission_can_be_tried() -> None:
+    assert " --plan" in make("-n", "PYTHON=python3", "campaign", "CAMPAIGN=lookup", "DRY_RUN=1")
+    assert " --dry-run" in make("-n", "PYTHON=python3", "submit", "STAGE=stage1", "ON=slurm", "DRY_RUN=1")
+
+
 def test_serve_and_publish_take_their_settings() -> None:
     found = make(
         "-n", "PYTHON=python3", "serve", "publish", "RUN=stage3b", "MASK=causal", "TO=me/name", "PRIVATE=1", "FORCE=0"
