@@ -1,7 +1,5 @@
 """The clock that callers pass in, so that no test waits on real time; the module `time` is one."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 

@@ -8,8 +8,6 @@ A table wider than the terminal becomes narrower by this rule:
 3. A table that is still too wide stays so: half an id is of no use, and the terminal continues the line below.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The lock of a run: flock, which the kernel lets go of when its holder dies, however it dies."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -7,8 +7,6 @@ combined (causal skip, padding, detected packing) can leak in or out. Outside it
 Sources: transformers/masking_utils.py and modeling_utils.py (5.17 and 5.23).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

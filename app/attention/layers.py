@@ -5,8 +5,6 @@ takes that for a module with a mark (app/attention/backends.py). The marks are a
 is. Hooks cannot do this: compiled layers share one graph, and torch does not check that each has the hooks of the first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A model's configuration. Every attribute is read here: wrappers, missing values and layers that differ are handled once."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jobs.errors import ModelError

@@ -4,8 +4,6 @@ Run on every model at the start of every run (a few dozen short rows), because a
 exactly like a result. The checks test the model as loaded: its attention implementation, its windows, its cache.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """`campaign`: a matrix of suites, recipes, masks, seeds and models, in one process or dealt over several."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence

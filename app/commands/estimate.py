@@ -1,7 +1,5 @@
 """`estimate`: the memory and time of a stage, before it is started. No torch: it also prices a stage for a rented machine."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """`harness`: any task of lm-evaluation-harness under any mask."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

@@ -1,7 +1,5 @@
 """`power`: the smallest difference that given items and seeds can show, from runs or before any run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

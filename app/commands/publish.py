@@ -1,7 +1,5 @@
 """`publish`: a finished run as a repository on the hub."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

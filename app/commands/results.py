@@ -1,7 +1,5 @@
 """`results`: what docs/results keeps of campaigns, and the reports that are made of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

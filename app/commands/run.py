@@ -1,7 +1,5 @@
 """`run` and `check`: a stage, carried out or only validated."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`samples`: the answers of the models, side by side."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

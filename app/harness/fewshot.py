@@ -6,8 +6,6 @@ answer. Here an example is left out wherever it reads as the scored item does, w
 example the harness's own draw stays as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

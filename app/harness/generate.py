@@ -1,7 +1,5 @@
 """`generate_until` for lm-evaluation-harness: greedy answers up to a stop sequence, in batches of prompts of like length."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -14,8 +14,6 @@ A context too long is cut from the left, as the harness does, and the rest of it
 Not covered: several processes, sampling, beams, images.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

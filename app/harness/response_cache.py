@@ -1,7 +1,5 @@
 """Whose answers a response cache of lm-evaluation-harness (`--use_cache`) holds; the file itself does not record it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import MutableMapping
 from typing import Any

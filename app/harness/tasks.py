@@ -5,8 +5,6 @@ the split: the embedded data holds validation splits (and MMLU's three), so few-
 the scored item (app/harness/fewshot.py).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

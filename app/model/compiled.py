@@ -5,8 +5,6 @@ The compiled layers are used only inside `layers`: the self-check, generation an
 each would be compiled anew.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The output layer (lm_head): is it a plain matmul, and how to compute something else in its place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

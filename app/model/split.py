@@ -6,8 +6,6 @@ log-probability moves by a hundredth of what bfloat16 moves it by (docs/log.md).
 (arXiv 1904.06376).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

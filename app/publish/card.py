@@ -1,7 +1,5 @@
 """The model card: metadata in the hub's form with a model-index, and what a reader must know before using the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +32,7 @@ def write_card(*, repo: str, tag: str, job: Mapping[str, Any], metrics: Mapping[
     parts = [f"---\n{front.to_yaml()}\n---\n{about.strip()}",
              "## How to load it", _loading(repo, tag, mask, adapter, own_generate),
              "## Results", _table(evaluations), "## Recipe", _recipe(job, metrics, commit, tag),
-             "## Data", "\n".join(f"- {hub or name}: licence {terms}" for name, hub, terms in data),
+             "## Data", _data(data, [run for run in job.get("init_runs", {}).values() if run != "base"]),
              "## What was not tested", _untested(evaluations, job)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -115,6 +113,11 @@ def _recipe(job: Mapping[str, Any], metrics: Mapping[str, Any], commit: str, tag
             "held-out loss, first and best": f"{section['eval_loss_first']:.4f}, {section['eval_loss_best']:.4f}",
             **{name: train[name] for name in _SHOWN if train.get(name) is not None}}  # fmt: skip
     return "| setting | value |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _data(data: Sequence[tuple[str, str | None, str]], before: Sequence[str]) -> str:
+    lines = [f"- {hub or name}: licence {terms}" for name, hub, terms in data]
+    return "\n".join(lines + [f"- before that, what run {run} was trained on" for run in before])
 
 
 def _untested(evaluations: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) -> str:

@@ -4,8 +4,6 @@ A repository holds the newest published run on its main branch, and a tag for ea
 sent again, so an upload that was cut off is resumed by the same command.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

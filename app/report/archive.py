@@ -10,8 +10,6 @@ A difference that the whole runs directory shows is here the same: right or wron
 four digits.
 """
 
-from __future__ import annotations
-
 import io
 import lzma
 import tarfile

@@ -7,8 +7,6 @@
 Order, profile and recipe may be null. Every other comparison is exploratory: nothing is adjusted over those.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A chart as inline SVG: two axes, lines, marks, a legend. Colours are CSS variables of report.html.j2."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, log10

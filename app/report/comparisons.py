@@ -4,8 +4,6 @@ The one rule: two evaluations are compared only where every task has the same it
 format. Anything else is refused (`refuse_different_items`); a common subset is never used silently.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 

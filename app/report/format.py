@@ -1,7 +1,5 @@
 """How the report writes numbers, differences, times and names of tasks."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

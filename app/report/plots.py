@@ -4,8 +4,6 @@ Every colour is a CSS variable of report.html.j2, so that one drawing serves the
 anything outside the page, and the same numbers give the same bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from app.report.chart import LINE, WIDTH, Chart, Plot, below_legend, rows_chart

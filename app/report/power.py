@@ -1,7 +1,5 @@
 """The table behind `python -m app power`: the smallest difference that the items and seeds of each comparison can show."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from app.report.comparisons import Comparison

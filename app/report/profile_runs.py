@@ -1,7 +1,5 @@
 """The report of one profile: the newest completed run of each stage, in every setting that it was run in."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

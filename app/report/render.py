@@ -7,8 +7,6 @@
 A report depends only on the runs, not on clock or chance: equal runs give equal bytes.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import Console

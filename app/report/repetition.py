@@ -4,8 +4,6 @@ Two orders of a prompt are never compared elsewhere (`app.report.comparisons`). 
 question and choices, written in another way on purpose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The list of runs behind `python -m app runs`: state, headline number and when, newest first."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

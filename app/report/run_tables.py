@@ -1,8 +1,6 @@
 """The tables about the runs themselves: training, time and speed, origin, what is missing, and numbers from
 elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per it
 against metrics.json: a run whose two files disagree is refused.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pages of the answers: samples.json (app/scoring/samples.py) as text and as HTML, with everything inside."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

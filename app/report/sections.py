@@ -1,7 +1,5 @@
 """The report's order: which tables, plots and explanations stand under which heading. No numbers are computed here."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

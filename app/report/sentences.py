@@ -5,8 +5,6 @@ of items for, NLL often decides with tens. A difference whose 95 % interval hold
 "no difference" states the smallest difference that these items and seeds can show. Leaking evaluations never enter.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from app.report.campaign import unfinished

@@ -6,8 +6,6 @@
 The server serves no other file and writes nothing. It has no password; by default it listens on this machine's own address.
 """
 
-from __future__ import annotations
-
 import signal
 import socket
 import threading

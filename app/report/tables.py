@@ -1,7 +1,5 @@
 """The tables of a report as plain cells, rendered by `app.report.render` to terminal, Markdown and HTML."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

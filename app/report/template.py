@@ -1,7 +1,5 @@
 """The report's files are jinja2 templates beside this module: *.html.j2 escape what is put in, *.md.j2 and *.txt.j2 do not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ A recipe is a training run's settings without its seed. Models of one recipe, sc
 one for each seed, the newest of its runs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

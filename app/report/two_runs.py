@@ -1,7 +1,5 @@
 """The report of two runs that the user names, the second compared with the first."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Fetches a run from its store, to resume it where its directory is gone or older than what was uploaded."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Iterator, Mapping

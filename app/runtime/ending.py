@@ -1,7 +1,5 @@
 """How a run ends before it is complete, and with which exit code."""
 
-from __future__ import annotations
-
 from jobs.errors import EXIT_NAN, EXIT_STOPPED
 
 CONTINUE = "continue with --resume (make: RESUME=1)"

@@ -1,7 +1,5 @@
 """The heartbeat of a run: the phase, the step, and the time of the last progress, written every few seconds."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

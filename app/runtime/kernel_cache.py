@@ -6,8 +6,6 @@ Not covered: a bound on its size; torch removes nothing, and each version of tor
 megabytes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import MutableMapping
 from contextlib import suppress

@@ -5,8 +5,6 @@ container. It forwards signals to the workers, which agree on a checkpoint and s
 machines the same command runs on each, and app/runtime/nodes.py reads from the environment which of them this one is.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -4,8 +4,6 @@ The files that jobs/submit writes for Slurm, SkyPilot, dstack and Kubernetes set
 start the same command on every machine. torchrun's agents then meet at the first machine's address.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Progress for a person who waits: bars on a terminal; elsewhere, as in a container's log, a line every EVERY seconds."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -6,8 +6,6 @@ their own (gloo, on the CPU), so that they neither wait for the GPU nor interlea
 time-out: a rank that died raises an error in the others.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -4,8 +4,6 @@ One thread uploads one checkpoint at a time; at most one waits, and a newer one 
 the log and a number in metrics.json.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

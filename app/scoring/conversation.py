@@ -9,8 +9,6 @@ bidirectional in itself. Where a turn begins and how an answer is closed, traini
 (app/data/records.py): a chat is generated as it is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

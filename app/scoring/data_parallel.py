@@ -1,7 +1,5 @@
 """Data-parallel scoring: each process of a run scores whole items, and every process gets all results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from app.model.load import Loaded

@@ -1,7 +1,5 @@
 """Where a prompt ends and its continuation begins, in tokens: two boundary rules, each named by the format that uses it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal

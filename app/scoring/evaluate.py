@@ -1,7 +1,5 @@
 """Multiple-choice tasks under a mask: from items to accuracies, their interval, and a line per item."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

@@ -6,8 +6,6 @@ item that is scored again, until no item is left whose margin lies within SAFETY
 records the arithmetic of each item.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

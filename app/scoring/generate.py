@@ -1,7 +1,5 @@
 """Greedy decoding after a prefill under a mask: the prompt in one pass, then one causal token at a time, cached."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal

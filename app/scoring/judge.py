@@ -8,8 +8,6 @@ The key comes from the environment variable PREFILL_JUDGE_KEY alone. It is sent 
 (redirects are refused), over https or to this machine, and stands in no text of ours.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

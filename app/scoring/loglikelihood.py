@@ -5,8 +5,6 @@ work on a CPU, is padded rows of similar length, with the attention that the mod
 request's numbers do not depend on the other requests, so processes can divide the work by item.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager

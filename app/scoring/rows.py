@@ -12,8 +12,6 @@ its own and all its tokens are fed, as the published ablation did.
     packed   lines of ONE length filled with rows that do not see each other: one shape, so it can be compiled
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain

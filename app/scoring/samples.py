@@ -8,8 +8,6 @@
 An answer too short for a rate has none, and does not count in its mean.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

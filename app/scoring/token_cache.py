@@ -6,8 +6,6 @@ again, and a cache that cannot be written is not used. Beyond MOST bytes, the fi
 Not covered: tokenizers that are written in Python; they tokenise every time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

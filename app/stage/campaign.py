@@ -4,8 +4,6 @@ A cell that is complete is found and passed over, one that was interrupted goes 
 simply started again. What was declared (`primary`) is written down before the first run, and may not change after it.
 """
 
-from __future__ import annotations
-
 import fcntl
 import gc
 import os

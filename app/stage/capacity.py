@@ -1,7 +1,5 @@
 """The capacity check: estimates a run on the GPU at hand, refuses what cannot fit, records estimate and actual numbers."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

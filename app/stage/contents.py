@@ -4,8 +4,6 @@ Local files count by sha256, a directory by that of its manifest, a hub's branch
 Embedded data and models are checked against the digests in app/embedded/cache.py and need no entry.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable

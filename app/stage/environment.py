@@ -1,7 +1,5 @@
 """environment.json: the code, versions and hardware behind a run's numbers."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -3,8 +3,6 @@
 torch is imported only when there is work: a complete stage is found in no time.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
@@ -278,6 +276,13 @@ def _require_models(job: Job, runs_dir: Path, init_runs: Mapping[str, str]) -> N
         if name != "base" and not (runs_dir / run / "final" / "config.json").is_file():
             fact = f"init_from {name}: the model of its run is gone: no {runs_dir / run / 'final'}"
             raise RunStateError(job.stage.name, fact, f"train it again: python -m app run {name} --force")
+        if name != "base" and (
+            changed := [line for line in RunDir.open(runs_dir / run).verify() if line.startswith("final/")]
+        ):
+            fact = f"init_from {name}: {runs_dir / run} is not what was trained: {changed[0]}"
+            raise RunStateError(
+                job.stage.name, fact, f"restore it, or train it again: python -m app run {name} --force"
+            )
 
 
 # ---- how it ended ----------------------------------------------------------------------------------------------------

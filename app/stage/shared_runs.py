@@ -1,7 +1,5 @@
 """Several machines write one run: all of them must see its directory."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The work of one stage from start to end: load, self-check, train, score. `app.stage.run` opens and closes the run."""
 
-from __future__ import annotations
-
 import logging
 import random
 import shutil

@@ -8,8 +8,6 @@ numpy and the standard library only; tests compare the numbers with those of sci
 choice of items; `difference` of several seeds covers the choice of seeds too.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ sizes: one an item for accuracy, the tokens of the right answer for NLL in nats 
 over tasks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

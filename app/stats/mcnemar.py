@@ -1,7 +1,5 @@
 """Exact McNemar test of paired right/wrong outcomes, and Holm's correction for several tests. Pure functions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -9,8 +9,6 @@ variance of an item from the discordance to discordance - d^2 (Miettinen 1968, B
 5 %, each comparison by itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from statistics import NormalDist

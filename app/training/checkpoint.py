@@ -11,8 +11,6 @@ their digests is skipped too, before it is loaded. Old ones are pruned only afte
 `final/` is there, since nothing is left to resume and each is three times the size of the weights.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -6,8 +6,6 @@ that it was captured with, on the memory that it was captured on, so that each r
 (`Steps.shapes` in app/training/batch.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rules that end training before its last step, from evaluation losses alone; replaying a log restores their state."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The forward pass of training: from a packed row to the loss of its response tokens, and the frozen start beside it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext

@@ -4,8 +4,6 @@ accelerate and transformers do the work. This file has their settings, refuses w
 model together again at the end. Each GPU still has to hold the float32 weights once, when they are loaded.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ whole step. Training ends at the first loss or gradient that is not finite, when
 process, or after its last step.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext

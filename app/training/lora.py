@@ -4,8 +4,6 @@ The source of the method is Hu et al., 2021 (arXiv 2106.09685). peft skips a tar
 a tied output layer is merged into the input embedding too: either would train another model than the one that was asked for.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from difflib import get_close_matches

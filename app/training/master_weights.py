@@ -9,8 +9,6 @@ The pass reads each gradient once and does not write it back: it scales it (clip
 number is not finite, as torch's fused AdamW does for torch.amp.GradScaler, with 28 bytes a parameter in place of 32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any

@@ -6,8 +6,6 @@ of the states and of the weight (as Liger's fused linear cross-entropy does, arX
 output layer, so it serves models whose logits are plainly that product (app/model/lm_head.py finds out which).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

@@ -5,8 +5,6 @@ moments in 8 bits, by blocks (arXiv 2110.02861), from torchao or bitsandbytes, w
 dependency of this project.
 """
 
-from __future__ import annotations
-
 import math
 from importlib import import_module
 from importlib.util import find_spec

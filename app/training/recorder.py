@@ -1,7 +1,5 @@
 """What a training run shows while it trains: train_log.jsonl, the heartbeat, a progress bar."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from app.runtime.heartbeat import Heartbeat

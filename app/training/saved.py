@@ -5,8 +5,6 @@ one whose losses were logged, without an error. Logits are compared under the ca
 the loss of the held-out examples under the training mask with the loss that training logged.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass

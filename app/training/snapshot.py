@@ -5,8 +5,6 @@ is on the disk (app/training/checkpoint.py), so that a kill at any moment leaves
 memory for a copy, the file is written at once, out of the GPU's.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

@@ -5,8 +5,6 @@ On a GPU the host does not wait for a step. Clipping and the guard are part of t
 the next step is under way. Optimisers that cannot do that wait for the host before the weights change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass

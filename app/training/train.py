@@ -1,7 +1,5 @@
 """One training run: data, model, the training loop, and what it leaves behind."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """What a value should have been, in words from the JSON schema of a pydantic model, and how to write it instead."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable

@@ -3,8 +3,6 @@
 Order, later wins: schema defaults < stage < profile.train/score < profile.stages[stage] < --limit, --seed < --set.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

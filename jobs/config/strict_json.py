@@ -1,7 +1,5 @@
 """JSON that is read strictly: no key given twice, no NaN or infinity, no nest or number that Python refuses with a traceback."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -3,8 +3,6 @@
 It is PyYAML's YAML 1.1 with the floats of YAML 1.2: 2e-5 is a number. Numbers of YAML 1.1 that look like others are refused.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -18,6 +16,7 @@ from jobs.errors import ConfigError
 
 # Values in a document, those of an alias counted each time: a few lines of aliases of aliases ("billion laughs") hold 10**9.
 MOST_VALUES = 10_000
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
@@ -83,7 +82,11 @@ def show(value: object) -> str:
         text = json.dumps(value, ensure_ascii=False)
     else:
         text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9).removesuffix("...\n").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _cut(text, 80)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
@@ -95,10 +98,13 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
     if id(node) in parents:
         raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")
     parents = (*parents, id(node))
+    if node.tag == "tag:yaml.org,2002:binary":
+        raise ConfigError(f"{where}:{line}", "holds !!binary, which no key takes", "write it as text")
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
         raise ConfigError(f"{where}:{line}", "holds half a character (a surrogate alone)", "write the whole character")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):
-        fact = f"{path}: YAML reads {node.value} as {yaml.safe_load(node.value)}"  # octal, hexadecimal, base 60
+        read = _cut(str(yaml.safe_load(node.value)), 60)  # octal, hexadecimal, base 60
+        fact = f"{path}: YAML reads {_cut(node.value, 60)} as {read}"
         raise ConfigError(f"{where}:{line}", fact.removeprefix(": "), "write a plain decimal number")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -108,6 +114,11 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             _check(key_node, where, path, parents, itertools.count(1))
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag not in _KEYS:
+                fact = (
+                    f"{path or 'the document'}: expected a text as key, found {_cut(key_node.value, 60) or 'nothing'}"
+                )
+                raise ConfigError(f"{where}:{line}", fact, "put quotes around it, or remove it")
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             inside = f"{path}.{key}" if path else str(key)
             if key is not None and key in seen:
@@ -125,4 +136,6 @@ def _explained(error: yaml.YAMLError, text: str, where: str) -> ConfigError:
     if problem == "but found another document":
         return ConfigError(f"{where}:{line}", "expected one YAML document, found another", "remove the line ---")
     tabs = "\t" in "".join(text.splitlines()[max(0, line - 2) : line])
-    return ConfigError(f"{where}:{line}", f"malformed YAML: {problem}", "indent with spaces, not tabs" if tabs else "")
+    return ConfigError(
+        f"{where}:{line}", f"malformed YAML: {_cut(str(problem), 200)}", "indent with spaces, not tabs" if tabs else ""
+    )

@@ -5,8 +5,6 @@ bad value is reported in the file it came from, and then their sum, where a mist
 touched it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce

@@ -4,8 +4,6 @@ It is made before a run, to refuse one that cannot fit and to price one on a ren
 report sets the actual numbers beside it. The constants are measured (docs/log.md), each with its hardware.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ A name is read whatever its case, spaces and hyphens: `RTX 4090`, `RTX_4090` and
 GPU is sold with several memories, `-80GB` names one; without it the smallest is assumed.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 

@@ -3,8 +3,6 @@
 GB are 2**30 bytes. `mean` is everywhere the mean length of a training example in tokens.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any, Literal

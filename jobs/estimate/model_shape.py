@@ -1,7 +1,5 @@
 """The shape of a model, as far as memory and arithmetic need it, found without loading the model."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Changes that make a job fit. Each was tried on the same estimate: applied, the job fits."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any

@@ -3,8 +3,6 @@
 Logs (`*.jsonl`, a line at a time) are the exception: a kill may tear their last line, which readers drop.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import itertools

@@ -1,7 +1,5 @@
 """A run for the processes other than rank 0: they may read it, and only rank 0 writes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

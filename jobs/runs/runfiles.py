@@ -8,8 +8,6 @@ interrupted  no             no          yes        stopped by a signal, after a 
 interrupted  no             no          no         killed: it had no time to write a reason
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, Literal

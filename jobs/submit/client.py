@@ -1,7 +1,5 @@
 """The engines' own clients: they check a file, and submit it. Each call is an argument list with a time limit."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A submission as a task of dstack, for `dstack apply`. Source: dstack's reference of the task configuration (0.22)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jobs.submit.submission import GRACE_SECONDS, MEET_PORT, Submission, minutes

@@ -3,8 +3,6 @@
 Sources: the reference of batch/v1 Job and of jobset.x-k8s.io/v1alpha2. Kueue takes what has its queue's label.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from jobs.errors import EXIT_DISK_FULL, EXIT_NAN, EXIT_NO_LEARNING, EXIT_USER

@@ -1,7 +1,5 @@
 """A submission as a task of SkyPilot, for `sky jobs launch`. Source: SkyPilot's reference of the task YAML (0.14)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from jobs.errors import EXIT_STOPPED, ConfigError

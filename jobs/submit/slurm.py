@@ -5,8 +5,6 @@ the job back into the queue, where it resumes. A lost machine and a preemption r
 the script, so that nothing is requeued.
 """
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What every engine needs to know about a stage: its command, its machines, hours and memory. Pure."""
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

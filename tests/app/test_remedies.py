@@ -11,7 +11,7 @@ from tests.app.fakes.fake_work import starter
 from tests.remedies import written
 from tests.remedies.cases import CASES, NOT_RUN, Make, World, check
 
-for name in ("data", "sources", "models", "runs", "settings", "submit", "served", "campaigns", "results", "later"):
+for name in sorted(path.stem for path in (Path(written.__file__).parent).glob("*.py")):
     import_module(f"tests.remedies.{name}")
 
 

@@ -187,6 +187,19 @@ def parsed(text: str) -> Action:
     return lambda: strict_yaml.parse(text, "a.yaml")
 
 
+@remedy(YAML, "write it as text")
+def _(w: World) -> Steps:
+    yield parsed("a: !!binary aGk=")
+    yield parsed("a: hi")
+
+
+@remedy(YAML, "put quotes around it, or remove it")
+def _(w: World) -> Steps:
+    yield parsed("a: {1: b}")
+    yield parsed("a: {'1': b}")
+    yield parsed("a: {}")
+
+
 @remedy(YAML, "write the whole character")
 def _(w: World) -> Steps:
     yield parsed('a: "\\ud83d"')

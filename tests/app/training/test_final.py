@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,6 +20,7 @@ from app.training import checkpoint
 from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
+from tests.app import oracle
 from tests.app.conftest import make_model
 from tests.app.fakes.word_tokenizer import word_tokenizer
 
@@ -164,3 +167,30 @@ def test_stock_generate_stops_where_the_chat_template_ends_a_turn(tmp_path: Path
     tokenizer.chat_template = None
     checkpoint.save_final(saved, tokenizer, tmp_path / "plain", dtype=torch.float32, about=about)
     assert json.loads((tmp_path / "plain" / "generation_config.json").read_text())["eos_token_id"] == [1, 2, 3]
+
+
+def test_the_final_of_an_adapter_stops_there_with_stock_generate_and_with_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    tokenizer = word_tokenizer()
+    model = make_model("llama", vocab_size=len(tokenizer))
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    merged, prompt = copy.deepcopy(adapted).merge_and_unload(), [3, 4, 5, 6]
+    said = {mask: oracle.greedy(oracle.plain(merged), prompt, 12, mask) for mask in ("causal", "prefix")}
+    end = next(token for token in said["prefix"][2:] if token in said["causal"][2:] and token > 2)
+    word = tokenizer.convert_ids_to_tokens(end)
+    tokenizer.add_special_tokens({"additional_special_tokens": [word]})
+    tokenizer.chat_template = f"{{% for m in messages %}}{{{{ m.content }}}}{word}{{% endfor %}}"
+    about = {"mask": "prefix", "origin": "o", "run": "r", "steps": 1, "objective": {}, "data": "d"}
+    checkpoint.save_final(adapted, tokenizer, tmp_path / "final", dtype=torch.float32, about=about)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    ids = torch.tensor([prompt])
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    for mask, own in (
+        ("causal", {}),
+        ("prefix", {"custom_generate": str(tmp_path / "final"), "trust_remote_code": True}),
+    ):
+        (row,) = saved.generate(input_ids=ids, **options, **own)
+        ends = [at for at, token in enumerate(said[mask]) if token in (1, 2, end)]
+        assert row[4:].tolist() == said[mask][: ends[0] + 1]

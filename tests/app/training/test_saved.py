@@ -188,8 +188,10 @@ def test_a_target_that_would_not_be_trained_as_asked_is_refused(targets: list[st
         with_adapter(model_of("llama", tie_word_embeddings=True), Lora(targets=targets))
 
 
-def test_an_untied_output_layer_may_be_adapted(model_of: Any, tmp_path: Path) -> None:
-    model = with_adapter(model_of("llama", tie_word_embeddings=False), Lora(targets=["lm_head"], r=2))
+def test_an_untied_output_layer_may_be_adapted(model_of: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        model = with_adapter(model_of("llama", tie_word_embeddings=False), Lora(targets=["lm_head"], r=2))
+    assert "LoRA of rank 2 on 1 modules: lm_head" in caplog.text
     with torch.no_grad():
         next(weight for name, weight in model.named_parameters() if "lora_B" in name).normal_()
     trained = probe_logits(model)
@@ -202,4 +204,14 @@ def test_full_weights_beside_an_adapter_are_refused_and_both_files_named(tmp_pat
     for name in ("config.json", "model.safetensors", "adapter_config.json"):
         (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=r"\(model\.safetensors\) and an adapter \(adapter_config\.json\)"):
+        _directory(tmp_path, "model.name")
+
+
+@pytest.mark.parametrize("config", [False, True])
+def test_an_adapter_alone_is_refused_since_its_model_would_not_be_in_the_fingerprint(config: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
+    model = get_peft_model(model_of("llama"), LoraConfig(r=2, target_modules="all-linear"))
+    model.save_pretrained(tmp_path)
+    if config:
+        model.config.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds an adapter alone \(adapter_config\.json\); merge it"):
         _directory(tmp_path, "model.name")

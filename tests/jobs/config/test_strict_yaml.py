@@ -100,3 +100,25 @@ def test_half_a_character_is_refused_and_the_error_can_be_printed(text: str) -> 
     with pytest.raises(ConfigError, match="file.yaml:1: holds half a character") as caught:
         strict_yaml.parse(text, "file.yaml")
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("text", ["!!binary aGk=: 1", "a: !!binary aGk=", "- !!binary aGk="])
+def test_bytes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="file.yaml:1: holds !!binary"):
+        strict_yaml.parse(text, "file.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["*a" + "1" * 5000, "a: 0" + "1" * 3000, "a: 0" + "1" * 3000 + ".5", "a: &" + "b" * 5000 + "\n*c"]
+)
+def test_a_long_word_does_not_fill_the_message(text: str) -> None:
+    with pytest.raises(ConfigError, match="file.yaml:[12]: ") as caught:
+        strict_yaml.parse(text, "file.yaml")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("key", ["1e400", "1", "true", "~", "2026-01-01", ".nan"])
+def test_a_key_that_is_no_text_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"file.yaml:2: a: expected a text as key, found {key}; put quotes"):
+        strict_yaml.parse(f"a:\n  {key}: 1\n", "file.yaml")
+    assert strict_yaml.parse(f"a:\n  '{key}': 1\n", "file.yaml") == {"a": {key: 1}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,10 +259,15 @@ def test_inputs_arrive_before_the_first_start_the_summary_last_and_once(
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     inputs = (Input(runs, (run,)), Input(tmp_path, ("mine.yaml",), ".inputs"))
     shell = shell_of(way, runs, clock, inputs=inputs)
-    for _ in range(2):
-        assert shell.start(BOTH, ("run", "stage4")) is True
+    assert shell.start(BOTH, ("run", "stage4")) is True
+    host.train()
+    assert shell.start(BOTH, ("run", "stage4")) is True
     assert way.sent == [f"{run}/final/model.safetensors", f"{run}/manifest.json", f"{run}/summary.json", "mine.yaml"]
     assert (host.root / ".inputs/mine.yaml").read_text() == "name: mine\n"
+    shutil.rmtree(host.root / ".runner")  # released, and rented again by the same run: the same boot
+    clock.sleep(120)
+    way.sent.clear()
+    assert shell.start(BOTH, ("run", "stage4")) is True and way.sent[-1] == "mine.yaml"
     way.breaks_after = 1
     (host.root / run / "summary.json").unlink()
     again = shell_of(way, runs, clock, inputs=inputs)  # as after a restart of the supervisor
