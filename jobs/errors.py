@@ -19,16 +19,22 @@ EXIT_STOPPED = 75  # SIGTERM or SIGINT after a checkpoint; run again to resume (
 _LEAST_PYTHON = (3, 11)  # as pyproject.toml has it
 
 
+def _bounded(text: str) -> str:
+    """What is quoted may be a whole file in one word."""
+    return text if len(text) <= 1000 else text[:997] + "..."
+
+
 class UserError(ValueError):
     """A mistake that the user can correct. `str()` is `where: fact; remedy`."""
 
     exit_code: ClassVar[int] = EXIT_USER
 
     def __init__(self, where: str | Path, fact: str, remedy: str = "") -> None:
-        self.where = str(where)
-        self.fact = fact
+        self.where, self.fact = _bounded(str(where)), _bounded(fact)
         self.remedy = remedy
-        super().__init__(self.where, fact, remedy)  # three args, so that the error survives pickling between processes
+        super().__init__(
+            self.where, self.fact, remedy
+        )  # three args, so that the error survives pickling between processes
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.fact}"

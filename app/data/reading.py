@@ -29,7 +29,7 @@ from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateError
 from app.data.sources import Row, saved_rows
 from jobs.config.schema import Order
 from jobs.config.suites import ReadingTask
-from jobs.errors import DataError
+from jobs.errors import ConfigError, DataError
 
 NOT_SCORED = {True: 0.5, False: 0.1}  # share of the rows, of tasks that train and of those that do not
 _ENV = Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
@@ -66,14 +66,20 @@ def read(name: str, task: ReadingTask, order: Order, root: Path) -> Iterator[Que
 
     Raises:
         DataError: no such data, or a row that the templates do not fit.
+        ConfigError: a template that jinja cannot read.
     """
-    render, expression = _template(doc_to_text(task, order)), _expression
-    words = _template(f"{task.context}\n{task.question}")
+    try:
+        render, words = _template(doc_to_text(task, order)), _template(f"{task.context}\n{task.question}")
+        choices_of, target_of = _expression(task.choices), _expression(task.target)
+    except (TemplateError, ValueError) as error:
+        raise ConfigError(
+            f"suite: reading.{name}", f"its jinja cannot be read: {error}", "correct its templates"
+        ) from None
     for part, index, row in _rows(root, task):
         where = f"{root / task.directory}: {part} row {index}".replace("  ", " ")
         try:
-            choices = tuple(expression(task.choices)(**row))
-            gold = expression(task.target)(**row)
+            choices = tuple(choices_of(**row))
+            gold = target_of(**row)
             text = words.render(**row).strip()
             prompt = render.render(**row)
         except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:

@@ -12,10 +12,13 @@ _INSTEAD = "use the model's original weights, with model.source hub or path"
 
 
 def require(file: Path) -> None:
-    """Raises CheckpointError for a file that is no GGUF."""
-    with open(file, "rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise CheckpointError(file, "is no GGUF file", "give a file as llama.cpp writes it")
+    """Raises CheckpointError for anything but a GGUF file."""
+    start = b""
+    if file.is_file():
+        with open(file, "rb") as opened:
+            start = opened.read(4)
+    if start != b"GGUF":
+        raise CheckpointError(file, "is no GGUF file", "give a file as llama.cpp writes it")
 
 
 def convert(file: Path, directory: Path) -> None:

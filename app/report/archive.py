@@ -4,7 +4,8 @@
         campaign.yaml  the campaign as it ran, ready to run again
         runs.tar.xz    its runs directory without weights, cut down to what a report reads:
                        campaigns/NAME.json, and of each complete run the files in KEPT and items.jsonl (app/report/items.py)
-        PROFILE.md     made of these two by `rebuild`
+        samples.txt    answers side by side, if `make samples` was run there
+        PROFILE.md     made of the runs by `rebuild`
 
 A difference that the whole runs directory shows is here the same: right or wrong is exact, the right answer's log-likelihood has
 four digits.
@@ -33,7 +34,7 @@ KEPT = ("stage.yaml", "summary.json", "metrics.json", "eval_log.jsonl")
 # No machine's names.
 _ENVIRONMENT = ("commit", "python", "packages", "device", "gpu", "cuda", "dtype", "attention", "seed")
 _LOG_LINES = 60  # of train_log.jsonl, evenly spaced: as many as a plot can show
-_RUNS, _CAMPAIGN = "runs.tar.xz", "campaign.yaml"
+_RUNS, _CAMPAIGN, _SAMPLES = "runs.tar.xz", "campaign.yaml", "samples.txt"
 
 
 def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
@@ -54,6 +55,7 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
     runs = [run for run in list_runs(runs_dir) if run.id in wanted and run.state() == "complete"]
     if not runs:
         raise RunStateError(record, "no run of this campaign is complete", "start the campaign again: it goes on")
+    ledger.pop("fingerprints", None)  # of the machine's own status page
     files = {f"campaigns/{name}.json": encode(ledger, indent=2) + "\n"}
     for run in runs:
         files |= {f"{run.id}/{file}": text for file, text in _files_of(run).items()}
@@ -61,6 +63,8 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     _write_archive(directory / _RUNS, files)
     write_text_atomically(directory / _CAMPAIGN, strict_yaml.dump(ledger.get("settings") or {}))
+    if (runs_dir / _SAMPLES).is_file():
+        write_text_atomically(directory / _SAMPLES, (runs_dir / _SAMPLES).read_text(encoding="utf-8"))
     return directory
 
 

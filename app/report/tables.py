@@ -121,7 +121,7 @@ def repetition(study: Study, comparisons: Sequence[Comparison]) -> Table:
     own = ["exploratory"] if study.primary else []
     rows = [TableRow((c.title, number(c.first.tokens_per_item, 0), number(c.second.tokens_per_item, 0), *both_measures(c), *own))
             for c in comparisons]  # fmt: skip
-    columns = ("Tasks", ">Tokens an item, first", ">Second", *BOTH_MEASURES, *(["Role"] if own else []))
+    columns = ("Tasks", ">Tokens an item", ">Against", *BOTH_MEASURES, *(["Role"] if own else []))
     note = "On the same questions and choices. Tokens an item: prompt and choices, as the model ran them."
     return Table("The prompt written twice", columns, tuple(rows), note)
 

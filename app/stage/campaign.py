@@ -83,8 +83,9 @@ class Ledger:
         with self._locked():
             if not self.path.is_file():
                 self._write(
-                    {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary}
-                )
+                    {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary,
+                     "cells": len(self.cells), "fingerprints": self._fingerprints}
+                )  # fmt: skip
             before = read_json(self.path)
         if before.get("primary") != primary:
             fact = f"another primary comparison was declared on {before.get('declared')} ({self.path})"
@@ -99,7 +100,8 @@ class Ledger:
         ]
         with self._locked():
             settings = self.campaign.model_dump(mode="json", exclude_unset=True)
-            self._write({**read_json(self.path), "cells": len(self.cells), "runs": runs, "settings": settings})
+            self._write({**read_json(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints, "runs": runs,
+                         "settings": settings})  # fmt: skip
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.embedded import gguf
 from app.embedded.cache import DEFAULT_MODEL, require_terms
 from app.runtime.artifact_store import store_of
 from app.runtime.downloads import fetch_newer, fetch_run
@@ -252,7 +253,7 @@ def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
 
 
 def require_paths(job: Job) -> None:
-    """Raises ConfigError unless each local path of the profile exists, and the model is a checkpoint whose terms are accepted."""
+    """Raises UserError unless each local path of the profile exists, and the model is a checkpoint whose terms are accepted."""
     profile = job.profile
     if profile.model.source == "embedded":
         require_terms(profile.model.name or DEFAULT_MODEL)
@@ -261,12 +262,12 @@ def require_paths(job: Job) -> None:
     for key, path in named.items():
         if path is not None and not Path(path).expanduser().exists():
             raise ConfigError(f"profile {profile.name}: {key}", f"{path} does not exist", "correct the path")
-    model = named["model.name"]
-    if (
-        model is not None
-        and profile.model.source == "path"
-        and not (Path(model).expanduser() / "config.json").is_file()
-    ):
+    model = profile.model.local
+    if model is None:
+        return
+    if profile.model.source == "gguf":
+        gguf.require(Path(model).expanduser())
+    elif not (Path(model).expanduser() / "config.json").is_file():
         fact = f"{model} has no config.json, so it is not a checkpoint"
         raise ConfigError(f"profile {profile.name}: model.name", fact, "give a directory written by save_pretrained")
 

@@ -1,8 +1,7 @@
-"""Remedies of campaigns, suites, recipes, power, stores, and masks by layer."""
+"""Remedies of campaigns, suites and recipes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any
 
 import datasets
 
-from app.attention.layers import restrict
 from app.data import reading
 from app.data.examples import load_examples
 from app.data.suites import suite_items
 from app.report.campaign import read_primary
-from app.runtime.artifact_store import store_of
 from app.runtime.ending import RunEnded
 from app.stage import campaign as carrying_out
 from jobs.config import strict_yaml
@@ -24,17 +21,17 @@ from jobs.config.load import resolve
 from jobs.config.schema import EvalData, TrainData
 from jobs.config.suites import read_suite
 from jobs.errors import EXIT_STOPPED
-from tests.app.conftest import make_model
 from tests.app.fakes.fake_work import NOW
-from tests.app.fakes.synthetic_runs import write_experiment, write_run
 from tests.remedies.cases import Action, World, remedy
 from tests.remedies.data import ROW, tokenizer
 
 Steps = Iterator[Action | None]
-CAMPAIGN, CARRY_OUT, LOAD, SCHEMA, READING, LAYERS, STORE, POWER = (
-    "jobs/config/campaign.py", "app/stage/campaign.py", "jobs/config/load.py", "jobs/config/schema.py", "app/data/reading.py",
-    "app/attention/layers.py", "app/runtime/artifact_store.py", "app/commands/power.py",
-)  # fmt: skip
+CAMPAIGN, CARRY_OUT, LOAD, READING = (
+    "jobs/config/campaign.py",
+    "app/stage/campaign.py",
+    "jobs/config/load.py",
+    "app/data/reading.py",
+)
 
 
 def meant(remedy: str) -> str:
@@ -273,6 +270,20 @@ def _(w: World) -> Steps:
     yield rte(w, row(w, True))
 
 
+@remedy(READING, "correct its templates")
+def _(w: World) -> Steps:
+    task = read_suite("reading").reading["rte"]
+
+    def read(question: str) -> Action:
+        w.patch.setattr(reading, "_rows", lambda root, task: [("", 0, RTE)])
+        return lambda: list(
+            reading.read("rte", task.model_copy(update={"question": question}), "context_first", w.place)
+        )
+
+    yield read("{{ sentence1")
+    yield read("{{ sentence1 }}")
+
+
 @remedy("app/data/suites.py", "give data with more rows")
 def _(w: World) -> Steps:
     yield rte(w, row(w, False))
@@ -294,100 +305,4 @@ def _(w: World) -> Steps:
     one = {"question": "a", "choices": ["b", "c", "d", "e"], "answer": 0, "subject": "s"}
     part = w.path("sets") / task.directory.removesuffix("*") / "a_part" / task.split
     datasets.Dataset.from_list([one]).save_to_disk(str(part))
-    yield None
-
-
-# ---- masks by layer --------------------------------------------------------------------------------------------------
-
-
-@remedy(LAYERS, "use all, first:N or every:K")
-def _(w: World) -> Steps:
-    yield lambda: restrict(make_model("llama"), "global")
-    for layers in ("all", "first:2", "every:2"):
-        yield lambda layers=layers: restrict(make_model("llama"), layers)  # type: ignore[misc]
-
-
-@remedy(LAYERS, "give a smaller number")
-def _(w: World) -> Steps:
-    yield lambda: restrict(make_model("llama"), "first:4")
-    yield lambda: restrict(make_model("llama"), "first:3")
-
-
-@remedy(LAYERS, "load it anew")
-def _(w: World) -> Steps:
-    model = make_model("llama")
-    restrict(model, "first:1")
-    yield lambda: restrict(model, "first:2")
-    yield lambda: restrict(make_model("llama"), "first:2")
-
-
-@remedy(SCHEMA, "such as every:6: layers 6, 12, ...")
-def _(w: World) -> Steps:
-    yield sets("train.layers=each:6")
-    yield sets("train.layers=" + w.remedy.removeprefix("such as ").partition(": ")[0])
-
-
-@remedy(SCHEMA, "leave it out")
-def _(w: World) -> Steps:
-    yield sets("train.layers=first:1", stage="stage3a")
-    yield sets(stage="stage3a")
-
-
-# ---- power -----------------------------------------------------------------------------------------------------------
-
-
-@remedy(POWER, "give both, or none of them to read runs")
-def _(w: World) -> Steps:
-    write_experiment(w.path("runs"))
-    yield lambda: w.cli("power", "--items", 100)
-    yield lambda: w.cli("power", "--items", 100, "--discordance", 0.1)
-    yield lambda: w.cli("power", "--runs-dir", w.path("runs"))
-
-
-@remedy(POWER, "give --items and --discordance too")
-def _(w: World) -> Steps:
-    yield lambda: w.cli("power", "--seeds", 3)
-    yield lambda: w.cli("power", "--seeds", 3, "--items", 100, "--discordance", 0.1)
-
-
-@remedy(POWER, "run: make demo")
-def _(w: World) -> Steps:
-    write_run(w.path("runs"), "stage1")
-    yield lambda: w.cli("power", "--runs-dir", w.path("runs"))
-    write_experiment(w.path("runs"))  # the runs that the demo makes
-    yield None
-
-
-# ---- stores ----------------------------------------------------------------------------------------------------------
-
-
-@remedy(STORE, "<STORE_REMEDY>")
-def _(w: World) -> Steps:
-    job = resolve("stage1", "ci")
-    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": "bucket/prefix"})
-    address = w.remedy.partition("or ")[2].partition(";")[0].replace("file:///DIRECTORY", f"file://{w.place}")
-    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": address})
-
-
-@remedy(
-    SCHEMA,
-    "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment",
-)
-def _(w: World) -> Steps:
-    yield sets("artifacts=bucket/prefix")
-    for address in ("s3://bucket/prefix", "hf://owner/repository", "file:///directory"):
-        yield sets(f"artifacts={address}")
-
-
-@remedy(STORE, "<remedy>")
-def _(w: World) -> Steps:
-    job, there, find = resolve("stage1", "ci"), [], importlib.util.find_spec
-
-    def found(name: str, *rest: Any) -> Any:  # no test installs a package
-        return (object() if there else None) if name == "s3fs" else find(name, *rest)
-
-    w.patch.setattr("app.runtime.artifact_store.importlib.util.find_spec", found)
-    yield lambda: store_of(job, {"PREFILL_ARTIFACTS": "s3://bucket/prefix"})
-    there.append(w.remedy.removeprefix("pip install "))
-    assert there == ["s3fs"]
     yield None

@@ -52,18 +52,22 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
     if campaigns or cells:
         columns = Column("campaign"), Column("cells", right=True), *_NUMBERS, Column("newest", least=12)
-        names = ", ".join(campaigns) or "-"
-        total = str(sum(int(one.get("cells", 0)) for one in campaigns.values()) or "-")
-        parts.append(Part("Campaigns", columns, ((names, total, *_counts(cells), _newest(cells)),)))
+        listed = {_fingerprint(run): run for run in (*by_stage.get("stage1", ()), *cells)}  # the newest of each
+        rows = []
+        for name, one in campaigns.items():
+            known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
+            runs = sorted(known, key=lambda run: run.age_key) if "fingerprints" in one else cells
+            rows.append((name, str(one.get("cells") or "-"), *_counts(runs), _newest(runs)))
+        parts.append(Part("Campaigns", columns, tuple(rows or [("-", "-", *_counts(cells), _newest(cells))])))
     if rented:
         columns = (Column("rented run"), Column("phase"), Column("step", right=True, drop=1), Column("$", right=True),
                    Column("cap", right=True, drop=2), Column("$/h", right=True, drop=3))  # fmt: skip
-        rows = [(one.run, one.phase if one.result is None else f"{one.phase}: {one.result}",
+        machines = [(one.run, one.phase if one.result is None else f"{one.phase}: {one.result}",
                  f"{one.step}/{one.total}" if one.total else "-", f"{one.dollars:.2f}", f"{one.cap_dollars:.2f}",
                  f"{one.dollars_per_hour:.3f}") for one in rented]  # fmt: skip
         now = sum(one.dollars_per_hour for one in rented)
         spent = f"In all ${sum(one.dollars for one in rented):,.2f}, now ${now:.3f} an hour."
-        parts.append(Part("Rented machines", columns, tuple(rows), (spent,)))
+        parts.append(Part("Rented machines", columns, tuple(machines), (spent,)))
     todo = _next(runs_dir, by_stage, campaigns, cells, rented)
     return [*parts, Part("What to do next", lines=tuple(todo))]
 
@@ -77,6 +81,13 @@ def as_html(parts: Sequence[Part], runs_dir: Path) -> str:
     texts = ((part.title, "\n".join(part.text(120))) for part in parts)
     body = "".join(f"<h2>{html.escape(title)}</h2>\n<pre>{html.escape(text)}</pre>\n" for title, text in texts)
     return _PAGE.format(title=html.escape(str(runs_dir)), body=body)
+
+
+def _fingerprint(run: RunDir) -> str:
+    try:
+        return run.fingerprint() or ""
+    except UserError:
+        return ""
 
 
 def _counts(runs: Sequence[RunDir]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from app.data.tasks import Item
 from jobs.config.load import resolve
 from jobs.config.schema import EvalData, Order, Stage
 from jobs.config.suites import read_suite
-from jobs.errors import DataError
+from jobs.errors import ConfigError, DataError
 
 TASKS = read_suite("reading").reading
 WHEEL = EvalData(source="embedded")
@@ -145,3 +145,12 @@ def test_the_guard_finds_an_evaluation_item_in_any_form() -> None:
     assert drop_overlap(leaked, guarded)[0] == []
     clean = [Text(content(one)) for one in islice(records(), 50)]
     assert len(drop_overlap(clean, guarded)[0]) > 40
+
+
+@pytest.mark.parametrize(
+    "change", [{"question": "{{ a"}, {"choices": "[1"}, {"target": "1" * 5000}, {"question": "{{" + "1" * 5000 + "}}"}]
+)
+def test_a_template_that_jinja_cannot_read_is_named(change: dict[str, str], tmp_path: Path) -> None:
+    task = TASKS["openbookqa"].model_copy(update=change)
+    with pytest.raises(ConfigError, match="suite: reading.own: its jinja cannot be read: .*; correct its templates"):
+        list(reading.read("own", task, "context_first", tmp_path))

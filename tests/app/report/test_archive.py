@@ -33,6 +33,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results_dir(runs_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("results")
+    (runs_dir / "samples.txt").write_text("Why is the sky blue?")
     collect(runs_dir, "mine", path)
     return path
 
@@ -66,6 +67,7 @@ def test_only_the_campaigns_runs_are_kept_small_and_without_names_of_machines(
         assert max(len((run.path / "train_log.jsonl").read_text().splitlines()) for run in list_runs(found)) <= 60
     whole = sum(path.stat().st_size for path in runs_dir.rglob("samples.jsonl"))
     assert (results_dir / "mine" / "runs.tar.xz").stat().st_size < whole / 10
+    assert (results_dir / "mine" / "samples.txt").read_text() == "Why is the sky blue?"
     assert "title: Mine" in (results_dir / "mine" / "campaign.yaml").read_text()
 
 

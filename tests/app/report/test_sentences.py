@@ -175,7 +175,9 @@ def test_leaking_scores_never_enter_the_first_screen(tmp_path: Path, monkeypatch
     first_screen = [found.question, found.headline, *found.details, *(f"{f.name} {f.text}" for f in found.facts)]
     assert not any("leaks" in text or "bidirectional" in text for text in first_screen)
     assert [f.name for f in found.facts] == ["How sure", "In normal use", "What it cost"]
-    assert found.facts[0].text.startswith("200 questions of 5 tasks; chance is 0.35. One training seed. Smallest")
+    assert found.facts[0].text.startswith(
+        "200 questions of 5 tasks; chance is 0.35. One training seed. A true difference of "
+    )
 
 
 def test_few_items_and_one_seed_are_cautioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

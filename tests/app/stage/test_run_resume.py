@@ -164,6 +164,26 @@ def test_paths_that_exist_are_accepted(tmp_path: Path) -> None:
     require_paths(resolve("stage1", "ci", sets=sets))
 
 
+def test_a_model_that_cannot_be_read_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
+    with pytest.raises(ConfigError, match="gemma-3-270m: may be used under"):
+        run_stage(resolve("stage1", "gemma-270m"), tmp_path, force=False, resume=False, proceed=False, now=lambda: NOW)
+    (tmp_path / "a.gguf").write_text("text")
+    file = ["model.source=gguf", f"model.name={tmp_path / 'a.gguf'}"]
+    with pytest.raises(UserError, match=r"a\.gguf: is no GGUF file"):
+        run_stage(
+            resolve("stage1", "embedded", sets=file),
+            tmp_path,
+            force=False,
+            resume=False,
+            proceed=False,
+            now=lambda: NOW,
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
 @pytest.mark.parametrize(("given", "serial"), [("", 1), ("123456789", 123456789), ("0", 1), ("x", 1)])
 def test_the_suffix_of_a_new_run_comes_from_the_rented_machine(
     monkeypatch: pytest.MonkeyPatch, given: str, serial: int

@@ -83,6 +83,20 @@ def test_a_campaign_is_counted_by_its_cells_and_goes_on(tmp_path: Path, finished
     assert ("go on with campaign reading: make campaign CAMPAIGN=reading" in shown) is (finished < 2)
 
 
+def test_each_campaign_counts_its_own_runs(tmp_path: Path) -> None:
+    (tmp_path / "campaigns").mkdir()
+    for name, prints in (("lookup", ["a", "b"]), ("reading", ["c", "d", "e"])):
+        declared = {"campaign": name, "cells": len(prints), "fingerprints": prints, "runs": []}
+        (tmp_path / "campaigns" / f"{name}.json").write_text(json.dumps(declared))
+    for print, complete in (("a", False), ("a", True), ("b", True), ("d", False)):  # a was interrupted, then completed
+        run = write(tmp_path, "cell", complete=complete)
+        job = run.path / "stage.yaml"
+        job.write_text(job.read_text().replace("fingerprint: f", f"fingerprint: {print}"))
+    shown = rows(text(tmp_path))
+    assert shown["lookup"][:5] == ["2", "2", "-", "-", "-"]
+    assert shown["reading"][:5] == ["3", "-", "-", "-", "1"]
+
+
 def test_damaged_files_hide_nothing(tmp_path: Path) -> None:
     run = write(tmp_path, "stage1")
     for name in ("heartbeat.json", "failed.json", "stage.yaml"):
