@@ -39,6 +39,7 @@ GPUS    =## GPUs of each of these machines; without it the profile's
 SEEDS   =## runs of a submitted stage, such as 0,1,2: an array of Slurm
 SHARED  =## the storage that these machines share, by the engine's name: a volume, a bucket, a claim
 GPU_NAME ?=## the GPU of a rented machine, such as A100_SXM4; without it any that fits
+TRACKER = tensorboard## what `make track` opens: tensorboard or trackio
 RUN     =## a rented run, without it the open one; for serve and publish a run or stage, such as stage3b
 TO      =## where `make publish` sends the run: OWNER/NAME on the hub
 PRIVATE =## 1: in a private repository
@@ -148,12 +149,23 @@ publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=
 serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:8001/v1: make serve RUN=stage3b; docs/serve.md
 	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 
-.PHONY: report runs power status track samples results
+.PHONY: doctor preview report runs power status track samples results
+doctor: ## What this machine lacks: packages, disk, caches, keys, GPU and driver, engine; each with its remedy
+	@$(if $(VENV),$(if $(wildcard $(PYTHON)),$(PYTHON),python3),$(PYTHON)) -m app doctor $(call runs_dir,native) $(ARGS)
+preview: ## Three examples of the training data as STAGE (stage3b) trains on them, with what is learnt marked
+	@$(call ready,$(call runner,native))
+	@$(call app,$(call runner,native)) preview $(or $(STAGE),stage3b) --profile '$(PROFILE)' $(call sets,$(named) $(SET)) $(ARGS)
 samples: ## The answers of base, control and finetuned model to 24 prompts, side by side: runs/samples.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
-track: $(VENV) ## Open what `report_to: [tensorboard]` has kept
-	@$(PYTHON) -m tensorboard.main --logdir '$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/tensorboard' $(ARGS)
+track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Trackio's part
+	@kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
+	  { echo "error: $$kept: no such directory, so nothing was tracked there; run a stage with SET=\"report_to=[$(TRACKER)]\"" >&2; exit 2; }; \
+	case '$(TRACKER)' in \
+	  tensorboard) $(PYTHON) -m tensorboard.main --logdir "$$kept" $(ARGS);; \
+	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
+	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
+	esac
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))

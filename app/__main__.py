@@ -14,9 +14,11 @@ try:
 
     from app.commands.ask import generate, loglikelihood, probe
     from app.commands.campaign import campaign
+    from app.commands.doctor import doctor
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
     from app.commands.power import power
+    from app.commands.preview import preview
     from app.commands.publish import publish
     from app.commands.report import report, runs
     from app.commands.results import results
@@ -64,6 +66,8 @@ def cli(context: click.Context) -> None:
 for command in (
     run,
     check,
+    doctor,
+    preview,
     campaign,
     estimate_command,
     loglikelihood,

@@ -19,6 +19,9 @@ from typing import Any
 
 import click
 
+from app.data.decontamination import Guard
+from app.data.examples import DataReport
+from app.data.mixture import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
 from jobs.config.load import resolve
@@ -126,7 +129,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
-    app.training.train.prepare_data = lambda *_: (data[64:], data[:64], _counts(len(data)))
+    app.training.train.prepare = lambda *_: _prepared(data[64:], data[:64])  # type: ignore[attr-defined]
     checkpoint.save_final = lambda *_, **__: {}
     TrainingLoop._save = lambda *_: None  # type: ignore[method-assign]
     if profile:
@@ -170,8 +173,9 @@ def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:
     return run
 
 
-def _counts(count: int) -> dict[str, Any]:
-    return {"train": count - 64, "eval": 64, "overlap": {"dropped": 0}, "dropped_length": 0, "source": "random tokens"}
+def _prepared(train: Any, held_out: Any) -> Prepared:
+    report = DataReport("random tokens", "alpaca", "plain")
+    return Prepared([Source("data.train", train, None, report, Guard([]))], held_out, [1.0])
 
 
 if __name__ == "__main__":

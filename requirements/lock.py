@@ -17,8 +17,8 @@ oldest.lock, for .venv/.oldest: the oldest transformers that pyproject.toml allo
 engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes. Only
 tests run them.
 
-trackers.lock, for .venv/.trackers: the clients of `report_to`, in the versions of base.lock where that has them. Tests
-read what they keep.
+trackers.lock, for .venv/.trackers: the clients of `report_to`, and bitsandbytes, in the versions of base.lock where that has
+them. Tests read what they keep, and train on 4 bits.
 
 mutmut.lock, for .venv/.mutmut: the tool of `make mutants` and what it needs, in the versions of dev.lock where that has them.
 """
@@ -44,6 +44,7 @@ IMAGE_EXTRAS = ["pip", "s3fs", "starlette", "uvicorn"]
 VASTAI = ["vastai==1.9.1"]
 ENGINES = ["skypilot==0.14.1", "dstack==0.22.5", "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0"]
 TRACKERS = [
+    "bitsandbytes==0.50.2",
     "tensorboard==2.21.0",
     "wandb==0.31.0",
     "mlflow-skinny==3.17.2",

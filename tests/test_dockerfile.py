@@ -7,6 +7,7 @@ hadolint and shellcheck come with the developers' environment. What they lack is
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -80,6 +81,18 @@ def test_shellcheck_finds_nothing_in_the_scripts() -> None:
 
 def test_shellcheck_is_not_mute() -> None:
     assert "SC2086" in str(shellcheck("-", text="#!/bin/sh\nrm $1\n"))
+
+
+def test_the_devcontainer_is_the_image_of_the_runs_and_finds_its_files() -> None:
+    folder = ROOT / ".devcontainer"
+    settings = json.loads((folder / "devcontainer.json").read_text(encoding="utf-8"))
+    text = (folder / settings["build"]["dockerfile"]).read_text(encoding="utf-8")
+    assert hadolint(text) == [] and latest_in_dockerfile(text) == [] and shellcheck(str(folder / "setup.sh")) == []
+    assert re.search(r"^FROM (.+)$", text, re.MULTILINE)[1] == "prefill:local"  # type: ignore[index]
+    assert settings["initializeCommand"] == "make image" and os.access(ROOT / settings["postCreateCommand"], os.X_OK)
+    assert f"--uid 1000 --home-dir /tmp --no-create-home --shell /bin/bash {settings['remoteUser']}" in DOCKERFILE
+    assert settings["remoteEnv"]["PYTHONPATH"] == "", "or the image's copy of the code would be imported"
+    assert settings["mounts"] == ["type=volume,source=prefill-cache,target=/cache"]
 
 
 # ---- no `latest` ----------------------------------------------------------------------------------------------------------

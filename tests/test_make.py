@@ -42,6 +42,17 @@ def test_one_stage_is_resumed_or_refused() -> None:
     assert "--resume" not in found and "--continue" not in found
 
 
+def test_track_opens_what_is_kept_here_or_says_in_one_line_what_is_not(tmp_path: Path) -> None:
+    words = ("track", "PYTHON=echo", f"RUNS={tmp_path}")
+    assert "no such directory, so nothing was tracked there; run a stage with SET=" in make(*words, code=2)
+    for name in ("tensorboard", "visdom"):
+        (tmp_path / "tracking" / name).mkdir(parents=True)
+    assert f"-m tensorboard.main --logdir {tmp_path}/tracking/tensorboard" in make(*words)
+    assert "TRACKER=visdom: cannot be opened here; expected tensorboard or trackio" in make(
+        *words, "TRACKER=visdom", code=2
+    )
+
+
 @pytest.mark.parametrize("word", ["LIMT=5", "SUIT=reading", "profile=ci"])
 def test_a_misspelt_variable_is_refused(word: str) -> None:
     assert f"{word.partition('=')[0]}: no such variable; make help-all lists them" in make("stage1", word, code=2)

@@ -9,6 +9,7 @@ import click
 
 from app.commands.options import FILE, layers_option, model_option, profile_option, runs_option, set_option
 from app.commands.textfiles import read_chats, read_lines, read_pairs, require_text, require_writable, write_scored
+from app.runtime.progress import waiting
 from jobs.config.load import resolve
 from jobs.config.schema import ALL_LAYERS, LEAKING, MASKS, NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
@@ -31,7 +32,8 @@ def _load(
     from app.model.load import find_checkpoint, load
 
     checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
-    loaded = load(chosen.model, checkpoint=checkpoint, dtype=dtype)
+    with waiting("load the model"):
+        loaded = load(chosen.model, checkpoint=checkpoint, dtype=dtype)
     restrict(loaded.model, layers)
     return loaded
 

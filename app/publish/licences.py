@@ -1,7 +1,7 @@
 """Under which licences a base model and its training data stand, and which of them forbid to publish what was made from them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.errors import ConfigError
@@ -51,8 +51,13 @@ def base_model(model: Mapping[str, Any], given: str | None, ask: Ask) -> tuple[s
     return (name if model["source"] != "path" else None), licence
 
 
-def training_data(data: Mapping[str, Any], section: Mapping[str, Any], ask: Ask) -> list[tuple[str, str | None, str]]:
+def training_data(
+    data: Mapping[str, Any] | Sequence[Mapping[str, Any]], section: Mapping[str, Any], ask: Ask
+) -> list[tuple[str, str | None, str]]:
     """(name, name on the hub, licence) of each set that the run was trained on. `data`: the profile's data.train."""
+    if not isinstance(data, Mapping):  # of several sources metrics.json has an entry each
+        each = zip(data, section["data"]["sources"], strict=True)
+        return [found for source, about in each for found in training_data(source, {"data": about}, ask)]
     counts = section["data"]
     if data["source"] == "embedded" or counts.get("format") == "suite":  # a suite's examples, in place of the profile's
         return [(name, *EMBEDDED_SETS.get(name, _GENERATED if name.startswith("lookup") else _UNKNOWN))

@@ -42,8 +42,16 @@ def training(study: Study) -> Table:
     """Training runs side by side: one column for each stage, one row for each property."""
     runs = [(run, run.train) for run in study.runs if run.train]
     rows = [TableRow((name, *(text(train) for _, train in runs))) for name, text in _PROPERTIES.items()]
+    if any("sources" in (train.get("data") or {}) for _, train in runs):
+        rows.insert(4, TableRow(("Drawn of each source", *(_drawn(train) for _, train in runs))))
     rows.append(TableRow(("Seed", *(str(run.seed) for run, _ in runs))))
     return Table("Training runs", ("Property", *(f">{study.place(run)}" for run, _ in runs)), tuple(rows))
+
+
+def _drawn(train: Mapping[str, Any]) -> str:
+    """Of a mixture or a stream."""
+    sources = (train.get("data") or {}).get("sources", ())
+    return "; ".join(f"{one['source']} {count(one['drawn'])} ({one['share']:.0%})" for one in sources) or DASH
 
 
 def solved(study: Study) -> Table:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
+from app.runtime.progress import waiting
 from jobs.errors import UserError
 from jobs.health import SILENCE
 from jobs.runs.rundir import RunDir
@@ -55,7 +56,8 @@ class Heartbeat:
         """Repeats the heartbeat in the background during work that does not report: a long pass, writing a 41 GB checkpoint."""
         return self._in_background(self.repeat)
 
-    def beating(self, phase: str, limit: float = 600.0) -> AbstractContextManager[None]:
+    @contextmanager
+    def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:
         """Counts as progress for up to `limit` seconds, for slow steps such as compilation.
 
         After that the phase's own limit in jobs/health.py applies.
@@ -67,7 +69,8 @@ class Heartbeat:
                 self.beat(step, total, phase, loss=loss, force=True)
 
         self.beat(step, total, phase, loss=loss, force=True)
-        return self._in_background(beat)
+        with self._in_background(beat), waiting(phase):
+            yield
 
     @contextmanager
     def _in_background(self, beat: Callable[[], None]) -> Iterator[None]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError
+from app.runtime.progress import waiting
 from jobs.runs.atomic import read_json
 from jobs.runs.runfiles import RunFiles
 
@@ -50,14 +51,15 @@ class Uploads:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.store is None:
             return
-        if kind is None:
-            self.abandon()
-            self._at_the_end(self._result, LONGEST)
-        elif not isinstance(error and (error.__context__ or error), KeyboardInterrupt):  # that is in a hurry
-            if self._held is not None:
-                self._queue(self._held)
-            self._wait(self._last)
-            self._at_the_end(self._remains, self._last)
+        with waiting("upload what remains"):
+            if kind is None:
+                self.abandon()
+                self._at_the_end(self._result, LONGEST)
+            elif not isinstance(error and (error.__context__ or error), KeyboardInterrupt):  # that is in a hurry
+                if self._held is not None:
+                    self._queue(self._held)
+                self._wait(self._last)
+                self._at_the_end(self._remains, self._last)
 
     # ---- while the run goes on
 

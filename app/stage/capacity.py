@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from app.model.load import pick_device, pick_dtype
+from app.model.quantized import require_library
 from app.training.fsdp import is_spread, require_shardable
 from app.training.optimizers import eight_bit_library
 from jobs.config.job import Job
@@ -26,6 +27,8 @@ def require_means(job: Job, world: int) -> None:
     train = job.stage.train
     if train is not None and train.optimizer == "adamw_8bit":
         eight_bit_library()
+    if train is not None and train.lora is not None and train.lora.quantization is not None:
+        require_library()
     if train is not None and world > 1 and job.profile.sharding == "fsdp":
         require_shardable(train)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from app.data import qa, tasks
+from app.data.files import data_files
+from app.data.sources import is_saved
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
 from jobs.config.job import Job
-from jobs.config.schema import TASK_NAMES
+from jobs.config.schema import TASK_NAMES, TrainData
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError
 from jobs.runs.atomic import sha256_of
@@ -55,16 +57,23 @@ def contents_of(job: Job) -> dict[str, str]:
         for name in sorted({tasks.TASKS[task].hub[0] for task in needed}):
             found[f"data.eval {name}"] = hub_commit(name, None, "dataset")
     trains = stage.train is not None and not trains_on_suite(stage)
-    if trains and data.train.path is not None:
-        path = data.train.path
-        sets = [(path, directory, name) for name, (directory, _) in qa.SETS.items()]
-        of_qa = data.train.format == "qa"
-        found["data.train"] = digest_of(
-            _candidates(sets, qa.SPLIT) if of_qa else [Path(path), Path(path) / data.train.split]
-        )
-    elif trains and data.train.name is not None:
-        found["data.train"] = hub_commit(data.train.name, data.train.revision, "dataset")
+    for key, source in data.sources.items() if trains else ():
+        found[key] = _train_content(source)
     return {key: content for key, content in found.items() if content is not None}
+
+
+def _train_content(source: TrainData) -> str | None:
+    if source.name is not None:
+        return hub_commit(source.name, source.revision, "dataset")
+    if source.path is None:
+        return None
+    path = Path(source.path).expanduser()
+    if source.format == "qa":
+        return digest_of(
+            _candidates([(str(path), directory, name) for name, (directory, _) in qa.SETS.items()], qa.SPLIT)
+        )
+    saved = is_saved(path) or is_saved(path / source.split)
+    return digest_of(data_files(path, source.format) if path.is_dir() and not saved else [path, path / source.split])
 
 
 def _candidates(places: Iterable[tuple[str, str, str]], split: str) -> list[Path]:

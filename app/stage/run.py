@@ -19,6 +19,7 @@ from app.embedded.cache import DEFAULT_MODEL, require_terms
 from app.runtime.artifact_store import store_of
 from app.runtime.downloads import fetch_newer, fetch_run
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
+from app.runtime.progress import waiting
 from app.runtime.ranks import Ranks, join
 from app.runtime.uploads import Uploads
 from app.stage.contents import contents_of
@@ -69,12 +70,14 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     require_paths(job)
     require_installed(job.profile.report_to)
     store = store_of(job)
-    job = replace(job, contents=contents_of(job))
+    with waiting("read what the job's inputs hold"):
+        job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
     unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
     if done is None and unfinished is None and store is not None and (resume or proceed):
-        fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
+        with waiting("fetch the run from the store"):
+            fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
         done, unfinished = (fetched, None) if fetched is not None and fetched.state() == "complete" else (None, fetched)
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(job, record, init_runs, done, None)
@@ -111,7 +114,7 @@ def _source(job: Job, key: str) -> str:
     if key == "model":
         return str(job.profile.model.name)
     data = job.profile.data
-    return str(data.train.path or data.train.name) if key == "data.train" else data.eval.path or key.split()[-1]
+    return data.sources[key].place if key in data.sources else data.eval.path or key.split()[-1]
 
 
 def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insisting: bool) -> None:
@@ -162,6 +165,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             return Outcome(found.done, ran=False)
 
         from app.runtime.signals import StopFlag
+        from app.stage.environment import commit
         from app.stage.work import work
 
         started = now()
@@ -178,15 +182,19 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
         with _logging_to(run.log_path):
             require_shared(run.path, ranks, os.environ)
             if found.unfinished is not None and store is not None:
-                fetch_newer(store, run)
-            with Tracking(job.profile.report_to, run.path, runs_dir, found.record,
+                with waiting("fetch checkpoints from the store"):
+                    fetch_newer(store, run)
+            # With init_runs of the record, which names runs as trackers do, these are the links between stages.
+            about = {"run": run.id, "commit": commit(), **found.record} if job.profile.report_to else {}
+            with Tracking(job.profile.report_to, run.path, runs_dir, about,
                           cpu=job.profile.model.device == "cpu") as tracking:  # fmt: skip
                 run.on_write = tracking.note
                 headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,
                                 resume=found.unfinished is not None, ranks=ranks, uploads=uploads)  # fmt: skip
         finished = now()
         seconds = (finished - started).total_seconds()
-        run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
+        with waiting("take the digests of the run's files"):
+            run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
                       "finished": finished.isoformat(timespec="seconds"),
                       "seconds": round(seconds, 3), "hours": seconds / 3600})  # fmt: skip
     return Outcome(RunDir.open(run.path), ran=True)
@@ -249,7 +257,7 @@ def require_paths(job: Job) -> None:
     profile = job.profile
     if profile.model.source == "embedded":
         require_terms(profile.model.name or DEFAULT_MODEL)
-    named = {"data.eval.path": profile.data.eval.path, "data.train.path": profile.data.train.path,
+    named = {"data.eval.path": profile.data.eval.path, **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
              "model.name": profile.model.local}  # fmt: skip
     for key, path in named.items():
         if path is not None and not Path(path).expanduser().exists():

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 WAITING = 10_000  # steps whose numbers may wait for a slow tracker; later ones are dropped and counted
 FINISH_SECONDS = 30.0  # for what still waits at the end
 PROJECT = "prefill"
-_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval"}
+_PREFIX = {"train_log.jsonl": "train", "eval_log.jsonl": "eval", "estimate.json": "estimate",
+           "metrics.json": "final"}  # fmt: skip
 Maker = Callable[[str, Path, MutableMapping[str, str]], Any]
 
 
@@ -54,10 +55,12 @@ class Tracking:
         self.dropped = 0
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
-        """Queue the numbers of a line of a log, or of the metrics. Never blocks, never raises."""
+        """Queue the numbers of a line of a log, of the metrics or of the estimate. Never blocks, never raises."""
         if self._thread is None:
             return
-        prefix, step = _PREFIX.get(name, "final"), value.get("step")
+        if (prefix := _PREFIX.get(name)) is None:
+            return
+        step = value.get("step")
         numbers = {f"{prefix}/{key}": number for key, number in flat_numbers(value).items() if key != "step"}
         try:
             self._queue.put_nowait((step if isinstance(step, int) else None, numbers))

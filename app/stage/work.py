@@ -17,7 +17,7 @@ from app.data.tasks import Item, load_items
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
 from app.runtime.heartbeat import Heartbeat
-from app.runtime.progress import token_bar
+from app.runtime.progress import token_bar, waiting
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
@@ -125,12 +125,16 @@ class _Stage:
         if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
             _require_gpus_for_fsdp()
 
-    def _load(self, name: str, dtype: str | None = None) -> Loaded:
+    def _load(self, name: str, dtype: str | None = None, *, in_4bit: bool = False, on_host: bool = False) -> Loaded:
         """`name`: base, this stage (its own final model), or a stage that it starts from."""
         self.heartbeat.phase("load")
         path = self.runs_dir / self.init_runs[name] / "final" if name in self.init_runs else self.run.final
-        return load(self.job.profile.model, checkpoint=None if name == "base" else path, dtype=dtype,
-                    seed=self.job.stage.seed)  # fmt: skip
+        model = self.job.profile.model
+        if on_host:
+            model = model.model_copy(update={"device": "cpu"})
+        with waiting(f"load {name}"):
+            return load(model, checkpoint=None if name == "base" else path, dtype=dtype, seed=self.job.stage.seed,
+                        in_4bit=in_4bit)  # fmt: skip
 
     def _guarded(self) -> list[Item]:
         """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
@@ -138,8 +142,9 @@ class _Stage:
         self.heartbeat.phase("data")
         stage, data = self.job.stage, self.job.profile.data.eval
         commits = self.job.commits
-        items = [item for task in TASK_NAMES
-                 for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+        with waiting("read evaluation items"):
+            items = [item for task in TASK_NAMES
+                     for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
         suite = suite_of(stage)
         others = [task for task in suite.task_names if task not in suite.tasks]
         plain = stage.model_copy(update={"order": "context_first", "shots": 0})
@@ -151,7 +156,8 @@ class _Stage:
 
     def _check(self, loaded: Loaded, masks: list[Mask]) -> None:
         self.heartbeat.phase("check")
-        findings = selfcheck.require(loaded.model, masks, loaded.origin)
+        with waiting("check that the mask holds"):
+            findings = selfcheck.require(loaded.model, masks, loaded.origin)
         log.info(f"self-check: {len(findings)} laws hold on {loaded.origin} under {', '.join(masks)}")
 
     def train(self, resume: bool) -> dict[str, Any]:
@@ -163,14 +169,16 @@ class _Stage:
             self.drop_checkpoints()
             return section
         init = stage.init_names[0]
-        loaded = self._load(init, dtype="float32")
+        lora = stage.train.lora
+        loaded = self._load(init, dtype="float32", in_4bit=lora is not None and lora.quantization is not None)
         restrict(loaded.model, stage.train.layers)
         self._write_environment(loaded)
         self._check(loaded, [stage.train.mask])
         context = RunContext(self.run, self.heartbeat, self.stop, self.ranks, self.uploads)
         section = train(
-            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume
-        )
+            self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume,
+            whole=lambda: self._load(init, dtype="float32", on_host=True),
+        )  # fmt: skip
         self._write(section, [])
         self.drop_checkpoints()
         return section
@@ -187,8 +195,9 @@ class _Stage:
         settings = self.job.score
         assert settings is not None
         self.heartbeat.phase("data")
-        items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
-                            limit=settings.limit, commits=self.job.commits)  # fmt: skip
+        with waiting("read evaluation items"):
+            items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
+                                limit=settings.limit, commits=self.job.commits)  # fmt: skip
         names = [self.job.stage.name] if self.job.stage.train is not None else self.job.stage.init_names
         masks = settings.masks
         entries: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from torch import Tensor
 from app.attention.block_mask import TILE
 from app.attention.mask import Document, Layout, layout
 from app.data.examples import TokenExample
+from app.data.stream import Stream
 from jobs.config.schema import Mask, Objective
 
 IGNORE = -100
@@ -175,7 +176,7 @@ class Steps:
         """The least of `shapes` that holds (tokens, response tokens); without any, none of its own."""
         return next((one for one in self.shapes if size[0] <= one.columns and size[1] <= one.responses), Shape(1, 0))
 
-    def sizes(self, schedule: Schedule) -> list[tuple[int, int]]:
+    def sizes(self, schedule: Schedule | MixedSchedule) -> list[tuple[int, int]]:
         """(tokens, response tokens) of each pass that this process makes in the whole of training."""
         return [
             _size(some)
@@ -221,6 +222,17 @@ def causal_left(objective: Objective, step: int, steps: int) -> float:
     return max(0.0, 1.0 - step / (objective.causal_anneal * steps))
 
 
+def shuffled(examples: int, wanted: int, seed: int) -> list[int]:
+    """Indices in the order of training, as many as wanted, each epoch its own shuffle: a function of the arguments alone."""
+    order: list[int] = []
+    epoch = 0
+    while len(order) < wanted:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order.extend(torch.randperm(examples, generator=generator).tolist())
+        epoch += 1
+    return order[:wanted]
+
+
 class Schedule:
     """The examples in the order in which training meets them: `steps * batch_size` of them, each epoch its own shuffle.
 
@@ -230,15 +242,51 @@ class Schedule:
 
     def __init__(self, examples: Sequence[TokenExample], steps: int, batch_size: int, seed: int) -> None:
         self.examples, self.steps, self.batch_size = examples, steps, batch_size
-        wanted = steps * batch_size
-        order: list[int] = []
-        epoch = 0
-        while len(order) < wanted:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order.extend(torch.randperm(len(examples), generator=generator).tolist())
-            epoch += 1
-        self.order = order[:wanted]
+        self.order = shuffled(len(examples), steps * batch_size, seed)
 
     def step(self, index: int) -> list[TokenExample]:
         """The examples of a step, counted from 0."""
         return [self.examples[i] for i in self.order[index * self.batch_size : (index + 1) * self.batch_size]]
+
+    def drawn(self, steps: int) -> list[int]:
+        """How many examples of each source the first steps have."""
+        return [steps * self.batch_size]
+
+
+class MixedSchedule:
+    """The same of several sources, or of one that is streamed: each place of a step is drawn from one of them by `shares`.
+
+    What is drawn is a function of (seed, shares, number of examples), whatever was trained before; a stream is read up to there.
+    """
+
+    def __init__(self, sources: Sequence[Sequence[TokenExample] | Stream], shares: Sequence[float], steps: int, batch_size: int,
+                 seed: int) -> None:  # fmt: skip
+        self.steps, self.batch_size = steps, batch_size
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.multinomial(torch.tensor(shares, dtype=torch.float64), max(1, steps * batch_size), replacement=True,
+                                  generator=generator)[: steps * batch_size]  # fmt: skip
+        self._source = drawn.tolist()
+        # Which example of its source stands at each place: of a stream its number.
+        self._numbers = torch.zeros_like(drawn)
+        for index, source in enumerate(sources):
+            at = (drawn == index).nonzero()[:, 0]
+            numbers = torch.arange(len(at)) if isinstance(source, Stream) else torch.tensor(
+                shuffled(len(source), len(at), seed + index), dtype=torch.long)  # fmt: skip
+            self._numbers[at] = numbers
+        self._sources = sources
+
+    def step(self, index: int) -> list[TokenExample]:
+        """The examples of a step, counted from 0."""
+        places = range(index * self.batch_size, (index + 1) * self.batch_size)
+        return [self._sources[self._source[i]][int(self._numbers[i])] for i in places]
+
+    def skip(self, steps: int, beat: Callable[[], object]) -> None:
+        """Read streams up to the end of the first steps, as a resumed run needs; `beat` is called at each example."""
+        for source, number in zip(self._sources, self.drawn(steps), strict=True):
+            if isinstance(source, Stream):
+                source.skip_to(number, beat)
+
+    def drawn(self, steps: int) -> list[int]:
+        """How many examples of each source the first steps have."""
+        counts = Counter(self._source[: steps * self.batch_size])
+        return [counts[index] for index in range(len(self._sources))]

@@ -22,7 +22,7 @@ SMALL = 6e13
 
 
 def suitable(
-    train: Train, *, cuda: bool, compiled: bool, world: int, parameters: int, tokens: float
+    train: Train, *, cuda: bool, compiled: bool, world: int, parameters: int, tokens: float, streamed: bool = False
 ) -> tuple[bool, str]:
     """Whether steps are launched as graphs, and the reason.
 
@@ -30,6 +30,7 @@ def suitable(
         compiled: FlexAttention and compiled layers.
         parameters: that a token goes through.
         tokens: of a pass, on average.
+        streamed: the lengths of the examples to come are not known.
 
     Raises:
         ConfigError: `train.graph: true` where they cannot be.
@@ -38,7 +39,7 @@ def suitable(
     hindrance = ("a CPU" if not cuda else "layers that are not compiled" if not compiled
                  else f"{world} processes" if world > 1 else f"optimizer {train.optimizer}" if train.optimizer != "adamw"
                  else "gradient checkpointing" if train.gradient_checkpointing is True
-                 else "rows that are not packed" if not train.packing else "")  # fmt: skip
+                 else "rows that are not packed" if not train.packing else "streamed examples" if streamed else "")  # fmt: skip
     if train.graph is True and hindrance:
         raise ConfigError("train.graph", f"true does not go with {hindrance}", "set train.graph: auto")
     if hindrance or train.graph is False:

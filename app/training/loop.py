@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
+from app.runtime.progress import Bar
 from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
-from app.training.batch import Schedule, Steps, causal_left, prepared
+from app.training.batch import MixedSchedule, Schedule, Steps, causal_left, prepared
 from app.training.cuda_graph import Graphs, Inputs
 from app.training.recorder import Recorder
 from app.training.step import Launched, OptimizerStep
@@ -51,7 +51,7 @@ class TrainingLoop:
         make_optimizer: from the model, in place of the stage's.
     """
 
-    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule,
+    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule | MixedSchedule,
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,
@@ -178,7 +178,7 @@ class TrainingLoop:
         mine = [self.eval_batches[min(i + rank, len(self.eval_batches) - 1)]
                 for i in range(0, len(self.eval_batches), world)]  # fmt: skip
         with torch.no_grad(), self.accelerator.autocast():
-            for examples in tqdm(mine, desc="evaluate", unit="batch", delay=2, leave=False):
+            for examples in Bar(mine, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = prepared(self.eval_collator(examples))
                 here = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
                 with self.at_first() if not sums and self.step == 0 else nullcontext():

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from tqdm import tqdm
-
 from app.runtime.heartbeat import Heartbeat
+from app.runtime.progress import Bar
 from app.runtime.signals import StopFlag
 from jobs.runs.rundir import RunDir
 
@@ -40,7 +39,7 @@ class Recorder:
 
     def begin(self, step: int, total: int) -> None:
         self.started = self.monotonic()
-        self.bar = tqdm(total=total, initial=step, desc="train", unit="step", mininterval=1)
+        self.bar = Bar(total=total, initial=step, desc="train", unit="step", mininterval=1)
         self.beat(step, total, force=True)
 
     def log(

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from app.runtime.progress import waiting
 from app.training import checkpoint
 from jobs.errors import CheckpointError
 
@@ -108,7 +109,8 @@ class Writer:
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete. Raises the error of its thread."""
         if self._thread is not None:
-            self._thread.join()
+            with waiting("write the checkpoint"):
+                self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if error is not None:

@@ -3,8 +3,10 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,30 +14,31 @@ from transformers import PreTrainedModel
 
 from app.attention.backends import NAMES
 from app.attention.block_mask import TILE
+from app.attention.layers import restrict
 from app.attention.model_config import text_config
-from app.data.decontamination import drop_overlap
-from app.data.examples import DataReport, TokenExample, load_examples, split, words
-from app.data.suites import suite_records, trains_on_suite
+from app.data.mixture import prepare
 from app.model.compiled import require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
+from app.model.quantized import onto_whole, parameters
 from app.runtime.ending import interrupted
 from app.runtime.heartbeat import Heartbeat
+from app.runtime.progress import waiting
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
+from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
-from app.training.saved import Logged
+from app.training.saved import Logged, held_out_loss
 from jobs.config.job import Job
-from jobs.config.schema import Mask, Train, mask_by_layer
-from jobs.errors import ConfigError, DataError, ModelError
+from jobs.config.schema import Train, mask_by_layer
+from jobs.errors import ConfigError, ModelError
 from jobs.estimate.memory import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
@@ -60,34 +63,6 @@ def mixed_precision(wanted: str, device: torch.device) -> bool:
         return wanted == "bf16"
     # A GPU without it (T4, V100) emulates bf16, slower than fp32.
     return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
-
-
-def prepare_data(job: Job, tokenizer: Any,
-                 eval_items: Any) -> tuple[list[TokenExample], list[TokenExample], dict[str, Any]]:  # fmt: skip
-    """(train, eval) examples of the job, and counts of what was read, dropped and kept."""
-    train = job.stage.train
-    assert train is not None
-    stage, data = job.stage, job.profile.data
-    own = suite_records(stage, data.eval, data.train.limit) if trains_on_suite(stage) else None
-    examples, report = load_examples(data.train, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     suite=stage.suite, repeat=stage.order == "repeat",
-                                     random_cut=train.cut == "random")  # fmt: skip
-    require_segmented(report, train.mask)
-    examples, overlap = drop_overlap(examples, eval_items, n=train.overlap_ngram)
-    left_out = {**report.left_out, "that share text with evaluation items": overlap.dropped}
-    left_out = {reason: count for reason, count in left_out.items() if count}
-    kept, held_out = split(examples, train.eval_fraction, left_out)
-    held_out = sorted(held_out, key=lambda e: e.key)[: train.held_out]  # by hash: a sample, whatever the order
-    log.info(f"{len(kept)} training examples, {len(held_out)} held out; dropped: {words(left_out) or 'none'}")
-    counts = {**report.to_dict(), "overlap": overlap.to_dict(), "train": len(kept), "eval": len(held_out)}
-    return kept, held_out, counts
-
-
-def require_segmented(report: DataReport, mask: Mask) -> None:
-    """Raises DataError if under `segment` an answer would lie in a turn that sees itself in both directions."""
-    if mask == "segment" and report.unsegmented:
-        fact = f"in {report.unsegmented} chats the model's chat template does not show where each turn begins"
-        raise DataError("data.train", fact, "use mask prefix or causal, or chats with one answer each")
 
 
 def _trainable(model: PreTrainedModel, train: Train) -> Any:
@@ -152,14 +127,34 @@ def require_length(section: Train, loaded: Loaded) -> None:
                           f"set train.max_length: {loaded.longest_short}")  # fmt: skip
 
 
+def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, dict[str, float]]:
+    """The adapter on the base that was never quantised, what is to be read back of it, and the losses on both bases.
+
+    Of the held-out examples only the first pass is taken: `base` is on the host.
+    """
+    restrict(base, logged.layers)
+    batches = list(islice(logged.batches, 1))
+    model = onto_whole(adapted, base)
+    before, after = held_out_loss(adapted, batches), held_out_loss(model, batches)
+    log.info(
+        f"the adapter was trained on 4 bits and is merged into whole weights: loss {before:.5f} there, {after:.5f} here"
+    )
+    return (
+        model,
+        replace(logged, loss=after, batches=batches, in_half=False),
+        {"loss_in_4bit": before, "loss_whole": after},
+    )
+
+
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
-          resume: bool) -> dict[str, Any]:  # fmt: skip
+          resume: bool, whole: Callable[[], Loaded] | None = None) -> dict[str, Any]:  # fmt: skip
     """Train as the stage asks, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
         job: with `sharding` resolved (app.stage.capacity.resolved).
         loaded: float32 weights of the starting model.
         resume: begin at the newest complete checkpoint of the run, if it has one.
+        whole: loads the starting model on the host, not quantised, for an adapter that is trained on 4 bits.
 
     Raises:
         RunEnded: not finite, nothing learnt, or a signal.
@@ -175,20 +170,19 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if spread:
         sharded.require_shardable(section)
     heartbeat.phase("data")
-    kept, held_out, counts = prepare_data(job, loaded.tokenizer, eval_items)
-    loaded.require_rows(
-        ((*e.prompt_ids, *e.response_ids) for e in (*kept, *held_out)),
-        (f"training example {e.key}" for e in (*kept, *held_out)),
-    )
+    data = prepare(job, loaded.tokenizer, eval_items, lambda some: loaded.require_rows(
+        ((*e.prompt_ids, *e.response_ids) for e in some), (f"training example {e.key}" for e in some)))  # fmt: skip
+    held_out, counts = data.held_out, data.counts()
     if section.epochs is not None:
-        steps = math.ceil(section.epochs * len(kept) / section.batch_size)
+        steps = math.ceil(data.passes(section.epochs) / section.batch_size)
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
-    params_total = sum(p.numel() for p in model.parameters())
-    fast, attention = suits(loaded), loaded.attention
+    params_total = parameters(model)
+    in_4bit = section.lora is not None and section.lora.quantization is not None
+    fast, attention = suits(loaded) and not in_4bit, loaded.attention
     if attention == NAMES["flex_attention"]:  # for the model that is read back, whose layers are not compiled
         attention = NAMES["sdpa"]
     steps_of = Steps(
@@ -197,9 +191,13 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         job.halved(row_tokens(section.pack_tokens, fast, params_total, cpu=loaded.device.type == "cpu")),
         section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
-    schedule = Schedule(kept, section.max_steps, section.batch_size, job.stage.seed)
-    mean = sum(len(e) for e in kept) / len(kept)
-    graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world,
+    size = section.max_steps, section.batch_size, job.stage.seed
+    alone = len(data.sources) == 1 and not data.streamed
+    schedule = Schedule(data.examples, *size) if alone else MixedSchedule(
+        [one.examples for one in data.sources], data.shares, *size)  # fmt: skip
+    known = held_out if data.streamed else data.examples
+    mean = sum(len(e) for e in known) / len(known)
+    graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world, streamed=data.streamed,
                             parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
     eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
     if graphed:
@@ -236,7 +234,11 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if at is not None:
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
-        loop.restore(at, evaluations.losses)
+        with waiting("load the checkpoint"):
+            loop.restore(at, evaluations.losses)
+        if isinstance(schedule, MixedSchedule):
+            with waiting(f"read the streams up to step {loop.step}"):
+                schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
     loop.run()
     if loop.stopped:
@@ -257,11 +259,24 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         )
         logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
                         section.layers, merged=section.lora is not None)  # fmt: skip
+        losses_of_base: dict[str, float] = {}
+        if in_4bit:
+            assert whole is not None
+            finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
+            heartbeat.phase("save")
         with heartbeat.beating("save"):
             saved = checkpoint.save_final(
-                finished, loaded.tokenizer, run.final, dtype=dtype, about=about, logged=logged, device=loaded.device
+                finished,
+                loaded.tokenizer,
+                run.final,
+                dtype=dtype,
+                about=about,
+                logged=logged,
+                device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
             )
+        saved |= losses_of_base
     ranks.wait()
+    counts = data.counts(schedule.drawn(steps))
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
         "mask": mask, "steps": steps, "max_steps": section.max_steps,
@@ -275,7 +290,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         "tokens": recorder.tokens, "response_tokens": recorder.response_tokens, "seconds": round(seconds, 3),
         "tokens_per_s": recorder.tokens / seconds, "processes": ranks.world,
         "params_trained": params_trained, "params_total": params_total,
-        "precision": "bf16 autocast, fp32 weights" if bf16 else "fp32",
+        "precision": ("bf16 autocast, fp32 weights" if bf16 else "fp32") + (", base in 4 bits (NF4)" if in_4bit else ""),
         "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
         "graph": graphed, "graph_reason": why, "row_shapes": [shape.columns for shape in steps_of.shapes],
         "padding": 1 - loop.tokens_seen / loop.padded_tokens_seen if loop.padded_tokens_seen else 0.0,

@@ -28,8 +28,8 @@ def variants(node: dict[str, Any], model: type[BaseModel]) -> list[dict[str, Any
     """A schema node as its alternatives, with references resolved."""
     if "$ref" in node:
         node = _schema(model)["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    if "anyOf" in node:
-        return [variant for choice in node["anyOf"] for variant in variants(choice, model)]
+    if choices := node.get("anyOf") or node.get("oneOf"):
+        return [variant for choice in choices for variant in variants(choice, model)]
     return [node]
 
 

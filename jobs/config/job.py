@@ -18,7 +18,9 @@ from jobs.errors import ConfigError
 # Keys that jobs of older code lack, and the value that stands for their absence: with it a key is left out of the fingerprint.
 _LATER = {"profile.data.train.revision": None, "stage.score.exact": False, "stage.train.data": "auto",
           "stage.train.cut": "prompt", "stage.train.layers": "all", "stage.score.layers": "all", "stage.train.epochs": None,
-          "stage.train.objective.causal_anneal": None}  # fmt: skip
+          "stage.train.objective.causal_anneal": None, "stage.train.lora.quantization": None,
+          "profile.data.train.subset": None, "profile.data.train.weight": None, "profile.data.train.streaming": False,
+          "profile.data.temperature": 1.0}  # fmt: skip
 # Further such keys; all of them are left out together, or none.
 _OF_SUITE = {"suite": DEFAULT_SUITE, "order": "context_first", "shots": 0}
 _NOT_RESULTS = {
@@ -109,10 +111,13 @@ class Job:
         if "model" in commits:
             model = profile.model.model_copy(update={"revision": commits["model"]})
             profile = profile.model_copy(update={"model": model})
-        if "data.train" in commits:
-            train = profile.data.train.model_copy(update={"revision": commits["data.train"]})
-            profile = profile.model_copy(update={"data": profile.data.model_copy(update={"train": train})})
-        return replace(self, profile=profile)
+        sources = [
+            one.model_copy(update={"revision": commits[key]}) if key in commits else one
+            for key, one in profile.data.sources.items()
+        ]
+        train = sources if isinstance(profile.data.train, list) else sources[0]
+        data = profile.data.model_copy(update={"train": train})
+        return replace(self, profile=profile.model_copy(update={"data": data}))
 
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
         """sha256 of all that affects the results, contents included: equal fingerprints mean the same experiment."""
@@ -133,7 +138,8 @@ class Job:
         for path, default in _LATER.items():
             *steps, key = path.split(".")
             section: Any = reduce(lambda inside, step: inside and inside[step], steps, job)
-            if section is not None and section[key] == default:
+            # Several sources of data are no older than these keys.
+            if isinstance(section, dict) and section[key] == default:
                 del section[key]
         if job["stage"]["train"] is not None:
             del job["stage"]["train"]["keep_weights"], job["stage"]["train"]["push_every"]  # no results

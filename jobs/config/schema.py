@@ -15,8 +15,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -124,6 +126,7 @@ class Lora(Strict):
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    quantization: Literal["4bit"] | None = None
 
 
 class Objective(Strict):
@@ -349,10 +352,18 @@ class TrainData(Strict):
     name: Text | None = None
     path: Text | None = None
     revision: Text | None = None
+    subset: Text | None = None
     split: Text = "train"
     format: Literal["qa", "alpaca", "messages", "text"]
     template: Literal["plain", "alpaca", "chat"] = "plain"
     limit: Positive | None = None
+    weight: PositiveFloat | None = None
+    streaming: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it comes from, for people."""
+        return self.name or self.path or self.source
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> TrainData:
@@ -360,15 +371,63 @@ class TrainData(Strict):
             fact = f'expected qa for source embedded, found "{self.format}"'
             raise combination("format", fact, also=("source",))
         _needs("name", self.name, self.source, wanted_by="hub")
-        if self.revision is not None and self.source != "hub":
-            raise combination("revision", "only for source hub", also=("source",))
+        for key in ("revision", "subset"):
+            if getattr(self, key) is not None and self.source != "hub":
+                raise combination(key, "only for source hub", also=("source",))
         _needs("path", self.path, self.source, wanted_by="path")
+        if self.streaming and (self.limit is not None or self.format == "qa"):
+            key = "format" if self.format == "qa" else "limit"
+            fact = (
+                "limit draws a sample of the whole set, and a stream is never whole"
+                if key == "limit"
+                else "qa is not streamed"
+            )
+            raise combination(key, fact, "leave streaming out, or this", also=("streaming",))
         return self
+
+
+def _one_or_several(value: object) -> str:
+    return "several" if isinstance(value, list) else "one"
 
 
 class Data(Strict):
     eval: EvalData
-    train: TrainData
+    train: Annotated[
+        Annotated[TrainData, Tag("one")] | Annotated[list[TrainData], Tag("several"), Field(min_length=1)],
+        Discriminator(_one_or_several),
+    ]
+    temperature: PositiveFloat = 1.0
+
+    @property
+    def sources(self) -> dict[str, TrainData]:
+        """Key -> source of the training examples: data.train, or of several data.train[0] and so on."""
+        if isinstance(self.train, TrainData):
+            return {"data.train": self.train}
+        return {f"data.train[{index}]": one for index, one in enumerate(self.train)}
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> Data:
+        sources = list(self.sources.values())
+        if len(sources) == 1:
+            if sources[0].weight is not None or self.temperature != 1:
+                key = "temperature" if self.temperature != 1 else "train.weight"
+                raise combination(
+                    key, "weight and temperature are for several sources, and there is one", "leave it out"
+                )
+            return self
+        places = [(one.source, one.name, one.path, one.split, one.subset, one.format) for one in sources]
+        if twice := next((i for i, place in enumerate(places) if place in places[:i]), None):
+            fact = f"expected each source once, found {sources[twice].place} again as train[{twice}]"
+            raise combination("train", fact, "give it a larger weight")
+        weighted = [one.weight is not None for one in sources]
+        if any(weighted) and not all(weighted):
+            fact = f"{sources[weighted.index(False)].place} has no weight, and others have one"
+            raise combination("train", fact, "give each source a weight, or none of them")
+        if any(one.streaming for one in sources) and not all(weighted):
+            raise combination(
+                "train", "a streamed source has no known size to be weighted by", "give each source a weight"
+            )
+        return self
 
 
 class StageOverride(Strict):

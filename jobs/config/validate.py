@@ -75,13 +75,14 @@ _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")
 
 
 def _existing(loc: Path_, values: Any) -> Path_:
-    """The part of pydantic's location that leads somewhere in the input; the rest names branches of a union."""
-    for length, step in enumerate(loc):
+    """The part of pydantic's location that leads somewhere in the input; other steps name branches of a union."""
+    found: list[str | int] = []
+    for step in loc:
         inside = isinstance(step, int) if isinstance(values, list) else isinstance(values, Mapping) and step in values
-        if not inside:
-            return loc[:length]
-        values = values[step]
-    return loc
+        if inside:
+            found.append(step)
+            values = values[step]
+    return tuple(found)
 
 
 def _blame(layers: Sequence[Layer], paths: Sequence[Path_]) -> Layer:

@@ -148,7 +148,12 @@ def _mean_tokens(job: Job) -> float:
     longest = train.max_length if train is not None else 1024
     if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
         return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
-    return min(float(_TOKENS.get(job.profile.data.train.format, longest)), longest)
+    sources = list(
+        job.profile.data.sources.values()
+    )  # of several weighted by size, which is not known, all count alike
+    weights = [one.weight or 1.0 for one in sources]
+    lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
+    return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
 
 
 def _task_size(job: Job, task: str) -> tuple[int, int, int]:
@@ -173,6 +178,8 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
         yield f"{taken} gradient checkpointing, which is left to the estimate"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
+    if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
+        yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
     if gpus > 1 and job.stage.train is not None:
         yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":

@@ -13,6 +13,7 @@ from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape
 
 GB = 2**30
+IN_4BIT = 0.53  # bytes a weight in 4 bits, its doubly quantised scales included
 Sharding = Literal["none", "ddp", "fsdp"]
 
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
@@ -149,9 +150,17 @@ def _train_memory(
     layers = shape.layers * layer
     if train.gradient_checkpointing:  # the input of every layer, and one layer in full
         layers = 4.0 * shape.layers * shape.hidden + layer
+    # In 4 bits one layer at a time is whole again, and the rest of the weights, the embeddings', stays float32.
+    quantized = train.lora is not None and train.lora.quantization is not None
+    float32, in_4bit = shape.parameters, 0
+    if quantized:
+        float32, in_4bit = shape.embedding_parameters, shape.parameters - shape.embedding_parameters
     parts = {
-        "weights": 4.0 * (copies * shape.parameters + (trained if train.lora is not None else 0)) / shards / GB,
-        "bf16 copy": (2.0 if half and not spread else 0.0) * shape.parameters / GB,
+        "weights": (4.0 * (copies * float32 + (trained if train.lora is not None else 0)) + IN_4BIT * in_4bit)
+        / shards
+        / GB,
+        "bf16 copy": (2.0 if half and not spread else 0.0) * float32 / GB
+        + (4.0 * shape.layer_parameters / GB if quantized else 0.0),
         "gradients": 4.0 * trained / shards / GB,
         "optimizer": _STATE[train.optimizer] * trained / shards / GB,
         "activations": tokens * layers / GB,

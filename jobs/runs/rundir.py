@@ -45,7 +45,7 @@ class RunDir(RunFiles):
         super().__init__(path)
         self._lock = held
         self._logs: dict[str, atomic.JsonlLog] = {}
-        # Called with each line of a log and with the metrics, after they are written: for trackers.
+        # Called with each line of a log, the metrics and the estimate, after they are written: for trackers.
         self.on_write: Callable[[str, Mapping[str, Any]], None] = lambda name, value: None
 
     # ---- opening and closing
@@ -130,10 +130,10 @@ class RunDir(RunFiles):
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A file of results, such as environment.json. NaN and infinity raise ValueError."""
         self._write(name, atomic.encode(value, indent=2) + "\n")
+        self.on_write(name, value)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         self.write_json("metrics.json", metrics)
-        self.on_write("metrics.json", metrics)
 
     def heartbeat(
         self,

@@ -115,7 +115,8 @@ def _submission(given: argparse.Namespace) -> Submission:
 def _local_paths(job: Job, profile: str) -> str:
     """A file of this machine that the run would read; empty if there is none."""
     data, model = job.profile.data, job.profile.model
-    named = (profile if os.sep in profile else None, data.eval.path, data.train.path, model.local)
+    of_data = (data.eval.path, *(one.path for one in data.sources.values()))
+    named = (profile if os.sep in profile else None, *of_data, model.local)
     return next((str(path) for path in named if path), "")
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from app.commands.textfiles import read_chats
 from app.data.examples import load_examples
+from app.data.mixture import require_segmented
 from app.model.load import Loaded
 from app.scoring.conversation import Chat
 from app.scoring.judge import KEY, Judge
 from app.scoring.samples import read_prompts
-from app.training.train import require_segmented
 from jobs.config.schema import Mask, TrainData
 from tests.app.conftest import make_model
 from tests.app.fakes.judge_endpoint import Endpoint, served
@@ -111,7 +111,7 @@ def _(w: World) -> Steps:
     yield ask("causal")
 
 
-@remedy("app/training/train.py", "use mask prefix or causal, or chats with one answer each")
+@remedy("app/data/mixture.py", "use mask prefix or causal, or chats with one answer each")
 def _(w: World) -> Steps:
     def trained(mask: Mask, *turns: tuple[str, str]) -> Action:
         def action() -> None:

@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import datasets
-
 from app.data.examples import load_examples, split
 from app.data.readers import read_path
 from app.data.records import Conversation, Instruction, render
@@ -19,6 +17,7 @@ Steps = Iterator[Action | None]
 READERS = "app/data/readers.py"
 RECORDS = "app/data/records.py"
 EXAMPLES = "app/data/examples.py"
+FILES = "app/data/files.py"
 ROW = {"instruction": "a b", "output": "c"}
 CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }} : {{ m.content }} {% endfor %}"
@@ -35,13 +34,13 @@ def field(w: World, wrong: Any, right: Any, format: str = "alpaca") -> Steps:
     yield None
 
 
-@remedy(READERS, "correct data.train.path")
+@remedy(FILES, "correct data.train.path")
 def _(w: World) -> Steps:
     yield lambda: list(read_path(w.path("b.jsonl"), "train", "alpaca"))
     yield rows(w, [ROW])
 
 
-@remedy(READERS, "check data.train.path")
+@remedy(FILES, "check data.train.path")
 def _(w: World) -> Steps:
     w.path("a.jsonl").symlink_to("/proc/self/mem")  # exists, and cannot be read: of root nothing else is refused
     yield lambda: list(read_path(w.path("a.jsonl"), "train", "alpaca"))
@@ -49,22 +48,14 @@ def _(w: World) -> Steps:
     yield rows(w, [ROW])
 
 
-@remedy(READERS, "give data.train.path a file ending in {}, or a saved dataset's directory")
-def _(w: World) -> Steps:
-    yield rows(w, [ROW], name="a.csv")
-    yield rows(w, [ROW], name="a.json".replace("json", "jsonl"))
-    datasets.Dataset.from_list([ROW]).save_to_disk(str(w.path("saved")))
-    yield lambda: list(read_path(w.path("saved"), "train", "alpaca"))
-
-
-@remedy(READERS, "save it as UTF-8")
+@remedy(FILES, "save it as UTF-8")
 def _(w: World) -> Steps:
     yield rows(w, '{"text": "é"}'.encode("latin-1"), "text")
     w.write("a.jsonl", '{"text": "é"}')
     yield None
 
 
-@remedy(READERS, "wrap the rows in [ ]")
+@remedy(FILES, "wrap the rows in [ ]")
 def _(w: World) -> Steps:
     yield rows(w, ROW, name="a.json")
     w.write("a.json", [ROW])

@@ -375,3 +375,38 @@ def _(w: World) -> Steps:
 
     yield lambda: require_gpus(4, 2)
     yield lambda: require_gpus(int(w.remedy.removeprefix("set gpus: ")), 2)
+
+
+@remedy(SCHEMA, "give each source a weight", "give each source a weight, or none of them")
+def _(w: World) -> Steps:
+    streams = ", streaming: true" if w.text.endswith("a weight") else ""
+
+    def two(first: str, second: str) -> Action:
+        one = "{{source: path, path: {}.jsonl, format: alpaca{}}}"
+        return lambda: resolve(
+            "stage3b", "ci", sets=[f"data.train=[{one.format('a', first + streams)}, {one.format('b', second)}]"]
+        )
+
+    yield two("", "") if streams else two(", weight: 1", "")
+    yield two(", weight: 1", ", weight: 2")
+    if not streams:
+        yield two("", "")
+
+
+@remedy(SCHEMA, "give it a larger weight")
+def _(w: World) -> Steps:
+    one = "{source: path, path: a.jsonl, format: alpaca"
+    other = "{source: path, path: b.jsonl, format: alpaca, weight: 1}"
+    yield lambda: resolve("stage3b", "ci", sets=[f"data.train=[{one}}}, {one}}}]"])
+    yield lambda: resolve("stage3b", "ci", sets=[f"data.train=[{one}, weight: 2}}, {other}]"])
+
+
+@remedy(SCHEMA, "leave streaming out, or this")
+def _(w: World) -> Steps:
+    yield lambda: resolve(
+        "stage3b", "ci", sets=["data.train={source: path, path: a.jsonl, format: alpaca, streaming: true}"]
+    )
+    yield lambda: resolve("stage3b", "ci", sets=["data.train={source: path, path: a.jsonl, format: alpaca}"])
+    yield lambda: resolve(
+        "stage3b", "ci", sets=["data.train={source: path, path: a.jsonl, format: alpaca, streaming: true, limit: null}"]
+    )

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import EXIT_USER
+from jobs.doctor import Check, checked, disk, report
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import policy_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.ports import Cloud
+from vast.records.run_dir import VAST
 from vast.rental import doctor as checks
-from vast.rental.doctor import Check
 from vast.secrets import Redactor
 
 
@@ -30,12 +30,8 @@ def doctor(wiring: Wiring, image: str | None, ssh_key: Path | None, no_engine: b
     One line each: ok, missing (with the remedy), or unknown. Exit code 2 if something is missing.
     """
     redact = Redactor()
-    missing = False
-    for one in _checks(wiring, redact, image, ssh_key, no_engine, policy_file, runs_dir.absolute()):
-        missing |= one.verdict == "missing"
-        click.echo(redact(f"{one.verdict:<8} {one.name:<15} {one.text}"))
-    if missing:
-        raise click.exceptions.Exit(EXIT_USER)
+    found = _checks(wiring, redact, image, ssh_key, no_engine, policy_file, runs_dir.absolute())
+    raise click.exceptions.Exit(report(found, lambda line: click.echo(redact(line))))
 
 
 def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | None, no_engine: bool,
@@ -52,14 +48,14 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         return f"secrets: {', '.join(named) or 'none'}"
 
     yield from checks.tools(wiring.which)
-    yield checks.checked("ssh key", lambda: checks.ssh_key(ssh_key, wiring.environ))
-    yield checks.checked("disk", lambda: checks.disk(runs_dir))
+    yield checked("ssh key", lambda: checks.ssh_key(ssh_key, wiring.environ))
+    yield checked("disk", lambda: disk(runs_dir / VAST))
     yield from checks.market(connect)
-    policy = checks.checked("policy", secrets)
+    policy = checked("policy", secrets)
     yield policy
     if name is None:
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy.verdict == "ok":
         yield checks.image(name, policies.load(policy_file), wiring.environ, wiring.registry)
     if not no_engine:
-        yield checks.checked("engine", lambda: wiring.engine(wiring.environ))
+        yield checked("engine", lambda: wiring.engine(wiring.environ))

@@ -1,16 +1,13 @@
 """`vast doctor`: what this machine, the account and the image still lack before anything can be rented. Reads only."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from jobs.doctor import Check
 from jobs.errors import UserError
 from vast.marketplace.http import SCOPES
 from vast.policy import Policy
 from vast.ports import Cloud, OfferQuery, Seconds
-from vast.records.run_dir import require_writable
 from vast.rental import preflight
 from vast.rental.image_needs import needs_of
 from vast.rental.image_registry import Image
@@ -18,26 +15,9 @@ from vast.rental.plan import host_image
 from vast.secrets import Secret
 from vast.shell.sshkey import public_key, require_usable
 
-Verdict = Literal["ok", "missing", "unknown"]
-LEAST_DISK = 5e9  # bytes here: a few checkpoints of a small model
 SKEW: Seconds = 60.0
 INSTALL = "install openssh-client and rsync"
 MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    verdict: Verdict
-    text: str  # the fact; what is missing also with its remedy
-
-
-def checked(name: str, check: Callable[[], str]) -> Check:
-    """check: gives the fact; raises UserError for what is missing."""
-    try:
-        return Check(name, "ok", check())
-    except UserError as error:
-        return Check(name, "missing", str(error))
 
 
 def tools(which: Callable[[str], str | None]) -> Iterator[Check]:
@@ -52,15 +32,6 @@ def ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:
     public_key(key, environ)
     require_usable(key, environ)
     return f"{key}: usable without a question"
-
-
-def disk(runs_dir: Path) -> str:
-    require_writable(runs_dir)
-    free = shutil.disk_usage(runs_dir).free
-    if free < LEAST_DISK:
-        fact = f"{free / 1e9:.1f} GB are free, and what is fetched needs {LEAST_DISK / 1e9:.0f} or more"
-        raise UserError(runs_dir, fact, "make room, or choose another --runs-dir")
-    return f"{runs_dir}: writable, {free / 1e9:.0f} GB free"
 
 
 def market(connect: Callable[[], Cloud]) -> Iterator[Check]:

@@ -59,6 +59,8 @@ def require_no_paths(job: Job) -> None:
 
 def _paths(part: object, prefix: str = "") -> list[str]:
     """Keys of a profile whose source is a path."""
+    if isinstance(part, list):
+        return [at for index, value in enumerate(part) for at in _paths(value, f"{prefix}[{index}]")]
     if not isinstance(part, Mapping):
         return []
     found = [prefix] if part.get("source") in ("path", "gguf") else []

@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.data.examples import DataReport, TokenExample, load_examples, split
+from app.data.mixture import prepare
 from app.data.qa import read_qa
 from app.data.records import render
-from app.training.train import prepare_data
 from jobs.config.load import resolve
 from jobs.config.schema import TrainData
 from jobs.errors import DataError
@@ -229,13 +229,13 @@ def test_rows_that_were_dropped_are_told_where_too_few_are_left(
     with pytest.raises(
         DataError, match=r"of 1 examples leaves the evaluation side empty \(dropped: 39 that repeat another\)"
     ):
-        prepare_data(job, word_tokenizer(), [])
+        prepare(job, word_tokenizer(), [])
     rows += [{"instruction": f"a {i}", "output": "b"} for i in range(90)]
     (tmp_path / "a.json").write_text(json.dumps([*rows, {"instruction": "a", "output": ""}]))
     with caplog.at_level("INFO"):
-        kept, held_out, _ = prepare_data(job, word_tokenizer(), [])
+        data = prepare(job, word_tokenizer(), [])
     assert (
-        f"{len(kept)} training examples, {len(held_out)} held out; dropped: 1 empty, 39 that repeat another"
+        f"{len(data.examples)} training examples, {len(data.held_out)} held out; dropped: 1 empty, 39 that repeat another"
         in caplog.text
     )
 

@@ -170,3 +170,12 @@ def test_a_wrong_token_is_not_shown(hub: Hub, command: Command, tmp_path: Path) 
     said = publish(command, tmp_path)
     said.refused("the hub did not take it", "401")
     assert "geheim" not in said.out + said.err and hub.commits == 0
+
+
+def test_each_source_of_a_mixture_is_named_with_its_licence() -> None:
+    sources = [{"source": "embedded"}, {"source": "hub", "name": "me/set"}, {"source": "path", "path": "a.jsonl"}]
+    section = {"data": {"sources": [{"kept_by_set": {"sciq": 3}}, {}, {}]}}
+    found = training_data(sources, section, lambda kind, name: "mit")
+    assert [(name, licence) for name, _, licence in found] == [
+        ("sciq", found[0][2]), ("me/set", "mit"), ("a local file", "unknown")]  # fmt: skip
+    assert found[0][2] != "unknown"

@@ -26,8 +26,8 @@ LONG = {
     "app.stage.work.selfcheck.require": "check",
     "app.stage.work.load_items": "data",
     "app.stage.work.suite_items": "data",
-    "app.training.train.load_examples": "data",
-    "app.training.train.drop_overlap": "data",
+    "app.data.mixture.load_examples": "data",
+    "app.data.mixture.Guard": "data",
     "app.training.forward.from_hidden": "evaluate or train or save",  # the last: of the model that was read back
     "app.training.snapshot.host_copy": "evaluate or save",  # the disk is written to in a thread, meanwhile
     "app.training.train.checkpoint.save_final": "save",

@@ -17,9 +17,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.data.mixture import prepare
 from app.data.suites import suite_items
 from app.training.checkpoint import complete_checkpoints
-from app.training.train import prepare_data
 from jobs.config.job import Job
 from jobs.config.schema import TASK_NAMES
 from jobs.runs.rundir import RunDir, list_runs
@@ -263,7 +263,7 @@ def oracle_loss(run: RunDir) -> float:
     job = Job.from_dict(run.read_job())
     model = AutoModelForCausalLM.from_pretrained(run.final, attn_implementation="eager", dtype=torch.float32)
     items = suite_items(job.stage, TASK_NAMES, job.profile.data.eval)
-    _, held_out, _ = prepare_data(job, AutoTokenizer.from_pretrained(run.final), items)
+    held_out = prepare(job, AutoTokenizer.from_pretrained(run.final), items).held_out
     return -sum(oracle.logprob(model, e.prompt_ids, e.response_ids, "prefix", feed_last=True) for e in held_out) / sum(
         e.response_tokens for e in held_out
     )

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.data.examples import load_examples
+from app.data.mixture import prepare
 from app.stage import contents
-from app.training.train import prepare_data
 from jobs.config.load import resolve
 from jobs.config.schema import TrainData
 from jobs.config.suites import SUITES_DIR
@@ -92,7 +92,8 @@ def test_a_suite_trains_on_prompts_written_as_its_items_are(tokenizer: Any) -> N
             "data.train.template=chat",
         ]  # of the profile's data
         job = resolve("stage3b", "ci", sets=sets)
-        train, _, counts = prepare_data(job, tokenizer, [])
+        data = prepare(job, tokenizer, [])
+        train, counts = data.examples, data.counts()
         assert counts["source"] == "suite lookup" and counts["format"] == "suite" and counts["read"] == 3 * 40
         assert sum(counts["kept_by_set"].values()) == counts["kept"] == 40
         for one in train:
@@ -104,7 +105,7 @@ def test_a_suite_trains_on_prompts_written_as_its_items_are(tokenizer: Any) -> N
 @pytest.mark.parametrize("data", ["profile", "suite"])
 def test_repeat_writes_training_prompts_twice_and_keeps_each_on_its_side(data: str, tokenizer: Any) -> None:
     sets = ["suite=lookup", f"train.data={data}", "data.train.limit=40", "train.max_length=2048"]
-    once, twice = (prepare_data(resolve("stage3b", "ci", sets=[*sets, f"order={order}"]), tokenizer, [])[0]
+    once, twice = (prepare(resolve("stage3b", "ci", sets=[*sets, f"order={order}"]), tokenizer, []).examples
                    for order in ("context_first", "repeat"))  # fmt: skip
     for one, other in zip(once, twice, strict=True):
         prompt = tokenizer.decode(one.prompt_ids)

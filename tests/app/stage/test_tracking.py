@@ -14,6 +14,7 @@ from app.stage import tracking
 from app.stage.tracking import Tracking, flat_numbers, flat_settings, require_installed
 from jobs.errors import ConfigError
 from tests.app.fakes.command_line import Command
+from tests.app.fakes.fake_work import Start, fine
 
 SECRET = "key-that-nobody-may-see"
 
@@ -66,8 +67,11 @@ def test_lines_arrive_in_order_with_their_step_and_the_job(tmp_path: Path) -> No
     with tracked(tmp_path, {"tensorboard": kept}) as tracking:
         tracking.note("train_log.jsonl", {"step": 1, "loss": 2.5, "name": "text"})
         tracking.note("eval_log.jsonl", {"step": 1, "eval_loss": float("nan"), "best": 3})
+        tracking.note("estimate.json", {"peak_gb": 3.5, "gpu": "H200", "parts_gb": {"weights": 2.0}})
         tracking.note("metrics.json", {"train": {"eval_loss": 2.0}, "list": [1, 2]})
-    assert kept.lines == [(1, {"train/loss": 2.5}), (1, {"eval/best": 3}), (None, {"final/train/eval_loss": 2.0})]
+    assert kept.lines == [(1, {"train/loss": 2.5}), (1, {"eval/best": 3}),
+                          (None, {"estimate/peak_gb": 3.5, "estimate/parts_gb/weights": 2.0}),
+                          (None, {"final/train/eval_loss": 2.0})]  # fmt: skip
     assert kept.settings == {"train.mask": "prefix", "train.lora": "None"} and kept.finished
 
 
@@ -102,6 +106,28 @@ def test_nothing_is_sent_without_a_key_and_a_key_may_come_as_a_file(tmp_path: Pa
     with tracked(tmp_path, {"wandb": Kept()}, online):
         pass
     assert online["WANDB_API_KEY"] == SECRET and "WANDB_MODE" not in online
+
+
+def test_a_run_names_itself_its_commit_and_the_runs_that_it_starts_from_and_sends_its_estimate(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    monkeypatch.setattr(tracking, "require_installed", lambda names: None)
+    monkeypatch.setattr("app.stage.run.require_installed", lambda names: None)
+    monkeypatch.setattr(tracking, "tracker", lambda name, run, environ: kept)
+    monkeypatch.setenv("PREFILL_COMMIT", "c0ffee")
+    for name in ("TRACKIO_DIR", "WANDB_DIR", "WANDB_SILENT", "WANDB_MODE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "offline")  # the product would set them for the whole process
+
+    def work(job: Any, run: Any, *_: Any, **__: Any) -> dict[str, float]:
+        run.write_json("estimate.json", {"hours": 1.5})
+        run.write_json("environment.json", {"cpu_count": 2})
+        return fine(job, run, *_, **__)
+
+    done = start(work, sets=["report_to=[tensorboard]"]).run
+    assert kept.settings["run"] == done.id and kept.settings["commit"] == "c0ffee"
+    assert kept.settings["init_runs.base"] == "base" and kept.settings["stage.name"] == "stage1"
+    assert (None, {"estimate/hours": 1.5}) in kept.lines and "cpu_count" not in str(kept.lines)
 
 
 def test_without_trackers_there_is_no_thread(tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_every_named_remedy_lowers_the_peak(change: str) -> None:
     assert before is not None and after is not None and after < before - 0.4
 
 
+def test_a_base_in_4_bits_takes_an_eighth_but_for_the_embedding() -> None:
+    whole, bits = (estimate(job("stage3b", "ministral-3b", f"train.lora={{r: 8{more}}}"), "H200")
+                   for more in ("", ", quantization: 4bit"))  # fmt: skip
+    shape, _ = shape_of(job("stage3b", "ministral-3b").profile.model)
+    assert shape is not None and whole.parts_gb is not None and bits.parts_gb is not None
+    linear = (shape.parameters - shape.embedding_parameters) / 2**30
+    assert whole.parts_gb["weights"] - bits.parts_gb["weights"] == pytest.approx((4 - 0.53) * linear, abs=0.02)
+    assert peak(bits) < peak(whole) - 3 * linear
+    assert any("merged on the host" in line for line in bits.assumptions)
+
+
 def peak(found: Estimate) -> float:
     assert found.peak_gb is not None
     return found.peak_gb

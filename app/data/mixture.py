@@ -1,0 +1,242 @@
+"""What a stage trains on: examples of one or of several sources, and those that are held out. Front door: `prepare`.
+
+Of several sources each place in a step is drawn by itself: source k with a probability in proportion to w_k ** (1 / temperature),
+where w_k is its `weight`, or, where none is given, the number of its training examples. With temperature 1 and no weights that is
+all examples in one heap; the higher the temperature, the more alike the shares (Arivazhagan et al. 2019, arXiv 1907.05019). A
+source that runs out begins again in another order; metrics.json has what was drawn of each. The overlap with evaluation items is
+checked for every example of every source. Held out are examples of all sources, drawn by hash from them together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.data.decontamination import EvaluationText, Guard, together
+from app.data.examples import (
+    BATCH,
+    DataReport,
+    Seen,
+    TokenExample,
+    is_held_out,
+    load_examples,
+    nothing_left,
+    split,
+    stream_examples,
+    words,
+)
+from app.data.stream import RECENT, Stream
+from app.data.suites import suite_records, trains_on_suite
+from app.runtime.progress import Bar, waiting
+from jobs.config.job import Job
+from jobs.config.schema import Mask, TrainData
+from jobs.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+Check = Callable[[Sequence[TokenExample]], object]
+
+
+@dataclass
+class Source:
+    """The training examples of one source. `report` and `guard` count the examples that were read of it, once each."""
+
+    key: str
+    examples: Sequence[TokenExample] | Stream
+    weight: float | None
+    report: DataReport
+    guard: Guard
+    met: int = 0  # of a stream: examples of its first pass
+
+
+@dataclass
+class Prepared:
+    sources: list[Source]
+    held_out: list[TokenExample]
+    shares: list[float] = field(default_factory=list)  # of each source in what is trained on; they sum to 1
+
+    @property
+    def streamed(self) -> bool:
+        return any(isinstance(one.examples, Stream) for one in self.sources)
+
+    @property
+    def examples(self) -> list[TokenExample]:
+        """All in memory."""
+        return [example for one in self.sources if not isinstance(one.examples, Stream) for example in one.examples]
+
+    def passes(self, epochs: float) -> float:
+        """Examples of so many passes. Raises ConfigError where the number of examples is not known."""
+        if self.streamed:
+            fact = "the number of examples of a streamed source is not known"
+            raise ConfigError("train.epochs", fact, "set train.max_steps alone, or take streaming out of data.train")
+        return epochs * len(self.examples)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many examples were dropped, by reason."""
+        found = Counter[str]()
+        for one in self.sources:
+            found.update(_left_out(one.report, one.guard))
+        return dict(found)
+
+    def counts(self, drawn: Sequence[int] = ()) -> dict[str, Any]:
+        """For metrics.json: what was read, dropped and kept, of all sources together and of each. drawn: of each, in training."""
+        total: Counter[str] = Counter()
+        each = []
+        for one, share, number in zip(self.sources, self.shares, drawn or [0] * len(self.sources), strict=True):
+            about = {**one.report.to_dict(), "overlap": one.guard.report.to_dict()}
+            train = one.met if isinstance(one.examples, Stream) else len(one.examples)
+            total.update({key: value for key, value in about.items() if isinstance(value, int)}, train=train)
+            streamed = {"streamed": True, "passes": one.examples.passes} if isinstance(one.examples, Stream) else {}
+            each.append({**about, "train": train, "weight": one.weight, "share": share, "drawn": number, **streamed})
+        if len(each) == 1 and not self.streamed:
+            return {**about, "train": total["train"], "eval": len(self.held_out)}
+        named = {
+            key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in ("source", "format", "template")
+        }
+        return {**named, **total, "overlap": together([one.guard for one in self.sources]).to_dict(), "eval": len(self.held_out),
+                "sources": each}  # fmt: skip
+
+
+def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
+    dropped = guard.report.dropped
+    return report.left_out | ({"that share text with evaluation items": dropped} if dropped else {})
+
+
+def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check = len) -> Prepared:
+    """The examples of the job's sources: those in memory are read, streams begin.
+
+    check: called with examples before they are used; raises for one that the model cannot read.
+
+    Raises:
+        DataError: unusable data.
+    """
+    train = job.stage.train
+    assert train is not None
+    with waiting("index evaluation items"):
+        guard, seen = Guard(eval_items, train.overlap_ngram), Seen()
+    prepared = Prepared([], [])
+    sources = _sources(job)
+    for key, source in sorted(
+        sources.items(), key=lambda one: one[1].streaming
+    ):  # a stream is compared with those in memory
+        one, out = (_streamed if source.streaming else _in_memory)(
+            job, key, source, tokenizer, guard.fresh(), seen, check
+        )
+        prepared.sources.append(one)
+        prepared.held_out += out
+    prepared.sources.sort(key=lambda one: list(sources).index(one.key))
+    if not prepared.held_out:
+        fact = f"{train.eval_fraction} of these examples leaves the evaluation side empty"
+        raise DataError("train.eval_fraction", fact, "change the fraction, or give more examples")
+    prepared.held_out = sorted(prepared.held_out, key=lambda e: e.key)[: train.held_out]  # by hash, whatever the order
+    # Without a weight a stream is the only source: the schema insists.
+    sizes = [1 if isinstance(one.examples, Stream) else len(one.examples) for one in prepared.sources]
+    weights = [size if one.weight is None else one.weight for size, one in zip(sizes, prepared.sources, strict=True)]
+    powers = [weight ** (1 / job.profile.data.temperature) for weight in weights]
+    prepared.shares = [power / sum(powers) for power in powers]
+    kept = "streamed" if prepared.streamed else str(len(prepared.examples))
+    log.info(
+        f"{kept} training examples, {len(prepared.held_out)} held out; dropped: {words(prepared.left_out) or 'none'}"
+    )
+    return prepared
+
+
+def first_examples(job: Job, tokenizer: Any) -> Iterator[tuple[str, DataReport, list[TokenExample]]]:
+    """Of each source its key, and the first examples, without the check for overlap; the report counts what was read for them.
+
+    Raises:
+        DataError: unusable data, or none left.
+    """
+    stage, train = job.stage, job.stage.train
+    assert train is not None
+    for key, source in _sources(job).items():
+        own = suite_records(stage, job.profile.data.eval, BATCH) if trains_on_suite(stage) else None
+        report = DataReport(source.place, source.format, source.template)
+        if own is not None:
+            report = DataReport(f"suite {stage.suite}", "suite", "plain")
+        found = next(stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     repeat=stage.order == "repeat", seen=Seen(), report=report,
+                                     random_cut=train.cut == "random"), [])  # fmt: skip
+        if not report.read:
+            raise DataError(report.source, "holds no examples", "give at least one")
+        if not found:
+            raise nothing_left(report)
+        yield key, report, found
+
+
+def _sources(job: Job) -> dict[str, TrainData]:
+    sources = job.profile.data.sources
+    return dict(list(sources.items())[:1]) if trains_on_suite(job.stage) else sources
+
+
+def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guard, seen: Seen,
+               check: Check) -> tuple[Source, list[TokenExample]]:  # fmt: skip
+    stage, train = job.stage, job.stage.train
+    assert train is not None
+    own = suite_records(stage, job.profile.data.eval, source.limit) if trains_on_suite(stage) else None
+    examples, report = load_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
+                                     suite=stage.suite, repeat=stage.order == "repeat", seen=seen,
+                                     random_cut=train.cut == "random")  # fmt: skip
+    require_segmented(report, train.mask, key)
+    with waiting("compare with evaluation items"):
+        examples = guard.drop(examples)
+    if key == "data.train" or not examples:
+        kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
+    else:  # of a small one of several there may be none to hold out
+        kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
+        if not kept:
+            fact = f"{train.eval_fraction} of {len(examples)} examples leaves the training side empty"
+            raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
+    check(kept)
+    check(out)
+    return Source(key, kept, source.weight, report, guard), out
+
+
+def _streamed(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guard, seen: Seen,
+              check: Check) -> tuple[Source, list[TokenExample]]:  # fmt: skip
+    stage, train = job.stage, job.stage.train
+    assert train is not None
+    one = Source(key, [], source.weight, DataReport(source.place, source.format, source.template), guard)
+
+    def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
+        for chunk in stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed,
+                                     repeat=stage.order == "repeat", seen=Seen(RECENT, seen), report=report,
+                                     random_cut=train.cut == "random"):  # fmt: skip
+            require_segmented(report, train.mask, key)
+            kept = guard.drop(chunk)
+            check(kept)
+            yield kept
+
+    def read(turn: int) -> Iterator[TokenExample]:
+        report, fresh = DataReport(source.place, source.format, source.template), guard.fresh()
+        if turn == 0:  # again, where the stream goes back
+            one.report, one.guard, one.met = report, fresh, 0
+        for chunk in chunks(report, fresh):
+            for example in chunk:
+                if not is_held_out(example, train.eval_fraction):
+                    one.met += turn == 0
+                    yield example
+
+    report, out = DataReport(source.place, source.format, source.template), list[TokenExample]()
+    with Bar(total=train.held_out, desc=f"held-out examples of {source.place}", delay=2, leave=False) as bar:
+        for chunk in chunks(report, guard.fresh()):
+            out += [example for example in chunk if is_held_out(example, train.eval_fraction)]
+            bar.update(len(out) - bar.n)
+            if len(out) >= train.held_out:
+                break
+    if not report.read:
+        raise DataError(source.place, "holds no examples", "give at least one")
+    if not report.kept:
+        raise nothing_left(report)
+    one.examples = Stream(read, f"{stage.seed}|{key}", source.place)
+    return one, out[: train.held_out]
+
+
+def require_segmented(report: DataReport, mask: Mask, key: str = "data.train") -> None:
+    """Raises DataError if under `segment` an answer would lie in a turn that sees itself in both directions."""
+    if mask == "segment" and report.unsegmented:
+        fact = f"in {report.unsegmented} chats the model's chat template does not show where each turn begins"
+        raise DataError(key, fact, "use mask prefix or causal, or chats with one answer each")

@@ -1,0 +1,63 @@
+"""Examples as training sees them, for people: which tokens are learnt, which see each other, read off the tensors of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import click
+
+from app.data.examples import TokenExample
+from app.training.batch import IGNORE, Collator
+
+Mark = Callable[[str], str]
+# Of a token's kind: on a terminal its colour, elsewhere its brackets.
+_COLOURS: dict[str, dict[str, Any]] = {
+    "learnt": {"fg": "green", "bold": True},
+    "both ways": {"fg": "blue"},
+    "causal": {},
+}
+_BRACKETS = {"learnt": ("[[", "]]"), "both ways": ("<<", ">>"), "causal": ("", "")}
+
+
+def legend(coloured: bool) -> str:
+    """What the marks mean."""
+    kinds = {
+        "learnt": "the loss is computed on it",
+        "both ways": "a block that attends to all of itself",
+        "causal": "only read",
+    }
+    return ", ".join(f"{_marked(kind, kind, coloured)} {text}" for kind, text in kinds.items())
+
+
+def preview(example: TokenExample, collate: Collator, tokenizer: Any, coloured: bool) -> str:
+    """One example: its lengths, the spans of its blocks, and its text, each token marked by its part in loss and mask.
+
+    collate: as in training; a share of causal examples is not drawn here.
+    """
+    batch = collate([example], left=0.0)
+    ids, labels, block = (batch[name][0, : len(example)].tolist() for name in ("input_ids", "labels", "block"))
+    learnt = [False, *(label != IGNORE for label in labels[:-1])]  # labels are shifted: each is the next token
+    kinds = ["learnt" if own else "both ways" if seen else "causal" for own, seen in zip(learnt, block, strict=True)]
+    blocks = ", ".join(f"{start}-{stop - 1}" for number, start, stop in _spans(block) if number) or "none"
+    parts = f"prompt {len(example.prompt_ids)}, response {len(example.response_ids)}, learnt {sum(learnt)}"
+    head = f"{len(example)} tokens: {parts}; blocks under {collate.mask}: {blocks}"
+    text = "".join(
+        _marked(str(tokenizer.decode(ids[start:stop])), kind, coloured) for kind, start, stop in _spans(kinds)
+    )
+    return f"{head}\n{text}"
+
+
+def _spans(values: list[Any]) -> Iterator[tuple[Any, int, int]]:
+    """Each run of equal values, and where it starts and stops."""
+    start = 0
+    for value, some in groupby(values):
+        stop = start + len(list(some))
+        yield value, start, stop
+        start = stop
+
+
+def _marked(text: str, kind: str, coloured: bool) -> str:
+    before, after = _BRACKETS[kind]
+    return click.style(text, **_COLOURS[kind]) if coloured else f"{before}{text}{after}"
