@@ -9,6 +9,8 @@ checked for every example of every source. Held out are examples of all sources,
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +102,10 @@ class Prepared:
                 "sources": each}  # fmt: skip
 
 
+_HELD: dict[str, Prepared] = {}  # of this process, by `_key`; the one used last stands last
+MOST_HELD = 4
+
+
 def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
     dropped = guard.report.dropped
     return report.left_out | ({"that share text with evaluation items": dropped} if dropped else {})
@@ -108,11 +114,48 @@ def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
 def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check = len) -> Prepared:
     """The examples of the job's sources: those in memory are read, streams begin.
 
+    A control and its model, or the cells of a campaign, are trained on the same examples: what was read for one job
+    of this process is not read again for another where nothing that decides the examples differs.
+
     check: called with examples before they are used; raises for one that the model cannot read.
 
     Raises:
         DataError: unusable data.
     """
+    key = _key(job, tokenizer, eval_items)
+    held = _HELD.pop(key, None) if key else None
+    if held is None:
+        held = _read(job, tokenizer, eval_items, check)
+    else:
+        for examples in (held.examples, held.held_out):
+            check(examples)
+    if key and not held.streamed:
+        _HELD[key] = held
+        while len(_HELD) > MOST_HELD:
+            del _HELD[next(iter(_HELD))]
+    kept = "streamed" if held.streamed else str(len(held.examples))
+    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(held.left_out) or 'none'}")
+    return held
+
+
+def _key(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText]) -> str | None:
+    """A digest of all that the examples depend on; None for a tokenizer in Python, and for files whose content is not known."""
+    definition = getattr(tokenizer, "backend_tokenizer", None)
+    known = job.contents or all(one.source == "embedded" for one in job.profile.data.sources.values())
+    if definition is None or not known:
+        return None
+    stage = job.stage.model_dump(mode="json", exclude={"name", "title", "reference", "recipe", "init_from"})
+    assert stage["train"] is not None
+    stage["train"]["mask"] = stage["train"]["mask"] == "segment"
+    if stage["score"] is not None:
+        del stage["score"]["masks"]
+    parts = [json.dumps([stage, job.profile.data.model_dump(mode="json"), dict(job.contents)], sort_keys=True),
+             definition.to_str(), str(getattr(tokenizer, "chat_template", None)),
+             json.dumps([[item.task, item.id, item.question, item.answers] for item in eval_items])]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _read(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check) -> Prepared:
     train = job.stage.train
     assert train is not None
     with waiting("index evaluation items"):
@@ -137,10 +180,6 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
     weights = [size if one.weight is None else one.weight for size, one in zip(sizes, prepared.sources, strict=True)]
     powers = [weight ** (1 / job.profile.data.temperature) for weight in weights]
     prepared.shares = [power / sum(powers) for power in powers]
-    kept = "streamed" if prepared.streamed else str(len(prepared.examples))
-    log.info(
-        f"{kept} training examples, {len(prepared.held_out)} held out; dropped: {words(prepared.left_out) or 'none'}"
-    )
     return prepared
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,42 @@ def profile(place: Path) -> Path:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+@pytest.mark.usefixtures("few_rows", "hashed_once")
+def test_what_is_read_for_the_control_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    load = mixture.load_examples
+
+    def counted(*given: Any, **named: Any) -> Any:
+        read.append("once")
+        return load(*given, **named)
+
+    monkeypatch.setattr(mixture, "load_examples", counted)
+    monkeypatch.setattr(mixture, "_HELD", {})
+    tokenizer = word_tokenizer()
+
+    def examples(stage: str, *sets: str, items: tuple[Item, ...] = (), **given: Any) -> tuple[Prepared, int]:
+        checked: list[int] = []
+        job = replace(resolve(stage, "ci", sets=list(sets)), **given)
+        found = prepare(job, tokenizer, items, lambda some: checked.append(len(some)))
+        assert sum(checked) == len(found.examples) + len(found.held_out)  # against this model's vocabulary, each time
+        return found, len(read)
+
+    control, before = examples("stage3a")
+    assert examples("stage3b") == (control, before)
+    assert examples("stage3b", "train.learning_rate=1.0e-3", items=(Item(),))[1] == before + 1
+    assert examples("stage3b", "seed=1")[1] == before + 2
+    rows = (
+        f"data.train={json.dumps({'source': 'path', 'format': 'alpaca', 'path': str(write(tmp_path / 'a.jsonl', 60))})}"
+    )
+    first, _ = examples("stage3b", rows)
+    write(tmp_path / "a.jsonl", 80)  # what it holds is known to a job that was begun by its stage only
+    assert len(examples("stage3b", rows)[0].examples) > len(first.examples)
+    held, before = examples("stage3b", rows, contents={"data.train": "80 rows"})
+    assert examples("stage3a", rows, contents={"data.train": "80 rows"}) == (held, before)
+    assert examples("stage3a", rows, contents={"data.train": "other rows"})[1] == before + 1
+    assert len(mixture._HELD) == mixture.MOST_HELD
 
 
 @pytest.mark.usefixtures("few_rows", "hashed_once")
