@@ -50,7 +50,7 @@ def test_the_message_gives_the_very_line_to_add() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", [*stage_names(), *OTHERS])
+@pytest.mark.parametrize("name", [*stage_names(), *sorted(OTHERS)])
 def test_no_service_is_opened_and_no_directory_made_for_root(name: str) -> None:
     service = services("compose.yaml")[name]
     assert OPENING & {*service, *services("compose.gpu.yaml").get(name, {})} == set()
