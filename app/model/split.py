@@ -18,12 +18,9 @@ NAME = "bfloat16x3"
 
 
 class _Split(nn.Linear):
-    _parts: Tensor | None = None  # (outputs, 3 * inputs) bfloat16; the weight's two parts, made once
+    _parts: Tensor  # of the weight, (outputs, 3 * inputs) bfloat16
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._parts is None:
-            high, low = _halves(self.weight.detach())
-            self._parts = torch.cat([high, high, low], dim=1)
         high, low = _halves(input.reshape(-1, input.shape[-1]))
         rows = torch.cat([high, low, high], dim=1)
         if input.is_cuda:
@@ -43,10 +40,14 @@ def _halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def split_products(model: Any) -> Iterator[None]:
     """Inside, the linear layers of a float32 model multiply so; all else, attention too, stays float32. Not for training.
 
-    The parts take 6 bytes a weight, and stay for the next time. Matrices that are no linear layer's stay float32.
+    The parts take 6 bytes a weight and stay for the next time, so the weights must not change in between. Matrices that are no linear
+    layer's stay float32.
     """
     linear = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
     for module in linear:
+        if not hasattr(module, "_parts"):
+            high, low = _halves(module.weight.detach())
+            module._parts = torch.cat([high, high, low], dim=1)
         module.__class__ = _Split
     try:
         yield
