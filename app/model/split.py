@@ -40,7 +40,7 @@ def _halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def split_products(model: Any) -> Iterator[None]:
     """Inside, the linear layers of a float32 model multiply so; all else, attention too, stays float32. Not for training.
 
-    The parts take 6 bytes a weight and stay for the next time, so the weights must not change in between. Matrices that are no linear
+    The parts take 6 bytes a weight and stay, so the weights must not change before the next time. Matrices that are no linear
     layer's stay float32.
     """
     linear = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
