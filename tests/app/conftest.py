@@ -55,6 +55,12 @@ def model_of() -> Callable[..., PreTrainedModel]:
     return make_model
 
 
+@pytest.fixture(autouse=True)
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test meets examples that another one read (app/data/mixture.py keeps the last ones of a process)."""
+    monkeypatch.setattr("app.data.mixture._HELD", {})
+
+
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,8 @@ def test_every_recipe_fits_every_profile_and_changes_only_training(recipe: str, 
 def test_the_recipe_of_mas_is_literal() -> None:
     train = resolve("stage3b", "embedded", sets=["recipe=lora-mas"]).stage.train
     assert train is not None and train.lora is not None
-    assert train.lora.model_dump() == {"r": 32, "alpha": 64.0, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
+    literal = {"r": 32, "alpha": 64.0, "dropout": 0.05, "targets": ["q_proj", "v_proj"], "quantization": None}
+    assert train.lora.model_dump() == literal
     assert (train.learning_rate, train.epochs) == (2e-4, 3.0)
 
 

@@ -62,7 +62,7 @@ def test_a_renewal_that_hangs_leaves_time_for_everything_else() -> None:
 
 
 def test_mutation_a_transfer_does_not_look_at_the_caps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vast.supervisor.loop.transfer_proceeds", lambda t, asked, state, policy: True)
+    monkeypatch.setattr("vast.supervisor.loop.transfer_proceeds", lambda *_: True)
     assert broken("slow-pull", cap_dollars=2.0) == {"spend"}
 
 
