@@ -21,7 +21,8 @@ from app.model.load import Loaded, load
 from app.model.mixed_precision import keep_float32
 from app.scoring.encode import encode_harness
 from app.scoring.loglikelihood import Count, loglikelihood
-from jobs.config.schema import TASK_NAMES, Mask, ModelSource
+from jobs.config.profile import ModelSource
+from jobs.config.schema import TASK_NAMES, Mask
 
 CALIBRATE = 24  # items, for a first guess of the rate and as a warm-up
 

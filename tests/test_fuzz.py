@@ -17,7 +17,7 @@ from app.data.examples import load_examples
 from app.data.readers import PARSERS
 from app.data.records import is_empty, render
 from app.data.tokenize import encode, turn_end
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.errors import UserError
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.fuzzing import directory, edited, fuzzed, json_values, one_line

@@ -30,7 +30,7 @@ from app.data.records import (
 from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from app.runtime.progress import Bar
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.errors import ConfigError, DataError
 
 BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads, small enough for a lively bar

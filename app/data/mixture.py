@@ -34,7 +34,8 @@ from app.data.stream import RECENT, Stream
 from app.data.suites import suite_records, trains_on_suite
 from app.runtime.progress import Bar, waiting
 from jobs.config.job import Job
-from jobs.config.schema import Mask, TrainData
+from jobs.config.profile import TrainData
+from jobs.config.schema import Mask
 from jobs.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
 from app.data.tasks import Format, Item, load_items, signed
 from app.embedded import cache as embedded
-from jobs.config.schema import EvalData, Stage
+from jobs.config.profile import EvalData
+from jobs.config.schema import Stage
 from jobs.config.suites import Suite, read_suite
 from jobs.errors import DataError
 

@@ -26,7 +26,7 @@ from app.embedded import cache
 from app.model.mixed_precision import keep_float32
 from app.model.quantized import quantize
 from app.runtime.kernel_cache import keep_kernels
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from jobs.errors import CheckpointError, DataError, ModelError, UserError
 from jobs.runs.rundir import latest_complete
 

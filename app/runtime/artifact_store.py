@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from jobs.config.job import Job
-from jobs.config.schema import STORE_REMEDY, store_fault
+from jobs.config.profile import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN, RunFiles

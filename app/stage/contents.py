@@ -15,7 +15,8 @@ from app.data.files import data_files
 from app.data.sources import is_saved
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
 from jobs.config.job import Job
-from jobs.config.schema import TASK_NAMES, TrainData
+from jobs.config.profile import TrainData
+from jobs.config.schema import TASK_NAMES
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError
 from jobs.runs.atomic import sha256_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.job import flat
-from jobs.config.schema import Tracker
+from jobs.config.profile import Tracker
 from jobs.errors import ConfigError
 from jobs.runs.atomic import finite
 

@@ -10,7 +10,8 @@ from functools import reduce
 from typing import Any
 
 from jobs.config import strict_yaml
-from jobs.config.schema import Profile, Score, Stage, Train
+from jobs.config.profile import Profile
+from jobs.config.schema import Score, Stage, Train
 from jobs.config.suites import DEFAULT_SUITE
 from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from jobs.config import strict_yaml
 from jobs.config.expected import keys_at, nearest
 from jobs.config.job import Job, is_path
-from jobs.config.schema import Profile, Recipe, Stage
+from jobs.config.profile import Profile
+from jobs.config.schema import Recipe, Stage
 from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, validate
 from jobs.errors import ConfigError

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.config.job import Job
-from jobs.config.schema import Attention, Lora, Score, Train
+from jobs.config.profile import Attention
+from jobs.config.schema import Lora, Score, Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 
 
 @dataclass(frozen=True)

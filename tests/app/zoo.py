@@ -31,7 +31,8 @@ from app.training.checkpoint import save_final
 from app.training.loop import TrainingLoop
 from app.training.saved import Logged
 from app.training.train import _trainable, require_loadable
-from jobs.config.schema import ModelSource, Train
+from jobs.config.profile import ModelSource
+from jobs.config.schema import Train
 from jobs.errors import ModelError, UserError
 from tests.app import oracle
 

@@ -13,7 +13,8 @@ from app.model.load import Loaded
 from app.scoring.conversation import Chat
 from app.scoring.judge import KEY, Judge
 from app.scoring.samples import read_prompts
-from jobs.config.schema import Mask, TrainData
+from jobs.config.profile import TrainData
+from jobs.config.schema import Mask
 from tests.app.conftest import make_model
 from tests.app.fakes.judge_endpoint import Endpoint, served
 from tests.app.fakes.word_tokenizer import word_tokenizer

@@ -18,7 +18,7 @@ from app.stage import campaign as carrying_out
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, Cell, cells, read_campaign
 from jobs.config.load import resolve
-from jobs.config.schema import EvalData, TrainData
+from jobs.config.profile import EvalData, TrainData
 from jobs.config.suites import read_suite
 from jobs.errors import EXIT_STOPPED
 from tests.app.fakes.fake_work import NOW

@@ -9,7 +9,7 @@ from typing import Any
 from app.data.examples import load_examples, split
 from app.data.readers import read_path
 from app.data.records import Conversation, Instruction, render
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.remedies.cases import Action, World, remedy
 

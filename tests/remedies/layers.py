@@ -15,8 +15,9 @@ from tests.remedies.campaigns import sets
 from tests.remedies.cases import Action, World, remedy
 
 Steps = Iterator[Action | None]
-SCHEMA, LAYERS, STORE, POWER = (
+SCHEMA, PROFILE, LAYERS, STORE, POWER = (
     "jobs/config/schema.py",
+    "jobs/config/profile.py",
     "app/attention/layers.py",
     "app/runtime/artifact_store.py",
     "app/commands/power.py",
@@ -96,7 +97,7 @@ def _(w: World) -> Steps:
 
 
 @remedy(
-    SCHEMA,
+    PROFILE,
     "write s3://BUCKET/PREFIX, hf://OWNER/REPOSITORY or file:///DIRECTORY; credentials come from the environment",
 )
 def _(w: World) -> Steps:

@@ -14,7 +14,7 @@ from app.data.stream import Stream
 from app.model.load import load_tokenizer
 from app.stage import capacity
 from jobs.config.load import resolve
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.remedies.cases import Action, World, not_run, remedy
 from tests.remedies.data import FILES, ROW, Steps, rows

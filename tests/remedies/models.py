@@ -18,7 +18,7 @@ from app.attention.backends import NAMES, attend, refuse_unsupported
 from app.embedded import cache
 from app.embedded.cache import fetch_gguf
 from app.model.load import Loaded, find_checkpoint, from_config, load, pick_device
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from tests.app import zoo
 from tests.app.conftest import make_model
 from tests.app.embedded import test_gguf

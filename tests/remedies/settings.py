@@ -1,4 +1,4 @@
-"""Remedies of stages, profiles, options, YAML and JSON, estimates: jobs/config, jobs/estimate, jobs/health."""
+"""Remedies of stages, profiles, options and estimates: jobs/config, jobs/estimate, jobs/health."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from jobs.config import strict_json, strict_yaml
 from jobs.config.job import Job
 from jobs.config.load import resolve
 from jobs.errors import wrong_python
@@ -15,7 +14,9 @@ from jobs.health import limits
 from tests.remedies.cases import Action, World, not_run, remedy
 
 Steps = Iterator[Action | None]
-LOAD, SCHEMA, YAML, VALIDATE = (f"jobs/config/{name}.py" for name in ("load", "schema", "strict_yaml", "validate"))
+LOAD, SCHEMA, PROFILE, YAML, VALIDATE = (
+    f"jobs/config/{name}.py" for name in ("load", "schema", "profile", "strict_yaml", "validate")
+)
 
 
 def sets(*pairs: str, stage: str = "stage3b", profile: str = "ci") -> Action:
@@ -129,7 +130,7 @@ def _(w: World) -> Steps:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-@remedy(SCHEMA, "add config.model_type")
+@remedy(PROFILE, "add config.model_type")
 def _(w: World) -> Steps:
     yield sets("model={source: random, config: {vocab_size: 9}}", profile="embedded")
     yield sets("model={source: random, config: {vocab_size: 9, model_type: llama}}", profile="embedded")
@@ -141,7 +142,7 @@ def _(w: World) -> Steps:
     yield sets("init_from=[base, stage3a]", stage="stage4")
 
 
-@remedy(SCHEMA, "use auto, sdpa, eager or flex_attention")
+@remedy(PROFILE, "use auto, sdpa, eager or flex_attention")
 def _(w: World) -> Steps:
     yield sets("model.attention=flash_attention_2")
     for name in ("auto", "sdpa", "eager", "flex_attention"):
@@ -179,85 +180,6 @@ def _(w: World) -> Steps:
 
 
 not_run("empty: the fact says what is expected", (VALIDATE, ""), (YAML, ""))
-
-# ---- YAML and JSON ---------------------------------------------------------------------------------------------------
-
-
-def parsed(text: str) -> Action:
-    return lambda: strict_yaml.parse(text, "a.yaml")
-
-
-@remedy(YAML, "write it as text")
-def _(w: World) -> Steps:
-    yield parsed("a: !!binary aGk=")
-    yield parsed("a: hi")
-
-
-@remedy(YAML, "put quotes around it, or remove it")
-def _(w: World) -> Steps:
-    yield parsed("a: {1: b}")
-    yield parsed("a: {'1': b}")
-    yield parsed("a: {}")
-
-
-@remedy(YAML, "write the whole character")
-def _(w: World) -> Steps:
-    yield parsed('a: "\\ud83d"')
-    yield parsed('a: "\\U0001f600"')
-
-
-@remedy(YAML, "indent with spaces, not tabs")
-def _(w: World) -> Steps:
-    yield parsed("a:\n\tb: 1\n")
-    yield parsed("a:\n  b: 1\n")
-
-
-@remedy(YAML, "keep one of them")
-def _(w: World) -> Steps:
-    yield parsed("a: 1\na: 2\n")
-    yield parsed("a: 2\n")
-
-
-@remedy(YAML, "remove the line ---")
-def _(w: World) -> Steps:
-    yield parsed("a: 1\n---\nb: 2\n")
-    yield parsed("a: 1\nb: 2\n")
-
-
-@remedy(YAML, "write a plain decimal number")
-def _(w: World) -> Steps:
-    for text in ("010", "1:30", "0x10"):
-        if text == "010":
-            yield parsed(f"a: {text}")
-    yield parsed("a: 10")
-
-
-@remedy(YAML, "write fewer, without aliases of aliases")
-def _(w: World) -> Steps:
-    laughs = f"a: &a [{', '.join('l' * 9)}]\n"
-    for name, of in zip("bcdefghi", "abcdefgh", strict=True):
-        laughs += f"{name}: &{name} [{', '.join([f'*{of}'] * 9)}]\n"
-    yield parsed(laughs)
-    yield parsed("a: &a [l, l]\nb: *a\n")
-
-
-@remedy(YAML, "save as UTF-8")
-def _(w: World) -> Steps:
-    w.write("a.yaml", "a: é".encode("latin-1"))
-    yield lambda: strict_yaml.read(w.path("a.yaml"), "a.yaml")
-    w.write("a.yaml", "a: é")
-    yield None
-
-
-@remedy("jobs/config/strict_json.py", "<remedy>")
-def _(w: World) -> Steps:
-    for text in ("[" * 100_000, '{"a": 1, "a": 2}'):
-        try:
-            strict_json.loads(text, "a.jsonl:1", "give one JSON object a line")
-        except ValueError as error:
-            assert error.remedy == "give one JSON object a line"  # type: ignore[attr-defined]
-    yield lambda: strict_json.loads("{", "a.jsonl:1", "give one JSON object a line")
-    yield lambda: strict_json.loads('{"a": 1}', "a.jsonl:1", "give one JSON object a line")
 
 
 # ---- estimates and the rest ------------------------------------------------------------------------------------------
@@ -377,7 +299,7 @@ def _(w: World) -> Steps:
     yield lambda: require_gpus(int(w.remedy.removeprefix("set gpus: ")), 2)
 
 
-@remedy(SCHEMA, "give each source a weight", "give each source a weight, or none of them")
+@remedy(PROFILE, "give each source a weight", "give each source a weight, or none of them")
 def _(w: World) -> Steps:
     streams = ", streaming: true" if w.text.endswith("a weight") else ""
 
@@ -393,7 +315,7 @@ def _(w: World) -> Steps:
         yield two("", "")
 
 
-@remedy(SCHEMA, "give it a larger weight")
+@remedy(PROFILE, "give it a larger weight")
 def _(w: World) -> Steps:
     one = "{source: path, path: a.jsonl, format: alpaca"
     other = "{source: path, path: b.jsonl, format: alpaca, weight: 1}"
@@ -401,7 +323,14 @@ def _(w: World) -> Steps:
     yield lambda: resolve("stage3b", "ci", sets=[f"data.train=[{one}, weight: 2}}, {other}]"])
 
 
-@remedy(SCHEMA, "leave streaming out, or this")
+@remedy(PROFILE, "leave it out")
+def _(w: World) -> Steps:
+    one = "source: path, path: a.jsonl, format: alpaca"
+    yield lambda: resolve("stage3b", "ci", sets=[f"data.train={{{one}, weight: 2}}"])
+    yield lambda: resolve("stage3b", "ci", sets=[f"data.train={{{one}}}"])
+
+
+@remedy(PROFILE, "leave streaming out, or this")
 def _(w: World) -> Steps:
     yield lambda: resolve(
         "stage3b", "ci", sets=["data.train={source: path, path: a.jsonl, format: alpaca, streaming: true}"]

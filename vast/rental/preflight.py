@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from jobs.config.job import Job
-from jobs.config.schema import STORE_REMEDY, store_fault
+from jobs.config.profile import STORE_REMEDY, store_fault
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES

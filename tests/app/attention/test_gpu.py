@@ -16,7 +16,8 @@ from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.scoring.encode import encode_harness
 from app.scoring.loglikelihood import loglikelihood
-from jobs.config.schema import TASK_NAMES, ModelSource
+from jobs.config.profile import ModelSource
+from jobs.config.schema import TASK_NAMES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 ROW = [Document(40, 90), Document(7, 61), Document(100, 105)]  # 256 tokens: whole FlexAttention blocks

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from app.data.decontamination import drop_overlap
 from app.data.examples import DataReport, TokenExample, load_examples
 from app.data.mixture import require_segmented
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.errors import DataError
 from tests.app.data.test_messages import CALLS
 from tests.app.fakes.word_tokenizer import word_tokenizer

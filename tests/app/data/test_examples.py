@@ -16,7 +16,7 @@ from app.data.mixture import prepare
 from app.data.qa import read_qa
 from app.data.records import render
 from jobs.config.load import resolve
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.errors import DataError
 from tests.app.fakes.word_tokenizer import word_tokenizer
 from tests.embedded_default import EmbeddedPaths

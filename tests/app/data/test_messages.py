@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from app.data.examples import load_examples
 from app.data.tokenize import end_ids, turn_end
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.errors import DataError
 from tests.app.fakes.word_tokenizer import word_tokenizer
 

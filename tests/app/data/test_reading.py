@@ -15,7 +15,8 @@ from app.data.records import Instruction, content
 from app.data.suites import suite_items, suite_records
 from app.data.tasks import Item
 from jobs.config.load import resolve
-from jobs.config.schema import EvalData, Order, Stage
+from jobs.config.profile import EvalData
+from jobs.config.schema import Order, Stage
 from jobs.config.suites import read_suite
 from jobs.errors import ConfigError, DataError
 

@@ -16,7 +16,7 @@ from app.attention.selfcheck import check_dependence, check_equivalences
 from app.model import mixed_precision as mixed
 from app.model.load import load
 from app.model.mixed_precision import keep_float32
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from tests.app.fakes.wrapped import wrapper
 
 IDS = torch.randint(3, 97, (1, 60), generator=torch.Generator().manual_seed(0))

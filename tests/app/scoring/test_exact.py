@@ -13,7 +13,8 @@ from app.model.load import load
 from app.scoring.evaluate import _WEIGHTS, evaluate
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
-from jobs.config.schema import LEAKING, NOT_LEAKING, ModelSource, Score
+from jobs.config.profile import ModelSource
+from jobs.config.schema import LEAKING, NOT_LEAKING, Score
 
 
 def choice(scored: list[Scored], span: range, chars: list[int], metric: str) -> int:

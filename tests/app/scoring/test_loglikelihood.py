@@ -18,7 +18,8 @@ from app.model.load import Loaded, load
 from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.scoring.evaluate import evaluate
 from app.scoring.loglikelihood import Count, Scored, _evaluated, _Running, loglikelihood
-from jobs.config.schema import TASK_NAMES, ModelSource, Score
+from jobs.config.profile import ModelSource
+from jobs.config.schema import TASK_NAMES, Score
 from jobs.errors import DataError
 from tests.app import oracle
 

@@ -13,7 +13,7 @@ from app.data.examples import load_examples
 from app.data.mixture import prepare
 from app.stage import contents
 from jobs.config.load import resolve
-from jobs.config.schema import TrainData
+from jobs.config.profile import TrainData
 from jobs.config.suites import SUITES_DIR
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir, latest_complete

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.config.schema import MASKS, TASK_NAMES, Profile, Stage, Train
+from jobs.config.profile import Profile
+from jobs.config.schema import MASKS, TASK_NAMES, Stage, Train
 from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError
 

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from jobs.config import strict_yaml
 from jobs.config.load import JOBS_DIR, profile_names, resolve, stage_names
-from jobs.config.schema import Profile, Stage, StageOverride
+from jobs.config.profile import Profile, StageOverride
+from jobs.config.schema import Stage
 from jobs.config.validate import Layer, validate
 
 STAGES = ["stage1", "stage2", "stage3a", "stage3b", "stage4", "stage5a", "stage5b", "nonprefill"]

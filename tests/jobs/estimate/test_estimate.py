@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config.job import Job
 from jobs.config.load import resolve
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import GPU_NAMES, Gpu, gpu_at_hand, gpu_named

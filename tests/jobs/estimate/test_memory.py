@@ -9,7 +9,7 @@ import pytest
 
 from jobs.config.job import Job
 from jobs.config.load import resolve
-from jobs.config.schema import ModelSource
+from jobs.config.profile import ModelSource
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
 from jobs.estimate.gpus import gpu_at_hand, gpu_named
 from jobs.estimate.memory import with_sizes
