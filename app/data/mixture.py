@@ -151,7 +151,8 @@ def _key(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText]) -> str 
     if stage["score"] is not None:
         del stage["score"]["masks"]
     parts = [json.dumps([stage, job.profile.data.model_dump(mode="json"), dict(job.contents)], sort_keys=True),
-             definition.to_str(), str(getattr(tokenizer, "chat_template", None)),
+             type(tokenizer).__name__, definition.to_str(), json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+             str(getattr(tokenizer, "chat_template", None)),
              json.dumps([[item.task, item.id, item.question, item.answers] for item in eval_items])]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -215,6 +215,10 @@ def test_what_is_read_for_the_control_is_not_read_again(tmp_path: Path, monkeypa
     held, before = examples("stage3b", rows, contents={"data.train": "80 rows"})
     assert examples("stage3a", rows, contents={"data.train": "80 rows"}) == (held, before)
     assert examples("stage3a", rows, contents={"data.train": "other rows"})[1] == before + 1
+    before = len(read)
+    assert examples("stage3a") and len(read) == before + 1  # the fifth set back
+    tokenizer.eos_token = "<unk>"  # what ends an answer is no part of the tokenizer's definition
+    assert examples("stage3a")[1] == before + 2
     assert len(mixture._HELD) == mixture.MOST_HELD
 
 
