@@ -22,7 +22,7 @@ from app.runtime.ending import not_finite
 from app.runtime.progress import Bar
 from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
-from app.training.batch import MixedSchedule, Schedule, Steps, causal_left, prepared
+from app.training.batch import Schedule, Steps, causal_left, prepared
 from app.training.cuda_graph import Graphs, Inputs
 from app.training.recorder import Recorder
 from app.training.step import Launched, OptimizerStep
@@ -51,7 +51,7 @@ class TrainingLoop:
         make_optimizer: from the model, in place of the stage's.
     """
 
-    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule | MixedSchedule,
+    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule,
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,

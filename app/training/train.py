@@ -29,7 +29,7 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of, tokens_multiple
+from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
 from app.training.early_stopping import NoLearning, Plateau
 from app.training.loop import TrainingLoop
@@ -191,10 +191,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         job.halved(row_tokens(section.pack_tokens, fast, params_total, cpu=loaded.device.type == "cpu")),
         section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
-    size = section.max_steps, section.batch_size, job.stage.seed
-    alone = len(data.sources) == 1 and not data.streamed
-    schedule = Schedule(data.examples, *size) if alone else MixedSchedule(
-        [one.examples for one in data.sources], data.shares, *size)  # fmt: skip
+    schedule = Schedule([one.examples for one in data.sources], data.shares, section.max_steps, section.batch_size,
+                        job.stage.seed)  # fmt: skip
     known = held_out if data.streamed else data.examples
     mean = sum(len(e) for e in known) / len(known)
     graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world, streamed=data.streamed,
@@ -236,7 +234,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         heartbeat.phase("load")
         with waiting("load the checkpoint"):
             loop.restore(at, evaluations.losses)
-        if isinstance(schedule, MixedSchedule):
+        if data.streamed:
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted

@@ -69,7 +69,7 @@ def loop_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Objective
     if recorder is None:
         log: Any = Log()
         recorder = Recorder(log, StopFlag(), Heartbeat(log))
-    schedule = Schedule(data or examples(8), train.max_steps, train.batch_size, 0)
+    schedule = Schedule([data or examples(8)], [1.0], train.max_steps, train.batch_size, 0)
     collate = Collator(pattern, packing, train.objective.causal_fraction, multiple=multiple)  # type: ignore[arg-type]
     steps = Steps(collate, row_tokens, micro, ranks.rank, ranks.world)
     if graphs is not None:
