@@ -20,11 +20,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from app.data.examples import TokenExample
+from app.data.tasks import Item
 
 SHORTEST = 8  # words
 MOST_WORDS = 1 << 21  # about 200 MB
@@ -34,54 +36,13 @@ Hashes = npt.NDArray[np.uint64]
 Owners = npt.NDArray[np.int64]
 
 
-class TrainingText(Protocol):
-    """`app.data.examples.TokenExample`, as far as it is needed here."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def rounds(self) -> tuple[str, ...]: ...
-
-
-class EvaluationText(Protocol):
-    """`app.data.tasks.Item`, as far as it is needed here."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def answers(self) -> tuple[str, ...]: ...
-
-
-T = TypeVar("T", bound=TrainingText)
-
-
-@dataclass(frozen=True)
-class OverlapReport:
-    """How many examples were dropped, and for which items: id -> number of examples that hold its text."""
-
-    ngram: int
-    examples: int
-    items: int
-    dropped: int
-    items_hit: int
-    hit_by_task: dict[str, int] = field(default_factory=dict)
-    hits: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 class Guard:
     """Drops training examples that share text with any of `items`, some at a time, and counts them.
 
     Runs of words are compared by 64-bit hashes; 20,000 examples against 14,000 items take a few seconds.
     """
 
-    def __init__(self, items: Sequence[EvaluationText], n: int = 13) -> None:
+    def __init__(self, items: Sequence[Item], n: int = 13) -> None:
         self.items, self.n = items, n
         self._vocabulary = _Vocabulary()
         runs, self._whole_texts = _evaluation_runs(items, n, self._vocabulary)
@@ -91,17 +52,17 @@ class Guard:
             item_of = np.array([item for _, item in sequences], dtype=np.int64)[owner]
             order = np.argsort(known, kind="stable")
             self._known[length] = known[order], item_of[order]
-        self._examples = self._dropped = 0
+        self._examples = self.dropped = 0
         self._by_item: Counter[int] = Counter()
 
     def fresh(self) -> Guard:
         """The same guard with counts of its own, from nothing."""
         other = copy(self)
-        other._examples = other._dropped = 0
+        other._examples = other.dropped = 0
         other._by_item = Counter()
         return other
 
-    def drop(self, examples: Sequence[T]) -> list[T]:
+    def drop(self, examples: Sequence[TokenExample]) -> list[TokenExample]:
         """Those that share no text, in their order."""
         vocabulary = self._vocabulary
         words, owner = _joined(vocabulary.words(example.text) for example in examples)
@@ -116,42 +77,32 @@ class Guard:
                 hits.update((index, item) for item in self._whole_texts.get(vocabulary.words(text).tobytes(), ()))
         dropped = {example for example, _ in hits}
         self._examples += len(examples)
-        self._dropped += len(dropped)
+        self.dropped += len(dropped)
         self._by_item.update(item for _, item in hits)
         return [example for index, example in enumerate(examples) if index not in dropped]
 
     @property
-    def report(self) -> OverlapReport:
-        """Of all examples so far."""
-        items = self.items
-        return OverlapReport(
-            ngram=self.n,
-            examples=self._examples,
-            items=len(items),
-            dropped=self._dropped,
-            items_hit=len(self._by_item),
-            hit_by_task=dict(sorted(Counter(items[item].task for item in self._by_item).items())),
-            hits={items[item].id: count for item, count in sorted(self._by_item.items())},
-        )
+    def report(self) -> dict[str, Any]:
+        """How many examples were dropped so far, and for which items; `hits`: id -> number of examples that hold its text."""
+        items, hit = self.items, self._by_item
+        return {
+            "ngram": self.n, "examples": self._examples, "items": len(items), "dropped": self.dropped, "items_hit": len(hit),
+            "hit_by_task": dict(sorted(Counter(items[item].task for item in hit).items())),
+            "hits": {items[item].id: count for item, count in sorted(hit.items())},
+        }  # fmt: skip
 
 
-def together(guards: Sequence[Guard]) -> OverlapReport:
+def together(guards: Sequence[Guard]) -> dict[str, Any]:
     """The counts of guards over the same items."""
     total = guards[0].fresh()
     for one in guards:
-        total._examples, total._dropped = total._examples + one._examples, total._dropped + one._dropped
+        total._examples, total.dropped = total._examples + one._examples, total.dropped + one.dropped
         total._by_item.update(one._by_item)
     return total.report
 
 
-def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
-    """The examples that share no text with any of `items`, in their order, and how many were dropped for which item."""
-    guard = Guard(items, n)
-    return guard.drop(examples), guard.report
-
-
 def _evaluation_runs(
-    items: Sequence[EvaluationText], n: int, vocabulary: _Vocabulary
+    items: Sequence[Item], n: int, vocabulary: _Vocabulary
 ) -> tuple[dict[int, list[tuple[Hashes, int]]], dict[bytes, set[int]]]:
     """Run length -> (words, item) of each text that counts at that length; and the texts that count only as a whole."""
     runs: dict[int, list[tuple[Hashes, int]]] = defaultdict(list)
