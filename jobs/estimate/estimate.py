@@ -14,6 +14,7 @@ from jobs.estimate.gpus import Gpu, gpu_named
 from jobs.estimate.memory import (
     GB,
     USABLE,
+    Place,
     Sharding,
     layout,
     lora_parameters,
@@ -23,7 +24,7 @@ from jobs.estimate.memory import (
     with_sizes,
     without_bf16,
 )
-from jobs.estimate.model_shape import Shape, shape_of
+from jobs.estimate.model_shape import shape_of
 from jobs.estimate.remedy import remedy_for
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
@@ -115,29 +116,30 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
     job, asked = with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
-    job = with_checkpointing(job, shape, gpu, gpus, mean)
-    sharding, parts = layout(job, shape, gpu, gpus, mean)
+    place = Place(shape, gpu, gpus, mean)
+    job = with_checkpointing(job, place)
+    sharding, parts = layout(job, place)
     peak = sum(parts.values())
-    fits = peak <= gpu.memory_gb * USABLE
+    fits = peak <= place.usable
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
         checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        remedy="" if fits else remedy_for(job, shape, gpu, gpus, mean),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, gpu, gpus, sharding)),
+        remedy="" if fits else remedy_for(job, place),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
     train, score = job.stage.train, job.stage.score
     steps_per_s = tokens = train_hours = score_hours = rate = None
     if train is not None:
-        steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
+        steps_per_s = 1 / _step_seconds(train, place, sharding, _peak(job, gpu))
         tokens = round(train.max_steps * train.batch_size * mean)
         rate = steps_per_s * train.batch_size * mean
         evaluated = train.max_steps // train.eval_every * train.held_out * mean
         train_hours = (train.max_steps / steps_per_s + evaluated / (2.5 * rate)) / 3600
     if score is not None:
-        score_hours = _score_seconds(job, score, shape, gpu, gpus) / 3600
+        score_hours = _score_seconds(job, score, place) / 3600
     hours = START_SECONDS / 3600 + (train_hours or 0.0) + (score_hours or 0.0)
     return replace(known, steps_per_s=steps_per_s, tokens=tokens, tokens_per_s=rate, train_hours=train_hours,
                    score_hours=score_hours, hours=hours)  # fmt: skip
@@ -170,7 +172,7 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
     if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
         assert job.stage.train is not None
@@ -180,7 +182,8 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
         yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
-    if gpus > 1 and job.stage.train is not None:
+    gpu = place.gpu
+    if place.gpus > 1 and job.stage.train is not None:
         yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
@@ -191,16 +194,15 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
 # ---- time ----------------------------------------------------------------------------------------------------------------
 
 
-def _step_seconds(
-    train: Train, shape: Shape, gpu: Gpu, gpus: int, sharding: Sharding, mean: float, peak: float
-) -> float:
+def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -> float:
     """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and the part
     of the traffic between GPUs that is not hidden behind them."""
+    shape, gpu, gpus = place.shape, place.gpu, place.gpus
     share = TRAIN_FRACTION
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
     share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
-    count, tokens = passes(train, mean, gpus)
+    count, tokens = passes(train, place)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)
@@ -226,7 +228,8 @@ def _step_seconds(
     return count * one + update + reduced * trained - hidden
 
 
-def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:
+def _score_seconds(job: Job, score: Score, place: Place) -> float:
+    shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
     tokens = 0.0
     for task in score.tasks:
@@ -238,7 +241,7 @@ def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) ->
         """split: float32 weights by three products of bfloat16 (app/model/split.py)."""
         peak = (gpu.bf16 / 3 if split and gpu.bf16 else gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
         batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
-        rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
+        rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * place.gpus
         width = 2.0 if half else 4.0
         return tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB
 
