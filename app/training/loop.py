@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
@@ -48,21 +47,19 @@ class TrainingLoop:
         on_checkpoint: called with a complete checkpoint, in the thread that wrote it; the ones that must stay.
         at_first: entered for the first evaluation and the first step, which may compile.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
-        make_optimizer: from the model, in place of the stage's.
     """
 
     def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule,
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,
-                 make_optimizer: Callable[[Any], Optimizer] | None = None,
                  on_checkpoint: Callable[[Path], Collection[Path]] = lambda here: ()) -> None:  # fmt: skip
         self.train, self.accelerator, self.steps, self.schedule = train, accelerator, steps, schedule
         self.eval_batches, self.eval_collator = eval_batches, replace(steps.collate, causal_fraction=0.0)
         self.directory, self.recorder, self.on_evaluation, self.ranks = directory, recorder, on_evaluation, ranks
         self.seed, self.at_first, self.graphs, self.on_checkpoint = seed, at_first, graphs, on_checkpoint
         self.work = OptimizerStep(model, train, accelerator, ranks, require_finite=self._require_finite, beat=self._beat,
-                                  graphs=graphs, make_optimizer=make_optimizer)  # fmt: skip
+                                  graphs=graphs)  # fmt: skip
         self.writer = snapshot.Writer()
         if graphs is not None:  # its thread frees the pinned memory of a checkpoint when that is written
             graphs.before_capture = self.writer.wait

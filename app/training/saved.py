@@ -51,9 +51,7 @@ class Logged:
     def rounded(self) -> bool:
         """Whether the loss is of these weights rounded to bfloat16: autocast rounds frozen weights without their adapter.
 
-        A tenth of the weights of a model that was quantised lie in the middle between two numbers of bfloat16. After a few
-        small steps, all of them in the direction that was learnt, the rounded weights are three times as far from the start as
-        the float32 ones (docs/log.md): two models, the loss of one of which was logged.
+        After a few small steps the rounded weights are three times as far from the start as the float32 ones (docs/log.md).
         """
         return self.in_half and not self.merged
 
@@ -96,10 +94,10 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     except torch.OutOfMemoryError:
         log.warning(f"{directory}: no memory on {device} for the model that was read back; it is compared on the CPU")
         model.to("cpu")
-    share = _share(probe_logits(model), trained)
-    if not share <= SHARE[dtype]:
-        raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-    same = {"difference": share, "allowed": SHARE[dtype]}
+    same = {
+        "difference": _require_close(directory, probe_logits(model), trained, SHARE[dtype]),
+        "allowed": SHARE[dtype],
+    }
     if logged is None:
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
@@ -127,13 +125,15 @@ def require_same_adapter(model: Any, directory: Path, trained: Tensor) -> None:
     found = probe_logits(model)
     model.set_adapter("default")
     model.delete_adapter("written")
-    share = _share(found, trained)
-    if not share <= SHARE[torch.float32]:
+    _require_close(directory, found, trained, SHARE[torch.float32])
+
+
+def _require_close(directory: Path, found: Tensor, trained: Tensor, allowed: float) -> float:
+    """The difference of two models' logits as a share of their spread. Raises CheckpointError."""
+    share = float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    if not share <= allowed:
         raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-
-
-def _share(found: Tensor, trained: Tensor) -> float:
-    return float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    return share
 
 
 def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from app.runtime.ranks import Ranks
 from app.training import fsdp, optimizers, snapshot
@@ -51,12 +50,11 @@ class OptimizerStep:
             itself (`guarded`), whoever reads the numbers has to call it.
         beat: called between two passes.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
-        make_optimizer: from the model, in place of the stage's.
     """
 
     def __init__(self, model: Any, train: Train, accelerator: Any, ranks: Ranks, *,
                  require_finite: Callable[[int, float, float], None], beat: Callable[[int], None],
-                 graphs: Graphs | None = None, make_optimizer: Callable[[Any], Optimizer] | None = None) -> None:  # fmt: skip
+                 graphs: Graphs | None = None) -> None:  # fmt: skip
         self.inner = self.model = model  # without and with the wrappers of DDP and accelerate
         self.train, self.accelerator, self.ranks, self.graphs = train, accelerator, ranks, graphs
         self.require_finite, self.beat = require_finite, beat
@@ -66,7 +64,7 @@ class OptimizerStep:
         # DDP would add up in bfloat16, and an adapter's input would be rounded before its dropout.
         half = ranks.world == 1 and train.lora is None and accelerator.mixed_precision == "bf16"
         gpu = self.device.type == "cuda" and not self.fsdp
-        self.optimizer = make_optimizer(model) if make_optimizer else optimizers.make(train, model, gpu=gpu, half=half)
+        self.optimizer = optimizers.make(train, model, gpu=gpu, half=half)
         self.guarded = isinstance(self.optimizer, MasterAdamW)
 
     def prepare(self) -> None:

@@ -98,8 +98,8 @@ class _Evaluations:
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
             return self.plateau.stop
         self.run.append_jsonl("eval_log.jsonl", {
-            "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
-            "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
+            "step": step, "eval_loss": loss, "best": min(loss, self.plateau.best), "bad_evals": self.plateau.bad_evals,
+            "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
         return self.plateau.stop
