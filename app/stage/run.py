@@ -28,7 +28,7 @@ from app.stage.tracking import Tracking, require_installed
 from jobs.config.job import Job
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, list_runs, resolve_init
+from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
@@ -74,7 +74,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
         job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
+    unfinished = latest_in(runs_dir, job.stage.name, record["fingerprint"], *STOPPED) if resume or proceed else None
     if done is None and unfinished is None and store is not None and (resume or proceed):
         with waiting("fetch the run from the store"):
             fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
@@ -94,7 +94,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
 def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
     """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
     for run in reversed(list_runs(runs_dir)):
-        if run.stage != job.stage.name or run.state() not in ("failed", "interrupted"):
+        if run.stage != job.stage.name or run.state() not in STOPPED:
             continue
         if run.settings() != job.settings(init_runs):
             continue
@@ -122,7 +122,7 @@ def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insist
 
     --continue insists: it restarts after a crash, when a child process may still hold the lock.
     """
-    running = latest_running(runs_dir, job.stage.name, fingerprint)
+    running = latest_in(runs_dir, job.stage.name, fingerprint, "running")
     if running is None:
         return
     fact = f"this job is already running: {running.path}"

@@ -253,6 +253,7 @@ class _Stage:
         job = self.job
         peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
         compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
-        self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
-                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared,
-                                **self.uploads.counts()})  # fmt: skip
+        self.run.write_json("metrics.json", {
+            "schema": 1, "stage": job.stage.name, "profile": job.profile.name, "seed": job.stage.seed,
+            "evaluations": evaluations, "train": section, **compared, **self.uploads.counts(),
+        })  # fmt: skip

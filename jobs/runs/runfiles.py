@@ -18,6 +18,7 @@ from jobs.errors import EXIT_STOPPED, DataError, UserError
 from jobs.runs import atomic
 
 State = Literal["complete", "running", "failed", "interrupted"]
+STOPPED: tuple[State, ...] = ("failed", "interrupted")  # to be resumed
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
 
 
