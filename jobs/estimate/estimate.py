@@ -10,20 +10,9 @@ from typing import Any
 
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
+from jobs.estimate import memory
 from jobs.estimate.gpus import Gpu, gpu_named
-from jobs.estimate.memory import (
-    GB,
-    USABLE,
-    Place,
-    Sharding,
-    layout,
-    lora_parameters,
-    passes,
-    trains_in_half,
-    with_checkpointing,
-    with_sizes,
-    without_bf16,
-)
+from jobs.estimate.memory import GB, Place, Sharding
 from jobs.estimate.model_shape import shape_of
 from jobs.estimate.remedy import remedy_for
 
@@ -93,7 +82,7 @@ class Estimate:
         """What of the memory is lacking, in words; empty where it fits or is not known."""
         if self.fits is not False or self.peak_gb is None:
             return ""
-        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * memory.USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,11 +103,11 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = with_sizes(job, shape), job
+    job, asked = memory.with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
     place = Place(shape, gpu, gpus, mean)
-    job = with_checkpointing(job, place)
-    sharding, parts = layout(job, place)
+    job = memory.with_checkpointing(job, place)
+    sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
     fits = peak <= place.usable
     known = Estimate(
@@ -187,7 +176,7 @@ def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[s
         yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
+    if memory.without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
         yield f"{gpu.name} has no bf16: it trains in fp32"
 
 
@@ -202,9 +191,9 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
     share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
-    count, tokens = passes(train, place)
+    count, tokens = memory.passes(train, place)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
-    trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
+    trained = shape.parameters if train.lora is None else memory.lora_parameters(shape, train.lora)
     update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)
     if gpus == 1:
         return count * one + update
@@ -215,7 +204,7 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
         # Weights are gathered for each way of each pass, gradients reduced in float32 after each. The embedding's come first
         # and last, where nothing is computed beside them. Each GPU updates its share.
         embedding = shape.embedding_parameters
-        gathered = way * (2.0 if trains_in_half(train, gpu) else 4.0)
+        gathered = way * (2.0 if memory.trains_in_half(train, gpu) else 4.0)
         reduced = way * 4.0
         ahead = max(0.0, gathered * trained - (one - backward)) + gathered * embedding
         behind = max(0.0, (gathered + reduced) * trained - backward) + reduced * embedding
