@@ -19,12 +19,15 @@ DOWNLOAD_ATTEMPTS = 3  # the first and two retries
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel: its requirement for a package index, and the file that must come back."""
+    """One wheel: its requirement for a package index, and the digest and size of the file that must come back."""
 
     requirement: str
-    file: str
     sha256: str
     megabytes: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
 
 
 def verified_wheel(directory: Path, wheel: Wheel) -> Path:

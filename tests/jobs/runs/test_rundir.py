@@ -154,7 +154,10 @@ def test_the_manifest_lists_every_file_and_finds_what_changed(run: RunDir) -> No
     ]
 
 
-def test_a_run_without_manifest_does_not_verify(run: RunDir) -> None:
+@pytest.mark.parametrize("text", [None, "{", '{"files": 1}', '{"files": {"a": 1}}', '{"files": {"a": {"size": 1}}}'])
+def test_a_run_without_a_whole_manifest_does_not_verify(run: RunDir, text: str | None) -> None:
+    if text is not None:
+        (run.path / "manifest.json").write_text(text)
     assert run.verify() == ["manifest.json: missing or malformed"]
 
 
