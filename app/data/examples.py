@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from app.data.files import named_hub_rows
 from app.data.qa import read_qa
-from app.data.readers import read_hub, read_path
+from app.data.readers import read_path, records
 from app.data.records import (
     Conversation,
     Record,
@@ -238,9 +239,7 @@ def _records(source: TrainData) -> Iterator[Record | None]:
         is_path = source.source == "path"
         return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
-        return read_hub(
-            source.name or "", source.revision, source.split, source.format, source.subset, streamed=source.streaming
-        )
+        return records(named_hub_rows(source), source.format)
     if source.source == "path":
         return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
     raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")

@@ -11,15 +11,17 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from app.data.sources import first_line, hub_dataset, hub_rows, is_saved, saved_dataset, saved_rows
+from app.data.sources import first_line, hub_dataset, is_saved, saved_dataset, saved_rows
+from jobs.config.profile import TrainData
 from jobs.config.strict_json import loads
 from jobs.errors import DataError
 
 Rows = Iterator[tuple[str, Any]]  # (place, row)
+Reader = Callable[[Path], Rows]
 LONGEST_FIELD = 1 << 30  # characters of a field of a CSV file; the library's own limit is 131,072
 _PACKED = r"(?:\.(gz|zst))?$"
 
@@ -46,22 +48,18 @@ def path_rows(path: Path, split: str, format: str, *, streamed: bool = False) ->
         yield from _file_rows(file, format, streamed)
 
 
-def named_hub_rows(name: str, subset: str | None, split: str, revision: str | None, *, streamed: bool = False) -> Rows:
-    """Rows of a hub dataset's split; streamed: without downloading it whole."""
-    where = f"hub dataset {name}: {split}"
-    if not streamed:
-        for index, row in enumerate(hub_rows(name, subset, split, revision=revision)):
-            yield f"{where}: row {index}", row
-        return
+def named_hub_rows(source: TrainData) -> Rows:
+    """Rows of a hub dataset's split, streamed ones without downloading it whole."""
+    where = f"hub dataset {source.name}: {source.split}"
     index = -1
+    rows = hub_dataset(source.name or "", source.subset, source.split, source.revision, streamed=source.streaming)
     try:
-        for index, row in enumerate(hub_dataset(name, subset, split, revision, streamed=True)):
+        for index, row in enumerate(rows if source.streaming else rows.to_list()):
             yield f"{where}: row {index}", row
     except (OSError, RuntimeError) as error:
         fact = f"reading ended behind row {index} ({first_line(error)})"
-        raise DataError(
-            where, fact, "resume the run when the hub answers, or download the set: streaming: false"
-        ) from error
+        remedy = "resume the run when the hub answers, or download the set: streaming: false"
+        raise DataError(where, fact, remedy) from error
 
 
 def data_files(directory: Path, format: str | None = None) -> list[Path]:
@@ -70,17 +68,12 @@ def data_files(directory: Path, format: str | None = None) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_file() and _reader(path, endings) is not None)
 
 
-def _endings(format: str) -> dict[str, Callable[[Path], Rows]]:
-    readers: dict[str, Callable[[Path], Rows]] = {
-        "jsonl": _json_lines,
-        "json": _json_array,
-        "csv": _csv,
-        "parquet": _parquet,
-    }
+def _endings(format: str) -> dict[str, Reader]:
+    readers: dict[str, Reader] = {"jsonl": _json_lines, "json": _json_array, "csv": _csv, "parquet": _parquet}
     return readers | ({"txt": _paragraphs} if format == "text" else {})
 
 
-def _reader(path: Path, endings: dict[str, Callable[[Path], Rows]]) -> Callable[[Path], Rows] | None:
+def _reader(path: Path, endings: dict[str, Reader]) -> Reader | None:
     found = re.search(rf"\.({'|'.join(endings)}){_PACKED}", path.name)
     return endings[found[1]] if found and not (found[1] == "parquet" and found[2]) else None  # Parquet packs itself
 
@@ -90,18 +83,11 @@ def _file_rows(path: Path, format: str, streamed: bool) -> Rows:
     read = _reader(path, endings)
     if read is None:
         names = ", ".join(f".{ending}" for ending in endings)
-        fact = f"not a file of format {format}"
-        raise DataError(
-            path,
-            fact,
-            f"give data.train.path a file ending in {names}, all but Parquet also in .gz or .zst, or a directory",
-        )
+        remedy = f"give data.train.path a file ending in {names}, all but Parquet also in .gz or .zst, or a directory"
+        raise DataError(path, f"not a file of format {format}", remedy)
     if streamed and read is _json_array:
-        raise DataError(
-            path,
-            "a JSON array is read whole, so it cannot be streamed",
-            "write a row a line into a file ending in .jsonl",
-        )
+        fact = "a JSON array is read whole, so it cannot be streamed"
+        raise DataError(path, fact, "write a row a line into a file ending in .jsonl")
     yield from read(path)
 
 
@@ -174,7 +160,9 @@ def _csv(path: Path) -> Rows:
         for fields in reader:
             where = f"{path}:{reader.line_num}"
             if not header:
-                header = _names(fields, where)
+                header = fields
+                if len(set(header)) < len(header):
+                    raise DataError(where, "a column is named twice", "give each column one name")
             elif fields:
                 if len(fields) != len(header):
                     fact = f"{len(fields)} fields, and the first line names {len(header)}"
@@ -184,13 +172,6 @@ def _csv(path: Path) -> Rows:
         raise DataError(
             f"{path}:{reader.line_num}", f"malformed CSV: {error}", "quote its fields as RFC 4180 has it"
         ) from None
-
-
-def _names(fields: Iterable[str], where: str) -> list[str]:
-    names = list(fields)
-    if len(set(names)) < len(names):
-        raise DataError(where, "a column is named twice", "give each column one name")
-    return names
 
 
 def _parquet(path: Path) -> Rows:

@@ -44,11 +44,11 @@ NAMES = _NAMES.split()
 
 @dataclass(frozen=True)
 class Lookup:
-    """One item. facts: without the question. ring: every name, each pointing to the next and the last to the first."""
+    """One item. words: the facts, without the question. ring: every name, each pointing to the next and the last to the first."""
 
     id: str
     prompt: str
-    facts: str
+    words: str
     choices: tuple[str, ...]
     gold: int
     ring: tuple[str, ...]

@@ -44,9 +44,9 @@ class Content:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row in one format."""
+    """A row in one format, by the names of `app.data.tasks.Item`."""
 
-    pairs: tuple[Pair, ...]
+    choices: tuple[Pair, ...]
     n_chars: tuple[int, ...]
     question: str
     answers: tuple[str, ...]

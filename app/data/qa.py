@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.data.records import Question
-from app.data.sources import Row, saved_rows
+from app.data.sources import Row, places, saved_rows
 from jobs.errors import DataError
 
 SPLIT = "validation"
@@ -24,7 +24,7 @@ def read_qa(root: Path) -> Iterator[Question]:
         DataError: a set is missing, or a row lacks a field (set, row and field are named).
     """
     for name, (directory, read) in SETS.items():
-        for index, row in enumerate(saved_rows([root / directory / SPLIT, root / name / SPLIT, root / name], SPLIT)):
+        for index, row in enumerate(saved_rows(places(root, directory, name, SPLIT), SPLIT)):
             origin = f"{name}/{index}"
             try:
                 passage, question, answer = read(row)

