@@ -207,6 +207,12 @@ class ArtifactStore:
         found = [name.partition("checkpoint-")[2] for name in self.names(f"{run}/checkpoints")]
         return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
 
+    def whole(self, run: str) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+        """Steps and files of a run's whole checkpoints, newest first. Raises StoreError."""
+        for step in self.steps(run):
+            if (files := self.manifest(f"{run}/checkpoints/checkpoint-{step}")) is not None:
+                yield step, files
+
     def read(self, path: str, most: int = _LARGEST_MANIFEST) -> bytes | None:
         """A small file; None if there is none. Raises StoreError."""
         with self._asked():

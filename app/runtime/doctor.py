@@ -52,8 +52,10 @@ def checks(machine: Machine, runs_dir: Path, cache: Path, *, engine: bool = True
     yield checked("packages", packages)
     yield checked("runs", lambda: disk(runs_dir))
     yield checked("cache", lambda: embedded_cache(cache))
-    for name, path in other_caches(machine, cache).items():
-        yield Check(name, "ok", _size(path))
+    given = machine.environ.get
+    hub = given("HF_HUB_CACHE") or str(Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub")
+    yield Check("hub cache", "ok", _size(Path(hub)))
+    yield Check("kernels", "ok", _size(Path(given("TORCHINDUCTOR_CACHE_DIR") or cache / "compiled")))
     yield from keys(machine)
     drivers = gpus(machine)
     yield drivers
@@ -93,12 +95,6 @@ def embedded_cache(cache: Path) -> str:
     return (
         _size(cache) if filled else f"{cache}: without the embedded model or data yet; the first stage fetches 180 MB"
     )
-
-
-def other_caches(machine: Machine, cache: Path) -> dict[str, Path]:
-    given = machine.environ.get
-    hub = given("HF_HUB_CACHE") or str(Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub")
-    return {"hub cache": Path(hub), "kernels": Path(given("TORCHINDUCTOR_CACHE_DIR") or cache / "compiled")}
 
 
 def _size(path: Path) -> str:
