@@ -149,10 +149,9 @@ def evaluate(lm: Any, tasks: Any, built: Sequence[Any], *, limit: int | None = N
         log_samples=samples, bootstrap_iters=1000,
     )  # fmt: skip
     results["config"].update(model="prefill", num_fewshot=num_fewshot, apply_chat_template=chat)
-    for part in ("results", "groups"):
+    for part in ("results", "groups") if lm.leaks else ():
         for name, row in results.get(part, {}).items():
-            if lm.leaks:
-                row["alias"] = f"{row.get('alias', name)} (leaks)"
+            row["alias"] = f"{row.get('alias', name)} (leaks)"
     return results
 
 

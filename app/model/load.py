@@ -152,8 +152,7 @@ def _from_pretrained(
     options: dict[str, Any] = {"revision": revision, "dtype": dtype, "output_loading_info": True,
                                "ignore_mismatched_sizes": True}  # fmt: skip
     config = AutoConfig.from_pretrained(name, revision=revision)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None and dict(quantized).get("quant_method") == "fp8":
+    if dict(getattr(config, "quantization_config", None) or {}).get("quant_method") == "fp8":
         from transformers import FineGrainedFP8Config  # published fp8 weights: trained and scored dequantised
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
