@@ -60,7 +60,9 @@ def work(
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
         if job.halvings:
             log.info(_smaller(job))
-        _seed_everything(job.stage.seed)
+        random.seed(job.stage.seed)
+        np.random.seed(job.stage.seed)
+        torch.manual_seed(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
         stage.uploads.abandon()  # the result follows, and needs no checkpoint
@@ -80,12 +82,6 @@ def _smaller(job: Job) -> str:
         facts = [f"rows of 1/{2**times} of the tokens" if train.packing else share]
     facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
     return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _require_gpus_for_fsdp() -> None:

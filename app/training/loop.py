@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from app.data.examples import TokenExample
@@ -177,7 +178,7 @@ class TrainingLoop:
         with torch.no_grad(), self.accelerator.autocast():
             for examples in Bar(mine, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = prepared(self.eval_collator(examples))
-                here = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                here = send_to_device(batch, device, non_blocking=True)
                 with self.at_first() if not sums and self.step == 0 else nullcontext():
                     sums.append((self.work.loss_of(model, here, ce=1.0, kl=0.0).ce, len(batch["at"])))
                 self.recorder.beat(self.step, self.train.max_steps, "evaluate")

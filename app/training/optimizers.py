@@ -79,10 +79,3 @@ def of_library(train: Train, groups: list[dict[str, Any]]) -> Optimizer:
         eight_bits: Optimizer = import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit(groups, **options)
         return eight_bits
     return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    if isinstance(optimizer, MasterAdamW):
-        optimizer.rate.fill_(rate)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from app.attention.backends import NAMES
@@ -142,8 +143,7 @@ def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
     losses: list[tuple[float, int]] = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for batch in batches:
-            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            losses.append((float(loss_of(model, here).ce), len(here["at"])))
+            losses.append((float(loss_of(model, send_to_device(batch, model.device)).ce), len(batch["at"])))
     return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
 
 

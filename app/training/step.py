@@ -8,9 +8,11 @@ the next step is under way. Optimisers that cannot do that wait for the host bef
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from app.runtime.ranks import Ranks
@@ -83,18 +85,18 @@ class OptimizerStep:
         if not self.inner.training:
             self.model.train()  # a walk through all modules, in which a GPU would wait
         rate = optimizers.learning_rate(self.train, step - 1)
-        optimizers.set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if isinstance(self.optimizer, MasterAdamW):
+            self.optimizer.rate.fill_(rate)
         tokens = sum(int((batch["doc"] >= 0).sum()) for batch in passes)
         padded = sum(batch["input_ids"].numel() for batch in passes)
         responses = sum(int(b["counted"].sum()) if "counted" in b else len(b["at"]) for b in passes)
-
-        def work(here: Inputs) -> Tensor:
-            return self._work(step, here)
-
+        work = partial(self._work, step)
         if self.graphs is not None:
             numbers = self.graphs(work, passes)
         else:
-            numbers = work([{name: t.to(self.device, non_blocking=True) for name, t in one.items()} for one in passes])
+            numbers = work(send_to_device(passes, self.device, non_blocking=True))
         ready = None
         if numbers.is_cuda:
             numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)

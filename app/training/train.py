@@ -31,7 +31,7 @@ from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
-from app.training.early_stopping import NoLearning, Plateau
+from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
@@ -79,9 +79,8 @@ class _Evaluations:
     """Logs each evaluation, applies the two rules, and restores itself from the log of a run that is resumed."""
 
     def __init__(self, run: RunDir, train: Train, resumed_step: int | None) -> None:
-        self.run = run
+        self.run, self.train = run, train
         self.plateau = Plateau(train.auto_stop)
-        self.learning = NoLearning(train.kill_after_steps, train.min_loss_improvement)
         self.started = time.monotonic()
         self.losses: list[tuple[int, float]] = []
         for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
@@ -90,7 +89,7 @@ class _Evaluations:
     def _take(self, step: int, loss: float) -> str:
         self.losses.append((step, loss))
         line = self.plateau.update(step, loss)
-        self.learning.update(step, loss)
+        require_learning(self.losses, self.train.kill_after_steps, self.train.min_loss_improvement)
         return line
 
     def __call__(self, step: int, loss: float) -> bool:
