@@ -240,9 +240,7 @@ def _records(source: TrainData) -> Iterator[Record | None]:
         return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
         return records(named_hub_rows(source), source.format)
-    if source.source == "path":
-        return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
-    raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")
+    return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
 
 
 @dataclass(frozen=True)

