@@ -197,8 +197,7 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
             findings.append(_close(model, law, name, left, right))
 
         def logits(*documents: Document, tokens: Tensor = ids, under: Mask = name, **how: Any) -> Tensor:
-            found: Tensor = _run(model, tokens, layout([documents], under, **how)).logits
-            return found
+            return _run(model, tokens, layout([documents], under, **how)).logits
 
         alone = logits(ONE)
         same("packed equals separate", logits(ONE, short, tokens=torch.cat([ids, other], 1))[:, :LENGTH], alone)

@@ -44,8 +44,7 @@ _ANSWER = {"1": "answerA", "2": "answerB", "3": "answerC"}
 
 
 def _lettered(row: Row) -> str:
-    answer: str = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
-    return answer
+    return row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
 
 
 _Read = Callable[[Row], tuple[str, str, str]]

@@ -85,8 +85,7 @@ def hub_dataset(
 def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(range(limit))
-    rows: list[dict[str, Any]] = dataset.to_list()
-    return rows
+    return dataset.to_list()
 
 
 def first_line(error: Exception) -> str:

@@ -94,8 +94,7 @@ class ResponseLoss:
             out = model(
                 input_ids=batch["input_ids"], attention_mask=every, position_ids=where.pos.long(), use_cache=False
             )
-        found: Tensor = out.logits[0]
-        return found
+        return out.logits[0]
 
     def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout) -> Tensor:
         """(tokens, vocabulary) at the states that predict response tokens, under `where`."""
