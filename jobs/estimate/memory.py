@@ -170,28 +170,27 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     float32, in_4bit = shape.parameters, 0
     if quantized:
         float32, in_4bit = shape.embedding_parameters, shape.parameters - shape.embedding_parameters
+    adapters = trained if train.lora is not None else 0
     parts = {
-        "weights": (4.0 * (copies * float32 + (trained if train.lora is not None else 0)) + IN_4BIT * in_4bit)
-        / shards
-        / GB,
-        "bf16 copy": (2.0 if half and not spread else 0.0) * float32 / GB
-        + (4.0 * shape.layer_parameters / GB if quantized else 0.0),
-        "gradients": 4.0 * trained / shards / GB,
-        "optimizer": _STATE[train.optimizer] * trained / shards / GB,
-        "activations": tokens * layers / GB,
-        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
+        "weights": (4.0 * (copies * float32 + adapters) + IN_4BIT * in_4bit) / shards,
+        "bf16 copy": (2.0 * float32 if half and not spread else 0.0)
+        + (4.0 * shape.layer_parameters if quantized else 0.0),
+        "gradients": 4.0 * trained / shards,
+        "optimizer": _STATE[train.optimizer] * trained / shards,
+        "activations": tokens * layers,
+        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
     }
     if sharding == "ddp" and _most_passes(train, place) > 1:
         # DDP keeps its buckets. With accumulation, local gradients exist beside them; otherwise gradients live in the
         # buckets.
-        parts["buckets"] = 4.0 * trained / GB
+        parts["buckets"] = 4.0 * trained
     if spread:
         # Gathered whole, in the precision of the arithmetic: the embedding throughout, a layer and the prefetched next one;
         # and one of these with its gradient, once in that precision and once in float32 for the exchange.
         width = 2.0 if half else 4.0
         one, embedding = shape.layer_parameters, shape.embedding_parameters
-        parts["whole"] = (width * (embedding + 2 * one) + (width + 4.0) * max(one, embedding)) / GB
-    return parts
+        parts["whole"] = width * (embedding + 2 * one) + (width + 4.0) * max(one, embedding)
+    return {name: size / GB for name, size in parts.items()}
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
