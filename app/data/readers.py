@@ -26,11 +26,7 @@ def records(rows: Rows, format: str) -> Iterator[Record | None]:
 
 
 def read_path(path: Path, split: str, format: str, *, streamed: bool = False) -> Iterator[Record | None]:
-    """Records of a file or a directory (`app.data.files`).
-
-    Raises:
-        DataError: no such file, an ending that is not known, or malformed content.
-    """
+    """Records of a file or a directory; arguments and errors as of `path_rows`."""
     return records(path_rows(path, split, format, streamed=streamed), format)
 
 

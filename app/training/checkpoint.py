@@ -48,14 +48,13 @@ def mark_complete(checkpoint: Path) -> None:
     It takes as long as the disk does, 41 GB of a 3B model at 2 GB/s are 20 s, since reading (8 GB/s out of the page cache on
     one core) and flushing go on at once.
     """
-    paths = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARK)
+    paths = [p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK]
+    names = [str(path.relative_to(checkpoint)) for path in paths]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
-        flushed = [pool.submit(_flush, path) for path in paths]
-        digests = dict(zip(paths, pool.map(_digest, paths), strict=True))
-        for one in flushed:
-            one.result()
-    name = {path: str(path.relative_to(checkpoint)) for path in paths}
-    mark = {"files": {name[p]: p.stat().st_size for p in paths}, _DIGESTS: {name[p]: digests[p] for p in paths}}
+        flushed, digests = pool.map(_flush, paths), pool.map(_digest, paths)
+        mark = {"files": {name: path.stat().st_size for name, path in zip(names, paths, strict=True)},
+                _DIGESTS: dict(zip(names, digests, strict=True))}  # fmt: skip
+        list(flushed)  # raises the error of a flush
     write_text_atomically(checkpoint / MARK, json.dumps(mark, indent=2) + "\n")
 
 
