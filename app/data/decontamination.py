@@ -20,6 +20,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from app.data.examples import TokenExample
 from app.data.tasks import Item
 
 SHORTEST = 8  # words
-MOST_WORDS = 1 << 21  # about 200 MB
+MOST_WORDS = 1 << 20  # that are remembered: about 200 MB
 _WORD = re.compile(r"[^\W_]+")
 
 Hashes = npt.NDArray[np.uint64]
@@ -44,8 +45,7 @@ class Guard:
 
     def __init__(self, items: Sequence[Item], n: int = 13) -> None:
         self.items, self.n = items, n
-        self._vocabulary = _Vocabulary()
-        runs, self._whole_texts = _evaluation_runs(items, n, self._vocabulary)
+        runs, self._whole_texts = _evaluation_runs(items, n)
         self._known: dict[int, tuple[Hashes, Owners]] = {}  # run length -> its hashes in order, and the item of each
         for length, sequences in runs.items():
             known, owner = _windows(*_joined(sequence for sequence, _ in sequences), length)
@@ -64,8 +64,7 @@ class Guard:
 
     def drop(self, examples: Sequence[TokenExample]) -> list[TokenExample]:
         """Those that share no text, in their order."""
-        vocabulary = self._vocabulary
-        words, owner = _joined(vocabulary.words(example.text) for example in examples)
+        words, owner = _joined(_words(example.text) for example in examples)
         hits: set[tuple[int, int]] = set()  # (example, item)
         for length, (known, item_of) in self._known.items():
             found, found_owner = _windows(words, owner, length)
@@ -74,7 +73,7 @@ class Guard:
                 hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
         for index, example in enumerate(examples):
             for text in {example.text, *example.rounds} if self._whole_texts else ():
-                hits.update((index, item) for item in self._whole_texts.get(vocabulary.words(text).tobytes(), ()))
+                hits.update((index, item) for item in self._whole_texts.get(_words(text).tobytes(), ()))
         dropped = {example for example, _ in hits}
         self._examples += len(examples)
         self.dropped += len(dropped)
@@ -102,17 +101,17 @@ def together(guards: Sequence[Guard]) -> dict[str, Any]:
 
 
 def _evaluation_runs(
-    items: Sequence[Item], n: int, vocabulary: _Vocabulary
+    items: Sequence[Item], n: int
 ) -> tuple[dict[int, list[tuple[Hashes, int]]], dict[bytes, set[int]]]:
     """Run length -> (words, item) of each text that counts at that length; and the texts that count only as a whole."""
     runs: dict[int, list[tuple[Hashes, int]]] = defaultdict(list)
     whole_texts: dict[bytes, set[int]] = defaultdict(set)
     for index, item in enumerate(items):
-        question = vocabulary.words(item.question)
+        question = _words(item.question)
         if SHORTEST <= len(question) < n:
             runs[len(question)].append((question, index))
         for answer in item.answers:
-            text = np.concatenate([question, vocabulary.words(answer)])
+            text = np.concatenate([question, _words(answer)])
             if len(text) >= min(n, SHORTEST):
                 runs[min(n, len(text))].append((text, index))
             elif len(text):
@@ -125,24 +124,15 @@ def _evaluation_runs(
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no position's contribution is lost modulo 2**64
 
 
-class _Vocabulary:
-    """Words as 64-bit hashes, the same in every process; at most MOST_WORDS of them are remembered."""
+@lru_cache(MOST_WORDS)
+def _hash(word: str) -> int:
+    """The same in every process."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
 
-    def __init__(self) -> None:
-        self._hash: dict[str, int] = {}
 
-    def words(self, text: str) -> Hashes:
-        """The hash of each word of `text`; shape (words,)."""
-        known = self._hash
-        hashes = []
-        for word in _WORD.findall(text.lower()):
-            value = known.get(word)
-            if value is None:
-                if len(known) >= MOST_WORDS:
-                    known.clear()
-                value = known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
-            hashes.append(value)
-        return np.array(hashes, dtype=np.uint64)
+def _words(text: str) -> Hashes:
+    """The hash of each word of `text`; shape (words,)."""
+    return np.array([_hash(word) for word in _WORD.findall(text.lower())], dtype=np.uint64)
 
 
 def _joined(texts: Iterable[Hashes]) -> tuple[Hashes, Owners]:

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -87,8 +88,7 @@ def embedded_cache(cache: Path) -> str:
             raise UserError(
                 cache, f"cannot be written: {there} is not ours", "set PREFILL_CACHE to a directory that can"
             )
-        free = os.statvfs(there)
-        if free.f_bavail * free.f_frsize < LEAST_CACHE:
+        if shutil.disk_usage(there).free < LEAST_CACHE:
             raise UserError(
                 cache, "less than 1 GB is free for the embedded model and data", "make room, or set PREFILL_CACHE"
             )
