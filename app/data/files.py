@@ -12,6 +12,7 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -138,17 +139,10 @@ def _json_array(path: Path) -> Rows:
 
 def _paragraphs(path: Path) -> Rows:
     """Documents separated by blank lines, each named by its first line; the line break behind one is not part of it."""
-    start = 0
-    lines: list[str] = []
-    for number, line in _lines(path):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
+    for has_words, group in groupby(_lines(path), key=lambda one: bool(one[1].strip())):
+        if has_words:
+            (start, *_), lines = zip(*group, strict=True)
             yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
-            lines = []
-    if lines:
-        yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
 
 
 def _csv(path: Path) -> Rows:
@@ -178,13 +172,11 @@ def _parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    yield f"{path}: row {index}", row
-                    index += 1
+            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                yield f"{path}: row {index}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(path, f"not a readable Parquet file ({first_line(error)})", "write it anew") from error
 
