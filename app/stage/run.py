@@ -287,8 +287,8 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
             ended = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "
                              "then resume; earlier runs are untouched")  # fmt: skip
         run.fail(getattr(ended, "exit_code", EXIT_BUG), str(ended) if isinstance(ended, UserError) else _why(ended))
-        if isinstance(ended, RunEnded):
-            ended = RunEnded(f"{run.path}: {ended.reason}", ended.exit_code, ended.remedy)
+        if isinstance(error, RunEnded):
+            ended = RunEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy)
         if ended is error:
             raise
         raise ended from error
