@@ -85,9 +85,7 @@ class DataReport:
     unsegmented: int = 0  # the chat template does not show where each of their turns begins
     kept: int = 0
     answers: int = 0  # to learn; a chat may have several
-    unlearnt_answers: int = (
-        0  # only read: the template writes them otherwise once others follow, as without their reasoning
-    )
+    unlearnt_answers: int = 0  # only read: the template writes them otherwise once others follow
     prompt_tokens: int = 0
     response_tokens: int = 0
     kept_by_set: dict[str, int] = field(default_factory=dict)  # of a `qa` source

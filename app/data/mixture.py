@@ -166,9 +166,8 @@ def _read(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check) ->
     reader = _Reader(job, train, _encoding(job, tokenizer), guard, check)
     prepared = Prepared([], [])
     sources = _sources(job)
-    for key, source in sorted(
-        sources.items(), key=lambda one: one[1].streaming
-    ):  # streams last: compared with the others
+    # Streams come last: they are compared with those in memory.
+    for key, source in sorted(sources.items(), key=lambda one: one[1].streaming):
         one, out = (reader.streamed if source.streaming else reader.in_memory)(key, source)
         prepared.sources.append(one)
         prepared.held_out += out

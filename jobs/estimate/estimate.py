@@ -139,9 +139,7 @@ def _mean_tokens(job: Job) -> float:
     longest = train.max_length if train is not None else 1024
     if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
         return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
-    sources = list(
-        job.profile.data.sources.values()
-    )  # of several weighted by size, which is not known, all count alike
+    sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
     weights = [one.weight or 1.0 for one in sources]
     lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
     return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)

@@ -29,9 +29,8 @@ SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
-_MATRIX_BYTES = (
-    8  # eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap
-)
+# Eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap.
+_MATRIX_BYTES = 8
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold

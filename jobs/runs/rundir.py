@@ -295,9 +295,8 @@ def _unfit(run: RunDir, job: Job) -> str:
     if profile != job.profile.name:
         return f"is of profile {profile}"
     recorded, model = record["profile"]["model"], job.profile.model.model_dump(mode="json")
-    if any(
-        recorded[key] != model[key] for key in ("source", "name", "revision", "config")
-    ):  # not dtype, device and the like
+    # A user may have changed the profile. dtype, device and the like do not count.
+    if any(recorded[key] != model[key] for key in ("source", "name", "revision", "config")):
         return "started from another model"
     suite, wanted = _suite(record["stage"]), _suite(job.to_dict()["stage"])
     return "" if suite == wanted else f"is of {suite}, not {wanted}"
