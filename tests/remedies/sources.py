@@ -198,8 +198,8 @@ def _(w: World) -> Steps:
 def wheel(w: World) -> Wheel:
     from jobs.runs.atomic import sha256_of
 
-    w.write("wheels/a-1.whl", "content")
-    return Wheel("a==1", "a-1.whl", sha256_of(w.path("wheels/a-1.whl")), 1)
+    w.write("wheels/a-1-py3-none-any.whl", "content")
+    return Wheel("a==1", sha256_of(w.path("wheels/a-1-py3-none-any.whl")), 1)
 
 
 @remedy(CACHE, "delete the directory {} and run again: it is rebuilt")
@@ -253,7 +253,7 @@ def _(w: World) -> Steps:
     w.patch.setenv("PREFILL_WHEELS", str(w.path("none")))
     yield lambda: verified_wheel(w.path("fetched"), one)
     w.path("none").mkdir()
-    shutil.copy(w.path("wheels/a-1.whl"), w.path("none"))
+    shutil.copy(w.path("wheels/a-1-py3-none-any.whl"), w.path("none"))
     yield None
     w.patch.delenv("PREFILL_WHEELS")
     yield lambda: verified_wheel(w.path("wheels"), one)
@@ -262,16 +262,16 @@ def _(w: World) -> Steps:
 @remedy(WHEELS, "delete it and run again: {} is fetched anew")
 def _(w: World) -> Steps:
     one = wheel(w)
-    w.write("cache/a-1.whl", "half")
+    w.write("cache/a-1-py3-none-any.whl", "half")
     w.patch.delenv("PREFILL_WHEELS", raising=False)
 
     def index(command: list[str], **_: Any) -> Any:
-        shutil.copy(w.path("wheels/a-1.whl"), command[command.index("--dest") + 1])
+        shutil.copy(w.path("wheels/a-1-py3-none-any.whl"), command[command.index("--dest") + 1])
         return subprocess.CompletedProcess(command, 0, "", "")
 
     w.patch.setattr("app.embedded.wheels.subprocess.run", index)
     yield lambda: verified_wheel(w.path("cache"), one)
-    w.path("cache/a-1.whl").unlink()
+    w.path("cache/a-1-py3-none-any.whl").unlink()
     yield None
 
 
