@@ -4,8 +4,6 @@
 and when it is trained on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +12,7 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Format, Item, load_items, root_of, signed
+from app.data.tasks import Format, Item, load_items, root_of
 from jobs.config.profile import EvalData
 from jobs.config.schema import Stage
 from jobs.config.suites import Suite, read_suite
@@ -102,12 +100,12 @@ def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> l
 
 def _item(task: str, lead: str, one: reading.Question | lookup.Lookup) -> Item:
     pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
-    return signed(Item(task, one.id, "", pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices,
-                       metric="acc", chance=1 / len(one.choices)))  # fmt: skip
+    return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
+                chance=1 / len(one.choices))  # fmt: skip
 
 
 def _twice(item: Item) -> Item:
-    return signed(replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices)))
+    return replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
 
 
 def _lead(shown: Iterable[reading.Question | lookup.Lookup]) -> str:

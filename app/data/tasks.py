@@ -3,12 +3,11 @@
 The formats themselves are in `app.data.prompts`. Not covered: few-shot prompts, chat templates, test splits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -36,12 +35,10 @@ class Item:
         the option, although it reports only `acc` there.
     question, answers: the undecorated text, for the overlap check; winogrande has no question but whole sentences.
     metric: the accuracy that is the headline of its task. chance: that of guessing.
-    sha: 16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored.
     """
 
     task: str
     id: str
-    sha: str
     choices: tuple[Pair, ...]
     gold: int
     n_chars: tuple[int, ...]
@@ -50,6 +47,13 @@ class Item:
     answers: tuple[str, ...]
     metric: str
     chance: float
+
+    @cached_property
+    def sha(self) -> str:
+        """16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored."""
+        pairs = [[pair.context, pair.continuation] for pair in self.choices]
+        text = json.dumps([self.task, self.boundary, pairs, self.gold], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -103,15 +107,8 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
         content = spec.read(row)
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    return signed(Item(task, f"{task}/{index}", "", gold=content.gold, boundary=format, metric=spec.headline(format),
-                       chance=spec.chance, **vars(spec.render[format](content))))  # fmt: skip
-
-
-def signed(item: Item) -> Item:
-    """The item with the hash of what is scored."""
-    pairs = [[pair.context, pair.continuation] for pair in item.choices]
-    text = json.dumps([item.task, item.boundary, pairs, item.gold], ensure_ascii=False)
-    return replace(item, sha=hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Item(task, f"{task}/{index}", gold=content.gold, boundary=format, metric=spec.headline(format), chance=spec.chance,
+                **vars(spec.render[format](content)))  # fmt: skip
 
 
 _Renders = dict[Format, Callable[[Content], Rendered]]
