@@ -10,9 +10,7 @@ to itself, or to where its block ends. Two integers a query then replace the eig
 spends less time on the mask (docs/log.md). Tests compare both ways with `Layout.dense`, which stays the definition.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -103,10 +101,10 @@ class _Range(NamedTuple):
     low: Tensor
     high: Tensor
 
-    def meets(self, other: _Range) -> Tensor:
+    def meets(self, other: Self) -> Tensor:
         return (self.low <= other.high) & (other.low <= self.high)
 
-    def is_one_with(self, other: _Range) -> Tensor:
+    def is_one_with(self, other: Self) -> Tensor:
         """Both hold one and the same value."""
         return (self.low == other.high) & (self.high == other.low)
 

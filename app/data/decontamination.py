@@ -13,15 +13,13 @@ only as the whole of an example, or of one round of a chat. Winogrande has no qu
 Not found: paraphrases, translations, and a question below `SHORTEST` words with an answer worded anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +53,7 @@ class Guard:
         self._examples = self.dropped = 0
         self._by_item: Counter[int] = Counter()
 
-    def fresh(self) -> Guard:
+    def fresh(self) -> Self:
         """The same guard with counts of its own, from nothing."""
         other = copy(self)
         other._examples = other.dropped = 0

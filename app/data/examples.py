@@ -5,14 +5,12 @@ Nothing is truncated: an example longer than `max_length` is dropped and counted
 `app.data.tokenize`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from app.data.files import named_hub_rows
 from app.data.qa import read_qa
@@ -91,7 +89,7 @@ class DataReport:
     kept_by_set: dict[str, int] = field(default_factory=dict)  # of a `qa` source
 
     @classmethod
-    def of(cls, source: TrainData, suite: str = "") -> DataReport:
+    def of(cls, source: TrainData, suite: str = "") -> Self:
         """Of a source, or of the stage's suite, whose records are prompts as they are scored."""
         return cls(f"suite {suite}", "suite", "plain") if suite else cls(source.place, source.format, source.template)
 
@@ -107,7 +105,7 @@ class DataReport:
 class Seen:
     """What was read before, by its digest: everything, or the last `most`; `before` is read by nobody else meanwhile."""
 
-    def __init__(self, most: int | None = None, before: Seen | None = None) -> None:
+    def __init__(self, most: int | None = None, before: "Seen | None" = None) -> None:
         self._most, self._before = most, before
         self._digests: dict[bytes, None] = {}  # in the order that they came
 

@@ -4,8 +4,6 @@ A directory is one that `datasets.save_to_disk` wrote, or one of such files, whi
 but a JSON array and a saved set are read row by row, so that a file may be larger than memory.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

@@ -13,8 +13,6 @@ are disjoint by construction: a hash of the ring decides its side.
 Numbers are drawn from SHA-256 of seed, side, task and index: equal on every machine and in every version of Python.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

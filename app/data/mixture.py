@@ -7,8 +7,6 @@ source that runs out begins again in another order; metrics.json has what was dr
 checked for every example of every source. Held out are examples of all sources, drawn by hash from them together.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

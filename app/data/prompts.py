@@ -15,8 +15,6 @@ winogrande} and `ConfigurableTask`), zero-shot, no chat template; a test compare
 A row that lacks something raises `FieldProblem`; `app.data.tasks` adds which dataset and row it was.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

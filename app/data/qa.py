@@ -5,8 +5,6 @@ question to the text of the right answer. Where there is a passage (boolq, sciq'
 comes first. trivia_qa's and nq_open's first or canonical answer is taken, aliases are not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

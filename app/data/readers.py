@@ -6,8 +6,6 @@ messages: rows of {"messages": [{"role", "content", ...}, ...], "tools" (may be 
 text: `.txt` (documents separated by blank lines), or rows of {"text"}.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -14,8 +14,6 @@ The continuation is a space and the text of a choice. Rows are divided by a hash
 the rest, which a task that trains is trained on, and which examples of a prompt with shots come from.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

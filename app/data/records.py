@@ -12,8 +12,6 @@ chat are learnt, but those of weight 0; its prompt is what stands before the fir
 `app.data.examples` cuts it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Where rows come from: a dataset saved to disk, or one on a hub by name. Rows are plain dicts in stored order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -12,8 +12,6 @@ files, and is checked against them on every use: about half a second. A warm cac
 may be read-only. Not covered: removing old versions from the cache, and file systems without `flock`.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

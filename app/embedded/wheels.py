@@ -1,7 +1,5 @@
 """Files of a package index by name, version and sha256: fetched with pip, never trusted before they are checked."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

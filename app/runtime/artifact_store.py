@@ -7,8 +7,6 @@ The manifest (size and sha256 of each file, as in a run's directory) is written 
 a torn upload has none. Credentials come from the environment: NAME, or a file that NAME_FILE names. No error shows a value.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import io
@@ -54,7 +52,7 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> ArtifactStore | None:
+def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> "ArtifactStore | None":
     """The store of the profile, or of $PREFILL_ARTIFACTS; None without either. Opens no connection.
 
     Raises:

@@ -1,7 +1,5 @@
 """What this machine lacks for `make demo` and the stages: Python, GPU, engine, disk, caches, keys. Reads only, without torch."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

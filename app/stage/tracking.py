@@ -5,8 +5,6 @@ raises is one warning. Everything local lies in RUNS_DIR/tracking; only a key or
 Source: accelerate/tracking.py (1.10 and later).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os
@@ -15,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jobs.config.job import flat
 from jobs.config.profile import Tracker
@@ -70,7 +68,7 @@ class Tracking:
         except queue.Full:
             self.dropped += 1
 
-    def __enter__(self) -> Tracking:
+    def __enter__(self) -> Self:
         if self._names:
             from accelerate import PartialState
 

@@ -1,7 +1,5 @@
 """Training examples -> tensors: an optimiser step as a few forward passes, each one packed row or some padded ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -176,7 +174,7 @@ class Steps:
         """The least of `shapes` that holds (tokens, response tokens); without any, none of its own."""
         return next((one for one in self.shapes if size[0] <= one.columns and size[1] <= one.responses), Shape(1, 0))
 
-    def sizes(self, schedule: Schedule) -> list[tuple[int, int]]:
+    def sizes(self, schedule: "Schedule") -> list[tuple[int, int]]:
         """(tokens, response tokens) of each pass that this process makes in the whole of training."""
         return [
             _size(some)

@@ -1,7 +1,5 @@
 """Examples as training sees them, for people: which tokens are learnt, which see each other, read off the tensors of a step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any

@@ -10,8 +10,6 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
     summary.json      written last, by rename: its presence is what "complete" means
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +49,7 @@ class RunDir(RunFiles):
     # ---- opening and closing
 
     @classmethod
-    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> RunDir:
+    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> Self:
         """A new directory, named by the time `now`, with -2, -3, ... where that second is taken.
 
         Beside a run of the stage from the future, by a clock that was ahead, it gets that run's time and the next number:
@@ -81,14 +79,14 @@ class RunDir(RunFiles):
             raise
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
+    def open(cls, path: Path) -> Self:
         """A run to read. Raises RunStateError if `path` is not a run's directory."""
         if not path.is_dir() or not ID_PATTERN.fullmatch(path.name):
             raise RunStateError(path, "no such run", "see what there is: python -m app runs")
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path) -> RunDir:
+    def reopen(cls, path: Path) -> Self:
         """A failed or interrupted run, to be resumed. Raises RunStateError if it is complete or in use."""
         run = cls.open(path)
         with atomic.io_errors_reported(path):
