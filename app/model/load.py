@@ -156,7 +156,6 @@ def _from_pretrained(
         from transformers import FineGrainedFP8Config  # published fp8 weights: trained and scored dequantised
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
-    model: PreTrainedModel
     with torch.device("meta"):  # refused before gigabytes of weights are read
         chosen = text_config(from_config(config, attention, where))._attn_implementation
     model, info = auto_class(config, where).from_pretrained(name, attn_implementation=chosen, **options)
@@ -279,7 +278,6 @@ def load(
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
     # all of a training step (docs/log.md). The memory-efficient kernels accept any shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    model: Any
     if checkpoint is None and source.source == "random":
         where = f"random {(source.config or {}).get('model_type')}"
         with _load_errors_reported(where, "correct model.config"):

@@ -146,7 +146,7 @@ def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, d
 
 
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
-          resume: bool, whole: Callable[[], Loaded] | None = None) -> dict[str, Any]:  # fmt: skip
+          resume: bool, whole: Callable[[], Loaded]) -> dict[str, Any]:  # fmt: skip
     """Train as the stage asks, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
@@ -251,14 +251,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     finished = loop.whole_model()
     saved = None
     if ranks.main:
-        rows = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE)).passes(
-            held_out
-        )
+        plain = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE))
+        rows = plain.passes(held_out)
         logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
                         section.layers, merged=section.lora is not None)  # fmt: skip
         losses_of_base: dict[str, float] = {}
         if in_4bit:
-            assert whole is not None
             finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
             heartbeat.phase("save")
         with heartbeat.beating("save"):
