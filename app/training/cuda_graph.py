@@ -77,10 +77,6 @@ class Graphs:
         self._seen: dict[tuple[object, ...], _Captured | None] = {}
         self.replayed = 0  # times
 
-    @property
-    def captured(self) -> int:
-        return sum(one is not None for one in self._seen.values())
-
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A capture takes a stream of its own, and gradients are added up on the one that they were first made on."""
