@@ -76,14 +76,6 @@ class Prepared:
             raise ConfigError("train.epochs", fact, "set train.max_steps alone, or take streaming out of data.train")
         return epochs * len(self.examples)
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """How many examples were dropped, by reason."""
-        found = Counter[str]()
-        for one in self.sources:
-            found.update(_left_out(one.report, one.guard))
-        return dict(found)
-
     def counts(self, drawn: Sequence[int] = ()) -> dict[str, Any]:
         """For metrics.json: what was read, dropped and kept, of all sources together and of each. drawn: of each, in training."""
         total: Counter[str] = Counter()
@@ -134,7 +126,8 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check =
         while len(_HELD) > MOST_HELD:
             del _HELD[next(iter(_HELD))]
     kept = "streamed" if held.streamed else str(len(held.examples))
-    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(held.left_out) or 'none'}")
+    dropped = sum((Counter(_left_out(one.report, one.guard)) for one in held.sources), Counter[str]())
+    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(dropped) or 'none'}")
     return held
 
 

@@ -48,14 +48,6 @@ class Logged:
     layers: str = "all"  # those in which the training mask holds
     merged: bool = False
 
-    @property
-    def rounded(self) -> bool:
-        """Whether the loss is of these weights rounded to bfloat16: autocast rounds frozen weights without their adapter.
-
-        After a few small steps the rounded weights are three times as far from the start as the float32 ones (docs/log.md).
-        """
-        return self.in_half and not self.merged
-
 
 def probe_logits(model: Any) -> Tensor:
     """Logits of fixed random tokens under the causal mask, (TOKENS, vocabulary) float32 on the CPU, without compiled layers."""
@@ -103,8 +95,11 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
     restrict(model, logged.layers)
+    # Autocast rounded these weights to bfloat16 for the loss, but frozen ones without their adapter. After a few small steps
+    # the rounded weights are three times as far from the start as the float32 ones (docs/log.md).
+    rounded = logged.in_half and not logged.merged
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=logged.rounded):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=rounded):
             loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
         log.warning(
