@@ -20,7 +20,6 @@ from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.account_guard import guarded
-from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
 from vast.session.log_relay import LogRelay
 from vast.session.memory_journal import MemoryJournal
@@ -29,7 +28,8 @@ from vast.session.redacted_shell import RedactedShell
 from vast.session.view import View, line_of
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
-from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.reasons import REASONS, SUCCESS
+from vast.supervisor.schedule import ALERTS
 from vast.supervisor.state import Observation, Plan, RunState
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Session:
         verdict = f"verdict: {what}: "  # with the host's own message
         notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
         message = next(notes, "").removeprefix(verdict)
-        meaning = MEANING.get(what, "see docs/vast.md")
+        meaning = ALERTS.get(what) or REASONS[what].meaning
         if what in ABOUT_CONTACT and not message:
             message = self._contact
         source = "the market" if what == "refused" else "the host"
