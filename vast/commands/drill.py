@@ -179,7 +179,7 @@ class _Crew:
         while self.alive():
             self.wiring.clock.sleep(POLL)
         if not folder_closed(self.folder):
-            start.supervise(self.folder, self.wiring, None, detach=False, ending=True)
+            start.supervise(self.folder, self.wiring, None, background=False, ending=True)
 
 
 def _job_runs(folder: Folder) -> bool:

@@ -10,13 +10,11 @@ Standard library only, Python 3.11: it works with the system's interpreter, with
 import argparse
 import math
 import os
-import pickle
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NoReturn
@@ -24,7 +22,7 @@ from typing import IO, NoReturn
 from jobs import lock
 from jobs.errors import EXIT_BUG, EXIT_OK, RunStateError, UserError
 from vast.host import attempt, jobstate
-from vast.host.detach import leave_session, redirect
+from vast.host.detach import Report, begun, child, redirect
 from vast.host.processes import signal_group
 
 COMMAND = "prefill"
@@ -48,43 +46,23 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
-    answer, reply = os.pipe()
-    if os.fork() == 0:
-        _run_in_background(directory, command, runs_dir, fixes, reply)
-    os.close(reply)
-    with open(answer, "rb") as pipe:
-        message = pipe.read()
-    if not message:
-        raise RunStateError(directory, "the runner ended before its job began", f"see {directory / jobstate.LOG}")
-    error = pickle.loads(message)  # from our own child, which sends None for success
-    if error is not None:
-        raise error
 
+    def work(report: Report) -> int:
+        """The runner: a child that outlives its parent, the ssh session and its job."""
+        try:
+            with jobstate.io_errors_reported(directory):
+                held = _hold(directory)
+                redirect(directory / jobstate.LOG)
+            with held:
+                attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC), fixes)
+        except UserError as error:
+            report(error)
+        except BaseException:
+            attempt.say(f"error: the runner failed\n{traceback.format_exc()}")
+        return EXIT_OK
 
-def _run_in_background(
-    directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], reply: int
-) -> NoReturn:
-    """The runner: a child that outlives its parent, the ssh session and its job."""
-    pipe = os.fdopen(reply, "wb")
-
-    def report(error: UserError | None) -> None:
-        # ValueError: it was reported already, and the descriptor's number may be another file's by now
-        with suppress(OSError, ValueError), pipe:
-            pipe.write(pickle.dumps(error))
-
-    try:
-        leave_session(reply)
-        with jobstate.io_errors_reported(directory):
-            held = _hold(directory)
-            redirect(directory / jobstate.LOG)
-        with held:
-            attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC), fixes)
-    except UserError as error:
-        report(error)
-    except BaseException:
-        attempt.say(f"error: the runner failed\n{traceback.format_exc()}")
-    finally:
-        os._exit(EXIT_OK)
+    _, pipe = child(work)
+    begun(pipe, RunStateError(directory, "the runner ended before its job began", f"see {directory / jobstate.LOG}"))
 
 
 def _hold(directory: Path) -> IO[str]:
