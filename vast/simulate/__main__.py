@@ -10,7 +10,7 @@ import click
 
 from jobs.errors import EXIT_BUG, UserError
 from vast import policy as policies
-from vast.simulate import campaign, healthy, run
+from vast.simulate import campaign, run
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
 
@@ -56,7 +56,7 @@ def as_text(found: Summary) -> str:
         f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
         for seed, name, what in found.failing[:20]
     ]
-    day = healthy.day()
+    day = campaign.day()
     lines.append(
         f"a healthy day, {day.steps} steps: {day.api_calls} API calls, {day.ssh_connections} ssh connections, "
         f"${day.idle_dollars:.2f} of ${day.dollars:.2f} idle"

@@ -1,4 +1,4 @@
-"""Many seeds, summed."""
+"""Many seeds, summed; and the cost of supervision on a healthy day."""
 
 import multiprocessing
 import time
@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from vast import policy as policies
 from vast.policy import Policy
-from vast.simulate.faults import schedule
+from vast.simulate.faults import quiet, schedule
 from vast.simulate.losses import IN_REACH
 from vast.simulate.run import SeedOutcome, run
 from vast.supervisor.reasons import SUCCESS
@@ -106,3 +107,21 @@ def _light(one: Callable[[int], SeedOutcome], seed: int) -> SeedOutcome:
     result = one(seed)
     result.state, result.lines = None, []
     return result
+
+
+# ---- a healthy day ----------------------------------------------------------------------------------------------------
+
+
+class Day(NamedTuple):
+    steps: int
+    api_calls: int
+    ssh_connections: int
+    idle_dollars: float  # billed without steps: loading, the last poll, the last pull, teardown
+    dollars: float
+    violations: int
+
+
+def day(policy: Policy | None = None, hours: float = 24.0) -> Day:
+    made = quiet(hours=hours)
+    one = run(made, policies.load() if policy is None else policy)
+    return Day(made.steps, one.calls["api"], one.calls["ssh"], one.idle_dollars, one.dollars, len(one.violations))

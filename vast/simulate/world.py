@@ -12,8 +12,7 @@ from vast.ports import Instance, Status
 from vast.records import reap
 from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
-from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
-from vast.simulate.strikes import STRIKES, strike
+from vast.simulate.machines import INF, STRIKES, SimulatedJob, SimulatedMachine, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
