@@ -16,9 +16,8 @@ try:
     from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.offers import offers
-    from vast.commands.overview import overview_command
     from vast.commands.reap import reap
-    from vast.commands.status import logs, status
+    from vast.commands.status import logs, overview_command, status
     from vast.commands.up import up
     from vast.commands.wiring import Wiring
     from vast.session.signals import EXIT_INTERRUPTED

@@ -24,7 +24,7 @@ from vast.commands import hosts_wiring, start
 from vast.commands.attach import POLL, attached
 from vast.commands.options import POSITIVE, image_option, policy_option, runs_option, ssh_key_option
 from vast.commands.plan_text import print_table
-from vast.commands.rent import RentOptions, rent
+from vast.commands.up import RentOptions, rent
 from vast.commands.wiring import Wiring
 from vast.marketplace import recorder
 from vast.marketplace.recorder import Recorder

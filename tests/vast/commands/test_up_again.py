@@ -13,7 +13,7 @@ from jobs.config import strict_yaml
 from jobs.config.load import resolve
 from tests.vast.fakes.command_line import KILLED, UP, World, die_at
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.commands import rent
+from vast.commands import up
 from vast.rental import earlier_runs
 
 
@@ -21,11 +21,11 @@ def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_no
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another_terminal(wiring: object) -> None:
-        monkeypatch.setattr(rent, "_ask", lambda wiring: None)
+        monkeypatch.setattr(up, "_ask", lambda wiring: None)
         world.shell.on_look = die_at(1)
         assert world.vast(*UP).exit_code == KILLED
 
-    monkeypatch.setattr(rent, "_ask", another_terminal)
+    monkeypatch.setattr(up, "_ask", another_terminal)
     done = world.vast(*UP[:-1])
     assert done.exit_code == 2, done.output
     assert "is a rented run of the same job, and open" in done.stderr
