@@ -12,7 +12,7 @@ from jobs.errors import EXIT_BUG, UserError
 from vast import policy as policies
 from vast.simulate import campaign, run
 from vast.simulate.campaign import Summary
-from vast.simulate.faults import MODES, schedule
+from vast.simulate.faults import MODES, STEPS, schedule
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,7 +58,7 @@ def as_text(found: Summary) -> str:
     ]
     day = campaign.day()
     lines.append(
-        f"a healthy day, {day.steps} steps: {day.api_calls} API calls, {day.ssh_connections} ssh connections, "
+        f"a healthy day, {STEPS} steps: {day.calls['api']} API calls, {day.calls['ssh']} ssh connections, "
         f"${day.idle_dollars:.2f} of ${day.dollars:.2f} idle"
     )
     return "\n".join(lines)

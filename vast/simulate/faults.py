@@ -27,6 +27,8 @@ BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
            "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here")  # fmt: skip  # all others: by machine
 
+STEPS = 6000  # of every job
+
 
 @dataclass(slots=True)
 class Fault:
@@ -59,9 +61,8 @@ class Schedule:
 
 def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
     """A schedule without faults."""
-    steps = 6000
     return Schedule(
-        seed, steps, steps / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
+        seed, STEPS, STEPS / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
     )
 
 

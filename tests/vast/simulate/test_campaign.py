@@ -123,9 +123,9 @@ def _rounded(summary: Summary) -> dict[str, Any]:
 
 def test_a_healthy_day_costs_few_calls_and_little_idle_time() -> None:
     day = campaign.day(POLICY)
-    assert day.violations == 0
-    assert day.api_calls <= 200
-    assert day.ssh_connections <= 450  # 288 of them renew the lease, every five minutes
+    assert day.violations == []
+    assert day.calls["api"] <= 200
+    assert day.calls["ssh"] <= 450  # 288 of them renew the lease, every five minutes
     assert day.idle_dollars <= 0.03 * day.dollars
 
 
