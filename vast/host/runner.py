@@ -154,14 +154,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:at]), list(argv[at + 1 :])
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if math.isnan(value) or value < 0:
-        raise ValueError
-    return value
+def not_negative(kind: Callable[[str], float], name: str) -> Callable[[str], float]:
+    """A type of argparse, which names it in its message."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value >= 0:  # NaN too
+            raise ValueError
+        return value
+
+    read.__name__ = name
+    return read
 
 
-seconds.__name__ = "number of seconds"  # argparse names the type in its message
+seconds, count = not_negative(float, "number of seconds"), not_negative(int, "number")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
