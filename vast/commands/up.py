@@ -34,10 +34,10 @@ from vast.marketplace.rows import rank
 from vast.policy import Policy
 from vast.ports import Cloud, Offer, OfferQuery, hourly
 from vast.records.run_dir import Folder, RunRequest, renting, require_writable
-from vast.rental import earlier_runs, preflight
 from vast.rental import plan as plans
+from vast.rental import preflight
+from vast.rental import work as works
 from vast.rental.image_needs import needs_of
-from vast.rental.work import Work, campaign, names_campaign
 from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
@@ -80,16 +80,16 @@ class RentOptions(JobOptions):
             raise ConfigError(f"--destroy-on {text}", "expected done, fail, done,fail or none", "correct it")
         return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
 
-    def work(self) -> Work:
+    def work(self) -> works.Work:
         """A stage, or a campaign. Raises ConfigError, also where it names paths of this machine."""
-        if names_campaign(self.stage):
+        if works.names_campaign(self.stage):
             profile = None if self.profile == DEFAULT_PROFILE else self.profile
             of_stage = {"--profile": profile, "--limit": self.limit, "--seed": self.seed, "--set": self.sets or None}
             given = [option for option, value in of_stage.items() if value is not None]
-            return campaign(self.stage, given, self.gpus, self.runs_dir.absolute())
+            return works.campaign(self.stage, given, self.gpus, self.runs_dir.absolute())
         job = self.job()
         preflight.require_no_paths(job)
-        return Work(job.stage.name, f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}", (job,))
+        return works.Work(job.stage.name, f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}", (job,))
 
     def machine(self, policy: Policy) -> OfferQuery:
         """The machine to look for. Raises ConfigError unless --interruptible and --bid come together."""
@@ -162,11 +162,11 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
     def refuse_twice() -> None:
         if not asked.force:
-            earlier_runs.refuse_complete(runs_dir, settings)
-            earlier_runs.refuse_open(runs_dir, command, run_id)
+            works.refuse_complete(runs_dir, settings)
+            works.refuse_open(runs_dir, command, run_id)
 
     refuse_twice()
-    begun = None if asked.force else earlier_runs.unfinished(runs_dir, settings)
+    begun = None if asked.force else works.unfinished(runs_dir, settings)
     public = None
     if ssh_key is not None:
         public = public_key(ssh_key, wiring.environ)
@@ -201,7 +201,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         refuse_twice()  # the question may have waited for hours
         folder.make(request, policies.text(policy))
         if begun is not None:
-            earlier_runs.copy_receipt(begun, folder)
+            works.copy_receipt(begun, folder)
         plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
         click.echo(f"run {run_id}: {folder.path}", err=True)
         return launch(folder, plan, release)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
 from jobs import errors
 from jobs.errors import DiskFull, RunStateError, UserError
@@ -19,13 +20,11 @@ from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
-from vast.session.account_guard import guarded
 from vast.session.clock import WakingClock
-from vast.session.log_relay import LogRelay
+from vast.session.guards import RedactedShell, guarded
 from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
-from vast.session.redacted_shell import RedactedShell
-from vast.session.view import View, line_of
+from vast.session.view import View, line_of, warnings_shown
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
@@ -81,12 +80,12 @@ class Session:
             if chosen.account is not None:
                 cloud = guarded(cloud, chosen.account, self.folder)
             self.supervisor = Supervisor(
-                chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
+                chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
                 last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
             begun()
-            with LogRelay(self.say).installed():
+            with warnings_shown(self.say):
                 with self.view:
                     state, error = self._run(self.supervisor)
                 self._finish(state, keep=error is None)
