@@ -1,6 +1,5 @@
 """A user's own machines in place of the market: VAST_HOSTS names a hosts.yaml, and every command then uses those machines."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +8,9 @@ from jobs.errors import ConfigError
 from jobs.runs.atomic import io_errors_reported
 from vast.commands.wiring import ShellContext, Wiring, over_ssh
 from vast.host.subprocess_run import Ended
-from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
+from vast.marketplace.ssh_hosts import Machine, SshHosts, load
 from vast.ports import Address, Clock, Cloud, Seconds
-from vast.rental import onstart
-from vast.rental.onstart import Switch
+from vast.rental.onstart import Switch, without_market
 from vast.secrets import Secret
 from vast.shell.hostshell import CODE, HostShell
 from vast.shell.ssh import SshTransport
@@ -57,13 +55,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
         program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)
         return over_ssh(context, key=key, user=hosts.user, probes=machines, root=root, program=program)
 
-    return replace(
-        wiring, connect=market, shell=shell, root=root_of, first_process=lambda switch: first_process(switch, hosts)
-    )
+    def switch_of(switch: Switch) -> str:
+        return without_market(switch, f"{root_of(switch.run_id)}/.watchdog")
 
-
-def first_process(switch: Switch, hosts: Hosts) -> str:
-    """The command of the dead-man's switch, for shlex.split; it watches in the directory of the run."""
-    words = list(onstart.arguments(replace(switch, url="")))
-    words[words.index("--dir") + 1] = f"{hosts.root}/{switch.run_id}/.watchdog"
-    return shlex.join((onstart.PYTHON, "-m", "vast.host.watchdog", *words, "--local"))
+    return replace(wiring, connect=market, shell=shell, root=root_of, first_process=switch_of)

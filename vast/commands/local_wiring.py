@@ -1,8 +1,7 @@
 """Wiring of a local run: the container engine of this machine in place of market, ssh and key."""
 
-import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import RunStateError
@@ -15,19 +14,12 @@ from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.ports import Clock, Cloud, label_text
 from vast.records.run_dir import Folder
-from vast.rental import onstart
-from vast.rental.onstart import Switch
+from vast.rental.onstart import without_market
 from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
 
 
-@dataclass(frozen=True)
-class Local:
-    engine: Engine
-    spec: ContainerSpec
-
-
-def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
+def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
     """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
     engine = connect(environ)
@@ -38,18 +30,18 @@ def reopen(folder: Folder, environ: Mapping[str, str]) -> Local:
     if found != known.engine:
         fact = f"its container is on the engine {known.engine}, and {found} answers"
         raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")
-    return Local(engine, known)
+    return engine, known
 
 
 def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
     """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh. Raises UserError."""
-    if not folder.local.exists() or wiring.first_process is first_process:
+    if not folder.local.exists() or wiring.first_process is without_market:
         return wiring
-    return wiring_of(wiring, reopen(folder, wiring.environ))
+    return wiring_of(wiring, *reopen(folder, wiring.environ))
 
 
-def wiring_of(wiring: Wiring, local: Local) -> Wiring:
-    cloud = LocalCloud(local.engine, local.spec)
+def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
+    cloud = LocalCloud(engine, spec)
 
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         return cloud, Secret("")
@@ -62,15 +54,9 @@ def wiring_of(wiring: Wiring, local: Local) -> Wiring:
             if (last := folder.last()) is not None:
                 cloud.sweep(label_text(last.state.run_id, last.state.deadline))
 
-        way = LocalTransport(local.engine, local.spec.uid_gid(), at_close=sweep)
-        gpus = 0 if local.spec.gpus == "none" else None
+        way = LocalTransport(engine, spec.uid_gid(), at_close=sweep)
+        gpus = 0 if spec.gpus == "none" else None
         # In place of a network: whether the run's engine answers.
         return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
 
-    return replace(wiring, connect=market, shell=shell, first_process=first_process)
-
-
-def first_process(switch: Switch) -> str:
-    """The command of the container's init, for shlex.split: when it ends, the container ends."""
-    words = (onstart.PYTHON, "-m", "vast.host.watchdog", *onstart.arguments(replace(switch, url="")), "--local")
-    return shlex.join(words)
+    return replace(wiring, connect=market, shell=shell, first_process=without_market)
