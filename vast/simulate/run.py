@@ -96,11 +96,9 @@ class Seed:
     def _supervisor(self) -> Watched:
         world, made = self.world, self.made
         world.actor = world.token
-        supervisor = Watched.__new__(Watched)
-        supervisor.world = world
-        supervisor.__init__(  # type: ignore[misc]
+        supervisor = Watched(
             plan_of(made), self.policy, self.cloud, self.shell, self.clock, Handle(self.journal, world.token),
-            last=self.journal.last,
+            world=world, last=self.journal.last,
             contract=lambda label, offer: Contract(label, "image", 40.0, "onstart", registry_login=SECRET),
             asked=lambda: world.now >= made.asked_at,
             tell=self._tell,

@@ -1,5 +1,6 @@
 """The supervisor of a simulated run, checked against the truth at every step, and its journal, at whose writes it may crash."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from vast.simulate import invariants
@@ -63,11 +64,12 @@ class Handle:
         self._journal.write(Last(chosen, state, pending, stamp))
 
 
+@dataclass(eq=False, kw_only=True)
 class Watched(Supervisor):
     """A supervisor whose every step is checked against the truth."""
 
     world: World
-    looked_at = -1e9
+    looked_at: float = -1e9
 
     def _advance(self, action: Action, result: Result) -> None:
         before, world = self.state, self.world
