@@ -115,10 +115,8 @@ class Instance:
     label: str
     machine_id: int
     status: Status
-    intended: str  # "running" or "stopped"
     message: str  # the host's text, such as why an image cannot be pulled
     dollars_per_hour: Dollars
-    started: Seconds | None  # unix time; None before it runs
     end: Seconds | None  # unix time at which the contract ends; None if it has no end
     addresses: tuple[Address, ...]  # direct first, then the proxy's
 

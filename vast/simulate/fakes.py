@@ -206,18 +206,7 @@ class FakeCloud:
             self.world.on("odd-row")
             end, price = WALL + now + 60, 100 * machine.price
         status = self.world.status(machine)
-        return Instance(
-            machine.id,
-            machine.label,
-            machine.machine_id,
-            status,
-            "running",
-            machine.message,
-            price,
-            None,
-            end,
-            addresses,
-        )
+        return Instance(machine.id, machine.label, machine.machine_id, status, machine.message, price, end, addresses)
 
     def destroy(self, instance_id: int) -> Destroyed:
         world = self.world

@@ -146,7 +146,7 @@ class World:
     def _reap(self, fault: Fault) -> None:
         """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
         care = {"run": self.care()} if fault.variant >= 0.5 else {}
-        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", "", 1.0, None, None, ()) for one in self.alive()]
+        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", 1.0, None, ()) for one in self.alive()]
         for found in reap.judge(rows, WALL + self.now, care):
             self.happened["reap"] += 1
             if found.destroy:

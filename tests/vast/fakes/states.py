@@ -43,9 +43,7 @@ def policy_with(**sections: Any) -> Policy:
 
 
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
-    return Instance(
-        ident, label, 1, status, "running", more.pop("message", ""), 1.0, None, more.pop("end", None), ADDRESS
-    )
+    return Instance(ident, label, 1, status, more.pop("message", ""), 1.0, more.pop("end", None), ADDRESS)
 
 
 def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
