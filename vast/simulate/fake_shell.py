@@ -6,6 +6,7 @@ from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, always
 from vast.simulate.machines import INF, ONCE, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
+CONTACTS: dict[str, Contact] = {"": "ok", "another host answers": "wrong-host", "key refused": "denied"}
 HANG = 110.0  # seconds until a command is given up: two probes and the command itself
 
 
@@ -21,22 +22,11 @@ class FakeShell:
         if world.on("own-network-down") or world.on("no-ssh-here"):
             return "unreachable", None
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
-        now = world.now
-        if (
-            machine is None
-            or machine.dead_at is not None
-            or machine.stopped
-            or now < machine.ssh_at
-            or now < machine.offline_until
-        ):
+        if machine is None or world.now < machine.ssh_at:
             return "unreachable", None
-        if now < machine.no_ssh_until or (machine.direct_dead and addresses[0].host.startswith("direct")):
+        if machine.direct_dead and addresses[0].host.startswith("direct"):
             return "unreachable", None
-        if now < machine.stranger_until:
-            return "wrong-host", machine
-        if now < machine.denied_until:
-            return "denied", None
-        return "ok", machine
+        return CONTACTS.get(world.out_of_reach(machine, world.now), "unreachable"), machine
 
     def _reached(
         self, addresses: tuple[Address, ...], seconds: float, what: str | None = None
