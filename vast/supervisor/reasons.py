@@ -91,11 +91,6 @@ TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
 SUCCESS = "done"
 
 
-def reason_of_job(end_reason: str | None) -> str:
-    """The table's reason for the runner's `end_reason`. A `done` needs a manifest: see vast/supervisor/decide.py."""
-    return end_reason if end_reason in REASONS else "bug"
-
-
 def of_message(message: str) -> str | None:
     """Why a machine does not start, from its status message: `image`, `host-fault`, or None."""
     text = message.lower()

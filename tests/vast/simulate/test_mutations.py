@@ -180,7 +180,7 @@ def test_mutation_a_stranger_is_believed(monkeypatch: pytest.MonkeyPatch) -> Non
         return replace(obs, host=replace(obs.host, contact="ok"))
 
     see_changed(monkeypatch, change)
-    monkeypatch.setattr(decide_module, "in_touch", lambda obs, machine: obs.looked and obs.host is not None)
+    monkeypatch.setattr(decide_module, "in_touch", lambda obs: obs.looked and obs.host is not None)
     assert caught("unknown")
 
 
