@@ -3,10 +3,11 @@
 The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import cast
 
@@ -234,7 +235,7 @@ class Session:
         run_report = report.build(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
-        write_text_atomically(self.folder.report, self.redact(report.json_text(run_report)))
+        write_text_atomically(self.folder.report, self.redact(json.dumps(asdict(run_report), indent=2) + "\n"))
 
 
 def _reason(error: Exception) -> str:
