@@ -18,7 +18,7 @@ import click
 
 from jobs.columns import Column
 from jobs.errors import EXIT_BUG, ConfigError, UserError
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import read_jsonl, write_text_atomically
 from vast import policy as policies
 from vast.commands import hosts_wiring, start
 from vast.commands.attach import POLL, attached
@@ -26,7 +26,6 @@ from vast.commands.options import POSITIVE, image_option, policy_option, runs_op
 from vast.commands.plan_text import print_table
 from vast.commands.up import RentOptions, rent
 from vast.commands.wiring import Wiring
-from vast.marketplace import recorder
 from vast.marketplace.recorder import Recorder
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Clock, Cloud, Seconds, parse_label
@@ -214,7 +213,7 @@ def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...
 
 def _evidence(folder: Folder, killed_at: Seconds | None, left: tuple[int, ...] | None) -> Drill:
     found = list(records(folder.path))
-    calls, policy = recorder.read(folder.path / CALLS), policies.load(folder.policy)
+    calls, policy = read_jsonl(folder.path / CALLS), policies.load(folder.policy)
     return Drill(calls, found, report.build(found, folder.request()), policy, killed_at, left)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN
 from vast.ports import Host, JobReport
+from vast.secrets import printable
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
@@ -103,8 +104,7 @@ def word(value: object) -> str | None:
     """A short text without control characters; None for none."""
     if not isinstance(value, str):
         return None
-    text = "".join(letter if letter.isprintable() else " " for letter in value[:LONGEST]).strip()
-    return text or None
+    return printable(value[:LONGEST]).strip() or None
 
 
 def _count(value: object) -> int | None:
