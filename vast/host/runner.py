@@ -91,46 +91,36 @@ def runs_directory(command: Sequence[str], runs: str | None, cwd: Path) -> str |
 # ---- stop and wait ------------------------------------------------------------------------------------------------------
 
 
-def stop(
-    directory: Path,
-    grace: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> jobstate.State:
+def stop(directory: Path, grace: float) -> jobstate.State:
     """SIGTERM to the job's process group, SIGKILL after `grace` seconds. Returns the state once nothing of it runs."""
-    kill_at = clock() + grace
+    kill_at = time.monotonic() + grace
     asked = False
     while True:
         state = jobstate.observe(directory)
         if jobstate.over(state):
             return state
         job = jobstate.process(state, "job")
-        if clock() > kill_at + PATIENCE:
+        if time.monotonic() > kill_at + PATIENCE:
             role = "job" if state["job_alive"] else "runner"
             fact = f"its {role}, process {state[role]['pid']}, still runs {PATIENCE:.0f} s after SIGKILL to the job"
             raise RunStateError(directory, fact, "look at that process on its machine")
-        if job is not None and clock() >= kill_at:
+        if job is not None and time.monotonic() >= kill_at:
             signal_group(job, directory / jobstate.LOG, signal.SIGKILL)
         elif job is not None and not asked:
             asked = bool(signal_group(job, directory / jobstate.LOG, signal.SIGTERM))
-        sleep(POLL)
+        time.sleep(POLL)
 
 
-def wait(
-    directory: Path,
-    timeout: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> jobstate.State | None:
+def wait(directory: Path, timeout: float) -> jobstate.State | None:
     """The state at the job's end; None if it still runs after `timeout` seconds."""
-    deadline = clock() + timeout
+    deadline = time.monotonic() + timeout
     while True:
         state = jobstate.observe(directory)
         if jobstate.over(state):
             return state
-        if clock() >= deadline:
+        if time.monotonic() >= deadline:
             return None
-        sleep(POLL)
+        time.sleep(POLL)
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------------
