@@ -11,10 +11,10 @@ import click
 
 from jobs.errors import UserError
 from vast import policy as policies
-from vast.commands import local_wiring, start
+from vast.commands import start
 from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
 from vast.commands.plan_text import print_rows
-from vast.commands.wiring import Wiring
+from vast.commands.wiring import Wiring, wiring_of
 from vast.host import subprocess_run
 from vast.local import container_spec
 from vast.local.container_spec import Asked, ContainerSpec
@@ -87,7 +87,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     folder.make(request, policies.text(policy))
     container_spec.write(folder.local, spec)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.run_to_its_end(start.session(folder, local_wiring.wiring_of(wiring, engine, spec)), plan)
+    code = start.run_to_its_end(start.session(folder, wiring_of(wiring, engine, spec)), plan)
     if code:
         raise click.exceptions.Exit(code)
 

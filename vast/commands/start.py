@@ -12,8 +12,7 @@ import click
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
 from vast import policy as policies
-from vast.commands.local_wiring import wiring_of_run
-from vast.commands.wiring import ShellContext, Wiring
+from vast.commands.wiring import ShellContext, Wiring, wiring_of_run
 from vast.host import detach
 from vast.policy import Policy
 from vast.records.run_dir import Folder

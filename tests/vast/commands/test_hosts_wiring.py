@@ -11,8 +11,7 @@ import pytest
 from jobs.errors import ConfigError
 from tests.vast.fakes.command_line import KILLED, World, die_at
 from vast import policy as policies
-from vast.commands.hosts_wiring import with_hosts
-from vast.commands.wiring import ShellContext, Wiring
+from vast.commands.wiring import ShellContext, Wiring, with_hosts
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell

@@ -12,9 +12,9 @@ import pytest
 from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fakes.fake_engine import FakeEngine
 from vast import policy as policies
-from vast.commands import local, local_wiring
-from vast.commands.local_wiring import wiring_of_run
-from vast.commands.wiring import ShellContext, Wiring
+from vast.commands import local
+from vast.commands import wiring as wirings
+from vast.commands.wiring import ShellContext, Wiring, wiring_of_run
 from vast.host.watchdog import _arguments
 from vast.local import container_spec
 from vast.local.container_spec import Asked, ContainerSpec
@@ -31,7 +31,7 @@ SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https:/
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "s")
-    monkeypatch.setattr(local_wiring, "connect", lambda environ: engine.client())
+    monkeypatch.setattr(wirings, "reach", lambda environ: engine.client())
     yield engine
     engine.close()
 
