@@ -18,7 +18,7 @@ from tests.vast.fakes.worlds import broken, caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
-from vast.simulate.watched import Handle
+from vast.simulate.watched import SimulatedJournal
 from vast.supervisor import reasons
 from vast.supervisor.state import Action, Do, Observation, RunState
 
@@ -201,7 +201,7 @@ def test_mutation_the_lease_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_mutation_the_fencing_token_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handle, "check", lambda self: None)
+    monkeypatch.setattr(SimulatedJournal, "check", lambda self: None)
     assert caught("fencing")
 
 
