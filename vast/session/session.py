@@ -110,7 +110,7 @@ class Session:
         finally:
             journal.close()
 
-    def _journal(self) -> FileJournal | MemoryJournal:
+    def _journal(self) -> FileJournal:
         """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
         try:
             return FileJournal(self.folder.path)
