@@ -34,15 +34,6 @@ from vast.supervisor.state import Observation, Plan, RunState
 
 log = logging.getLogger(__name__)
 
-EXITS = {
-    SUCCESS: errors.EXIT_OK,
-    "asked": errors.EXIT_STOPPED,
-    "user": errors.EXIT_USER,
-    "nan": errors.EXIT_NAN,
-    "no-learning": errors.EXIT_NO_LEARNING,
-}
-
-
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
 
@@ -247,4 +238,5 @@ def pull_outcome(verified: bool, message: str, size: int) -> str:
 
 
 def exit_code(state: RunState) -> int:
-    return EXITS.get(str(state.result), errors.EXIT_BUG)
+    reason = REASONS.get(str(state.result))  # None: of another version's journal
+    return errors.EXIT_BUG if reason is None else reason.exit_code

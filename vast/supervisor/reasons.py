@@ -6,6 +6,7 @@ then        what follows when the retries of `here` are used up
 meaning     the line for the person who is notified; "": nobody is. docs/vast.md has details
 fetch       whether artifacts can be expected from the machine at all
 ban         whether the machine is not taken again by this run
+exit_code   of the supervisor, when the run ends with this reason
 
 Every reason but "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
 table counts as `bug`.
@@ -13,6 +14,8 @@ table counts as `bug`.
 
 from functools import partial
 from typing import Literal, NamedTuple
+
+from jobs import errors
 
 Again = Literal["here", "elsewhere", "stop"]
 
@@ -23,6 +26,7 @@ class Reason(NamedTuple):
     then: Again = "stop"
     fetch: bool = True
     ban: bool = False
+    exit_code: int = errors.EXIT_BUG
 
     @property
     def alert(self) -> bool:
@@ -34,12 +38,12 @@ _unfit = partial(Reason, "elsewhere", fetch=False, ban=True)  # nothing is to be
 
 REASONS: dict[str, Reason] = {
     # the run is over
-    "done": Reason("stop"),
-    "user": Reason("stop", "a mistake in the stage, the profile or an option"),
-    "nan": Reason("stop", "the loss became NaN or infinite"),
-    "no-learning": Reason("stop", "the loss did not improve within the steps allowed"),
+    "done": Reason("stop", exit_code=errors.EXIT_OK),
+    "user": Reason("stop", "a mistake in the stage, the profile or an option", exit_code=errors.EXIT_USER),
+    "nan": Reason("stop", "the loss became NaN or infinite", exit_code=errors.EXIT_NAN),
+    "no-learning": Reason("stop", "the loss did not improve within the steps allowed", exit_code=errors.EXIT_NO_LEARNING),
     "deterministic": Reason("stop", "the same failure twice; a third attempt would fail the same way"),
-    "asked": Reason("stop"),  # SIGTERM, `vast down`
+    "asked": Reason("stop", exit_code=errors.EXIT_STOPPED),  # SIGTERM, `vast down`
     "budget": Reason("stop", "the cap of dollars is reached"),
     "time-cap": Reason("stop", "the cap of hours is reached"),
     "low-credit": Reason("stop", "the account's credit is used up"),
