@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,9 @@ def test_every_dependency_is_pinned_to_a_version_within_its_bounds(name: str) ->
     wrong = []
     for text in WANTED[name]:
         requirement = Requirement(text)
-        version = pinned.get(canonicalize_name(requirement.name))
-        if version is None or version not in requirement.specifier:
-            wrong.append(f"{text}: pinned {version}; run: make lock")
+        found = pinned.get(canonicalize_name(requirement.name))
+        if found is None or found not in requirement.specifier:
+            wrong.append(f"{text}: pinned {found}; run: make lock")
     assert wrong == []
 
 
@@ -54,6 +54,12 @@ def test_every_line_is_a_name_and_a_version_without_a_build_or_an_address(name: 
 
 def test_both_locks_agree() -> None:
     assert pins("base").items() <= pins("dev").items()
+
+
+def test_this_environment_has_the_versions_of_the_lock() -> None:
+    """Made by `make setup` or by `uv sync`; the build of a version, such as torch's +cpu, is the machine's."""
+    found = {name: version(name).partition("+")[0] for name in pins("dev")}
+    assert found == pins("dev")
 
 
 def not_brought(directory: Path) -> list[str]:
