@@ -23,8 +23,8 @@ UV = "uv==0.13.9"  # where there is none on PATH; the version that lock.py resol
 OPTIONS = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links",
            "constraint": "--constraints"}  # fmt: skip
 # Those that do not decide what is installed.
-OTHERS = {"cache-dir", "cert", "config-file", "default-timeout", "disable-pip-version-check", "no-cache-dir", "no-input", "progress-bar",
-          "retries", "root-user-action", "timeout"}  # fmt: skip
+OTHERS = {"cache-dir", "cert", "config-file", "default-timeout", "disable-pip-version-check", "no-cache-dir", "no-input",
+          "progress-bar", "retries", "root-user-action", "timeout"}  # fmt: skip
 
 
 def settings(listed: str) -> dict[str, str]:
@@ -61,8 +61,8 @@ def uv_command(uv: str | None, python: str, lock: str, given: Mapping[str, str],
 
 
 def pip_command(python: str, lock: str, environ: Mapping[str, str], compile_all: bool) -> list[str]:
-    return [python, "-m", "pip", "install", "--disable-pip-version-check",
-            "--progress-bar", "off" if environ.get("CI") else "on", *([] if compile_all else ["--no-compile"]), "-r", lock]  # fmt: skip
+    return [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off" if environ.get("CI") else "on",
+            *([] if compile_all else ["--no-compile"]), "-r", lock]  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
