@@ -64,7 +64,7 @@ OF_CUDA = re.compile(r"(nvidia|cuda)-|triton==|setuptools==")  # what torch for 
 
 
 class Resolver:
-    """uv, in the scratch environment of `python`, told where pip looks on this machine: it does not read the configuration of pip."""
+    """uv, in the scratch environment of `python`; told where pip looks here, since it does not read the configuration of pip."""
 
     def __init__(self, python: Path, upgrade: bool) -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)
