@@ -1,6 +1,7 @@
 """What every engine needs to know about a stage: its command, its machines, hours and memory. Pure."""
 
 import math
+import os
 import re
 import shlex
 from argparse import Namespace
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.config.job import Job
+from jobs.config.terms import require_terms
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 
@@ -28,7 +30,7 @@ class Submission:
     words: the arguments of `python -m app`, without the runs directory and the seed. gpu: its name, or empty for any.
     memory_gb: of the host, None for the engine's default. shared: the engine's name of the storage that all machines mount;
     for Slurm the runs directory itself. image: NAME@sha256:DIGEST, or empty. seeds: one run for each; empty: one run with the
-    stage's own. max_price: dollars an hour. GB are 2**30 bytes.
+    stage's own. max_price: dollars an hour. accepted: variables that accept the terms of its model. GB are 2**30 bytes.
     """
 
     name: str
@@ -45,10 +47,12 @@ class Submission:
     spot: bool
     max_price: float | None
     queue: str
+    accepted: tuple[str, ...] = ()
 
     def command(self, runs_dir: str, python: str = "python") -> str:
         """For a shell: the command of each machine. It resumes where there is an unfinished run, and else starts."""
-        return shlex.join([python, "-m", "app", *self.words, "--runs-dir", runs_dir])
+        accepted = ["env", *(f"{name}=1" for name in self.accepted)] if self.accepted else []
+        return shlex.join([*accepted, python, "-m", "app", *self.words, "--runs-dir", runs_dir])
 
 
 def submission(
@@ -59,7 +63,8 @@ def submission(
     estimate: for all GPUs of all machines; None where no GPU was named. given: the options of `python -m jobs.submit`.
 
     Raises:
-        ConfigError: a stage that does not fit, hours that nobody knows, an image without digest, a seed twice.
+        ConfigError: a stage that does not fit, a model whose terms are not accepted, hours that nobody knows, an image without
+            digest, a seed twice.
     """
     if estimate is not None and estimate.lack:
         raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
@@ -77,6 +82,8 @@ def submission(
     if (twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None)) is not None:  # 0 is one
         raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
     processes = job.profile.gpus
+    model = job.profile.model
+    terms = require_terms(model.name, os.environ) if model.source == "embedded" else None
     weights = (estimate.parameters or 0) * 4 / 2**30 if estimate is not None else 0.0
     if memory_gb is None and weights:
         memory_gb = math.ceil(_HOST_GB + 2 * weights * processes)
@@ -85,6 +92,7 @@ def submission(
         gpus=0 if job.profile.model.device == "cpu" else processes, gpu=given.gpu, hours=hours,
         memory_gb=memory_gb, disk_gb=math.ceil(_DISK_GB + 8 * weights), shared=shared, image=given.image,
         seeds=tuple(seeds), spot=given.spot, max_price=given.max_price, queue=given.queue,
+        accepted=(terms.variable,) if terms else (),
     )  # fmt: skip
 
 

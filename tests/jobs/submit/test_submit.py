@@ -101,6 +101,26 @@ def test_a_mistake_is_one_line_and_nothing_starts(words: list[str], fact: str, c
 
 
 @pytest.mark.parametrize("engine", list(client.CLIENTS))
+def test_terms_are_accepted_here_before_a_job_accepts_them_there(engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    words = [
+        "stage1",
+        "--on",
+        engine,
+        "--hours",
+        "1",
+        "--profile",
+        "gemma-270m",
+        *(RENTED if engine != "slurm" else []),
+    ]
+    monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
+    assert "which are not accepted yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1" in refusal(
+        capsys, *words
+    )
+    monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
+    assert "env ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words)
+
+
+@pytest.mark.parametrize("engine", list(client.CLIENTS))
 def test_an_engine_without_its_client_is_named_and_nothing_is_written(engine: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("PATH", str(tmp_path))
     words = ["stage1", "--on", engine, "--hours", "1", *(RENTED if engine != "slurm" else [])]
