@@ -8,6 +8,7 @@ serves both. The libraries that torch for CUDA names itself, by version, are lef
 
 image-cpu.lock and image-cuda.lock, for the container image: the versions of base.lock for Linux on x86-64 with the sha256
 of every file that may be installed. They differ in torch: 2.13.0+cpu, or 2.13.0 with the CUDA libraries.
+image-track.lock pins what the image with TensorBoard has beyond them.
 image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 
 vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
@@ -142,13 +143,23 @@ def write_images(resolver: Resolver) -> None:
     """The locks with hashes."""
     options = ["--generate-hashes", "--only-binary", ":all:", "--python-version", IMAGE_PYTHON,
                "--python-platform", IMAGE_PLATFORM]  # fmt: skip
-    pins = {name: (HERE / f"{name}.lock").read_text(encoding="utf-8").splitlines()[1:] for name in ("base", "dev")}
+    pins = {
+        name: (HERE / f"{name}.lock").read_text(encoding="utf-8").splitlines()[1:]
+        for name in ("base", "dev", "trackers")
+    }
     (torch,) = (pin for pin in pins["base"] if pin.startswith("torch=="))
     others = [pin for pin in [*pins["base"], *IMAGE_EXTRAS] if pin != torch]
     held = [pin for pin in pins["dev"] if pin != torch]
     for variant, build in {"cpu": f"{torch}+cpu", "cuda": torch}.items():
         name = f"image-{variant}"
         write(name, resolver.resolve(name, [*others, build], *options, held=held, own_builds=variant == "cpu"))
+    there = {line.partition("==")[0] for line in (HERE / "image-cpu.lock").read_text(encoding="utf-8").splitlines()}
+    (tensorboard,) = (pin for pin in pins["trackers"] if pin.startswith("tensorboard=="))
+    text = resolver.resolve("image-track", [tensorboard], *options, held=[*held, *pins["trackers"]], own_builds=False)
+    entries = re.split(r"\n(?=\S)", text.strip())
+    write(
+        "image-track", lines_of(entry for entry in entries if entry[0] != "#" and entry.partition("==")[0] not in there)
+    )
     write("image-tools", resolver.resolve("image-tools", IMAGE_TOOLS, *options, own_builds=False))
 
 

@@ -20,7 +20,7 @@ WANTED = {
     "dev": [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]],
 }
 EXTRAS = {"docker", "lm_eval", "starlette", "uvicorn"}
-IMAGES = ["image-cpu", "image-cuda", "image-tools"]
+IMAGES = ["image-cpu", "image-cuda", "image-tools", "image-track"]
 
 
 def read(name: str) -> str:
@@ -128,7 +128,7 @@ def hashed_pins(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_package_of_an_image_has_a_hash_and_no_address(name: str) -> None:
-    assert len(hashed_pins(read(name))) > 40
+    assert len(hashed_pins(read(name))) > (40 if name != "image-track" else 4)
     assert [
         word for word in ("://", "--index", "--extra-index", "--find-links", "file:", "@") if word in read(name)
     ] == []
@@ -176,3 +176,9 @@ def test_beyond_the_base_an_image_has_only_pip_a_way_to_buckets_a_web_server_and
     assert {
         name: pin for name, pin in hashed_pins(read("image-cpu")).items() if name in OF_S3FS | OF_SERVE
     }.items() <= pins("dev").items()
+
+
+def test_the_image_with_tensorboard_has_it_beyond_the_image_in_the_version_of_the_trackers() -> None:
+    track = hashed_pins(read("image-track"))
+    assert "tensorboard" in track and track.items() <= {**pins("dev"), **pins("trackers")}.items()
+    assert track.keys() & hashed_pins(read("image-cpu")).keys() == set()
