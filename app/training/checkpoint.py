@@ -184,15 +184,34 @@ _USE = {
     "causal": "Its plain `generate` reads the prompt as it was trained to.",
     "prefix": f"{_READ_CAUSALLY}With transformers alone "
     "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
-    "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`. Other servers, and llama.cpp, "
-    "read the prompt causally unless they are configured otherwise.",
+    "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`.",
 }
+_REFUSED = (
+    " vLLM, SGLang, llama.cpp and Ollama choose their code by `architectures` in config.json, which names none of theirs: they "
+    "would read the prompt causally."
+)
 
 
 def _use(mask: str) -> str:
     name, _, layers = mask.partition("@")
     options = f"--mask {name}" + (f" --layers {layers}" if layers else "")
-    return _USE.get(mask, f"{_READ_CAUSALLY}`python -m app generate {options}` reads it as trained.")
+    use = _USE.get(mask, f"{_READ_CAUSALLY}`python -m app generate {options}` reads it as trained.")
+    return use if mask == "causal" else use + _REFUSED
+
+
+def _name_mask(config: Path, mask: str) -> None:
+    """Make config.json name an architecture that no server or converter has: each of them would read the prompt causally.
+
+    transformers chooses its class by `model_type`. Read in conversion/base.py of llama.cpp (get_model_architecture, of the text
+    part first), in model_executor/models/registry.py of vLLM, and in the threads that docs/serve.md links.
+    """
+    written = json.loads(config.read_text(encoding="utf-8"))
+    for part in (written, written.get("text_config", {})):
+        if part.get("architectures"):
+            part["architectures"] = [
+                f"{mask.partition('@')[0].capitalize()}Mask{name}" for name in part["architectures"]
+            ]
+    config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def save_final(
@@ -230,6 +249,8 @@ def save_final(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     mask = about["mask"]
+    if mask != "causal":
+        _name_mask(temporary / "config.json", mask)
     meaning = _MEANING[mask.partition("@")[0]]
     (temporary / "README.md").write_text(_CARD.format(**about, meaning=meaning, use=_use(mask)))
     if mask == "prefix":
