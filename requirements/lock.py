@@ -17,8 +17,8 @@ cryptography, pycares) are at odds with dev.lock. Only tests run it.
 oldest.lock, for .venv/.oldest: the oldest transformers that pyproject.toml allows, and what it needs besides dev.lock, for
 `make test-zoo OLDEST=1`.
 
-engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes. Only
-tests run them.
+engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes, and those of
+Compose and GitHub. Only tests run them.
 
 trackers.lock, for .venv/.trackers: the clients of `report_to`, and bitsandbytes, in the versions of dev.lock where that has
 them. Tests read what they keep, and train on 4 bits.
@@ -46,7 +46,13 @@ IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
 # fetches the embedded model and data at run time; uploads artifacts to a bucket; `serve`
 IMAGE_EXTRAS = ["pip", "s3fs", "starlette", "uvicorn"]
 VASTAI = ["vastai==1.9.1"]
-ENGINES = ["skypilot==0.14.1", "dstack==0.22.5", "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0"]
+ENGINES = [
+    "skypilot==0.14.1",
+    "dstack==0.22.5",
+    "kubernetes-validate==1.37.0",
+    "kubeflow-trainer-api==2.3.0",
+    "check-jsonschema==0.37.1",
+]
 TRACKERS = [
     "bitsandbytes==0.50.2",
     "tensorboard==2.21.0",
