@@ -258,4 +258,5 @@ def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> s
         if query.interruptible:
             raised = f"raise --bid to {price:.2f} or more, within {price_option} and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
-    return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
+    less = "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
+    return f"{less}; or rent elsewhere, by SkyPilot or dstack: python -m jobs.submit --help"
