@@ -172,6 +172,8 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         public = public_key(ssh_key, wiring.environ)
         require_usable(ssh_key, wiring.environ)
     login = start.run_secrets(policy, wiring).login
+    for job in jobs:
+        preflight.terms(job, policy, wiring.environ)
     stores = {store for job in jobs if (store := preflight.artifacts(job, policy, wiring.environ))}
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
