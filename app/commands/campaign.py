@@ -12,18 +12,18 @@ from rich.live import Live
 from rich.text import Text
 
 from app.commands.options import runs_option
+from app.report.campaign import in_words
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
 from app.stage.run import require_paths
 from jobs.columns import Column, table_lines
-from jobs.config.campaign import Campaign, Primary, campaign_names, cells, read_campaign, share
+from jobs.config.campaign import Campaign, campaign_names, cells, read_campaign, share
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 
 _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
             Column("Steps", drop=3), Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
-_MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
 
 
 @click.command()
@@ -69,11 +69,6 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     if part is None:
         for line in table(ledger.standings(), Console().width):
             click.echo(line)
-
-
-def in_words(primary: Primary) -> str:
-    at = " ".join(filter(None, [primary.profile, primary.suite, primary.order, primary.recipe]))
-    return f"{_MEASURES[primary.measure]} on {at}, trained {primary.trained} against trained {primary.control}"
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -28,22 +28,24 @@ def sections(study: Study) -> list[Section]:
     side = [c for c in study.comparisons if c.group == "side effect"]
     found: list[Section] = []
     drawn: tuple[Plot, ...]
-    if len(study.settings) > 1:
-        drawn = (plots.forest_plot(study.settings),)
+    rivals = against_repetition(study)
+    if len(study.settings) > 1 or rivals:
+        marked = [(name, c, tables.setting_role(study, c) != "exploratory") for name, c in study.settings]
+        drawn = (plots.forest_plot(marked),) if marked else ()
         shown: tuple[Table, ...] = (tables.settings(study),)
-        if rivals := against_repetition(study):
+        if rivals:
             shown += (tables.repetition(study, rivals),)
         found.append(Section("when", "When it helps", (_WHEN,), shown, drawn))
     if study.ranked_recipes:
         found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
     if study.recovery:
-        drawn = (plots.recovery_plot(study.recovery, study.baseline),)
-        found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), drawn))
+        drawn = plots.recovery_plots(study.recovery, study.baseline)
+        found.append(Section("recovery", "Recovery with training", (RECOVERY,), (tables.recovery(study),), drawn))
     if (learnt := run_tables.solved(study)).rows:
-        found.append(Section("solved", "How soon look-ups are learnt", (_SOLVED,), (learnt,)))
+        found.append(Section("solved", "How soon look-ups are learnt", (SOLVED,), (learnt,)))
     if side:
         shown = (tables.overview(study, side, "Causal scores after finetuning"),)
-        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), shown))
+        found.append(Section("side-effect", "Side effect in normal use", (SIDE_EFFECT,), shown))
     estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
     found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
     if study.evaluations:
@@ -109,11 +111,11 @@ _RECIPES = (
     "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "
     "believing its lead."
 )
-_RECOVERY = (
+RECOVERY = (
     "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
     "the curve levels off although the model is repaired."
 )
-_SOLVED = (
+SOLVED = (
     "Accuracy at the end hides who learnt first. With the facts first, a prompt read from left to right cannot prepare for the "
     "question; with the question first it can."
 )
@@ -122,7 +124,7 @@ _TELL_TALE = (
     "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
     "leaking one drives it below causal, because each answer token is an input to its own prediction."
 )
-_SIDE_EFFECT = (
+SIDE_EFFECT = (
     "The finetuned models scored with the ordinary causal mask, against the untouched model: what normal use loses or "
     "gains."
 )

@@ -143,9 +143,14 @@ class Study:
 
     @property
     def recovery(self) -> list[Recipe]:
-        """The prefix model's recipes that differ in their steps alone, under each mask; empty unless there are several."""
-        found = [r for m in MASKS if m != "causal" for r in self.trainings.of_prefix(m) if r.differs_in_steps_alone]
-        return found if len({r.steps for r in found}) > 1 else []
+        """The prefix model's recipes that differ in their steps alone, under each mask, and those of its control; empty unless
+        there are several."""
+        own = [r for r in self.trainings.recipes if r.differs_in_steps_alone]
+        found = [r for m in MASKS if m != "causal" for r in own if (r.model, r.mask) == (self.prefix_model, m)]
+        second = self.control.second.model if self.control else ""
+        control = [r for r in own if (r.model, r.mask) == (second, "causal")]
+        lengths = {r.steps for r in found}
+        return [*found, *(control if {r.steps for r in control} == lengths else [])] if len(lengths) > 1 else []
 
     def evaluation(self, model: str, mask: str) -> Evaluation | None:
         return next((e for e in self.evaluations if (e.model, e.mask) == (model, mask)), None)

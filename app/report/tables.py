@@ -10,6 +10,7 @@ from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.stats.bootstrap import Interval
+from jobs.config.schema import LEAKING
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,18 @@ def both_measures(c: Comparison) -> tuple[str, ...]:
     return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, both))
 
 
+def setting_role(study: Study, c: Comparison) -> str:
+    """The role of the decisive comparison of a setting: that of another setting is never the declared one."""
+    if c is study.control:
+        return role(study.primary, c, study.setting)
+    return "exploratory" if study.primary else ""
+
+
 def settings(study: Study) -> Table:
     """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
     rows = []
     for name, c in study.settings:
-        own = role(study.primary, c, study.setting) if c is study.control else "exploratory" if study.primary else ""
+        own = setting_role(study, c)
         rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([own] if own else []))))
     columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary else []))
     return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
@@ -136,6 +144,17 @@ def recipes(study: Study) -> Table:
         )
     columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
     return Table("Recipes against the control, best first", columns, tuple(rows))
+
+
+def recovery(study: Study) -> Table:
+    """What is drawn of the recovery: a row for each length of training and mask."""
+    rows = [
+        TableRow((f"{r.trained_under}, read {mask_name(r.mask)}", count(r.steps), count(r.tokens), str(len(r.replicates)),
+                  number(r.accuracy), number(r.gold_nll)), "leaks" if r.mask in LEAKING else "")
+        for r in sorted(study.recovery, key=lambda r: (r.trained_under == "causal", r.mask, r.steps))
+    ]  # fmt: skip
+    columns = ("Trained under", ">Steps", ">Response tokens", ">Seeds", ">Macro accuracy", ">NLL, nats a token")
+    return Table("Recovery with training", columns, tuple(rows))
 
 
 def each_seed(comparisons: Sequence[Comparison]) -> Table:

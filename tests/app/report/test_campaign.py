@@ -120,13 +120,24 @@ def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cos
         metrics = json.loads(path.read_text())
         for e in metrics["evaluations"]:
             e["tokens"] *= 1 + (e["order"] == "repeat")
+            e["tokens"] += e["tokens"] // 2  # half of the items were scored again in float32
+            e["exact"] = {"rescored": e["items"] // 2}
         path.write_text(json.dumps(metrics))
     text = build_report(tmp_path).to_markdown()
     rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| reading: ")}
     assert rows["| reading: untrained, twice minus once"][1:4] == ["240", "120", "0.000 [0.000, 0.000]"]
-    trained = rows["| reading: trained to read in both directions, once, minus the control, twice"]
+    trained = rows["| reading: both directions once, minus the control twice"]
     control = rows["| reading: context first"]
     assert trained[1:3] == ["120", "240"] and trained[3] == control[2]  # the fakes' control is the same in both orders
+
+
+def test_the_control_with_its_prompt_twice_needs_no_other_model_in_that_order(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), tasks=("piqa",), items=8)
+    model, job = "stage3a", {"recipe": "full", "train": {"mask": "causal"}}
+    repeat = ("reading", "repeat")
+    write_run(tmp_path, "cell", minute=9, suite=repeat, scored=[(model, "causal")], job=job, tasks=("piqa",), items=8)
+    text = build_report(tmp_path).to_markdown()
+    assert "| reading: the control, twice minus once | " in text and "| reading: untrained, twice" not in text
 
 
 def test_other_questions_in_the_repeated_order_are_not_compared(tmp_path: Path) -> None:
@@ -153,10 +164,16 @@ def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_draw
             job = {"recipe": "full", "train": {"mask": mask, "max_steps": steps}}
             scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
             write_run(tmp_path, "cell", minute=minute, scored=scored, job=job, steps=steps, items=20)
-    study = build_report(tmp_path).study
+    report = build_report(tmp_path)
+    study = report.study
     assert study.control is not None and study.ranked_recipes == []
     assert {run.train["steps"] for run in study.runs if run.train} == {300}
-    assert [r.steps for r in sorted(study.recovery, key=lambda r: r.steps)] == [60, 100, 300]
+    drawn = {(r.trained_under, r.mask, r.steps) for r in study.recovery}
+    assert drawn == {
+        (mask, mask, steps) for mask in ("prefix", "causal") for steps in (60, 100, 300)
+    }  # and the control's
+    rows = [line for line in report.to_markdown().splitlines() if line.startswith("| prefix, read prefix | ")]
+    assert [line.split(" | ")[1] for line in rows] == ["60", "100", "300"]
 
 
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
