@@ -1,0 +1,237 @@
+"""One page over several campaigns: when a bidirectional prompt helps, by suite, order and model, and what it costs.
+
+    parts = [Part("lookup", study), ...]  # of docs/results, or of the campaigns of a runs directory
+    page = joint_page(parts, not_run=["short"])
+
+Every difference is one campaign's own: the items of two campaigns are never put together. The headline is about the comparisons
+that were declared before anything ran; of two campaigns that declared the same one, that with more seeds counts.
+"""
+
+from collections.abc import Callable, Sequence
+
+from app.report import joint_tables as tables
+from app.report import run_tables
+from app.report.chart import Plot
+from app.report.format import duration, points, signed
+from app.report.joint_tables import OWN, Line, Part
+from app.report.page import Page
+from app.report.plots import forest_plot, recovery_plots
+from app.report.repetition import TRAINED_TWICE
+from app.report.sections import RECOVERY, SIDE_EFFECT, SOLVED, Section
+from app.report.sentences import Fact, excluded, finding, not_enough
+from app.report.tables import Table
+from app.stats.power import smallest_difference
+
+QUESTION = (
+    "Does a language model answer better if it may read its prompt in both directions, than the same model trained alike and "
+    "reading from left to right (the control)?"
+)
+_PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
+_ORDERS = {"context_first": "question last", "question_first": "question first", "repeat": "prompt twice"}
+_ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
+_WHEN = (
+    "Right of zero the model that reads its prompt in both directions is better than its control; each is finetuned alike and "
+    "scored under its own mask. In the order context first the passage, the choices or the facts come before the question; "
+    "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
+    "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
+)
+_RECIPES = "The best of many is flattered by chance: run it again with new seeds before believing its lead."
+
+
+def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequence[tuple[str, str]] = ()) -> Page:
+    """The page. not_run: campaigns of which no run is there. links: of the campaigns' own pages, (text, address)."""
+    lines = tables.lines_of(parts)
+    leading = _leading([one for one in lines if one.what == OWN and one.setting.order != "repeat"])
+    declared = [one for one in leading if one.declared]
+    return Page(
+        title=f"Prefix-LM experiment: {_counted(len({part.campaign for part in parts}), 'campaign')}",
+        question=QUESTION,
+        headline=headline(declared),
+        answer=forest_plot(tables.named(leading), "answer", _ANSWER) if leading else None,
+        facts=_facts(parts, lines, leading),
+        cautions=_cautions(parts, declared, not_run),
+        sections=_sections(parts, lines),
+        links=links,
+    )
+
+
+def _leading(lines: Sequence[Line]) -> list[Line]:
+    """One line for each setting and model: that of the campaign with the most seeds, a declared one before others."""
+    best: dict[tuple[str, str, str, int], Line] = {}
+    for one in lines:
+        key = (one.part.study.profile, one.setting.suite, one.setting.order, one.setting.shots)
+        if key not in best or (one.seeds, one.declared) > (best[key].seeds, best[key].declared):
+            best[key] = one
+    return list(best.values())
+
+
+def headline(declared: Sequence[Line]) -> str:
+    """The answer in at most two sentences: where it helps and hurts; where it makes no difference, or the items are too few."""
+    found: dict[str, list[Line]] = {}
+    for one in declared:
+        found.setdefault(one.finding.direction, []).append(one)
+    several = len({one.part.model for one in declared}) > 1
+    clear = " and ".join(
+        f"{verb} on {_listed(found[key], _change, several)}"
+        for key, verb in (("better", "it helps"), ("worse", "it hurts"))
+        if key in found
+    )
+    rest = []
+    if "level" in found:
+        rest.append(f"it makes no difference that would show on {_listed(found['level'], _none_of, several)}")
+    rest += [
+        f"{not_enough(one.comparison)} on {_place(one)}{f' ({one.part.model})' if several else ''}"
+        for one in found.get("unclear", [])
+    ]
+    sentences = [clear, "; ".join(text[0].lower() + text[1:] for text in rest)]
+    if not declared:
+        sentences = ["no campaign has both a finetuned model and its control yet, so nothing can be said"]
+    return " ".join(_sentence(text) for text in sentences if text)
+
+
+def _listed(lines: Sequence[Line], value: Callable[[Line], str], several: bool) -> str:
+    """`generated look-ups, question last (13.9 points more accurate)`, with the model where there are several."""
+    by_place: dict[str, list[str]] = {}
+    for one in lines:
+        by_place.setdefault(_place(one), []).append((f"{one.part.model}: " if several else "") + value(one))
+    return " and ".join(f"{place} ({'; '.join(values)})" for place, values in by_place.items())
+
+
+def _suite(one: Line) -> str:
+    return _PLACES.get(one.setting.suite, one.setting.suite)
+
+
+def _place(one: Line) -> str:
+    return f"{_suite(one)} with the {_ORDERS[one.setting.order]}"
+
+
+def _change(one: Line) -> str:
+    """Accuracy alone where it is clear and points the same way, since a reader knows points; else by the declared measure."""
+    found, accuracy = one.finding, finding(one.comparison)
+    return (accuracy if accuracy.points is not None and accuracy.direction == found.direction else found).change
+
+
+def _none_of(one: Line) -> str:
+    least = 100 * excluded(one.comparison.accuracy)
+    return f"none of {least:.1f} points or more" if least else "right on the very same items"
+
+
+def _facts(parts: Sequence[Part], lines: Sequence[Line], leading: Sequence[Line]) -> list[Fact]:
+    """The first screen beside the answer: how sure it is, what the rival gives, what normal use loses, and what it cost."""
+    declared = [one for one in leading if one.declared]
+    several = len({one.part.model for one in lines}) > 1
+
+    def each(chosen: Sequence[Line], value: Callable[[Line], str]) -> str:
+        named = [f"{_suite(one)} ({one.part.model})" if several else _suite(one) for one in chosen]
+        return _sentence("; ".join(f"{name}: {value(one)}" for name, one in zip(named, chosen, strict=True)))
+
+    found = [Fact("How sure", _sure(declared))] if declared else []
+    for title, chosen, value in (
+        ("The control with its prompt written twice", [one for one in lines if one.what == TRAINED_TWICE], _rival),
+        ("When the question comes first", [one for one in leading if one.setting.order == "question_first"], _gain),
+        (
+            "Right answers when read from left to right, as usual",
+            [one for one in declared if _normal_use(one)],
+            _normal_use,
+        ),
+    ):
+        if chosen:
+            found.append(Fact(title, each(chosen, value)))
+    if runs := sum(part.study.spent.runs for part in parts):
+        seconds, dollars = sum(part.study.spent.seconds for part in parts), sum(part.dollars for part in parts)
+        spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
+        found.append(Fact("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
+    return found
+
+
+def _sure(declared: Sequence[Line]) -> str:
+    """Of all declared comparisons together: models, seeds, questions, and what they could have shown."""
+    models = list(dict.fromkeys(one.part.model for one in declared))
+    seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
+    items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
+    found = f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. The bars are 95 % intervals."
+    least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
+    if not least:
+        return found
+    return f"{found} A true difference of {_range([f'{100 * x:.1f}' for x in least])} points would show four times in five."
+
+
+def _gain(one: Line) -> str:
+    return points(one.comparison.accuracy.total)
+
+
+def _range(values: Sequence[str]) -> str:
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+def _normal_use(one: Line) -> str:
+    """What the finetuned model gets right under the causal mask, beside the untrained model and the control."""
+    study, c = one.part.study, one.comparison
+    finetuned = study.evaluation(c.first.model, "causal")
+    if finetuned is None:
+        return ""
+    scored = (("the finetuned model", finetuned), ("untrained", study.baseline), ("the control", c.second))
+    return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)
+
+
+def _rival(one: Line) -> str:
+    c = one.comparison
+    cost = f" at {one.prefill:.1f} times the prefill" if one.prefill else ""
+    return f"{signed(100 * c.accuracy.total.value, 1)} points{cost}"
+
+
+def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
+    """Missing runs by name, and what weakens the answer."""
+    found = []
+    if any(run.random_weights for part in parts for study in part.settings for run in study.runs):
+        found.append(
+            "Some of these models have random weights: their numbers mean nothing and show that every step runs."
+        )
+    if not_run:
+        found.append(f"Not run: the campaigns {', '.join(not_run)}; run: `make campaign CAMPAIGN={not_run[0]}`.")
+    for part in parts:
+        if part.missing:
+            found.append(f"Of the campaign {part.campaign} these runs are missing: {'; '.join(part.missing)}.")
+    for one in declared:
+        if one.seeds < 3:
+            found.append(
+                f"{_place(one)} ({one.part.model}): {_counted(one.seeds, 'training seed')}; a claim needs three."
+            )
+    return found
+
+
+def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
+    found = []
+    if lines:
+        own = [one for one in lines if one.what == OWN]
+        drawn = (forest_plot(tables.named(own)),) if own else ()
+        found.append(Section("when", "When it helps", (_WHEN,), (tables.when(lines),), drawn))
+
+    def add(key: str, title: str, text: str, shown: Sequence[Table], drawn: Sequence[Plot] = ()) -> None:
+        if any(table.rows for table in shown):
+            found.append(Section(key, title, (text,) if text else (), tuple(shown), tuple(drawn)))
+
+    add("recipes", "Recipes, ranked", _RECIPES, [tables.recipes(parts)])
+    curves = [part for part in parts if part.study.recovery]
+    plots = [
+        plot for part in curves for plot in recovery_plots(part.study.recovery, part.study.baseline, part.campaign)
+    ]
+    add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)
+    add(
+        "solved",
+        "How soon look-ups are learnt",
+        SOLVED,
+        [t for part in parts if (t := run_tables.solved(part.study)).rows],
+    )
+    add("side-effect", "Side effect in normal use", SIDE_EFFECT, [tables.side_effect(parts)])
+    add("cost", "Cost", "", [tables.cost(parts), tables.prefill(parts)])
+    add("campaigns", "Campaigns", "", [tables.campaigns(parts)])
+    return found
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
