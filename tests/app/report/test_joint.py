@@ -1,0 +1,184 @@
+"""One page over several campaigns: its answer, what it marks, what it names as missing, and the files that it is made of."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from app.commands.report import report as report_command
+from app.commands.results import results as results_command
+from app.report.archive import collect, joint_of, rebuild, write_joint
+from app.report.joint import QUESTION, joint_page
+from app.report.joint_tables import Part
+from app.report.page import Page
+from jobs.config import strict_yaml
+from jobs.config.campaign import CAMPAIGNS_DIR
+from jobs.runs.rundir import list_runs
+from tests.app.fakes.synthetic_runs import MODELS, write_cells
+from tests.app.report.test_campaign import declare
+
+
+def campaign(runs_dir: Path, name: str, suite: str, settings: Mapping[str, Any] = {}, **options: Any) -> Path:
+    """A campaign in a runs directory that may hold others: `context_first` decides."""
+    before = {run.id for run in list_runs(runs_dir)} if runs_dir.is_dir() else set()
+    orders = options.pop("orders", ("context_first",))
+    for order in orders:
+        changed = frozenset({f"piqa/{suite}{order}"})
+        write_cells(runs_dir, **{"suite": (suite, order), "tasks": ("piqa",), "changed": changed} | options)
+    record = declare(runs_dir, name, suite=suite, recipe="full", measure="accuracy")
+    listed = [{"run": run.id} for run in list_runs(runs_dir) if run.id not in before]
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"runs": listed, "settings": settings}))
+    return record
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three campaigns: two recipes in three orders; the same setting with fewer seeds; another suite."""
+    path = tmp_path_factory.mktemp("runs")
+    campaign(path, "reading", "reading", {"dollars_an_hour": 2.5}, items=60,
+             orders=("context_first", "question_first", "repeat"))  # fmt: skip
+    campaign(path, "again", "reading", seeds=(0,), items=40, recipes=("full",))
+    campaign(path, "short", "short", items=400, recipes=("full",))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(runs_dir: Path) -> list[Part]:
+    return joint_of(runs_dir)
+
+
+@pytest.fixture(scope="module")
+def page(parts: list[Part]) -> Page:
+    return joint_page(parts, ["lookup"])
+
+
+def rows(page: Page, key: str) -> list[tuple[str, ...]]:
+    (section,) = [section for section in page.sections if section.key == key]
+    return [row.cells for table in section.tables for row in table.rows]
+
+
+def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_plot(page: Page) -> None:
+    assert page.question == QUESTION
+    sentences = re.findall(r"[^.]+(?:\.\d[^.]*)*\.(?=\s|$)", page.headline)
+    assert 1 <= len(sentences) <= 2 and "".join(sentences).strip() == page.headline
+    head = page.to_html().partition("<main>")[0]
+    assert head.count("<svg") == 1 and page.headline in head
+    facts = {fact.name: fact.text for fact in page.facts}
+    assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
+    assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
+    assert facts["The control with its prompt written twice"].startswith("Reading tasks: 0.0 points at 1.0 times")
+
+
+def test_of_two_campaigns_in_one_setting_the_one_with_more_seeds_leads_and_both_are_shown(page: Page) -> None:
+    assert page.answer is not None
+    assert page.answer.description.count("reading, context first: ") == 1  # once, and not with a campaign's name
+    (forest,) = [plot for plot in page.plots if plot.key == "forest"]
+    assert "reading, context first (again): " in forest.description
+    found = [row for row in rows(page, "when") if row[0] == "reading, context first"]
+    assert {(row[2].partition(",")[0], row[-1]) for row in found} == {
+        ("reading", "primary, 2 seeds"), ("again", "primary, 1 seed"),
+    }  # fmt: skip
+    assert {row[-1].partition(",")[0] for row in rows(page, "when") if "question first" in row[0]} == {"exploratory"}
+
+
+def test_repetition_and_the_bidirectional_prompt_stand_in_one_table_with_their_prefill(page: Page) -> None:
+    compared = {row[1]: row[3] for row in rows(page, "when") if row[0].startswith("reading")}
+    assert compared["both directions, minus control"] == "1.0x"
+    assert "both directions once, minus the control twice" in compared
+    assert {row[0] for row in rows(page, "when")} >= {"reading, repeat", "reading"}
+
+
+def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page) -> None:
+    assert [row[:2] for row in rows(page, "recipes")][:2] in (
+        [("1", "full"), ("2", "lora")], [("1", "lora"), ("2", "full")],
+    )  # fmt: skip
+    assert {row[1].partition(",")[0] for row in rows(page, "side-effect")} == {"reading", "again", "short"}
+    assert [row[0] for row in rows(page, "cost")][:3] == ["again", "reading", "short"]
+
+
+@pytest.mark.parametrize(
+    ("harder", "items", "text"),
+    [
+        (-1.5, 100, r"It helps on reading tasks with the question last \(\d+\.\d points more accurate\)\."),
+        (2.0, 100, r"It hurts on reading tasks with the question last \(\d+\.\d points less accurate\)\."),
+        (0.0, 20, r"Not enough items to tell: at least [\d,]+ needed on reading tasks with the question last\."),
+        (0.0, 1000, r"It makes no difference that would show on reading .* \(none of \d\.\d points or more\)\."),
+    ],
+)
+def test_the_answer_follows_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harder: float, items: int, text: str
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0] + harder, 1.98))
+    campaign(tmp_path, "mine", "reading", items=items, recipes=("full",), tasks=("piqa", "arc_easy"))
+    assert re.fullmatch(text, joint_page(joint_of(tmp_path)).headline)
+
+
+def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
+    campaign(tmp_path, "mine", "reading", items=8, recipes=())
+    page = joint_page(joint_of(tmp_path))
+    assert page.headline.startswith("No campaign has both a finetuned model and its control yet")
+    assert page.answer is None and "mine" in page.to_markdown()
+
+
+def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> None:
+    assert "Not run: the campaigns lookup; run: `make campaign CAMPAIGN=lookup`." in page.cautions
+    settings = strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci")
+    record = campaign(tmp_path, "mine", "lookup", items=8, recipes=("full",), seeds=(0,), untrained=False, profile="ci")
+    there = {"profile": "ci", "suite": "lookup", "order": "context_first", "recipe": "full-1e-3"}
+    places = [{"mask": "causal", "seed": "0"}, {"mask": "causal", "seed": "1"}]
+    ledger = json.loads(record.read_text()) | {"cells": 4, "settings": settings}
+    ledger["runs"] = [{**run, **there, **place} for run, place in zip(ledger["runs"], places, strict=True)]
+    record.write_text(json.dumps(ledger))
+    (part,) = joint_of(tmp_path)
+    assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"]
+    record.write_text(json.dumps(ledger | {"settings": {"of": "another version"}}))
+    (part,) = joint_of(tmp_path)
+    assert part.missing == ["2 runs"]
+    assert "Of the campaign mine these runs are missing: 2 runs." in joint_page([part]).cautions
+
+
+def test_the_markdown_shows_each_plot_as_a_file_in_light_and_dark(tmp_path: Path, parts: list[Part]) -> None:
+    (tmp_path / "index-old.svg").touch()
+    _, written = write_joint(parts, tmp_path, "index")
+    text = (tmp_path / "index.md").read_text()
+    drawn = re.findall(r"!\[([^\]]{40,})\]\(([^)]+)\)", text)
+    assert sorted(file for _, file in drawn) == sorted(
+        path.name for path in tmp_path.glob("*.svg")
+    )  # the old one is gone
+    for _, file in drawn:
+        root = ElementTree.fromstring((tmp_path / file).read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.find("{*}desc") is not None
+        assert "prefers-color-scheme: dark" in (tmp_path / file).read_text()
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+    assert not re.search(r'(?:src|href)="(?!#)', (tmp_path / "index.html").read_text())  # everything is inside
+
+
+def test_results_prints_the_answer_and_the_forest_as_a_table(
+    runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    collect(runs_dir, "short", tmp_path)
+    page, _ = rebuild(tmp_path, ["short"])
+    done = CliRunner().invoke(results_command, ["--results-dir", str(tmp_path), "--runs-dir", str(tmp_path / "runs")])
+    assert done.exit_code == 0, done.output
+    printed = " ".join(done.output.split())
+    assert page.headline in printed and "short, context first both directions, minus control" in printed
+    assert (tmp_path / "index.html").is_file() and (tmp_path / "short" / "embedded.md").is_file()
+    assert "(short/embedded.md)" in (tmp_path / "index.md").read_text()
+
+
+def test_a_report_of_several_campaigns_has_the_joint_page_beside_it(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        assert not (tmp_path / "campaigns.html").exists()
+        campaign(tmp_path, name, "short", items=8, recipes=("full",), seeds=(0,))
+        done = CliRunner().invoke(report_command, ["--runs-dir", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+    assert f"wrote {tmp_path / 'campaigns.html'}" in done.output
+    assert "Every comparison, suite by suite" in (tmp_path / "campaigns.md").read_text()
