@@ -112,8 +112,11 @@ def _change(one: Line) -> str:
 
 
 def _none_of(one: Line) -> str:
+    """In points where accuracy can deny a difference, else by the declared measure."""
     least = 100 * excluded(one.comparison.accuracy)
-    return f"none of {least:.1f} points or more" if least else "right on the very same items"
+    if least and finding(one.comparison).direction == "level":
+        return f"none of {least:.1f} points or more"
+    return one.finding.text
 
 
 def _facts(parts: Sequence[Part], lines: Sequence[Line], leading: Sequence[Line]) -> list[Fact]:

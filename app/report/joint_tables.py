@@ -189,7 +189,8 @@ def mean(study: Study, e: Evaluation) -> float:
 
 def _kept(study: Study, side: Comparison | None) -> str:
     """`0.996x`: the accuracy in normal use over that of the untrained model."""
-    return DASH if side is None else f"{number(mean(study, side.first) / mean(study, side.second))}x"
+    before = mean(study, side.second) if side else 0.0
+    return f"{number(mean(study, side.first) / before)}x" if side and before else DASH
 
 
 def side_effect(parts: Sequence[Part]) -> Table:
