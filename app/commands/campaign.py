@@ -110,21 +110,21 @@ def _deal(name: str, runs_dir: Path, workers: int, ledger: Ledger) -> None:
     console = Console()
     with StopFlag().listening() as stop, Live(console=console, auto_refresh=False) as live:
         deal(["campaign", name, "--runs-dir", str(runs_dir)], devices, ledger.path.with_suffix(""), stop=stop,
-             look=_shown(ledger, live, console))  # fmt: skip
+             look=progress(ledger.standings, live, console))  # fmt: skip
 
 
-def _shown(ledger: Ledger, live: Live, console: Console) -> Callable[[], None]:
+def progress(standings: Callable[[], Sequence[Standing]], live: Live, console: Console) -> Callable[[], None]:
     """On a terminal a table that is drawn anew; without one, a line for each change of a state."""
     before: dict[str, str] = {}
 
     def look() -> None:
-        found = ledger.standings()
+        found = standings()
         if console.is_terminal:
             live.update(Text("\n".join(table(found, console.width))), refresh=True)
             return
         for one in found:
             if before.get(one.cell.name, "open") != one.state:
-                click.echo(f"{one.cell.name}: {one.state} {one.result}".rstrip())
+                console.out(f"{one.cell.name}: {one.state} {one.result}".rstrip(), highlight=False)
             before[one.cell.name] = one.state
 
     return look

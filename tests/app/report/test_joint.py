@@ -124,7 +124,9 @@ def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_show
     record = campaign(tmp_path, "mine", "reading", items=4, recipes=("full",))
     declared = json.loads(record.read_text())
     record.write_text(json.dumps(declared | {"primary": declared["primary"] | {"measure": "gold_nll"}}))
-    assert re.search(r"\(no difference of 0\.\d+ nats a token or more in NLL\)\.$", joint_page(joint_of(tmp_path)).headline)
+    assert re.search(
+        r"\(no difference of 0\.\d+ nats a token or more in NLL\)\.$", joint_page(joint_of(tmp_path)).headline
+    )
 
 
 def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
