@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from app.report.render import Report, build_report
+from app.report.render import Report, build_report, print_results
 from jobs.errors import DataError
 from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
 
@@ -60,6 +62,16 @@ def test_recovery_is_drawn_over_steps_for_each_mask(report: Report) -> None:
     }
     page = report.to_html()
     assert "Recovery with training" in page and "bidirectional (leaks): 0." in page
+
+
+def test_the_terminal_has_the_forest_and_the_recovery_as_tables(report: Report) -> None:
+    written = io.StringIO()
+    print_results(report, Console(file=written, width=80))
+    lines = written.getvalue().splitlines()
+    tables = lines[lines.index("Finetuned with the prefix mask, minus the control") :]
+    assert max(map(len, tables)) <= 80
+    assert any(line.startswith("reading: question first") for line in lines)
+    assert any(line.startswith("prefix, read prefix") and "300" in line for line in lines)
 
 
 def test_one_setting_and_one_recipe_have_no_such_sections(tmp_path: Path) -> None:
