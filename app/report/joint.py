@@ -8,6 +8,7 @@ that were declared before anything ran; of two campaigns that declared the same 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from app.report import joint_tables as tables
 from app.report import run_tables
@@ -179,8 +180,8 @@ def _normal_use(one: Line) -> str:
 
 def _rival(one: Line) -> str:
     c = one.comparison
-    cost = f" at {one.prefill:.1f} times the prefill" if one.prefill else ""
-    return f"{signed(100 * c.accuracy.total.value, 1)} points{cost}"
+    cost = f", at {one.prefill:.1f} times the prefill" if one.prefill else ""
+    return f"{signed(100 * c.accuracy.total.value, 1)} points over the prompt once{cost}"
 
 
 def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:

@@ -73,7 +73,9 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     facts = {fact.name: fact.text for fact in page.facts}
     assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
     assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
-    assert facts["The control with its prompt written twice"].startswith("Reading tasks: 0.0 points at 1.0 times")
+    assert facts["The control with its prompt written twice"].startswith(
+        "Reading tasks: 0.0 points over the prompt once, at 1.0 times"
+    )
 
 
 def test_of_two_campaigns_in_one_setting_the_one_with_more_seeds_leads_and_both_are_shown(page: Page) -> None:
