@@ -218,15 +218,11 @@ def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
     add("recipes", "Recipes, ranked", _RECIPES, [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
     plots = [
-        plot for part in curves for plot in recovery_plots(part.study.recovery, part.study.baseline, part.campaign)
+        plot for part in curves for plot in recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
     ]
     add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)
-    add(
-        "solved",
-        "How soon look-ups are learnt",
-        SOLVED,
-        [t for part in parts if (t := run_tables.solved(part.study)).rows],
-    )
+    learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
+    add("solved", "How soon look-ups are learnt", SOLVED, [table for table in learnt if table.rows])
     add("side-effect", "Side effect in normal use", SIDE_EFFECT, [tables.side_effect(parts)])
     add("cost", "Cost", "", [tables.cost(parts), tables.prefill(parts)])
     add("campaigns", "Campaigns", "", [tables.campaigns(parts)])

@@ -4,6 +4,7 @@ Every colour is a CSS variable of report.html.j2, so that one drawing serves the
 anything outside the page, and the same numbers give the same bytes.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from math import log10
 
@@ -112,17 +113,17 @@ def forest_plot(
     return chart.plot(key, title, f"{text}.")
 
 
-def recovery_plots(recipes: Sequence[Recipe], baseline: Evaluation | None, key: str = "recovery") -> tuple[Plot, ...]:
-    """Macro accuracy, and the right answer's NLL where all have it, against the response tokens trained on."""
+def recovery_plots(recipes: Sequence[Recipe], baseline: Evaluation | None, of: str = "") -> tuple[Plot, ...]:
+    """Macro accuracy, and the right answer's NLL where all have it, against the response tokens trained on. of: for the title."""
     before = (baseline.macro.value, baseline.gold_nll) if baseline else (None, None)
-    accuracy = _recovery_plot(f"{key}-accuracy", "macro accuracy", recipes, lambda r: r.accuracy, before[0])
+    accuracy = _recovery_plot("accuracy", "macro accuracy", of, recipes, lambda r: r.accuracy, before[0])
     if any(r.gold_nll is None for r in recipes):
         return (accuracy,)
-    return accuracy, _recovery_plot(f"{key}-nll", "NLL, nats a token", recipes, lambda r: r.gold_nll or 0.0, before[1])
+    return accuracy, _recovery_plot("nll", "NLL, nats a token", of, recipes, lambda r: r.gold_nll or 0.0, before[1])
 
 
 def _recovery_plot(
-    key: str, name: str, recipes: Sequence[Recipe], value_of: Callable[[Recipe], float], baseline: float | None
+    key: str, name: str, of: str, recipes: Sequence[Recipe], value_of: Callable[[Recipe], float], baseline: float | None
 ) -> Plot:
     """One line for each mask that the models are scored under, over the response tokens, or the steps where those are not known.
 
@@ -154,8 +155,8 @@ def _recovery_plot(
     described = (
         f"{names[m]}: " + ", ".join(f"{number(v)} after {10**x:,.0f}" for x, v in line) for m, line in lines.items()
     )
-    title = f"Recovery with training: {name.partition(',')[0]}"
-    return chart.plot(key, title, f"In {unit}. {'; '.join(described)}.")
+    title = f"Recovery with training: {name.partition(',')[0]}" + (f" ({of})" if of else "")
+    return chart.plot(re.sub(r"\W+", "-", f"recovery {of} {key}"), title, f"In {unit}. {'; '.join(described)}.")
 
 
 def _round(value: float) -> str:
