@@ -217,9 +217,9 @@ def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
 
     add("recipes", "Recipes, ranked", _RECIPES, [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
-    plots = [
-        plot for part in curves for plot in recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
-    ]
+    plots = []
+    for part in curves:
+        plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
     add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)
     learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
     add("solved", "How soon look-ups are learnt", SOLVED, [table for table in learnt if table.rows])
