@@ -217,7 +217,7 @@ def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
 
     add("recipes", "Recipes, ranked", _RECIPES, [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
-    plots = []
+    plots: list[Plot] = []
     for part in curves:
         plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
     add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)

@@ -140,7 +140,7 @@ def _recovery_plot(
     top = below_legend(list(names.values())) + LINE
     chart = Chart((min(across), max(across)), (max(bounds) + room, min(bounds) - room), 170, 44, right=26, top=top)
     chart.legend([(names[mask], *_look(mask), False) for mask in lines])
-    chart.text(0, top - LINE, f"{name}; dashed: as trained, left to right", "muted")
+    chart.text(0, top - LINE, f"{name}{'; dashed: as trained, left to right' * (baseline is not None)}", "muted")
     unit = "response tokens" if by_tokens else "steps"
     ticks = {round(x, 1): x for x in across}.values()  # lengths of two masks may differ by a few tokens
     chart.x_axis(f"{unit} of finetuning", grid=False, ticks=[(x, _round(10**x)) for x in ticks])
