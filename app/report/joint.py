@@ -18,7 +18,7 @@ from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
-from app.report.sections import RECOVERY, SIDE_EFFECT, SOLVED, Section
+from app.report.sections import RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
 from app.report.sentences import Fact, excluded, finding, not_enough
 from app.report.tables import Table
 from app.stats.power import smallest_difference
@@ -30,12 +30,6 @@ QUESTION = (
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"context_first": "question last", "question_first": "question first", "repeat": "prompt twice"}
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
-_WHEN = (
-    "Right of zero the model that reads its prompt in both directions is better than its control; each is finetuned alike and "
-    "scored under its own mask. In the order context first the passage, the choices or the facts come before the question; "
-    "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
-    "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
-)
 _RECIPES = "The best of many is flattered by chance: run it again with new seeds before believing its lead."
 
 
@@ -207,9 +201,8 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
 def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
     found = []
     if lines:
-        own = [one for one in lines if one.what == OWN]
-        drawn = (forest_plot(tables.named(own)),) if own else ()
-        found.append(Section("when", "When it helps", (_WHEN,), (tables.when(lines),), drawn))
+        drawn = (forest_plot(marks),) if (marks := tables.named(lines)) else ()
+        found.append(Section("when", "When it helps", (WHEN,), (tables.when(lines),), drawn))
 
     def add(key: str, title: str, text: str, shown: Sequence[Table], drawn: Sequence[Plot] = ()) -> None:
         if any(table.rows for table in shown):

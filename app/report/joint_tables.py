@@ -1,4 +1,4 @@
-"""The tables of the page over several campaigns. Its sentences are in app/report/joint.py."""
+"""The tables of the page over several campaigns, of which the report of one has the first. Its sentences: app/report/joint.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,21 +6,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.report.campaign import Setting, in_words, recipe_of
+from app.report.campaign import Setting, in_words, recipe_of, role
 from app.report.comparisons import Comparison
 from app.report.format import DASH, count, duration, number, signed, with_interval
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
 from app.report.sentences import Finding, finding
 from app.report.study import Study
-from app.report.tables import Table, TableRow, setting_role
+from app.report.tables import Table, TableRow
 from app.report.tables import recovery as recovery_of
 from app.stats.bootstrap import Interval
 from app.stats.power import smallest_difference
 from jobs.config.campaign import Campaign, cells
 from jobs.errors import ConfigError
 
-OWN = "both directions, minus control"
+OWN = "both directions minus control"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def lines_of(parts: Sequence[Part]) -> list[Line]:
     for part in parts:
         for study in part.settings:
             if (c := study.control) is not None:
-                declared = c is part.study.control and setting_role(part.study, c).startswith("primary")
+                declared = study is part.study and role(study.primary, c, study.setting).startswith("primary")
                 found.append(Line(part, study.setting, OWN, c, declared))
         for c in against_repetition(part.study):
             suite, _, what = c.title.partition(": ")
@@ -112,7 +112,9 @@ def lines_of(parts: Sequence[Part]) -> list[Line]:
 
 
 def named(lines: Sequence[Line]) -> list[tuple[str, Comparison, bool]]:
-    """Names, comparisons and roles for a plot. A name has its model or its campaign where another line would be called alike."""
+    """Names, comparisons and roles for a plot of those that are OWN. A name has its model or its campaign where another line
+    would be called alike."""
+    lines = [one for one in lines if one.what == OWN]
     models = {one.part.model for one in lines}
     found = []
     for one in lines:
@@ -123,24 +125,26 @@ def named(lines: Sequence[Line]) -> list[tuple[str, Comparison, bool]]:
 
 
 def when(lines: Sequence[Line]) -> Table:
-    """A row for each comparison: what it found, what it could have shown, and the prefill of both sides."""
+    """A row for each comparison: what it found, what it could have shown, and the prefill of both sides. Without its campaign and
+    model where all are of one, and without its role where no campaign declared one."""
+    several, declared = len({one.part.name for one in lines}) > 1, any(one.part.study.primary for one in lines)
+    columns = ("Tasks and order", "First minus second", *["Campaign, model"] * several, ">Prefill", ">Points [95 %]", ">Can show",
+               ">NLL [95 %]", "Reading", *["Role"] * declared)  # fmt: skip
     rows = []
     for one in lines:
         c = one.comparison
-        role = f"{'primary' if one.declared else 'exploratory'}, {one.seeds} seed{'s' * (one.seeds > 1)}"
+        of = f"{'primary' if one.declared else 'exploratory'}, {one.seeds} seed{'s' * (one.seeds > 1)}"
         rows.append(TableRow((
-            str(one.setting) if one.what == OWN else one.setting.suite, one.what, one.part.name,
+            str(one.setting) if one.what == OWN else one.setting.suite, one.what, *[one.part.name] * several,
             DASH if one.prefill is None else f"{one.prefill:.1f}x", _in_points(c.accuracy.total),
             _in_points(smallest_difference(c.accuracy.variance)), with_interval(c.nll.total, sign=True) if c.nll else DASH,
-            _reading(one), role,
+            _reading(one), *[of] * declared,
         ), "base" if one.declared else ""))  # fmt: skip
     note = (
         "Paired on the same questions; intervals are a bootstrap over questions and seeds. Prefill: the tokens that the first "
         "side reads, over those of the second. Can show: the smallest true difference, in points, whose interval excludes zero "
         "four times in five. NLL: of the right answer, in nats a token, so that less is better."
     )
-    columns = ("Tasks and order", "First minus second", "Campaign, model", ">Prefill", ">Points [95 %]", ">Can show",
-               ">NLL [95 %]", "Reading", "Role")  # fmt: skip
     return Table("Every comparison, suite by suite", columns, tuple(rows), note)
 
 

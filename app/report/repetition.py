@@ -11,7 +11,7 @@ from app.report.comparisons import Comparison, compare
 from app.report.runs import Evaluation
 from app.report.study import Study
 
-TRAINED_TWICE = "the control, twice minus once"
+TRAINED_TWICE = "control twice minus once"
 
 
 def against_repetition(study: Study) -> list[Comparison]:
@@ -28,13 +28,13 @@ def against_repetition(study: Study) -> list[Comparison]:
 
 def _of_suite(twice: Study, once: Study) -> Iterator[Comparison]:
     name = f"{once.setting.suite}: "
-    yield from _pair(f"{name}untrained, twice minus once", twice, twice.baseline, once, once.baseline)
+    yield from _pair(f"{name}untrained twice minus once", twice, twice.baseline, once, once.baseline)
     if once.control is None:
         return
     right, both = once.control.second, once.control.first
     left = twice.evaluation(right.model, "causal")
     yield from _pair(f"{name}{TRAINED_TWICE}", twice, left, once, right)
-    yield from _pair(f"{name}both directions once, minus the control twice", once, both, twice, left)
+    yield from _pair(f"{name}both directions once minus control twice", once, both, twice, left)
 
 
 def _pair(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.repetition import against_repetition
+from app.report.joint_tables import Part, lines_of, named, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -28,14 +28,10 @@ def sections(study: Study) -> list[Section]:
     side = [c for c in study.comparisons if c.group == "side effect"]
     found: list[Section] = []
     drawn: tuple[Plot, ...]
-    rivals = against_repetition(study)
-    if len(study.settings) > 1 or rivals:
-        marked = [(name, c, tables.setting_role(study, c) != "exploratory") for name, c in study.settings]
-        drawn = (plots.forest_plot(marked),) if marked else ()
-        shown: tuple[Table, ...] = (tables.settings(study),)
-        if rivals:
-            shown += (tables.repetition(study, rivals),)
-        found.append(Section("when", "When it helps", (_WHEN,), shown, drawn))
+    shown: tuple[Table, ...]
+    if len(lines := lines_of([Part("", study)])) > 1:
+        drawn = (plots.forest_plot(marks),) if (marks := named(lines)) else ()
+        found.append(Section("when", "When it helps", (WHEN,), (when(lines),), drawn))
     if study.ranked_recipes:
         found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
     if study.recovery:
@@ -103,9 +99,11 @@ def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
-_WHEN = (
-    "The same comparison in every setting: the model finetuned for the bidirectional prompt, against its control, each under its "
-    "own mask. A bidirectional prompt can help only where an early part of the prompt depends on a later one."
+WHEN = (
+    "Right of zero the model that reads its prompt in both directions is better than its control; each is finetuned alike and "
+    "scored under its own mask. In the order context first the passage, the choices or the facts come before the question; "
+    "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
+    "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
 )
 _RECIPES = (
     "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "

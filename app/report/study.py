@@ -116,12 +116,6 @@ class Study:
             if c.group == "control" and (c.first.mask, c.second.mask) == ("prefix", "causal")
         ]
 
-    @property
-    def settings(self) -> list[tuple[str, Comparison]]:
-        """The decisive comparison of every setting that has one, this study's first."""
-        studies = (self, *self.other_settings)
-        return [(str(s.setting).replace(", ", ": ", 1), s.control) for s in studies if s.control is not None]
-
     @functools.cached_property
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
         """The recipes against the control, best accuracy first; empty unless there are several. A campaign's recipes have

@@ -107,33 +107,6 @@ def both_measures(c: Comparison) -> tuple[str, ...]:
     return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, both))
 
 
-def setting_role(study: Study, c: Comparison) -> str:
-    """The role of the decisive comparison of a setting: that of another setting is never the declared one."""
-    if c is study.control:
-        return role(study.primary, c, study.setting)
-    return "exploratory" if study.primary else ""
-
-
-def settings(study: Study) -> Table:
-    """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
-    rows = []
-    for name, c in study.settings:
-        own = setting_role(study, c)
-        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([own] if own else []))))
-    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary else []))
-    return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
-
-
-def repetition(study: Study, comparisons: Sequence[Comparison]) -> Table:
-    """The prompt written twice against once, with what each reads."""
-    own = ["exploratory"] if study.primary else []
-    rows = [TableRow((c.title, number(c.first.tokens_per_item, 0), number(c.second.tokens_per_item, 0), *both_measures(c), *own))
-            for c in comparisons]  # fmt: skip
-    columns = ("Tasks", ">Tokens an item", ">Against", *BOTH_MEASURES, *(["Role"] if own else []))
-    note = "On the same questions and choices. Tokens an item: prompt and choices, as the model ran them."
-    return Table("The prompt written twice", columns, tuple(rows), note)
-
-
 def recipes(study: Study) -> Table:
     """The recipes, best first, each against the control."""
     rows = []
