@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,9 @@ def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page
 @pytest.mark.parametrize(
     ("harder", "items", "text"),
     [
-        (-1.5, 100, r"It helps on reading tasks with the question last \(\d+\.\d points more accurate\)\."),
-        (2.0, 100, r"It hurts on reading tasks with the question last \(\d+\.\d points less accurate\)\."),
-        (0.0, 20, r"Not enough items to tell: at least [\d,]+ needed on reading tasks with the question last\."),
+        (-1.5, 100, r"It helps on reading tasks \(\d+\.\d points more accurate\)\."),
+        (2.0, 100, r"It hurts on reading tasks \(\d+\.\d points less accurate\)\."),
+        (0.0, 20, r"Not enough items to tell: at least [\d,]+ needed on reading tasks\."),
         (0.0, 1000, r"It makes no difference that would show on reading .* \(none of \d\.\d points or more\)\."),
     ],
 )
@@ -127,6 +128,24 @@ def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_show
     assert re.search(
         r"\(no difference of 0\.\d+ nats a token or more in NLL\)\.$", joint_page(joint_of(tmp_path)).headline
     )
+
+
+def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(name: str, part: Part) -> Part:
+        runs = tuple(replace(run, base_model=name) for run in part.study.runs)
+        return Part(name, replace(part.study, profile=name, runs=runs))
+
+    campaign(tmp_path / "open", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.5, 1.98))
+    campaign(tmp_path / "helped", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
+    (helped,), (unclear,) = joint_of(tmp_path / "helped"), joint_of(tmp_path / "open")
+    alike = joint_page([on("first", helped), on("second", helped)]).headline
+    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d points more accurate) and \1\)\.", alike)
+    apart = joint_page([on("first", helped), on("second", unclear)]).headline
+    assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
+                        r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
 
 
 def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
