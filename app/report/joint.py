@@ -131,13 +131,9 @@ def _facts(parts: Sequence[Part], lines: Sequence[Line], leading: Sequence[Line]
 
     found = [Fact("How sure", _sure(declared))] if declared else []
     for title, chosen, value in (
+        ("Right answers", declared, _right),
         ("The control with its prompt written twice", [one for one in lines if one.what == TRAINED_TWICE], _rival),
         ("When the question comes first", [one for one in leading if one.setting.order == "question_first"], _gain),
-        (
-            "Right answers when read from left to right, as usual",
-            [one for one in declared if _normal_use(one)],
-            _normal_use,
-        ),
     ):
         if chosen:
             found.append(Fact(title, each(chosen, value)))
@@ -168,13 +164,11 @@ def _range(values: Sequence[str]) -> str:
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
-def _normal_use(one: Line) -> str:
-    """What the finetuned model gets right under the causal mask, beside the untrained model and the control."""
+def _right(one: Line) -> str:
+    """Accuracies of the finetuned model, its control and the untrained one, and of the former under the causal mask."""
     study, c = one.part.study, one.comparison
-    finetuned = study.evaluation(c.first.model, "causal")
-    if finetuned is None:
-        return ""
-    scored = (("finetuned", finetuned), ("untrained", study.baseline), ("the control", c.second))
+    scored = (("read in both directions", c.first), ("the control", c.second), ("untrained", study.baseline),
+              ("the finetuned model read from left to right", study.evaluation(c.first.model, "causal")))  # fmt: skip
     return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)
 
 
