@@ -43,7 +43,8 @@ def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequen
         question=QUESTION,
         headline=headline(declared),
         answer=forest_plot(tables.named(leading), "answer", _ANSWER) if leading else None,
-        facts=_facts(parts, lines, leading),
+        details=_details(leading),
+        facts=_facts(parts, lines, declared),
         cautions=_cautions(parts, declared, not_run),
         sections=_sections(parts, lines),
         links=links,
@@ -122,26 +123,23 @@ def _none_of(one: Line) -> str:
     return one.finding.text
 
 
-def _facts(parts: Sequence[Part], lines: Sequence[Line], leading: Sequence[Line]) -> list[Fact]:
-    """The first screen beside the answer: how sure it is, what the rival gives, what normal use loses, and what it cost."""
-    declared = [one for one in leading if one.declared]
-
-    def each(chosen: Sequence[Line], value: Callable[[Line], str]) -> str:
-        return _sentence("; ".join(f"{_name(one, lines)}: {value(one)}" for one in chosen))
-
+def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[Fact]:
+    """The first screen beside the answer: how sure it is, what the rival gives, and what it cost."""
     found = [Fact("How sure", _sure(declared))] if declared else []
-    for title, chosen, value in (
-        ("Right answers", declared, _right),
-        ("The control with its prompt written twice", [one for one in lines if one.what == TRAINED_TWICE], _rival),
-        ("When the question comes first", [one for one in leading if one.setting.order == "question_first"], _gain),
-    ):
-        if chosen:
-            found.append(Fact(title, each(chosen, value)))
+    if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
+        found.append(Fact("The control with its prompt written twice", _sentence("; ".join(rivals))))
     if runs := sum(part.study.spent.runs for part in parts):
         seconds, dollars = sum(part.study.spent.seconds for part in parts), sum(part.dollars for part in parts)
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(Fact("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found
+
+
+def _details(leading: Sequence[Line]) -> list[str]:
+    """The numbers behind the answer: each difference with its interval and what every side gets right."""
+    texts = [f"{points(one.comparison.accuracy.total)}; {_right(one)}" for one in leading]
+    names = [f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}" for one in leading]
+    return [_sentence(f"{name}: {text}") for name, text in zip(names, texts, strict=True)]
 
 
 def _sure(declared: Sequence[Line]) -> str:
@@ -156,17 +154,13 @@ def _sure(declared: Sequence[Line]) -> str:
     return f"{found} A true difference of {_range([f'{100 * x:.1f}' for x in least])} points would show four times in five."
 
 
-def _gain(one: Line) -> str:
-    return points(one.comparison.accuracy.total)
-
-
 def _range(values: Sequence[str]) -> str:
     return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _right(one: Line) -> str:
     """Accuracies of the finetuned model, its control and the untrained one, and of the former under the causal mask."""
-    study, c = one.part.study, one.comparison
+    study, c = one.study, one.comparison
     scored = (("read in both directions", c.first), ("the control", c.second), ("untrained", study.baseline),
               ("the finetuned model read from left to right", study.evaluation(c.first.model, "causal")))  # fmt: skip
     return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)

@@ -81,6 +81,11 @@ class Line:
     declared: bool
 
     @property
+    def study(self) -> Study:
+        """Of its setting; that of the campaign is about the primary one."""
+        return next(study for study in self.part.settings if study.setting == self.setting)
+
+    @property
     def finding(self) -> Finding:
         """By the measure that the campaign declared; of an exploratory one by accuracy, or by NLL where that alone is clear."""
         primary = self.part.study.primary

@@ -30,7 +30,9 @@ def campaign(runs_dir: Path, name: str, suite: str, settings: Mapping[str, Any] 
     orders = options.pop("orders", ("context_first",))
     for order in orders:
         changed = frozenset({f"piqa/{suite}{order}"})
-        write_cells(runs_dir, **{"suite": (suite, order), "tasks": ("piqa",), "changed": changed} | options)
+        first = 30 if order == "question_first" else 0  # other items, so that no number is right by accident
+        own = {"suite": (suite, order), "tasks": ("piqa",), "changed": changed, "first": first}
+        write_cells(runs_dir, **own | options)
     record = declare(runs_dir, name, suite=suite, recipe="full", measure="accuracy")
     listed = [{"run": run.id} for run in list_runs(runs_dir) if run.id not in before]
     record.write_text(json.dumps(json.loads(record.read_text()) | {"runs": listed, "settings": settings}))
@@ -75,6 +77,21 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     assert facts["The control with its prompt written twice"].startswith(
         "Reading tasks: 0.0 points over the prompt once, at 1.0 times"
     )
+
+
+def test_the_numbers_behind_the_answer_are_those_of_their_own_order(parts: list[Part], page: Page) -> None:
+    (part,) = [part for part in parts if part.campaign == "reading"]
+    for study in part.settings:
+        order = study.setting.order.replace("_", " ")
+        assert study.baseline is not None
+        said = [text for text in page.details if text.startswith(f"Reading tasks, {order}: ")]
+        assert len(said) == (study.setting.order != "repeat")
+        for text in said:
+            assert f"untrained {100 * study.baseline.macro.value:.1f} %, " in text
+            finetuned = [study.evaluation("full.prefix", "causal")]
+            (recipe,) = [r for r in study.trainings.recipes if any(e is finetuned[0] for e in r.replicates.values())]
+            assert f"read from left to right {100 * recipe.accuracy:.1f} %." in text
+    assert len({study.baseline.macro.value for study in part.settings if study.baseline}) == 2
 
 
 def test_of_two_campaigns_in_one_setting_the_one_with_more_seeds_leads_and_both_are_shown(page: Page) -> None:
