@@ -18,7 +18,7 @@ from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
-from app.report.sections import RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
+from app.report.sections import RECIPES, RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
 from app.report.sentences import Fact, excluded, finding, not_enough
 from app.report.tables import Table
 from app.stats.power import smallest_difference
@@ -30,7 +30,6 @@ QUESTION = (
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
-_RECIPES = "The best of many is flattered by chance: run it again with new seeds before believing its lead."
 
 
 def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequence[tuple[str, str]] = ()) -> Page:
@@ -200,7 +199,7 @@ def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
         if any(table.rows for table in shown):
             found.append(Section(key, title, (text,) if text else (), tuple(shown), tuple(drawn)))
 
-    add("recipes", "Recipes, ranked", _RECIPES, [tables.recipes(parts)])
+    add("recipes", "Recipes, ranked", RECIPES, [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
     plots: list[Plot] = []
     for part in curves:

@@ -172,7 +172,7 @@ def _in_points(value: Interval | float) -> str:
 
 def recipes(parts: Sequence[Part]) -> Table:
     """Each recipe where a campaign has several, best first by the accuracy that it reaches with the bidirectional prompt."""
-    rows = []
+    rows, several = [], len({part.name for part in parts}) > 1
     for part in parts:
         for study in part.settings:
             own = [c for c in study.own_masks if recipe_of(c.first.model)]
@@ -180,11 +180,11 @@ def recipes(parts: Sequence[Part]) -> Table:
             for rank, c in enumerate(ranked, 1):
                 side = study.find((c.first.model, "causal"), ("base", "causal"))
                 rows.append(TableRow((
-                    str(rank), recipe_of(c.first.model), str(study.setting), part.name, str(max(1, len(c.seeds))),
+                    str(rank), recipe_of(c.first.model), str(study.setting), *[part.name] * several, str(max(1, len(c.seeds))),
                     number(mean(study, c.first)), number(mean(study, c.second)), _in_points(c.accuracy.total),
                     _in_points(smallest_difference(c.accuracy.variance)), _kept(study, side),
                 )))  # fmt: skip
-    columns = (">Rank", "Recipe", "Tasks and order", "Campaign, model", ">Seeds", ">Accuracy", ">Its control",
+    columns = (">Rank", "Recipe", "Tasks and order", *["Campaign, model"] * several, ">Seeds", ">Accuracy", ">Its control",
                ">Points [95 %]", ">Can show", ">Normal use")  # fmt: skip
     note = "Normal use: accuracy read from left to right after this training, over that of the untrained model."
     return Table("Recipes, by the accuracy that they reach with the bidirectional prompt", columns, tuple(rows), note)

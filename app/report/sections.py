@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.joint_tables import Part, lines_of, named, when
+from app.report.joint_tables import Part, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -32,8 +32,9 @@ def sections(study: Study) -> list[Section]:
     if len(lines := lines_of([Part("", study)])) > 1:
         drawn = (plots.forest_plot(marks),) if (marks := named(lines)) else ()
         found.append(Section("when", "When it helps", (WHEN,), (when(lines),), drawn))
-    if study.ranked_recipes:
-        found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
+    if (ranked := recipes([Part("", study)])).rows or study.ranked_recipes:
+        shown = (ranked if ranked.rows else tables.recipes(study),)
+        found.append(Section("recipes", "Recipes, ranked", (RECIPES,), shown))
     if study.recovery:
         drawn = plots.recovery_plots(study.recovery, study.baseline)
         found.append(Section("recovery", "Recovery with training", (RECOVERY,), (tables.recovery(study),), drawn))
@@ -105,7 +106,7 @@ WHEN = (
     "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
     "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
 )
-_RECIPES = (
+RECIPES = (
     "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "
     "believing its lead."
 )

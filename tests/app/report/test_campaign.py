@@ -108,7 +108,8 @@ def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_le
     control = report.study.control
     assert control is not None and control.seeds == (0, 1)
     assert control.names == ("full.prefix/prefix", "full.causal/causal")
-    assert [recipe.changes for recipe, _ in report.study.ranked_recipes].count("lora") == 1
+    (ranked,) = [section.tables[0] for section in report.sections if section.key == "recipes"]
+    assert sorted(row.cells[1] for row in ranked.rows) == ["full", "lora"]
     pairs = {(c.first.model, c.second.model) for c in report.study.comparisons}
     assert not any({"full.prefix", "lora.causal"} == set(pair) for pair in pairs)
     (line,) = {line for line in report.to_markdown().splitlines() if line.endswith("| primary (gold nll) |")}
