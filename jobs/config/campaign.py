@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -25,6 +25,7 @@ from jobs.errors import ConfigError
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
 Some = Field(min_length=1)
+T = TypeVar("T")
 
 
 class SuiteChoice(Strict):
@@ -209,6 +210,6 @@ def _cell(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, own
     return Cell(job, {**place, "seed": str(seed) if stage == CELL else "", "steps": steps})
 
 
-def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:
-    """The cells of one of several workers: every `parts`-th from `part` on, counted from 0."""
+def share(of: Sequence[T], part: int, parts: int) -> list[T]:
+    """The cells, or what belongs to each, of one of several workers: every `parts`-th from `part` on, counted from 0."""
     return list(of[part::parts])

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from jobs.config.campaign import campaign_names, cells, read_campaign
+from jobs.config.campaign import campaign_names, cells, read_campaign, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
@@ -137,10 +137,12 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
 
 
 def _together(found: Sequence[Estimate], dealt: int) -> Estimate:
-    """That of runs that `dealt` processes share; of one that does not fit, or whose hours are not known, its own."""
+    """That of the process that takes longest of `dealt` that share the runs; of one that does not fit, or whose hours are not
+    known, its own."""
     odd = next((one for one in found if one.lack or one.hours is None), None)
     largest = max(found, key=lambda one: one.parameters or 0)
-    return odd or replace(largest, hours=sum(one.hours or 0.0 for one in found) / dealt)
+    shares = (share(found, part, dealt) for part in range(dealt))
+    return odd or replace(largest, hours=max(sum(one.hours or 0.0 for one in mine) for mine in shares))
 
 
 def _require_fit(given: argparse.Namespace) -> None:

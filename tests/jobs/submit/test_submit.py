@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.submit import client
+from jobs.submit import client, slurm
 from jobs.submit.__main__ import main
 
 IMAGE = "registry.example/prefill@sha256:" + "ab" * 32
@@ -59,6 +60,10 @@ def test_a_campaign_is_dealt_over_an_array_or_over_the_gpus_of_a_machine(capsys:
     words = ["lookup", "--on", "slurm", "--gpu", "H200", "--runs-dir", str(tmp_path)]
     hours = [int(printed(capsys, *words, *more).partition("--time=")[2].split()[0]) for more in ([], ["--tasks", "4"])]
     assert hours[0] > hours[1] > 30 and (hours[0] - 30) / (hours[1] - 30) == pytest.approx(4, rel=0.15), "minutes"
+    each, more = (
+        printed(capsys, *words, "--tasks", tasks).partition("--time=")[2].split()[0] for tasks in ("21", "1000")
+    )
+    assert each == more, "no element is over before the longest run, however many elements there are"
     text = printed(capsys, *words, "--tasks", "4")
     assert "#SBATCH --array=0-3" in text and "values=(0/4 1/4 2/4 3/4)" in text and "--continue" not in text
     assert 'element=(--share "${values[$SLURM_ARRAY_TASK_ID]}")' in text and "-m app campaign lookup --runs-dir" in text
@@ -70,7 +75,7 @@ def test_a_campaign_is_dealt_over_an_array_or_over_the_gpus_of_a_machine(capsys:
 def test_a_name_with_blanks_and_quotes_stays_one_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tmp_path / "my 'runs'; true"
     text = printed(capsys, "stage1", "--on", "slurm", "--hours", "1", "--runs-dir", str(runs))
-    line = text[text.index("srun") :].split("launch")[1].split('"${seed')[0].replace("\\\n", "")
+    line = text[text.index("srun") :].split("launch")[1].split('"${element')[0].replace("\\\n", "")
     words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True).stdout.splitlines()
     assert words[-1] == str(runs)
 
@@ -120,24 +125,26 @@ def test_a_mistake_is_one_line_and_nothing_starts(words: list[str], fact: str, c
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("engine", list(client.CLIENTS))
+@pytest.mark.parametrize(
+    "engine", [*client.CLIENTS, *(f"slurm --image {IMAGE} --container {one}" for one in slurm.CONTAINERS[1:])]
+)
 def test_terms_are_accepted_here_before_a_job_accepts_them_there(engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     words = [
         "stage1",
         "--on",
-        engine,
+        *engine.split(),
         "--hours",
         "1",
         "--profile",
         "gemma-270m",
-        *(RENTED if engine != "slurm" else []),
+        *(RENTED if "slurm" not in engine else []),
     ]
     monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
     assert "which are not accepted yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1" in refusal(
         capsys, *words
     )
     monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
-    assert "env ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words)
+    assert re.search(r"env (GPU=.*)?ACCEPT_GEMMA_TERMS=1 .*run ", printed(capsys, *words))
 
 
 @pytest.mark.parametrize("engine", list(client.CLIENTS))
