@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from jobs.config import strict_yaml
 from jobs.config.expected import nearest
 from jobs.config.job import Job
-from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve
+from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve, stage_names
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
 from jobs.config.validate import Layer, validate
@@ -118,6 +118,13 @@ class Cell:
 
 def campaign_names(directory: Path = CAMPAIGNS_DIR) -> list[str]:
     return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def require_stage(name: str) -> None:
+    """Raises ConfigError, with the nearest stage or campaign, unless it is a stage; for commands that take either."""
+    if name not in stage_names():
+        remedy = nearest(name, [*stage_names(), *campaign_names()])
+        raise ConfigError("jobs", f'unknown stage "{name}", and no such campaign', remedy)
 
 
 def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign, str]:

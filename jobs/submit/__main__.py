@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from jobs.config.campaign import campaign_names, cells, read_campaign, share
+from jobs.config.campaign import campaign_names, cells, read_campaign, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
@@ -93,6 +93,7 @@ def _submission(given: argparse.Namespace) -> Submission:
     _require_fit(given)
     if given.stage in campaign_names() or given.stage.endswith((".yaml", ".yml")):
         return _campaign(given, shared)
+    require_stage(given.stage)
     sets = [*given.set, *([] if given.gpus is None else [f"gpus={given.gpus}"])]
     job = resolve(given.stage, given.profile, limit=given.limit, sets=sets)
     seeds = _seeds(given.seeds)
@@ -179,7 +180,7 @@ def _seeds(text: str) -> list[int]:
     if not text:
         return []
     parts = text.split(",")
-    if not all(part.isascii() and part.isdecimal() and int(part) < 2**32 for part in parts):
+    if not all(part.isascii() and part.isdecimal() and len(part) < 11 and int(part) < 2**32 for part in parts):
         raise ConfigError("--seeds", f'expected numbers such as 0,1,2, found "{text}"', "correct it")
     seeds = [int(part) for part in parts]
     if (twice := next((seed for seed in seeds if seeds.count(seed) > 1), None)) is not None:  # 0 is one

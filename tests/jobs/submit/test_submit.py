@@ -92,6 +92,7 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
 
 @pytest.mark.parametrize(("words", "fact"), [
     (["stage9", "--on", "slurm"], "stage9"),
+    (["lokup", "--on", "slurm"], 'unknown stage "lokup", and no such campaign; did you mean "lookup"?'),
     (["stage1", "--on", "torque"], "torque"),
     (["stage1"], "--on"),
     (["stage1", "--on", "slurm"], "how long stage1 takes is not known"),
@@ -99,6 +100,7 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
     (["stage1", "--on", "slurm", "--hours", "1", "--nodes", "0"], "expected a positive number"),
     (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "1,2,1"], "named twice"),
     (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "1,x"], "expected numbers"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "1" * 5000], "expected numbers"),
     (["stage1", "--on", "slurm", "--hours", "1", "--container", "docker"], "needs an image"),
     (["stage1", "--on", "slurm", "--hours", "1", "--max-price", "2"], "knows no prices"),
     (["stage1", "--on", "slurm", "--hours", "1", "--image", "registry.example/prefill:new"], "has no digest"),
