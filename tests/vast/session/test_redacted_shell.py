@@ -1,0 +1,24 @@
+"""No secret in what a host says of itself: these texts go into the journal, lines and reports."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from tests.vast.fakes.states import ADDRESS, host, job
+from vast.ports import BurnIn
+from vast.secrets import Redactor, Secret
+from vast.session.guards import RedactedShell
+
+SECRET = "hf-secret-77"
+
+
+def test_every_text_of_a_host_is_redacted_and_all_else_is_as_it_said() -> None:
+    seen = host(job(fixes=(f"fix {SECRET}",)), gpu_fault=f"Xid {SECRET}", message=f"message {SECRET}")
+    tried = BurnIn(False, (f"problem {SECRET}",))
+    shell = SimpleNamespace(
+        probe=lambda addresses: seen, burn_in=lambda addresses, seconds: tried, stop=lambda: "stopped"
+    )
+    guarded = RedactedShell(shell, Redactor(Secret(SECRET)))  # type: ignore[arg-type]
+    assert repr(guarded.probe(ADDRESS)) == repr(seen).replace(SECRET, "***")
+    assert repr(guarded.burn_in(ADDRESS, 60.0)) == repr(tried).replace(SECRET, "***")
+    assert guarded.stop() == "stopped"
