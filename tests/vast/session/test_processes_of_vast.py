@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import UserError
+from jobs.errors import RunStateError, UserError
 from tests.vast.fakes.command_line import IMAGE
 from tests.vast.fakes.command_process import START
 from tests.vast.fakes.fake_market import KEY
@@ -76,6 +76,27 @@ def test_an_error_after_the_begin_reaches_the_log_and_no_file_that_got_the_numbe
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
     assert [path.stat().st_size for path in files] == [0] * 64
     assert folder.log.read_text() == "error: run: failed with 64 files open\n"
+
+
+@pytest.mark.parametrize("death", [lambda: os._exit(9), lambda: 1 / 0], ids=["killed", "a bug"])
+def test_a_background_that_dies_before_it_has_begun_is_an_error_and_no_zombie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], death: Callable[[], object]
+) -> None:
+    folder = Folder(tmp_path, "run")
+    folder.path.mkdir(parents=True)
+
+    def work(begun: Callable[[], None]) -> int:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        death()
+        return 0
+
+    with (
+        capsys.disabled(),
+        pytest.raises(RunStateError, match="the supervisor ended before it had begun; see .*log.txt"),
+    ):
+        start.in_background(folder, work)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(int((tmp_path / "pid").read_text()), os.WNOHANG)
 
 
 def test_detach_goes_on_in_the_background_and_writes_its_log(api: FakeVast, tmp_path: Path) -> None:
