@@ -131,8 +131,7 @@ def _states(model: Any, tokens: Tensor, document: Document, mask: Mask, width: i
     with mode(), attend(where), instead_of_logits(model.get_output_embeddings(), lambda hidden: hidden):
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool),
                        position_ids=where.pos.long(), use_cache=False).logits  # fmt: skip
-    found: Tensor = states[0, : tokens.numel()]
-    return found
+    return states[0, : tokens.numel()]
 
 
 def suits(loaded: Loaded) -> bool:

@@ -21,7 +21,7 @@ from vast.rental.image_registry import Found
         ((), {"environ": {"VAST_API_KEY": "wrong-key-0123"}}, ("$VAST_API_KEY: the key is refused by http",)),
         ((), {"environ": {"VAST_URL": "http://127.0.0.1:9"}}, ("http://127.0.0.1:9: the account cannot be seen: ", "no answer")),
         (("--max-price", "0.1"), {}, ("no offer for 1 x any GPU, at most $0.10", "a RTX 4090 at $0.31: raise --max-price")),
-        (("--gpu", "H100_SXM"), {}, ("no offer for 1 x H100 SXM", "ask for less")),
+        (("--gpu", "H100_SXM"), {}, ("no offer for 1 x H100 SXM", "ask for less", "by SkyPilot or dstack: python -m jobs.submit --help")),
         (("--image", "prefill:local"), {}, ("--image prefill:local: has no registry", "make push IMAGE=")),
         (("--image", "you/prefill:1"), {}, ("expected a registry's host before the first slash, found 'you'",)),
         (("--image", "localhost:5000/prefill:1"), {}, ("is in a registry of this machine",)),
