@@ -21,7 +21,7 @@ from jobs.config.load import JOBS_DIR, resolve
 from jobs.config.suites import read_suite
 from jobs.errors import UserError
 from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
-from tests.fuzzing import SHALLOW, directory, edited, fuzzed, one_line
+from tests.fuzzing import SHALLOW, directory, edited, fuzzed, little_stack, one_line
 from vast import policy
 from vast.marketplace import ssh_hosts
 
@@ -78,10 +78,11 @@ def test_a_profile_is_read_or_refused(text: bytes) -> None:
     | edited([b"train.max_steps=20", b"score.masks=[prefix]"]).map(lambda b: b.decode("utf-8", "surrogateescape"))
 )
 def test_a_setting_is_read_or_refused(text: str) -> None:
-    try:
-        resolve("stage3b", "ci", sets=[text])
-    except UserError as error:
-        one_line(error)
+    with little_stack():
+        try:
+            resolve("stage3b", "ci", sets=[text])
+        except UserError as error:
+            one_line(error)
 
 
 # Without its comments, which are most of it and of the time to read it.
