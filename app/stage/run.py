@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from app.embedded import gguf
-from app.embedded.cache import DEFAULT_MODEL, require_terms
 from app.runtime.artifact_store import store_of
 from app.runtime.downloads import fetch_newer, fetch_run
 from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
@@ -26,6 +25,7 @@ from app.stage.contents import contents_of
 from app.stage.shared_runs import require_shared
 from app.stage.tracking import Tracking, require_installed
 from jobs.config.job import Job
+from jobs.config.terms import require_terms
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
@@ -241,7 +241,7 @@ def require_paths(job: Job) -> None:
     """Raises UserError unless each local path of the profile exists, and the model is a checkpoint whose terms are accepted."""
     profile = job.profile
     if profile.model.source == "embedded":
-        require_terms(profile.model.name or DEFAULT_MODEL)
+        require_terms(profile.model.name, os.environ)
     named = {"data.eval.path": profile.data.eval.path, **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
              "model.name": profile.model.local}  # fmt: skip
     for key, path in named.items():

@@ -164,6 +164,21 @@ def card(about: Mapping[str, Any]) -> str:
     return template.render(about, name=name, layers=layers).rstrip() + "\n"
 
 
+def _name_mask(config: Path, mask: str) -> None:
+    """Make config.json name an architecture that no server or converter has: each of them would read the prompt causally.
+
+    transformers chooses its class by `model_type`. Read in conversion/base.py of llama.cpp (get_model_architecture, of the text
+    part first), in model_executor/models/registry.py of vLLM, and in the threads that docs/serve.md links.
+    """
+    written = json.loads(config.read_text(encoding="utf-8"))
+    for part in (written, written.get("text_config", {})):
+        if part.get("architectures"):
+            part["architectures"] = [
+                f"{mask.partition('@')[0].capitalize()}Mask{name}" for name in part["architectures"]
+            ]
+    config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
 def save_final(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -199,6 +214,8 @@ def save_final(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card(about))
+    if about["mask"] != "causal":
+        _name_mask(temporary / "config.json", about["mask"])
     if about["mask"] == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")

