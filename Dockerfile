@@ -149,6 +149,17 @@ STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "prefill"]
 CMD ["--help"]
 
+# ---- with TensorBoard -------------------------------------------------------------------------------------------------
+
+# What `report_to: [tensorboard]` writes with and is read by: `docker compose up track`. Not in the image, which rented machines load.
+FROM image AS track
+USER 0:0
+COPY requirements/image-track.lock /tmp/track.lock
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    pip install --require-hashes --only-binary :all: --no-deps --no-cache-dir --no-compile --disable-pip-version-check \
+        --progress-bar off --quiet --root-user-action ignore -r /tmp/track.lock
+USER 1000:1000
+
 # ---- for a rented machine ---------------------------------------------------------------------------------------------
 
 # A host of the ssh kind replaces the entrypoint by an ssh server, which must run as root. The layers are the same.

@@ -57,13 +57,6 @@ endif
 # A stage is a file: jobs/NAME.yaml makes the target NAME.
 STAGES := $(filter-out reference,$(basename $(notdir $(wildcard jobs/*.yaml))))
 
-# `make demo`: small enough for 12 minutes on two cores, installs included; a real model, real items. So few steps need a
-# higher learning rate than the stages', and on a CPU small batches are the faster ones.
-DEMO_STAGES := stage1 stage2 stage3a stage3b stage4 nonprefill
-DEMO_LIMIT  := 32
-DEMO_TRAIN  := max_steps=20 batch_size=16 learning_rate=2.0e-4 warmup_steps=2 eval_every=10 eval_samples=32 kill_after_steps=null
-DEMO_SCORE  := batch_tokens=1024
-
 # ---- which interpreter, which runner ------------------------------------------------------------------------------------
 
 # An interpreter given as PYTHON needs no set-up.
@@ -115,8 +108,6 @@ common = --profile '$(PROFILE)' $(call runs_dir,$(1)) $(if $(SEED),--seed $(SEED
 # Of several stages at most one is unfinished: the others are complete, or start.
 several = $(filter demo,$(MAKECMDGOALS))$(word 2,$(filter $(STAGES),$(MAKECMDGOALS)))
 resume = $(if $(several),--continue,--resume)
-demo_limit = $(or $(LIMIT),$(if $(filter embedded,$(PROFILE)),$(DEMO_LIMIT)))
-demo_sets = $(if $(filter embedded,$(PROFILE)),$(DEMO_TRAIN:%=--set train.%) $(DEMO_SCORE:%=--set score.%))
 stage_words = $(call common,$(1)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET))
 # Before minutes of building an image, an existing and current .venv checks the arguments.
 docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock ] || .venv/bin/python -m app check $(1) >/dev/null
@@ -126,9 +117,7 @@ docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock 
 .PHONY: demo
 demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) run $(DEMO_STAGES) $(call common,$(call runner,native)) \
-	  $(if $(demo_limit),--limit $(demo_limit)) $(demo_sets) $(call sets,$(SET))
-	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)'
+	@$(call app,$(call runner,native)) demo $(call stage_words,$(call runner,native))
 
 .PHONY: $(STAGES)
 $(STAGES):
@@ -205,8 +194,8 @@ vast-contract: $(DEV) ## Compare the live market with what our client assumes: r
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
 .PHONY: submit
-submit: $(VENV) ## A stage as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
-	@$(PYTHON) -m jobs.submit '$(call needed,STAGE,$(STAGE),stage5b)' --on '$(call needed,ON,$(ON),slurm)' --profile '$(PROFILE)' \
+submit: $(VENV) ## A stage or a CAMPAIGN as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
+	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
 	  $(if $(SHARED),--shared '$(SHARED)') $(if $(call on,DRY_RUN),--dry-run) $(call sets,$(named) $(SET)) $(ARGS)

@@ -14,6 +14,7 @@ try:
 
     from app.commands.ask import generate, loglikelihood, probe
     from app.commands.campaign import campaign
+    from app.commands.demo import demo
     from app.commands.doctor import doctor
     from app.commands.estimate import estimate_command
     from app.commands.harness import harness
@@ -64,6 +65,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
+    demo,
     run,
     check,
     doctor,

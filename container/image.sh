@@ -27,7 +27,7 @@ CPU_LIMIT=1050000000 # bytes, of the cpu variant
 # Whether the tree differs from its commit. Ignored files count in the directories that go into the image.
 dirty() {
   [ -n "$(git status --porcelain 2>/dev/null)" ] ||
-    git status --porcelain --ignored -- app jobs vast container requirements 2>/dev/null | grep -qv '__pycache__/$'
+    git status --porcelain --ignored -- app jobs vast container requirements 2>/dev/null | grep -qvE '(__pycache__|\.egg-info)/$'
 }
 
 commit() { # of HEAD, with +dirty if the tree differs from it

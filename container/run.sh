@@ -35,7 +35,8 @@ find_image() { # sets engine, its properties, and id, the image's
 # ---- the container's options ------------------------------------------------------------------------------------------
 
 give() { # sets options, for `docker run`, and words, the command
-  local stage=${2:-$1}
+  local stage=$1
+  [ "$stage" != run ] || stage=${2:-run}
   stage=${stage//[^A-Za-z0-9_.-]/-}
   name="prefill-$stage-$$"
   # As vast/local/container.yaml describes it; tests/test_container.py compares the two.

@@ -4,8 +4,9 @@ With uv, from PATH or fetched beside the environment: a quarter of pip's process
 not read pip's configuration, so it is given what stands there. With a setting that it would not know, and where uv cannot
 be had or fails, pip installs.
 
-The lock names every package, so nothing is resolved. Modules are not compiled beforehand: a run imports one in four, and
-compiles those once. Where PYTHONDONTWRITEBYTECODE forbids that, all are compiled here.
+The lock names every package but the CUDA libraries: torch for CUDA, which a package index has for Linux, names the versions that
+it needs, and torch for the CPU none. Modules are not compiled beforehand: a run imports one in four, and compiles those once.
+Where PYTHONDONTWRITEBYTECODE forbids that, all are compiled here.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ UV = "uv==0.13.9"  # where there is none on PATH; the version that lock.py resol
 OPTIONS = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links",
            "constraint": "--constraints"}  # fmt: skip
 # Those that do not decide what is installed.
-OTHERS = {"cache-dir", "cert", "default-timeout", "disable-pip-version-check", "no-cache-dir", "no-input", "progress-bar",
-          "retries", "root-user-action", "timeout"}  # fmt: skip
+OTHERS = {"cache-dir", "cert", "config-file", "default-timeout", "disable-pip-version-check", "no-cache-dir", "no-input",
+          "progress-bar", "retries", "root-user-action", "timeout"}  # fmt: skip
 
 
 def settings(listed: str) -> dict[str, str]:
@@ -55,13 +56,12 @@ def uv_command(uv: str | None, python: str, lock: str, given: Mapping[str, str],
     options = [
         word for name, option in OPTIONS.items() for value in given.get(name, "").split() for word in (option, value)
     ]
-    return [uv, "pip", "install", "--no-config", "--python", python, "--no-deps", "--index-strategy", "unsafe-best-match",
-            *options, *(["--compile-bytecode"] if compile_all else []), "-r", lock]  # fmt: skip
+    return [uv, "pip", "install", "--no-config", "--python", python, "--index-strategy", "unsafe-best-match", *options,
+            *(["--compile-bytecode"] if compile_all else []), "-r", lock]  # fmt: skip
 
 
 def pip_command(python: str, lock: str, environ: Mapping[str, str], compile_all: bool) -> list[str]:
-    return [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps",
-            "--progress-bar", "off" if environ.get("CI") else "on",
+    return [python, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off" if environ.get("CI") else "on",
             *([] if compile_all else ["--no-compile"]), "-r", lock]  # fmt: skip
 
 

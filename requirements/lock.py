@@ -1,11 +1,14 @@
 """Writes the locks from pyproject.toml, with the oldest Python that is supported: python requirements/lock.py
 
-base.lock and dev.lock, for .venv: what a run needs, and that with the tools of `make test` and `make check`. pip resolves
-pyproject.toml in a scratch virtual environment, and what it installed is pinned. Versions only: which build of a version
-is taken (torch for the CPU or for CUDA) is left to the pip configuration of the machine, so that one lock serves both.
+uv resolves. A version that a lock has stays there as long as it may; --upgrade takes the newest.
+
+base.lock and dev.lock, for .venv: what a run needs, and that with the tools of `make test` and `make check`. Versions only:
+which build of a version is taken (torch for the CPU or for CUDA) is left to the configuration of the machine, so that one lock
+serves both. The libraries that torch for CUDA names itself, by version, are left out.
 
 image-cpu.lock and image-cuda.lock, for the container image: the versions of base.lock for Linux on x86-64 with the sha256
-of every file that may be installed, resolved by uv. They differ in torch: 2.13.0+cpu, or 2.13.0 with the CUDA libraries.
+of every file that may be installed. They differ in torch: 2.13.0+cpu, or 2.13.0 with the CUDA libraries.
+image-track.lock pins what the image with TensorBoard has beyond them.
 image-tools.lock pins what `make sbom` and `make audit` look at the image with.
 
 vastai.lock, for .venv/.vastai: the official client of Vast.ai, in an environment of its own because its pins (pillow,
@@ -14,10 +17,10 @@ cryptography, pycares) are at odds with dev.lock. Only tests run it.
 oldest.lock, for .venv/.oldest: the oldest transformers that pyproject.toml allows, and what it needs besides dev.lock, for
 `make test-zoo OLDEST=1`.
 
-engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes. Only
-tests run them.
+engines.lock, for .venv/.engines: SkyPilot, dstack and the schemas of Kubernetes, which read what jobs/submit writes, and those of
+Compose and GitHub. Only tests run them.
 
-trackers.lock, for .venv/.trackers: the clients of `report_to`, and bitsandbytes, in the versions of base.lock where that has
+trackers.lock, for .venv/.trackers: the clients of `report_to`, and bitsandbytes, in the versions of dev.lock where that has
 them. Tests read what they keep, and train on 4 bits.
 
 mutmut.lock, for .venv/.mutmut: the tool of `make mutants` and what it needs, in the versions of dev.lock where that has them.
@@ -33,6 +36,7 @@ import sys
 import tempfile
 import tomllib
 import venv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -42,7 +46,13 @@ IMAGE_PYTHON, IMAGE_PLATFORM = "3.11", "x86_64-manylinux_2_28"
 # fetches the embedded model and data at run time; uploads artifacts to a bucket; `serve`
 IMAGE_EXTRAS = ["pip", "s3fs", "starlette", "uvicorn"]
 VASTAI = ["vastai==1.9.1"]
-ENGINES = ["skypilot==0.14.1", "dstack==0.22.5", "kubernetes-validate==1.37.0", "kubeflow-trainer-api==2.3.0"]
+ENGINES = [
+    "skypilot==0.14.1",
+    "dstack==0.22.5",
+    "kubernetes-validate==1.37.0",
+    "kubeflow-trainer-api==2.3.0",
+    "check-jsonschema==0.37.1",
+]
 TRACKERS = [
     "bitsandbytes==0.50.2",
     "tensorboard==2.21.0",
@@ -57,107 +67,122 @@ OLDEST = ["transformers"]  # of these the lower bound
 IMAGE_TOOLS = ["cyclonedx-bom>=7", "pip-audit>=2.9"]
 
 
-def install(python: Path, requirements: list[str], constraints: list[Path]) -> list[str]:
-    """Install `requirements` into the environment of `python`; every package that is then there, pinned."""
-    options = [part for path in constraints for part in ("-c", str(path))]
-    subprocess.run([python, "-m", "pip", "install", "--no-compile", *options, *requirements], check=True)
-    frozen = subprocess.run([python, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
-    return [line.partition("+")[0] for line in frozen.splitlines() if "==" in line]  # 2.13.0+cpu is 2.13.0 elsewhere
+OF_CUDA = re.compile(r"(nvidia|cuda)-|triton==|setuptools==")  # what torch for CUDA needs beyond that for the CPU
 
 
-def without_torch(pins: list[str]) -> tuple[list[str], str]:
-    """The pins without torch, and torch's version."""
-    (torch,) = (pin for pin in pins if pin.startswith("torch=="))
-    return [pin for pin in pins if pin != torch], torch.removeprefix("torch==")
+class Resolver:
+    """uv, in the scratch environment of `python`; told where pip looks here, since it does not read the configuration of pip."""
 
-
-def pip_setting(python: Path, name: str) -> list[str]:
-    """A setting of this machine's pip that may have several values; uv does not read pip's configuration."""
-    for scope in (":env:", "install", "download", "global"):
-        done = subprocess.run([python, "-m", "pip", "config", "get", f"{scope}.{name}"], capture_output=True, text=True)
-        if done.returncode == 0:
-            return done.stdout.split()
-    return []
-
-
-def hashed(python: Path, wanted: list[str], *, own_builds: bool) -> str:
-    """`wanted` and what it needs, with hashes, as requirements lines.
-
-    own_builds: look where this machine's pip looks besides the package index too, for a build that is not on it.
-    """
-    environment = dict(os.environ)
-    if index := pip_setting(python, "index-url"):
-        environment["UV_DEFAULT_INDEX"] = index[0]
-    options = ["--generate-hashes", "--no-annotate", "--no-header", "--no-config", "--only-binary", ":all:",
-               "--python-version", IMAGE_PYTHON, "--python-platform", IMAGE_PLATFORM]  # fmt: skip
-    if own_builds:
-        found = [part for path in pip_setting(python, "find-links") for part in ("--find-links", path)]
-        extra = [part for url in pip_setting(python, "extra-index-url") for part in ("--index", url)]
+    def __init__(self, python: Path, upgrade: bool) -> None:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)
+        self._python, self._upgrade, self._environment = python, upgrade, dict(os.environ)
+        if index := self._setting("index-url"):
+            self._environment["UV_DEFAULT_INDEX"] = index[0]
+        found = [part for path in self._setting("find-links") for part in ("--find-links", path)]
+        extra = [part for url in self._setting("extra-index-url") for part in ("--index", url)]
         # As pip does, the best of all places. With a directory at hand no other index: it may list fewer hashes.
-        options += found or [*extra, "--index-strategy", "unsafe-best-match"]
-    command = [python, "-m", "uv", "pip", "compile", *options, "-"]
-    text = "".join(f"{line}\n" for line in wanted)
-    return subprocess.run(command, input=text, env=environment, check=True, capture_output=True, text=True).stdout
+        self._own_builds = found or [*extra, "--index-strategy", "unsafe-best-match"]
+
+    def _setting(self, name: str) -> list[str]:
+        """A setting of pip that may have several values."""
+        for scope in (":env:", "install", "download", "global"):
+            command = [self._python, "-m", "pip", "config", "get", f"{scope}.{name}"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode == 0:
+                return done.stdout.split()
+        return []
+
+    def resolve(
+        self, name: str, wanted: Iterable[str], *options: str, held: Sequence[str] = (), own_builds: bool = True
+    ) -> str:
+        """`wanted` and what it needs, as requirements lines that differ from NAME.lock no more than they must.
+
+        held: pins of other locks, for packages that they name. own_builds: look where pip looks besides the package index too,
+        for a build that is not on it.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            output, constraints = Path(scratch) / "out.txt", Path(scratch) / "held.txt"
+            if not self._upgrade and (HERE / f"{name}.lock").exists():
+                output.write_bytes((HERE / f"{name}.lock").read_bytes())
+            constraints.write_text(lines_of(held), encoding="utf-8")
+            command = [self._python, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--no-config",
+                       "--constraints", constraints, "--output-file", output, *(self._own_builds if own_builds else []),
+                       *options, "-"]  # fmt: skip
+            subprocess.run(command, input=lines_of(wanted), env=self._environment, check=True, text=True)
+            return output.read_text(encoding="utf-8")
+
+    def versions(self, name: str, wanted: Iterable[str], held: Sequence[str] = ()) -> list[str]:
+        """The pins alone: 2.13.0+cpu is 2.13.0 elsewhere."""
+        lines = self.resolve(name, wanted, held=held).splitlines()
+        return [line.partition("+")[0] for line in lines if not OF_CUDA.match(line)]
 
 
-def write(name: str, text: str, packages: int) -> None:
+def lines_of(pins: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in pins)
+
+
+def write(name: str, text: str) -> None:
     path = HERE / f"{name}.lock"
     path.write_text(HEADER + text, encoding="utf-8")
-    print(f"wrote {path}: {packages} packages", file=sys.stderr)
+    print(f"wrote {path}: {text.count('==')} packages", file=sys.stderr)
 
 
-def write_oldest(scratch: Path, dependencies: list[str]) -> None:
-    """oldest.lock: what differs from dev.lock once the lower bounds of OLDEST are installed in its place."""
+def write_venvs(resolver: Resolver, dependencies: Sequence[str], tools: Sequence[str]) -> None:
+    """The locks of .venv and of what lies in it."""
+    base = resolver.versions("base", dependencies)
+    # These stay, unless a tool forbids it: then uv names the conflict, and the bounds are to be mended by hand.
+    dev = resolver.versions("dev", [*base, *tools])
     bounds = [re.match(r"([a-z]+)>=([0-9.]+)", one) for one in dependencies]
-    wanted = [f"{match[1]}=={match[2]}.*" for match in bounds if match and match[1] in OLDEST]
-    dev = (HERE / "dev.lock").read_text(encoding="utf-8").splitlines()
-    free = scratch.with_suffix(".txt")  # these and what they pull down are not held to dev.lock
-    free.write_text("".join(f"{line}\n" for line in dev if line.partition("==")[0] not in (*OLDEST, "huggingface_hub")))
-    venv.create(scratch, with_pip=True)
-    lines = sorted(set(install(scratch / "bin" / "python", wanted, [free])) - set(dev), key=str.lower)
-    write("oldest", "".join(f"{line}\n" for line in lines), len(lines))
+    lowest = [f"{match[1]}=={match[2]}.*" for match in bounds if match and match[1] in OLDEST]
+    older = [pin for pin in dev if pin.partition("==")[0] not in (*OLDEST, "huggingface-hub")]
+    found = {
+        "base": base, "dev": dev, "vastai": resolver.versions("vastai", VASTAI), "engines": resolver.versions("engines", ENGINES),
+        "trackers": [pin for pin in resolver.versions("trackers", TRACKERS, dev) if pin not in base],  # it also sees .venv
+        "mutmut": resolver.versions("mutmut", MUTMUT, dev),
+        "oldest": [pin for pin in resolver.versions("oldest", lowest, older) if pin not in dev],
+    }  # fmt: skip
+    for name, pins in found.items():
+        write(name, lines_of(pins))
+
+
+def write_images(resolver: Resolver) -> None:
+    """The locks with hashes."""
+    options = ["--generate-hashes", "--only-binary", ":all:", "--python-version", IMAGE_PYTHON,
+               "--python-platform", IMAGE_PLATFORM]  # fmt: skip
+    pins = {
+        name: (HERE / f"{name}.lock").read_text(encoding="utf-8").splitlines()[1:]
+        for name in ("base", "dev", "trackers")
+    }
+    (torch,) = (pin for pin in pins["base"] if pin.startswith("torch=="))
+    others = [pin for pin in [*pins["base"], *IMAGE_EXTRAS] if pin != torch]
+    held = [pin for pin in pins["dev"] if pin != torch]
+    for variant, build in {"cpu": f"{torch}+cpu", "cuda": torch}.items():
+        name = f"image-{variant}"
+        write(name, resolver.resolve(name, [*others, build], *options, held=held, own_builds=variant == "cpu"))
+    there = {line.partition("==")[0] for line in (HERE / "image-cpu.lock").read_text(encoding="utf-8").splitlines()}
+    (tensorboard,) = (pin for pin in pins["trackers"] if pin.startswith("tensorboard=="))
+    text = resolver.resolve("image-track", [tensorboard], *options, held=[*held, *pins["trackers"]], own_builds=False)
+    entries = re.split(r"\n(?=\S)", text.strip())
+    write(
+        "image-track", lines_of(entry for entry in entries if entry[0] != "#" and entry.partition("==")[0] not in there)
+    )
+    write("image-tools", resolver.resolve("image-tools", IMAGE_TOOLS, *options, own_builds=False))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--upgrade", action="store_true", help="the newest versions, in place of those that are pinned")
     parser.add_argument(
-        "--constraint", type=Path, action="append", default=[], help="pins to keep: a requirements file"
-    )
-    parser.add_argument(
-        "--image-only", action="store_true", help="keep base.lock and dev.lock, renew the images' locks"
+        "--image-only", action="store_true", help="keep the other locks, renew the images' and that of their tools"
     )
     arguments = parser.parse_args()
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     with tempfile.TemporaryDirectory() as scratch:
         venv.create(scratch, with_pip=True)
-        python = Path(scratch) / "bin" / "python"
+        resolver = Resolver(Path(scratch) / "bin" / "python", arguments.upgrade)
         if not arguments.image_only:
-            pins = {"base": install(python, project["dependencies"], arguments.constraint)}
-            # What is installed stays, unless a tool forbids it: then pip says so, and the bounds are to be mended by hand.
-            wanted = [*pins["base"], *project["optional-dependencies"]["dev"]]
-            pins["dev"] = install(python, wanted, arguments.constraint)
-            for name, lines in pins.items():
-                write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
-            for name, tool, pinned in (
-                ("vastai", VASTAI, []),
-                ("engines", ENGINES, []),
-                ("trackers", TRACKERS, [HERE / "base.lock"]),
-                ("mutmut", MUTMUT, [HERE / "dev.lock"]),
-            ):
-                venv.create(Path(scratch) / name, with_pip=True)
-                lines = install(Path(scratch) / name / "bin" / "python", tool, [*arguments.constraint, *pinned])
-                if name == "trackers":  # its environment also sees .venv
-                    lines = [line for line in lines if line not in pins["base"]]
-                write(name, "".join(f"{line}\n" for line in sorted(lines, key=str.lower)), len(lines))
-            write_oldest(Path(scratch) / "oldest", project["dependencies"])
-        base = [line for line in (HERE / "base.lock").read_text(encoding="utf-8").splitlines() if "==" in line]
-        others, torch = without_torch(base)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)
-        for variant, build in {"cpu": f"torch=={torch}+cpu", "cuda": f"torch=={torch}"}.items():
-            text = hashed(python, [*others, *IMAGE_EXTRAS, build], own_builds=variant == "cpu")
-            write(f"image-{variant}", text, text.count("=="))
-        text = hashed(python, IMAGE_TOOLS, own_builds=False)
-        write("image-tools", text, text.count("=="))
+            write_venvs(resolver, project["dependencies"], project["optional-dependencies"]["dev"])
+        write_images(resolver)
 
 
 if __name__ == "__main__":

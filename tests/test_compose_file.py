@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobs.config.load import stage_names
 
 ROOT = Path(__file__).resolve().parent.parent
 # Not stages, and why they are there.
-OTHERS = {"report", "serve"}
+OTHERS = {"report", "serve", "track"}
 OPENING = {"cap_add", "privileged", "devices", "network_mode", "pid", "ipc", "userns_mode", "group_add", "runtime"}
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
 STAGE_LINES = {
@@ -80,6 +81,25 @@ def test_the_endpoint_is_for_this_machine_only_and_reads_the_runs() -> None:
     assert serve["profiles"] == ["serve"] and serve["entrypoint"][:4] == ["tini", "--", "prefill", "serve"]
     assert [port.partition(":")[0] for port in serve["ports"]] == ["127.0.0.1"]
     assert [mount.get("read_only") for mount in serve["volumes"]] == [True, None]
+
+
+def test_what_was_tracked_is_opened_for_this_machine_only_or_missed_in_one_line(tmp_path: Path) -> None:
+    track = services("compose.yaml")["track"]
+    assert track["profiles"] == ["track"] and track["build"]["target"] == "track"
+    assert [port.partition(":")[0] for port in track["ports"]] == ["127.0.0.1"]
+    assert [mount.get("read_only") for mount in track["volumes"]] == [True]
+    (tmp_path / "tensorboard").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "tensorboard").chmod(0o755)
+    script = track["entrypoint"][5].replace("$$", "$").replace("${TRACK_PORT:-6006}", "6006")
+
+    def opened(place: Path) -> subprocess.CompletedProcess[str]:
+        argv = ["sh", "-c", script, str(place), "--samples_per_plugin", "scalars=0"]
+        return subprocess.run(argv, capture_output=True, text=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+
+    assert opened(tmp_path).stdout == f"--logdir {tmp_path} --host 0.0.0.0 --port 6006 --samples_per_plugin scalars=0\n"
+    missing = opened(tmp_path / "none")
+    assert missing.returncode == 2 and "no such directory, so nothing was tracked there; run a stage" in missing.stderr
+    assert missing.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", [*stage_names(), "serve"])

@@ -172,7 +172,7 @@ def default(text: str) -> str:
 def test_compose_gives_every_stage_what_is_described() -> None:
     services = of_compose()
     serve = services.pop("serve")
-    services.pop("report")
+    services.pop("report"), services.pop("track")
     # So that an error can name the user; and a stage on GPUs has compose.gpu.yaml. Wheels are handed in by options.
     described = expected() | {"environment": {*expected()["environment"], "PREFILL_USER"}}
     assert services and services == dict.fromkeys(services, described)
@@ -180,8 +180,9 @@ def test_compose_gives_every_stage_what_is_described() -> None:
     assert serve == described | {"mounts": mounts, "stop": "30s"}
 
 
-def test_the_report_may_do_no_more_than_a_stage() -> None:
-    report = of_compose()["report"]
+@pytest.mark.parametrize("name", ["report", "track"])
+def test_what_only_reads_may_do_no_more_than_a_stage(name: str) -> None:
+    report = of_compose()[name]
     same = ("user", "gpu", *SPEC["locks"])
     assert {key: report.get(key) for key in same} == {key: expected()[key] for key in same}
     assert report["mounts"] == [("runs", SPEC["mounts"]["runs"], "ro")]
@@ -192,7 +193,9 @@ def test_a_service_has_nothing_that_opens_the_machine_to_it() -> None:
     own = {"image", "build", "working_dir", "command", "entrypoint", "profiles", "user", "environment", "volumes",
            "stop_grace_period", *SPEC["locks"]}  # fmt: skip
     for name, service in yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"].items():
-        assert set(service) - own <= ({"ports", "healthcheck"} if name in ("report", "serve") else set()), name
+        assert set(service) - own <= (
+            {"ports", "healthcheck"} if name in ("report", "serve") else {"ports"} if name == "track" else set()
+        ), name
 
 
 # ---- vast local -----------------------------------------------------------------------------------------------------------

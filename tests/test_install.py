@@ -27,11 +27,17 @@ global.cert='ca.pem'
 def test_uv_is_given_what_pip_is_told() -> None:
     given = install.settings(LISTED)
     command = install.uv_command("uv", "python", "base.lock", given, False)
-    assert command[:8] == ["uv", "pip", "install", "--no-config", "--python", "python", "--no-deps", "--index-strategy"]
-    assert command[8:-2] == ["unsafe-best-match", "--index", "https://one.invalid", "--index", "https://two.invalid",
+    assert command[:7] == ["uv", "pip", "install", "--no-config", "--python", "python", "--index-strategy"]
+    assert command[7:-2] == ["unsafe-best-match", "--index", "https://one.invalid", "--index", "https://two.invalid",
                              "--find-links", "more-wheels"]  # fmt: skip
     assert command[-2:] == ["-r", "base.lock"]
     assert "--compile-bytecode" in install.uv_command("uv", "python", "base.lock", given, True)
+
+
+@pytest.mark.parametrize("command", [install.uv_command("uv", "python", "base.lock", {}, False),
+                                     install.pip_command("python", "base.lock", {}, False)])  # fmt: skip
+def test_torch_brings_the_cuda_libraries_that_its_build_needs(command: list[str]) -> None:
+    assert "--no-deps" not in command, "the lock does not name them, and torch for CUDA cannot be imported without them"
 
 
 @pytest.mark.parametrize("line", ["global.trusted-host='a'", "global.require-hashes='true'", "install.platform='x'"])

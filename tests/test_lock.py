@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ WANTED = {
     "dev": [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]],
 }
 EXTRAS = {"docker", "lm_eval", "starlette", "uvicorn"}
-IMAGES = ["image-cpu", "image-cuda", "image-tools"]
+IMAGES = ["image-cpu", "image-cuda", "image-tools", "image-track"]
 
 
 def read(name: str) -> str:
@@ -39,9 +39,9 @@ def test_every_dependency_is_pinned_to_a_version_within_its_bounds(name: str) ->
     wrong = []
     for text in WANTED[name]:
         requirement = Requirement(text)
-        version = pinned.get(canonicalize_name(requirement.name))
-        if version is None or version not in requirement.specifier:
-            wrong.append(f"{text}: pinned {version}; run: make lock")
+        found = pinned.get(canonicalize_name(requirement.name))
+        if found is None or found not in requirement.specifier:
+            wrong.append(f"{text}: pinned {found}; run: make lock")
     assert wrong == []
 
 
@@ -54,6 +54,12 @@ def test_every_line_is_a_name_and_a_version_without_a_build_or_an_address(name: 
 
 def test_both_locks_agree() -> None:
     assert pins("base").items() <= pins("dev").items()
+
+
+def test_this_environment_has_the_versions_of_the_lock() -> None:
+    """Made by `make setup` or by `uv sync`; the build of a version, such as torch's +cpu, is the machine's."""
+    found = {name: version(name).partition("+")[0] for name in pins("dev")}
+    assert found == pins("dev")
 
 
 def not_brought(directory: Path) -> list[str]:
@@ -122,7 +128,7 @@ def hashed_pins(text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_every_package_of_an_image_has_a_hash_and_no_address(name: str) -> None:
-    assert len(hashed_pins(read(name))) > 40
+    assert len(hashed_pins(read(name))) > (40 if name != "image-track" else 4)
     assert [
         word for word in ("://", "--index", "--extra-index", "--find-links", "file:", "@") if word in read(name)
     ] == []
@@ -170,3 +176,9 @@ def test_beyond_the_base_an_image_has_only_pip_a_way_to_buckets_a_web_server_and
     assert {
         name: pin for name, pin in hashed_pins(read("image-cpu")).items() if name in OF_S3FS | OF_SERVE
     }.items() <= pins("dev").items()
+
+
+def test_the_image_with_tensorboard_has_it_beyond_the_image_in_the_version_of_the_trackers() -> None:
+    track = hashed_pins(read("image-track"))
+    assert "tensorboard" in track and track.items() <= {**pins("dev"), **pins("trackers")}.items()
+    assert track.keys() & hashed_pins(read("image-cpu")).keys() == set()

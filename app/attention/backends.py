@@ -43,6 +43,17 @@ def attend(layout: Layout | None) -> Iterator[None]:
         _active.reset(token)
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, the model is in evaluation mode, without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _mask_function(name: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
     make = block_mask if name == "flex_attention" else Layout.dense
 
@@ -80,10 +91,8 @@ def _attention(
 ) -> Callable[..., Any]:
     """`forward` under the mask of the module's layer (app/attention/layers.py).
 
-    Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
-
-    For modules of app/model/mixed_precision.py. Attention is a small part of a short row, and float32 flips fewer choices
-    there (docs/log.md).
+    Modules of app/model/mixed_precision.py attend in bfloat16 above `beyond` keys, where the float32 kernels of a GPU are many
+    times slower. Attention is a small part of a shorter row, and float32 flips fewer choices there (docs/log.md).
     """
 
     def attention(
@@ -146,10 +155,7 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def register(observe: Callable[[Any, Any], None] | None = None) -> None:
-    """Register the three names with transformers. Idempotent.
-
-    observe: called with each attention module and the mask that is about to be computed under.
-    """
+    """Register the three names with transformers. observe: called with each attention module and the mask that it gets."""
     for impl, upstream, forward, beyond in (
         ("sdpa", sdpa_mask, _sdpa_forward, SHORT),
         ("eager", eager_mask, _eager_forward, SHORT),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend, observing
+from app.attention.backends import attend, evaluating, observing
 from app.attention.layers import attention_modules, sees_both_ways
 from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
@@ -90,8 +90,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
         seen_by = where if sees_both_ways(module) else where.causal()
         want = seen_by.dense(window=window_of(model, kind)).to(model.device)
         if mask is None:
-            good[kind].append(False)
-            return
+            return good[kind].append(False)
         if hasattr(mask, "mask_mod"):  # FlexAttention
             i = torch.arange(where.shape[1], device=model.device)
             zero = torch.zeros((), dtype=torch.long, device=model.device)
@@ -116,9 +115,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
         may, must = expected_dependence(model, where)
         seen = measured_dependence(model, where, ids)
         extra, missing = int((seen & ~may).sum()), int((must & ~seen).sum())
-        later = "no response logit depends on a later token"
-        if name in LEAKING:
-            later = "answer tokens see themselves (leaks, as this mask is defined)"
+        later = ("answer tokens see themselves (leaks, as this mask is defined)" if name in LEAKING
+                 else "no response logit depends on a later token")  # fmt: skip
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
         last = next((stop for _, stop in PATTERNS[name](document)), PREFIX) - 1  # of the first block
@@ -135,10 +133,8 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
         ModelError: without a mask of ours, a logit depends on a later token, or the model needs more than token ids.
     """
     ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), attend(None):
+        with evaluating(model), torch.no_grad(), attend(None):
             # One pass each: two rows of one batch round differently, by as much as the tolerance (SmolLM2-135M on a CPU).
             logits = torch.cat([model(input_ids=row[None], use_cache=False).logits[:, :2] for row in ids])
     except ModelError:
@@ -146,8 +142,6 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
     except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(where, f"{type(model).__name__} does not run on plain text: {' '.join(str(error).split())[:200]}",
                          "use a decoder-only model of text") from error  # fmt: skip
-    finally:
-        model.train(training)
     if float((logits[0] - logits[1]).abs().max()) > tolerance(logits):
         raise ModelError(where, f"{type(model).__name__} is an encoder: it was trained to read its text in both directions",
                          "use a decoder-only model")  # fmt: skip
@@ -199,8 +193,7 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
             findings.append(_close(model, law, name, left, right))
 
         def logits(*documents: Document, tokens: Tensor = ids, under: Mask = name, **how: Any) -> Tensor:
-            found: Tensor = _run(model, tokens, layout([documents], under, **how)).logits
-            return found
+            return _run(model, tokens, layout([documents], under, **how)).logits
 
         alone = logits(ONE)
         same("packed equals separate", logits(ONE, short, tokens=torch.cat([ids, other], 1))[:, :LENGTH], alone)
@@ -249,10 +242,8 @@ def require(model: PreTrainedModel, masks: Iterable[Mask], where: str) -> list[F
     Raises:
         ModelError: a law of a mask in use does not hold on this model.
     """
-    training = model.training
-    model.eval()
-    findings = [*check_dependence(model, masks), *check_company(model)]
-    model.train(training)
+    with evaluating(model):
+        findings = [*check_dependence(model, masks), *check_company(model)]
     for finding in findings:
         if not finding.holds:
             raise ModelError(where, f"under {finding.mask}, the law {finding.law!r} does not hold: {finding.detail}",

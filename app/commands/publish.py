@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from app.commands.options import profile_option, require_directory, runs_option
-from app.runtime.artifact_store import setting
 from jobs.config.load import resolve
+from jobs.config.terms import setting
 from jobs.errors import ConfigError
 from jobs.runs.atomic import write_text_atomically
 

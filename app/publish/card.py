@@ -125,7 +125,7 @@ def _untested(evaluations: Sequence[Mapping[str, Any]], job: Mapping[str, Any]) 
     masks = [mask for mask in NOT_LEAKING if mask not in scored]
     lines = [f"- Seeds: this is one run, with seed {job['stage']['seed']}; the intervals above do not include the seed.",
              "- Free text: only the choice among given answers was scored. Nothing was done about safety, bias or truthfulness.",
-             "- Other servers: vLLM, SGLang and llama.cpp read the prompt causally, and were not tried."]  # fmt: skip
+             "- Other servers: vLLM, SGLang and llama.cpp would read the prompt causally; they were not tried."]  # fmt: skip
     if masks:
         lines.insert(0, f"- Masks: no score under {', '.join(masks)}.")
     return "\n".join(lines)

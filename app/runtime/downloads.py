@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ _RUNS = 50  # of a stage, the newest, that are looked at
 _Files = Mapping[str, Mapping[str, Any]]
 
 
-def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str, *, stall: float = STALL,
-              limit: float = LONGEST) -> RunDir | None:  # fmt: skip
+def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
     """The newest run of a job in the store, fetched: a complete one, or what resuming from its newest whole checkpoint needs.
 
     None where there is none, and, with one line in the log, where the store does not answer.
@@ -32,18 +31,18 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
             if not target.exists() and _fetched(store, f"{stage}/{name}", fingerprint, target):
                 return found.append(target)
 
-    _tried(work, store, stage, stall, limit)
+    _tried(work, store, stage)
     return RunDir.open(found[0]) if found else None
 
 
-def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limit: float = LONGEST) -> None:
+def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
     """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has one as new."""
     here = max(
         (int(path.name[11:]) for path in run.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()), default=-1
     )
 
     def work() -> None:
-        for step, files in _whole(store, run.id):
+        for step, files in store.whole(run.id):
             if step <= here:
                 return
             fetched = _fresh(run.checkpoints / ".fetched.tmp")
@@ -55,25 +54,18 @@ def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limi
             return log.info(f"checkpoint-{step} is fetched from {store.url}")
 
     if not run.final.exists():
-        _tried(work, store, run.id, stall, limit)
+        _tried(work, store, run.id)
 
 
-def _tried(work: Any, store: ArtifactStore, what: str, stall: float, limit: float) -> None:
+def _tried(work: Callable[[], None], store: ArtifactStore, what: str) -> None:
     try:
-        bounded(work, store, stall, limit)
+        bounded(work, store, STALL, LONGEST)
     except StoreError as error:
         log.warning(f"{what}: nothing is fetched from {store.url}: {error}")
 
 
 def _unit(run: str, step: int) -> str:
     return f"{run}/checkpoints/checkpoint-{step}"
-
-
-def _whole(store: ArtifactStore, run: str) -> Iterator[tuple[int, _Files]]:
-    """Whole checkpoints of a run, newest first."""
-    for step in store.steps(run):
-        if (files := store.manifest(_unit(run, step))) is not None:
-            yield step, files
 
 
 def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> bool:
@@ -88,7 +80,7 @@ def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> 
         (there / MANIFEST).write_bytes(store.read(f"{run}/{MANIFEST}") or b"")
         (there / "summary.json").write_bytes(summary)
     else:
-        step, files = next(_whole(store, run), (0, {}))
+        step, files = next(store.whole(run), (0, {}))
         if not files or not _is_of(store, f"{_unit(run, step)}/run/stage.yaml", fingerprint):
             return False
         checkpoint = _fresh(there) / "checkpoints" / f"checkpoint-{step}"

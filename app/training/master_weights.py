@@ -38,9 +38,8 @@ class MasterAdamW(Optimizer):
     nothing, are tensors on the device, so that the host does not wait for them.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, halved: Iterable[nn.Parameter] = ()) -> None:  # fmt: skip
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, groups: list[dict[str, Any]], lr: float, halved: Iterable[nn.Parameter] = ()) -> None:
+        super().__init__(groups, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
         weights = [p for group in self.param_groups for p in group["params"]]
         device = weights[0].device
         self.rate = torch.full((), lr, device=device)
@@ -107,7 +106,7 @@ class MasterAdamW(Optimizer):
     # ---- weights and state from elsewhere
 
     def refresh(self) -> None:
-        """The bfloat16 weights from the float32 ones, after these were changed."""
+        """Make the bfloat16 weights anew, after the float32 ones were changed."""
         for p, master in self.masters.items():
             p.data.copy_(master)
 
@@ -130,12 +129,9 @@ class MasterAdamW(Optimizer):
         if len(weights) != len(numbers):
             raise ValueError(f"the state of {len(numbers)} parameters for {len(weights)}")
         for p, i in zip(weights, numbers, strict=True):
-            theirs = state_dict["state"].get(i)
-            if theirs is not None:
-                if theirs["exp_avg"].shape != p.shape:
-                    raise ValueError(
-                        f"moments of shape {list(theirs['exp_avg'].shape)} for a weight of {list(p.shape)}"
-                    )
+            if (theirs := state_dict["state"].get(i)) is not None:
+                if (found := list(theirs["exp_avg"].shape)) != list(p.shape):
+                    raise ValueError(f"moments of shape {found} for a weight of {list(p.shape)}")
                 self.steps.copy_(theirs["step"])
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[p][name].copy_(theirs[name])

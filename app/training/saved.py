@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
-from app.attention.backends import NAMES
+from app.attention.backends import NAMES, evaluating
 from app.attention.layers import restrict
 from app.attention.model_config import caps_scores, text_config
 from app.model.load import auto_class
@@ -47,32 +48,20 @@ class Logged:
     layers: str = "all"  # those in which the training mask holds
     merged: bool = False
 
-    @property
-    def rounded(self) -> bool:
-        """Whether the loss is of these weights rounded to bfloat16: autocast rounds frozen weights without their adapter.
-
-        A tenth of the weights of a model that was quantised lie in the middle between two numbers of bfloat16. After a few
-        small steps, all of them in the direction that was learnt, the rounded weights are three times as far from the start as
-        the float32 ones (docs/log.md): two models, the loss of one of which was logged.
-        """
-        return self.in_half and not self.merged
-
 
 def probe_logits(model: Any) -> Tensor:
     """Logits of fixed random tokens under the causal mask, (TOKENS, vocabulary) float32 on the CPU, without compiled layers."""
     config = text_config(model)
     ids = torch.randint(0, config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    training, attention = model.training, config._attn_implementation
+    attention = config._attn_implementation
     if attention == NAMES["flex_attention"]:  # its compiled kernels want whole tiles
         config._attn_implementation = NAMES["sdpa"]
-    model.eval()
     try:
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits[0]
         return logits.float().cpu()
     finally:
         config._attn_implementation = attention
-        model.train(training)
 
 
 def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: torch.device,
@@ -96,16 +85,19 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     except torch.OutOfMemoryError:
         log.warning(f"{directory}: no memory on {device} for the model that was read back; it is compared on the CPU")
         model.to("cpu")
-    share = _share(probe_logits(model), trained)
-    if not share <= SHARE[dtype]:
-        raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-    same = {"difference": share, "allowed": SHARE[dtype]}
+    same = {
+        "difference": _require_close(directory, probe_logits(model), trained, SHARE[dtype]),
+        "allowed": SHARE[dtype],
+    }
     if logged is None:
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
     restrict(model, logged.layers)
+    # Autocast rounded these weights to bfloat16 for the loss, but frozen ones without their adapter. After a few small steps
+    # the rounded weights are three times as far from the start as the float32 ones (docs/log.md).
+    rounded = logged.in_half and not logged.merged
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=logged.rounded):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=rounded):
             loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
         log.warning(
@@ -127,13 +119,15 @@ def require_same_adapter(model: Any, directory: Path, trained: Tensor) -> None:
     found = probe_logits(model)
     model.set_adapter("default")
     model.delete_adapter("written")
-    share = _share(found, trained)
-    if not share <= SHARE[torch.float32]:
+    _require_close(directory, found, trained, SHARE[torch.float32])
+
+
+def _require_close(directory: Path, found: Tensor, trained: Tensor, allowed: float) -> float:
+    """The difference of two models' logits as a share of their spread. Raises CheckpointError."""
+    share = float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    if not share <= allowed:
         raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-
-
-def _share(found: Tensor, trained: Tensor) -> float:
-    return float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    return share
 
 
 def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
@@ -142,8 +136,7 @@ def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
     losses: list[tuple[float, int]] = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for batch in batches:
-            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            losses.append((float(loss_of(model, here).ce), len(here["at"])))
+            losses.append((float(loss_of(model, send_to_device(batch, model.device)).ce), len(batch["at"])))
     return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
 
 

@@ -199,28 +199,31 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
     """Size (bytes) and sha256 of every file below `directory`, by relative path."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name not in left_out:
-            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    return {"files": files}
+    return {"files": {name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
+                      for name, path in files_below(directory).items() if name not in left_out}}  # fmt: skip
+
+
+def files_below(directory: Path) -> dict[str, Path]:
+    """Every file below `directory` by its relative path, in their order."""
+    return {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def differences(directory: Path) -> list[str]:
     """What differs from the manifest.json of `directory`, a line per file."""
     try:
-        files = read_json(directory / "manifest.json")["files"]
-    except (DataError, KeyError):
+        files = [
+            (name, one["size"], one["sha256"]) for name, one in read_json(directory / "manifest.json")["files"].items()
+        ]
+    except (DataError, KeyError, TypeError, AttributeError):
         return ["manifest.json: missing or malformed"]
     problems = []
-    for name, expected in files.items():
+    for name, expected, sha256 in files:
         path = directory / name
         if not path.is_file():
             problems.append(f"{name}: missing")
-        elif (size := path.stat().st_size) != expected["size"]:
-            problems.append(f"{name}: expected {expected['size']} bytes, found {size}")
-        elif sha256_of(path) != expected["sha256"]:
+        elif (size := path.stat().st_size) != expected:
+            problems.append(f"{name}: expected {expected} bytes, found {size}")
+        elif sha256_of(path) != sha256:
             problems.append(f"{name}: its content has changed (sha256)")
     return problems
 

@@ -6,21 +6,24 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
+from jobs.config.campaign import campaign_names, cells, read_campaign
 from jobs.config.job import Job
-from jobs.config.load import resolve
+from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
-from jobs.estimate.estimate import estimate
+from jobs.estimate.estimate import Estimate, estimate
 from jobs.runs.atomic import write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
 from jobs.submit.submission import Submission, submission
 
 ROOT = Path(__file__).resolve().parents[2]
 _SHARED = {"skypilot": "a bucket's URL or a volume's name", "dstack": "a volume's name", "kubernetes": "a claim's name"}
+_IN_IMAGE = "use a profile of jobs/profiles that names models and data of a hub"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
 # Of the command line: option and metavar, help, and what else argparse is to know.
 _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--on ENGINE", "slurm, skypilot, dstack or kubernetes", {"required": True, "choices": list(client.CLIENTS)}),
-    ("--profile NAME", "", {"default": "embedded"}),
+    ("--profile NAME", "", {"default": DEFAULT_PROFILE}),
     ("--limit N", "score only the first N items of each task", {"type": int}),
     ("--set KEY=VALUE", "override one key, as for run", {"action": "append", "default": []}),
     ("--nodes N", "machines", {"type": int, "default": 1}),
@@ -40,6 +43,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("--hours H", "time limit, in place of the estimate", {"type": float}),
     ("--memory GB", "host memory a machine, in place of the estimate", {"type": int}),
     ("--seeds 0,1,2", "one run for each: an array of Slurm", {"default": ""}),
+    ("--tasks N", "of a campaign: an array of Slurm whose N elements share its runs", {"type": int}),
     ("--image NAME@sha256:DIGEST", "the image; Slurm can do without", {"default": ""}),
     ("--container", "what runs the image under Slurm; without --image venv", {"choices": slurm.CONTAINERS}),
     ("--shared NAME", "where runs are kept: " + "; ".join(f"{k}: {v}" for k, v in _SHARED.items()), {"default": ""}),
@@ -56,7 +60,9 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = _Parser(prog="python -m jobs.submit", description="Submit a STAGE to a cluster, or to rented machines.")
+    made = _Parser(
+        prog="python -m jobs.submit", description="Submit a STAGE, or a campaign, to a cluster or to rented machines."
+    )
     made.add_argument("stage", metavar="STAGE")
     for words, text, more in _OPTIONS:
         option, _, metavar = words.partition(" ")
@@ -67,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 def file_of(given: argparse.Namespace) -> tuple[str, str]:
     """The name and the text of the engine's file. Raises ConfigError."""
-    for name in ("nodes", "gpus", "limit", "hours", "memory", "max_price"):
+    for name in ("nodes", "gpus", "limit", "hours", "memory", "max_price", "tasks"):
         value = getattr(given, name)
         if value is not None and not 0 < value < 1e6:
             raise ConfigError(f"--{name.replace('_', '-')}", f"expected a positive number, found {value}", "correct it")
@@ -83,33 +89,80 @@ def file_of(given: argparse.Namespace) -> tuple[str, str]:
 
 
 def _submission(given: argparse.Namespace) -> Submission:
+    shared = str(Path(given.runs_dir).resolve()) if given.on == "slurm" else given.shared
+    _require_fit(given)
+    if given.stage in campaign_names() or given.stage.endswith((".yaml", ".yml")):
+        return _campaign(given, shared)
     sets = [*given.set, *([] if given.gpus is None else [f"gpus={given.gpus}"])]
     job = resolve(given.stage, given.profile, limit=given.limit, sets=sets)
     seeds = _seeds(given.seeds)
-    shared = str(Path(given.runs_dir).resolve()) if given.on == "slurm" else given.shared
+    if given.tasks is not None:
+        raise ConfigError(
+            "--tasks", f"is for a campaign, and {given.stage} is a stage", "leave it out, or give --seeds"
+        )
+    _require_gpu(given, job)
+    profile = str(Path(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
+    if given.image and (there := _local_paths(job, profile)):
+        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
+    words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
+             *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
+    found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
+    return submission(given.stage, [job], words, found, given, shared, [str(seed) for seed in seeds], "--seed")
+
+
+def _campaign(given: argparse.Namespace, shared: str) -> Submission:
+    """Its runs one after the other on a machine, or side by side on its GPUs; under Slurm dealt over the elements of an array."""
+    own = {"--profile": given.profile != DEFAULT_PROFILE, "--limit": given.limit, "--set": given.set, "--seeds": given.seeds,
+           "--nodes": given.nodes > 1}  # fmt: skip
+    if wrong := next((option for option, value in own.items() if value), None):
+        fact = "a campaign names profiles, seeds and settings itself, and each of its runs takes one machine"
+        raise ConfigError(wrong, fact, "leave it out; --tasks N deals its runs over an array of Slurm")
+    chosen, where = read_campaign(given.stage)
+    jobs = [cell.job for cell in cells(chosen, where)]
+    file = "" if given.stage in campaign_names() else str(Path(given.stage).resolve())
+    paths = [
+        *(one for one in chosen.profiles if one.endswith((".yaml", ".yml"))),
+        *(_local_paths(job, file) for job in jobs),
+    ]
+    if given.image and (there := next(filter(None, paths), "")):
+        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
+    _require_gpu(given, jobs[0])
+    workers, tasks = given.gpus or 1, given.tasks or 1
+    words = ["campaign", file or given.stage, *(["--workers", str(workers)] if workers > 1 and tasks == 1 else [])]
+    if tasks > 1 and workers > 1:
+        raise ConfigError("--gpus", "each element of the array takes one GPU", "leave it out, or --tasks")
+    each = [f"{part}/{tasks}" for part in range(tasks)] if tasks > 1 else []
+    whole = _together([estimate(job, given.gpu, 1) for job in jobs], workers * tasks) if given.gpu else None
+    return submission(Path(given.stage).stem, jobs, words, whole, given, shared, each, "--share")
+
+
+def _together(found: Sequence[Estimate], dealt: int) -> Estimate:
+    """That of runs that `dealt` processes share; of one that does not fit, or whose hours are not known, its own."""
+    odd = next((one for one in found if one.lack or one.hours is None), None)
+    largest = max(found, key=lambda one: one.parameters or 0)
+    return odd or replace(largest, hours=sum(one.hours or 0.0 for one in found) / dealt)
+
+
+def _require_fit(given: argparse.Namespace) -> None:
+    """Raises ConfigError for options that do not go together, or not with the engine."""
     if given.on != "slurm":
-        if not shared:
+        if not given.shared:
             remedy = f"give --shared, {_SHARED[given.on]}"
             raise ConfigError("--shared", f"under {given.on} the runs need a place outside of the machines", remedy)
         if not given.image:
             raise ConfigError("--image", f"{given.on} needs one", "give NAME@sha256:DIGEST, which make push prints")
-        if given.container or seeds:
-            option = "--container" if given.container else "--seeds"
+        of_slurm = {"--container": given.container, "--seeds": given.seeds, "--tasks": given.tasks}
+        if option := next((option for option, value in of_slurm.items() if value), None):
             raise ConfigError(option, f"is for Slurm, not for {given.on}", "leave it out, or submit once for each seed")
     elif (given.container or "venv") != "venv" and not given.image:
         raise ConfigError("--container", f"{given.container} needs an image", "give --image NAME@sha256:DIGEST")
-    if given.on in ("skypilot", "dstack") and not given.gpu and job.profile.model.device != "cpu":
-        raise ConfigError("--gpu", f"{given.on} chooses a machine by its GPU", "give one, such as --gpu H100_SXM")
     if given.max_price is not None and given.on in ("slurm", "kubernetes"):
         raise ConfigError("--max-price", f"{given.on} knows no prices", "leave it out")
-    profile = str(Path(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
-    if given.image and (there := _local_paths(job, profile)):
-        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one",
-                          "use a profile of jobs/profiles that names models and data of a hub")  # fmt: skip
-    words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
-             *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
-    found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
-    return submission(job, words, found, given, shared, seeds)
+
+
+def _require_gpu(given: argparse.Namespace, job: Job) -> None:
+    if given.on in ("skypilot", "dstack") and not given.gpu and job.profile.model.device != "cpu":
+        raise ConfigError("--gpu", f"{given.on} chooses a machine by its GPU", "give one, such as --gpu H100_SXM")
 
 
 def _local_paths(job: Job, profile: str) -> str:
@@ -126,7 +179,10 @@ def _seeds(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isascii() and part.isdecimal() and int(part) < 2**32 for part in parts):
         raise ConfigError("--seeds", f'expected numbers such as 0,1,2, found "{text}"', "correct it")
-    return [int(part) for part in parts]
+    seeds = [int(part) for part in parts]
+    if (twice := next((seed for seed in seeds if seeds.count(seed) > 1), None)) is not None:  # 0 is one
+        raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
+    return seeds
 
 
 def main(arguments: Sequence[str]) -> int:

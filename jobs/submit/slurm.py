@@ -26,24 +26,24 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
         "gpus-per-node": ":".join(filter(None, (job.gpu.lower(), str(job.gpus)))) if job.gpus else None,
         "mem": job.memory_gb and f"{job.memory_gb}G", "time": minutes(job.hours), "signal": f"TERM@{GRACE_SECONDS}",
         "partition": job.queue or None,
-        "array": f"0-{len(job.seeds) - 1}" if job.seeds else None, "chdir": str(root),
-        "output": str(logs / ("%x-%A_%a.out" if job.seeds else "%x-%j.out")), "open-mode": "append",
+        "array": f"0-{len(job.each) - 1}" if job.each else None, "chdir": str(root),
+        "output": str(logs / ("%x-%A_%a.out" if job.each else "%x-%j.out")), "open-mode": "append",
     }  # fmt: skip
     given = {key: str(value) for key, value in options.items() if value is not None}
     lines = [f"#SBATCH --{key}={shlex.quote(text) if ' ' in text else text}" for key, text in given.items()]
-    seed = []
-    if job.seeds:
-        seed = [f"seeds=({' '.join(map(str, job.seeds))})", 'seed=(--seed "${seeds[$SLURM_ARRAY_TASK_ID]}")']
+    element = ["element=()"]
+    if job.each:
+        element = [f"values=({' '.join(job.each)})", f'element=({job.option} "${{values[$SLURM_ARRAY_TASK_ID]}}")']
     inside, step = _inside(job, runs, python, container)
     return "\n".join([
         "#!/bin/bash", f"# {job.name} on {job.nodes} machines; written by python -m jobs.submit", *lines, "#SBATCH --requeue", "",
-        "set -uo pipefail", *(seed or ["seed=()"]),
+        "set -uo pipefail", *element,
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         'address=$(scontrol show node "$first" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p")',
         "export PREFILL_NODES=$SLURM_JOB_NUM_NODES PREFILL_MEET=${address:-$first}:$((20000 + SLURM_JOB_ID % 20000))", "",
         "# One launcher a machine; it starts a process a GPU.",
         f"srun --kill-on-bad-exit=0 {step}bash -c 'PREFILL_NODE_RANK=$SLURM_NODEID exec \"$@\"' launch \\",
-        f'  {inside} "${{seed[@]}}"', "code=$?",
+        f'  {inside} "${{element[@]}}"', "code=$?",
         f"if [ $code = {EXIT_STOPPED} ]; then # stopped after a checkpoint",
         f'  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {RESTARTS} ]; then',
         f"    echo 'error: the job was requeued {RESTARTS} times; submit it again to go on' >&2; exit $code", "  fi",

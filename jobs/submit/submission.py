@@ -1,6 +1,7 @@
-"""What every engine needs to know about a stage: its command, its machines, hours and memory. Pure."""
+"""What every engine needs to know about a stage or a campaign: its command, its machines, hours and memory. Pure."""
 
 import math
+import os
 import re
 import shlex
 from argparse import Namespace
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.config.job import Job
+from jobs.config.terms import require_terms
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 
@@ -23,12 +25,13 @@ _DIGEST = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Submission:
-    """One stage on `nodes` machines with `gpus` GPUs each (0: none are asked for).
+    """One stage, or the runs of a campaign, on `nodes` machines with `gpus` GPUs each (0: none are asked for).
 
-    words: the arguments of `python -m app`, without the runs directory and the seed. gpu: its name, or empty for any.
-    memory_gb: of the host, None for the engine's default. shared: the engine's name of the storage that all machines mount;
-    for Slurm the runs directory itself. image: NAME@sha256:DIGEST, or empty. seeds: one run for each; empty: one run with the
-    stage's own. max_price: dollars an hour. GB are 2**30 bytes.
+    words: the arguments of `python -m app`, without the runs directory and what each element of an array adds. gpu: its name, or
+    empty for any. memory_gb: of the host, None for the engine's default. shared: the engine's name of the storage that all
+    machines mount; for Slurm the runs directory itself. image: NAME@sha256:DIGEST, or empty. each: what `option` is in each
+    element of an array of Slurm, a seed or a share of a campaign; empty: one job. max_price: dollars an hour. accepted: variables
+    that accept the terms of its models. GB are 2**30 bytes.
     """
 
     name: str
@@ -41,50 +44,54 @@ class Submission:
     disk_gb: int
     shared: str
     image: str
-    seeds: tuple[int, ...]
+    each: tuple[str, ...]
+    option: str
     spot: bool
     max_price: float | None
     queue: str
+    accepted: tuple[str, ...] = ()
 
     def command(self, runs_dir: str, python: str = "python") -> str:
         """For a shell: the command of each machine. It resumes where there is an unfinished run, and else starts."""
-        return shlex.join([python, "-m", "app", *self.words, "--runs-dir", runs_dir])
+        accepted = ["env", *(f"{name}=1" for name in self.accepted)] if self.accepted else []
+        return shlex.join([*accepted, python, "-m", "app", *self.words, "--runs-dir", runs_dir])
 
 
-def submission(
-    job: Job, words: Sequence[str], estimate: Estimate | None, given: Namespace, shared: str, seeds: Sequence[int]
-) -> Submission:
+def submission(name: str, jobs: Sequence[Job], words: Sequence[str], estimate: Estimate | None, given: Namespace, shared: str,
+               each: Sequence[str], option: str) -> Submission:  # fmt: skip
     """Put a submission together.
 
-    estimate: for all GPUs of all machines; None where no GPU was named. given: the options of `python -m jobs.submit`.
+    name: of the stage or the campaign, with these jobs. estimate: for all GPUs of all machines; None where no GPU was named.
+    given: the options of `python -m jobs.submit`.
 
     Raises:
-        ConfigError: a stage that does not fit, hours that nobody knows, an image without digest, a seed twice.
+        ConfigError: a stage that does not fit, a model whose terms are not accepted, hours that nobody knows, an image without
+            digest.
     """
+    job = jobs[0]
     if estimate is not None and estimate.lack:
-        raise ConfigError(f"{job.stage.name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
+        raise ConfigError(f"{name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
     hours, memory_gb = given.hours, given.memory
     if hours is None:
         if estimate is None or estimate.hours is None:
             why = (estimate.unknown if estimate else "") or "no GPU is named to estimate them for"
-            raise ConfigError(
-                "--hours", f"how long {job.stage.name} takes is not known: {why}", "give --hours, or --gpu NAME"
-            )
+            raise ConfigError("--hours", f"how long {name} takes is not known: {why}", "give --hours, or --gpu NAME")
         hours = _MARGIN * estimate.hours + _START_HOURS
     if given.image and not _DIGEST.fullmatch(given.image):
         remedy = "give NAME@sha256:DIGEST, which make push prints"
         raise ConfigError("--image", f"{given.image} has no digest, so it can be another image tomorrow", remedy)
-    if (twice := next((seed for seed in seeds if list(seeds).count(seed) > 1), None)) is not None:  # 0 is one
-        raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
-    processes = job.profile.gpus
+    processes = given.gpus or job.profile.gpus
+    models = (one.profile.model for one in jobs)
+    terms = {require_terms(model.name, os.environ) for model in models if model.source == "embedded"}
     weights = (estimate.parameters or 0) * 4 / 2**30 if estimate is not None else 0.0
     if memory_gb is None and weights:
         memory_gb = math.ceil(_HOST_GB + 2 * weights * processes)
     return Submission(
-        name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{job.stage.name}".lower()), words=tuple(words), nodes=given.nodes,
+        name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{name}".lower()), words=tuple(words), nodes=given.nodes,
         gpus=0 if job.profile.model.device == "cpu" else processes, gpu=given.gpu, hours=hours,
         memory_gb=memory_gb, disk_gb=math.ceil(_DISK_GB + 8 * weights), shared=shared, image=given.image,
-        seeds=tuple(seeds), spot=given.spot, max_price=given.max_price, queue=given.queue,
+        each=tuple(each), option=option, spot=given.spot, max_price=given.max_price, queue=given.queue,
+        accepted=tuple(sorted(one.variable for one in terms if one)),
     )  # fmt: skip
 
 

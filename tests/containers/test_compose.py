@@ -34,6 +34,7 @@ def test_every_service_is_valid_and_up_starts_the_report_alone(gpu: bool, compos
         *stage_names(),
         "report",
         "serve",
+        "track",
     }
     assert compose("config", "--services", gpu=gpu).stdout.split() == ["report"]
 

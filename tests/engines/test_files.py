@@ -1,4 +1,4 @@
-"""The files for SkyPilot, dstack and Kubernetes, read by the packages of these engines themselves."""
+"""The files for SkyPilot, dstack, Kubernetes, Compose and GitHub, read by the packages or schemas of these themselves."""
 
 from __future__ import annotations
 
@@ -89,3 +89,16 @@ def test_kubernetes_reads_its_manifests(words: list[str], capsys: pytest.Capture
     assert first["kind"] == ("Service" if "--job" in words else "JobSet")
     file.write_text(file.read_text().replace("completionMode", "completionsMode"))
     assert "completionsMode" in read(KUBERNETES, file, right=False) or "does not have" in read(KUBERNETES, file, right=False)  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "pattern", "count"), [
+    ("github-workflows", ".github/workflows/*.yaml", 1),
+    ("github-issue-forms", ".github/ISSUE_TEMPLATE/*.yaml", 2),
+    ("compose-spec", "compose*.yaml", 2),
+])  # fmt: skip
+def test_the_files_of_github_and_compose_have_the_form_that_they_publish(schema: str, pattern: str, count: int) -> None:
+    files = sorted(PYTHON.parents[3].glob(pattern))
+    assert len(files) == count
+    argv = [PYTHON.with_name("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", *files]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

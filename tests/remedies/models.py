@@ -109,7 +109,7 @@ def _(w: World) -> Steps:
     yield read(saved(w))
 
 
-@remedy("app/embedded/cache.py", "read them, and to accept them set {}=1")
+@remedy("jobs/config/terms.py", "read them, and to accept them set {}=1")
 def _(w: World) -> Steps:
     w.patch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
     w.patch.setattr(cache, "_directory", lambda cache, target, *_: target)  # 240 MB that no test fetches

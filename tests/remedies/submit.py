@@ -79,6 +79,22 @@ def _(w: World) -> Steps:
     yield file(*RENTED, "--profile", "ministral-3b")
 
 
+@remedy(MAIN, "leave it out, or give --seeds")
+def _(w: World) -> Steps:
+    words = ("stage1", "--on", "slurm", "--hours", "1")
+    yield file(*words, "--tasks", "2")
+    yield file(*words)
+    yield file(*words, "--seeds", "0,1")
+
+
+@remedy(MAIN, "leave it out, or --tasks", "leave it out; --tasks N deals its runs over an array of Slurm")
+def _(w: World) -> Steps:
+    words = ("lookup", "--on", "slurm", "--hours", "1")
+    yield file(*words, *(["--tasks", "2", "--gpus", "2"] if w.text.endswith("or --tasks") else ["--nodes", "2"]))
+    yield file(*words)
+    yield file(*words, "--tasks", "2")
+
+
 @remedy("jobs/submit/skypilot.py", "give the name of a volume, or --nodes 1")
 def _(w: World) -> Steps:
     words = [word.replace("dstack", "skypilot").replace("volume", "s3://bucket") for word in RENTED]
@@ -107,7 +123,7 @@ def _(w: World) -> Steps:
     yield file(*RENTED)
 
 
-@remedy(SUBMISSION, "name it once")
+@remedy(MAIN, "name it once")
 def _(w: World) -> Steps:
     words = ("stage1", "--on", "slurm", "--hours", "1", "--seeds")
     yield file(*words, "0,0")

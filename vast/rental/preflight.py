@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from jobs.config.job import Job
 from jobs.config.profile import STORE_REMEDY, store_fault
+from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
 from jobs.estimate.gpus import GPU_NAMES
@@ -102,6 +103,16 @@ def artifacts(job: Job, policy: Policy, environ: Mapping[str, str]) -> str | Non
         fact = f"the machine gets no {', no '.join(lacking)}, and uploads to {address} need it"
         raise ConfigError(where, fact, f"add it to the policy: secrets: [{', '.join([*policy.secrets, *lacking])}]")
     return address
+
+
+def terms(job: Job, policy: Policy, environ: Mapping[str, str]) -> None:
+    """Raises ConfigError where the terms of the job's model are not accepted, here and on the machine."""
+    model = job.profile.model
+    accepted = require_terms(model.name, environ) if model.source == "embedded" else None
+    if accepted is not None and accepted.variable not in policy.secrets:
+        fact = f"the machine gets no {accepted.variable}, by which it accepts {accepted.text}"
+        remedy = f"add it to the policy: secrets: [{', '.join([*policy.secrets, accepted.variable])}]"
+        raise ConfigError(f"profile {job.profile.name}", fact, remedy)
 
 
 def registry_login(policy: Policy, environ: Mapping[str, str]) -> Secret | None:
@@ -247,4 +258,5 @@ def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> s
         if query.interruptible:
             raised = f"raise --bid to {price:.2f} or more, within {price_option} and market.max_dollars_per_hour"
         return f"the cheapest above that price is a {first.gpu} at ${price:.2f}: {raised}"
-    return "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
+    less = "ask for less: --gpu, --min-vram, --max-hours, or market in the policy"
+    return f"{less}; or rent elsewhere, by SkyPilot or dstack: python -m jobs.submit --help"

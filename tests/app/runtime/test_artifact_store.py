@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError, setting, store_of
+from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError, store_of
 from jobs.config.load import resolve
+from jobs.config.terms import setting
 from jobs.errors import ConfigError
 from tests.app.fakes.faulty_store import Faults, FaultyFileSystem, store
 

@@ -111,6 +111,19 @@ def test_packages_disk_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         doctor.embedded_cache(tmp_path / "other")
 
 
+def test_what_torch_for_cuda_needs_is_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "some_torch-1.0.dist-info"
+    about.mkdir()
+    needs = 'click\nRequires-Dist: no-such-library==9; platform_system == "Linux"\nRequires-Dist: other; extra == "x"'
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: some-torch\nVersion: 1.0\nRequires-Dist: {needs}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "PACKAGES", ("some-torch",))
+    with pytest.raises(UserError, match="has no no-such-library, which some-torch needs; run: make setup"):
+        doctor.packages()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some-torch\nVersion: 1.0\nRequires-Dist: click\n")
+    assert doctor.packages() == "some-torch 1.0"
+
+
 def test_a_filled_cache_may_be_read_only_and_its_size_is_shown(tmp_path: Path) -> None:
     for part in ("models", "datasets"):
         (tmp_path / part).mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,6 +66,52 @@ def test_final_records_the_mask_that_it_was_trained_for(finished: RunDir) -> Non
     assert config["prefill"]["mask"] == "prefix" and config["prefill"]["run"] == finished.id
     card = (finished.final / "README.md").read_text()
     assert "attention mask `prefix`" in card and "reads the prompt CAUSALLY" in card
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ("causal", "Its plain `generate` reads the prompt as it was trained to."),
+        ("prefix", "With transformers alone this reads it as trained:\n\n```python\nmodel.generate("),
+        ("segment", "`python -m app generate --mask segment` reads it as trained."),
+        ("prefix@every:6", "`python -m app generate --mask prefix --layers every:6` reads it as trained."),
+    ],
+)
+def test_the_card_names_what_reads_the_model_as_it_was_trained(mask: str, words: str) -> None:
+    card = checkpoint.card({"mask": mask, "origin": "a", "run": "b", "steps": 1, "objective": {"ce": 1.0}, "data": "c"})
+    assert words in card and "objective: {'ce': 1.0}\n- data: c\n\n`AutoModel" in card and card.endswith("\n")
+
+
+@pytest.mark.parametrize(("mask", "kind", "named"), [
+    ("causal", "llama", ["LlamaForCausalLM"]),
+    ("prefix", "llama", ["PrefixMaskLlamaForCausalLM"]),
+    ("segment@first:1", "gemma3-hybrid", ["SegmentMaskGemma3ForCausalLM"]),
+])  # fmt: skip
+def test_servers_and_converters_that_would_read_a_prompt_causally_find_no_architecture_of_theirs(
+    mask: str, kind: str, named: list[str], tmp_path: Path
+) -> None:
+    """vLLM, SGLang, llama.cpp and Ollama look `architectures` up; transformers goes by `model_type`."""
+    tokenizer = word_tokenizer()
+    about = {"mask": mask, "origin": "o", "run": "r", "steps": 1, "objective": {}, "data": "d"}
+    made = make_model(kind, vocab_size=len(tokenizer))
+    checkpoint.save_final(made, tokenizer, tmp_path / "final", dtype=torch.float32, about=about)
+    config = json.loads((tmp_path / "final/config.json").read_text())
+    assert config["architectures"] == named
+    assert all(hasattr(transformers, name) is (mask == "causal") for name in named), "nor has transformers itself"
+    assert ("names none of theirs" in (tmp_path / "final/README.md").read_text()) is (mask != "causal")
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "final")) is type(made)
+
+
+def test_the_text_part_of_a_composite_model_is_named_too(tmp_path: Path) -> None:
+    """llama.cpp reads its `architectures` first."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": ["A"], "text_config": {"architectures": ["B"], "vocab_size": 3}}))
+    checkpoint._name_mask(path, "prefix")
+    found = json.loads(path.read_text())
+    assert (found["architectures"], found["text_config"]["architectures"]) == (["PrefixMaskA"], ["PrefixMaskB"])
+    path.write_text('{"model_type": "llama", "architectures": null}')
+    checkpoint._name_mask(path, "prefix")
+    assert json.loads(path.read_text())["architectures"] is None
 
 
 def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:

@@ -55,6 +55,18 @@ def test_slurm_runs_the_image_in_what_the_cluster_has(container: str, inside: st
     assert checked.returncode == 0, checked.stderr
 
 
+def test_a_campaign_is_dealt_over_an_array_or_over_the_gpus_of_a_machine(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    words = ["lookup", "--on", "slurm", "--gpu", "H200", "--runs-dir", str(tmp_path)]
+    hours = [int(printed(capsys, *words, *more).partition("--time=")[2].split()[0]) for more in ([], ["--tasks", "4"])]
+    assert hours[0] > hours[1] > 30 and (hours[0] - 30) / (hours[1] - 30) == pytest.approx(4, rel=0.15), "minutes"
+    text = printed(capsys, *words, "--tasks", "4")
+    assert "#SBATCH --array=0-3" in text and "values=(0/4 1/4 2/4 3/4)" in text and "--continue" not in text
+    assert 'element=(--share "${values[$SLURM_ARRAY_TASK_ID]}")' in text and "-m app campaign lookup --runs-dir" in text
+    task = yaml.safe_load(printed(capsys, "lookup", "--on", "skypilot", *RENTED, "--gpus", "4"))
+    assert "python -m app campaign lookup --workers 4 --runs-dir /runs" in task["run"]
+    assert task["resources"]["accelerators"] == "H100:4" and task["num_nodes"] == 1
+
+
 def test_a_name_with_blanks_and_quotes_stays_one_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tmp_path / "my 'runs'; true"
     text = printed(capsys, "stage1", "--on", "slurm", "--hours", "1", "--runs-dir", str(runs))
@@ -93,11 +105,39 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
     (["stage5b", "--on", "skypilot", "--image", IMAGE, "--shared", "s3://bucket/runs", "--gpu", "H100_SXM", "--nodes", "2"], "is a bucket"),
     (["stage1", "--on", "kubernetes", *RENTED, "--profile", "jobs/profiles/ci.yaml", "--hours", "1"], "ci.yaml is not in it"),
     (["stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "RTX_4090"], "needs about"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--tasks", "2"], "is for a campaign, and stage1 is a stage"),
+    (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "0,1,0"], "0 is named twice"),
+    (["lookup", "--on", "slurm", "--hours", "1", "--set", "train.max_steps=2"], "names profiles, seeds and settings itself"),
+    (["lookup", "--on", "slurm", "--hours", "1", "--nodes", "2"], "--nodes: a campaign"),
+    (["lookup", "--on", "slurm", "--hours", "1", "--tasks", "2", "--gpus", "2"], "each element of the array takes one GPU"),
+    (["lookup", "--on", "slurm"], "how long lookup takes is not known"),
+    (["lookup", "--on", "dstack", *RENTED, "--tasks", "2"], "is for Slurm"),
+    (["jobs/campaigns/lookup.yaml", "--on", "kubernetes", *RENTED, "--hours", "1"], "lookup.yaml is not in it"),
     (["stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "H1000"], "H1000"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_starts(words: list[str], fact: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
     assert fact in refusal(capsys, *words, "--runs-dir", str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("engine", list(client.CLIENTS))
+def test_terms_are_accepted_here_before_a_job_accepts_them_there(engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    words = [
+        "stage1",
+        "--on",
+        engine,
+        "--hours",
+        "1",
+        "--profile",
+        "gemma-270m",
+        *(RENTED if engine != "slurm" else []),
+    ]
+    monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
+    assert "which are not accepted yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1" in refusal(
+        capsys, *words
+    )
+    monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
+    assert "env ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words)
 
 
 @pytest.mark.parametrize("engine", list(client.CLIENTS))

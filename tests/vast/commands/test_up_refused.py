@@ -21,7 +21,7 @@ from vast.rental.image_registry import Found
         ((), {"environ": {"VAST_API_KEY": "wrong-key-0123"}}, ("$VAST_API_KEY: the key is refused by http",)),
         ((), {"environ": {"VAST_URL": "http://127.0.0.1:9"}}, ("http://127.0.0.1:9: the account cannot be seen: ", "no answer")),
         (("--max-price", "0.1"), {}, ("no offer for 1 x any GPU, at most $0.10", "a RTX 4090 at $0.31: raise --max-price")),
-        (("--gpu", "H100_SXM"), {}, ("no offer for 1 x H100 SXM", "ask for less")),
+        (("--gpu", "H100_SXM"), {}, ("no offer for 1 x H100 SXM", "ask for less", "by SkyPilot or dstack: python -m jobs.submit --help")),
         (("--image", "prefill:local"), {}, ("--image prefill:local: has no registry", "make push IMAGE=")),
         (("--image", "you/prefill:1"), {}, ("expected a registry's host before the first slash, found 'you'",)),
         (("--image", "localhost:5000/prefill:1"), {}, ("is in a registry of this machine",)),
@@ -64,6 +64,7 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     ("words", "said"),
     [
         (("up", "stage9", "--yes"), ('jobs: unknown stage "stage9"', "did you mean")),
+        (("up", "lokup", "--yes"), ('unknown stage "lokup", and no such campaign', 'did you mean "lookup"?')),
         (("up", "stage1", "--profile", "nobody", "--yes"), ('unknown profile "nobody"',)),
         (("up", "stage4", "--profile", "ci", "--yes"), ("stage4: init_from stage3b has no completed run", "make stage3b PROFILE=ci")),
         (("up", "stage1", "--set", "train.max_steps=5", "--yes"), ("stage1",)),

@@ -89,3 +89,25 @@ def test_a_store_in_the_environment_is_checked_as_one_of_the_profile(world: Worl
         done = world.vast(*UP, "--policy", str(tmp_path / "policy.yaml"))
         assert done.exit_code == 2 and "$PREFILL_ARTIFACTS: " in done.stderr and "password" not in done.stderr
     assert world.fake.market.rentals == {}
+
+
+@pytest.mark.parametrize(
+    ("environ", "secrets", "lacking"),
+    [
+        ({}, "[]", "which are not accepted yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1"),
+        ({"ACCEPT_GEMMA_TERMS": "1"}, "[]", "add it to the policy: secrets: [ACCEPT_GEMMA_TERMS]"),
+        ({"ACCEPT_GEMMA_TERMS": "1"}, "[ACCEPT_GEMMA_TERMS]", ""),
+    ],
+)
+def test_terms_that_are_not_accepted_here_and_there_are_refused_before_money_is_spent(
+    world: World, tmp_path: Path, environ: dict[str, str], secrets: str, lacking: str
+) -> None:
+    (tmp_path / "policy.yaml").write_text(f"secrets: {secrets}\n")
+    world.environ = environ
+    words = ["--set", "model.source=embedded", "--set", "model.name=gemma-3-270m", "--set", "model.config=null"]
+    done = world.vast(*UP, "--policy", str(tmp_path / "policy.yaml"), *words)
+    if lacking:
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1 and lacking in done.stderr, done.stderr
+        assert world.fake.market.rentals == {} and folders(world.runs) == []
+    else:
+        assert done.exit_code == 0 and world.contexts[0].secrets["ACCEPT_GEMMA_TERMS"].reveal() == "1", done.output
