@@ -213,7 +213,8 @@ audit: ## Ask the package index for known vulnerabilities of the image's package
 	@container/image.sh audit
 
 .PHONY: test test-containers test-engines test-slurm test-gpu test-zoo fuzz golden
-PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest
+# What is compiled is kept also where the environment forbids it: else each worker, and each process of a test, compiles anew.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest
 test: $(DEV) $(VASTAI) ## The tests; none of them needs a GPU
 	$(PYTEST) -n logical --maxprocesses 8 --dist worksteal -m 'not gpu and not containers and not engines and not slurm and not zoo' $(ARGS)
 # More workers than cores: the tests wait a lot. tests/containers/conftest.py divides the tests among workers.

@@ -135,10 +135,11 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     if profile:
         _watch(OptimizerStep, watch, steps, steps + profiled.PROFILED)
     context = app.training.train.RunContext(run, Heartbeat(run), StopFlag(), ranks)
-    app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False)
+    app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False,
+                             whole=lambda: loaded)  # fmt: skip
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {"profile": profiled.summary(watch, device)} if profile else {}
-    run.write_metrics({"peak_gb": max(peaks, default=None), **spent})
+    run.write_json("metrics.json", {"peak_gb": max(peaks, default=None), **spent})
     ranks.wait()
     run.close()
     ranks.leave()

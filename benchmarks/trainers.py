@@ -133,14 +133,14 @@ def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl:
                   warmup_steps=10, gradient_checkpointing=setting.gradient_checkpointing, graph=setting.graph, keep="last",
                   eval_every=total, save_every=total + 1, lora=lora, objective=Objective(kl=kl))  # fmt: skip
     data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
-    schedule = Schedule(data, total, setting.batch_size, setting.seed)
+    schedule = Schedule([data], [1.0], total, setting.batch_size, setting.seed)
     steps = Steps(Collator(mask, multiple=tokens_multiple(fast, loaded.device)), setting.row_tokens)
     mean = sum(map(len, data)) / len(data)
     row = min(setting.batch_size * mean, setting.row_tokens)
     graphed, _ = suitable(train, cuda=loaded.device.type == "cuda", compiled=fast, world=1,
                           parameters=model.num_parameters(), tokens=row)  # fmt: skip
     if graphed:
-        some = Schedule(data, 600, setting.batch_size, setting.seed)
+        some = Schedule([data], [1.0], 600, setting.batch_size, setting.seed)
         steps = replace(steps, shapes=shapes_of(steps.sizes(some), TILE, MOST_SHAPES))
     if setting.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -32,9 +32,8 @@ class UserError(ValueError):
     def __init__(self, where: str | Path, fact: str, remedy: str = "") -> None:
         self.where, self.fact = _bounded(str(where)), _bounded(fact)
         self.remedy = remedy
-        super().__init__(
-            self.where, self.fact, remedy
-        )  # three args, so that the error survives pickling between processes
+        # Three args, so that the error survives pickling between processes.
+        super().__init__(self.where, self.fact, remedy)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.fact}"

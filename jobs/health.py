@@ -54,13 +54,6 @@ class HealthVerdict(NamedTuple):
     sentence: str
 
 
-class _Beat(NamedTuple):
-    phase: str
-    progress: str  # such as train 340/1200
-    at: tuple[float, float]  # wall clock, monotonic clock
-    last_progress: tuple[float, float]
-
-
 # ---- the judgement: no clock, no files -------------------------------------------------------------------------------
 
 
@@ -90,21 +83,22 @@ def judge(
             machine does, so that a beat from its future is judged by the wall clock.
         limits: seconds by phase, see `limits`.
     """
-    last = _parse(beat)
-    if last is None:
+    beat = beat or {}
+    phase, at = beat.get("phase"), times(beat, "")
+    if not isinstance(phase, str) or at is None:
         silent, allowed = max(run_age, 0.0), limits["start"]
         if silent <= allowed:
             return HealthVerdict(True, f"no heartbeat yet, {silent:.0f} s after its start")
         return HealthVerdict(False, f"no heartbeat in the {silent:.0f} s since its start, {_remedy(allowed)}")
-    silent, stuck = (ago(*times, wall, monotonic) for times in (last.at, last.last_progress))
-    allowed = limits.get(last.phase.partition(" ")[0], limits[_OTHERWISE])
+    step, total = finite(beat.get("step")), finite(beat.get("total"))
+    progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase  # such as train 340/1200
+    silent, stuck = (ago(*then, wall, monotonic) for then in (at, times(beat, "progress_") or at))
+    allowed = limits.get(phase.partition(" ")[0], limits[_OTHERWISE])
     if silent > allowed:
-        return HealthVerdict(False, f"{last.progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
+        return HealthVerdict(False, f"{progress}: no heartbeat for {silent:.0f} s, {_remedy(allowed)}")
     if stuck > allowed:
-        return HealthVerdict(
-            False, f"{last.progress}: it beats, but made no progress for {stuck:.0f} s, {_remedy(allowed)}"
-        )
-    return HealthVerdict(True, f"{last.progress}, last beat {silent:.0f} s ago")
+        return HealthVerdict(False, f"{progress}: it beats, but made no progress for {stuck:.0f} s, {_remedy(allowed)}")
+    return HealthVerdict(True, f"{progress}, last beat {silent:.0f} s ago")
 
 
 def ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> float:
@@ -115,16 +109,6 @@ def ago(then: float, then_monotonic: float, wall: float, monotonic: float) -> fl
 
 def _remedy(allowed: float) -> str:
     return f"allowed {allowed:.0f} s; see log.txt of the run"
-
-
-def _parse(beat: Mapping[str, Any] | None) -> _Beat | None:
-    beat = beat or {}
-    phase, at = beat.get("phase"), times(beat, "")
-    if not isinstance(phase, str) or at is None:
-        return None
-    step, total = finite(beat.get("step")), finite(beat.get("total"))
-    progress = f"{phase} {step or 0:.0f}/{total:.0f}" if total else phase
-    return _Beat(phase, progress, at, times(beat, "progress_") or at)
 
 
 def times(beat: Mapping[str, Any], of: str) -> tuple[float, float] | None:

@@ -3,6 +3,8 @@
 import fcntl
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,17 @@ def is_held(path: Path) -> bool:
             return not _try(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[], object] = bool) -> Iterator[None]:
+    """Only one process at a time is inside; the others wait. on_wait: called by one that has to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        if not _try(file, fcntl.LOCK_EX):
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _try(file: IO[str], operation: int) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.textfiles import read_pairs, write_scored
-from app.data.examples import load_examples
+from app.data.examples import Encoding, load_examples
 from app.data.readers import PARSERS
 from app.data.records import is_empty, render
 from app.data.tokenize import encode, turn_end
@@ -67,11 +67,11 @@ def test_training_rows_are_kept_counted_or_refused(
         (place / name).write_bytes(content)
         source = TrainData(source="path", path=str(place / name), format=format, template=template, limit=limit)  # type: ignore[arg-type]
         try:
-            examples, report = load_examples(source, TOKENIZER, max_length=length)
+            examples, report = load_examples(source, Encoding(TOKENIZER, max_length=length))
         except UserError as error:
             one_line(error)
             return
-    counts = report.to_dict()
+    counts = vars(report)
     dropped = sum(counts[key] for key in counts if key.startswith("dropped_"))
     assert report.read == report.kept + dropped and report.kept == len(examples)
     assert all(one.prompt_ids and one.response_ids and len(one) <= length for one in examples)

@@ -13,14 +13,12 @@ try:
     from vast.commands.attach import attach, down, pull
     from vast.commands.doctor import doctor
     from vast.commands.drill import drill
-    from vast.commands.hosts_wiring import with_hosts
     from vast.commands.local import local
     from vast.commands.offers import offers
-    from vast.commands.overview import overview_command
     from vast.commands.reap import reap
-    from vast.commands.status import logs, status
+    from vast.commands.status import logs, overview_command, status
     from vast.commands.up import up
-    from vast.commands.wiring import Wiring
+    from vast.commands.wiring import Wiring, with_hosts
     from vast.session.signals import EXIT_INTERRUPTED
     from vast.simulate.__main__ import main as simulate
 except ImportError as error:

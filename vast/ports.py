@@ -115,10 +115,8 @@ class Instance:
     label: str
     machine_id: int
     status: Status
-    intended: str  # "running" or "stopped"
     message: str  # the host's text, such as why an image cannot be pulled
     dollars_per_hour: Dollars
-    started: Seconds | None  # unix time; None before it runs
     end: Seconds | None  # unix time at which the contract ends; None if it has no end
     addresses: tuple[Address, ...]  # direct first, then the proxy's
 
@@ -178,15 +176,6 @@ Contact = Literal["ok", "unreachable", "denied", "wrong-host"]  # wrong-host: th
 
 
 @dataclass(frozen=True)
-class Watchdog:
-    """The dead-man's switch on the host, as it reports itself."""
-
-    armed: bool
-    lease_age: Seconds
-    uptime: Seconds  # counted over restarts of the container
-
-
-@dataclass(frozen=True)
 class JobReport:
     """The report of the runner on the host, and the heartbeat of its run."""
 
@@ -212,11 +201,10 @@ class Host:
 
     contact: Contact
     boot: str = ""  # changes when the container is restarted
-    watchdog: Watchdog | None = None
+    armed: bool | None = None  # the dead-man's switch, as it reports itself
     job: JobReport | None = None
     gpu_percent: float | None = None
     gpu_memory_percent: float | None = None
-    disk_free_gb: float | None = None
     gpu_fault: str | None = None  # an Xid, "fallen off the bus"
     message: str = ""
 

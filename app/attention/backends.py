@@ -80,10 +80,8 @@ def _attention(
 ) -> Callable[..., Any]:
     """`forward` under the mask of the module's layer (app/attention/layers.py).
 
-    Above `beyond` keys, attend in bfloat16: the float32 kernels are many times slower on a GPU.
-
-    For modules of app/model/mixed_precision.py. Attention is a small part of a short row, and float32 flips fewer choices
-    there (docs/log.md).
+    Modules of app/model/mixed_precision.py attend in bfloat16 above `beyond` keys, where the float32 kernels of a GPU are many
+    times slower. Attention is a small part of a shorter row, and float32 flips fewer choices there (docs/log.md).
     """
 
     def attention(
@@ -105,13 +103,15 @@ _HEADS_OF_64 = dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, bwd_BLOCK_M1=64, bwd_B
                     bwd_BLOCK_N2=64, bwd_num_warps=4)  # fmt: skip
 
 
-def _kernel_options(query: torch.Tensor, key: torch.Tensor) -> dict[str, Any]:
+def _kernel_options(query: torch.Tensor, key: torch.Tensor, split: bool = False) -> dict[str, Any]:
     # Under autocast queries arrive in float32, because rotary positions are applied in it; the kernel gets bfloat16.
     half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
     options: dict[str, Any] = dict(_HEADS_OF_64) if half and query.shape[-1] == 64 else {}
     if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
         # With dynamic lengths torch cannot infer this, and the kernels would check the bounds of every token.
         options["IS_DIVISIBLE"] = True
+    if split:  # app/model/split.py; the blocks are the fastest of eight (docs/log.md)
+        options |= {"FLOAT32_PRECISION": "'bf16x3'", "BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
     return options
 
 
@@ -133,7 +133,7 @@ def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, att
     # transformers repeats keys and values where the number of query heads is no power of two, and computes unused sums.
     found: Any = compile_friendly_flex_attention(
         query, key, value, training=module.training, block_mask=attention_mask, scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key),
+        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key, hasattr(module, "_split_products")),
     )  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 
@@ -144,10 +144,7 @@ def _eager_forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def register(observe: Callable[[Any, Any], None] | None = None) -> None:
-    """Register the three names with transformers. Idempotent.
-
-    observe: called with each attention module and the mask that is about to be computed under.
-    """
+    """Register the three names with transformers. observe: called with each attention module and the mask that it gets."""
     for impl, upstream, forward, beyond in (
         ("sdpa", sdpa_mask, _sdpa_forward, SHORT),
         ("eager", eager_mask, _eager_forward, SHORT),

@@ -10,17 +10,13 @@ to itself, or to where its block ends. Two integers a query then replace the eig
 spends less time on the mask (docs/log.md). Tests compare both ways with `Layout.dense`, which stays the definition.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from app.attention.mask import PAD, Layout, Tokens, may_attend
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 TILE = 128
 
@@ -28,8 +24,6 @@ TILE = 128
 def block_mask(layout: Layout, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None,
                window: int | None = None) -> BlockMask:  # fmt: skip
     """The predicate as a BlockMask (batch, 1, query, key), for columns [start, stop) of queries and of keys."""
-    from torch.nn.attention.flex_attention import BlockMask
-
     length = layout.shape[1]
     (q0, q1), (k0, k1) = queries or (0, length), keys or (0, length)
     if layout.trunks_only and (q0, q1, k0, k1) == (0, length, 0, length):
@@ -107,10 +101,10 @@ class _Range(NamedTuple):
     low: Tensor
     high: Tensor
 
-    def meets(self, other: _Range) -> Tensor:
+    def meets(self, other: Self) -> Tensor:
         return (self.low <= other.high) & (other.low <= self.high)
 
-    def is_one_with(self, other: _Range) -> Tensor:
+    def is_one_with(self, other: Self) -> Tensor:
         """Both hold one and the same value."""
         return (self.low == other.high) & (self.high == other.low)
 

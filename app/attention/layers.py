@@ -31,12 +31,10 @@ def see_both_ways(model: Any, layers: str) -> list[bool]:
     """
     kinds = layer_types(model)
     name, _, number = layers.partition(":")
-    few = int(number or 0) > len(kinds)
     if name == "global" and len(set(kinds)) == 1:
-        raise ModelError(
-            "layers: global", f"all layers of the model are of type {kinds[0]}", "use all, first:N or every:K"
-        )
-    if few:
+        fact = f"all layers of the model are of type {kinds[0]}"
+        raise ModelError("layers: global", fact, "use all, first:N or every:K")
+    if int(number or 0) > len(kinds):
         raise ModelError(f"layers: {layers}", f"the model has {len(kinds)} layers", "give a smaller number")
     rule = {"all": lambda i: True, "global": lambda i: kinds[i] == "full_attention", "first": lambda i: i < int(number),
             "every": lambda i: (i + 1) % int(number) == 0}[name]  # fmt: skip
@@ -52,9 +50,8 @@ def restrict(model: Any, layers: str) -> None:
     if layers == "all":
         return
     chosen = see_both_ways(model, layers)
-    for module in attention_modules(model):
-        if not sees_both_ways(module):
-            raise ModelError(f"layers: {layers}", "the model's layers were restricted before", "load it anew")
+    if not all(map(sees_both_ways, attention_modules(model))):
+        raise ModelError(f"layers: {layers}", "the model's layers were restricted before", "load it anew")
     for module in attention_modules(model):
         module._causal_layer = not chosen[module.layer_idx]  # type: ignore[index, assignment]
     _marked.append(True)

@@ -18,8 +18,6 @@ A mask has a name (jobs.config.schema.Mask) and in PATTERNS a rule for `block`:
 docs/mask.md draws each of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -112,14 +110,14 @@ class Layout(Tokens):
         """(batch, length) bool: True where the token is not padding."""
         return self.doc != PAD
 
-    def to(self, device: torch.device | str) -> Layout:
+    def to(self, device: torch.device | str) -> Self:
         return self.each(lambda field: field.to(device, non_blocking=True))
 
-    def repeat_rows(self, times: int) -> Layout:
+    def repeat_rows(self, times: int) -> Self:
         """Each row `times` times, adjacent, as beam search and sampling of several answers expand a batch."""
         return self.each(lambda field: field.repeat_interleave(times, 0))
 
-    def causal(self) -> Layout:
+    def causal(self) -> Self:
         """The same documents without any block."""
         return replace(self, block=torch.zeros_like(self.block))
 

@@ -16,10 +16,10 @@ def values(model_or_config: Any, name: str, default: Any = None) -> list[Any]:
     config = text_config(model_or_config)
     # Reading such an attribute from the whole configuration raises a RuntimeError, which getattr's default does not catch.
     differs = name in (getattr(config, "per_layer_attributes", None) or ())
-    found = [getattr(part, name, None) for part in (config.per_layer_config if differs else [config])]
     distinct: list[Any] = []
-    for value in (default if value is None else value for value in found):
-        if value not in distinct:
+    for part in config.per_layer_config if differs else [config]:
+        found = getattr(part, name, None)
+        if (value := default if found is None else found) not in distinct:
             distinct.append(value)
     return distinct
 

@@ -90,8 +90,7 @@ def _delivered(model: PreTrainedModel, where: Layout, ids: Tensor) -> dict[str, 
         seen_by = where if sees_both_ways(module) else where.causal()
         want = seen_by.dense(window=window_of(model, kind)).to(model.device)
         if mask is None:
-            good[kind].append(False)
-            return
+            return good[kind].append(False)
         if hasattr(mask, "mask_mod"):  # FlexAttention
             i = torch.arange(where.shape[1], device=model.device)
             zero = torch.zeros((), dtype=torch.long, device=model.device)
@@ -116,9 +115,8 @@ def check_dependence(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Find
         may, must = expected_dependence(model, where)
         seen = measured_dependence(model, where, ids)
         extra, missing = int((seen & ~may).sum()), int((must & ~seen).sum())
-        later = "no response logit depends on a later token"
-        if name in LEAKING:
-            later = "answer tokens see themselves (leaks, as this mask is defined)"
+        later = ("answer tokens see themselves (leaks, as this mask is defined)" if name in LEAKING
+                 else "no response logit depends on a later token")  # fmt: skip
         detail = f"{extra} dependencies too many, {missing} missing, of {LENGTH * LENGTH}"
         findings.append(Finding(later, name, extra == 0 and missing == 0, detail))
         last = next((stop for _, stop in PATTERNS[name](document)), PREFIX) - 1  # of the first block
@@ -199,8 +197,7 @@ def check_equivalences(model: PreTrainedModel, masks: Iterable[Mask]) -> list[Fi
             findings.append(_close(model, law, name, left, right))
 
         def logits(*documents: Document, tokens: Tensor = ids, under: Mask = name, **how: Any) -> Tensor:
-            found: Tensor = _run(model, tokens, layout([documents], under, **how)).logits
-            return found
+            return _run(model, tokens, layout([documents], under, **how)).logits
 
         alone = logits(ONE)
         same("packed equals separate", logits(ONE, short, tokens=torch.cat([ids, other], 1))[:, :LENGTH], alone)

@@ -12,18 +12,18 @@ from rich.live import Live
 from rich.text import Text
 
 from app.commands.options import runs_option
+from app.report.campaign import in_words
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
 from app.stage.run import require_paths
 from jobs.columns import Column, table_lines
-from jobs.config.campaign import Campaign, Primary, campaign_names, cells, read_campaign, share
+from jobs.config.campaign import Campaign, campaign_names, cells, read_campaign, share
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 
 _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
             Column("Steps", drop=3), Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
-_MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
 
 
 @click.command()
@@ -71,11 +71,6 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
             click.echo(line)
 
 
-def in_words(primary: Primary) -> str:
-    at = " ".join(filter(None, [primary.profile, primary.suite, primary.order, primary.recipe]))
-    return f"{_MEASURES[primary.measure]} on {at}, trained {primary.trained} against trained {primary.control}"
-
-
 def _part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or int(found[1]) >= int(found[2]):
@@ -115,21 +110,21 @@ def _deal(name: str, runs_dir: Path, workers: int, ledger: Ledger) -> None:
     console = Console()
     with StopFlag().listening() as stop, Live(console=console, auto_refresh=False) as live:
         deal(["campaign", name, "--runs-dir", str(runs_dir)], devices, ledger.path.with_suffix(""), stop=stop,
-             look=_shown(ledger, live, console))  # fmt: skip
+             look=progress(ledger.standings, live, console))  # fmt: skip
 
 
-def _shown(ledger: Ledger, live: Live, console: Console) -> Callable[[], None]:
+def progress(standings: Callable[[], Sequence[Standing]], live: Live, console: Console) -> Callable[[], None]:
     """On a terminal a table that is drawn anew; without one, a line for each change of a state."""
     before: dict[str, str] = {}
 
     def look() -> None:
-        found = ledger.standings()
+        found = standings()
         if console.is_terminal:
             live.update(Text("\n".join(table(found, console.width))), refresh=True)
             return
         for one in found:
             if before.get(one.cell.name, "open") != one.state:
-                click.echo(f"{one.cell.name}: {one.state} {one.result}".rstrip())
+                console.out(f"{one.cell.name}: {one.state} {one.result}".rstrip(), highlight=False)
             before[one.cell.name] = one.state
 
     return look

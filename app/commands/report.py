@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 @click.option("--serve", metavar="[HOST:]PORT", help="Serve the report to a browser on this machine instead, updated as runs "
               "complete. It has no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
-    """Print the results; write report.md and report.html into the runs directory."""
+    """Print the results; write report.md and report.html into the runs directory.
+
+    Where several campaigns have runs there, campaigns.md and campaigns.html are about all of them together.
+    """
     if serve is None:  # a server waits for the first run
         require_directory(runs_dir)
     from rich.console import Console
 
-    from app.report.render import build_report, print_results, write_report
+    from app.report.archive import joint_of, write_joint
+    from app.report.render import build_report, print_page, print_results, write_report
 
     build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
     if serve is not None:
@@ -41,7 +45,13 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
     for run in built.study.left_out:
         click.echo(str(run), err=True)
     print_results(built, Console(), runs_dir)
-    for path in write_report(built, runs_dir):
+    written = [*write_report(built, runs_dir)]
+    parts = joint_of(runs_dir) if compare is None else []
+    if len({part.campaign for part in parts}) > 1:
+        page, joint = write_joint(parts, runs_dir, "campaigns")
+        print_page(page, Console())
+        written += joint
+    for path in written:
         click.echo(f"wrote {path}")
 
 

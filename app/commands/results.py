@@ -17,10 +17,14 @@ from jobs.errors import RunStateError
 def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: Path) -> None:
     """Rebuild the tables and plots of each CAMPAIGN that docs/results keeps; without one, of all.
 
-    The tables go beside what is kept, as PROFILE.md, the pages with the plots into results/ of the runs directory.
+    The tables go beside what is kept, as PROFILE.md, the pages with the plots into results/ of the runs directory. index.md and
+    index.html beside them are about all campaigns together.
     """
+    from rich.console import Console
+
     from app.report.archive import collect as collect_campaign
     from app.report.archive import collectable, kept, rebuild
+    from app.report.render import print_page
 
     if collect:
         require_directory(runs_dir)
@@ -28,5 +32,7 @@ def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: 
             click.echo(f"kept in {collect_campaign(runs_dir, name, results_dir)}")
     if not (chosen := names or kept(results_dir)):
         raise RunStateError(results_dir, "keeps no campaign", "take one from runs: make results CAMPAIGN=lookup")
-    for path in rebuild(results_dir, chosen, runs_dir / "results"):
+    page, written = rebuild(results_dir, chosen, runs_dir / "results")
+    print_page(page, Console())
+    for path in written:
         click.echo(f"wrote {path}")

@@ -13,66 +13,26 @@ only as the whole of an example, or of one round of a chat. Winogrande has no qu
 Not found: paraphrases, translations, and a question below `SHORTEST` words with an answer worded anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from functools import lru_cache
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from app.data.examples import TokenExample
+from app.data.tasks import Item
+
 SHORTEST = 8  # words
-MOST_WORDS = 1 << 21  # about 200 MB
+MOST_WORDS = 1 << 20  # that are remembered: about 200 MB
 _WORD = re.compile(r"[^\W_]+")
 
 Hashes = npt.NDArray[np.uint64]
 Owners = npt.NDArray[np.int64]
-
-
-class TrainingText(Protocol):
-    """`app.data.examples.TokenExample`, as far as it is needed here."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def rounds(self) -> tuple[str, ...]: ...
-
-
-class EvaluationText(Protocol):
-    """`app.data.tasks.Item`, as far as it is needed here."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def question(self) -> str: ...
-    @property
-    def answers(self) -> tuple[str, ...]: ...
-
-
-T = TypeVar("T", bound=TrainingText)
-
-
-@dataclass(frozen=True)
-class OverlapReport:
-    """How many examples were dropped, and for which items: id -> number of examples that hold its text."""
-
-    ngram: int
-    examples: int
-    items: int
-    dropped: int
-    items_hit: int
-    hit_by_task: dict[str, int] = field(default_factory=dict)
-    hits: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Guard:
@@ -81,30 +41,28 @@ class Guard:
     Runs of words are compared by 64-bit hashes; 20,000 examples against 14,000 items take a few seconds.
     """
 
-    def __init__(self, items: Sequence[EvaluationText], n: int = 13) -> None:
+    def __init__(self, items: Sequence[Item], n: int = 13) -> None:
         self.items, self.n = items, n
-        self._vocabulary = _Vocabulary()
-        runs, self._whole_texts = _evaluation_runs(items, n, self._vocabulary)
+        runs, self._whole_texts = _evaluation_runs(items, n)
         self._known: dict[int, tuple[Hashes, Owners]] = {}  # run length -> its hashes in order, and the item of each
         for length, sequences in runs.items():
             known, owner = _windows(*_joined(sequence for sequence, _ in sequences), length)
             item_of = np.array([item for _, item in sequences], dtype=np.int64)[owner]
             order = np.argsort(known, kind="stable")
             self._known[length] = known[order], item_of[order]
-        self._examples = self._dropped = 0
+        self._examples = self.dropped = 0
         self._by_item: Counter[int] = Counter()
 
-    def fresh(self) -> Guard:
+    def fresh(self) -> Self:
         """The same guard with counts of its own, from nothing."""
         other = copy(self)
-        other._examples = other._dropped = 0
+        other._examples = other.dropped = 0
         other._by_item = Counter()
         return other
 
-    def drop(self, examples: Sequence[T]) -> list[T]:
+    def drop(self, examples: Sequence[TokenExample]) -> list[TokenExample]:
         """Those that share no text, in their order."""
-        vocabulary = self._vocabulary
-        words, owner = _joined(vocabulary.words(example.text) for example in examples)
+        words, owner = _joined(_words(example.text) for example in examples)
         hits: set[tuple[int, int]] = set()  # (example, item)
         for length, (known, item_of) in self._known.items():
             found, found_owner = _windows(words, owner, length)
@@ -113,55 +71,45 @@ class Guard:
                 hits.update((int(found_owner[at]), int(item)) for item in item_of[left[at] : right[at]])
         for index, example in enumerate(examples):
             for text in {example.text, *example.rounds} if self._whole_texts else ():
-                hits.update((index, item) for item in self._whole_texts.get(vocabulary.words(text).tobytes(), ()))
+                hits.update((index, item) for item in self._whole_texts.get(_words(text).tobytes(), ()))
         dropped = {example for example, _ in hits}
         self._examples += len(examples)
-        self._dropped += len(dropped)
+        self.dropped += len(dropped)
         self._by_item.update(item for _, item in hits)
         return [example for index, example in enumerate(examples) if index not in dropped]
 
     @property
-    def report(self) -> OverlapReport:
-        """Of all examples so far."""
-        items = self.items
-        return OverlapReport(
-            ngram=self.n,
-            examples=self._examples,
-            items=len(items),
-            dropped=self._dropped,
-            items_hit=len(self._by_item),
-            hit_by_task=dict(sorted(Counter(items[item].task for item in self._by_item).items())),
-            hits={items[item].id: count for item, count in sorted(self._by_item.items())},
-        )
+    def report(self) -> dict[str, Any]:
+        """How many examples were dropped so far, and for which items; `hits`: id -> number of examples that hold its text."""
+        items, hit = self.items, self._by_item
+        return {
+            "ngram": self.n, "examples": self._examples, "items": len(items), "dropped": self.dropped, "items_hit": len(hit),
+            "hit_by_task": dict(sorted(Counter(items[item].task for item in hit).items())),
+            "hits": {items[item].id: count for item, count in sorted(hit.items())},
+        }  # fmt: skip
 
 
-def together(guards: Sequence[Guard]) -> OverlapReport:
+def together(guards: Sequence[Guard]) -> dict[str, Any]:
     """The counts of guards over the same items."""
     total = guards[0].fresh()
     for one in guards:
-        total._examples, total._dropped = total._examples + one._examples, total._dropped + one._dropped
+        total._examples, total.dropped = total._examples + one._examples, total.dropped + one.dropped
         total._by_item.update(one._by_item)
     return total.report
 
 
-def drop_overlap(examples: Sequence[T], items: Sequence[EvaluationText], n: int = 13) -> tuple[list[T], OverlapReport]:
-    """The examples that share no text with any of `items`, in their order, and how many were dropped for which item."""
-    guard = Guard(items, n)
-    return guard.drop(examples), guard.report
-
-
 def _evaluation_runs(
-    items: Sequence[EvaluationText], n: int, vocabulary: _Vocabulary
+    items: Sequence[Item], n: int
 ) -> tuple[dict[int, list[tuple[Hashes, int]]], dict[bytes, set[int]]]:
     """Run length -> (words, item) of each text that counts at that length; and the texts that count only as a whole."""
     runs: dict[int, list[tuple[Hashes, int]]] = defaultdict(list)
     whole_texts: dict[bytes, set[int]] = defaultdict(set)
     for index, item in enumerate(items):
-        question = vocabulary.words(item.question)
+        question = _words(item.question)
         if SHORTEST <= len(question) < n:
             runs[len(question)].append((question, index))
         for answer in item.answers:
-            text = np.concatenate([question, vocabulary.words(answer)])
+            text = np.concatenate([question, _words(answer)])
             if len(text) >= min(n, SHORTEST):
                 runs[min(n, len(text))].append((text, index))
             elif len(text):
@@ -174,24 +122,15 @@ def _evaluation_runs(
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that no position's contribution is lost modulo 2**64
 
 
-class _Vocabulary:
-    """Words as 64-bit hashes, the same in every process; at most MOST_WORDS of them are remembered."""
+@lru_cache(MOST_WORDS)
+def _hash(word: str) -> int:
+    """The same in every process."""
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
 
-    def __init__(self) -> None:
-        self._hash: dict[str, int] = {}
 
-    def words(self, text: str) -> Hashes:
-        """The hash of each word of `text`; shape (words,)."""
-        known = self._hash
-        hashes = []
-        for word in _WORD.findall(text.lower()):
-            value = known.get(word)
-            if value is None:
-                if len(known) >= MOST_WORDS:
-                    known.clear()
-                value = known[word] = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
-            hashes.append(value)
-        return np.array(hashes, dtype=np.uint64)
+def _words(text: str) -> Hashes:
+    """The hash of each word of `text`; shape (words,)."""
+    return np.array([_hash(word) for word in _WORD.findall(text.lower())], dtype=np.uint64)
 
 
 def _joined(texts: Iterable[Hashes]) -> tuple[Hashes, Owners]:

@@ -5,17 +5,16 @@ Nothing is truncated: an example longer than `max_length` is dropped and counted
 `app.data.tokenize`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from app.data.files import named_hub_rows
 from app.data.qa import read_qa
-from app.data.readers import read_hub, read_path
+from app.data.readers import read_path, records
 from app.data.records import (
     Conversation,
     Record,
@@ -84,15 +83,15 @@ class DataReport:
     unsegmented: int = 0  # the chat template does not show where each of their turns begins
     kept: int = 0
     answers: int = 0  # to learn; a chat may have several
-    unlearnt_answers: int = (
-        0  # only read: the template writes them otherwise once others follow, as without their reasoning
-    )
+    unlearnt_answers: int = 0  # only read: the template writes them otherwise once others follow
     prompt_tokens: int = 0
     response_tokens: int = 0
     kept_by_set: dict[str, int] = field(default_factory=dict)  # of a `qa` source
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @classmethod
+    def of(cls, source: TrainData, suite: str = "") -> Self:
+        """Of a source, or of the stage's suite, whose records are prompts as they are scored."""
+        return cls(f"suite {suite}", "suite", "plain") if suite else cls(source.place, source.format, source.template)
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -106,7 +105,7 @@ class DataReport:
 class Seen:
     """What was read before, by its digest: everything, or the last `most`; `before` is read by nobody else meanwhile."""
 
-    def __init__(self, most: int | None = None, before: Seen | None = None) -> None:
+    def __init__(self, most: int | None = None, before: "Seen | None" = None) -> None:
         self._most, self._before = most, before
         self._digests: dict[bytes, None] = {}  # in the order that they came
 
@@ -119,22 +118,31 @@ class Seen:
             del self._digests[next(iter(self._digests))]
 
 
-def load_examples(
-    source: TrainData, tokenizer: Any, *, max_length: int, seed: int = 0, own: Iterable[Record] | None = None,
-    suite: str = "", repeat: bool = False, random_cut: bool = False, seen: Seen | None = None,
-) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
+@dataclass(frozen=True)
+class Encoding:
+    """How a stage writes and encodes its examples.
+
+    tokenizer: a fast transformers tokenizer. max_length: tokens of prompt and response together, end-of-sequence included.
+    seed: where plain text is cut; nothing else depends on it. repeat: write every prompt twice. random_cut: take each
+    example as one text, cut where the seed says, as plain text is.
+    """
+
+    tokenizer: Any
+    max_length: int
+    seed: int = 0
+    repeat: bool = False
+    random_cut: bool = False
+
+
+def load_examples(source: TrainData, encoding: Encoding, *, own: Iterable[Record] | None = None, suite: str = "",
+                  seen: Seen | None = None) -> tuple[list[TokenExample], DataReport]:  # fmt: skip
     """Read, deduplicate, limit, render and tokenise.
 
     Examples within `source.limit` are chosen by hash, so that a small limit is a sample of every set and does not depend on
     order; they are counted before the length is known.
 
     Args:
-        tokenizer: a fast transformers tokenizer.
-        max_length: tokens of prompt and response together, end-of-sequence included.
-        seed: where plain text is cut; nothing else depends on it.
-        own: records of the stage's suite, to take in place of the source's. suite: its name, for errors.
-        repeat: write every prompt twice.
-        random_cut: take each example as one text, cut where the seed says, as plain text is.
+        own: records of the stage's suite, to take in place of the source's. suite: its name.
         seen: what other sources have given; it gets these examples too.
 
     Returns:
@@ -144,43 +152,34 @@ def load_examples(
         DataError: unreadable or malformed data, an unfit tokenizer, or no example left.
         ConfigError: prompts to be written twice that are not ours to write.
     """
-    where = source.place if own is None else f"suite {suite}"
-    # A suite's records are prompts as they are scored.
-    report = DataReport(where, source.format, source.template) if own is None else DataReport(where, "suite", "plain")
+    report = DataReport.of(source, suite)
     read = _records(source) if own is None else own
-    _require_ours(report, tokenizer, repeat and own is None)
+    _require_ours(report, encoding)
     bar = Bar(read, desc="reading", unit=" examples", delay=2, leave=False)
     records = _sample(list(_distinct(bar, report, seen or Seen())), source.limit, report)
-    if not report.read:
-        raise DataError(where, "holds no examples", "give at least one")
     examples: list[TokenExample] = []
     with Bar(total=len(records), desc="tokenising", unit=" examples", delay=2, leave=False) as bar:
         for start in range(0, len(records), BATCH):
-            examples += _tokenise(
-                records[start : start + BATCH], tokenizer, max_length, seed, report, repeat, random_cut
-            )
+            examples += _tokenise(records[start : start + BATCH], encoding, report)
             bar.update(min(BATCH, len(records) - start))
-    if not examples:
-        raise nothing_left(report)
+    require_some(report)
     return examples, report
 
 
-def stream_examples(
-    source: TrainData, tokenizer: Any, *, max_length: int, seed: int, repeat: bool, seen: Seen, report: DataReport,
-    own: Iterable[Record] | None = None, random_cut: bool = False,
-) -> Iterator[list[TokenExample]]:  # fmt: skip
+def stream_examples(source: TrainData, encoding: Encoding, *, seen: Seen, report: DataReport,
+                    own: Iterable[Record] | None = None) -> Iterator[list[TokenExample]]:  # fmt: skip
     """The same a few hundred at a time, in the order they are read, from a source of any size; `report` grows with them."""
-    _require_ours(report, tokenizer, repeat and own is None)
+    _require_ours(report, encoding)
     records = _distinct(_records(source) if own is None else own, report, seen)
     while batch := list(islice(records, BATCH)):
-        yield list(_tokenise(batch, tokenizer, max_length, seed, report, repeat, random_cut))
+        yield list(_tokenise(batch, encoding, report))
 
 
-def _require_ours(report: DataReport, tokenizer: Any, repeat: bool) -> None:
-    if repeat and (report.template == "chat" or report.format in ("messages", "text")):
+def _require_ours(report: DataReport, encoding: Encoding) -> None:
+    if encoding.repeat and (report.template == "chat" or report.format in ("messages", "text")):
         fact = f"repeat writes a prompt twice, and {report.format} data with template {report.template} has none of plain text"
         raise ConfigError("order", fact, "use data.train.template plain or alpaca, of format qa or alpaca")
-    if tokenizer.eos_token_id is None:
+    if encoding.tokenizer.eos_token_id is None:
         raise DataError("tokenizer", "has no end-of-sequence token", "set eos_token in tokenizer_config.json")
 
 
@@ -188,10 +187,13 @@ def words(left_out: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in left_out.items())
 
 
-def nothing_left(report: DataReport) -> DataError:
-    """The error for a source all of whose examples were dropped."""
-    return DataError(report.source, f"no example is left of {report.read}: {words(report.left_out)}",
-                     "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
+def require_some(report: DataReport) -> None:
+    """Raises DataError for a source without examples, or all of whose examples were dropped."""
+    if not report.read:
+        raise DataError(report.source, "holds no examples", "give at least one")
+    if not report.kept:
+        raise DataError(report.source, f"no example is left of {report.read}: {words(report.left_out)}",
+                        "raise train.max_length, or use other data" if report.dropped_length else "use other data")  # fmt: skip
 
 
 def is_held_out(example: TokenExample, eval_fraction: float) -> bool:
@@ -233,12 +235,8 @@ def _records(source: TrainData) -> Iterator[Record | None]:
         is_path = source.source == "path"
         return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
     if source.source == "hub":
-        return read_hub(
-            source.name or "", source.revision, source.split, source.format, source.subset, streamed=source.streaming
-        )
-    if source.source == "path":
-        return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
-    raise DataError("data.train.format", f"the embedded data has no format {source.format!r}", "use format qa")
+        return records(named_hub_rows(source), source.format)
+    return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
 
 
 @dataclass(frozen=True)
@@ -260,7 +258,7 @@ def _distinct(records: Iterable[Record | None], report: DataReport, seen: Seen) 
         text, same = content(record), identity(record)
         # By the key an example is sampled and split: of all but chats that of the words, as ever, since with another one the
         # same data would be split elsewhere.
-        key = _sha256(same if isinstance(record, Conversation) else text)
+        key = hashlib.sha256((same if isinstance(record, Conversation) else text).encode()).hexdigest()
         digest = hashlib.sha256(same.encode()).digest()
         if digest in seen:
             report.dropped_duplicate += 1
@@ -278,28 +276,17 @@ def _sample(records: list[_Keyed], limit: int | None, report: DataReport) -> lis
     return [records[index] for index in sorted(chosen)]
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _tokenise(
-    batch: Sequence[_Keyed],
-    tokenizer: Any,
-    max_length: int,
-    seed: int,
-    report: DataReport,
-    repeat: bool,
-    random_cut: bool,
-) -> Iterator[TokenExample]:
+def _tokenise(batch: Sequence[_Keyed], encoding: Encoding, report: DataReport) -> Iterator[TokenExample]:
+    tokenizer = encoding.tokenizer
     is_chat = report.format == "messages" or report.template == "chat"
     ends = {turn_end(tokenizer)} if is_chat else set()
-    for keyed, parts in zip(batch, _parts(batch, tokenizer, seed, report, repeat, random_cut), strict=True):
+    for keyed, parts in zip(batch, _parts(batch, encoding, report), strict=True):
         if not parts[0][1] or not parts[-1][1]:
             report.dropped_empty += 1
             continue
         if parts[-1][1][-1] not in ends:
             parts[-1][1].append(tokenizer.eos_token_id)
-        if sum(len(ids) for _, ids in parts) > max_length:
+        if sum(len(ids) for _, ids in parts) > encoding.max_length:
             report.dropped_length += 1
             continue
         if report.format in ("qa", "suite"):
@@ -313,21 +300,19 @@ def _tokenise(
         yield example
 
 
-def _parts(
-    batch: Sequence[_Keyed], tokenizer: Any, seed: int, report: DataReport, repeat: bool, random_cut: bool
-) -> list[list[tuple[str, list[int]]]]:
+def _parts(batch: Sequence[_Keyed], encoding: Encoding, report: DataReport) -> list[list[tuple[str, list[int]]]]:
     """The kind and the ids of each piece of each example (`app.data.records.Piece`)."""
     records = [keyed.record for keyed in batch]
     template: Any = report.template
+    tokenizer = encoding.tokenizer
     examples = [render(record, template, tokenizer) for record in records if not isinstance(record, TextDocument)]
-    if repeat:
+    if encoding.repeat:
         examples = [replace(example, prompt=repeated(example.prompt)) for example in examples]
-    if random_cut or not examples:
+    if encoding.random_cut or not examples:
         written = ["".join(piece.text for piece in example.pieces) for example in examples]
         special = all(example.special_tokens for example in examples)
-        pairs = cut(
-            written or [keyed.text for keyed in batch], [keyed.key for keyed in batch], tokenizer, seed, special
-        )
+        texts, keys = written or [keyed.text for keyed in batch], [keyed.key for keyed in batch]
+        pairs = cut(texts, keys, tokenizer, encoding.seed, special)
         return [[("turn", before), ("learnt", after)] for before, after in pairs]
     encoded, apart = encode(examples, tokenizer)
     report.encoded_apart += apart

@@ -4,22 +4,23 @@ A directory is one that `datasets.save_to_disk` wrote, or one of such files, whi
 but a JSON array and a saved set are read row by row, so that a file may be larger than memory.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from app.data.sources import first_line, hub_dataset, hub_rows, is_saved, saved_dataset, saved_rows
+from app.data.sources import first_line, hub_dataset, is_saved, saved_dataset, saved_rows
+from jobs.config.profile import TrainData
 from jobs.config.strict_json import loads
 from jobs.errors import DataError
 
 Rows = Iterator[tuple[str, Any]]  # (place, row)
+Reader = Callable[[Path], Rows]
 LONGEST_FIELD = 1 << 30  # characters of a field of a CSV file; the library's own limit is 131,072
 _PACKED = r"(?:\.(gz|zst))?$"
 
@@ -46,22 +47,18 @@ def path_rows(path: Path, split: str, format: str, *, streamed: bool = False) ->
         yield from _file_rows(file, format, streamed)
 
 
-def named_hub_rows(name: str, subset: str | None, split: str, revision: str | None, *, streamed: bool = False) -> Rows:
-    """Rows of a hub dataset's split; streamed: without downloading it whole."""
-    where = f"hub dataset {name}: {split}"
-    if not streamed:
-        for index, row in enumerate(hub_rows(name, subset, split, revision=revision)):
-            yield f"{where}: row {index}", row
-        return
+def named_hub_rows(source: TrainData) -> Rows:
+    """Rows of a hub dataset's split, streamed ones without downloading it whole."""
+    where = f"hub dataset {source.name}: {source.split}"
     index = -1
+    rows = hub_dataset(source.name or "", source.subset, source.split, source.revision, streamed=source.streaming)
     try:
-        for index, row in enumerate(hub_dataset(name, subset, split, revision, streamed=True)):
+        for index, row in enumerate(rows if source.streaming else rows.to_list()):
             yield f"{where}: row {index}", row
     except (OSError, RuntimeError) as error:
         fact = f"reading ended behind row {index} ({first_line(error)})"
-        raise DataError(
-            where, fact, "resume the run when the hub answers, or download the set: streaming: false"
-        ) from error
+        remedy = "resume the run when the hub answers, or download the set: streaming: false"
+        raise DataError(where, fact, remedy) from error
 
 
 def data_files(directory: Path, format: str | None = None) -> list[Path]:
@@ -70,17 +67,12 @@ def data_files(directory: Path, format: str | None = None) -> list[Path]:
     return sorted(path for path in directory.iterdir() if path.is_file() and _reader(path, endings) is not None)
 
 
-def _endings(format: str) -> dict[str, Callable[[Path], Rows]]:
-    readers: dict[str, Callable[[Path], Rows]] = {
-        "jsonl": _json_lines,
-        "json": _json_array,
-        "csv": _csv,
-        "parquet": _parquet,
-    }
+def _endings(format: str) -> dict[str, Reader]:
+    readers: dict[str, Reader] = {"jsonl": _json_lines, "json": _json_array, "csv": _csv, "parquet": _parquet}
     return readers | ({"txt": _paragraphs} if format == "text" else {})
 
 
-def _reader(path: Path, endings: dict[str, Callable[[Path], Rows]]) -> Callable[[Path], Rows] | None:
+def _reader(path: Path, endings: dict[str, Reader]) -> Reader | None:
     found = re.search(rf"\.({'|'.join(endings)}){_PACKED}", path.name)
     return endings[found[1]] if found and not (found[1] == "parquet" and found[2]) else None  # Parquet packs itself
 
@@ -90,18 +82,11 @@ def _file_rows(path: Path, format: str, streamed: bool) -> Rows:
     read = _reader(path, endings)
     if read is None:
         names = ", ".join(f".{ending}" for ending in endings)
-        fact = f"not a file of format {format}"
-        raise DataError(
-            path,
-            fact,
-            f"give data.train.path a file ending in {names}, all but Parquet also in .gz or .zst, or a directory",
-        )
+        remedy = f"give data.train.path a file ending in {names}, all but Parquet also in .gz or .zst, or a directory"
+        raise DataError(path, f"not a file of format {format}", remedy)
     if streamed and read is _json_array:
-        raise DataError(
-            path,
-            "a JSON array is read whole, so it cannot be streamed",
-            "write a row a line into a file ending in .jsonl",
-        )
+        fact = "a JSON array is read whole, so it cannot be streamed"
+        raise DataError(path, fact, "write a row a line into a file ending in .jsonl")
     yield from read(path)
 
 
@@ -152,17 +137,10 @@ def _json_array(path: Path) -> Rows:
 
 def _paragraphs(path: Path) -> Rows:
     """Documents separated by blank lines, each named by its first line; the line break behind one is not part of it."""
-    start = 0
-    lines: list[str] = []
-    for number, line in _lines(path):
-        if line.strip():
-            start = start if lines else number
-            lines.append(line)
-        elif lines:
+    for has_words, group in groupby(_lines(path), key=lambda one: bool(one[1].strip())):
+        if has_words:
+            (start, *_), lines = zip(*group, strict=True)
             yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
-            lines = []
-    if lines:
-        yield f"{path}:{start}", {"text": "".join(lines).rstrip("\r\n")}
 
 
 def _csv(path: Path) -> Rows:
@@ -174,7 +152,9 @@ def _csv(path: Path) -> Rows:
         for fields in reader:
             where = f"{path}:{reader.line_num}"
             if not header:
-                header = _names(fields, where)
+                header = fields
+                if len(set(header)) < len(header):
+                    raise DataError(where, "a column is named twice", "give each column one name")
             elif fields:
                 if len(fields) != len(header):
                     fact = f"{len(fields)} fields, and the first line names {len(header)}"
@@ -186,24 +166,15 @@ def _csv(path: Path) -> Rows:
         ) from None
 
 
-def _names(fields: Iterable[str], where: str) -> list[str]:
-    names = list(fields)
-    if len(set(names)) < len(names):
-        raise DataError(where, "a column is named twice", "give each column one name")
-    return names
-
-
 def _parquet(path: Path) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
-    index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    yield f"{path}: row {index}", row
-                    index += 1
+            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                yield f"{path}: row {index}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(path, f"not a readable Parquet file ({first_line(error)})", "write it anew") from error
 

@@ -13,8 +13,6 @@ are disjoint by construction: a hash of the ring decides its side.
 Numbers are drawn from SHA-256 of seed, side, task and index: equal on every machine and in every version of Python.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,11 +42,11 @@ NAMES = _NAMES.split()
 
 @dataclass(frozen=True)
 class Lookup:
-    """One item. facts: without the question. ring: every name, each pointing to the next and the last to the first."""
+    """One item. words: the facts, without the question. ring: every name, each pointing to the next and the last to the first."""
 
     id: str
     prompt: str
-    facts: str
+    words: str
     choices: tuple[str, ...]
     gold: int
     ring: tuple[str, ...]

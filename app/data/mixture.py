@@ -7,35 +7,35 @@ source that runs out begins again in another order; metrics.json has what was dr
 checked for every example of every source. Held out are examples of all sources, drawn by hash from them together.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from app.data.decontamination import EvaluationText, Guard, together
+from app.data.decontamination import Guard, together
 from app.data.examples import (
     BATCH,
     DataReport,
+    Encoding,
     Seen,
     TokenExample,
     is_held_out,
     load_examples,
-    nothing_left,
+    require_some,
     split,
     stream_examples,
     words,
 )
 from app.data.stream import RECENT, Stream
 from app.data.suites import suite_records, trains_on_suite
+from app.data.tasks import Item
 from app.runtime.progress import Bar, waiting
 from jobs.config.job import Job
 from jobs.config.profile import TrainData
-from jobs.config.schema import Mask
+from jobs.config.schema import Mask, Train
 from jobs.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -76,20 +76,12 @@ class Prepared:
             raise ConfigError("train.epochs", fact, "set train.max_steps alone, or take streaming out of data.train")
         return epochs * len(self.examples)
 
-    @property
-    def left_out(self) -> dict[str, int]:
-        """How many examples were dropped, by reason."""
-        found = Counter[str]()
-        for one in self.sources:
-            found.update(_left_out(one.report, one.guard))
-        return dict(found)
-
     def counts(self, drawn: Sequence[int] = ()) -> dict[str, Any]:
         """For metrics.json: what was read, dropped and kept, of all sources together and of each. drawn: of each, in training."""
         total: Counter[str] = Counter()
         each = []
         for one, share, number in zip(self.sources, self.shares, drawn or [0] * len(self.sources), strict=True):
-            about = {**one.report.to_dict(), "overlap": one.guard.report.to_dict()}
+            about = {**asdict(one.report), "overlap": one.guard.report}
             train = one.met if isinstance(one.examples, Stream) else len(one.examples)
             total.update({key: value for key, value in about.items() if isinstance(value, int)}, train=train)
             streamed = {"streamed": True, "passes": one.examples.passes} if isinstance(one.examples, Stream) else {}
@@ -99,7 +91,7 @@ class Prepared:
         named = {
             key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in ("source", "format", "template")
         }
-        return {**named, **total, "overlap": together([one.guard for one in self.sources]).to_dict(), "eval": len(self.held_out),
+        return {**named, **total, "overlap": together([one.guard for one in self.sources]), "eval": len(self.held_out),
                 "sources": each}  # fmt: skip
 
 
@@ -108,11 +100,10 @@ MOST_HELD = 4
 
 
 def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
-    dropped = guard.report.dropped
-    return report.left_out | ({"that share text with evaluation items": dropped} if dropped else {})
+    return report.left_out | ({"that share text with evaluation items": guard.dropped} if guard.dropped else {})
 
 
-def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check = len) -> Prepared:
+def prepare(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check = len) -> Prepared:
     """The examples of the job's sources: those in memory are read, streams begin.
 
     A control and its model, or the cells of a campaign, are trained on the same examples: what was read for one job
@@ -135,11 +126,12 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], chec
         while len(_HELD) > MOST_HELD:
             del _HELD[next(iter(_HELD))]
     kept = "streamed" if held.streamed else str(len(held.examples))
-    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(held.left_out) or 'none'}")
+    dropped = sum((Counter(_left_out(one.report, one.guard)) for one in held.sources), Counter[str]())
+    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(dropped) or 'none'}")
     return held
 
 
-def _key(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText]) -> str | None:
+def _key(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
     """A digest of all that the examples depend on; None for a tokenizer in Python, and for files whose content is not known."""
     definition = getattr(tokenizer, "backend_tokenizer", None)
     known = job.contents or all(one.source == "embedded" for one in job.profile.data.sources.values())
@@ -157,19 +149,17 @@ def _key(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText]) -> str 
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _read(job: Job, tokenizer: Any, eval_items: Sequence[EvaluationText], check: Check) -> Prepared:
+def _read(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check) -> Prepared:
     train = job.stage.train
     assert train is not None
     with waiting("index evaluation items"):
-        guard, seen = Guard(eval_items, train.overlap_ngram), Seen()
+        guard = Guard(eval_items, train.overlap_ngram)
+    reader = _Reader(job, train, _encoding(job, tokenizer), guard, check)
     prepared = Prepared([], [])
     sources = _sources(job)
-    for key, source in sorted(
-        sources.items(), key=lambda one: one[1].streaming
-    ):  # a stream is compared with those in memory
-        one, out = (_streamed if source.streaming else _in_memory)(
-            job, key, source, tokenizer, guard.fresh(), seen, check
-        )
+    # Streams come last: they are compared with those in memory.
+    for key, source in sorted(sources.items(), key=lambda one: one[1].streaming):
+        one, out = (reader.streamed if source.streaming else reader.in_memory)(key, source)
         prepared.sources.append(one)
         prepared.held_out += out
     prepared.sources.sort(key=lambda one: list(sources).index(one.key))
@@ -191,20 +181,12 @@ def first_examples(job: Job, tokenizer: Any) -> Iterator[tuple[str, DataReport, 
     Raises:
         DataError: unusable data, or none left.
     """
-    stage, train = job.stage, job.stage.train
-    assert train is not None
+    stage = job.stage
     for key, source in _sources(job).items():
         own = suite_records(stage, job.profile.data.eval, BATCH) if trains_on_suite(stage) else None
-        report = DataReport(source.place, source.format, source.template)
-        if own is not None:
-            report = DataReport(f"suite {stage.suite}", "suite", "plain")
-        found = next(stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     repeat=stage.order == "repeat", seen=Seen(), report=report,
-                                     random_cut=train.cut == "random"), [])  # fmt: skip
-        if not report.read:
-            raise DataError(report.source, "holds no examples", "give at least one")
-        if not found:
-            raise nothing_left(report)
+        report = DataReport.of(source, "" if own is None else stage.suite)
+        found = next(stream_examples(source, _encoding(job, tokenizer), own=own, seen=Seen(), report=report), [])
+        require_some(report)
         yield key, report, found
 
 
@@ -213,67 +195,73 @@ def _sources(job: Job) -> dict[str, TrainData]:
     return dict(list(sources.items())[:1]) if trains_on_suite(job.stage) else sources
 
 
-def _in_memory(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guard, seen: Seen,
-               check: Check) -> tuple[Source, list[TokenExample]]:  # fmt: skip
+def _encoding(job: Job, tokenizer: Any) -> Encoding:
     stage, train = job.stage, job.stage.train
     assert train is not None
-    own = suite_records(stage, job.profile.data.eval, source.limit) if trains_on_suite(stage) else None
-    examples, report = load_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed, own=own,
-                                     suite=stage.suite, repeat=stage.order == "repeat", seen=seen,
-                                     random_cut=train.cut == "random")  # fmt: skip
-    require_segmented(report, train.mask, key)
-    with waiting("compare with evaluation items"):
-        examples = guard.drop(examples)
-    if key == "data.train" or not examples:
-        kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
-    else:  # of a small one of several there may be none to hold out
-        kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
-        if not kept:
-            fact = f"{train.eval_fraction} of {len(examples)} examples leaves the training side empty"
-            raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
-    check(kept)
-    check(out)
-    return Source(key, kept, source.weight, report, guard), out
+    return Encoding(tokenizer, train.max_length, stage.seed, stage.order == "repeat", train.cut == "random")
 
 
-def _streamed(job: Job, key: str, source: TrainData, tokenizer: Any, guard: Guard, seen: Seen,
-              check: Check) -> tuple[Source, list[TokenExample]]:  # fmt: skip
-    stage, train = job.stage, job.stage.train
-    assert train is not None
-    one = Source(key, [], source.weight, DataReport(source.place, source.format, source.template), guard)
+@dataclass
+class _Reader:
+    """Reads the sources of a job, one after the other; `seen` has what those before have given."""
 
-    def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
-        for chunk in stream_examples(source, tokenizer, max_length=train.max_length, seed=stage.seed,
-                                     repeat=stage.order == "repeat", seen=Seen(RECENT, seen), report=report,
-                                     random_cut=train.cut == "random"):  # fmt: skip
-            require_segmented(report, train.mask, key)
-            kept = guard.drop(chunk)
-            check(kept)
-            yield kept
+    job: Job
+    train: Train
+    encoding: Encoding
+    guard: Guard
+    check: Check
+    seen: Seen = field(default_factory=Seen)
 
-    def read(turn: int) -> Iterator[TokenExample]:
-        report, fresh = DataReport(source.place, source.format, source.template), guard.fresh()
-        if turn == 0:  # again, where the stream goes back
-            one.report, one.guard, one.met = report, fresh, 0
-        for chunk in chunks(report, fresh):
-            for example in chunk:
-                if not is_held_out(example, train.eval_fraction):
-                    one.met += turn == 0
-                    yield example
+    def in_memory(self, key: str, source: TrainData) -> tuple[Source, list[TokenExample]]:
+        stage, train, guard = self.job.stage, self.train, self.guard.fresh()
+        own = suite_records(stage, self.job.profile.data.eval, source.limit) if trains_on_suite(stage) else None
+        examples, report = load_examples(source, self.encoding, own=own, suite="" if own is None else stage.suite,
+                                         seen=self.seen)  # fmt: skip
+        require_segmented(report, train.mask, key)
+        with waiting("compare with evaluation items"):
+            examples = guard.drop(examples)
+        if key == "data.train" or not examples:
+            kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
+        else:  # of a small one of several there may be none to hold out
+            kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
+            if not kept:
+                fact = f"{train.eval_fraction} of {len(examples)} examples leaves the training side empty"
+                raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
+        self.check(kept)
+        self.check(out)
+        return Source(key, kept, source.weight, report, guard), out
 
-    report, out = DataReport(source.place, source.format, source.template), list[TokenExample]()
-    with Bar(total=train.held_out, desc=f"held-out examples of {source.place}", delay=2, leave=False) as bar:
-        for chunk in chunks(report, guard.fresh()):
-            out += [example for example in chunk if is_held_out(example, train.eval_fraction)]
-            bar.update(len(out) - bar.n)
-            if len(out) >= train.held_out:
-                break
-    if not report.read:
-        raise DataError(source.place, "holds no examples", "give at least one")
-    if not report.kept:
-        raise nothing_left(report)
-    one.examples = Stream(read, f"{stage.seed}|{key}", source.place)
-    return one, out[: train.held_out]
+    def streamed(self, key: str, source: TrainData) -> tuple[Source, list[TokenExample]]:
+        train = self.train
+        one = Source(key, [], source.weight, DataReport.of(source), self.guard.fresh())
+
+        def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
+            for chunk in stream_examples(source, self.encoding, seen=Seen(RECENT, self.seen), report=report):
+                require_segmented(report, train.mask, key)
+                kept = guard.drop(chunk)
+                self.check(kept)
+                yield kept
+
+        def read(turn: int) -> Iterator[TokenExample]:
+            report, fresh = DataReport.of(source), self.guard.fresh()
+            if turn == 0:  # again, where the stream goes back
+                one.report, one.guard, one.met = report, fresh, 0
+            for chunk in chunks(report, fresh):
+                for example in chunk:
+                    if not is_held_out(example, train.eval_fraction):
+                        one.met += turn == 0
+                        yield example
+
+        report, out = DataReport.of(source), list[TokenExample]()
+        with Bar(total=train.held_out, desc=f"held-out examples of {source.place}", delay=2, leave=False) as bar:
+            for chunk in chunks(report, self.guard.fresh()):
+                out += [example for example in chunk if is_held_out(example, train.eval_fraction)]
+                bar.update(len(out) - bar.n)
+                if len(out) >= train.held_out:
+                    break
+        require_some(report)
+        one.examples = Stream(read, f"{self.job.stage.seed}|{key}", source.place)
+        return one, out[: train.held_out]
 
 
 def require_segmented(report: DataReport, mask: Mask, key: str = "data.train") -> None:

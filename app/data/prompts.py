@@ -15,8 +15,6 @@ winogrande} and `ConfigurableTask`), zero-shot, no chat template; a test compare
 A row that lacks something raises `FieldProblem`; `app.data.tasks` adds which dataset and row it was.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -44,9 +42,9 @@ class Content:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row in one format."""
+    """A row in one format, by the names of `app.data.tasks.Item`."""
 
-    pairs: tuple[Pair, ...]
+    choices: tuple[Pair, ...]
     n_chars: tuple[int, ...]
     question: str
     answers: tuple[str, ...]

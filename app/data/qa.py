@@ -5,13 +5,11 @@ question to the text of the right answer. Where there is a passage (boolq, sciq'
 comes first. trivia_qa's and nq_open's first or canonical answer is taken, aliases are not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from app.data.records import Question
-from app.data.sources import Row, saved_rows
+from app.data.sources import Row, places, saved_rows
 from jobs.errors import DataError
 
 SPLIT = "validation"
@@ -24,7 +22,7 @@ def read_qa(root: Path) -> Iterator[Question]:
         DataError: a set is missing, or a row lacks a field (set, row and field are named).
     """
     for name, (directory, read) in SETS.items():
-        for index, row in enumerate(saved_rows([root / directory / SPLIT, root / name / SPLIT, root / name], SPLIT)):
+        for index, row in enumerate(saved_rows(places(root, directory, name, SPLIT), SPLIT)):
             origin = f"{name}/{index}"
             try:
                 passage, question, answer = read(row)
@@ -44,8 +42,7 @@ _ANSWER = {"1": "answerA", "2": "answerB", "3": "answerC"}
 
 
 def _lettered(row: Row) -> str:
-    answer: str = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
-    return answer
+    return row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
 
 
 _Read = Callable[[Row], tuple[str, str, str]]

@@ -6,37 +6,26 @@ messages: rows of {"messages": [{"role", "content", ...}, ...], "tools" (may be 
 text: `.txt` (documents separated by blank lines), or rows of {"text"}.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.data.files import kind, named_hub_rows, path_rows
+from app.data.files import Rows, kind, path_rows
 from app.data.records import Conversation, Instruction, Record, TextDocument
 from jobs.config.strict_json import loads
 from jobs.errors import DataError
 
 
-def read_hub(
-    name: str, revision: str | None, split: str, format: str, subset: str | None = None, *, streamed: bool = False
-) -> Iterator[Record | None]:
-    """Records of a hub dataset's split; of its default configuration, or of `subset`."""
+def records(rows: Rows, format: str) -> Iterator[Record | None]:
+    """Raises DataError for a row that is not of this format."""
     parse = PARSERS[format]
-    for where, row in named_hub_rows(name, subset, split, revision, streamed=streamed):
-        yield parse(row, where)
+    return (parse(row, where) for where, row in rows)
 
 
 def read_path(path: Path, split: str, format: str, *, streamed: bool = False) -> Iterator[Record | None]:
-    """Records of a file or a directory (`app.data.files`).
-
-    Raises:
-        DataError: no such file, an ending that is not known, or malformed content.
-    """
-    parse = PARSERS[format]
-    for where, row in path_rows(path, split, format, streamed=streamed):
-        yield parse(row, where)
+    """Records of a file or a directory; arguments and errors as of `path_rows`."""
+    return records(path_rows(path, split, format, streamed=streamed), format)
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
@@ -72,12 +61,8 @@ def _instruction(row: Any, where: str) -> Instruction:
     )
 
 
-_ELSEWHERE = (
-    "functions",
-    "documents",
-    "system",
-    "chat_template_kwargs",
-)  # of a row: known to other trainers, not read here
+# Of a row: known to other trainers, not read here.
+_ELSEWHERE = ("functions", "documents", "system", "chat_template_kwargs")
 
 
 def _conversation(row: Any, where: str) -> Conversation | None:
@@ -116,8 +101,7 @@ def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     else:
         given["content"] = ""  # a call alone; templates take a text
     for key, value in given.items():
-        if not json.dumps(value, ensure_ascii=False, default=str).isascii():
-            _require_text(json.dumps(value, ensure_ascii=False, default=str), key, at)
+        _require_text(json.dumps(value, ensure_ascii=False, default=str), key, at)
     return given, bool(weight)
 
 
@@ -132,12 +116,8 @@ def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     return tuple(value or [])
 
 
-def _document(row: Any, where: str) -> TextDocument:
-    return TextDocument(where, _field(row, "text", where))
-
-
 PARSERS: dict[str, Callable[[Any, str], Record | None]] = {
     "alpaca": _instruction,
     "messages": _conversation,
-    "text": _document,
+    "text": lambda row, where: TextDocument(where, _field(row, "text", where)),
 }

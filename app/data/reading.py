@@ -14,12 +14,9 @@ The continuation is a space and the text of a choice. Rows are divided by a hash
 the rest, which a task that trains is trained on, and which examples of a prompt with shots come from.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,7 @@ from jobs.config.suites import ReadingTask
 from jobs.errors import ConfigError, DataError
 
 NOT_SCORED = {True: 0.5, False: 0.1}  # share of the rows, of tasks that train and of those that do not
-_ENV = Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+_ENV: Any = Environment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,10 @@ def read(name: str, task: ReadingTask, order: Order, root: Path) -> Iterator[Que
         ConfigError: a template that jinja cannot read.
     """
     try:
-        render, words = _template(doc_to_text(task, order)), _template(f"{task.context}\n{task.question}")
-        choices_of, target_of = _expression(task.choices), _expression(task.target)
+        render, words = map(_ENV.from_string, (doc_to_text(task, order), f"{task.context}\n{task.question}"))
+        choices_of, target_of = (
+            _ENV.compile_expression(text, undefined_to_none=False) for text in (task.choices, task.target)
+        )
     except (TemplateError, ValueError) as error:
         raise ConfigError(
             f"suite: reading.{name}", f"its jinja cannot be read: {error}", "correct its templates"
@@ -114,16 +113,6 @@ def shown(questions: Sequence[Question], shots: int, name: str) -> list[Question
         raise DataError("shots", f"{shots} examples are asked for, and {name} has {len(pool)} rows that are not scored",
                         f"set shots to {len(pool)} or less")  # fmt: skip
     return pool
-
-
-@cache
-def _template(text: str) -> Any:
-    return _ENV.from_string(text)
-
-
-@cache
-def _expression(text: str) -> Any:
-    return _ENV.compile_expression(text, undefined_to_none=False)
 
 
 def _rows(root: Path, task: ReadingTask) -> Iterator[tuple[str, int, Row]]:

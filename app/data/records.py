@@ -12,8 +12,6 @@ chat are learnt, but those of weight 0; its prompt is what stands before the fir
 `app.data.examples` cuts it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -187,7 +185,7 @@ def render(record: Question | Instruction | Conversation, template: Template, to
     """
     if isinstance(record, Conversation):
         return _chat(record, tokenizer)
-    first, second, answer, question_lead = _fields(record)
+    first, second, answer = (text.strip() for name, text in vars(record).items() if name != "origin")
     if template == "chat":
         turn = f"{first}\n\n{second}" if first and second else first or second
         messages = ({"role": "user", "content": turn}, {"role": "assistant", "content": answer})
@@ -197,15 +195,9 @@ def render(record: Question | Instruction | Conversation, template: Template, to
             first, second = second, first  # the instruction is the question, its input the passage
         form = ALPACA_WITH_INPUT if second else ALPACA_WITHOUT_INPUT
         return Example(form.format(instruction=first, input=second), answer, special_tokens=True)
-    lines = [part for part in (first, f"{question_lead}{second}" if second else "") if part]
+    lead = "Question: " if isinstance(record, Question) else ""
+    lines = [part for part in (first, f"{lead}{second}" if second else "") if part]
     return Example("\n".join([*lines, "Answer:"]), f" {answer}", special_tokens=True)
-
-
-def _fields(record: Question | Instruction) -> tuple[str, str, str, str]:
-    """The first part, the second part, the answer, and the lead of the second."""
-    if isinstance(record, Question):
-        return record.passage.strip(), record.question.strip(), record.answer.strip(), "Question: "
-    return record.instruction.strip(), record.input.strip(), record.output.strip(), ""
 
 
 def _chat(record: Conversation, tokenizer: Any) -> Example:

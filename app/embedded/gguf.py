@@ -1,7 +1,5 @@
 """A GGUF file as a directory of fp32 weights and a tokenizer that plain `from_pretrained` reads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files of a package index by name, version and sha256: fetched with pip, never trusted before they are checked."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -19,12 +17,15 @@ DOWNLOAD_ATTEMPTS = 3  # the first and two retries
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel: its requirement for a package index, and the file that must come back."""
+    """One wheel: its requirement for a package index, and the digest and size of the file that must come back."""
 
     requirement: str
-    file: str
     sha256: str
     megabytes: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
 
 
 def verified_wheel(directory: Path, wheel: Wheel) -> Path:

@@ -44,9 +44,9 @@ class Answers:
         work = []
         for index, (prompt, settings) in enumerate(asked):
             until, new = self._settings(settings)
-            ids = self.lm.tok_encode(prompt) or [
-                start for start in [start_token(self.loaded.tokenizer)] if start is not None
-            ]
+            ids = self.lm.tok_encode(prompt)
+            if not ids and (start := start_token(self.loaded.tokenizer)) is not None:
+                ids = [start]
             if not ids:
                 raise DataError("a prompt", "is empty, and the tokenizer has no token that begins a text",
                                 "set bos_token in tokenizer_config.json")  # fmt: skip

@@ -18,6 +18,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.utils import handle_non_serializable, make_table
 
+from app.data.tasks import TASKS
 from app.embedded.cache import fetch_datasets
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ConfigError, DataError, UserError
@@ -28,11 +29,7 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 # What the harness calls a dataset and its configuration -> its directory in the embedded data.
 EMBEDDED: dict[tuple[str, str | None], str] = {
-    ("Rowan/hellaswag", None): "hellaswag/none",
-    ("baber/piqa", None): "piqa/plain_text",
-    ("allenai/ai2_arc", "ARC-Easy"): "ai2_arc/ARC-Easy",
-    ("allenai/ai2_arc", "ARC-Challenge"): "ai2_arc/ARC-Challenge",
-    ("allenai/winogrande", "winogrande_xl"): "winogrande/winogrande_xl",
+    **{task.hub: task.directory for task in TASKS.values()},
     ("aps/super_glue", "boolq"): "boolq/none",
     ("aps/super_glue", "cb"): "super_glue/cb",
     ("aps/super_glue", "copa"): "super_glue/copa",
@@ -149,10 +146,9 @@ def evaluate(lm: Any, tasks: Any, built: Sequence[Any], *, limit: int | None = N
         log_samples=samples, bootstrap_iters=1000,
     )  # fmt: skip
     results["config"].update(model="prefill", num_fewshot=num_fewshot, apply_chat_template=chat)
-    for part in ("results", "groups"):
+    for part in ("results", "groups") if lm.leaks else ():
         for name, row in results.get(part, {}).items():
-            if lm.leaks:
-                row["alias"] = f"{row.get('alias', name)} (leaks)"
+            row["alias"] = f"{row.get('alias', name)} (leaks)"
     return results
 
 

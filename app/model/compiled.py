@@ -20,6 +20,7 @@ from app.attention.mask import Document, layout
 from app.attention.model_config import head_dims, setting, text_config, values
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
+from app.model.split import is_split
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
 from jobs.estimate.memory import LEAST_HEAD
@@ -27,7 +28,7 @@ from jobs.estimate.memory import LEAST_HEAD
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
 TURNS = ((0, 2), (3, PREFIX))
-_checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int]]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int, bool]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
 
@@ -61,16 +62,16 @@ def layers(model: Any, backend: str = "inductor") -> Iterator[None]:
 
 
 def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
-    """`require_dependence` on the compiled layers for lines of `width`, once a model and mask.
+    """`require_dependence` on the compiled layers for lines of `width`, once a model, arithmetic and mask.
 
     The self-check at the start of a run does not cover them: it runs on the attention that the model was loaded with.
     """
-    done = _checked.setdefault(loaded.model, set())
-    if (mask, width) not in done:
+    done, check = _checked.setdefault(loaded.model, set()), (mask, width, is_split(loaded.model))
+    if check not in done:
         with layers(loaded.model):
             require_dependence(loaded.model, [mask], loaded.origin, width,
                                branches=mask not in LEAKING, mode=torch.inference_mode)  # fmt: skip
-        done.add((mask, width))
+        done.add(check)
 
 
 def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int, *, branches: bool = False,
@@ -130,8 +131,7 @@ def _states(model: Any, tokens: Tensor, document: Document, mask: Mask, width: i
     with mode(), attend(where), instead_of_logits(model.get_output_embeddings(), lambda hidden: hidden):
         states = model(input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool),
                        position_ids=where.pos.long(), use_cache=False).logits  # fmt: skip
-    found: Tensor = states[0, : tokens.numel()]
-    return found
+    return states[0, : tokens.numel()]
 
 
 def suits(loaded: Loaded) -> bool:
@@ -153,6 +153,8 @@ def speed_up(model: Any, backend: str = "inductor") -> None:
     # Without this, torch treats two sizes that are equal in the first row as one size for ever, and a row in which they
     # differ is compiled anew.
     torch.fx.experimental._config.use_duck_shape = False
+    # An adapter's scale and its dropout's rate would become inputs, computed with on the CPU: a C++ compiler runs for 40 s.
+    torch._dynamo.config.specialize_float = True
     # Under DDP the compiler would cut each layer into one graph a matrix, to overlap communication, which happens anyway.
     torch._dynamo.config.optimize_ddp = False
     for layer in decoder_layers(model):

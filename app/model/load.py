@@ -152,12 +152,10 @@ def _from_pretrained(
     options: dict[str, Any] = {"revision": revision, "dtype": dtype, "output_loading_info": True,
                                "ignore_mismatched_sizes": True}  # fmt: skip
     config = AutoConfig.from_pretrained(name, revision=revision)
-    quantized = getattr(config, "quantization_config", None)
-    if quantized is not None and dict(quantized).get("quant_method") == "fp8":
+    if dict(getattr(config, "quantization_config", None) or {}).get("quant_method") == "fp8":
         from transformers import FineGrainedFP8Config  # published fp8 weights: trained and scored dequantised
 
         options["quantization_config"] = FineGrainedFP8Config(dequantize=True)
-    model: PreTrainedModel
     with torch.device("meta"):  # refused before gigabytes of weights are read
         chosen = text_config(from_config(config, attention, where))._attn_implementation
     model, info = auto_class(config, where).from_pretrained(name, attn_implementation=chosen, **options)
@@ -280,7 +278,6 @@ def load(
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly
     # all of a training step (docs/log.md). The memory-efficient kernels accept any shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    model: Any
     if checkpoint is None and source.source == "random":
         where = f"random {(source.config or {}).get('model_type')}"
         with _load_errors_reported(where, "correct model.config"):

@@ -56,10 +56,6 @@ def is_linear(module: object) -> bool:
     return type(module) in (nn.Linear, _Linear, _Exact)
 
 
-def _widen(_: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return output.float()
-
-
 def keep_float32(model: Any) -> bool:
     """Make a bfloat16 model compute as above, in place; False if it cannot.
 
@@ -78,7 +74,7 @@ def keep_float32(model: Any) -> bool:
     exact = {id(child) for module in modules if "Attention" in type(module).__name__ for child in module.children()}
     for module in modules:
         if isinstance(module, nn.Embedding):
-            module.register_forward_hook(_widen)
+            module.register_forward_hook(lambda _module, _inputs, output: output.float())
         elif type(module) is nn.Linear:
             module.__class__ = _Exact if module is head or id(module) in exact else _Linear
         module._half_attention = True  # see app/attention/backends.py

@@ -5,8 +5,6 @@ input; embeddings, norms and the output layer stay float32. What is finished is 
 quantised: it is merged there, on the host. Not covered: compiled layers, FSDP2, CUDA graphs; nothing here was run on a GPU.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any

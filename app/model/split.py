@@ -32,13 +32,19 @@ class _Split(nn.Linear):
 
 
 def _halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    high = tensor.to(HALF)
-    return high, (tensor - high.float()).to(HALF)
+    """The nearest bfloat16 numbers, and those nearest to what they leave out.
+
+    Rounded in integers: the compiler leaves out a rounding to bfloat16 whose result it reads as float32 again, and nothing would
+    be left over.
+    """
+    high = ((tensor.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
+    return high.to(HALF), (tensor - high).to(HALF)
 
 
 @contextmanager
 def split_products(model: Any) -> Iterator[None]:
-    """Inside, the linear layers of a float32 model multiply so; all else, attention too, stays float32. Not for training.
+    """Inside, the linear layers of a float32 model multiply so, and so does compiled attention
+    (app/attention/backends.py); all else stays float32. Not for training.
 
     The parts take 6 bytes a weight and stay, so the weights must not change before the next time. Matrices that are no linear
     layer's stay float32.
@@ -49,8 +55,17 @@ def split_products(model: Any) -> Iterator[None]:
             high, low = _halves(module.weight.detach())
             module._parts = torch.cat([high, high, low], dim=1)
         module.__class__ = _Split
+    for module in model.modules():
+        module._split_products = True
     try:
         yield
     finally:
+        for module in model.modules():
+            del module._split_products
         for module in linear:
             module.__class__ = nn.Linear
+
+
+def is_split(model: Any) -> bool:
+    """Whether `model` multiplies so now."""
+    return hasattr(model, "_split_products")

@@ -22,18 +22,23 @@ from typing import Any
 
 from app.report.items import FILE as ITEMS
 from app.report.items import lines_of
-from app.report.profile_runs import complete_runs
-from app.report.render import build_report
+from app.report.joint import joint_page
+from app.report.joint_tables import Part
+from app.report.page import Page, svg_file
+from app.report.profile_runs import complete_runs, runs_of, study_of_profile
+from app.report.render import Report
 from app.report.runs import load_run
 from jobs.config import strict_yaml
+from jobs.config.campaign import campaign_names
 from jobs.errors import DataError, RunStateError, make_command
 from jobs.runs.atomic import encode, read_json, read_jsonl, write_text_atomically
-from jobs.runs.rundir import RunDir, list_runs
+from jobs.runs.rundir import RunDir
 
 KEPT = ("stage.yaml", "summary.json", "metrics.json", "eval_log.jsonl")
 # No machine's names.
 _ENVIRONMENT = ("commit", "python", "packages", "device", "gpu", "cuda", "dtype", "attention", "seed")
 _LOG_LINES = 60  # of train_log.jsonl, evenly spaced: as many as a plot can show
+_TRIAL = "ci"  # a campaign of a tiny random model, which nobody misses
 _RUNS, _CAMPAIGN, _SAMPLES = "runs.tar.xz", "campaign.yaml", "samples.txt"
 
 
@@ -51,8 +56,7 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
         remedy = f"name one of these: {known}" if known else f"run: {begin}"
         raise RunStateError(record, f"no campaign {name} has run here", remedy)
     ledger = read_json(record)
-    wanted = {str(entry["run"]) for entry in ledger.get("runs") or []}
-    runs = [run for run in list_runs(runs_dir) if run.id in wanted and run.state() == "complete"]
+    runs = [run for run in runs_of(runs_dir, name) if run.state() == "complete"]
     if not runs:
         raise RunStateError(record, "no run of this campaign is complete", "start the campaign again: it goes on")
     ledger.pop("fingerprints", None)  # of the machine's own status page
@@ -73,24 +77,64 @@ def collectable(runs_dir: Path) -> list[str]:
     return sorted(path.stem for path in (runs_dir / "campaigns").glob("*.json"))
 
 
-def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = None) -> list[Path]:
-    """The reports of what is kept: docs/results/NAME/PROFILE.md, and with `pages_dir` also NAME/PROFILE.html below it.
+def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = None) -> tuple[Page, list[Path]]:
+    """Write the reports of what is kept: docs/results/NAME/PROFILE.md, and with `pages_dir` also NAME/PROFILE.html below it; then
+    the page over all that is kept, index.md with its plots and index.html. Returns that page and the files.
 
     Raises:
         DataError: nothing kept under one of the names, or a damaged archive.
     """
-    written = []
-    for name in names:
+    written, parts = [], []
+    for name in sorted({*names, *kept(results_dir)}):
         with unpacked(results_dir / name) as runs_dir:
-            for profile in sorted({profile for _, profile in complete_runs(list_runs(runs_dir))}):
-                report = build_report(runs_dir, profile=profile)
+            for profile in profiles_of(runs_dir, name):
+                study = study_of_profile(runs_dir, profile, name)
+                parts.append(Part(name, study))
+                if name not in names:
+                    continue
+                report = Report(study)
                 written.append(results_dir / name / f"{profile}.md")
                 write_text_atomically(written[-1], report.to_markdown())
                 if pages_dir is not None:
                     written.append(pages_dir / name / f"{profile}.html")
                     written[-1].parent.mkdir(parents=True, exist_ok=True)
                     write_text_atomically(written[-1], report.to_html())
-    return written
+    links = [
+        (f"All tables of {part.campaign}, {part.study.profile}", f"{part.campaign}/{part.study.profile}.md")
+        for part in parts
+    ]
+    links += [(f"Answers side by side, {name}", f"{name}/{_SAMPLES}") for name in kept(results_dir)
+              if (results_dir / name / _SAMPLES).is_file()]  # fmt: skip
+    page, joint = write_joint(parts, results_dir, "index", links)
+    return page, [*written, *joint]
+
+
+def write_joint(
+    parts: Sequence[Part], directory: Path, name: str, links: Sequence[tuple[str, str]] = ()
+) -> tuple[Page, list[Path]]:
+    """NAME.md with its plots as NAME-PLOT.svg, and NAME.html, over several campaigns."""
+    there = {part.campaign for part in parts}
+    page = joint_page(parts, [one for one in campaign_names() if one not in there | {_TRIAL}], links)
+    drawn = {plot.key: f"{name}-{plot.key}.svg" for plot in page.plots}
+    files = {drawn[plot.key]: svg_file(plot) for plot in page.plots}
+    files |= {f"{name}.md": page.to_markdown(drawn=drawn), f"{name}.html": page.to_html()}
+    for old in directory.glob(f"{name}-*.svg"):
+        if old.name not in files:
+            old.unlink()
+    for file, text in files.items():
+        write_text_atomically(directory / file, text)
+    return page, [directory / file for file in files]
+
+
+def joint_of(runs_dir: Path) -> list[Part]:
+    """Every campaign of a runs directory with a complete run, on each of its profiles."""
+    return [Part(name, study_of_profile(runs_dir, profile, name))
+            for name in collectable(runs_dir) for profile in profiles_of(runs_dir, name)]  # fmt: skip
+
+
+def profiles_of(runs_dir: Path, name: str) -> list[str]:
+    """The profiles of the complete runs of a campaign."""
+    return sorted({profile for _, profile in complete_runs(runs_of(runs_dir, name))})
 
 
 def kept(results_dir: Path) -> list[str]:

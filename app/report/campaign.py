@@ -20,6 +20,8 @@ from jobs.config.load import CELL
 from jobs.errors import DataError, make_command
 from jobs.runs.atomic import read_json
 
+_MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
+
 
 @dataclass(frozen=True, order=True)
 class Setting:
@@ -84,21 +86,27 @@ def role(primary: Primary | None, c: Comparison, setting: Setting) -> str:
     return f"primary ({primary.measure.replace('_', ' ')})" if declared else "exploratory"
 
 
+def in_words(primary: Primary) -> str:
+    """`accuracy on short, trained prefix against trained causal`."""
+    at = " ".join(filter(None, [primary.profile, primary.suite, primary.order, primary.recipe]))
+    return f"{_MEASURES[primary.measure]} on {at}, trained {primary.trained} against trained {primary.control}"
+
+
 def unfinished(ledger: Mapping[str, Any]) -> str:
     """How much of a campaign has no complete run yet; empty if all is there."""
     cells, done = int(ledger.get("cells") or 0), len(ledger.get("runs") or [])
     return f"Of the campaign {ledger.get('campaign')} {done} of {cells} runs are complete." if done < cells else ""
 
 
-def read_primary(runs_dir: Path, profile: str) -> tuple[Primary | None, dict[str, Any]]:
+def read_primary(runs_dir: Path, profile: str, campaign: str | None = None) -> tuple[Primary | None, dict[str, Any]]:
     """The primary comparison of the campaign in `runs_dir` on `profile` that was declared last, None without a campaign; and the
-    whole content of its file.
+    whole content of its file. campaign: the name of the one that is meant.
 
     Raises:
         DataError: a file of campaigns/ that declares none.
     """
-    found = []
-    for path in sorted((runs_dir / "campaigns").glob("*.json")):
+    found, directory = [], runs_dir / "campaigns"
+    for path in sorted(directory.glob("*.json")) if campaign is None else [directory / f"{campaign}.json"]:
         declared = read_json(path)
         try:
             primary = Primary.model_validate(declared.get("primary"))

@@ -73,9 +73,11 @@ class Chart:
         where = f'x="{left:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}"'
         self.parts.append(f'<text {where} style="fill: var(--{colour})">{escape(text)}</text>')
 
-    def x_axis(self, name: str, about: int = 5, *, grid: bool = True) -> None:
+    def x_axis(
+        self, name: str, about: int = 5, *, grid: bool = True, ticks: Sequence[tuple[float, str]] | None = None
+    ) -> None:
         bottom = self.top + self.height
-        for value, text in _ticks(*self.x, about):
+        for value, text in _ticks(*self.x, about) if ticks is None else ticks:
             if grid:
                 self.line([(value, self.y[0]), (value, self.y[1])], "line", 0.6)
             self.text(self.at(value, 0)[0], bottom + 12, text, anchor="middle")

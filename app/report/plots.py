@@ -4,7 +4,9 @@ Every colour is a CSS variable of report.html.j2, so that one drawing serves the
 anything outside the page, and the same numbers give the same bytes.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from math import log10
 
 from app.report.chart import LINE, WIDTH, Chart, Plot, below_legend, rows_chart
 from app.report.comparisons import Comparison, macro_over_seeds
@@ -89,49 +91,79 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
     return chart.plot("deltas", "Difference per task, on the same items", f"{text}.")
 
 
-def forest_plot(rows: Sequence[tuple[str, Comparison]]) -> Plot:
-    """The difference in accuracy of each setting, one line each: right of zero the first condition is better."""
-    intervals = [c.accuracy.total for _, c in rows]
+def forest_plot(
+    rows: Sequence[tuple[str, Comparison, bool]],
+    key: str = "forest",
+    title: str = "Where the bidirectional prompt helps",
+) -> Plot:
+    """The difference in accuracy of each setting, one line each: right of zero the first condition is better.
+
+    rows: (name, comparison, whether it was declared before the runs); a hollow mark is exploratory.
+    """
+    intervals = [c.accuracy.total for _, c, _ in rows]
     bounds = [100 * bound for i in intervals for bound in (i.lo, i.hi)] + [0.0]
-    chart = rows_chart([name for name, _ in rows], (min(bounds) - 1, max(bounds) + 1), 34, right=52, top=LINE)
-    chart.x_axis("finetuned minus control, points, 95 % interval")
+    chart = rows_chart([name for name, _, _ in rows], (min(bounds) - 1, max(bounds) + 1), 34, right=52, top=LINE)
+    chart.x_axis("difference in accuracy, points, 95 % interval", about=4)
     chart.line([(0, chart.y[0]), (0, chart.y[1])], "muted")
-    for y, ((_, c), i) in enumerate(zip(rows, intervals, strict=True)):
-        _interval(chart, c.first, 100 * i.value, 100 * i.lo, 100 * i.hi, y)
+    for y, ((_, c, declared), i) in enumerate(zip(rows, intervals, strict=True)):
+        chart.line([(100 * i.lo, y), (100 * i.hi, y)], _colour(c.first), 2, "opacity: 0.55")
+        chart.mark(100 * i.value, y, "diamond", _colour(c.first), hollow=not declared)
         chart.text(WIDTH - 46, chart.at(0, y)[1], signed(100 * i.value, 1))
-    text = "; ".join(f"{name}: {points(c.accuracy.total)}" for name, c in rows)
-    return chart.plot("forest", "Where the bidirectional prompt helps", f"{text}.")
+    text = "; ".join(f"{name}: {points(c.accuracy.total)}" for name, c, _ in rows)
+    return chart.plot(key, title, f"{text}.")
 
 
-def recovery_plot(recipes: Sequence[Recipe], baseline: Evaluation | None) -> Plot:
-    """Macro accuracy (mean over seeds) against the response tokens trained on, or the steps where those are not known.
+def recovery_plots(recipes: Sequence[Recipe], baseline: Evaluation | None, of: str = "") -> tuple[Plot, ...]:
+    """Macro accuracy, and the right answer's NLL where all have it, against the response tokens trained on. of: for the title."""
+    before = (baseline.macro.value, baseline.gold_nll) if baseline else (None, None)
+    accuracy = _recovery_plot("accuracy", "macro accuracy", of, recipes, lambda r: r.accuracy, before[0])
+    if any(r.gold_nll is None for r in recipes):
+        return (accuracy,)
+    return accuracy, _recovery_plot("nll", "NLL, nats a token", of, recipes, lambda r: r.gold_nll or 0.0, before[1])
 
-    One line for each mask that the models are scored under.
+
+def _recovery_plot(
+    key: str, name: str, of: str, recipes: Sequence[Recipe], value_of: Callable[[Recipe], float], baseline: float | None
+) -> Plot:
+    """One line for each mask that the models are scored under, over the response tokens, or the steps where those are not known.
+
+    The axis is logarithmic, since each length is a multiple of the one before.
     """
     by_tokens = all(r.tokens for r in recipes)
     lines: dict[str, list[tuple[float, float]]] = {}
     for r in sorted(recipes, key=lambda r: r.steps):
-        mean = sum(e.macro.value for e in r.replicates.values()) / len(r.replicates)
-        lines.setdefault(r.mask, []).append(((r.tokens or 0) / 1000 if by_tokens else r.steps, mean))
+        lines.setdefault(r.mask, []).append((log10((by_tokens and r.tokens) or r.steps), value_of(r)))
     across, values = zip(*(point for line in lines.values() for point in line), strict=True)
-    bounds = [*values, *([baseline.macro.value] if baseline else [])]
-    names = {mask: mask_name(mask) for mask in lines}
+    bounds = [*values, *([baseline] if baseline is not None else [])]
+    room = 0.05 * (max(bounds) - min(bounds))
+    names = {mask: f"{mask_name(mask)}{', the control' * (mask == 'causal')}" for mask in lines}
     top = below_legend(list(names.values())) + LINE
-    chart = Chart((min(across), max(across)), (max(bounds) + 0.01, min(bounds) - 0.01), 170, 44, right=20, top=top)
+    chart = Chart((min(across), max(across)), (max(bounds) + room, min(bounds) - room), 170, 44, right=26, top=top)
     chart.legend([(names[mask], *_look(mask), False) for mask in lines])
-    chart.text(0, top - LINE, "macro accuracy; dashed: as trained, left to right", "muted")
-    unit = "thousand response tokens" if by_tokens else "steps"
-    chart.x_axis(f"{unit} of finetuning", grid=False)
+    chart.text(0, top - LINE, f"{name}{'; dashed: as trained, left to right' * (baseline is not None)}", "muted")
+    unit = "response tokens" if by_tokens else "steps"
+    ticks = {round(x, 1): x for x in across}.values()  # lengths of two masks may differ by a few tokens
+    chart.x_axis(f"{unit} of finetuning", grid=False, ticks=[(x, _round(10**x)) for x in ticks])
     chart.y_axis()
-    if baseline:
-        chart.line([(x, baseline.macro.value) for x in chart.x], "causal", 1, "stroke-dasharray: 4 3")
+    if baseline is not None:
+        chart.line([(x, baseline) for x in chart.x], "causal", 1, "stroke-dasharray: 4 3")
     for mask, line in lines.items():
         shape, colour = _look(mask)
         chart.line(line, colour, 1.6)
         for x, value in line:
             chart.mark(x, value, shape, colour, hollow=mask in LEAKING)
-    described = (f"{names[m]}: " + ", ".join(f"{number(v)} after {x:g}" for x, v in line) for m, line in lines.items())
-    return chart.plot("recovery", "Recovery with training", f"In {unit}. {'; '.join(described)}.")
+    described = (
+        f"{names[m]}: " + ", ".join(f"{number(v)} after {10**x:,.0f}" for x, v in line) for m, line in lines.items()
+    )
+    title = f"Recovery with training: {name.partition(',')[0]}" + (f" ({of})" if of else "")
+    return chart.plot(re.sub(r"\W+", "-", f"recovery {of} {key}"), title, f"In {unit}. {'; '.join(described)}.")
+
+
+def _round(value: float) -> str:
+    """`300`, `42k` or `1.3M`."""
+    if value < 10_000:
+        return f"{value:,.0f}"
+    return f"{value / 1e3:.0f}k" if value < 1e6 else f"{value / 1e6:.2g}M"
 
 
 def loss_plot(study: Study) -> Plot:

@@ -13,11 +13,13 @@ from app.report.trainings import find_trainings
 from jobs.config.campaign import Primary
 from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
+from jobs.runs.atomic import read_json
 from jobs.runs.rundir import RunDir, list_runs
 
 
-def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
+def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None = None) -> Study:
     """The newest completed run of each stage; `profile`, a name or a path, defaults to that of the newest completed run.
+    campaign: of its runs alone.
 
     Runs on different items are never compared. The report shows the set of runs on the same items with the most
     stages, and of several such sets the newest.
@@ -26,7 +28,7 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
         RunStateError: no completed run (of that profile); names the unfinished runs, or the other profiles.
         DataError: a damaged run.
     """
-    found = list_runs(runs_dir)
+    found = list_runs(runs_dir) if campaign is None else runs_of(runs_dir, campaign)
     complete = complete_runs(found)
     if not complete:
         unfinished = "; ".join(f"{run.id} is {run.state()}" for run in found[-3:])
@@ -50,7 +52,7 @@ def study_of_profile(runs_dir: Path, profile: str | None) -> Study:
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)
-    primary, ledger = read_primary(runs_dir, chosen)
+    primary, ledger = read_primary(runs_dir, chosen, campaign)
     order = sorted(
         by_setting, key=lambda s: (not is_about(primary, s), -len({models[run.id] for run in by_setting[s]}))
     )
@@ -109,6 +111,12 @@ def profile_of(run: RunDir) -> str | None:
     except UserError:
         return None
     return profile_to_give(str(record["profile"]["name"]), record)
+
+
+def runs_of(runs_dir: Path, campaign: str) -> list[RunDir]:
+    """The runs that a campaign lists as its own, oldest first."""
+    wanted = {entry["run"] for entry in read_json(runs_dir / "campaigns" / f"{campaign}.json").get("runs") or []}
+    return [run for run in list_runs(runs_dir) if run.id in wanted]
 
 
 def complete_runs(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:

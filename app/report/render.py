@@ -15,12 +15,13 @@ from rich.text import Text
 from app.report import tables
 from app.report.campaign import Setting
 from app.report.format import DASH, number
+from app.report.page import Page
 from app.report.plots import answer_plot
 from app.report.profile_runs import study_of_profile
 from app.report.sections import sections
 from app.report.sentences import cautions, details, facts, headline, question
 from app.report.study import Study
-from app.report.template import fill
+from app.report.tables import Table
 from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
@@ -36,24 +37,22 @@ _COLUMNS = (  # of the terminal's table
 )
 
 
-class Report:
+_LEAST = {"First minus second": 29, "Reading": 20}  # columns of print_table that may be cut
+_KEPT = ("First minus second", "Points [95 %]", "Macro accuracy")
+_PRINTED = ("when", "recovery")  # sections whose first table the terminal shows too
+
+
+class Report(Page):
     """The content of a report, ready to be rendered."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
         setting = f", {study.setting}" if study.setting != Setting() else ""
-        self.title = f"Prefix-LM experiment: {study.base_model}, profile {study.profile}{setting}"
-        self.question, self.headline, self.details = question(study), headline(study), details(study)
-        self.facts, self.cautions, self.sections = facts(study), cautions(study), sections(study)
-        self.answer = answer_plot(study) if study.evaluations else None
-
-    def to_markdown(self, *, samples: bool = False) -> str:
-        """The tables and sentences; the plots are in the HTML page. samples: samples.txt lies beside the file."""
-        return fill("report.md.j2", report=self, samples=samples)
-
-    def to_html(self, *, samples: bool = False) -> str:
-        """One page with style and plots inside, without references to other files than samples.html."""
-        return fill("report.html.j2", report=self, samples=samples)
+        super().__init__(
+            title=f"Prefix-LM experiment: {study.base_model}, profile {study.profile}{setting}",
+            question=question(study), headline=headline(study), details=details(study), facts=facts(study),
+            cautions=cautions(study), sections=sections(study), answer=answer_plot(study) if study.evaluations else None,
+        )  # fmt: skip
 
 
 def build_report(runs_dir: Path, *, profile: str | None = None, compare: tuple[str, str] | None = None) -> Report:
@@ -75,6 +74,9 @@ def print_results(report: Report, console: Console, runs_dir: Path | None = None
     if report.study.evaluations:
         console.print()
         _print_results_table(report.study, console)
+        for section in report.sections:
+            if section.key in _PRINTED:
+                print_table(section.tables[0], console)
     if report.study.missing:
         console.print()
     for m in report.study.missing:
@@ -111,6 +113,28 @@ def _print_results_table(study: Study, console: Console) -> None:
     for line, kind in zip(lines, kinds, strict=True):
         console.print(Text(line, style=styles.get(kind, "")), soft_wrap=True)
     console.print(full.note.replace("`", ""), markup=False, highlight=False, style="dim")
+
+
+def print_page(page: Page, console: Console) -> None:
+    """The answer of a page and the tables that matter most; all others are in the files."""
+    console.print()
+    for text in (page.question, page.headline):
+        console.print(text, markup=False, highlight=False, style="bold" * (text is page.headline))
+    for section in page.sections:
+        if section.key in _PRINTED:
+            print_table(section.tables[0], console)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """A table of the page on the terminal: on a narrow one the columns from the right go first, but for _KEPT."""
+    columns = [
+        Column(name, right, drop=0 if name in _KEPT else at, least=_LEAST.get(name, 0))
+        for at, (name, right) in enumerate(zip(table.names, table.right, strict=True))
+    ]
+    console.print()
+    console.print(table.title, style="bold", highlight=False)
+    for line in table_lines(columns, [row.cells for row in table.rows], console.width):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _first(cell: str) -> str:

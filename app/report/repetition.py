@@ -11,6 +11,8 @@ from app.report.comparisons import Comparison, compare
 from app.report.runs import Evaluation
 from app.report.study import Study
 
+TRAINED_TWICE = "control twice minus once"
+
 
 def against_repetition(study: Study) -> list[Comparison]:
     """For each suite asked in both orders: what repeating gives, and what reading in both directions gives in its place."""
@@ -26,14 +28,13 @@ def against_repetition(study: Study) -> list[Comparison]:
 
 def _of_suite(twice: Study, once: Study) -> Iterator[Comparison]:
     name = f"{once.setting.suite}: "
-    yield from _pair(f"{name}untrained, twice minus once", twice, twice.baseline, once, once.baseline)
-    if twice.control is None or once.control is None:
+    yield from _pair(f"{name}untrained twice minus once", twice, twice.baseline, once, once.baseline)
+    if once.control is None:
         return
-    left, right, both = twice.control.second, once.control.second, once.control.first
-    yield from _pair(f"{name}the trained control, twice minus once", twice, left, once, right)
-    yield from _pair(
-        f"{name}trained to read in both directions, once, minus the control, twice", once, both, twice, left
-    )
+    right, both = once.control.second, once.control.first
+    left = twice.evaluation(right.model, "causal")
+    yield from _pair(f"{name}{TRAINED_TWICE}", twice, left, once, right)
+    yield from _pair(f"{name}both directions once minus control twice", once, both, twice, left)
 
 
 def _pair(

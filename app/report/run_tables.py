@@ -59,11 +59,10 @@ def solved(study: Study) -> Table:
     rows = []
     for setting in (s for s in (study, *study.other_settings) if s.setting.suite == "lookup"):
         for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
-            model = next(iter(recipe.replicates.values())).model
             steps = ", ".join(
                 f"not in {count(recipe.steps)}" if at is None else count(at) for at in recipe.solved.values()
             )
-            rows.append(TableRow((str(setting.setting), model, ", ".join(map(str, recipe.solved)), steps)))
+            rows.append(TableRow((str(setting.setting), recipe.model, ", ".join(map(str, recipe.solved)), steps)))
     note = f"Solved: at an evaluation the loss on held-out examples is {SOLVED:g} nats a response token or less."
     return Table("Steps until solved", ("Tasks and order", "Model", "Seeds", ">Steps, by seed"), tuple(rows), note)
 

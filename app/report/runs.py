@@ -66,7 +66,7 @@ class Evaluation:
     correct: Mapping[str, NDArray[np.bool_]]
     nll: Mapping[str, NDArray[np.float64]]
     tokens: Mapping[str, NDArray[np.int64]]
-    tokens_per_item: float | None = None  # that the model ran, prompt and choices
+    tokens_per_item: float | None = None  # prompt and choices, as the model ran them in one pass
 
     @property
     def label(self) -> str:
@@ -242,8 +242,13 @@ def _evaluation(
         correct=correct,
         nll=nll,
         tokens=tokens,
-        tokens_per_item=e["tokens"] / e["items"] if "tokens" in e else None,
+        tokens_per_item=e["tokens"] / (e["items"] + _rescored(e)) if "tokens" in e else None,
     )
+
+
+def _rescored(e: Mapping[str, Any]) -> int:
+    """The items that were scored again in float32 (app/scoring/exact.py): `tokens` counts both passes."""
+    return int((e.get("exact") or {}).get("rescored") or 0)
 
 
 def _format(e: Mapping[str, Any]) -> str:

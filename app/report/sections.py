@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.repetition import against_repetition
+from app.report.joint_tables import Part, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -28,22 +28,21 @@ def sections(study: Study) -> list[Section]:
     side = [c for c in study.comparisons if c.group == "side effect"]
     found: list[Section] = []
     drawn: tuple[Plot, ...]
-    if len(study.settings) > 1:
-        drawn = (plots.forest_plot(study.settings),)
-        shown: tuple[Table, ...] = (tables.settings(study),)
-        if rivals := against_repetition(study):
-            shown += (tables.repetition(study, rivals),)
-        found.append(Section("when", "When it helps", (_WHEN,), shown, drawn))
-    if study.ranked_recipes:
-        found.append(Section("recipes", "Recipes, ranked", (_RECIPES,), (tables.recipes(study),)))
+    shown: tuple[Table, ...]
+    if len(lines := lines_of([Part("", study)])) > 1:
+        drawn = (plots.forest_plot(marks),) if (marks := named(lines)) else ()
+        found.append(Section("when", "When it helps", (WHEN,), (when(lines),), drawn))
+    if (ranked := recipes([Part("", study)])).rows or study.ranked_recipes:
+        shown = (ranked if ranked.rows else tables.recipes(study),)
+        found.append(Section("recipes", "Recipes, ranked", (RECIPES,), shown))
     if study.recovery:
-        drawn = (plots.recovery_plot(study.recovery, study.baseline),)
-        found.append(Section("recovery", "Recovery with training", (_RECOVERY,), (), drawn))
+        drawn = plots.recovery_plots(study.recovery, study.baseline)
+        found.append(Section("recovery", "Recovery with training", (RECOVERY,), (tables.recovery(study),), drawn))
     if (learnt := run_tables.solved(study)).rows:
-        found.append(Section("solved", "How soon look-ups are learnt", (_SOLVED,), (learnt,)))
+        found.append(Section("solved", "How soon look-ups are learnt", (SOLVED,), (learnt,)))
     if side:
         shown = (tables.overview(study, side, "Causal scores after finetuning"),)
-        found.append(Section("side-effect", "Side effect in normal use", (_SIDE_EFFECT,), shown))
+        found.append(Section("side-effect", "Side effect in normal use", (SIDE_EFFECT,), shown))
     estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
     found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
     if study.evaluations:
@@ -101,19 +100,21 @@ def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
-_WHEN = (
-    "The same comparison in every setting: the model finetuned for the bidirectional prompt, against its control, each under its "
-    "own mask. A bidirectional prompt can help only where an early part of the prompt depends on a later one."
+WHEN = (
+    "Right of zero the model that reads its prompt in both directions is better than its control; each is finetuned alike and "
+    "scored under its own mask. In the order context first the passage, the choices or the facts come before the question; "
+    "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
+    "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
 )
-_RECIPES = (
+RECIPES = (
     "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "
     "believing its lead."
 )
-_RECOVERY = (
+RECOVERY = (
     "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
     "the curve levels off although the model is repaired."
 )
-_SOLVED = (
+SOLVED = (
     "Accuracy at the end hides who learnt first. With the facts first, a prompt read from left to right cannot prepare for the "
     "question; with the question first it can."
 )
@@ -122,7 +123,7 @@ _TELL_TALE = (
     "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
     "leaking one drives it below causal, because each answer token is an input to its own prediction."
 )
-_SIDE_EFFECT = (
+SIDE_EFFECT = (
     "The finetuned models scored with the ordinary causal mask, against the untouched model: what normal use loses or "
     "gains."
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.report.campaign import Setting, recipe_of
@@ -116,36 +116,30 @@ class Study:
             if c.group == "control" and (c.first.mask, c.second.mask) == ("prefix", "causal")
         ]
 
-    @property
-    def settings(self) -> list[tuple[str, Comparison]]:
-        """The decisive comparison of every setting that has one, this study's first."""
-        studies = (self, *self.other_settings)
-        return [(str(s.setting).replace(", ", ": ", 1), s.control) for s in studies if s.control is not None]
-
     @functools.cached_property
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
-        """The recipes against the control, best accuracy first; empty unless there are several. A campaign's recipes have
-        each a control of its own."""
-        if self.control is None or len(recipes := self.trainings.of_prefix("prefix")) < 2:
+        """The recipes of a stage against the control, best accuracy first; empty unless there are several. A campaign's recipes
+        have each a control of its own (app/report/joint_tables.py)."""
+        recipes = self.trainings.of_prefix("prefix")
+        if self.control is None or recipe_of(self.control.first.model) or len(recipes) < 2:
             return []
-        second = self.control.second
-        own = {recipe_of(c.first.model): c for c in self.own_masks if recipe_of(c.first.model)}
         found = []
         for recipe in recipes:
-            first = next(iter(recipe.replicates.values()))
-            if (comparison := own.get(recipe_of(first.model))) is not None:
-                if any(e is comparison.first for e in recipe.replicates.values()):  # not one of another length
-                    found.append((replace(recipe, changes=recipe_of(first.model)), comparison))
-                continue
+            first, second = next(iter(recipe.replicates.values())), self.control.second
             pairs = self.trainings.seeds_of(first, second)
             found.append((recipe, compare("recipe", recipe.changes or "as shown", first, second, pairs)))
-        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value) if len(found) > 1 else []
+        return sorted(found, key=lambda entry: -entry[1].accuracy.total.value)
 
     @property
     def recovery(self) -> list[Recipe]:
-        """The prefix model's recipes that differ in their steps alone, under each mask; empty unless there are several."""
-        found = [r for m in MASKS if m != "causal" for r in self.trainings.of_prefix(m) if r.differs_in_steps_alone]
-        return found if len({r.steps for r in found}) > 1 else []
+        """The prefix model's recipes that differ in their steps alone, under each mask, and those of its control; empty unless
+        there are several."""
+        own = [r for r in self.trainings.recipes if r.differs_in_steps_alone]
+        found = [r for m in MASKS if m != "causal" for r in own if (r.model, r.mask) == (self.prefix_model, m)]
+        second = self.control.second.model if self.control else ""
+        control = [r for r in own if (r.model, r.mask) == (second, "causal")]
+        lengths = {r.steps for r in found}
+        return [*found, *(control if {r.steps for r in control} == lengths else [])] if len(lengths) > 1 else []
 
     def evaluation(self, model: str, mask: str) -> Evaluation | None:
         return next((e for e in self.evaluations if (e.model, e.mask) == (model, mask)), None)

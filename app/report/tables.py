@@ -10,6 +10,7 @@ from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.stats.bootstrap import Interval
+from jobs.config.schema import LEAKING
 
 
 @dataclass(frozen=True)
@@ -106,26 +107,6 @@ def both_measures(c: Comparison) -> tuple[str, ...]:
     return (*accuracy, with_interval(c.nll.total, sign=True), can_show(c.nll.variance), _verdict(c, both))
 
 
-def settings(study: Study) -> Table:
-    """The decisive comparison of every setting: suite of tasks, order of the prompt, shots."""
-    rows = []
-    for name, c in study.settings:
-        own = role(study.primary, c, study.setting) if c is study.control else "exploratory" if study.primary else ""
-        rows.append(TableRow((name, str(c.accuracy.variance.items), *both_measures(c), *([own] if own else []))))
-    columns = ("Tasks and order", ">Items", *BOTH_MEASURES, *(["Role"] if study.primary else []))
-    return Table("Finetuned with the prefix mask, minus the control", columns, tuple(rows))
-
-
-def repetition(study: Study, comparisons: Sequence[Comparison]) -> Table:
-    """The prompt written twice against once, with what each reads."""
-    own = ["exploratory"] if study.primary else []
-    rows = [TableRow((c.title, number(c.first.tokens_per_item, 0), number(c.second.tokens_per_item, 0), *both_measures(c), *own))
-            for c in comparisons]  # fmt: skip
-    columns = ("Tasks", ">Tokens an item", ">Against", *BOTH_MEASURES, *(["Role"] if own else []))
-    note = "On the same questions and choices. Tokens an item: prompt and choices, as the model ran them."
-    return Table("The prompt written twice", columns, tuple(rows), note)
-
-
 def recipes(study: Study) -> Table:
     """The recipes, best first, each against the control."""
     rows = []
@@ -136,6 +117,17 @@ def recipes(study: Study) -> Table:
         )
     columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
     return Table("Recipes against the control, best first", columns, tuple(rows))
+
+
+def recovery(study: Study) -> Table:
+    """What is drawn of the recovery: a row for each length of training and mask."""
+    rows = [
+        TableRow((f"{r.trained_under}, read {mask_name(r.mask)}", count(r.steps), count(r.tokens), str(len(r.replicates)),
+                  number(r.accuracy), number(r.gold_nll)), "leaks" if r.mask in LEAKING else "")
+        for r in sorted(study.recovery, key=lambda r: (r.trained_under == "causal", r.mask, r.steps))
+    ]  # fmt: skip
+    columns = ("Trained under", ">Steps", ">Response tokens", ">Seeds", ">Macro accuracy", ">NLL, nats a token")
+    return Table("Recovery with training", columns, tuple(rows))
 
 
 def each_seed(comparisons: Sequence[Comparison]) -> Table:

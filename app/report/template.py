@@ -1,4 +1,4 @@
-"""The report's files are jinja2 templates beside this module: *.html.j2 escape what is put in, *.md.j2 and *.txt.j2 do not."""
+"""The report's files are jinja2 templates beside this module: *.html.j2 escape what is put in, the others do not."""
 
 from pathlib import Path
 from typing import Any

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from app.report.runs import Evaluation, Run
 from jobs.config.job import affecting_results, flat
 from jobs.errors import DataError
@@ -29,6 +31,21 @@ class Recipe:
     tokens: int | None  # response tokens trained on
     replicates: Replicates
     solved: Mapping[int, int | None]  # {seed: the step of the first evaluation at or below SOLVED; None: of none}
+
+    @property
+    def model(self) -> str:
+        return next(iter(self.replicates.values())).model
+
+    @property
+    def accuracy(self) -> float:
+        """Macro accuracy, the mean over seeds."""
+        return float(np.mean([e.macro.value for e in self.replicates.values()]))
+
+    @property
+    def gold_nll(self) -> float | None:
+        """Of the right answer, nats a token, the mean over tasks and seeds."""
+        found = [e.gold_nll for e in self.replicates.values()]
+        return None if None in found else float(np.mean([value for value in found if value is not None]))
 
     @property
     def differs_in_steps_alone(self) -> bool:

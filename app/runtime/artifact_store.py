@@ -7,8 +7,6 @@ The manifest (size and sha256 of each file, as in a run's directory) is written 
 a torn upload has none. Credentials come from the environment: NAME, or a file that NAME_FILE names. No error shows a value.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import io
@@ -17,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -45,7 +44,7 @@ class Cancelled(StoreError):
     """The upload was given up by its caller."""
 
 
-def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> ArtifactStore | None:
+def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> "ArtifactStore | None":
     """The store of the profile, or of $PREFILL_ARTIFACTS; None without either. Opens no connection.
 
     Raises:
@@ -81,7 +80,6 @@ class ArtifactStore:
                  pause: Callable[[float], object] = time.sleep) -> None:  # fmt: skip
         self.url, self._environ, self._rate = url.rstrip("/"), environ, None if megabits is None else megabits * 125_000
         self._monotonic, self._pause = monotonic, pause
-        self._made: tuple[Any, str] | None = None
         self.moved = 0  # bytes, in both directions: whether a transfer makes progress
 
     def __repr__(self) -> str:
@@ -89,23 +87,22 @@ class ArtifactStore:
 
     # ---- the file system
 
+    @cached_property
     def _fs(self) -> tuple[Any, str]:
         """fsspec's file system, and the path in it. Imported and made at the first use: it takes half a second."""
-        if self._made is None:
-            import fsspec
+        import fsspec
 
-            options: dict[str, Any] = {}
-            if self.url.startswith("s3:"):
-                given = {name: setting(variable, self._environ) for name, variable in _S3.items()}
-                options = {name: value for name, value in given.items() if value}
-                region = setting(_REGION, self._environ)
-                options["client_kwargs"] = {"region_name": region} if region else {}
-                options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}
-            elif self.url.startswith("file:"):
-                options = {"auto_mkdir": True}
-            fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
-            self._made = fs, str(root).rstrip("/")
-        return self._made
+        options: dict[str, Any] = {}
+        if self.url.startswith("s3:"):
+            given = {name: setting(variable, self._environ) for name, variable in _S3.items()}
+            options = {name: value for name, value in given.items() if value}
+            region = setting(_REGION, self._environ)
+            options["client_kwargs"] = {"region_name": region} if region else {}
+            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}
+        elif self.url.startswith("file:"):
+            options = {"auto_mkdir": True}
+        fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
+        return fs, str(root).rstrip("/")
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
@@ -131,7 +128,7 @@ class ArtifactStore:
             StoreError: it failed, or a file is gone here. What was uploaded has no manifest then.
         """
         with self._asked():
-            fs, root = self._fs()
+            fs, root = self._fs
             if manifest:
                 self._unmark(unit)
             listed = {}
@@ -165,7 +162,7 @@ class ArtifactStore:
         return {"size": size, "sha256": digest.hexdigest()}
 
     def _unmark(self, unit: str) -> None:
-        fs, root = self._fs()
+        fs, root = self._fs
         with suppress(FileNotFoundError):
             fs.info(f"{root}/{unit}/{MANIFEST}")  # a hub refuses to remove what is not there
             fs.rm_file(f"{root}/{unit}/{MANIFEST}")
@@ -173,7 +170,7 @@ class ArtifactStore:
     def remove(self, unit: str) -> None:
         """Remove a unit, its manifest first. Raises StoreError."""
         with self._asked():
-            fs, root = self._fs()
+            fs, root = self._fs
             self._unmark(unit)
             with suppress(FileNotFoundError):
                 fs.rm(f"{root}/{unit}", recursive=True)
@@ -183,7 +180,7 @@ class ArtifactStore:
     def names(self, unit: str) -> list[str]:
         """What is directly below `unit`; nothing if there is none. Raises StoreError."""
         with self._asked():
-            fs, root = self._fs()
+            fs, root = self._fs
             try:
                 return sorted(PurePosixPath(path).name for path in fs.ls(f"{root}/{unit}", detail=False))
             except FileNotFoundError:
@@ -199,10 +196,16 @@ class ArtifactStore:
         found = [name.partition("checkpoint-")[2] for name in self.names(f"{run}/checkpoints")]
         return sorted((int(step) for step in found if step.isdecimal()), reverse=True)
 
+    def whole(self, run: str) -> Iterator[tuple[int, dict[str, dict[str, Any]]]]:
+        """Steps and files of a run's whole checkpoints, newest first. Raises StoreError."""
+        for step in self.steps(run):
+            if (files := self.manifest(f"{run}/checkpoints/checkpoint-{step}")) is not None:
+                yield step, files
+
     def read(self, path: str, most: int = _LARGEST_MANIFEST) -> bytes | None:
         """A small file; None if there is none. Raises StoreError."""
         with self._asked():
-            fs, root = self._fs()
+            fs, root = self._fs
             try:
                 with fs.open(f"{root}/{path}", "rb") as file:
                     content: bytes = file.read(most + 1)
@@ -226,7 +229,7 @@ class ArtifactStore:
     def fetch(self, unit: str, into: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         """Download `files`, as `manifest` returns them, into a directory. Raises StoreError for one that differs."""
         with self._asked():
-            fs, root = self._fs()
+            fs, root = self._fs
             for name, expected in files.items():
                 path, digest, size = into / name, hashlib.sha256(), 0
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,10 @@
 """What this machine lacks for `make demo` and the stages: Python, GPU, engine, disk, caches, keys. Reads only, without torch."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -52,8 +51,10 @@ def checks(machine: Machine, runs_dir: Path, cache: Path, *, engine: bool = True
     yield checked("packages", packages)
     yield checked("runs", lambda: disk(runs_dir))
     yield checked("cache", lambda: embedded_cache(cache))
-    for name, path in other_caches(machine, cache).items():
-        yield Check(name, "ok", _size(path))
+    given = machine.environ.get
+    hub = given("HF_HUB_CACHE") or str(Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub")
+    yield Check("hub cache", "ok", _size(Path(hub)))
+    yield Check("kernels", "ok", _size(Path(given("TORCHINDUCTOR_CACHE_DIR") or cache / "compiled")))
     yield from keys(machine)
     drivers = gpus(machine)
     yield drivers
@@ -94,20 +95,13 @@ def embedded_cache(cache: Path) -> str:
             raise UserError(
                 cache, f"cannot be written: {there} is not ours", "set PREFILL_CACHE to a directory that can"
             )
-        free = os.statvfs(there)
-        if free.f_bavail * free.f_frsize < LEAST_CACHE:
+        if shutil.disk_usage(there).free < LEAST_CACHE:
             raise UserError(
                 cache, "less than 1 GB is free for the embedded model and data", "make room, or set PREFILL_CACHE"
             )
     return (
         _size(cache) if filled else f"{cache}: without the embedded model or data yet; the first stage fetches 180 MB"
     )
-
-
-def other_caches(machine: Machine, cache: Path) -> dict[str, Path]:
-    given = machine.environ.get
-    hub = given("HF_HUB_CACHE") or str(Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub")
-    return {"hub cache": Path(hub), "kernels": Path(given("TORCHINDUCTOR_CACHE_DIR") or cache / "compiled")}
 
 
 def _size(path: Path) -> str:

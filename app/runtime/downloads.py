@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limi
     )
 
     def work() -> None:
-        for step, files in _whole(store, run.id):
+        for step, files in store.whole(run.id):
             if step <= here:
                 return
             fetched = _fresh(run.checkpoints / ".fetched.tmp")
@@ -58,7 +58,7 @@ def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limi
         _tried(work, store, run.id, stall, limit)
 
 
-def _tried(work: Any, store: ArtifactStore, what: str, stall: float, limit: float) -> None:
+def _tried(work: Callable[[], None], store: ArtifactStore, what: str, stall: float, limit: float) -> None:
     try:
         bounded(work, store, stall, limit)
     except StoreError as error:
@@ -67,13 +67,6 @@ def _tried(work: Any, store: ArtifactStore, what: str, stall: float, limit: floa
 
 def _unit(run: str, step: int) -> str:
     return f"{run}/checkpoints/checkpoint-{step}"
-
-
-def _whole(store: ArtifactStore, run: str) -> Iterator[tuple[int, _Files]]:
-    """Whole checkpoints of a run, newest first."""
-    for step in store.steps(run):
-        if (files := store.manifest(_unit(run, step))) is not None:
-            yield step, files
 
 
 def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> bool:
@@ -88,7 +81,7 @@ def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> 
         (there / MANIFEST).write_bytes(store.read(f"{run}/{MANIFEST}") or b"")
         (there / "summary.json").write_bytes(summary)
     else:
-        step, files = next(_whole(store, run), (0, {}))
+        step, files = next(store.whole(run), (0, {}))
         if not files or not _is_of(store, f"{_unit(run, step)}/run/stage.yaml", fingerprint):
             return False
         checkpoint = _fresh(there) / "checkpoints" / f"checkpoint-{step}"

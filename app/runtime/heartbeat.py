@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-from app.runtime.progress import waiting
+from app.runtime.progress import in_background, waiting
 from jobs.errors import UserError
 from jobs.health import SILENCE
 from jobs.runs.rundir import RunDir
@@ -54,7 +54,7 @@ class Heartbeat:
 
     def alive(self) -> AbstractContextManager[None]:
         """Repeats the heartbeat in the background during work that does not report: a long pass, writing a 41 GB checkpoint."""
-        return self._in_background(self.repeat)
+        return _every_few_seconds(self.repeat)
 
     @contextmanager
     def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:
@@ -69,21 +69,13 @@ class Heartbeat:
                 self.beat(step, total, phase, loss=loss, force=True)
 
         self.beat(step, total, phase, loss=loss, force=True)
-        with self._in_background(beat), waiting(phase):
+        with _every_few_seconds(beat), waiting(phase):
             yield
 
-    @contextmanager
-    def _in_background(self, beat: Callable[[], None]) -> Iterator[None]:
-        over = threading.Event()
 
-        def beats() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
-                beat()
+def _every_few_seconds(beat: Callable[[], None]) -> AbstractContextManager[None]:
+    def beats(over: threading.Event) -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            beat()
 
-        thread = threading.Thread(target=beats, daemon=True, name="heartbeat")
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+    return in_background("heartbeat", beats)

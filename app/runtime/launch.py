@@ -18,6 +18,7 @@ from types import FrameType
 import psutil  # before handlers are installed: nothing may be imported while signals arrive
 
 from app.runtime.nodes import ONE_NODE, Nodes
+from app.runtime.progress import in_background
 from jobs.errors import EXIT_BUG
 
 # SIGHUP would kill the workers; on SIGTERM they write a checkpoint.
@@ -60,7 +61,9 @@ def launch(words: Sequence[str], processes: int, module: str = "app", nodes: Nod
     interface = "lo" if nodes.count == 1 else interface_to(nodes.address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    _quiet()
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # the workers have reported their errors themselves
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with _signals_forwarded():
         try:
             multi_gpu_launcher(options)
@@ -98,12 +101,11 @@ def _signals_forwarded() -> Iterator[None]:
     ignored SIGHUP (nohup) stays ignored.
     """
     noted: deque[int] = deque()
-    over = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
 
-    def deliver() -> None:
+    def deliver(over: threading.Event) -> None:
         waiting: dict[int, None] = {}  # in the order of arrival
         while True:
             last = over.wait(_FORWARD_EVERY)
@@ -118,13 +120,10 @@ def _signals_forwarded() -> Iterator[None]:
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     numbers = [number for number in _FORWARDED if not (ignored and number == signal.SIGHUP)]
     before = {number: signal.signal(number, note) for number in numbers}
-    courier = threading.Thread(target=deliver, daemon=True)
-    courier.start()
     try:
-        yield
+        with in_background("signals", deliver):
+            yield
     finally:
-        over.set()
-        courier.join()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -146,10 +145,3 @@ def _workers() -> list[int]:
             if os.getsid(child.pid) == child.pid:
                 found.append(child.pid)
     return found
-
-
-def _quiet() -> None:
-    """Silences torchrun's report on its workers: they have reported their errors themselves."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)

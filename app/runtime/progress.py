@@ -5,7 +5,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -49,18 +50,23 @@ def token_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Shows that the block, whose length nobody knows, goes on, and for how long: on a terminal after SOON seconds."""
+def in_background(name: str, work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs `work` in a thread beside the block, whose end sets the event that `work` gets and waits for it."""
     over = threading.Event()
-    thread = threading.Thread(target=_show, args=(what, over), name="waiting", daemon=True)
-    if not os.environ.get("TQDM_DISABLE"):  # of other ranks, which show nothing
-        thread.start()
+    thread = threading.Thread(target=work, args=(over,), name=name, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        if thread.ident is not None:
-            thread.join()
+        thread.join()
+
+
+def waiting(what: str) -> AbstractContextManager[None]:
+    """Shows that the block, whose length nobody knows, goes on, and for how long: on a terminal after SOON seconds."""
+    if os.environ.get("TQDM_DISABLE"):  # of other ranks, which show nothing
+        return nullcontext()
+    return in_background("waiting", partial(_show, what))
 
 
 def _show(what: str, over: threading.Event) -> None:

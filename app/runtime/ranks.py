@@ -71,8 +71,7 @@ class Ranks:
 
         numbers = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(numbers, group=self.control)
-        found: list[float] = numbers.tolist()
-        return found
+        return numbers.tolist()
 
     def wait(self) -> None:
         """Returns when every rank has called it."""

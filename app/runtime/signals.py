@@ -1,11 +1,10 @@
 """The flag that SIGTERM and SIGINT set, so that a run ends with a checkpoint."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 
 class StopFlag:
@@ -23,7 +22,7 @@ class StopFlag:
         self.name = signal.Signals(number).name
 
     @contextmanager
-    def listening(self) -> Iterator[StopFlag]:
+    def listening(self) -> Iterator[Self]:
         """Handle SIGTERM and SIGINT inside the block."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,7 @@ class Uploads:
         self.store, self.run, self.keep, self._every = store, run, keep, every
         self._held: Path | None = None  # the newest checkpoint, if `every` leaves it out
         self._pauses, self._last, self._stall = pauses, last, stall
+        self._checkpoints = f"{run.id}/checkpoints"
         self._changed = threading.Condition()
         self._waiting: Path | None = None
         self._current: Path | None = None
@@ -54,12 +56,12 @@ class Uploads:
         with waiting("upload what remains"):
             if kind is None:
                 self.abandon()
-                self._at_the_end(self._result, LONGEST)
+                self._at_the_end(self._result, self.store, LONGEST)
             elif not isinstance(error and (error.__context__ or error), KeyboardInterrupt):  # that is in a hurry
                 if self._held is not None:
                     self._queue(self._held)
                 self._wait(self._last)
-                self._at_the_end(self._remains, self._last)
+                self._at_the_end(self._remains, self.store, self._last)
 
     # ---- while the run goes on
 
@@ -110,46 +112,40 @@ class Uploads:
                     return
                 self._current, self._waiting = self._waiting, None
                 here = self._current
-            assert here is not None
-            self._upload(here)
+            assert here is not None and self.store is not None
+            self._upload(here, self.store)
 
-    def _upload(self, here: Path) -> None:
-        assert self.store is not None
+    def _upload(self, here: Path, store: ArtifactStore) -> None:
         begun, files = time.monotonic(), sorted(path for path in here.rglob("*") if path.is_file())
         for pause in (*self._pauses, None):
             try:
-                size = self.store.put(self._unit(here.name), self._files(here, files), cancelled=self._given_up.is_set)
-                self._prune()
+                size = store.put(
+                    f"{self._checkpoints}/{here.name}", self._files(here, files), cancelled=self._given_up.is_set
+                )
+                self._prune(store)
             except Cancelled:
                 return
             except (StoreError, OSError) as error:
                 if pause is None:
                     self.failed += 1
-                    log.warning(f"{here.name} is not uploaded to {self.store.url}: {error}; the run goes on")
+                    log.warning(f"{here.name} is not uploaded to {store.url}: {error}; the run goes on")
                     return
                 self._given_up.wait(pause)
             else:
                 self.uploaded, self.bytes = self.uploaded + 1, self.bytes + size
-                log.info(
-                    f"{here.name} is uploaded to {self.store.url}: {size / 1e6:.1f} MB in {time.monotonic() - begun:.0f} s"
-                )
-                return
+                seconds = time.monotonic() - begun
+                return log.info(f"{here.name} is uploaded to {store.url}: {size / 1e6:.1f} MB in {seconds:.0f} s")
 
     def _files(self, here: Path, files: list[Path]) -> dict[str, Path | bytes]:
         """The files by their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
         logs = {f"run/{name}": (self.run.path / name).read_bytes() for name in LOGS if (self.run.path / name).is_file()}
         return {path.relative_to(here).as_posix(): path for path in files} | logs
 
-    def _unit(self, checkpoint: str = "") -> str:
-        return f"{self.run.id}/checkpoints/{checkpoint}" if checkpoint else self.run.id
-
-    def _prune(self) -> None:
-        assert self.store is not None
-        steps = self.store.steps(self.run.id)
-        whole = [step for step in steps if self.store.manifest(self._unit(f"checkpoint-{step}")) is not None]
-        for step in steps:
+    def _prune(self, store: ArtifactStore) -> None:
+        whole = [step for step, _ in store.whole(self.run.id)]
+        for step in store.steps(self.run.id):
             if whole and step < whole[0] and step not in whole[: self.keep]:
-                self.store.remove(self._unit(f"checkpoint-{step}"))
+                store.remove(f"{self._checkpoints}/checkpoint-{step}")
 
     # ---- at the end
 
@@ -159,27 +155,24 @@ class Uploads:
             self._changed.wait_for(lambda: self._waiting is None and self._current is None, seconds)
         self.abandon()
 
-    def _at_the_end(self, work: Callable[[], None], limit: float) -> None:
-        assert self.store is not None
+    def _at_the_end(self, work: Callable[[ArtifactStore], None], store: ArtifactStore, limit: float) -> None:
         try:
-            bounded(work, self.store, self._stall, limit)
+            bounded(partial(work, store), store, self._stall, limit)
         except StoreError as error:
-            log.warning(f"{self.run.id} is not uploaded to {self.store.url}: {error}; it is in {self.run.path}")
+            log.warning(f"{self.run.id} is not uploaded to {store.url}: {error}; it is in {self.run.path}")
 
-    def _result(self) -> None:
+    def _result(self, store: ArtifactStore) -> None:
         """A complete run's files, its manifest, and summary.json last; its checkpoints are then removed."""
-        assert self.store is not None
         names = read_json(self.run.path / MANIFEST)["files"]
-        size = self.store.put(self._unit(), {name: self.run.path / name for name in names})
-        self.store.put(self._unit(), {"summary.json": self.run.path / "summary.json"}, manifest=False)
-        self.store.remove(f"{self.run.id}/checkpoints")
-        log.info(f"{self.run.id} is uploaded to {self.store.url}: {size / 1e6:.1f} MB")
+        size = store.put(self.run.id, {name: self.run.path / name for name in names})
+        store.put(self.run.id, {"summary.json": self.run.path / "summary.json"}, manifest=False)
+        store.remove(self._checkpoints)
+        log.info(f"{self.run.id} is uploaded to {store.url}: {size / 1e6:.1f} MB")
 
-    def _remains(self) -> None:
+    def _remains(self, store: ArtifactStore) -> None:
         """The small files of a run that is not complete."""
-        assert self.store is not None
         files = {path.name: path for path in self.run.path.iterdir() if path.is_file() and path.name not in _OF_RUN}
-        self.store.put(self._unit(), files, manifest=False)
+        store.put(self.run.id, files, manifest=False)
 
 
 def bounded(work: Callable[[], None], store: ArtifactStore, stall: float, limit: float) -> None:

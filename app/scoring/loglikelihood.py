@@ -22,6 +22,7 @@ from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
+from app.model.split import is_split
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import LEAKING, Mask
@@ -36,6 +37,8 @@ ARITHMETIC = 3
 COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
 # Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
 _SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
+_SAVED_SPLIT = 3.0e-6  # per token, where float32 products are split (app/model/split.py)
+_COMPILED_BEFORE = 5.0  # seconds, with kernels from the cache: float32 is scored more than once
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
@@ -231,12 +234,14 @@ def compiling_pays(loaded: Loaded, tokens: int) -> bool:
     """Whether to pack and compile rows of `tokens` in all.
 
     Always if the profile asks for FlexAttention on a GPU, which would otherwise compile each padded shape. With
-    `attention: auto`, if it saves more time than it takes; in float32 it saves none. The decision depends on the work alone,
-    so that a repeated run gives the same numbers to the last digit.
+    `attention: auto`, if it saves more time than it takes; in float32 it saves none, unless its products are split. The
+    decision depends on the work alone, so that a repeated run gives the same numbers to the last digit.
     """
     model = loaded.model
     if loaded.device.type != "cuda" or min(head_dims(model)) < LEAST_HEAD or not compiled.decoder_layers(model):
         return False
-    if not loaded.any_attention or model.dtype == torch.float32:
+    if not loaded.any_attention or (model.dtype == torch.float32 and not is_split(model)):
         return loaded.attention == NAMES["flex_attention"]
+    if is_split(model):
+        return tokens * _SAVED_SPLIT > _COMPILED_BEFORE
     return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

@@ -4,14 +4,13 @@ A cell that is complete is found and passed over, one that was interrupted goes 
 simply started again. What was declared (`primary`) is written down before the first run, and may not change after it.
 """
 
-import fcntl
 import gc
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +22,7 @@ from app.stage.contents import contents_of
 from app.stage.run import Now, run_stage
 from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError
+from jobs.lock import exclusive
 from jobs.runs.atomic import encode, read_json, write_text_atomically
 from jobs.runs.rundir import RunDir, list_runs
 
@@ -80,7 +80,7 @@ class Ledger:
         """
         primary = self.campaign.primary.model_dump(mode="json")
         declared = now.isoformat(timespec="seconds")
-        with self._locked():
+        with exclusive(self.path.with_suffix(".lock")):
             if not self.path.is_file():
                 self._write(
                     {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary,
@@ -98,18 +98,10 @@ class Ledger:
             for one in self.standings()
             if one.state == "complete" and (run := one.run)
         ]
-        with self._locked():
+        with exclusive(self.path.with_suffix(".lock")):
             settings = self.campaign.model_dump(mode="json", exclude_unset=True)
             self._write({**read_json(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints, "runs": runs,
                          "settings": settings})  # fmt: skip
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One worker at a time writes the file; the others wait."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
 
     def _write(self, value: Mapping[str, Any]) -> None:
         write_text_atomically(self.path, encode(value, indent=2) + "\n")

@@ -12,7 +12,7 @@ from typing import Literal
 
 from app.data import qa, tasks
 from app.data.files import data_files
-from app.data.sources import is_saved
+from app.data.sources import is_saved, places
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
 from jobs.config.job import Job
 from jobs.config.profile import TrainData
@@ -50,10 +50,10 @@ def contents_of(job: Job) -> dict[str, str]:
         elif model.source == "hub":
             found["model"] = hub_commit(model.name, model.revision, "model")
     if data.eval.path is not None:
-        places = [(data.eval.path, tasks.TASKS[task].directory, task) for task in needed]
         root = Path(data.eval.path).expanduser()
+        rows = [path for task in needed for path in places(root, tasks.TASKS[task].directory, task, tasks.SPLIT)]
         read = [path for task in suite.reading.values() for path in root.glob(f"{task.directory}/{task.split}")]
-        found["data.eval"] = digest_of([*_candidates(places, tasks.SPLIT), *read])
+        found["data.eval"] = digest_of([*rows, *read])
     elif data.eval.source == "hub":
         for name in sorted({tasks.TASKS[task].hub[0] for task in needed}):
             found[f"data.eval {name}"] = hub_commit(name, None, "dataset")
@@ -70,20 +70,10 @@ def _train_content(source: TrainData) -> str | None:
         return None
     path = Path(source.path).expanduser()
     if source.format == "qa":
-        return digest_of(
-            _candidates([(str(path), directory, name) for name, (directory, _) in qa.SETS.items()], qa.SPLIT)
-        )
+        sets = ((directory, name) for name, (directory, _) in qa.SETS.items())
+        return digest_of(place for one in sets for place in places(path, *one, qa.SPLIT))
     saved = is_saved(path) or is_saved(path / source.split)
     return digest_of(data_files(path, source.format) if path.is_dir() and not saved else [path, path / source.split])
-
-
-def _candidates(places: Iterable[tuple[str, str, str]], split: str) -> list[Path]:
-    """Possible places of the rows of each (root, directory of the data wheel, name); see `app.data.sources.saved_rows`."""
-    return [
-        Path(root) / part
-        for root, directory, name in places
-        for part in (f"{directory}/{split}", f"{name}/{split}", name)
-    ]
 
 
 def digest_of(paths: Iterable[Path]) -> str:

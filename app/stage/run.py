@@ -28,7 +28,7 @@ from jobs.config.job import Job
 from jobs.config.terms import require_terms
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
 from jobs.runs.follower import FollowedRun
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, latest_running, list_runs, resolve_init
+from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
 
 log = logging.getLogger(__name__)
 Now = Callable[[], datetime]
@@ -74,7 +74,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
         job = replace(job, contents=contents_of(job))
     record = job.record(init_runs)
     done = latest_complete(runs_dir, job.stage.name, fingerprint=record["fingerprint"])
-    unfinished = latest_resumable(runs_dir, job.stage.name, record["fingerprint"]) if resume or proceed else None
+    unfinished = latest_in(runs_dir, job.stage.name, record["fingerprint"], *STOPPED) if resume or proceed else None
     if done is None and unfinished is None and store is not None and (resume or proceed):
         with waiting("fetch the run from the store"):
             fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
@@ -94,7 +94,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
 def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
     """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
     for run in reversed(list_runs(runs_dir)):
-        if run.stage != job.stage.name or run.state() not in ("failed", "interrupted"):
+        if run.stage != job.stage.name or run.state() not in STOPPED:
             continue
         if run.settings() != job.settings(init_runs):
             continue
@@ -122,7 +122,7 @@ def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insist
 
     --continue insists: it restarts after a crash, when a child process may still hold the lock.
     """
-    running = latest_running(runs_dir, job.stage.name, fingerprint)
+    running = latest_in(runs_dir, job.stage.name, fingerprint, "running")
     if running is None:
         return
     fact = f"this job is already running: {running.path}"
@@ -158,21 +158,24 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, 
 
 
 def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now) -> Outcome:
-    with _announcing(ranks) as announce:
+    try:
         found = look()
-        if found.done is not None:
-            announce({"done": str(found.done.path)})
-            return Outcome(found.done, ran=False)
+        if found.done is None:
+            from app.runtime.signals import StopFlag
+            from app.stage.environment import commit
+            from app.stage.work import work
 
-        from app.runtime.signals import StopFlag
-        from app.stage.environment import commit
-        from app.stage.work import work
-
-        started = now()
-        run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
-            RunDir.reopen(found.unfinished.path))  # fmt: skip
-        announce({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
-              "resume": found.unfinished is not None})  # fmt: skip
+            started = now()
+            run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
+                RunDir.reopen(found.unfinished.path))  # fmt: skip
+    except BaseException as error:  # the other ranks wait for the decision
+        ranks.share({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
+        raise
+    if found.done is not None:
+        ranks.share({"done": str(found.done.path)})
+        return Outcome(found.done, ran=False)
+    ranks.share({"work": str(run.path), "init_runs": found.init_runs, "contents": dict(found.job.contents),
+                 "resume": found.unfinished is not None})  # fmt: skip
     store, train = store_of(found.job), found.job.train
     keep, every = (1, None) if train is None else (train.keep_checkpoints, train.push_every)
     uploads = Uploads(store, run, keep, every)
@@ -222,24 +225,6 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
                 raise
             raise FollowerEnded(code) from error
     return Outcome(run, ran=True, main=False)
-
-
-@contextmanager
-def _announcing(ranks: Ranks) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields `announce`, which sends rank 0's decision to the waiting ranks. A block that ends without it sends a refusal."""
-    announced = False
-
-    def announce(what: dict[str, Any]) -> None:
-        nonlocal announced
-        announced = True
-        ranks.share(what)
-
-    try:
-        yield announce
-    except BaseException as error:
-        if not announced:
-            announce({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
-        raise
 
 
 # ---- checks before there is a run -------------------------------------------------------------------------
@@ -294,22 +279,19 @@ def _outcome_recorded(run: RunDir) -> Iterator[None]:
     """Writes any exception of the block to failed.json, and raises the error that the command line reports."""
     try:
         yield
-    except UserError as error:
-        run.fail(error.exit_code, str(error))
-        raise
-    except RunEnded as error:
-        run.fail(error.exit_code, str(error))
-        raise RunEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy) from error
     except KeyboardInterrupt:  # the second Ctrl-C: no time for a checkpoint, nor for failed.json
         raise RunEnded(f"{run.path}: interrupted", EXIT_STOPPED, CONTINUE) from None
     except Exception as error:
-        if _is_disk_full(error):
-            full = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "
-                            "then resume; earlier runs are untouched")  # fmt: skip
-            run.fail(full.exit_code, str(full))
-            raise full from error
-        run.fail(EXIT_BUG, _why(error))
-        raise
+        ended = error
+        if not isinstance(error, UserError | RunEnded) and _is_disk_full(error):
+            ended = DiskFull(run.path, "no space left on the disk", "free some space or choose another --runs-dir, "
+                             "then resume; earlier runs are untouched")  # fmt: skip
+        run.fail(getattr(ended, "exit_code", EXIT_BUG), str(ended) if isinstance(ended, UserError) else _why(ended))
+        if isinstance(error, RunEnded):
+            ended = RunEnded(f"{run.path}: {error.reason}", error.exit_code, error.remedy)
+        if ended is error:
+            raise
+        raise ended from error
 
 
 def _why(error: BaseException) -> str:

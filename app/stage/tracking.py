@@ -5,8 +5,6 @@ raises is one warning. Everything local lies in RUNS_DIR/tracking; only a key or
 Source: accelerate/tracking.py (1.10 and later).
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os
@@ -15,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from jobs.config.job import flat
 from jobs.config.profile import Tracker
@@ -56,18 +54,21 @@ class Tracking:
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Queue the numbers of a line of a log, of the metrics or of the estimate. Never blocks, never raises."""
-        if self._thread is None:
-            return
-        if (prefix := _PREFIX.get(name)) is None:
+        if self._thread is None or (prefix := _PREFIX.get(name)) is None:
             return
         step = value.get("step")
-        numbers = {f"{prefix}/{key}": number for key, number in flat_numbers(value).items() if key != "step"}
+        # Lists and texts are left out.
+        numbers = {
+            f"{prefix}/{key}": number
+            for key, number in flat(value, "/")
+            if key != "step" and finite(number) is not None
+        }
         try:
             self._queue.put_nowait((step if isinstance(step, int) else None, numbers))
         except queue.Full:
             self.dropped += 1
 
-    def __enter__(self) -> Tracking:
+    def __enter__(self) -> Self:
         if self._names:
             from accelerate import PartialState
 
@@ -99,7 +100,8 @@ class Tracking:
                 one = self._make(name, self._run, _in(self._store, self._environ))
                 one.main_process_only = False  # this is rank 0, and nothing need be asked for it
                 one.start()
-                one.store_init_configuration(flat_settings(self._config))
+                one.store_init_configuration({key: value if isinstance(value, str | int | float | bool) else str(value)
+                                              for key, value in flat(self._config)})  # fmt: skip
                 ready[name] = one
         while (entry := self._queue.get()) is not None:
             step, numbers = entry
@@ -148,13 +150,3 @@ def tracker(name: str, run: Path, environ: MutableMapping[str, str]) -> Any:
     if name == "wandb":
         return tracking.WandBTracker(PROJECT, name=about, id=about.replace("/", "-"), resume="allow")
     return tracking.MLflowTracker(experiment_name=PROJECT, run_name=about)
-
-
-def flat_numbers(value: Mapping[str, Any]) -> dict[str, float]:
-    """Every finite number by the path of its keys, as `actual/hours`; lists and texts are left out."""
-    return {where: one for where, one in flat(value, "/") if finite(one) is not None}
-
-
-def flat_settings(value: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
-    """Every setting by the path of its keys, as `train.mask`; what is neither number nor text becomes text."""
-    return {where: one if isinstance(one, str | int | float | bool) else str(one) for where, one in flat(value)}

@@ -60,7 +60,9 @@ def work(
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
         if job.halvings:
             log.info(_smaller(job))
-        _seed_everything(job.stage.seed)
+        random.seed(job.stage.seed)
+        np.random.seed(job.stage.seed)
+        torch.manual_seed(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
         stage.uploads.abandon()  # the result follows, and needs no checkpoint
@@ -80,12 +82,6 @@ def _smaller(job: Job) -> str:
         facts = [f"rows of 1/{2**times} of the tokens" if train.packing else share]
     facts += [f"score.batch_tokens {score.batch_tokens}"] if score is not None else []
     return f"memory halved {times} time{'s' if times > 1 else ''}: {', '.join(facts)}"
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _require_gpus_for_fsdp() -> None:
@@ -143,8 +139,7 @@ class _Stage:
         stage, data = self.job.stage, self.job.profile.data.eval
         commits = self.job.commits
         with waiting("read evaluation items"):
-            items = [item for task in TASK_NAMES
-                     for item in load_items(task, source=data.source, path=data.path, commits=commits)]  # fmt: skip
+            items = [item for task in TASK_NAMES for item in load_items(task, data, commits=commits)]
         suite = suite_of(stage)
         others = [task for task in suite.task_names if task not in suite.tasks]
         plain = stage.model_copy(update={"order": "context_first", "shots": 0})
@@ -253,6 +248,7 @@ class _Stage:
         job = self.job
         peaks = [peak for peak in self.ranks.gather(capacity.peak_gb()) if peak is not None]
         compared = capacity.compared(job, self.estimate, section, evaluations, max(peaks, default=None))
-        self.run.write_metrics({"schema": 1, "stage": job.stage.name, "profile": job.profile.name,
-                                "seed": job.stage.seed, "evaluations": evaluations, "train": section, **compared,
-                                **self.uploads.counts()})  # fmt: skip
+        self.run.write_json("metrics.json", {
+            "schema": 1, "stage": job.stage.name, "profile": job.profile.name, "seed": job.stage.seed,
+            "evaluations": evaluations, "train": section, **compared, **self.uploads.counts(),
+        })  # fmt: skip

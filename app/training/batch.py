@@ -1,7 +1,5 @@
 """Training examples -> tensors: an optimiser step as a few forward passes, each one packed row or some padded ones."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -176,7 +174,7 @@ class Steps:
         """The least of `shapes` that holds (tokens, response tokens); without any, none of its own."""
         return next((one for one in self.shapes if size[0] <= one.columns and size[1] <= one.responses), Shape(1, 0))
 
-    def sizes(self, schedule: Schedule | MixedSchedule) -> list[tuple[int, int]]:
+    def sizes(self, schedule: "Schedule") -> list[tuple[int, int]]:
         """(tokens, response tokens) of each pass that this process makes in the whole of training."""
         return [
             _size(some)
@@ -234,29 +232,10 @@ def shuffled(examples: int, wanted: int, seed: int) -> list[int]:
 
 
 class Schedule:
-    """The examples in the order in which training meets them: `steps * batch_size` of them, each epoch its own shuffle.
+    """The examples in the order in which training meets them, each place of a step drawn from one of the sources by `shares`.
 
-    The order is a function of (seed, number of examples) alone. A resumed run, or one on another number of GPUs, meets
-    the same examples in the same optimiser steps.
-    """
-
-    def __init__(self, examples: Sequence[TokenExample], steps: int, batch_size: int, seed: int) -> None:
-        self.examples, self.steps, self.batch_size = examples, steps, batch_size
-        self.order = shuffled(len(examples), steps * batch_size, seed)
-
-    def step(self, index: int) -> list[TokenExample]:
-        """The examples of a step, counted from 0."""
-        return [self.examples[i] for i in self.order[index * self.batch_size : (index + 1) * self.batch_size]]
-
-    def drawn(self, steps: int) -> list[int]:
-        """How many examples of each source the first steps have."""
-        return [steps * self.batch_size]
-
-
-class MixedSchedule:
-    """The same of several sources, or of one that is streamed: each place of a step is drawn from one of them by `shares`.
-
-    What is drawn is a function of (seed, shares, number of examples), whatever was trained before; a stream is read up to there.
+    What is drawn is a function of (seed, shares, number of examples), whatever was trained before: a resumed run, or one on
+    another number of GPUs, meets the same examples in the same optimiser steps. A stream is read up to there.
     """
 
     def __init__(self, sources: Sequence[Sequence[TokenExample] | Stream], shares: Sequence[float], steps: int, batch_size: int,

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import xxhash
+from jinja2 import StrictUndefined, Template
 from transformers import PreTrainedModel
 
 from app.data.tokenize import end_ids
@@ -45,17 +46,16 @@ def step_of(checkpoint: Path) -> int:
 def mark_complete(checkpoint: Path) -> None:
     """Make every file of a checkpoint durable, then write complete.json.
 
-    It takes as long as the disk does: 41 GB of a 3B model at 2 GB/s are 20 s. The digests read 8 GB/s out of the page cache
-    on one core (measured), 5 s of the same 20, since reading and flushing go on at once. Training goes on meanwhile.
+    It takes as long as the disk does, 41 GB of a 3B model at 2 GB/s are 20 s, since reading (8 GB/s out of the page cache on
+    one core) and flushing go on at once.
     """
-    paths = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MARK)
+    paths = [p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK]
+    names = [str(path.relative_to(checkpoint)) for path in paths]
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
-        flushed = [pool.submit(_flush, path) for path in paths]
-        digests = dict(zip(paths, pool.map(_digest, paths), strict=True))
-        for one in flushed:
-            one.result()
-    name = {path: str(path.relative_to(checkpoint)) for path in paths}
-    mark = {"files": {name[p]: p.stat().st_size for p in paths}, _DIGESTS: {name[p]: digests[p] for p in paths}}
+        flushed, digests = pool.map(_flush, paths), pool.map(_digest, paths)
+        mark = {"files": {name: path.stat().st_size for name, path in zip(names, paths, strict=True)},
+                _DIGESTS: dict(zip(names, digests, strict=True))}  # fmt: skip
+        list(flushed)  # raises the error of a flush
     write_text_atomically(checkpoint / MARK, json.dumps(mark, indent=2) + "\n")
 
 
@@ -141,9 +141,7 @@ def prune(directory: Path, keep: int, spared: Collection[Path] = ()) -> None:
     spared: checkpoints that stay too, since they are being uploaded.
     """
     good = complete_checkpoints(directory)
-    if not good:
-        return
-    for path in directory.glob("checkpoint-*"):
+    for path in directory.glob("checkpoint-*") if good else ():
         if step_of(path) < step_of(good[-1]) and path not in good[-keep:] and path not in spared:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -157,46 +155,14 @@ def drop(directory: Path, spared: Collection[Path] = ()) -> None:
         directory.rmdir()
 
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-base_model: {origin}
----
-# {origin}, finetuned under the attention mask `{mask}`
-
-{meaning}
-
-- run: `{run}`
-- steps: {steps}, objective: {objective}
-- data: {data}
-
-`AutoModelForCausalLM.from_pretrained` loads it as an ordinary causal model. {use}
-"""
-_MEANING = {
-    "causal": "Every token was trained to see only what came before it: the ordinary mask, used here as the control.",
-    "prefix": "Prompt tokens were trained to see the whole prompt, later tokens included; response tokens see what came "
-    "before them. Only response tokens carried a loss.",
-    "segment": "The tokens of each turn of a user or of the system were trained to see that whole turn, later tokens included, "
-    "and all earlier turns; the assistant's tokens see what came before them. Only these carried a loss.",
-}
-_READ_CAUSALLY = "Its plain `generate` reads the prompt CAUSALLY, which is not what it was trained for. "
-_USE = {
-    "causal": "Its plain `generate` reads the prompt as it was trained to.",
-    "prefix": f"{_READ_CAUSALLY}With transformers alone "
-    "this reads it as trained:\n\n```python\nmodel.generate(**inputs, custom_generate=directory, trust_remote_code=True)\n```\n\n"
-    "`from_pretrained(directory, trust_remote_code=True)` makes that the model's own `generate`.",
-}
-_REFUSED = (
-    " vLLM, SGLang, llama.cpp and Ollama choose their code by `architectures` in config.json, which names none of theirs: they "
-    "would read the prompt causally."
-)
-
-
-def _use(mask: str) -> str:
-    name, _, layers = mask.partition("@")
-    options = f"--mask {name}" + (f" --layers {layers}" if layers else "")
-    use = _USE.get(mask, f"{_READ_CAUSALLY}`python -m app generate {options}` reads it as trained.")
-    return use if mask == "causal" else use + _REFUSED
+def card(about: Mapping[str, Any]) -> str:
+    """The model card of `about`, as `save_final` takes it."""
+    file = Path(__file__).with_name("card.md.j2")
+    template = Template(
+        file.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    name, _, layers = about["mask"].partition("@")
+    return template.render(about, name=name, layers=layers).rstrip() + "\n"
 
 
 def _name_mask(config: Path, mask: str) -> None:
@@ -248,12 +214,10 @@ def save_final(
     model.to(dtype)  # type: ignore[arg-type]
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    mask = about["mask"]
-    if mask != "causal":
-        _name_mask(temporary / "config.json", mask)
-    meaning = _MEANING[mask.partition("@")[0]]
-    (temporary / "README.md").write_text(_CARD.format(**about, meaning=meaning, use=_use(mask)))
-    if mask == "prefix":
+    (temporary / "README.md").write_text(card(about))
+    if about["mask"] != "causal":
+        _name_mask(temporary / "config.json", about["mask"])
+    if about["mask"] == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
     same = require_same(temporary, trained, dtype, device or model.device, logged)

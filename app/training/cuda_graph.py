@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from jobs.config.schema import Train
@@ -76,10 +77,6 @@ class Graphs:
         self._seen: dict[tuple[object, ...], _Captured | None] = {}
         self.replayed = 0  # times
 
-    @property
-    def captured(self) -> int:
-        return sum(one is not None for one in self._seen.values())
-
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A capture takes a stream of its own, and gradients are added up on the one that they were first made on."""
@@ -95,7 +92,7 @@ class Graphs:
         held = self._seen.get(key)
         if key not in self._seen:
             self._seen[key] = None
-            return work(_on_gpu(inputs))
+            return work(send_to_device(inputs, "cuda", non_blocking=True))
         if held is None:
             held = self._seen[key] = self._capture(work, inputs)
         for still, now in zip(held.inputs, inputs, strict=True):
@@ -107,7 +104,7 @@ class Graphs:
 
     def _capture(self, work: Callable[[Inputs], Tensor], inputs: Inputs) -> _Captured:
         self.before_capture()
-        still = _on_gpu(inputs)
+        still: Inputs = send_to_device(inputs, "cuda", non_blocking=True)
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate meanwhile: autograd has its own.
         try:
@@ -119,7 +116,3 @@ class Graphs:
             fact = f"a step could not be captured as a CUDA graph: {str(error).partition(chr(10))[0]}"
             raise ConfigError("train.graph", fact, "start it with --set train.graph=false") from error
         return _Captured(graph, still, output)
-
-
-def _on_gpu(inputs: Inputs) -> Inputs:
-    return [{name: tensor.to("cuda", non_blocking=True) for name, tensor in one.items()} for one in inputs]

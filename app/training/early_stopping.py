@@ -1,6 +1,7 @@
 """Rules that end training before its last step, from evaluation losses alone; replaying a log restores their state."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.runtime.ending import RunEnded
@@ -38,28 +39,17 @@ class Plateau:
         )
 
 
-@dataclass
-class NoLearning:
-    """Ends a run whose evaluation loss has not improved by `min_improvement` once `after_steps` have passed."""
+def require_learning(losses: Sequence[tuple[int, float]], after_steps: int | None, least: float) -> None:
+    """Raises RunEnded at the first evaluation from `after_steps` on, if the loss has not improved by `least` until then.
 
-    after_steps: int | None
-    min_improvement: float
-    first: float | None = None
-    best: float = math.inf
-    judged: bool = False
-
-    def update(self, step: int, loss: float) -> None:
-        """Raises RunEnded at the first evaluation from `after_steps` on, if nothing was learnt."""
-        if self.first is None:
-            self.first = loss
-        self.best = min(self.best, loss)
-        if self.after_steps is None or self.judged or step < self.after_steps:
-            return
-        self.judged = True
-        gain = self.first - self.best
-        if gain < self.min_improvement:
-            raise RunEnded(
-                f"no learning: after {step} steps the evaluation loss improved by {gain:.5f}, "
-                f"expected {self.min_improvement} or more",
-                EXIT_NO_LEARNING, "change train.learning_rate or the data, or set train.kill_after_steps: null",
-            )  # fmt: skip
+    losses: (step, loss) of all evaluations up to this one.
+    """
+    steps = [step for step, _ in losses]
+    if after_steps is None or steps[-1] < after_steps or any(step >= after_steps for step in steps[:-1]):
+        return
+    gain = losses[0][1] - min(loss for _, loss in losses)
+    if gain < least:
+        raise RunEnded(
+            f"no learning: after {steps[-1]} steps the evaluation loss improved by {gain:.5f}, expected {least} or more",
+            EXIT_NO_LEARNING, "change train.learning_rate or the data, or set train.kill_after_steps: null",
+        )  # fmt: skip

@@ -1,8 +1,8 @@
 """The forward pass of training: from a packed row to the loss of its response tokens, and the frozen start beside it."""
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,9 +20,6 @@ from jobs.config.schema import Objective
 class ResponseLoss:
     """The objective of a model's response tokens, under the layout that each batch carries.
 
-    A batch holds the collator's tensors, and `at`, flat indices of the states that predict, with their `targets`, and
-    `counted` where some of these are padding (see app/training/batch.py).
-
     model: without wrappers of DDP or accelerate. head: its output layer, if the loss can be computed from the states before
     it (app/model/lm_head.py); None where it needs whole logits. teacher: a frozen copy of the start; None where there is none, or
     the start is the model with its adapter off. To be made before the model's layers are compiled.
@@ -34,7 +31,7 @@ class ResponseLoss:
         self.teacher: Any = None
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # accelerate's, once it has the model
         if goal.kl > 0 and not hasattr(model, "disable_adapter"):  # with LoRA the start is the model, adapter off
-            assert not any("forward" in vars(module) for module in model.modules()), (
+            assert not any("forward" in vars(one) for one in model.modules()), (
                 "copied after app.model.compiled.speed_up"
             )
             self.teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -63,33 +60,29 @@ class ResponseLoss:
 
     # ---- the frozen start
 
-    def teacher_logits(self, batch: dict[str, Tensor], where: Layout) -> Tensor | None:
-        logits: Tensor | None = self._of_teacher(where, lambda model, causal: self._logits(model, batch, causal))
-        return logits
+    def teacher_logits(self, batch: dict[str, Tensor], where: Layout) -> Tensor:
+        with self._frozen() as start:
+            return self._logits(start, batch, where.causal())
 
-    def teacher_states(self, batch: dict[str, Tensor], where: Layout) -> Teacher | None:
+    def teacher_states(self, batch: dict[str, Tensor], where: Layout) -> Teacher:
         weights: list[Tensor] = []
 
         def keep(hidden: Tensor, weight: Tensor) -> Tensor:
             weights.append(weight)
             return hidden
 
-        hidden = self._of_teacher(where, lambda model, causal: self._states(model, batch, causal, keep))
-        return None if hidden is None else Teacher(hidden, weights[0])
+        with self._frozen() as start:
+            return Teacher(self._states(start, batch, where.causal(), keep), weights[0])
 
-    def _of_teacher(self, where: Layout, ask: Callable[[Any, Layout], Any]) -> Any:
-        """What `ask` gets from the frozen start under its causal mask; None where nothing is learnt from it."""
-        if self.goal.kl <= 0:
-            return None
-        causal = where.causal()
+    @contextmanager
+    def _frozen(self) -> Iterator[Any]:
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(self.autocast())
-            if self.teacher is not None:
-                return ask(self.teacher, causal)
-            stack.enter_context(self.model.disable_adapter())
-            stack.callback(self.model.train, self.model.training)
-            self.model.eval()  # the frozen start knows no dropout
-            return ask(self.model, causal)
+            if self.teacher is None:
+                stack.enter_context(self.model.disable_adapter())
+                stack.callback(self.model.train, self.model.training)
+                self.model.eval()  # the frozen start knows no dropout
+            yield self.model if self.teacher is None else self.teacher
 
     # ---- the model
 
@@ -101,8 +94,7 @@ class ResponseLoss:
             out = model(
                 input_ids=batch["input_ids"], attention_mask=every, position_ids=where.pos.long(), use_cache=False
             )
-        found: Tensor = out.logits[0]
-        return found
+        return out.logits[0]
 
     def _logits(self, model: Any, batch: dict[str, Tensor], where: Layout) -> Tensor:
         """(tokens, vocabulary) at the states that predict response tokens, under `where`."""

@@ -10,15 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, utils
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    FullyShardedDataParallelPlugin,
-    load_fsdp_model,
-    load_fsdp_optimizer,
-    save_fsdp_model,
-    save_fsdp_optimizer,
-)
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel
@@ -96,14 +89,14 @@ def seen_as_plain(model: Any) -> None:
 def save(accelerator: Any, model: Any, optimizer: Any, here: Path) -> None:
     """Every process must call it; the main one writes."""
     plugin = accelerator.state.fsdp_plugin
-    save_fsdp_model(plugin, accelerator, model, str(here))
-    save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
+    utils.save_fsdp_model(plugin, accelerator, model, str(here))
+    utils.save_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
 
 
 def restore(accelerator: Any, model: Any, optimizer: Any, here: Path) -> None:
     plugin = accelerator.state.fsdp_plugin
-    load_fsdp_model(plugin, accelerator, model, str(here))
-    load_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
+    utils.load_fsdp_model(plugin, accelerator, model, str(here))
+    utils.load_fsdp_optimizer(plugin, accelerator, optimizer, model, str(here))
 
 
 def whole_weights(model: Any) -> dict[str, Tensor]:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.optim import Optimizer
 
 from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
 from app.runtime.progress import Bar
 from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
-from app.training.batch import MixedSchedule, Schedule, Steps, causal_left, prepared
+from app.training.batch import Schedule, Steps, causal_left, prepared
 from app.training.cuda_graph import Graphs, Inputs
 from app.training.recorder import Recorder
 from app.training.step import Launched, OptimizerStep
@@ -48,21 +48,19 @@ class TrainingLoop:
         on_checkpoint: called with a complete checkpoint, in the thread that wrote it; the ones that must stay.
         at_first: entered for the first evaluation and the first step, which may compile.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
-        make_optimizer: from the model, in place of the stage's.
     """
 
-    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule | MixedSchedule,
+    def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule,
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,
-                 make_optimizer: Callable[[Any], Optimizer] | None = None,
                  on_checkpoint: Callable[[Path], Collection[Path]] = lambda here: ()) -> None:  # fmt: skip
         self.train, self.accelerator, self.steps, self.schedule = train, accelerator, steps, schedule
         self.eval_batches, self.eval_collator = eval_batches, replace(steps.collate, causal_fraction=0.0)
         self.directory, self.recorder, self.on_evaluation, self.ranks = directory, recorder, on_evaluation, ranks
         self.seed, self.at_first, self.graphs, self.on_checkpoint = seed, at_first, graphs, on_checkpoint
         self.work = OptimizerStep(model, train, accelerator, ranks, require_finite=self._require_finite, beat=self._beat,
-                                  graphs=graphs, make_optimizer=make_optimizer)  # fmt: skip
+                                  graphs=graphs)  # fmt: skip
         self.writer = snapshot.Writer()
         if graphs is not None:  # its thread frees the pinned memory of a checkpoint when that is written
             graphs.before_capture = self.writer.wait
@@ -180,7 +178,7 @@ class TrainingLoop:
         with torch.no_grad(), self.accelerator.autocast():
             for examples in Bar(mine, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = prepared(self.eval_collator(examples))
-                here = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+                here = send_to_device(batch, device, non_blocking=True)
                 with self.at_first() if not sums and self.step == 0 else nullcontext():
                     sums.append((self.work.loss_of(model, here, ce=1.0, kl=0.0).ce, len(batch["at"])))
                 self.recorder.beat(self.step, self.train.max_steps, "evaluate")

@@ -107,7 +107,7 @@ class MasterAdamW(Optimizer):
     # ---- weights and state from elsewhere
 
     def refresh(self) -> None:
-        """The bfloat16 weights from the float32 ones, after these were changed."""
+        """Make the bfloat16 weights anew, after the float32 ones were changed."""
         for p, master in self.masters.items():
             p.data.copy_(master)
 
@@ -130,12 +130,9 @@ class MasterAdamW(Optimizer):
         if len(weights) != len(numbers):
             raise ValueError(f"the state of {len(numbers)} parameters for {len(weights)}")
         for p, i in zip(weights, numbers, strict=True):
-            theirs = state_dict["state"].get(i)
-            if theirs is not None:
-                if theirs["exp_avg"].shape != p.shape:
-                    raise ValueError(
-                        f"moments of shape {list(theirs['exp_avg'].shape)} for a weight of {list(p.shape)}"
-                    )
+            if (theirs := state_dict["state"].get(i)) is not None:
+                if (found := list(theirs["exp_avg"].shape)) != list(p.shape):
+                    raise ValueError(f"moments of shape {found} for a weight of {list(p.shape)}")
                 self.steps.copy_(theirs["step"])
                 for name in ("exp_avg", "exp_avg_sq"):
                     self.state[p][name].copy_(theirs[name])

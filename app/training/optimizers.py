@@ -76,13 +76,5 @@ def of_library(train: Train, groups: list[dict[str, Any]]) -> Optimizer:
         return Adafactor(groups, scale_parameter=False, relative_step=False, **options)
     options |= {"betas": (0.9, 0.999), "eps": 1e-8}
     if train.optimizer == "adamw_8bit":
-        eight_bits: Optimizer = import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit(groups, **options)
-        return eight_bits
+        return import_module(_EIGHT_BITS[eight_bit_library()]).AdamW8bit(groups, **options)
     return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    if isinstance(optimizer, MasterAdamW):
-        optimizer.rate.fill_(rate)

@@ -1,8 +1,6 @@
 """Examples as training sees them, for people: which tokens are learnt, which see each other, read off the tensors of a step."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -11,24 +9,17 @@ import click
 from app.data.examples import TokenExample
 from app.training.batch import IGNORE, Collator
 
-Mark = Callable[[str], str]
-# Of a token's kind: on a terminal its colour, elsewhere its brackets.
-_COLOURS: dict[str, dict[str, Any]] = {
-    "learnt": {"fg": "green", "bold": True},
-    "both ways": {"fg": "blue"},
-    "causal": {},
+# A token's kind: on a terminal its colour, elsewhere its brackets, and what it means.
+_KINDS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "learnt": ({"fg": "green", "bold": True}, "[[", "]]", "the loss is computed on it"),
+    "both ways": ({"fg": "blue"}, "<<", ">>", "a block that attends to all of itself"),
+    "causal": ({}, "", "", "only read"),
 }
-_BRACKETS = {"learnt": ("[[", "]]"), "both ways": ("<<", ">>"), "causal": ("", "")}
 
 
 def legend(coloured: bool) -> str:
     """What the marks mean."""
-    kinds = {
-        "learnt": "the loss is computed on it",
-        "both ways": "a block that attends to all of itself",
-        "causal": "only read",
-    }
-    return ", ".join(f"{_marked(kind, kind, coloured)} {text}" for kind, text in kinds.items())
+    return ", ".join(f"{_marked(kind, kind, coloured)} {about[-1]}" for kind, about in _KINDS.items())
 
 
 def preview(example: TokenExample, collate: Collator, tokenizer: Any, coloured: bool) -> str:
@@ -59,5 +50,5 @@ def _spans(values: list[Any]) -> Iterator[tuple[Any, int, int]]:
 
 
 def _marked(text: str, kind: str, coloured: bool) -> str:
-    before, after = _BRACKETS[kind]
-    return click.style(text, **_COLOURS[kind]) if coloured else f"{before}{text}{after}"
+    style, before, after, _ = _KINDS[kind]
+    return click.style(text, **style) if coloured else f"{before}{text}{after}"

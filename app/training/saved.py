@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from app.attention.backends import NAMES
@@ -46,16 +47,6 @@ class Logged:
     in_half: bool
     layers: str = "all"  # those in which the training mask holds
     merged: bool = False
-
-    @property
-    def rounded(self) -> bool:
-        """Whether the loss is of these weights rounded to bfloat16: autocast rounds frozen weights without their adapter.
-
-        A tenth of the weights of a model that was quantised lie in the middle between two numbers of bfloat16. After a few
-        small steps, all of them in the direction that was learnt, the rounded weights are three times as far from the start as
-        the float32 ones (docs/log.md): two models, the loss of one of which was logged.
-        """
-        return self.in_half and not self.merged
 
 
 def probe_logits(model: Any) -> Tensor:
@@ -96,16 +87,19 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     except torch.OutOfMemoryError:
         log.warning(f"{directory}: no memory on {device} for the model that was read back; it is compared on the CPU")
         model.to("cpu")
-    share = _share(probe_logits(model), trained)
-    if not share <= SHARE[dtype]:
-        raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-    same = {"difference": share, "allowed": SHARE[dtype]}
+    same = {
+        "difference": _require_close(directory, probe_logits(model), trained, SHARE[dtype]),
+        "allowed": SHARE[dtype],
+    }
     if logged is None:
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
     restrict(model, logged.layers)
+    # Autocast rounded these weights to bfloat16 for the loss, but frozen ones without their adapter. After a few small steps
+    # the rounded weights are three times as far from the start as the float32 ones (docs/log.md).
+    rounded = logged.in_half and not logged.merged
     try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=logged.rounded):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=rounded):
             loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
         log.warning(
@@ -127,13 +121,15 @@ def require_same_adapter(model: Any, directory: Path, trained: Tensor) -> None:
     found = probe_logits(model)
     model.set_adapter("default")
     model.delete_adapter("written")
-    share = _share(found, trained)
-    if not share <= SHARE[torch.float32]:
+    _require_close(directory, found, trained, SHARE[torch.float32])
+
+
+def _require_close(directory: Path, found: Tensor, trained: Tensor, allowed: float) -> float:
+    """The difference of two models' logits as a share of their spread. Raises CheckpointError."""
+    share = float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    if not share <= allowed:
         raise _other_model(directory, f"its logits differ from the trained model's by {share:.3g} of their spread")
-
-
-def _share(found: Tensor, trained: Tensor) -> float:
-    return float((found - trained).square().mean().sqrt()) / max(float(trained.std()), 1e-6)
+    return share
 
 
 def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
@@ -142,8 +138,7 @@ def held_out_loss(model: Any, batches: Iterable[dict[str, Tensor]]) -> float:
     losses: list[tuple[float, int]] = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for batch in batches:
-            here = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            losses.append((float(loss_of(model, here).ce), len(here["at"])))
+            losses.append((float(loss_of(model, send_to_device(batch, model.device)).ce), len(batch["at"])))
     return sum(loss for loss, _ in losses) / sum(count for _, count in losses)
 
 

@@ -14,7 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
+from accelerate.utils import recursively_apply
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,18 +33,10 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def host_copy(state: Any) -> Any:
     """`state` (tensors in mappings, lists and tuples) in the host's memory, apart from what training changes next."""
-    found = _mapped(state, _copied)
+    found = recursively_apply(_copied, state)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.current_stream().synchronize()  # the copies are under way
     return found
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    return type(value)(_mapped(item, change) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _copied(tensor: Tensor) -> Tensor:
@@ -55,16 +49,13 @@ def _copied(tensor: Tensor) -> Tensor:
 def size_of(state: Any) -> int:
     """Bytes of the tensors in `state`."""
     sizes: list[int] = []
-    _mapped(state, lambda t: sizes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
+    recursively_apply(lambda tensor: sizes.append(tensor.nbytes), state)
     return sum(sizes)
 
 
-def free_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> float:
-    """Bytes that this process may still take of the host's memory; infinity where the system has no such number."""
-    free = float("inf")
-    with suppress(OSError, ValueError, StopIteration):
-        lines = meminfo.read_text().splitlines()
-        free = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+def free_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that this process may still take of the host's memory."""
+    free: int = psutil.virtual_memory().available
     with suppress(OSError, ValueError):  # "max" is no number: no limit
         free = min(free, int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text()))
     return free

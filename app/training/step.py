@@ -8,11 +8,12 @@ the next step is under way. Optimisers that cannot do that wait for the host bef
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.optim import Optimizer
 
 from app.runtime.ranks import Ranks
 from app.training import fsdp, optimizers, snapshot
@@ -51,12 +52,11 @@ class OptimizerStep:
             itself (`guarded`), whoever reads the numbers has to call it.
         beat: called between two passes.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
-        make_optimizer: from the model, in place of the stage's.
     """
 
     def __init__(self, model: Any, train: Train, accelerator: Any, ranks: Ranks, *,
                  require_finite: Callable[[int, float, float], None], beat: Callable[[int], None],
-                 graphs: Graphs | None = None, make_optimizer: Callable[[Any], Optimizer] | None = None) -> None:  # fmt: skip
+                 graphs: Graphs | None = None) -> None:  # fmt: skip
         self.inner = self.model = model  # without and with the wrappers of DDP and accelerate
         self.train, self.accelerator, self.ranks, self.graphs = train, accelerator, ranks, graphs
         self.require_finite, self.beat = require_finite, beat
@@ -66,7 +66,7 @@ class OptimizerStep:
         # DDP would add up in bfloat16, and an adapter's input would be rounded before its dropout.
         half = ranks.world == 1 and train.lora is None and accelerator.mixed_precision == "bf16"
         gpu = self.device.type == "cuda" and not self.fsdp
-        self.optimizer = make_optimizer(model) if make_optimizer else optimizers.make(train, model, gpu=gpu, half=half)
+        self.optimizer = optimizers.make(train, model, gpu=gpu, half=half)
         self.guarded = isinstance(self.optimizer, MasterAdamW)
 
     def prepare(self) -> None:
@@ -85,18 +85,18 @@ class OptimizerStep:
         if not self.inner.training:
             self.model.train()  # a walk through all modules, in which a GPU would wait
         rate = optimizers.learning_rate(self.train, step - 1)
-        optimizers.set_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if isinstance(self.optimizer, MasterAdamW):
+            self.optimizer.rate.fill_(rate)
         tokens = sum(int((batch["doc"] >= 0).sum()) for batch in passes)
         padded = sum(batch["input_ids"].numel() for batch in passes)
         responses = sum(int(b["counted"].sum()) if "counted" in b else len(b["at"]) for b in passes)
-
-        def work(here: Inputs) -> Tensor:
-            return self._work(step, here)
-
+        work = partial(self._work, step)
         if self.graphs is not None:
             numbers = self.graphs(work, passes)
         else:
-            numbers = work([{name: t.to(self.device, non_blocking=True) for name, t in one.items()} for one in passes])
+            numbers = work(send_to_device(passes, self.device, non_blocking=True))
         ready = None
         if numbers.is_cuda:
             numbers = torch.empty(2, pin_memory=True).copy_(numbers, non_blocking=True)

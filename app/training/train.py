@@ -29,9 +29,9 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, MixedSchedule, Schedule, Steps, prepared, shapes_of, tokens_multiple
+from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
 from app.training.cuda_graph import Graphs, suitable
-from app.training.early_stopping import NoLearning, Plateau
+from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from app.training.recorder import Recorder
@@ -79,9 +79,8 @@ class _Evaluations:
     """Logs each evaluation, applies the two rules, and restores itself from the log of a run that is resumed."""
 
     def __init__(self, run: RunDir, train: Train, resumed_step: int | None) -> None:
-        self.run = run
+        self.run, self.train = run, train
         self.plateau = Plateau(train.auto_stop)
-        self.learning = NoLearning(train.kill_after_steps, train.min_loss_improvement)
         self.started = time.monotonic()
         self.losses: list[tuple[int, float]] = []
         for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
@@ -90,7 +89,7 @@ class _Evaluations:
     def _take(self, step: int, loss: float) -> str:
         self.losses.append((step, loss))
         line = self.plateau.update(step, loss)
-        self.learning.update(step, loss)
+        require_learning(self.losses, self.train.kill_after_steps, self.train.min_loss_improvement)
         return line
 
     def __call__(self, step: int, loss: float) -> bool:
@@ -98,8 +97,8 @@ class _Evaluations:
         if self.losses and self.losses[-1][0] == step:  # a resumed run meets its last evaluation again
             return self.plateau.stop
         self.run.append_jsonl("eval_log.jsonl", {
-            "step": step, "eval_loss": loss, "best": min([loss, *(x for _, x in self.losses)]),
-            "bad_evals": self.plateau.bad_evals, "seconds": round(time.monotonic() - self.started, 3),
+            "step": step, "eval_loss": loss, "best": min(loss, self.plateau.best), "bad_evals": self.plateau.bad_evals,
+            "seconds": round(time.monotonic() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
         return self.plateau.stop
@@ -147,7 +146,7 @@ def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, d
 
 
 def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, init_run: str,
-          resume: bool, whole: Callable[[], Loaded] | None = None) -> dict[str, Any]:  # fmt: skip
+          resume: bool, whole: Callable[[], Loaded]) -> dict[str, Any]:  # fmt: skip
     """Train as the stage asks, write `final/`, return the `train` section of metrics.json. Every rank calls it.
 
     Args:
@@ -191,10 +190,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         job.halved(row_tokens(section.pack_tokens, fast, params_total, cpu=loaded.device.type == "cpu")),
         section.micro_batch_size, ranks.rank, ranks.world,
     )  # fmt: skip
-    size = section.max_steps, section.batch_size, job.stage.seed
-    alone = len(data.sources) == 1 and not data.streamed
-    schedule = Schedule(data.examples, *size) if alone else MixedSchedule(
-        [one.examples for one in data.sources], data.shares, *size)  # fmt: skip
+    schedule = Schedule([one.examples for one in data.sources], data.shares, section.max_steps, section.batch_size,
+                        job.stage.seed)  # fmt: skip
     known = held_out if data.streamed else data.examples
     mean = sum(len(e) for e in known) / len(known)
     graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world, streamed=data.streamed,
@@ -236,7 +233,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         heartbeat.phase("load")
         with waiting("load the checkpoint"):
             loop.restore(at, evaluations.losses)
-        if isinstance(schedule, MixedSchedule):
+        if data.streamed:
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
@@ -254,14 +251,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     finished = loop.whole_model()
     saved = None
     if ranks.main:
-        rows = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE)).passes(
-            held_out
-        )
+        plain = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE))
+        rows = plain.passes(held_out)
         logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
                         section.layers, merged=section.lora is not None)  # fmt: skip
         losses_of_base: dict[str, float] = {}
         if in_4bit:
-            assert whole is not None
             finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
             heartbeat.phase("save")
         with heartbeat.beating("save"):

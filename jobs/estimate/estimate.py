@@ -10,20 +10,10 @@ from typing import Any
 
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
+from jobs.estimate import memory
 from jobs.estimate.gpus import Gpu, gpu_named
-from jobs.estimate.memory import (
-    GB,
-    USABLE,
-    Sharding,
-    layout,
-    lora_parameters,
-    passes,
-    trains_in_half,
-    with_checkpointing,
-    with_sizes,
-    without_bf16,
-)
-from jobs.estimate.model_shape import Shape, shape_of
+from jobs.estimate.memory import GB, Place, Sharding
+from jobs.estimate.model_shape import shape_of
 from jobs.estimate.remedy import remedy_for
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
@@ -92,7 +82,7 @@ class Estimate:
         """What of the memory is lacking, in words; empty where it fits or is not known."""
         if self.fits is not False or self.peak_gb is None:
             return ""
-        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * memory.USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,31 +103,32 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = with_sizes(job, shape), job
+    job, asked = memory.with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
-    job = with_checkpointing(job, shape, gpu, gpus, mean)
-    sharding, parts = layout(job, shape, gpu, gpus, mean)
+    place = Place(shape, gpu, gpus, mean)
+    job = memory.with_checkpointing(job, place)
+    sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
-    fits = peak <= gpu.memory_gb * USABLE
+    fits = peak <= place.usable
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
         checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        remedy="" if fits else remedy_for(job, shape, gpu, gpus, mean),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, gpu, gpus, sharding)),
+        remedy="" if fits else remedy_for(job, place),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
     train, score = job.stage.train, job.stage.score
     steps_per_s = tokens = train_hours = score_hours = rate = None
     if train is not None:
-        steps_per_s = 1 / _step_seconds(train, shape, gpu, gpus, sharding, mean, _peak(job, gpu))
+        steps_per_s = 1 / _step_seconds(train, place, sharding, _peak(job, gpu))
         tokens = round(train.max_steps * train.batch_size * mean)
         rate = steps_per_s * train.batch_size * mean
         evaluated = train.max_steps // train.eval_every * train.held_out * mean
         train_hours = (train.max_steps / steps_per_s + evaluated / (2.5 * rate)) / 3600
     if score is not None:
-        score_hours = _score_seconds(job, score, shape, gpu, gpus) / 3600
+        score_hours = _score_seconds(job, score, place) / 3600
     hours = START_SECONDS / 3600 + (train_hours or 0.0) + (score_hours or 0.0)
     return replace(known, steps_per_s=steps_per_s, tokens=tokens, tokens_per_s=rate, train_hours=train_hours,
                    score_hours=score_hours, hours=hours)  # fmt: skip
@@ -148,9 +139,7 @@ def _mean_tokens(job: Job) -> float:
     longest = train.max_length if train is not None else 1024
     if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
         return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
-    sources = list(
-        job.profile.data.sources.values()
-    )  # of several weighted by size, which is not known, all count alike
+    sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
     weights = [one.weight or 1.0 for one in sources]
     lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
     return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
@@ -170,7 +159,7 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
     if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
         assert job.stage.train is not None
@@ -180,29 +169,29 @@ def _notes(asked: Job, job: Job, gpu: Gpu, gpus: int, sharding: Sharding) -> Ite
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
         yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
-    if gpus > 1 and job.stage.train is not None:
+    gpu = place.gpu
+    if place.gpus > 1 and job.stage.train is not None:
         yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
+    if memory.without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
         yield f"{gpu.name} has no bf16: it trains in fp32"
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------------
 
 
-def _step_seconds(
-    train: Train, shape: Shape, gpu: Gpu, gpus: int, sharding: Sharding, mean: float, peak: float
-) -> float:
+def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -> float:
     """One optimiser step of `batch_size` examples: arithmetic or launches, whichever is more, the update, and the part
     of the traffic between GPUs that is not hidden behind them."""
+    shape, gpu, gpus = place.shape, place.gpu, place.gpus
     share = TRAIN_FRACTION
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
     share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
-    count, tokens = passes(train, mean, gpus)
+    count, tokens = memory.passes(train, place)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
-    trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
+    trained = shape.parameters if train.lora is None else memory.lora_parameters(shape, train.lora)
     update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)
     if gpus == 1:
         return count * one + update
@@ -213,7 +202,7 @@ def _step_seconds(
         # Weights are gathered for each way of each pass, gradients reduced in float32 after each. The embedding's come first
         # and last, where nothing is computed beside them. Each GPU updates its share.
         embedding = shape.embedding_parameters
-        gathered = way * (2.0 if trains_in_half(train, gpu) else 4.0)
+        gathered = way * (2.0 if memory.trains_in_half(train, gpu) else 4.0)
         reduced = way * 4.0
         ahead = max(0.0, gathered * trained - (one - backward)) + gathered * embedding
         behind = max(0.0, (gathered + reduced) * trained - backward) + reduced * embedding
@@ -226,7 +215,8 @@ def _step_seconds(
     return count * one + update + reduced * trained - hidden
 
 
-def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) -> float:
+def _score_seconds(job: Job, score: Score, place: Place) -> float:
+    shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
     tokens = 0.0
     for task in score.tasks:
@@ -238,7 +228,7 @@ def _score_seconds(job: Job, score: Score, shape: Shape, gpu: Gpu, gpus: int) ->
         """split: float32 weights by three products of bfloat16 (app/model/split.py)."""
         peak = (gpu.bf16 / 3 if split and gpu.bf16 else gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
         batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
-        rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * gpus
+        rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * place.gpus
         width = 2.0 if half else 4.0
         return tokens / rate + LOAD_SECONDS_PER_GB * width * shape.parameters / GB
 

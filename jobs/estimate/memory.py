@@ -1,10 +1,10 @@
 """GPU memory of a job by its parts, and how many GPUs it is spread over. Pure arithmetic.
 
-GB are 2**30 bytes. `mean` is everywhere the mean length of a training example in tokens.
+GB are 2**30 bytes.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jobs.config.job import Job
@@ -29,13 +29,27 @@ SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
-_MATRIX_BYTES = (
-    8  # eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap
-)
+# Eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap.
+_MATRIX_BYTES = 8
 SLACK = 1.06  # fragmentation of the allocator
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 USABLE = 0.97  # of the memory that is sold
 SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a job has to fit: its model on `gpus` GPUs of one kind. mean: length of a training example in tokens."""
+
+    shape: Shape
+    gpu: Gpu
+    gpus: int
+    mean: float
+
+    @property
+    def usable(self) -> float:
+        """GB of each GPU."""
+        return self.gpu.memory_gb * USABLE
 
 
 def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
@@ -63,7 +77,7 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     return replace(job, stage=job.stage.model_copy(update={"train": train, "score": job.score}), halvings=0)
 
 
-def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> Job:
+def with_checkpointing(job: Job, place: Place) -> Job:
     """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
 
     Nor where one is spread over GPUs for it, which is slower.
@@ -78,43 +92,43 @@ def with_checkpointing(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float)
 
     def trained(wanted: bool) -> tuple[Sharding, dict[str, float]]:
         alone = decided(wanted).stage.model_copy(update={"score": None})
-        return layout(replace(job, stage=alone), shape, gpu, gpus, mean)
+        return layout(replace(job, stage=alone), place)
 
     (plainly, parts), (saving, _) = trained(False), trained(True)
-    enough = sum(parts.values()) <= SPARE * USABLE * gpu.memory_gb and plainly == saving
+    enough = sum(parts.values()) <= SPARE * place.usable and plainly == saving
     return decided(not enough)
 
 
-def passes(train: Train, mean: float, gpus: int) -> tuple[int, float]:
+def passes(train: Train, place: Place) -> tuple[int, float]:
     """(forward passes a GPU and step, tokens of each with their padding).
 
     Packed, a step's examples share rows of at most pack_tokens (see with_sizes), the same number on each GPU; else
     micro_batch_size examples, each as long as the longest of them.
     """
-    step = train.batch_size * mean
+    step = train.batch_size * place.mean
     if not train.packing:
-        count = math.ceil(train.batch_size / train.micro_batch_size / gpus)
-        return count, train.micro_batch_size * min(train.max_length, 2.5 * mean)
-    count = math.ceil(step / (train.pack_tokens or PACKED) / gpus)
-    return count, step / count / gpus
+        count = math.ceil(train.batch_size / train.micro_batch_size / place.gpus)
+        return count, train.micro_batch_size * min(train.max_length, 2.5 * place.mean)
+    count = math.ceil(step / (train.pack_tokens or PACKED) / place.gpus)
+    return count, step / count / place.gpus
 
 
-def _most_passes(train: Train, mean: float, gpus: int) -> int:
+def _most_passes(train: Train, place: Place) -> int:
     """Forward passes a GPU of a large step: three standard deviations above the mean, lengths spread as wide as their mean."""
     if not train.packing:
-        return passes(train, mean, gpus)[0]
-    large = train.batch_size * mean + 3 * mean * math.sqrt(train.batch_size)
-    return math.ceil(large / (train.pack_tokens or PACKED) / gpus)
+        return passes(train, place)[0]
+    large = train.batch_size * place.mean + 3 * place.mean * math.sqrt(train.batch_size)
+    return math.ceil(large / (train.pack_tokens or PACKED) / place.gpus)
 
 
-def _most_tokens(train: Train, mean: float, gpus: int) -> float:
+def _most_tokens(train: Train, place: Place) -> float:
     """Tokens of a large pass, likewise."""
-    _, tokens = passes(train, mean, gpus)
+    mean, (_, tokens) = place.mean, passes(train, place)
     longest = min(train.max_length, 5 * mean)  # example
     if not train.packing:
         return train.micro_batch_size * longest
     row = max(train.pack_tokens or PACKED, longest)  # a longer example is a row by itself
-    several = _most_passes(train, mean, gpus) > 1
+    several = _most_passes(train, place) > 1
     return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
 
 
@@ -135,15 +149,14 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
     return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
 
 
-def _train_memory(
-    train: Train, attention: Attention, shape: Shape, gpu: Gpu, mean: float, gpus: int, sharding: Sharding
-) -> dict[str, float]:
+def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sharding) -> dict[str, float]:
     """The memory of training by parts, in GB of each GPU."""
+    shape = place.shape
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
-    half, spread = trains_in_half(train, gpu), sharding == "fsdp"
-    shards = gpus if spread else 1
+    half, spread = trains_in_half(train, place.gpu), sharding == "fsdp"
+    shards = place.gpus if spread else 1
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
-    tokens = _most_tokens(train, mean, gpus)
+    tokens = _most_tokens(train, place)
     wide = 1.0 if half else 2.0
     layer = wide * shape.activation_bytes
     if attention == "eager" or (attention == "auto" and shape.eager):
@@ -156,28 +169,27 @@ def _train_memory(
     float32, in_4bit = shape.parameters, 0
     if quantized:
         float32, in_4bit = shape.embedding_parameters, shape.parameters - shape.embedding_parameters
+    adapters = trained if train.lora is not None else 0
     parts = {
-        "weights": (4.0 * (copies * float32 + (trained if train.lora is not None else 0)) + IN_4BIT * in_4bit)
-        / shards
-        / GB,
-        "bf16 copy": (2.0 if half and not spread else 0.0) * float32 / GB
-        + (4.0 * shape.layer_parameters / GB if quantized else 0.0),
-        "gradients": 4.0 * trained / shards / GB,
-        "optimizer": _STATE[train.optimizer] * trained / shards / GB,
-        "activations": tokens * layers / GB,
-        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1) / GB,
+        "weights": (4.0 * (copies * float32 + adapters) + IN_4BIT * in_4bit) / shards,
+        "bf16 copy": (2.0 * float32 if half and not spread else 0.0)
+        + (4.0 * shape.layer_parameters if quantized else 0.0),
+        "gradients": 4.0 * trained / shards,
+        "optimizer": _STATE[train.optimizer] * trained / shards,
+        "activations": tokens * layers,
+        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
     }
-    if sharding == "ddp" and _most_passes(train, mean, gpus) > 1:
+    if sharding == "ddp" and _most_passes(train, place) > 1:
         # DDP keeps its buckets. With accumulation, local gradients exist beside them; otherwise gradients live in the
         # buckets.
-        parts["buckets"] = 4.0 * trained / GB
+        parts["buckets"] = 4.0 * trained
     if spread:
         # Gathered whole, in the precision of the arithmetic: the embedding throughout, a layer and the prefetched next one;
         # and one of these with its gradient, once in that precision and once in float32 for the exchange.
         width = 2.0 if half else 4.0
         one, embedding = shape.layer_parameters, shape.embedding_parameters
-        parts["whole"] = (width * (embedding + 2 * one) + (width + 4.0) * max(one, embedding)) / GB
-    return parts
+        parts["whole"] = width * (embedding + 2 * one) + (width + 4.0) * max(one, embedding)
+    return {name: size / GB for name, size in parts.items()}
 
 
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
@@ -195,28 +207,30 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     }
 
 
-def layout(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> tuple[Sharding, dict[str, float]]:
+def layout(job: Job, place: Place) -> tuple[Sharding, dict[str, float]]:
     """How the states are laid out over the GPUs, as app/stage/work.py lays them out, and the peak by parts: of training, or of
     scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:
         return {**parts, "rest": (SLACK - 1) * sum(parts.values()) + CONTEXT_GB}
 
+    def training(train: Train, sharding: Sharding) -> dict[str, float]:
+        return whole(_train_memory(train, job.profile.model.attention, place, sharding))
+
     train, score, wanted = job.stage.train, job.stage.score, job.profile.sharding
-    scoring = whole(_score_memory(job, score, shape)) if score is not None else {}
-    if score is not None and score.exact == "auto" and sum(scoring.values()) > gpu.memory_gb * USABLE:
+    scoring = whole(_score_memory(job, score, place.shape)) if score is not None else {}
+    if score is not None and score.exact == "auto" and sum(scoring.values()) > place.usable:
         # As app/stage/capacity.py decides.
-        scoring = whole(_score_memory(job, score.model_copy(update={"exact": False}), shape))
+        scoring = whole(_score_memory(job, score.model_copy(update={"exact": False}), place.shape))
+    sharding: Sharding = "none" if place.gpus == 1 else "ddp" if wanted == "auto" or train is None else wanted
     if train is None:
-        return "none" if gpus == 1 else "ddp", scoring
-    sharding: Sharding = "none" if gpus == 1 else "ddp" if wanted == "auto" else wanted
-    training = whole(_train_memory(train, job.profile.model.attention, shape, gpu, mean, gpus, sharding))
-    if gpus > 1 and wanted == "auto" and shardable(train) and sum(training.values()) > gpu.memory_gb * USABLE:
-        sharding = "fsdp"
-        training = whole(_train_memory(train, job.profile.model.attention, shape, gpu, mean, gpus, sharding))
+        return sharding, scoring
+    parts = training(train, sharding)
+    if place.gpus > 1 and wanted == "auto" and shardable(train) and sum(parts.values()) > place.usable:
+        sharding, parts = "fsdp", training(train, "fsdp")
     # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
-    loading = whole({"weights": 4.0 * shape.parameters / GB}) if sharding == "fsdp" else {}
-    return sharding, max(training, scoring, loading, key=lambda parts: sum(parts.values()))
+    loading = whole({"weights": 4.0 * place.shape.parameters / GB}) if sharding == "fsdp" else {}
+    return sharding, max(parts, scoring, loading, key=lambda some: sum(some.values()))
 
 
 def shardable(train: Train) -> bool:
@@ -224,5 +238,5 @@ def shardable(train: Train) -> bool:
     return train.lora is None and train.objective.kl == 0
 
 
-def fits(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> bool:
-    return sum(layout(job, shape, gpu, gpus, mean)[1].values()) <= gpu.memory_gb * USABLE
+def fits(job: Job, place: Place) -> bool:
+    return sum(layout(job, place)[1].values()) <= place.usable

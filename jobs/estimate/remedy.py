@@ -1,160 +1,138 @@
 """Changes that make a job fit. Each was tried on the same estimate: applied, the job fits."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from jobs.config.job import Job
 from jobs.config.schema import Lora, Train
-from jobs.estimate.gpus import Gpu, all_gpus
-from jobs.estimate.memory import PACKED, fits, shardable
-from jobs.estimate.model_shape import Shape
+from jobs.estimate.gpus import all_gpus
+from jobs.estimate.memory import PACKED, Place, fits, shardable
 
 ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
-EIGHT_BITS = "adamw_8bit (needs torchao or bitsandbytes)"
+EIGHT_BITS = "train.optimizer: adamw_8bit (needs torchao or bitsandbytes)"
 _HALVINGS = 7  # of score.batch_tokens at most; the weights alone remain then
 _MANY = (2, 4, 8)  # GPUs of a machine
+Changes = dict[str, Any]  # a key and its value in words, as `train.pack_tokens: 1024` -> the value
 
 
-@dataclass(frozen=True)
-class _Change:
-    """One key, in words and as the update of its section."""
-
-    words: str
-    section: str  # train, score or profile
-    update: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The GPUs that a job has to fit: their kind and number. mean: tokens an example."""
-
-    shape: Shape
-    gpu: Gpu
-    gpus: int
-    mean: float
-
-    def holds(self, job: Job, changes: tuple[_Change, ...] = ()) -> bool:
-        return fits(_changed(job, changes), self.shape, self.gpu, self.gpus, self.mean)
-
-    @property
-    def words(self) -> str:
-        one = f"{self.gpu.name}-{self.gpu.memory_gb:g}GB"
-        return one if self.gpus == 1 else f"{self.gpus} x {one}"
-
-
-def remedy_for(job: Job, shape: Shape, gpu: Gpu, gpus: int, mean: float) -> str:
+def remedy_for(job: Job, here: Place) -> str:
     """The fewest changes of the job that make it fit, in the order in which they cost least; else more of these GPUs; else
     the smallest GPUs known that hold it, as it is or with such changes."""
-    here = _Place(shape, gpu, gpus, mean)
     changes = _changes(job, here)
     if changes is not None:
         return _said(job, here, changes)
     for n in _MANY:
-        if n > gpus and job.stage.train is not None:
+        if n > here.gpus and job.stage.train is not None:
             more = replace(here, gpus=n)
-            changes = () if more.holds(job) else _of_scoring(job, more)
-            if changes is not None and more.holds(job, changes):
-                return " and ".join([f"set gpus: {n}", *(change.words for change in changes)])
+            changes = {} if fits(job, more) else _of_scoring(job, more)
+            if changes is not None and _holds(more, job, changes):
+                return " and ".join([f"set gpus: {n}", *changes])
     nothing = "no setting makes it fit there"
     for place in _larger(here):
-        if place.holds(job):
-            return f"{nothing}: take {place.words}, the smallest known that does"
+        if fits(job, place):
+            return f"{nothing}: take {_named(place)}, the smallest known that does"
     for place in _larger(here):
         if changes := _changes(job, place):
-            return f"{nothing}: take {place.words}, the smallest known that does, and {_said(job, place, changes)}"
+            return f"{nothing}: take {_named(place)}, the smallest known that does, and {_said(job, place, changes)}"
     return f"{nothing}, nor on any GPUs known, up to {_MANY[-1]} of a kind: take a smaller model"
 
 
-def _larger(here: _Place) -> Iterator[_Place]:
+def _larger(here: Place) -> Iterator[Place]:
     """Other GPUs to try: the same number of another kind, then more of them; smaller memory first, then the cheaper."""
     kinds = sorted(all_gpus(), key=lambda gpu: (gpu.memory_gb, gpu.bf16 or gpu.fp32))
     for n in (here.gpus, *(n for n in _MANY if n > here.gpus)):
         yield from (replace(here, gpu=gpu, gpus=n) for gpu in kinds)
 
 
-def _changed(job: Job, changes: tuple[_Change, ...]) -> Job:
+def _named(place: Place) -> str:
+    one = f"{place.gpu.name}-{place.gpu.memory_gb:g}GB"
+    return one if place.gpus == 1 else f"{place.gpus} x {one}"
+
+
+def _changed(job: Job, changes: Changes) -> Job:
     stage, profile = job.stage, job.profile
-    for change in changes:
-        if change.section == "profile":
-            profile = profile.model_copy(update=change.update)
+    for words, value in changes.items():
+        section, _, key = words.partition(":")[0].rpartition(".")
+        if section:
+            changed = getattr(stage, section).model_copy(update={key: value})
+            stage = stage.model_copy(update={section: changed})
         else:
-            section = getattr(stage, change.section).model_copy(update=change.update)
-            stage = stage.model_copy(update={change.section: section})
+            profile = profile.model_copy(update={key: value})
     return replace(job, stage=stage, profile=profile)
 
 
-def _said(job: Job, place: _Place, changes: tuple[_Change, ...]) -> str:
-    text = "set " + " and ".join(change.words for change in changes)
+def _holds(place: Place, job: Job, changes: Changes) -> bool:
+    return fits(_changed(job, changes), place)
+
+
+def _said(job: Job, place: Place, changes: Changes) -> str:
+    text = "set " + " and ".join(changes)
     train = job.stage.train
-    if train is not None and train.optimizer == "adamw" and any(change.words == ADAFACTOR for change in changes):
-        other = _Change(EIGHT_BITS, "train", {"optimizer": "adamw_8bit"})
-        if place.holds(job, tuple(other if change.words == ADAFACTOR else change for change in changes)):
-            return text.replace(ADAFACTOR, f"{ADAFACTOR}, or {EIGHT_BITS}")
+    if train is not None and train.optimizer == "adamw" and ADAFACTOR in changes:
+        other = {words: value for words, value in changes.items() if words != ADAFACTOR}
+        if _holds(place, job, {**other, EIGHT_BITS: "adamw_8bit"}):
+            return text.replace(ADAFACTOR, f"{ADAFACTOR}, or {EIGHT_BITS.partition(': ')[2]}")
     return text
 
 
 # ---- which changes -------------------------------------------------------------------------------------------------------
 
 
-def _changes(job: Job, place: _Place) -> tuple[_Change, ...] | None:
+def _changes(job: Job, place: Place) -> Changes | None:
     """None: no changes make it fit."""
     scoring = _of_scoring(job, place)
-    if scoring is None:
-        return None
-    if place.holds(job, scoring):
+    if scoring is None or _holds(place, job, scoring):
         return scoring
     training = None if job.stage.train is None else _of_training(_changed(job, scoring), job.stage.train, place)
-    return None if training is None else (*scoring, *training)
+    return None if training is None else scoring | training
 
 
-def _of_scoring(job: Job, place: _Place) -> tuple[_Change, ...] | None:
+def _of_scoring(job: Job, place: Place) -> Changes | None:
     """What scoring by itself needs, nothing if it fits."""
     score = job.stage.score
     alone = replace(job, stage=job.stage.model_copy(update={"train": None}))
-    if score is None or place.holds(alone):
-        return ()
+    if score is None or fits(alone, place):
+        return {}
     for k in range(1, _HALVINGS + 1):
         budget = score.batch_tokens >> k
-        change = (_Change(f"score.batch_tokens: {budget}", "score", {"batch_tokens": budget}),)
-        if budget and place.holds(alone, change):
+        change = {f"score.batch_tokens: {budget}": budget}
+        if budget and _holds(place, alone, change):
             return change
     return None
 
 
-def _of_training(job: Job, train: Train, place: _Place) -> tuple[_Change, ...] | None:
+def _of_training(job: Job, train: Train, place: Place) -> Changes | None:
     """One change, if one will do; else the first few of them, without those that are not needed."""
     wanted = job.profile.sharding
     plain = _steps(train, lora=not (place.gpus > 1 and wanted == "fsdp"))
-    spread = [_Change("sharding: fsdp", "profile", {"sharding": "fsdp"})]
-    can_spread = place.gpus > 1 and wanted == "ddp" and shardable(train)
+    spread = {"sharding: fsdp": "fsdp"} if place.gpus > 1 and wanted == "ddp" and shardable(train) else {}
+    for words, value in (spread | plain).items():
+        if _holds(place, job, {words: value}):
+            return {words: value}
     # fsdp knows no adapters.
-    rows = [plain, *([[*spread, *_steps(train, lora=False)]] if can_spread else [])]
-    for change in [*(spread if can_spread else []), *plain]:
-        if place.holds(job, (change,)):
-            return (change,)
-    for steps in rows:
+    for steps in (plain, *([spread | _steps(train, lora=False)] if spread else [])):
         for count in range(2, len(steps) + 1):
-            chosen = tuple(steps[:count])
-            if place.holds(job, chosen):
-                for step in steps[:count]:
-                    rest = tuple(other for other in chosen if other is not step)
-                    chosen = rest if place.holds(job, rest) else chosen
+            chosen = dict(list(steps.items())[:count])
+            if _holds(place, job, chosen):
+                for step in list(chosen):
+                    rest = {words: value for words, value in chosen.items() if words != step}
+                    chosen = rest if _holds(place, job, rest) else chosen
                 return chosen
     return None
 
 
-def _steps(train: Train, lora: bool) -> list[_Change]:
+def _steps(train: Train, lora: bool) -> Changes:
     """Changes in the order of their cost, the cheapest first. lora: whether adapters may be among them."""
-    found = []
+    found: Changes = {}
     if not train.gradient_checkpointing:
-        found.append(_Change("train.gradient_checkpointing: true", "train", {"gradient_checkpointing": True}))
+        found["train.gradient_checkpointing: true"] = True
     if train.packing and (train.pack_tokens or PACKED) > 1024:
-        found.append(_Change("train.pack_tokens: 1024", "train", {"pack_tokens": 1024}))
+        found["train.pack_tokens: 1024"] = 1024
     elif not train.packing and train.micro_batch_size > 1:
-        found.append(_Change("train.micro_batch_size: 1", "train", {"micro_batch_size": 1}))
+        found["train.micro_batch_size: 1"] = 1
     if train.optimizer != "adafactor" and train.lora is None:
-        found.append(_Change(ADAFACTOR, "train", {"optimizer": "adafactor"}))
+        found[ADAFACTOR] = "adafactor"
     if lora and train.lora is None:
-        found.append(_Change("train.lora: {r: 16}", "train", {"lora": Lora(r=16)}))
+        found["train.lora: {r: 16}"] = Lora(r=16)
     return found

@@ -210,17 +210,19 @@ def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
 def differences(directory: Path) -> list[str]:
     """What differs from the manifest.json of `directory`, a line per file."""
     try:
-        files = read_json(directory / "manifest.json")["files"]
-    except (DataError, KeyError):
+        files = [
+            (name, one["size"], one["sha256"]) for name, one in read_json(directory / "manifest.json")["files"].items()
+        ]
+    except (DataError, KeyError, TypeError, AttributeError):
         return ["manifest.json: missing or malformed"]
     problems = []
-    for name, expected in files.items():
+    for name, expected, sha256 in files:
         path = directory / name
         if not path.is_file():
             problems.append(f"{name}: missing")
-        elif (size := path.stat().st_size) != expected["size"]:
-            problems.append(f"{name}: expected {expected['size']} bytes, found {size}")
-        elif sha256_of(path) != expected["sha256"]:
+        elif (size := path.stat().st_size) != expected:
+            problems.append(f"{name}: expected {expected} bytes, found {size}")
+        elif sha256_of(path) != sha256:
             problems.append(f"{name}: its content has changed (sha256)")
     return problems
 

@@ -20,11 +20,5 @@ class FollowedRun(RunDir):
     def rewind_jsonl(self, name: str, step: int) -> None:
         pass
 
-    def complete(self, summary: Mapping[str, Any]) -> None:
-        pass
-
-    def fail(self, exit_code: int, message: str) -> None:
-        pass
-
     def _write(self, name: str, text: str, durable: bool = True) -> None:
         pass

@@ -10,8 +10,6 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
     summary.json      written last, by rename: its presence is what "complete" means
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +26,9 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import DiskFull, RunStateError, make_command
 from jobs.runs import atomic
-from jobs.runs.runfiles import ID_PATTERN, RunFiles, State
+from jobs.runs.runfiles import ID_PATTERN, STOPPED, RunFiles, State
 
-__all__ = ["RunDir", "latest_complete", "latest_resumable", "latest_running", "list_runs", "resolve_init"]
+__all__ = ["STOPPED", "RunDir", "latest_complete", "latest_in", "list_runs", "resolve_init"]
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
@@ -51,7 +49,7 @@ class RunDir(RunFiles):
     # ---- opening and closing
 
     @classmethod
-    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> RunDir:
+    def create(cls, runs_dir: Path, stage: str, now: datetime, serial: int = 1) -> Self:
         """A new directory, named by the time `now`, with -2, -3, ... where that second is taken.
 
         Beside a run of the stage from the future, by a clock that was ahead, it gets that run's time and the next number:
@@ -81,14 +79,14 @@ class RunDir(RunFiles):
             raise
 
     @classmethod
-    def open(cls, path: Path) -> RunDir:
+    def open(cls, path: Path) -> Self:
         """A run to read. Raises RunStateError if `path` is not a run's directory."""
         if not path.is_dir() or not ID_PATTERN.fullmatch(path.name):
             raise RunStateError(path, "no such run", "see what there is: python -m app runs")
         return cls(path)
 
     @classmethod
-    def reopen(cls, path: Path) -> RunDir:
+    def reopen(cls, path: Path) -> Self:
         """A failed or interrupted run, to be resumed. Raises RunStateError if it is complete or in use."""
         run = cls.open(path)
         with atomic.io_errors_reported(path):
@@ -131,9 +129,6 @@ class RunDir(RunFiles):
         """A file of results, such as environment.json. NaN and infinity raise ValueError."""
         self._write(name, atomic.encode(value, indent=2) + "\n")
         self.on_write(name, value)
-
-    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        self.write_json("metrics.json", metrics)
 
     def heartbeat(
         self,
@@ -244,31 +239,20 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
 
 
 def latest_complete(
-    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None, settings: str | None = None
+    runs_dir: Path, stage: str, profile: str | None = None, fingerprint: str | None = None
 ) -> RunDir | None:
-    """The newest complete run of a stage, of this profile, fingerprint and settings where they are given."""
+    """The newest complete run of a stage, of this profile and fingerprint where they are given."""
     wanted = {"profile": profile, "fingerprint": fingerprint}
     for run in reversed(list_runs(runs_dir)):
         if run.stage == stage and run.state() == "complete":
             summary = run.read_summary()
-            if all(value is None or summary.get(key) == value for key, value in wanted.items()) and (
-                settings is None or run.settings() == settings
-            ):
+            if all(value is None or summary.get(key) == value for key, value in wanted.items()):
                 return run
     return None
 
 
-def latest_resumable(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
-    """The newest failed or interrupted run of a stage with this fingerprint. Open it with `RunDir.reopen`."""
-    return _newest(runs_dir, stage, fingerprint, ("failed", "interrupted"))
-
-
-def latest_running(runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
-    """The newest run of a stage with this fingerprint that a process holds now."""
-    return _newest(runs_dir, stage, fingerprint, ("running",))
-
-
-def _newest(runs_dir: Path, stage: str, fingerprint: str, states: tuple[State, ...]) -> RunDir | None:
+def latest_in(runs_dir: Path, stage: str, fingerprint: str, *states: State) -> RunDir | None:
+    """The newest run of a stage with this fingerprint that is in one of these states."""
     for run in reversed(list_runs(runs_dir)):
         if run.stage == stage and run.state() in states and run.fingerprint() == fingerprint:
             return run
@@ -308,7 +292,9 @@ def _unfit(run: RunDir, job: Job) -> str:
     profile, record = run.read_summary()["profile"], run.read_job()
     if profile != job.profile.name:
         return f"is of profile {profile}"
-    if not _same_model(record, job):
+    recorded, model = record["profile"]["model"], job.profile.model.model_dump(mode="json")
+    # A user may have changed the profile. dtype, device and the like do not count.
+    if any(recorded[key] != model[key] for key in ("source", "name", "revision", "config")):
         return "started from another model"
     suite, wanted = _suite(record["stage"]), _suite(job.to_dict()["stage"])
     return "" if suite == wanted else f"is of {suite}, not {wanted}"
@@ -326,9 +312,3 @@ def _suite(stage: Mapping[str, Any]) -> str:
     """Suite and order in words. A stage scores its start in the suite and order that the start was trained for: only the
     training on a suite leaves out the items that this suite scores. Runs of older code have no such keys."""
     return f"suite {stage.get('suite', 'short')}, order {stage.get('order', 'context_first')}"
-
-
-def _same_model(record: Mapping[str, Any], job: Job) -> bool:
-    """Whether the run's model is the job's: a user may have changed the profile. dtype, device and the like do not count."""
-    recorded, wanted = record["profile"]["model"], job.profile.model.model_dump(mode="json")
-    return all(recorded[key] == wanted[key] for key in ("source", "name", "revision", "config"))

@@ -18,6 +18,7 @@ from jobs.errors import EXIT_STOPPED, DataError, UserError
 from jobs.runs import atomic
 
 State = Literal["complete", "running", "failed", "interrupted"]
+STOPPED: tuple[State, ...] = ("failed", "interrupted")  # to be resumed
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
 
 
@@ -25,35 +26,16 @@ class RunFiles:
     """The one place that names the files of a run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def stage(self) -> str:
-        return self.path.parent.name
-
-    @property
-    def id(self) -> str:
-        """Such as stage1/20261122-234501."""
-        return f"{self.stage}/{self.path.name}"
+        self.path, self.stage = path, path.parent.name
+        self.id = f"{self.stage}/{path.name}"  # such as stage1/20261122-234501
+        self.log_path, self.checkpoints = path / "log.txt", path / "checkpoints"
+        self.final = path / "final"  # the finetuned model, once training has ended
 
     @property
     def age_key(self) -> tuple[str, int, str]:
         """Sorts runs by their creation."""
         match = ID_PATTERN.fullmatch(self.path.name)
         return (match[1], int(match[2] or 1), self.stage) if match else (self.path.name, 1, self.stage)
-
-    @property
-    def log_path(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def final(self) -> Path:
-        """The finetuned model, once training has ended."""
-        return self.path / "final"
 
     def state(self) -> State:
         if (self.path / "summary.json").exists():

@@ -232,7 +232,7 @@ def training_faults(loaded: Loaded) -> list[str]:
     with TemporaryDirectory() as place:
         loop = TrainingLoop(
             _trainable(loaded.model, section), section, accelerator=fsdp.accelerator(loaded.device, False, False), steps=steps,
-            schedule=Schedule(train, 3, 2, 0), eval_batches=steps.passes(held_out), directory=Path(place) / "checkpoints",
+            schedule=Schedule([train], [1.0], 3, 2, 0), eval_batches=steps.passes(held_out), directory=Path(place) / "checkpoints",
             recorder=_Silent(), on_evaluation=lambda step, loss: bool(logged.update({step: loss})),  # type: ignore[arg-type]
         )  # fmt: skip
         loop.prepare()

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -20,6 +20,9 @@ from tests.containers import engine
 from tests.containers.played import Played
 from tests.containers.rented import private_network
 from tests.containers.supervised import Stage
+
+if TYPE_CHECKING:
+    from tests.embedded_default import EmbeddedPaths
 
 HERE = Path(__file__).parent
 # A file is for one worker, and so are these together: the scenes, which are played at once already; and builds, since one
@@ -105,9 +108,20 @@ def warm(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def played(warm: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Played]:
+def few_rows(image: str, embedded: EmbeddedPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory to mount as /cache, for stages that train in order to be disturbed: see tests/app/fakes/small_cache.py."""
+    from tests.app.fakes import small_cache
+
+    return once(tmp_path_factory, "few-rows", lambda path: small_cache.make(embedded, path / "prefill"))
+
+
+@pytest.fixture(scope="session")
+def played(
+    few_rows: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Played]:
     """What tests with `@scene` wait for: see tests/containers/supervised.py."""
     with private_network(f"prefill-test-{os.getpid()}") as network:
-        played = Played(Stage(network, tmp_path_factory.mktemp("scenes")), request.session.items)
+        stage = Stage(network, tmp_path_factory.mktemp("scenes"), few_rows)
+        played = Played(stage, request.session.items)
         yield played
         played.close()

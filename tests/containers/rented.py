@@ -17,7 +17,7 @@ from ipaddress import IPv4Network
 from itertools import count
 from pathlib import Path
 
-from tests.containers.engine import CACHE, LABEL, docker, remove, wait_for
+from tests.containers.engine import LABEL, docker, remove, wait_for
 from tests.vast.fakes.fake_market import Rental
 from tests.vast.fakes.fake_vast import FakeVast
 
@@ -76,14 +76,17 @@ def private_network(name: str) -> Iterator[Network]:
 
 
 class Hosts:
-    """The machines behind one fake API. `options`: more for `docker run`; `direct`: the port that the API gives as direct.
+    """The machines behind one fake API. `cache`: what each has as /cache; `options`: more for `docker run`; `direct`: the port
+    that the API gives as direct.
 
     `most`: the largest number of machines that lived at a time; `failures`: what went wrong with the engine; `answer`: while
     it is cleared, a create makes its machine and does not say so.
     """
 
-    def __init__(self, fake: FakeVast, network: Network, scratch: Path, *options: str, direct: int = DIRECT) -> None:
-        self.fake, self.network, self.options, self.direct = fake, network, options, direct
+    def __init__(
+        self, fake: FakeVast, network: Network, scratch: Path, cache: Path, *options: str, direct: int = DIRECT
+    ) -> None:
+        self.fake, self.network, self.cache, self.options, self.direct = fake, network, cache, options, direct
         self.most = 0
         self.answer = threading.Event()
         self.answer.set()
@@ -147,7 +150,7 @@ class Hosts:
             container = docker(
                 "run", "--detach", "--label", LABEL, "--network", self.network.name, "--ip", address, "--cpuset-cpus", core,
                 "--no-healthcheck",  # it is an exec, and an engine hung for good where a pause met the beginning of one
-                "--volume", f"{CACHE}:/cache", "--volume", f"{here}:/mnt", *given, *self.options,
+                "--volume", f"{self.cache}:/cache", "--volume", f"{here}:/mnt", *given, *self.options,
                 "--entrypoint", "/bin/bash", image, "-c", BOOTSTRAP,
             )  # fmt: skip
             self.containers[rental.id] = container

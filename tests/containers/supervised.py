@@ -215,10 +215,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Stage:
-    """Where scenes are played."""
+    """Where scenes are played. `cache`: what machines have as /cache."""
 
     network: Network
     scratch: Path
+    cache: Path
 
     @contextmanager
     def scene(
@@ -238,7 +239,7 @@ class Stage:
         given = [word for volume in volumes for word in ("--volume", volume)]
         user = f"{os.getuid()}:{os.getgid()}"
         with market(self.network.gateway, offers) as fake:
-            hosts = Hosts(fake, self.network, scratch / "hosts", *options, direct=direct)
+            hosts = Hosts(fake, self.network, scratch / "hosts", self.cache, *options, direct=direct)
             try:
                 with container("--network", self.network.name, "--user", user, "--env", "HOME=/tmp", *given,
                                "--entrypoint", "sleep", IMAGE, "1800") as ours:  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 from jobs.errors import EXIT_DISK_FULL, EXIT_STOPPED, EXIT_USER
 from jobs.runs.rundir import RunDir
 from tests.containers import native
-from tests.containers.engine import CACHE, IMAGE, LABEL, ROOT, SETTINGS, docker, inspect, only_run, run, stage, wait_for
+from tests.containers.engine import IMAGE, LABEL, ROOT, SETTINGS, docker, inspect, only_run, run, stage, wait_for
 from tests.containers.test_stages import losses
 
 # Long enough to be caught in the middle of it, with many checkpoints.
@@ -26,21 +26,30 @@ KILLED = 137
 
 
 @pytest.fixture(scope="module")
-def undisturbed(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def undisturbed(few_rows: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
     """The losses of the long run when nothing happens to it."""
     runs = tmp_path_factory.mktemp("undisturbed")
-    native.app(*LONG, runs=runs)
+    native.app(*LONG, runs=runs, PREFILL_CACHE=few_rows / "prefill")
     return losses(only_run(runs, "stage3b"))
+
+
+def settings(runs: Path, cache: Path, more: str = "") -> dict[str, str]:
+    return {
+        "IMAGE": IMAGE,
+        "CACHE": str(cache),
+        "RUNS": str(runs),
+        "GPU": "none",
+        "DOCKER_ARGS": f"--label {LABEL} {more}",
+    }
 
 
 class Background:
     """container/run.sh in a process group of its own, as a shell with job control starts it."""
 
-    def __init__(self, runs: Path, *argv: str) -> None:
-        settings = {"IMAGE": IMAGE, "CACHE": CACHE, "RUNS": str(runs), "GPU": "none", "DOCKER_ARGS": f"--label {LABEL}"}
-        self.runs = runs
+    def __init__(self, runs: Path, cache: Path, *argv: str) -> None:
+        self.runs, self.cache = runs, cache
         self.process = subprocess.Popen(
-            [ROOT / "container/run.sh", *argv], env=os.environ | SETTINGS | settings, cwd=ROOT, stdin=subprocess.DEVNULL,
+            [ROOT / "container/run.sh", *argv], env=os.environ | SETTINGS | settings(runs, cache), cwd=ROOT, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
@@ -60,8 +69,8 @@ class Background:
 
 
 @pytest.fixture
-def long_run(warm: Path, tmp_path: Path) -> Iterator[Background]:
-    background = Background(tmp_path / "runs", *LONG)
+def long_run(few_rows: Path, tmp_path: Path) -> Iterator[Background]:
+    background = Background(tmp_path / "runs", few_rows, *LONG)
     yield background
     if background.process.poll() is None:
         os.killpg(background.process.pid, signal.SIGTERM)
@@ -80,7 +89,7 @@ def goes_on(background: Background, path: Path, undisturbed: list[dict[str, floa
 
     newest = complete_checkpoints(path / "checkpoints")[-1]
     assert 0 < int(newest.name.removeprefix("checkpoint-")) < 200
-    said = stage(*LONG, "--resume", runs=background.runs).stderr
+    said = stage(*LONG, "--resume", runs=background.runs, CACHE=background.cache).stderr
     assert "resuming from" in said
     assert only_run(background.runs, "stage3b") == path and RunDir.open(path).state() == "complete"
     assert losses(path) == undisturbed
@@ -128,17 +137,11 @@ def test_a_signal_to_the_script_reaches_the_stage_once(long_run: Background, num
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "SIGTERM", "the terminal is closed"])
-def test_in_a_terminal_too_it_saves_a_checkpoint(warm: Path, tmp_path: Path, how: str) -> None:
+def test_in_a_terminal_too_it_saves_a_checkpoint(few_rows: Path, tmp_path: Path, how: str) -> None:
     process, terminal = pty.fork()
     if process == 0:
-        settings = {
-            "IMAGE": IMAGE,
-            "CACHE": CACHE,
-            "RUNS": str(tmp_path),
-            "GPU": "none",
-            "DOCKER_ARGS": f"--label {LABEL}",
-        }
-        os.execve(ROOT / "container/run.sh", ["run.sh", *LONG], os.environ | SETTINGS | settings)
+        given = os.environ | SETTINGS | settings(tmp_path, few_rows)
+        os.execve(ROOT / "container/run.sh", ["run.sh", *LONG], given)
     said = b""
 
     def training() -> bool:
@@ -187,7 +190,7 @@ def test_too_little_memory_is_named_and_earlier_runs_are_untouched(warm: Path) -
     assert not list(warm.glob("stage2/*/summary.json"))
 
 
-def test_a_full_volume_ends_with_its_own_code_and_keeps_what_was_there(warm: Path) -> None:
+def test_a_full_volume_ends_with_its_own_code_and_keeps_what_was_there(warm: Path, few_rows: Path) -> None:
     volume = "prefill-test-full"
     docker("volume", "rm", "--force", volume)
     docker(
@@ -199,10 +202,11 @@ def test_a_full_volume_ends_with_its_own_code_and_keeps_what_was_there(warm: Pat
     )
     options = f"--volume {volume}:/full --env PREFILL_RUNS=/full"
     try:
-        stage("run", "stage1", "--profile", "ci", "--limit", "2", runs=warm, options=options)
+        stage("run", "stage1", "--profile", "ci", "--limit", "2", runs=warm, options=options, CACHE=few_rows)
         listing = "cd /full && find . -type f ! -path './stage3b/*' -exec sha256sum {} + | sort"
         before = docker("exec", keeper, "sh", "-c", listing)
-        done = stage("run", "stage3b", "--profile", "ci", runs=warm, options=options, code=EXIT_DISK_FULL)
+        words = ("run", "stage3b", "--profile", "ci")
+        done = stage(*words, runs=warm, options=options, CACHE=few_rows, code=EXIT_DISK_FULL)
         assert "no space left on the disk; free some space or choose another --runs-dir" in done.stderr
         assert "Traceback" not in done.stderr
         assert docker("exec", keeper, "sh", "-c", listing) == before
@@ -251,15 +255,8 @@ def test_a_uid_that_may_not_write_is_refused_and_named(warm: Path, tmp_path: Pat
 # ---- a hang --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_trainer_turns_unhealthy_and_well_again_when_it_goes_on(warm: Path, tmp_path: Path) -> None:
+def test_a_stopped_trainer_turns_unhealthy_and_well_again_when_it_goes_on(few_rows: Path, tmp_path: Path) -> None:
     quick = "--health-interval 1s --health-start-period 0s --health-retries 1 --env PREFILL_HEALTH_SILENCE=7"
-    settings = {
-        "IMAGE": IMAGE,
-        "CACHE": CACHE,
-        "RUNS": str(tmp_path),
-        "GPU": "none",
-        "DOCKER_ARGS": f"--label {LABEL} {quick}",
-    }
     endless = [
         *LONG[:4],
         "--set",
@@ -269,7 +266,7 @@ def test_a_stopped_trainer_turns_unhealthy_and_well_again_when_it_goes_on(warm: 
         "--set",
         "train.save_every=100000",
     ]
-    command = run(ROOT / "container/run.sh", *endless, DRY_RUN=1, **settings).stdout.replace(
+    command = run(ROOT / "container/run.sh", *endless, DRY_RUN=1, **settings(tmp_path, few_rows, quick)).stdout.replace(
         "docker run", "docker run -d", 1
     )
     identity = run("bash", "-c", command).stdout.strip()

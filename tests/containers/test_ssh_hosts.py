@@ -19,7 +19,7 @@ DRIVER = """
 import json, os, sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from vast.commands.hosts_wiring import with_hosts
+from vast.commands.wiring import with_hosts
 from vast import policy
 from vast.commands.wiring import ShellContext, Wiring
 from vast.ports import GONE, Address, Contract, OfferQuery, label_text

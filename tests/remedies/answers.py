@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from app.commands.textfiles import read_chats
-from app.data.examples import load_examples
+from app.data.examples import Encoding, load_examples
 from app.data.mixture import require_segmented
 from app.model.load import Loaded
 from app.scoring.conversation import Chat
@@ -118,7 +118,7 @@ def _(w: World) -> Steps:
         def action() -> None:
             path = w.write("chats.jsonl", [talk(*turns)])
             source = TrainData(source="path", path=str(path), format="messages", template="chat")
-            require_segmented(load_examples(source, chatting(COUNTS), max_length=60)[1], mask)
+            require_segmented(load_examples(source, Encoding(chatting(COUNTS), max_length=60))[1], mask)
 
         return action
 

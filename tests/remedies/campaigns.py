@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from app.data import reading
-from app.data.examples import load_examples
+from app.data.examples import Encoding, load_examples
 from app.data.suites import suite_items
 from app.report.campaign import read_primary
 from app.runtime.ending import RunEnded
@@ -227,7 +227,7 @@ def _(w: World) -> Steps:
 
     def twice(template: Any) -> Action:
         source = TrainData(source="path", path=str(w.path("a.jsonl")), format="alpaca", template=template)
-        return lambda: load_examples(source, tokenizer(), max_length=60, repeat=True)
+        return lambda: load_examples(source, Encoding(tokenizer(), max_length=60, repeat=True))
 
     yield twice("chat")
     yield twice("plain")

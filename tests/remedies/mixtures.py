@@ -51,18 +51,6 @@ def _(w: World) -> Steps:
     yield mixed(w, {"a": 40}, "train.eval_fraction=0.9")
 
 
-@remedy(MIXTURE, "give at least one")
-def _(w: World) -> Steps:
-    def streamed() -> None:
-        train = f"data.train={{source: path, path: {w.path('a.jsonl')}, format: alpaca, limit: null, streaming: true}}"
-        prepare(resolve("stage3b", "ci", sets=[train]), word_tokenizer(), [])
-
-    w.write("a.jsonl", "")
-    yield streamed
-    w.write("a.jsonl", [{"instruction": f"{i} a", "output": "b"} for i in range(40)])
-    yield None
-
-
 @remedy(MIXTURE, "set train.max_steps alone, or take streaming out of data.train")
 def _(w: World) -> Steps:
     yield mixed(w, {"a": 40}, "train.epochs=1", more=", streaming: true")

@@ -286,6 +286,6 @@ def _(w: World) -> Steps:
     settings = dict(word.split("=", 1) for word in words[2:])
     with RunDir.create(Path(settings["RUNS"]), words[1], NOW) as run:
         run.write_job(resolve(words[1], settings["PROFILE"]).record({"base": "base"}))
-        run.write_metrics({"schema": 1})
+        run.write_json("metrics.json", {"schema": 1})
         run.complete({"started": "a", "finished": "b", "seconds": 1.0, "headline": {}})
     yield None

@@ -16,6 +16,7 @@ from app.data.tasks import load_items
 from app.embedded import cache
 from app.embedded.wheels import Wheel, verified_wheel
 from app.scoring.loglikelihood import Scored
+from jobs.config.profile import EvalData
 from jobs.errors import UserError
 from tests.remedies.cases import Action, World, not_run, remedy
 from tests.remedies.data import rows
@@ -56,7 +57,7 @@ def _(w: World) -> Steps:
 )
 def _(w: World) -> Steps:
     row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
-    yield lambda: load_items("piqa", source="path", path=w.place)
+    yield lambda: load_items("piqa", EvalData(source="path", path=str(w.place)))
     datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
     yield None
     shutil.move(w.path("piqa"), w.path("validation"))
@@ -80,20 +81,11 @@ def _(w: World) -> Steps:
     yield rows(w, [ROW])
 
 
-@remedy(TASKS, "choose from: {}")
-def _(w: World) -> Steps:
-    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
-    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
-    yield lambda: load_items("piqua", source="path", path=w.place)
-    assert "piqa" in w.remedy.removeprefix("choose from: ").split(", ")
-    yield lambda: load_items("piqa", source="path", path=w.place)
-
-
 @remedy(TASKS, "correct the row, or use another dataset")
 def _(w: World) -> Steps:
     row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 7}
     datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
-    yield lambda: load_items("piqa", source="path", path=w.place)
+    yield lambda: load_items("piqa", EvalData(source="path", path=str(w.place)))
     shutil.rmtree(w.path("piqa"))
     datasets.Dataset.from_list([{**row, "label": 0}]).save_to_disk(str(w.path("piqa")))
     yield None
@@ -103,16 +95,8 @@ def _(w: World) -> Steps:
 def _(w: World) -> Steps:
     row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
     datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
-    yield lambda: load_items("piqa", source="path", path=w.place, limit=0)
-    yield lambda: load_items("piqa", source="path", path=w.place, limit=1)
-
-
-@remedy(TASKS, "use embedded, hub, or path together with a path")
-def _(w: World) -> Steps:
-    row = {"goal": "a", "sol1": "b", "sol2": "c", "label": 0}
-    datasets.Dataset.from_list([row]).save_to_disk(str(w.path("piqa")))
-    yield lambda: load_items("piqa", source="path")
-    yield lambda: load_items("piqa", source="path", path=w.place)
+    yield lambda: load_items("piqa", EvalData(source="path", path=str(w.place)), limit=0)
+    yield lambda: load_items("piqa", EvalData(source="path", path=str(w.place)), limit=1)
 
 
 not_run("the sets of the data wheel are checked by sha256, so only another directory has such rows",
@@ -214,8 +198,8 @@ def _(w: World) -> Steps:
 def wheel(w: World) -> Wheel:
     from jobs.runs.atomic import sha256_of
 
-    w.write("wheels/a-1.whl", "content")
-    return Wheel("a==1", "a-1.whl", sha256_of(w.path("wheels/a-1.whl")), 1)
+    w.write("wheels/a-1-py3-none-any.whl", "content")
+    return Wheel("a==1", sha256_of(w.path("wheels/a-1-py3-none-any.whl")), 1)
 
 
 @remedy(CACHE, "delete the directory {} and run again: it is rebuilt")
@@ -269,7 +253,7 @@ def _(w: World) -> Steps:
     w.patch.setenv("PREFILL_WHEELS", str(w.path("none")))
     yield lambda: verified_wheel(w.path("fetched"), one)
     w.path("none").mkdir()
-    shutil.copy(w.path("wheels/a-1.whl"), w.path("none"))
+    shutil.copy(w.path("wheels/a-1-py3-none-any.whl"), w.path("none"))
     yield None
     w.patch.delenv("PREFILL_WHEELS")
     yield lambda: verified_wheel(w.path("wheels"), one)
@@ -278,16 +262,16 @@ def _(w: World) -> Steps:
 @remedy(WHEELS, "delete it and run again: {} is fetched anew")
 def _(w: World) -> Steps:
     one = wheel(w)
-    w.write("cache/a-1.whl", "half")
+    w.write("cache/a-1-py3-none-any.whl", "half")
     w.patch.delenv("PREFILL_WHEELS", raising=False)
 
     def index(command: list[str], **_: Any) -> Any:
-        shutil.copy(w.path("wheels/a-1.whl"), command[command.index("--dest") + 1])
+        shutil.copy(w.path("wheels/a-1-py3-none-any.whl"), command[command.index("--dest") + 1])
         return subprocess.CompletedProcess(command, 0, "", "")
 
     w.patch.setattr("app.embedded.wheels.subprocess.run", index)
     yield lambda: verified_wheel(w.path("cache"), one)
-    w.path("cache/a-1.whl").unlink()
+    w.path("cache/a-1-py3-none-any.whl").unlink()
     yield None
 
 

@@ -11,7 +11,7 @@ import pytest
 from app.model.load import Loaded, from_config
 from app.training import fsdp, optimizers, snapshot
 from app.training.cuda_graph import suitable
-from app.training.early_stopping import NoLearning
+from app.training.early_stopping import require_learning
 from app.training.lora import with_adapter
 from jobs.config.load import resolve
 from jobs.config.schema import Lora
@@ -87,8 +87,7 @@ not_run("needs a GPU on which a capture fails; with train.graph=false nothing is
 @remedy("app/training/early_stopping.py", "change train.learning_rate or the data, or set train.kill_after_steps: null")
 def _(w: World) -> Steps:
     def learns(after: int | None, *losses: float) -> Action:
-        rule = NoLearning(after, 0.01)
-        return lambda: [rule.update(step, loss) for step, loss in enumerate(losses)]
+        return lambda: require_learning(list(enumerate(losses)), after, 0.01)
 
     yield learns(1, 2.0, 2.0)
     yield learns(1, 2.0, 1.5)  # another learning rate

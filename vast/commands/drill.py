@@ -18,15 +18,14 @@ import click
 
 from jobs.columns import Column
 from jobs.errors import EXIT_BUG, ConfigError, UserError
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import read_jsonl, write_text_atomically
 from vast import policy as policies
-from vast.commands import hosts_wiring, start
+from vast.commands import start
 from vast.commands.attach import POLL, attached
 from vast.commands.options import POSITIVE, image_option, policy_option, runs_option, ssh_key_option
 from vast.commands.plan_text import print_table
-from vast.commands.rent import RentOptions, rent
-from vast.commands.wiring import Wiring
-from vast.marketplace import recorder
+from vast.commands.up import RentOptions, rent
+from vast.commands.wiring import HOSTS, Wiring
 from vast.marketplace.recorder import Recorder
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Clock, Cloud, Seconds, parse_label
@@ -82,9 +81,9 @@ def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
     machine, and prints a table of what was assumed and seen. Exit code 1: something differs, or a machine
     may remain. Ctrl-C ends it early and destroys the machine.
     """
-    if wiring.environ.get(hosts_wiring.VARIABLE):
+    if wiring.environ.get(HOSTS):
         fact = "names machines of your own, and a drill is about the market"
-        raise ConfigError(f"${hosts_wiring.VARIABLE}", fact, "unset it")
+        raise ConfigError(f"${HOSTS}", fact, "unset it")
     asked = DrillOptions(
         stage=STAGE, profile=PROFILE, max_cost=max_cost, max_price=max_cost / LONGEST, force=True, **options
     )
@@ -179,7 +178,7 @@ class _Crew:
         while self.alive():
             self.wiring.clock.sleep(POLL)
         if not folder_closed(self.folder):
-            start.supervise(self.folder, self.wiring, None, detach=False, ending=True)
+            start.supervise(self.folder, self.wiring, None, background=False, ending=True)
 
 
 def _job_runs(folder: Folder) -> bool:
@@ -214,7 +213,7 @@ def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...
 
 def _evidence(folder: Folder, killed_at: Seconds | None, left: tuple[int, ...] | None) -> Drill:
     found = list(records(folder.path))
-    calls, policy = recorder.read(folder.path / CALLS), policies.load(folder.policy)
+    calls, policy = read_jsonl(folder.path / CALLS), policies.load(folder.policy)
     return Drill(calls, found, report.build(found, folder.request()), policy, killed_at, left)
 
 

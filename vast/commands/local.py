@@ -11,14 +11,13 @@ import click
 
 from jobs.errors import UserError
 from vast import policy as policies
-from vast.commands import local_wiring, start
-from vast.commands.local_wiring import Local
+from vast.commands import start
 from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
 from vast.commands.plan_text import print_rows
-from vast.commands.wiring import Wiring
+from vast.commands.wiring import Wiring, wiring_of
 from vast.host import subprocess_run
 from vast.local import container_spec
-from vast.local.container_spec import Asked
+from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
 from vast.local.engine_errors import EngineError, Missing
@@ -69,7 +68,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     )  # fmt: skip
     start.run_secrets(policy, wiring)
     engine = reach(wiring.environ)
-    made = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
+    spec = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
     run_id = plans.run_id_of(asked.stage, now, token_hex(2))
@@ -78,17 +77,17 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     print_rows({
         "stage": f"{asked.stage}, profile {request.profile}",
         "starts from": ", ".join(request.init_runs) or "the base model",
-        "image": f"{image} ({made.spec.image_id.removeprefix('sha256:')[:12]})",
-        "container": f"user {made.spec.user}, GPUs: {made.spec.gpus}, cache {made.spec.cache}; removed at the end",
+        "image": f"{image} ({spec.image_id.removeprefix('sha256:')[:12]})",
+        "container": f"user {spec.user}, GPUs: {spec.gpus}, cache {spec.cache}; removed at the end",
         "caps": f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end",
         "attempts": f"{policy.attempts} containers, one after the other",
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, handed over when the job starts",
     })  # fmt: skip
     folder = Folder(runs_dir, run_id)
     folder.make(request, policies.text(policy))
-    container_spec.write(folder.local, made.spec)
+    container_spec.write(folder.local, spec)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.run_to_its_end(start.session(folder, local_wiring.wiring_of(wiring, made)), plan)
+    code = start.run_to_its_end(start.session(folder, wiring_of(wiring, engine, spec)), plan)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -98,8 +97,8 @@ def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> 
     return policies.load(path, options, over={POLICY_NAME: POLICY})
 
 
-def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> Local:
-    """The engine, the image (pulled if absent) and the container spec. Raises UserError before anything is made."""
+def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
+    """The container spec, once the image is here (pulled if absent). Raises UserError before anything is made."""
     where = f"--image {image}"
     try:
         info, identity = engine.info(), engine.identity()
@@ -113,7 +112,7 @@ def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str])
         fact = f"no such image here, and it cannot be pulled ({error})"
         raise UserError(where, fact, "build it: make image; or correct --image") from None
     caller = (os.getuid(), os.getgid())
-    return Local(engine, container_spec.decide(asked, info, identity, image_id, environ, caller, has_gpu))
+    return container_spec.decide(asked, info, identity, image_id, environ, caller, has_gpu)
 
 
 def has_gpu() -> bool:

@@ -13,10 +13,9 @@ from vast.policy import Policy
 from vast.ports import Offer, hourly
 from vast.records.run_dir import RunRequest
 from vast.rental import preflight
-from vast.rental.earlier_runs import UnfinishedRun
 from vast.rental.image_needs import Needs
 from vast.rental.image_registry import Image
-from vast.rental.work import Work
+from vast.rental.work import UnfinishedRun, Work
 from vast.supervisor.state import Plan
 
 

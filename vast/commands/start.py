@@ -1,23 +1,19 @@
 """A session for a command: the ports, the secrets, the view, and the supervisor in this process or in the background."""
 
 import os
-import pickle
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
 
 import click
 
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
 from vast import policy as policies
-from vast.commands.local_wiring import wiring_of_run
-from vast.commands.wiring import ShellContext, Wiring
-from vast.host.detach import leave_session, redirect
+from vast.commands.wiring import ShellContext, Wiring, wiring_of_run
+from vast.host import detach
 from vast.policy import Policy
 from vast.records.run_dir import Folder
 from vast.rental import preflight
@@ -155,14 +151,14 @@ def print_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}{cost}", err=True)
 
 
-def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, detach: bool, ending: bool = False,
+def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, background: bool, ending: bool = False,
               on_begin: Callable[[], None] = lambda: None) -> int:  # fmt: skip
     """Run the supervisor here or in the background. Returns the run's exit code, or 0 once it is in the background."""
 
     def work(begun: Callable[[], None] = on_begin) -> int:
-        return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=detach)
+        return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=background)
 
-    if not detach:
+    if not background:
         return work()
     pid = in_background(folder, work)
     click.echo(f"process {pid} supervises it; follow: python -m vast attach {folder.run_id}", err=True)
@@ -177,52 +173,26 @@ def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> 
 
     Raises the child's UserError if it failed before that.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    answer, report = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _child(folder, work, report)
-    os.close(report)
+
+    def reporting(report: detach.Report) -> int:
+        try:
+            detach.redirect(folder.log)
+            return work(lambda: report(None))
+        except UserError as error:
+            report(error)
+            click.echo(f"error: {error}", err=True)
+            return error.exit_code
+
+    pid, pipe = detach.child(reporting)
     try:
-        with open(answer, "rb") as pipe:
-            data = pipe.read()
+        detach.begun(pipe, RunStateError(folder.path, "the supervisor ended before it had begun", f"see {folder.log}"))
     except KeyboardInterrupt:  # which a process with a session of its own does not get
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGINT)
         text = f"interrupted: process {pid} was asked to end the run; follow: python -m vast attach {folder.run_id}"
         click.echo(text, err=True)
         raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
-    if not data:
+    except UserError:
         os.waitpid(pid, 0)
-        raise RunStateError(folder.path, "the supervisor ended before it had begun", f"see {folder.log}")
-    error = pickle.loads(data)  # from our own child; None: it has begun
-    if error is not None:
-        os.waitpid(pid, 0)
-        raise error
+        raise
     return pid
-
-
-def _child(folder: Folder, work: Callable[[Callable[[], None]], int], reply: int) -> NoReturn:
-    code, pipe = 1, os.fdopen(reply, "wb")
-
-    def report(error: UserError | None) -> None:
-        # ValueError: it was reported already, and the descriptor's number may be another file's by now
-        with suppress(OSError, ValueError), pipe:
-            pipe.write(pickle.dumps(error))
-
-    try:
-        leave_session(reply)
-        redirect(folder.log)
-        code = work(lambda: report(None))
-    except UserError as error:
-        report(error)
-        click.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)

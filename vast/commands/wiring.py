@@ -7,29 +7,37 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.errors import UserError
+from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import estimate
+from jobs.runs.atomic import io_errors_reported
 from vast import policy as policies
+from vast.host.subprocess_run import Ended
+from vast.local import container_spec
+from vast.local.container_spec import ContainerSpec
+from vast.local.engine import Engine
 from vast.local.engine import connect as reach
 from vast.local.engine_errors import EngineError
+from vast.local.local_cloud import LocalCloud
+from vast.local.transport import LocalTransport
 from vast.marketplace.account_key import find_key
 from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.ssh_hosts import Machine, SshHosts, load
 from vast.marketplace.vast_ai import VastAI
-from vast.ports import Clock, Cloud
+from vast.ports import Address, Clock, Cloud, Seconds, label_text
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental import image_registry
 from vast.rental.image_registry import Image
-from vast.rental.onstart import Switch, onstart
+from vast.rental.onstart import Switch, onstart, without_market
 from vast.rental.plan import INPUTS, Estimator
 from vast.secrets import Secret
 from vast.session.clock import SystemClock
 from vast.shell import network
-from vast.shell.hostshell import ROOT, HostShell
+from vast.shell.hostshell import CODE, ROOT, HostShell
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
 from vast.shell.sshkey import make_key
@@ -112,3 +120,97 @@ class Wiring:
     engine: Callable[[Mapping[str, str]], str] = engine
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch
     root: Callable[[str], str] = lambda run_id: ROOT  # the runs directory of that run's machine
+
+
+# ---- a user's own machines in place of the market ----------------------------------------------------------------------
+
+HOSTS = "VAST_HOSTS"  # names a hosts.yaml; every command then uses those machines
+COMMAND: Seconds = 60.0
+HOST = ("python3", "-m", "vast.host")
+
+
+def with_hosts(wiring: Wiring) -> Wiring:
+    """`wiring`, or the one over the machines of $VAST_HOSTS. Raises ConfigError."""
+    path = wiring.environ.get(HOSTS)
+    if not path:
+        return wiring
+    hosts = load(Path(path))
+    key = Path(hosts.key).expanduser()
+    if not key.is_file():
+        raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
+
+    def root_of(run_id: str) -> str:
+        return f"{hosts.root}/{run_id}"
+
+    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
+        directory = home / ".cache" / "prefill" / "hosts"  # of the machines' host keys
+        with io_errors_reported(directory):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        transport = SshTransport(directory, key, pin=lambda: "own", user=hosts.user, environ=environ)
+
+        def ask(machine: Machine, words: tuple[str, ...], stdin: bytes) -> Ended | None:
+            address = Address(machine.address, machine.port)
+            reply = transport.run(address, ("env", f"--chdir={CODE}", *HOST, *words), stdin=stdin, timeout=COMMAND)
+            if reply.kind != "ok":
+                return None
+            transport.settle(address, True)
+            return Ended(reply.code, reply.out, reply.err)
+
+        return SshHosts(hosts, ask, clock), Secret("")
+
+    def shell(context: ShellContext) -> HostShell:
+        root = root_of(context.folder.run_id)
+        machines = [(one.address, one.port) for one in hosts.machines]
+        program = ("env", f"--chdir={CODE}", f"PREFILL_RUNS={root}", *HOST)
+        return over_ssh(context, key=key, user=hosts.user, probes=machines, root=root, program=program)
+
+    return replace(
+        wiring, connect=market, shell=shell, root=root_of,
+        first_process=lambda switch: without_market(switch, f"{root_of(switch.run_id)}/.watchdog"),
+    )  # fmt: skip
+
+
+# ---- the container engine of this machine in place of market, ssh and key ----------------------------------------------
+
+
+def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
+    """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
+    known = container_spec.read(folder.local)
+    engine = reach(environ)
+    try:
+        found = engine.identity()
+    except EngineError as error:
+        raise RunStateError(folder.path, f"the container engine does not answer: {error}", "start it") from None
+    if found != known.engine:
+        fact = f"its container is on the engine {known.engine}, and {found} answers"
+        raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")
+    return engine, known
+
+
+def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh. Raises UserError."""
+    if not folder.local.exists() or wiring.first_process is without_market:
+        return wiring
+    return wiring_of(wiring, *reopen(folder, wiring.environ))
+
+
+def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
+    cloud = LocalCloud(engine, spec)
+
+    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
+        return cloud, Secret("")
+
+    def shell(context: ShellContext) -> HostShell:
+        folder = context.folder
+
+        def sweep() -> None:
+            """Remove volumes of containers that a person deleted by hand."""
+            if (last := folder.last()) is not None:
+                cloud.sweep(label_text(last.state.run_id, last.state.deadline))
+
+        way = LocalTransport(engine, spec.uid_gid(), at_close=sweep)
+        gpus = 0 if spec.gpus == "none" else None
+        # In place of a network: whether the run's engine answers.
+        return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
+
+    return replace(wiring, connect=market, shell=shell, first_process=without_market)

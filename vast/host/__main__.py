@@ -1,15 +1,5 @@
 """Every command that the supervisor runs on a rented machine: cd /opt/prefill && python3 -m vast.host ACTION [--root /runs]
 
-    look                       the dead-man's switch, the job, the GPU, the disk: vast/host/probe.py
-    burnin [--no-gpu]          GPUs, disk, download: what no job could run with, within a minute: vast/host/burnin.py
-    start [--home C] -- ARGS   the job, under an armed switch only; a second start of one that runs is fine: vast/host/start.py
-    stop [--grace S]           ask for a checkpoint and an end; returns at once
-    lease --until S            renew the lease; S seconds are left to the run's deadline
-    rent, rental, release      who has a machine of one's own, and to take and to leave it: vast/host/rental.py
-    secrets                    those on standard input, {"NAME": "value"}, into memory; all others go: vast/host/secretfiles.py
-    files [--everything]       what can be pulled, and from where: vast/host/files.py
-    log [--tail N] [--follow-from BYTES]     the job's output
-
 Each prints one JSON object. Exit code 0; 2 for a mistake, 75 for what may be asked again in a while, with `error: ...`.
 Standard library only, Python 3.11: an ssh session sees nothing of the image's environment.
 """
@@ -26,7 +16,7 @@ from jobs.errors import EXIT_OK, RunStateError, UserError
 from vast.host import burnin, jobstate, lease, probe, rental, secretfiles
 from vast.host import files as hostfiles
 from vast.host import start as hoststart
-from vast.host.runner import COMMAND, GRACE, Parser, seconds, split
+from vast.host.runner import COMMAND, GRACE, Parser, count, seconds, split
 from vast.host.runs import RUNNER, WATCHDOG
 
 ROOT = Path("/runs")
@@ -51,16 +41,6 @@ def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str,
         offset += len(data) - len(kept)
         data = kept
     return {"offset": offset, "next": offset + len(data), "text": data.decode(errors="replace")}
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
-
-
-_count.__name__ = "number"  # argparse names the type in its message
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,15 +69,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     made["start"].add_argument("--command", default=COMMAND, help="the program (default: %(default)s)")
     made["stop"].add_argument("--grace", type=seconds, default=GRACE, help="seconds (default: %(default).0f)")
     made["lease"].add_argument("--until", type=seconds, required=True, help="seconds to the run's deadline")
-    made["release"].add_argument("--id", type=_count, required=True, help="of the rental")
+    made["release"].add_argument("--id", type=count, required=True, help="of the rental")
     made["files"].add_argument("--everything", action="store_true", help="also the results")
     made["files"].add_argument("--have", metavar="CHECKPOINT", help="the newest one that is safe elsewhere, or none")
     made["files"].add_argument(
         "--done", action="append", default=[], metavar="RUN", help="complete, and safe elsewhere"
     )
-    made["log"].add_argument("--tail", type=_count, metavar="N", help="the last N lines")
+    made["log"].add_argument("--tail", type=count, metavar="N", help="the last N lines")
     made["log"].add_argument(
-        "--follow-from", type=_count, metavar="BYTES", help="what was written after this number of bytes"
+        "--follow-from", type=count, metavar="BYTES", help="what was written after this number of bytes"
     )
     return parser.parse_args(argv)
 

@@ -1,13 +1,20 @@
 """How a process leaves the session that started it, so that nothing of that session can end it or wait for it."""
 
 import os
+import pickle
 import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+from jobs.errors import UserError
 
 CODE = Path(__file__).parents[2]  # an ssh session has no PYTHONPATH
+Report = Callable[[UserError | None], None]  # None: the work has begun; only the first report counts
 
 
 def spawn(argv: Sequence[str]) -> int:
@@ -39,3 +46,40 @@ def redirect(log: Path) -> None:
         for target in targets:
             os.dup2(descriptor, target)  # ssh ends when the last copy of its own is closed
         os.close(descriptor)
+
+
+def child(work: Callable[[Report], int]) -> tuple[int, IO[bytes]]:
+    """Run `work` in a child outside this session, which ends with its exit code. Returns the pid, and the pipe for `begun`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answer, reply = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(reply)
+        return pid, open(answer, "rb")
+    code, pipe = 1, os.fdopen(reply, "wb")
+
+    def report(error: UserError | None) -> None:
+        # ValueError: it was reported already, and the descriptor's number may be another file's by now
+        with suppress(OSError, ValueError), pipe:
+            pipe.write(pickle.dumps(error))
+
+    try:
+        leave_session(reply)
+        code = work(report)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def begun(pipe: IO[bytes], silent: UserError) -> None:
+    """Wait for the report of a child. Raises the error that it reports, or `silent` if it ended without a report."""
+    with pipe:
+        message = pipe.read()
+    error = pickle.loads(message) if message else silent
+    if error is not None:
+        raise error

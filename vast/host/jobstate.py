@@ -144,7 +144,7 @@ def write(directory: Path, state: State) -> None:
 
 
 def text(state: State) -> str:
-    return jsonfiles.text(state, indent=2)
+    return json.dumps(state, indent=2) + "\n"
 
 
 def read(directory: Path) -> State | None:

@@ -12,11 +12,7 @@ from jobs.runs.atomic import replaced
 def write(path: Path, value: Mapping[str, Any], indent: int | None = None) -> None:
     """Raises OSError, and then the old one is still there."""
     with replaced(path) as file:
-        file.write(text(value, indent))
-
-
-def text(value: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent) + "\n"
+        file.write(json.dumps(value, indent=indent) + "\n")
 
 
 def overwrite(path: Path, value: Mapping[str, Any], room: int = 2048) -> None:

@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs import health
 from jobs.clock import Clock
@@ -31,16 +31,10 @@ FAULTS = re.compile(
 )
 
 
-class GpuReading(NamedTuple):
-    percent: float | None
-    memory_percent: float | None
-    fault: str | None
-
-
-def probe(root: Path, clock: Clock = time, smi: Callable[[], tuple[int, str] | None] | None = None) -> dict[str, Any]:
+def probe(root: Path, clock: Clock = time) -> dict[str, Any]:
     """The JSON object that vast/host/__main__.py prints; see there."""
     watch = root / hostruns.WATCHDOG
-    card = gpu((smi or ask_nvidia_smi)())
+    busy, used, fault = gpu(ask_nvidia_smi())
     words = [lease.message(watch)]
     try:
         job = job_fields(root, clock)
@@ -52,10 +46,10 @@ def probe(root: Path, clock: Clock = time, smi: Callable[[], tuple[int, str] | N
         "boot": boot(),
         "watchdog": lease.view(watch),
         "job": job,
-        "gpu_percent": card.percent,
-        "gpu_memory_percent": card.memory_percent,
+        "gpu_percent": busy,
+        "gpu_memory_percent": used,
         "disk_free_gb": disk_free_gb(root),
-        "gpu_fault": card.fault,
+        "gpu_fault": fault,
         "message": "; ".join(word for word in words if word),
     }
 
@@ -136,19 +130,18 @@ def ask_nvidia_smi() -> tuple[int, str] | None:
     return -1 if done.code is None else done.code, f"{done.out}\n{done.err}"
 
 
-def gpu(answer: tuple[int, str] | None) -> GpuReading:
-    """The busiest of several GPUs, since they work on one job; a fault of any of them."""
+def gpu(answer: tuple[int, str] | None) -> tuple[float | None, float | None, str | None]:
+    """Percent of time and of memory of the busiest of several GPUs, since they work on one job; a fault of any of them."""
     if answer is None:
-        return GpuReading(None, None, None)
+        return None, None, None
     code, text = answer
-    fault = FAULTS.search(text)
+    found = FAULTS.search(text)
     busy, used = [], []
     for line in text.splitlines():
         with suppress(ValueError, ZeroDivisionError):
             percent, memory, total = (float(word) for word in line.split(","))
             used.append(100 * memory / total)
             busy.append(percent)
-    words = " ".join(fault[0].split()) if fault else None
-    return GpuReading(
-        max(busy, default=None), round(max(used), 1) if used else None, words if code != 0 or not busy else None
-    )
+    words = " ".join(found[0].split()) if found else None
+    fault = words if code != 0 or not busy else None
+    return max(busy, default=None), round(max(used), 1) if used else None, fault

@@ -10,13 +10,11 @@ Standard library only, Python 3.11: it works with the system's interpreter, with
 import argparse
 import math
 import os
-import pickle
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NoReturn
@@ -24,7 +22,7 @@ from typing import IO, NoReturn
 from jobs import lock
 from jobs.errors import EXIT_BUG, EXIT_OK, RunStateError, UserError
 from vast.host import attempt, jobstate
-from vast.host.detach import leave_session, redirect
+from vast.host.detach import Report, begun, child, redirect
 from vast.host.processes import signal_group
 
 COMMAND = "prefill"
@@ -48,43 +46,23 @@ def start(directory: Path, command: Sequence[str], runs_dir: str | None, fixes: 
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
-    answer, reply = os.pipe()
-    if os.fork() == 0:
-        _run_in_background(directory, command, runs_dir, fixes, reply)
-    os.close(reply)
-    with open(answer, "rb") as pipe:
-        message = pipe.read()
-    if not message:
-        raise RunStateError(directory, "the runner ended before its job began", f"see {directory / jobstate.LOG}")
-    error = pickle.loads(message)  # from our own child, which sends None for success
-    if error is not None:
-        raise error
 
+    def work(report: Report) -> int:
+        """The runner: a child that outlives its parent, the ssh session and its job."""
+        try:
+            with jobstate.io_errors_reported(directory):
+                held = _hold(directory)
+                redirect(directory / jobstate.LOG)
+            with held:
+                attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC), fixes)
+        except UserError as error:
+            report(error)
+        except BaseException:
+            attempt.say(f"error: the runner failed\n{traceback.format_exc()}")
+        return EXIT_OK
 
-def _run_in_background(
-    directory: Path, command: Sequence[str], runs_dir: str | None, fixes: Sequence[str], reply: int
-) -> NoReturn:
-    """The runner: a child that outlives its parent, the ssh session and its job."""
-    pipe = os.fdopen(reply, "wb")
-
-    def report(error: UserError | None) -> None:
-        # ValueError: it was reported already, and the descriptor's number may be another file's by now
-        with suppress(OSError, ValueError), pipe:
-            pipe.write(pickle.dumps(error))
-
-    try:
-        leave_session(reply)
-        with jobstate.io_errors_reported(directory):
-            held = _hold(directory)
-            redirect(directory / jobstate.LOG)
-        with held:
-            attempt.run(directory, command, runs_dir, lambda: report(None), lambda: datetime.now(UTC), fixes)
-    except UserError as error:
-        report(error)
-    except BaseException:
-        attempt.say(f"error: the runner failed\n{traceback.format_exc()}")
-    finally:
-        os._exit(EXIT_OK)
+    _, pipe = child(work)
+    begun(pipe, RunStateError(directory, "the runner ended before its job began", f"see {directory / jobstate.LOG}"))
 
 
 def _hold(directory: Path) -> IO[str]:
@@ -113,46 +91,36 @@ def runs_directory(command: Sequence[str], runs: str | None, cwd: Path) -> str |
 # ---- stop and wait ------------------------------------------------------------------------------------------------------
 
 
-def stop(
-    directory: Path,
-    grace: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> jobstate.State:
+def stop(directory: Path, grace: float) -> jobstate.State:
     """SIGTERM to the job's process group, SIGKILL after `grace` seconds. Returns the state once nothing of it runs."""
-    kill_at = clock() + grace
+    kill_at = time.monotonic() + grace
     asked = False
     while True:
         state = jobstate.observe(directory)
         if jobstate.over(state):
             return state
         job = jobstate.process(state, "job")
-        if clock() > kill_at + PATIENCE:
+        if time.monotonic() > kill_at + PATIENCE:
             role = "job" if state["job_alive"] else "runner"
             fact = f"its {role}, process {state[role]['pid']}, still runs {PATIENCE:.0f} s after SIGKILL to the job"
             raise RunStateError(directory, fact, "look at that process on its machine")
-        if job is not None and clock() >= kill_at:
+        if job is not None and time.monotonic() >= kill_at:
             signal_group(job, directory / jobstate.LOG, signal.SIGKILL)
         elif job is not None and not asked:
             asked = bool(signal_group(job, directory / jobstate.LOG, signal.SIGTERM))
-        sleep(POLL)
+        time.sleep(POLL)
 
 
-def wait(
-    directory: Path,
-    timeout: float,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> jobstate.State | None:
+def wait(directory: Path, timeout: float) -> jobstate.State | None:
     """The state at the job's end; None if it still runs after `timeout` seconds."""
-    deadline = clock() + timeout
+    deadline = time.monotonic() + timeout
     while True:
         state = jobstate.observe(directory)
         if jobstate.over(state):
             return state
-        if clock() >= deadline:
+        if time.monotonic() >= deadline:
             return None
-        sleep(POLL)
+        time.sleep(POLL)
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------------
@@ -176,14 +144,20 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:at]), list(argv[at + 1 :])
 
 
-def seconds(text: str) -> float:
-    value = float(text)
-    if math.isnan(value) or value < 0:
-        raise ValueError
-    return value
+def not_negative(kind: Callable[[str], float], name: str) -> Callable[[str], float]:
+    """A type of argparse, which names it in its message."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value >= 0:  # NaN too
+            raise ValueError
+        return value
+
+    read.__name__ = name
+    return read
 
 
-seconds.__name__ = "number of seconds"  # argparse names the type in its message
+seconds, count = not_negative(float, "number of seconds"), not_negative(int, "number")
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

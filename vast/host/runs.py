@@ -27,20 +27,16 @@ class Checkpoint(NamedTuple):
     files: dict[str, int]  # sizes in bytes
 
 
-def stage_of(command: Sequence[str]) -> str | None:
-    """STAGE in `prefill ... run STAGE ...`."""
-    for word, following in pairwise(command):
-        if word == "run" and not following.startswith("-"):
-            return following
-    return None
+def argument_of(action: str, command: Sequence[str]) -> str | None:
+    """STAGE in `prefill ... run STAGE ...`, for one."""
+    found = (following for word, following in pairwise(command) if word == action and not following.startswith("-"))
+    return next(found, None)
 
 
 def campaign_of(command: Sequence[str]) -> str | None:
     """The name in `prefill ... campaign NAME ...`, where NAME may be the path of a file: that of its list of runs."""
-    for word, following in pairwise(command):
-        if word == "campaign" and not following.startswith("-"):
-            return Path(following).name.removesuffix(".yaml").removesuffix(".yml")
-    return None
+    name = argument_of("campaign", command)
+    return None if name is None else Path(name).name.removesuffix(".yaml").removesuffix(".yml")
 
 
 def list_of(campaign: str) -> str:
@@ -60,7 +56,7 @@ def _sorted(paths: Iterable[Path]) -> list[Path]:
 
 def runs_of_job(root: Path, command: Sequence[str]) -> list[Path]:
     """The runs that the job may write, oldest first: those of its stage; of a campaign, all that are here."""
-    stage = stage_of(command)
+    stage = argument_of("run", command)
     if stage is not None:
         return runs_of(root, stage)
     stages = (path for path in entries(root) if not path.name.startswith("."))

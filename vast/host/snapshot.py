@@ -4,14 +4,13 @@ Links take no room until the run prunes their files, so a run has one snapshot a
 none: a checkpoint that is pruned during a pull then makes that pull fail, and the next pull begins anew.
 """
 
-import hashlib
 import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jobs.runs.atomic import read_json_or_nothing
+from jobs.runs.atomic import read_json_or_nothing, sha256_of
 from vast.host import jsonfiles
 from vast.host import runs as hostruns
 from vast.host.runs import SNAPSHOTS, Checkpoint
@@ -88,9 +87,7 @@ class Hashes:
         key, mark = hostruns.name_of(self._root, path), [stat.st_size, stat.st_mtime_ns]
         entry = self._known.get(key)
         if not (isinstance(entry, list) and entry[:2] == mark and len(entry) == 3):
-            with path.open("rb") as file:
-                entry = [*mark, hashlib.file_digest(file, "sha256").hexdigest()]
-            self._known[key] = entry
+            entry = self._known[key] = [*mark, sha256_of(path)]
             if stat.st_size > 1 << 24:
                 self._write(self._known)  # so that a call that hits its time limit keeps its work
         self._used[key] = entry

@@ -73,16 +73,10 @@ def remembered(directory: Path, config: Mapping[str, Any], pause: float) -> Memo
     return Memory(token=lease.token(directory))
 
 
-def run(
-    directory: Path,
-    config: Mapping[str, Any],
-    limits: Limits,
-    instance: OwnInstance | None,
-    local: bool,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-) -> int:
-    """Watch. Returns 0 at once if a watchdog of this run is there already. Raises UserError."""
+def run(directory: Path, config: Mapping[str, Any], instance: OwnInstance | None, clock: Callable[[], float],
+        sleep: Callable[[float], None]) -> int:  # fmt: skip
+    """Watch. Returns 0 at once if a watchdog of this run is there already. config: the options. Raises UserError."""
+    local, limits = config["local"], Limits(**{one.name: config[one.name] for one in fields(Limits)})
     with jobstate.io_errors_reported(directory):
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
@@ -140,8 +134,7 @@ def main(
         if not options.local and not url.startswith(("https://", "http://")):
             raise UserError("--url", f'expected an address, found "{url}"', "give that of the API")
         config = {name: value for name, value in vars(options).items() if name not in ("action", "dir")} | {"url": url}
-        limits = Limits(**{one.name: config[one.name] for one in fields(Limits)})
-        return run(options.dir, config, limits, take_instance(os.environ, url), options.local, clock, sleep)
+        return run(options.dir, config, take_instance(os.environ, url), clock, sleep)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -39,42 +39,34 @@ def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstanc
     return OwnInstance(int(match[1]), key, url) if match and key else None
 
 
+@dataclass(eq=False)
 class WatchedMachine:
-    """The machine as the watchdog's loop uses it; tests replace it.
+    """The machine as the watchdog's loop uses it; tests replace it."""
 
-    instance: None for a local container, or where the environment names none.
-    """
+    directory: Path
+    config: Mapping[str, Any]
+    instance: OwnInstance | None  # None for a local container, or where the environment names none
+    local: bool
+    clock: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+    asked: str | None = None  # to end: by which signal
+    _signalled: processes.Process | None = field(default=None, init=False)  # the job that was asked to end
 
-    def __init__(
-        self,
-        directory: Path,
-        config: Mapping[str, Any],
-        instance: OwnInstance | None,
-        local: bool,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        self.directory, self.instance, self.local = directory, instance, local
-        self._jobs = directory.parent / RUNNER
-        self._config = config
-        self._clock, self._sleep = clock, sleep
-        self._at = clock()
-        self.asked: str | None = None  # to end: by which signal
-        self._signalled: processes.Process | None = None  # the job that was asked to end
-        self._self = processes.identify(os.getpid())
+    def __post_init__(self) -> None:
+        self._jobs, self._at, self._self = self.directory.parent / RUNNER, self.clock(), processes.identify(os.getpid())
         missing = "CONTAINER_ID or CONTAINER_API_KEY is missing: it cannot end itself"
-        self._message = "" if instance or local else missing
+        self._message = "" if self.instance or self.local else missing
 
     def elapsed(self) -> float:
         """Seconds since the last call."""
-        now = self._clock()
+        now = self.clock()
         self._at, passed = now, now - self._at
         return passed
 
     def sleep(self, seconds: float) -> None:
         if os.getpid() == 1:
             self._reap()
-        self._sleep(seconds)
+        self.pause(seconds)
 
     def token(self) -> str | None:
         return lease.token(self.directory)
@@ -105,7 +97,7 @@ class WatchedMachine:
     def keep(self, memory: Memory) -> None:
         able = self.instance is not None or self.local
         state = {
-            **{name: self._config[name] for name in ("run_id", "nonce")},
+            **{name: self.config[name] for name in ("run_id", "nonce")},
             **asdict(memory),
             "armed": able and memory.ending is None,
             "message": memory.ending or self._message,

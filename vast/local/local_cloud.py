@@ -8,7 +8,6 @@ import itertools
 import logging
 import shlex
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, TypeVar
 
 from vast import ports
@@ -186,10 +185,8 @@ def _instance(row: dict[str, Any], name: str) -> ports.Instance | None:
         label=str(labels[RUN]),
         machine_id=int(machine) if machine.isdigit() else 0,
         status=status,
-        intended="running",
         message=_message(state, status),
         dollars_per_hour=0.0,
-        started=_unix(str(state.get("StartedAt", ""))),
         end=None,
         addresses=(ports.Address(ident[:ID_DIGITS], 0),),
     )
@@ -200,12 +197,3 @@ def _message(state: dict[str, Any], status: ports.Status) -> str:
     if status is ports.Status.EXITED and not text:
         text = f"ended with {state.get('ExitCode')}"
     return f"{text}; out of memory" if state.get("OOMKilled") else text
-
-
-def _unix(text: str) -> ports.Seconds | None:
-    """0001-01-01T00:00:00Z: never. The engine writes nanoseconds, which Python 3.11 cuts off."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at.timestamp() if at.year > 1 and at.tzinfo is not None else None

@@ -100,12 +100,3 @@ class Recorder:
         line = json.dumps({"t": self._clock.now(), **summary(exchange)}, separators=(",", ":")) + "\n"
         with suppress(OSError), self._path.open("ab", buffering=0) as file:  # a full disk must not end a supervisor
             file.write(line.encode())
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of `path`; [] without one."""
-    if not path.exists():
-        return []
-    return [
-        json.loads(line) for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]

@@ -208,10 +208,8 @@ def instance(row: object, redact: Text) -> Instance:
         label=_text(row, "label"),
         machine_id=_known(identifier, row.get("machine_id")) or 0,
         status=STATUS.get(word, Status.UNKNOWN) if isinstance(word, str) else Status.UNKNOWN,
-        intended=_text(row, "intended_status"),
         message=redact(_text(row, "status_msg")),
         dollars_per_hour=_known(number, row, "dph_total") or 0.0,
-        started=_known(number, row, "start_date") or None,
         end=_known(number, row, "end_date") or None,
         addresses=addresses(row),
     )

@@ -181,6 +181,4 @@ class SshHosts:
 
 
 def _made(one: Machine, number: int, label: str, status: ports.Status) -> ports.Instance:
-    return ports.Instance(
-        number, label, one.number, status, "running", "", 0.0, None, None, (ports.Address(one.address, one.port),)
-    )
+    return ports.Instance(number, label, one.number, status, "", 0.0, None, (ports.Address(one.address, one.port),))

@@ -10,9 +10,8 @@ Dollars are differences of `spent` between two records, booked to the activity b
     traffic    of loading the image onto each machine, by the offer's price for a GB
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -183,10 +182,6 @@ def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
 
 
 # ---- as text ----------------------------------------------------------------------------------------------------------------
-
-
-def json_text(run: RunReport) -> str:
-    return json.dumps(asdict(run), indent=2) + "\n"
 
 
 def text(run: RunReport) -> str:

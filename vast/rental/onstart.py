@@ -5,7 +5,7 @@ writes them to disk.
 """
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vast.ports import Dollars, Seconds
 
@@ -26,14 +26,14 @@ class Switch:
     url: str  # of the API
 
 
-def arguments(switch: Switch) -> tuple[str, ...]:
-    """The arguments of `python3 -m vast.host.watchdog`."""
+def arguments(switch: Switch, directory: str = DIRECTORY) -> tuple[str, ...]:
+    """The arguments of `python3 -m vast.host.watchdog`. directory: for its files."""
     options = {
         "run-id": switch.run_id, "nonce": switch.nonce, "t-hard": f"{switch.hard:.0f}", "t-silent": f"{switch.silent:.0f}",
         "grace": f"{switch.grace:.0f}", "max-dollars": f"{switch.max_dollars:.4f}",
         "dollars-per-hour": f"{switch.dollars_per_hour:.6f}", "url": switch.url,
     }  # fmt: skip
-    return ("run", "--dir", DIRECTORY, *(word for name, value in options.items() for word in (f"--{name}", value)))
+    return ("run", "--dir", directory, *(word for name, value in options.items() for word in (f"--{name}", value)))
 
 
 def onstart(switch: Switch) -> str:
@@ -43,3 +43,9 @@ def onstart(switch: Switch) -> str:
     if len(text.encode()) > LIMIT:
         raise ValueError(f"onstart: {len(text.encode())} bytes, and the service takes {LIMIT}")
     return text
+
+
+def without_market(switch: Switch, directory: str = DIRECTORY) -> str:
+    """A command, for shlex.split, of a machine that no market can destroy: when this switch ends, the machine has ended."""
+    words = arguments(replace(switch, url=""), directory)
+    return shlex.join((PYTHON, "-m", "vast.host.watchdog", *words, "--local"))

@@ -17,7 +17,6 @@ from vast.supervisor.state import RunState, spent
 log = logging.getLogger(__name__)
 
 Run = Callable[[list[str], bytes, Mapping[str, str], Seconds], None]
-Post = Callable[[str, bytes, Seconds], None]
 
 
 def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, Any]:
@@ -40,10 +39,8 @@ def message(event: Event, why: str, state: RunState, t: Seconds) -> dict[str, An
 class Notifier:
     """Calls the hooks of a policy. `environ`: the environment of commands, without any secret."""
 
-    def __init__(self, hooks: Hooks, redact: Redactor, environ: Mapping[str, str], run: Run | None = None,
-                 post: Post | None = None) -> None:  # fmt: skip
-        self._hooks, self._redact, self._environ = hooks, redact, environ
-        self._run, self._post = run or run_command, post or post_json
+    def __init__(self, hooks: Hooks, redact: Redactor, environ: Mapping[str, str], run: Run | None = None) -> None:
+        self._hooks, self._redact, self._environ, self._run = hooks, redact, environ, run or run_command
 
     def __call__(self, event: Event, content: dict[str, Any]) -> None:
         hook = self._hooks.of(event)
@@ -52,7 +49,7 @@ class Notifier:
         data = (self._redact(json.dumps(content, sort_keys=True)) + "\n").encode()
         try:
             if isinstance(hook, str):
-                self._post(hook, data, self._hooks.seconds)
+                post_json(hook, data, self._hooks.seconds)
             else:
                 self._run(hook, data, self._environ, self._hooks.seconds)
         except (OSError, HTTPException, ValueError, subprocess.SubprocessError) as error:

@@ -3,11 +3,13 @@
 The process may be killed at any line: the next `supervise` continues at the end of the journal.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
 from jobs import errors
 from jobs.errors import DiskFull, RunStateError, UserError
@@ -19,29 +21,18 @@ from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
-from vast.session.account_guard import guarded
-from vast.session.alerts import MEANING
 from vast.session.clock import WakingClock
-from vast.session.log_relay import LogRelay
+from vast.session.guards import RedactedShell, guarded
 from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
-from vast.session.redacted_shell import RedactedShell
-from vast.session.view import View, line_of
+from vast.session.view import View, line_of, warnings_shown
 from vast.supervisor.journal import FileJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
-from vast.supervisor.reasons import SUCCESS
+from vast.supervisor.reasons import REASONS, SUCCESS
+from vast.supervisor.schedule import ALERTS
 from vast.supervisor.state import Observation, Plan, RunState
 
 log = logging.getLogger(__name__)
-
-EXITS = {
-    SUCCESS: errors.EXIT_OK,
-    "asked": errors.EXIT_STOPPED,
-    "user": errors.EXIT_USER,
-    "nan": errors.EXIT_NAN,
-    "no-learning": errors.EXIT_NO_LEARNING,
-}
-
 
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
@@ -81,12 +72,12 @@ class Session:
             if chosen.account is not None:
                 cloud = guarded(cloud, chosen.account, self.folder)
             self.supervisor = Supervisor(
-                chosen, self.policy, cloud, RedactedShell(self.shell, self.redact),
+                chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
                 WakingClock(self.clock, self._asked, self._serve_pull), journal,
                 last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
             begun()
-            with LogRelay(self.say).installed():
+            with warnings_shown(self.say):
                 with self.view:
                     state, error = self._run(self.supervisor)
                 self._finish(state, keep=error is None)
@@ -110,7 +101,7 @@ class Session:
         finally:
             journal.close()
 
-    def _journal(self) -> FileJournal | MemoryJournal:
+    def _journal(self) -> FileJournal:
         """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
         try:
             return FileJournal(self.folder.path)
@@ -189,7 +180,7 @@ class Session:
         verdict = f"verdict: {what}: "  # with the host's own message
         notes = (note for _, note in reversed(state.history) if note.startswith(verdict))
         message = next(notes, "").removeprefix(verdict)
-        meaning = MEANING.get(what, "see docs/vast.md")
+        meaning = ALERTS.get(what) or REASONS[what].meaning
         if what in ABOUT_CONTACT and not message:
             message = self._contact
         source = "the market" if what == "refused" else "the host"
@@ -235,7 +226,7 @@ class Session:
         run_report = report.build(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
-        write_text_atomically(self.folder.report, self.redact(report.json_text(run_report)))
+        write_text_atomically(self.folder.report, self.redact(json.dumps(asdict(run_report), indent=2) + "\n"))
 
 
 def _reason(error: Exception) -> str:
@@ -247,4 +238,5 @@ def pull_outcome(verified: bool, message: str, size: int) -> str:
 
 
 def exit_code(state: RunState) -> int:
-    return EXITS.get(str(state.result), errors.EXIT_BUG)
+    reason = REASONS.get(str(state.result))  # None: of another version's journal
+    return errors.EXIT_BUG if reason is None else reason.exit_code

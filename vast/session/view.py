@@ -6,9 +6,10 @@ cost=0.42/12.00 fix=-                                                           
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -141,3 +142,20 @@ class Board:
 
 
 View = Lines | Board
+
+
+@contextmanager
+def warnings_shown(say: Callable[[str], None]) -> Iterator[None]:
+    """Show warnings of other modules, such as why a call to the market failed, like every other message."""
+    handler, logger = logging.Handler(logging.WARNING), logging.getLogger("vast")
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate

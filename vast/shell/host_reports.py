@@ -10,7 +10,8 @@ from typing import Any
 
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN
-from vast.ports import Host, JobReport, Watchdog
+from vast.ports import Host, JobReport
+from vast.secrets import printable
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
@@ -41,21 +42,18 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
     return Host(
         "ok",
         boot,
-        watchdog(answer.get("watchdog")),
+        armed(answer.get("watchdog")),
         job(answer.get("job")),
         finite(answer.get("gpu_percent")),
         finite(answer.get("gpu_memory_percent")),
-        finite(answer.get("disk_free_gb")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
     )
 
 
-def watchdog(value: object) -> Watchdog | None:
-    if not isinstance(value, dict) or not isinstance(value.get("armed"), bool):
-        return None
-    age, uptime = finite(value.get("lease_age")), finite(value.get("uptime"))
-    return None if age is None or uptime is None else Watchdog(value["armed"], age, uptime)
+def armed(watchdog: object) -> bool | None:
+    found = watchdog.get("armed") if isinstance(watchdog, dict) else None
+    return found if isinstance(found, bool) else None
 
 
 def job(value: object) -> JobReport | None:
@@ -106,8 +104,7 @@ def word(value: object) -> str | None:
     """A short text without control characters; None for none."""
     if not isinstance(value, str):
         return None
-    text = "".join(letter if letter.isprintable() else " " for letter in value[:LONGEST]).strip()
-    return text or None
+    return printable(value[:LONGEST]).strip() or None
 
 
 def _count(value: object) -> int | None:

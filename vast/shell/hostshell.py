@@ -7,7 +7,7 @@ or taken from it, the machine has to show the nonce of the run. This proof lasts
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,54 +41,39 @@ MEANINGS = {
 }
 
 
+@dataclass(eq=False)
 class HostShell:
-    """One run's way to its machine.
+    """One run's way to its machine."""
 
-    runs_dir: where runs are kept here. own: the directory of the rented run, below it.
-    nonce: what the machine's dead-man's switch was given.
-    network: whether our own network works; it must not ask the host.
-    secrets: those of the job by their names, asked for before each start.
-    inputs: what the stage needs on the machine before it starts.
-    gpus: of the contract, for the burn-in; None: not known.
-    campaign, earlier: see LocalCopy.
-    mbit: bandwidth limit of transfers, Mbit/s.
-    grace: what a job is given for its checkpoint when it is asked to end; None: what the host gives it.
-    program: how vast.host is called there.
-    """
+    transport: Transport
+    runs_dir: InitVar[Path]  # where runs are kept here
+    own: InitVar[Path]  # the directory of the rented run, below it
+    nonce: str  # what the machine's dead-man's switch was given
+    clock: Clock
+    network: Callable[[], bool]  # whether our own network works; it must not ask the host
+    _: KW_ONLY
+    secrets: Callable[[], Mapping[str, Secret]] = dict  # those of the job by their names, asked for before each start
+    inputs: Sequence[Input] = ()  # what the stage needs on the machine before it starts
+    grace: Seconds | None = None  # for the job's checkpoint when it is asked to end; None: what the host gives it
+    gpus: int | None = None  # of the contract, for the burn-in; None: not known
+    mbit: float | None = None  # bandwidth limit of transfers, Mbit/s
+    campaign: InitVar[str | None] = None  # this and `earlier`: see LocalCopy
+    earlier: InitVar[Sequence[str]] = ()
+    root: str = ROOT
+    program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host")  # how vast.host is called there
+    copy: LocalCopy = field(init=False)
+    _worked: Address | None = field(default=None, init=False)
+    _failure: str = field(default="", init=False)  # of the last probe
+    _not_run: bool = field(default=False, init=False)  # the last probe could not start ssh on this machine
+    # when it was renewed last, and what was left to the deadline
+    _lease: tuple[Seconds, Seconds] | None = field(default=None, init=False)
+    # where the nonce was seen, when, in which boot
+    _proven: tuple[Address, Seconds, str] | None = field(default=None, init=False)
+    _sent: str | None = field(default=None, init=False)  # the boot of the machine that has the inputs
 
-    def __init__(
-        self,
-        transport: Transport,
-        runs_dir: Path,
-        own: Path,
-        nonce: str,
-        clock: Clock,
-        network: Callable[[], bool],
-        *,
-        secrets: Callable[[], Mapping[str, Secret]] = dict,
-        inputs: Sequence[Input] = (),
-        grace: Seconds | None = None,
-        gpus: int | None = None,
-        mbit: float | None = None,
-        campaign: str | None = None,
-        earlier: Sequence[str] = (),
-        root: str = ROOT,
-        program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host"),
-    ) -> None:
-        self.transport, self.nonce, self.clock = transport, nonce, clock
+    def __post_init__(self, runs_dir: Path, own: Path, campaign: str | None, earlier: Sequence[str]) -> None:
         self.copy = LocalCopy(runs_dir, own, campaign, earlier)
-        self.network, self.secrets, self.inputs = network, secrets, tuple(inputs)
-        self.grace = () if grace is None else ("--grace", f"{grace:g}")
-        self.local_copy, self.close = self.copy.read_again, transport.close
-        self.root, self.program, self.gpus, self.mbit = root, tuple(program), gpus, mbit
-        self._own = own.relative_to(runs_dir).as_posix()
-        self._worked: Address | None = None
-        self._failure = ""  # of the last probe
-        self._not_run = False  # the last probe could not start ssh on this machine
-        # when it was renewed last, and what was left to the deadline
-        self._lease: tuple[Seconds, Seconds] | None = None
-        self._proven: tuple[Address, Seconds, str] | None = None  # where the nonce was seen, when, in which boot
-        self._sent: str | None = None  # the boot of the machine that has the inputs
+        self.local_copy, self.close = self.copy.read_again, self.transport.close
 
     # ---- probing
 
@@ -164,7 +149,11 @@ class HostShell:
 
     def stop(self, addresses: tuple[Address, ...]) -> bool | None:
         address = self._reach(addresses)
-        return None if address is None else self._command(address, "stop", *self.grace)
+        return (
+            None
+            if address is None
+            else self._command(address, "stop", *([] if self.grace is None else ["--grace", f"{self.grace:g}"]))
+        )
 
     def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
@@ -300,7 +289,7 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            return file_list.parse(host_reports.parse(reply.out), self._own, shared)
+            return file_list.parse(host_reports.parse(reply.out), self.copy.name, shared)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))

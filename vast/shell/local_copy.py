@@ -55,7 +55,7 @@ class LocalCopy:
 
     def __init__(self, runs_dir: Path, own: Path, campaign: str | None = None, earlier: Sequence[str] = ()) -> None:
         self.runs_dir, self.own, self.campaign, self.earlier = runs_dir, own, campaign, earlier
-        self.staging = own / STAGING
+        self.staging, self.name = own / STAGING, own.relative_to(runs_dir).as_posix()
         self.receipt = self._read()
 
     # ---- what is here

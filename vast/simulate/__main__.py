@@ -10,9 +10,9 @@ import click
 
 from jobs.errors import EXIT_BUG, UserError
 from vast import policy as policies
-from vast.simulate import campaign, healthy, run
+from vast.simulate import campaign, run
 from vast.simulate.campaign import Summary
-from vast.simulate.faults import MODES, schedule
+from vast.simulate.faults import MODES, STEPS, schedule
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,9 +56,9 @@ def as_text(found: Summary) -> str:
         f"seed {seed}: {name}: {what}; replay: python -m vast.simulate --seed {seed}"
         for seed, name, what in found.failing[:20]
     ]
-    day = healthy.day()
+    day = campaign.day()
     lines.append(
-        f"a healthy day, {day.steps} steps: {day.api_calls} API calls, {day.ssh_connections} ssh connections, "
+        f"a healthy day, {STEPS} steps: {day.calls['api']} API calls, {day.calls['ssh']} ssh connections, "
         f"${day.idle_dollars:.2f} of ${day.dollars:.2f} idle"
     )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Many seeds, summed."""
+"""Many seeds, summed; and the cost of supervision on a healthy day."""
 
 import multiprocessing
 import time
@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
+from vast import policy as policies
 from vast.policy import Policy
-from vast.simulate.faults import schedule
+from vast.simulate.faults import quiet, schedule
 from vast.simulate.losses import IN_REACH
 from vast.simulate.run import SeedOutcome, run
 from vast.supervisor.reasons import SUCCESS
@@ -106,3 +107,8 @@ def _light(one: Callable[[int], SeedOutcome], seed: int) -> SeedOutcome:
     result = one(seed)
     result.state, result.lines = None, []
     return result
+
+
+def day(policy: Policy | None = None) -> SeedOutcome:
+    """24 hours without a fault. Idle dollars: for loading, the last poll, the last pull, teardown."""
+    return run(quiet(hours=24.0), policies.load() if policy is None else policy)

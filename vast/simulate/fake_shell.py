@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, Watchdog, always
+from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, always
 from vast.simulate.machines import INF, ONCE, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
+CONTACTS: dict[str, Contact] = {"": "ok", "another host answers": "wrong-host", "key refused": "denied"}
 HANG = 110.0  # seconds until a command is given up: two probes and the command itself
 
 
@@ -21,22 +22,11 @@ class FakeShell:
         if world.on("own-network-down") or world.on("no-ssh-here"):
             return "unreachable", None
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
-        now = world.now
-        if (
-            machine is None
-            or machine.dead_at is not None
-            or machine.stopped
-            or now < machine.ssh_at
-            or now < machine.offline_until
-        ):
+        if machine is None or world.now < machine.ssh_at:
             return "unreachable", None
-        if now < machine.no_ssh_until or (machine.direct_dead and addresses[0].host.startswith("direct")):
+        if machine.direct_dead and addresses[0].host.startswith("direct"):
             return "unreachable", None
-        if now < machine.stranger_until:
-            return "wrong-host", machine
-        if now < machine.denied_until:
-            return "denied", None
-        return "ok", machine
+        return CONTACTS.get(world.out_of_reach(machine, world.now), "unreachable"), machine
 
     def _reached(
         self, addresses: tuple[Address, ...], seconds: float, what: str | None = None
@@ -60,12 +50,9 @@ class FakeShell:
         contact, machine = self._reach(addresses, 2.0)
         if contact == "wrong-host":
             # more than an adapter would pass on from a wrong host
-            return Host(
-                "wrong-host", "b9", Watchdog(True, 0, 0), JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0
-            )
+            return Host("wrong-host", "b9", True, JobReport("ended", 9, 0, "done", run="x", complete=True), 0.0)
         if contact != "ok" or machine is None:
             return Host(contact)
-        watchdog = Watchdog(machine.armed, world.now - machine.lease, world.now - machine.ssh_at)
         job, hung = machine.job, machine.job is not None and machine.job.hung_at < INF
         fault = machine.gpu_fault
         if machine.glitches and fault is None:
@@ -73,7 +60,7 @@ class FakeShell:
             fault = "NVML: unknown error"
         moving = job is not None and job.ended is None and not hung and not self._waits(machine)
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
-        return Host("ok", f"b{machine.boot}", watchdog, self._job(machine), gpu, 50.0, 100.0, fault)
+        return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault)
 
     def burn_in(self, addresses: tuple[Address, ...], seconds: float) -> BurnIn | None:
         world, machine = self.world, self._reached(addresses, min(45.0, seconds), "burn-in")

@@ -126,14 +126,10 @@ class FakeCloud:
         if mode == "offer-gone":
             world.say("create: the offer is gone")
             return CreateResult("offer-gone")
+        made = world.rent(machine, contract.label, mode, variant)
         if mode == "created-stopped":
-            made = world.rent(machine, contract.label, loads=False)
             return CreateResult("refused", made.id, "error")
-        if mode == "late-create":
-            world.rent(machine, contract.label, late=200 + 1200 * variant)
-            return CreateResult("unclear")
-        dearer, ports = 1.2 + 5 * variant if mode == "price-change" else 1.0, mode != "offer-sold-twice"
-        return CreateResult("created", world.rent(machine, contract.label, dearer=dearer, ports=ports).id)
+        return CreateResult("unclear") if mode == "late-create" else CreateResult("created", made.id)
 
     def account(self) -> Account | None:
         world = self.world
@@ -206,18 +202,7 @@ class FakeCloud:
             self.world.on("odd-row")
             end, price = WALL + now + 60, 100 * machine.price
         status = self.world.status(machine)
-        return Instance(
-            machine.id,
-            machine.label,
-            machine.machine_id,
-            status,
-            "running",
-            machine.message,
-            price,
-            None,
-            end,
-            addresses,
-        )
+        return Instance(machine.id, machine.label, machine.machine_id, status, machine.message, price, end, addresses)
 
     def destroy(self, instance_id: int) -> Destroyed:
         world = self.world

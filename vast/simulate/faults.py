@@ -27,6 +27,11 @@ BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
            "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here")  # fmt: skip  # all others: by machine
 
+# Later modes have streams of their own, so that a new one changes no older fault of a seed: names, salt, how many of them.
+STREAMS = ((FIELD, 0xF1E1D, (0, 0, 1, 1, 2, 3)), (LATER, 0x1A7E4, (0, 0, 0, 1, 1, 2)),
+           (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)))  # fmt: skip
+STEPS = 6000  # of every job
+
 
 @dataclass(slots=True)
 class Fault:
@@ -59,9 +64,8 @@ class Schedule:
 
 def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
     """A schedule without faults."""
-    steps = 6000
     return Schedule(
-        seed, steps, steps / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
+        seed, STEPS, STEPS / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
     )
 
 
@@ -80,18 +84,13 @@ def schedule(seed: int) -> Schedule:
         _add(made, mode, rng, made.work)
     if rng.random() < 0.3:
         for _ in range(rng.randint(1, 4)):
-            made.crashes.setdefault(rng.randint(1, 80), _restart(rng))
+            made.crashes.setdefault(rng.randint(1, 80), rng.choice((2.0, 20.0, 120.0, 900.0, 3 * 3600.0)))
     if rng.random() < 0.08:
         made.asked_at = rng.uniform(0, 1.1 * made.work)
-    field = Random(seed ^ 0xF1E1D)  # a stream of its own, so that a new mode changes no older fault of a seed
-    for mode in field.choices(FIELD, k=field.choice((0, 0, 1, 1, 2, 3))):
-        _add(made, mode, field, made.work)
-    later = Random(seed ^ 0x1A7E4)
-    for mode in later.choices(LATER, k=later.choice((0, 0, 0, 1, 1, 2))):
-        _add(made, mode, later, made.work)
-    beside = Random(seed ^ 0xB0CCE7)
-    for mode in beside.choices(BESIDE, k=beside.choice((0, 0, 0, 0, 1))):
-        _add(made, mode, beside, made.work)
+    for names, salt, numbers in STREAMS:
+        rng = Random(seed ^ salt)
+        for mode in rng.choices(names, k=rng.choice(numbers)):
+            _add(made, mode, rng, made.work)
     return made
 
 
@@ -132,8 +131,3 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     if mode == "commands-hang" and rng.random() < 0.5:
         fault.lasts = float("inf")
     made.machines.setdefault(number, []).append(fault)
-
-
-def _restart(rng: Random) -> float:
-    """Seconds until somebody, or cron, starts the supervisor again."""
-    return rng.choice((2.0, 20.0, 120.0, 900.0, 3 * 3600.0))

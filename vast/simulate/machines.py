@@ -1,8 +1,14 @@
-"""The truth about one rented machine, and about its job."""
+"""The truth about one rented machine and its job, and what each fault does to it once it is up."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vast.simulate.faults import Fault
+
+if TYPE_CHECKING:
+    from vast.simulate.world import World
 
 INF = float("inf")
 ONCE = 0.7  # from this variant on a burn-in hangs only once
@@ -79,3 +85,61 @@ class SimulatedMachine:
         if hangs is not None and hangs.variant < ONCE:
             return True
         return self.fault("burn-in-fails") is not None and self.fault("burn-in-missing") is None
+
+
+# ---- faults -------------------------------------------------------------------------------------------------------------
+
+STRIKES = frozenset({"no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
+                     "commands-hang", "slow-pull", "nvml-error", "renamed"})  # fmt: skip
+
+
+def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
+    """What a fault of STRIKES does to a machine that is up."""
+    if machine.dead_at is not None or machine.stopped:
+        return
+    now, until, variant = world.now, world.now + fault.lasts, fault.variant
+    world.hit(machine, fault.mode)
+    match fault.mode:
+        case "no-ssh" if 0.3 <= variant < 0.6:
+            machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
+            if machine.no_ssh_until <= now:  # of an earlier fault
+                machine.truth.discard(fault.mode)
+        case "no-ssh":
+            machine.no_ssh_until, machine.no_ssh_key = until, variant < 0.3
+        case "key-denied":
+            machine.denied_until = INF
+        case "wrong-host":
+            machine.stranger_until = until
+        case "offline":
+            machine.offline_until = until
+        case "ends-soon" if variant < 0.3:  # the account's credit
+            world.credit_ends = min(world.credit_ends, now + 600 + 30_000 * variant)
+            world.at(world.credit_ends, lambda: _stop_all(world))
+        case "ends-soon":  # the contract
+            machine.end = now + 600 + 9000 * variant
+            world.at(machine.end, lambda: world.kill(machine, "the end of its contract"))
+        case "outbid":
+            _stop(world, machine)
+        case "container-restart":
+            world.end_job(machine, None)
+            machine.boot, machine.armed, machine.ssh_at = machine.boot + 1, False, now + 40
+            world.at(now + 90, lambda: setattr(machine, "armed", machine.dead_at is None and world.watchdog))
+        case "commands-hang":
+            machine.hangs_until, machine.renews = until, variant < 0.5
+        case "slow-pull":
+            machine.slow = max(machine.slow, 60 + 9000 * variant)
+        case "nvml-error":
+            machine.glitches = 1
+        case "renamed" if machine.job is not None:  # by a person who saw it at work
+            machine.label = "my machine"
+
+
+def _stop_all(world: World) -> None:
+    for machine in world.alive():
+        _stop(world, machine)
+        world.say(f"machine {machine.id} is stopped: no credit")
+
+
+def _stop(world: World, machine: SimulatedMachine) -> None:
+    world.end_job(machine, None)
+    machine.stopped = True

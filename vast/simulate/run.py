@@ -10,7 +10,7 @@ from vast.simulate import invariants
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule
-from vast.simulate.watched import Handle, SimulatedJournal, Watched
+from vast.simulate.watched import SimulatedJournal, Watched
 from vast.simulate.world import Crash, World
 from vast.supervisor.journal import Superseded, to_json
 from vast.supervisor.state import Phase, Plan, RunState
@@ -96,11 +96,9 @@ class Seed:
     def _supervisor(self) -> Watched:
         world, made = self.world, self.made
         world.actor = world.token
-        supervisor = Watched.__new__(Watched)
-        supervisor.world = world
-        supervisor.__init__(  # type: ignore[misc]
-            plan_of(made), self.policy, self.cloud, self.shell, self.clock, Handle(self.journal, world.token),
-            last=self.journal.last,
+        supervisor = Watched(
+            plan_of(made), self.policy, self.cloud, self.shell, self.clock, self.journal,
+            world=world, last=self.journal.last,
             contract=lambda label, offer: Contract(label, "image", 40.0, "onstart", registry_login=SECRET),
             asked=lambda: world.now >= made.asked_at,
             tell=self._tell,

@@ -1,5 +1,6 @@
 """The supervisor of a simulated run, checked against the truth at every step, and its journal, at whose writes it may crash."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from vast.simulate import invariants
@@ -10,7 +11,7 @@ from vast.supervisor.state import Action, Do, Plan, Result, RunState
 
 
 class SimulatedJournal:
-    """The end of a journal. A crash comes before a record is on disk, or after."""
+    """The end of a journal, written by the supervisor that acts. A crash comes before a record is on disk, or after."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -18,38 +19,17 @@ class SimulatedJournal:
         self.writes = 0
         self.crashes = dict(world.schedule.crashes)
 
-    def write(self, record: Last) -> None:
-        world = self.world
-        self.writes += 1
-        crash = world.crash_next or self.writes in self.crashes
-        if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
-            self.last = record
-            world.refused_for_good = record.state.refusal == SCOPE
-            if record.state.machine is not None:
-                world.show(world.machines[record.state.machine.id])
-        if crash:
-            world.happened["crash-after-create"] += world.crash_next
-            world.crash_next = False
-            raise Crash
-
-
-class Handle:
-    """One supervisor's hold of the journal."""
-
-    def __init__(self, journal: SimulatedJournal, token: int) -> None:
-        self._journal, self._world, self.token = journal, journal.world, token
-
     def check(self) -> None:
-        if self._world.token != self.token:
+        if self.world.actor != self.world.token:
             raise Superseded
 
     def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
-        self._world.begun = self._world.now
+        self.world.begun = self.world.now
         self._write(state, None, stamp, plan)
 
     def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
         if action.do is Do.CREATE:
-            self._world.intents.append(self._world.now)
+            self.world.intents.append(self.world.now)
         self._write(state, action, stamp)
 
     def state(self, state: RunState, stamp: Stamp) -> None:
@@ -57,17 +37,28 @@ class Handle:
 
     def _write(self, state: RunState, pending: Action | None, stamp: Stamp, plan: Plan | None = None) -> None:
         self.check()
-        last = self._journal.last
-        chosen = plan if last is None or plan is not None else last.plan
+        world = self.world
+        chosen = plan if self.last is None or plan is not None else self.last.plan
         assert chosen is not None
-        self._journal.write(Last(chosen, state, pending, stamp))
+        self.writes += 1
+        crash = world.crash_next or self.writes in self.crashes
+        if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
+            self.last = Last(chosen, state, pending, stamp)
+            world.refused_for_good = state.refusal == SCOPE
+            if state.machine is not None:
+                world.show(world.machines[state.machine.id])
+        if crash:
+            world.happened["crash-after-create"] += world.crash_next
+            world.crash_next = False
+            raise Crash
 
 
+@dataclass(eq=False, kw_only=True)
 class Watched(Supervisor):
     """A supervisor whose every step is checked against the truth."""
 
     world: World
-    looked_at = -1e9
+    looked_at: float = -1e9
 
     def _advance(self, action: Action, result: Result) -> None:
         before, world = self.state, self.world

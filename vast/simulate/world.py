@@ -12,8 +12,7 @@ from vast.ports import Instance, Status
 from vast.records import reap
 from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
-from vast.simulate.machines import INF, SimulatedJob, SimulatedMachine
-from vast.simulate.strikes import STRIKES, strike
+from vast.simulate.machines import INF, STRIKES, SimulatedJob, SimulatedMachine, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
@@ -147,7 +146,7 @@ class World:
     def _reap(self, fault: Fault) -> None:
         """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
         care = {"run": self.care()} if fault.variant >= 0.5 else {}
-        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", "", 1.0, None, None, ()) for one in self.alive()]
+        rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", 1.0, None, ()) for one in self.alive()]
         for found in reap.judge(rows, WALL + self.now, care):
             self.happened["reap"] += 1
             if found.destroy:
@@ -170,23 +169,16 @@ class World:
         self.machines[machine.id] = machine
         return machine
 
-    def rent(
-        self,
-        machine_id: int,
-        label: str,
-        loads: bool = True,
-        dearer: float = 1.0,
-        late: float = 0.0,
-        ports: bool = True,
-    ) -> SimulatedMachine:
-        """A new machine; half of them show in the listing late."""
+    def rent(self, machine_id: int, label: str, mode: str = "", variant: float = 0.0) -> SimulatedMachine:
+        """A new machine; half of them show in the listing late. mode: the fault of its create."""
         machine = self._machine(machine_id, label, self.now)
-        machine.price *= dearer
-        if dearer > 1:
+        if mode == "price-change":
+            machine.price *= 1.2 + 5 * variant
             machine.truth.add("dearer")
         machine.end = self.now + CONTRACT
         self.ours.append(machine)
-        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140)) + late
+        machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140))
+        machine.visible_at += 200 + 1200 * variant if mode == "late-create" else 0.0
         machine.faults = self.schedule.machines.get(machine.number, [])
         self.say(f"machine {machine.id} exists")
         modes = {fault.mode for fault in machine.faults}
@@ -195,11 +187,11 @@ class World:
             machine.priced, machine.price = False, self.schedule.price
         slow = machine.fault("slow-gpu")
         machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
-        if not ports:
+        if mode == "offer-sold-twice":
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
             return machine
-        if not loads:
+        if mode == "created-stopped":
             machine.stopped, machine.message = True, "OCI runtime create failed"
             machine.truth.add("created-stopped")
             return machine

@@ -107,7 +107,7 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
             return verdict(obs, "burn-in")
         if _too_slow(obs.t, state, machine.burn_in, policy):
             return verdict(obs, "slow")
-    if not in_touch(obs, machine) or not machine.armed:
+    if not in_touch(obs) or not machine.armed:
         return None
     if machine.starts >= policy.starts:
         return verdict(obs, "ssh")
@@ -139,7 +139,7 @@ def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
 def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Evaluate each end of the job once."""
     machine = state.machine
-    if machine is None or machine.job is None or not in_touch(obs, machine) or state.restart is not None:
+    if machine is None or machine.job is None or not in_touch(obs) or state.restart is not None:
         return None
     job = machine.job
     if job.phase == "ended" and job.attempt > machine.judged:
@@ -147,7 +147,7 @@ def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
             return verdict(obs, reasons.SUCCESS if job.complete else "incomplete")
         if machine.gpu_fault is not None:
             return None  # the machine's fault: the next rule evaluates it
-        reason = reasons.reason_of_job(job.end_reason)
+        reason = job.end_reason if job.end_reason in reasons.REASONS else "bug"
         if reason == "bug" and job.fingerprint is not None and job.fingerprint in state.fingerprints:
             return verdict(obs, "deterministic")
         return verdict(obs, reason)
@@ -161,7 +161,7 @@ def job_end(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Start the job again on its machine, after what the reason needs: a hung job is killed, a full disk is pulled first."""
     machine = state.machine
-    if machine is None or state.restart is None or not in_touch(obs, machine) or not machine.armed:
+    if machine is None or state.restart is None or not in_touch(obs) or not machine.armed:
         return None
     if machine.starts - machine.judged >= policy.starts:
         return verdict(obs, "lost")
@@ -178,7 +178,7 @@ def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | N
 def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Metrics, logs and the newest checkpoint, while the job runs on."""
     machine = state.machine
-    if machine is None or machine.job is None or not in_touch(obs, machine) or obs.t < state.pull_next:
+    if machine is None or machine.job is None or not in_touch(obs) or obs.t < state.pull_next:
         return None
     if machine.job.checkpoint is not None and machine.job.checkpoint == state.home:
         return None
@@ -204,7 +204,7 @@ def collected(obs: Observation, state: RunState, policy: Policy) -> Action | Non
 def collect(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Stop a job that still runs at a checkpoint, and pull until verified."""
     machine = state.machine
-    if machine is None or state.fetched or not in_touch(obs, machine):
+    if machine is None or state.fetched or not in_touch(obs):
         return None
     running = machine.job is None or machine.job.phase in ("starting", "running")
     if running and state.verdict != "gpu-fault":
@@ -252,7 +252,7 @@ def _last_try(obs: Observation, state: RunState, policy: Policy) -> bool:
     """Whether the host answers and no pull was begun since the deadline: commands that hung may work again, and the pause
     between two tries is as long as a try took."""
     until = state.waits_from + _patience(obs, state, policy)
-    return state.machine is not None and in_touch(obs, state.machine) and state.pull_tried_at < until
+    return state.machine is not None and in_touch(obs) and state.pull_tried_at < until
 
 
 def _patience(obs: Observation, state: RunState, policy: Policy) -> float:

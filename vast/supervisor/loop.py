@@ -4,7 +4,7 @@ The supervisor may die between any two lines of this file, and is then restored 
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 
 from vast.policy import Policy
 from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
@@ -35,43 +35,37 @@ Tell = Callable[[str, RunState], None]  # an alert, a verdict's reason, or CLOSE
 OnLook = Callable[[Observation, RunState], None]  # after each poll, with the state that it changed
 
 
+@dataclass(eq=False)
 class Supervisor:
-    """One run. Raises Superseded when another supervisor took it over; a network failure raises nothing.
+    """One run. Raises Superseded when another supervisor took it over; a network failure raises nothing."""
 
-    contract: makes the Contract for a label and an offer, whose price the dead-man's switch needs. It may hold the
-        registry's login, so it is made when needed and never journalled.
-    asked: whether a person wants the run to end.
-    tell: may be called twice with the same word, after a crash.
-    """
+    plan: Plan
+    policy: Policy
+    cloud: Cloud
+    shell: Shell
+    clock: Clock
+    journal: Journal
+    _: KW_ONLY
+    # For a label and an offer, whose price the dead-man's switch needs. The Contract may hold the registry's login, so it is made
+    # when needed and never journalled.
+    contract: Callable[[str, Offer], Contract]
+    last: InitVar[Last | None] = None
+    asked: Callable[[], bool] = lambda: False  # whether a person wants the run to end
+    tell: Tell = lambda what, state: None  # may be called twice with the same word, after a crash
+    on_look: OnLook = lambda seen, state: None
+    state: RunState = field(init=False)
+    _seen: Observation = field(default=Observation(0.0), init=False)
+    _acts: int = field(default=0, init=False)
 
-    def __init__(
-        self,
-        plan: Plan,
-        policy: Policy,
-        cloud: Cloud,
-        shell: Shell,
-        clock: Clock,
-        journal: Journal,
-        *,
-        contract: Callable[[str, Offer], Contract],
-        last: Last | None = None,
-        asked: Callable[[], bool] = lambda: False,
-        tell: Tell = lambda what, state: None,
-        on_look: OnLook = lambda seen, state: None,
-    ) -> None:
-        self.plan, self.policy = plan, policy
-        self.cloud, self.shell, self.clock, self.journal = cloud, shell, clock, journal
-        self.contract = contract
-        self.asked, self.tell, self.on_look = asked, tell, on_look
-        self.run_clock = RunClock(clock, None if last is None else last.stamp)
+    def __post_init__(self, last: Last | None) -> None:
+        self.run_clock = RunClock(self.clock, None if last is None else last.stamp)
         if last is None:
-            here = shell.local_copy()  # an earlier run of this job may have left a checkpoint
-            self.state = changed(begin(plan, clock.now()), home=None if here is None else here.checkpoint)
-            journal.begin(plan, self.state, self.run_clock.stamp())
+            here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
+            home = None if here is None else here.checkpoint
+            self.state = changed(begin(self.plan, self.clock.now()), home=home)
+            self.journal.begin(self.plan, self.state, self.run_clock.stamp())
         else:
             self.state = self._resumed(last)
-        self._seen = Observation(0.0)
-        self._acts = 0
 
     def run(self) -> RunState:
         while self.state.phase is not Phase.CLOSED:

@@ -114,7 +114,7 @@ def verdict(obs: Observation, reason: str) -> Action:
     return Action(Do.VERDICT, obs.t, reason)
 
 
-def in_touch(obs: Observation, machine: Machine) -> bool:
+def in_touch(obs: Observation) -> bool:
     """Whether this very poll reached the run's machine; an answer from the wrong host is no contact."""
     return obs.looked and obs.host is not None and obs.host.contact == "ok"
 

@@ -200,8 +200,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         )  # fmt: skip
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
-    watchdog = host.watchdog
-    armed = watchdog.armed if watchdog is not None else machine.armed and not rebooted
+    armed = host.armed if host.armed is not None else machine.armed and not rebooted
     return changed(
         machine,
         failed=0,

@@ -3,73 +3,88 @@
 again       "here": the job is started again on its machine, as often as `retries` in the policy allows, and then comes `then`;
             "elsewhere": another machine is taken, as long as there are attempts; "stop": the run is over
 then        what follows when the retries of `here` are used up
+meaning     the line for the person who is notified; "": nobody is. docs/vast.md has details
 fetch       whether artifacts can be expected from the machine at all
 ban         whether the machine is not taken again by this run
-alert       whether a person is notified
+exit_code   of the supervisor, when the run ends with this reason
 
 Every reason but "here" destroys the machine. A job's `end_reason` (vast/host/jobstate.py) that is not in the
 table counts as `bug`.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
+
+from jobs import errors
 
 Again = Literal["here", "elsewhere", "stop"]
 
 
 class Reason(NamedTuple):
     again: Again
+    meaning: str = ""
     then: Again = "stop"
     fetch: bool = True
     ban: bool = False
-    alert: bool = True
+    exit_code: int = errors.EXIT_BUG
 
+    @property
+    def alert(self) -> bool:
+        """Whether a person is notified."""
+        return bool(self.meaning)
+
+
+_unfit = partial(Reason, "elsewhere", fetch=False, ban=True)  # nothing is to be had from that machine
 
 REASONS: dict[str, Reason] = {
     # the run is over
-    "done": Reason("stop", alert=False),
-    "user": Reason("stop"),  # a mistake in the stage, the profile or an option: no machine helps
-    "nan": Reason("stop"),
-    "no-learning": Reason("stop"),
-    "deterministic": Reason("stop"),  # the same fingerprint twice
-    "asked": Reason("stop", alert=False),  # SIGTERM, `vast down`
-    "budget": Reason("stop"),
-    "time-cap": Reason("stop"),
-    "low-credit": Reason("stop"),
-    "no-credit": Reason("stop", fetch=False),
-    "no-offers": Reason("stop", fetch=False),
-    "refused": Reason("stop", fetch=False),  # the market refuses every create
-    "image": Reason("stop", fetch=False),  # it cannot be pulled anywhere
-    "market": Reason("stop"),  # list, show or search hide what the run needs to see
+    "done": Reason("stop", exit_code=errors.EXIT_OK),
+    "user": Reason("stop", "a mistake in the stage, the profile or an option", exit_code=errors.EXIT_USER),
+    "nan": Reason("stop", "the loss became NaN or infinite", exit_code=errors.EXIT_NAN),
+    "no-learning": Reason("stop", "the loss did not improve within the steps allowed", exit_code=errors.EXIT_NO_LEARNING),
+    "deterministic": Reason("stop", "the same failure twice; a third attempt would fail the same way"),
+    "asked": Reason("stop", exit_code=errors.EXIT_STOPPED),  # SIGTERM, `vast down`
+    "budget": Reason("stop", "the cap of dollars is reached"),
+    "time-cap": Reason("stop", "the cap of hours is reached"),
+    "low-credit": Reason("stop", "the account's credit is used up"),
+    "no-credit": Reason("stop", "the account has no credit to rent with", fetch=False),
+    "no-offers": Reason("stop", "no machine that fits was found in time", fetch=False),
+    "refused": Reason("stop", "the market refuses every create of a machine: the account, its key or a limit", fetch=False),
+    "image": Reason("stop", "the image cannot be pulled; push it (make push), or name its registry's login in the policy",
+                    fetch=False),
+    "market": Reason("stop", "the account answers, but list or search hide what the run needs to see; nothing is rented "
+                     "meanwhile"),
     # the job ended, and may continue on its machine
-    "cuda-oom": Reason("here", alert=False),
-    "disk-full": Reason("here", alert=False),
-    "hub-timeout": Reason("here", alert=False),
-    "stale-lock": Reason("here", alert=False),
-    "missing-tool": Reason("here"),
-    "bug": Reason("here"),
-    "killed": Reason("here"),
-    "stopped": Reason("here", then="elsewhere", alert=False),
-    "lost": Reason("here", then="elsewhere", alert=False),
-    "restarted": Reason("here", then="elsewhere", alert=False),
-    "incomplete": Reason("here"),  # exit code 0 and no complete manifest
-    "hang": Reason("here"),  # killed first
+    "cuda-oom": Reason("here"),
+    "disk-full": Reason("here"),
+    "hub-timeout": Reason("here"),
+    "stale-lock": Reason("here"),
+    "missing-tool": Reason("here", "a program is missing in the image; tried again once"),
+    "bug": Reason("here", "the job failed with an exception; tried again"),
+    "killed": Reason("here", "the job was killed, such as for its memory; tried again"),
+    "stopped": Reason("here", then="elsewhere"),
+    "lost": Reason("here", then="elsewhere"),
+    "restarted": Reason("here", then="elsewhere"),
+    "incomplete": Reason("here", "exit code 0, but no complete manifest"),
+    "hang": Reason("here", "the job hung and was killed"),
     # the machine is at fault, or is taken from us
-    "gpu-fault": Reason("elsewhere", ban=True),
-    "host-fault": Reason("elsewhere", fetch=False, ban=True),  # the container engine of the host failed
-    "loading": Reason("elsewhere", fetch=False, ban=True),  # its deadline
-    "ssh": Reason("elsewhere", fetch=False, ban=True),  # no contact, or no armed dead-man's switch, until its deadline
-    "burn-in": Reason("elsewhere", fetch=False, ban=True),  # it failed, or gave no answer
-    "slow": Reason("elsewhere", fetch=False, ban=True),  # by its burn-in, the work would not fit into the caps
-    "unguarded": Reason("elsewhere"),  # the dead-man's switch of a machine that works is gone
-    "not-started": Reason("elsewhere", fetch=False, ban=True),  # the contract came with an error
-    "host-lost": Reason("elsewhere", fetch=False, ban=True),
-    "away": Reason("elsewhere", fetch=False, ban=True),  # offline or unknown for too long
-    "price": Reason("elsewhere", fetch=False, ban=True),  # the contract costs more than the bound
-    "not-fetched": Reason("elsewhere", fetch=False, ban=True),  # done, and its machine died in the last pull
-    "vanished": Reason("elsewhere", fetch=False),  # two authenticated listings lack it
-    "outbid": Reason("elsewhere"),
-    "contract-end": Reason("elsewhere"),
-}
+    "gpu-fault": Reason("elsewhere", "the GPU failed; another machine is taken", ban=True),
+    "host-fault": _unfit("the host could not start the container; another machine is taken"),
+    "loading": _unfit("the image was not loaded in time; another machine is taken"),
+    "ssh": _unfit("no contact or no armed dead-man's switch in time; another machine is taken"),
+    "burn-in": _unfit("the machine failed its burn-in, or gave no answer to it; another machine is taken"),
+    "slow": _unfit("by its burn-in the work would not fit into the caps; another machine is taken"),
+    "unguarded": Reason("elsewhere", "the machine's dead-man's switch is gone; results are fetched, and another machine is "
+                        "taken"),
+    "not-started": _unfit("the contract came with an error; another machine is taken"),
+    "host-lost": _unfit("the host did not answer for too long; another machine is taken"),
+    "away": _unfit("the machine was offline for too long; another machine is taken"),
+    "price": _unfit("the machine costs more than was agreed; another machine is rented"),
+    "not-fetched": _unfit("the job was done, and its machine died in the last pull; another machine resumes"),
+    "vanished": Reason("elsewhere", "two authenticated listings lack the machine; another one is taken", fetch=False),
+    "outbid": Reason("elsewhere", "somebody bid more for the machine; another one is taken"),
+    "contract-end": Reason("elsewhere", "the machine's owner takes it back; another one is taken"),
+}  # fmt: skip
 
 # Forced by money, time or a person: the job still runs, so it is stopped at a checkpoint first.
 FORCED = frozenset({"asked", "budget", "time-cap", "low-credit", "contract-end"})
@@ -78,11 +93,6 @@ NEXT_AT_ONCE = frozenset({"burn-in", "slow"})
 # The machine's status message explains these verdicts, so it is kept with them.
 TOLD_BY_THE_HOST = frozenset({"image", "host-fault", "not-started", "loading"})
 SUCCESS = "done"
-
-
-def reason_of_job(end_reason: str | None) -> str:
-    """The table's reason for the runner's `end_reason`. A `done` needs a manifest: see vast/supervisor/decide.py."""
-    return end_reason if end_reason in REASONS else "bug"
 
 
 def of_message(message: str) -> str | None:

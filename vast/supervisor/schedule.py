@@ -4,6 +4,7 @@ import math
 from zlib import crc32
 
 from vast.policy import Policy
+from vast.supervisor.reasons import REASONS
 from vast.supervisor.signs import unconfirmed
 from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, kept_for_the_end, spent
 
@@ -11,6 +12,20 @@ ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
 MARGIN = 15.0  # seconds after the expected end of the job
 LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
+
+# The line for a person about each alert that may come and go; those about verdicts are in vast/supervisor/reasons.py.
+ALERTS = {
+    "account": "the account cannot be seen: a refused key or no answer; nothing is judged meanwhile",
+    "network": "this machine's own network is down, or ssh cannot be started on it; nothing is judged meanwhile",
+    "market": REASONS["market"].meaning,
+    "destroy": "a machine is not destroyed yet; DELETE is repeated without end, and it bills until then",
+    "local-disk-full": "this machine's disk is full, so nothing can be fetched; make room",
+    "pull": "three pulls in a row failed",
+    "unreachable": "the host does not answer; it is replaced if that lasts",
+    "key-denied": "the host refuses the ssh key; it is attached again",
+    "stalled": "no step, no heartbeat and an idle GPU; the job is killed if that lasts",
+    "ends-soon": "credit or contract are near their end; results are fetched early",
+}
 
 
 def interval(state: RunState, policy: Policy, t: float) -> float:

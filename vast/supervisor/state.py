@@ -48,7 +48,7 @@ class Plan:
     max_seconds: Seconds
     bid: Dollars | None = None  # dollars per hour: interruptible
     public_key: str = ""
-    account: int | None = None  # that rents; see vast/session/account_guard.py
+    account: int | None = None  # that rents; see vast/session/guards.py
 
 
 T = TypeVar("T")

@@ -123,3 +123,5 @@ def test_kernels_get_only_whole_tiles_where_there_are_no_partial_ones(queries: i
     assert _kernel_options(q, k).get("IS_DIVISIBLE", False) is whole
     assert "bwd_BLOCK_M1" in _kernel_options(q, k)  # our blocks for heads of 64, and torch's own for any other
     assert "bwd_BLOCK_M1" not in _kernel_options(q.float(), k.float())
+    assert "FLOAT32_PRECISION" in _kernel_options(q.float(), k.float(), split=True)
+    assert "FLOAT32_PRECISION" not in _kernel_options(q.float(), k.float())

@@ -194,7 +194,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
 @pytest.fixture
 def few_items(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training looks through the whole evaluation data for overlap; two items a task do here."""
-    monkeypatch.setattr("app.stage.work.load_items", lambda task, **kwargs: load_items(task, **{**kwargs, "limit": 2}))
+    monkeypatch.setattr(
+        "app.stage.work.load_items", lambda task, data, **kwargs: load_items(task, data, **{**kwargs, "limit": 2})
+    )
 
 
 @pytest.mark.parametrize(

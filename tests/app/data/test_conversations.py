@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.data.decontamination import drop_overlap
-from app.data.examples import DataReport, TokenExample, load_examples
+from app.data.decontamination import Guard
+from app.data.examples import DataReport, Encoding, TokenExample, load_examples
 from app.data.mixture import require_segmented
 from jobs.config.profile import TrainData
 from jobs.errors import DataError
@@ -42,7 +42,7 @@ def load(tmp_path: Path) -> Load:
         path = tmp_path / "c.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return load_examples(
-            TrainData(source="path", path=str(path), format="messages"), tokenizer, max_length=max_length
+            TrainData(source="path", path=str(path), format="messages"), Encoding(tokenizer, max_length=max_length)
         )
 
     return run
@@ -170,5 +170,6 @@ def test_an_item_in_any_round_drops_the_chat(load: Load, tokenizer: Any, item: I
     clean = [("user", "talk"), ("assistant", "yes"), ("user", "more"), ("assistant", "no")]
     rows = [[("system", "Be brief.")] + [turn for two in rounds for turn in two], clean]
     examples, _ = load(tokenizer, *(chat(*turns) for turns in rows))
-    kept, report = drop_overlap(examples, [item])
-    assert report.dropped == 1 and kept == examples[1:]
+    guard = Guard([item])
+    kept = guard.drop(examples)
+    assert guard.dropped == 1 and kept == examples[1:]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from app.data.decontamination import SHORTEST, drop_overlap
+from app.data.decontamination import SHORTEST, Guard
 from app.data.qa import read_qa
 from app.data.records import content
 from app.data.tasks import load_items
@@ -34,8 +34,9 @@ def numbered(lead: str, count: int, start: int = 0) -> str:
 
 
 def overlaps(text: str, item: Question, n: int = 13) -> bool:
-    kept, report = drop_overlap([Text(text)], [item], n)
-    assert report.dropped == 1 - len(kept) == len(report.hits)
+    guard = Guard([item], n)
+    kept = guard.drop([Text(text)])
+    assert guard.dropped == 1 - len(kept) == len(guard.report["hits"])
     return not kept
 
 
@@ -59,7 +60,7 @@ def test_a_run_may_span_question_and_any_answer_but_not_two_examples() -> None:
     assert overlaps(f"{numbered('q', 8, start=2)} {numbered('b', 5)}", item)
     assert not overlaps(f"{numbered('q', 7, start=3)} {numbered('b', 5)}", item)
     halves = [Text(numbered("q", 7, start=3)), Text(numbered("b", 9))]
-    assert drop_overlap(halves, [item])[0] == halves
+    assert Guard([item]).drop(halves) == halves
 
 
 def test_a_short_item_counts_when_all_of_it_is_there() -> None:
@@ -92,9 +93,10 @@ def test_the_report_names_items_and_counts_them_by_task() -> None:
     examples = [Text(numbered(lead, 14)) for lead in ("q", "n", "q", "w")] + [
         Text(numbered("q", 15) + numbered("w", 15))
     ]
-    kept, report = drop_overlap(examples, items)
+    guard = Guard(items)
+    kept = guard.drop(examples)
     assert kept == [examples[1]]
-    assert report.to_dict() == {
+    assert guard.report == {
         "ngram": 13,
         "examples": 5,
         "items": 3,
@@ -107,7 +109,7 @@ def test_the_report_names_items_and_counts_them_by_task() -> None:
 
 @pytest.mark.parametrize(("examples", "items"), [([], []), ([Text("a b")], []), ([], [Question("a", ("b",))])])
 def test_nothing_overlaps_with_nothing(examples: list[Text], items: list[Question]) -> None:
-    assert drop_overlap(examples, items)[0] == examples
+    assert Guard(items).drop(examples) == examples
 
 
 @pytest.mark.parametrize("n", [1, 3, SHORTEST, 13])
@@ -138,7 +140,7 @@ def test_a_plain_search_over_words_agrees(n: int) -> None:
         if example.text not in wholes and not any(f" {run} " in f" {example.text} " for run in wanted)
     ]
     assert 0 < len(expected) < len(examples)
-    assert drop_overlap(examples, items, n)[0] == expected
+    assert Guard(items, n).drop(examples) == expected
 
 
 def test_the_embedded_sets_do_not_overlap_and_planted_items_are_found_in_seconds(embedded: EmbeddedPaths) -> None:
@@ -148,8 +150,9 @@ def test_the_embedded_sets_do_not_overlap_and_planted_items_are_found_in_seconds
     examples = [Text(content(question)) for question in read_qa(embedded.datasets)]
     planted = {item.id: Text(f"{item.question.upper()} -- {item.answers[item.gold]}!") for item in items[::1000]}
     start = time.process_time()
-    kept, report = drop_overlap([*planted.values(), *examples], items)
+    guard = Guard(items)
+    kept = guard.drop([*planted.values(), *examples])
     assert time.process_time() - start < 20  # about 2.5 s
-    assert (report.examples, report.items) == (19548 + len(planted), 14016)
-    assert set(planted) <= set(report.hits)
+    assert (guard.report["examples"], guard.report["items"]) == (19548 + len(planted), 14016)
+    assert set(planted) <= set(guard.report["hits"])
     assert kept == examples

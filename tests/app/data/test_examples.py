@@ -11,7 +11,7 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from app.data.examples import DataReport, TokenExample, load_examples, split
+from app.data.examples import DataReport, Encoding, TokenExample, load_examples, split
 from app.data.mixture import prepare
 from app.data.qa import read_qa
 from app.data.records import render
@@ -43,7 +43,7 @@ def load(tmp_path: Path, tokenizer: Any) -> Callable[..., tuple[list[TokenExampl
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         limit = options.pop("limit", None)
         source = TrainData(source="path", path=str(path), format=format, template=template, limit=limit)
-        return load_examples(source, options.pop("tokenizer", tokenizer), **{"max_length": 512, **options})
+        return load_examples(source, Encoding(options.pop("tokenizer", tokenizer), **{"max_length": 512, **options}))
 
     return run
 
@@ -75,7 +75,7 @@ def test_the_embedded_set_reads_as_question_and_answer_text(
     template: Any, tokenizer: Any, embedded: EmbeddedPaths
 ) -> None:
     source = TrainData(source="embedded", format="qa", template=template, limit=400)
-    examples, report = load_examples(source, tokenizer, max_length=256)
+    examples, report = load_examples(source, Encoding(tokenizer, max_length=256))
     assert set(report.kept_by_set) == {
         "trivia_qa", "nq_open", "boolq", "sciq", "social_i_qa", "commonsense_qa", "openbookqa",
     }  # fmt: skip
@@ -171,7 +171,6 @@ def test_duplicates_and_empty_responses_are_dropped_and_counted(load: Callable[.
     examples, report = load("a.json", rows, "alpaca")
     assert (report.read, report.dropped_duplicate, report.dropped_empty, report.kept) == (23, 1, 2, 20)
     assert len({example.key for example in examples}) == 20
-    assert DataReport(**report.to_dict()) == report
 
 
 def test_rows_that_differ_in_where_instruction_input_and_output_meet_are_no_duplicates(
@@ -258,7 +257,7 @@ def test_the_error_when_no_example_is_left_names_the_reasons(load: Callable[...,
 
 def test_missing_paths_and_unfit_formats_are_refused(tmp_path: Path, tokenizer: Any) -> None:
     def load_from(**source: Any) -> None:
-        load_examples(TrainData(**source), tokenizer, max_length=64)
+        load_examples(TrainData(**source), Encoding(tokenizer, max_length=64))
 
     with pytest.raises(DataError, match="nowhere.json: no such file or directory"):
         load_from(source="path", path=str(tmp_path / "nowhere.json"), format="alpaca")
@@ -282,10 +281,10 @@ def test_a_saved_dataset_is_read_by_its_split(tmp_path: Path, tokenizer: Any) ->
     both.save_to_disk(str(tmp_path / "saved"))
     source = TrainData(source="path", path=str(tmp_path / "saved"), format="alpaca")
     test = source.model_copy(update={"split": "test"})
-    assert len(load_examples(source, tokenizer, max_length=64)[0]) == 20
-    assert len(load_examples(test, tokenizer, max_length=64)[0]) == 3
+    assert len(load_examples(source, Encoding(tokenizer, max_length=64))[0]) == 20
+    assert len(load_examples(test, Encoding(tokenizer, max_length=64))[0]) == 3
     with pytest.raises(DataError, match="no split 'validation'; choose one of: test, train"):
-        load_examples(source.model_copy(update={"split": "validation"}), tokenizer, max_length=64)
+        load_examples(source.model_copy(update={"split": "validation"}), Encoding(tokenizer, max_length=64))
 
 
 def test_a_hub_dataset_is_asked_for_by_name_and_split(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,12 +296,12 @@ def test_a_hub_dataset_is_asked_for_by_name_and_split(tokenizer: Any, monkeypatc
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = TrainData(source="hub", name="some/alpaca", revision="v1", format="alpaca", split="train[:20]")
-    assert len(load_examples(source, tokenizer, max_length=64)[0]) == 20
+    assert len(load_examples(source, Encoding(tokenizer, max_length=64))[0]) == 20
     assert asked == [("some/alpaca", None, "train[:20]", "v1")]
     with pytest.raises(
         DataError, match="hub dataset some/alpaca: bad: row 20: field output: expected text, found null"
     ):
-        load_examples(source.model_copy(update={"split": "bad"}), tokenizer, max_length=64)
+        load_examples(source.model_copy(update={"split": "bad"}), Encoding(tokenizer, max_length=64))
 
 
 def test_a_malformed_row_of_a_question_set_is_named(tmp_path: Path, tokenizer: Any) -> None:
@@ -310,7 +309,7 @@ def test_a_malformed_row_of_a_question_set_is_named(tmp_path: Path, tokenizer: A
     datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "trivia_qa" / "rc.wikipedia.nocontext" / "validation"))
     source = TrainData(source="path", path=str(tmp_path), format="qa")
     with pytest.raises(DataError, match="trivia_qa/rc.wikipedia.nocontext: row 1: not a row of trivia_qa"):
-        load_examples(source, tokenizer, max_length=64)
+        load_examples(source, Encoding(tokenizer, max_length=64))
 
 
 def test_nothing_left_by_the_check_for_overlap_is_not_a_matter_of_the_fraction() -> None:

@@ -59,7 +59,7 @@ def test_training_and_evaluation_share_no_ring_whatever_the_seed(name: str) -> N
     assert {side_of(one.ring) for one in scored} == {"scored"} and {side_of(one.ring) for one in train} == {"train"}
     turned = {one.ring[i:] + one.ring[:i] for one in scored for i in range(len(one.ring))}
     assert turned.isdisjoint({one.ring for one in train})
-    assert len({frozenset(one.facts.splitlines()) for one in scored}) == len(scored)
+    assert len({frozenset(one.words.splitlines()) for one in scored}) == len(scored)
 
 
 def test_the_first_items_are_the_same_on_every_machine() -> None:
@@ -74,8 +74,8 @@ def test_the_first_items_are_the_same_on_every_machine() -> None:
 def test_orders_ask_the_same_and_a_limit_takes_the_first() -> None:
     first, last = made("lookup_8_2", "question_first", limit=5), made("lookup_8_2", limit=20)
     for one, other in zip(first, last, strict=False):
-        assert (one.facts, one.choices, one.gold) == (other.facts, other.choices, other.gold)
-        assert one.prompt.startswith("Question: ") and other.prompt.startswith(other.facts)
+        assert (one.words, one.choices, one.gold) == (other.words, other.choices, other.gold)
+        assert one.prompt.startswith("Question: ") and other.prompt.startswith(other.words)
 
 
 def test_no_name_is_part_of_a_word_of_the_text() -> None:

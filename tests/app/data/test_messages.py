@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.data.examples import load_examples
+from app.data.examples import Encoding, load_examples
 from app.data.tokenize import end_ids, turn_end
 from jobs.config.profile import TrainData
 from jobs.errors import DataError
@@ -53,7 +53,7 @@ def load(tmp_path: Path) -> Callable[..., Any]:
         path = tmp_path / "c.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         examples, report = load_examples(
-            TrainData(source="path", path=str(path), format="messages"), tokenizer, max_length=512
+            TrainData(source="path", path=str(path), format="messages"), Encoding(tokenizer, max_length=512)
         )
         return [(tokenizer.decode(one.prompt_ids), tokenizer.decode(one.response_ids)) for one in examples], report
 

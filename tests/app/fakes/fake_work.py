@@ -20,13 +20,13 @@ Work = Callable[..., dict[str, float]]
 
 
 def fine(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
-    run.write_metrics({"schema": 1})
+    run.write_json("metrics.json", {"schema": 1})
     return {"base/causal": 0.5}
 
 
 def failing(error: BaseException) -> Work:
     def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
-        run.write_metrics({"schema": 1})
+        run.write_json("metrics.json", {"schema": 1})
         raise error
 
     return work

@@ -26,8 +26,9 @@ def write(runs: Path, stage: str, commit: str | None = "0123456789abcdef", compl
     with RunDir.create(runs, stage, datetime(2026, 11, 22, 23, 45, 1, tzinfo=UTC)) as run:
         run.write_job({**job.to_dict(), "fingerprint": "f" * 64, "init_runs": init_runs or {"base": "base"}})
         run.write_json("environment.json", {"commit": commit})
-        run.write_metrics(
-            {"schema": 1, "evaluations": evaluations or [], "train": SECTION if stage == "stage3b" else None}
+        run.write_json(
+            "metrics.json",
+            {"schema": 1, "evaluations": evaluations or [], "train": SECTION if stage == "stage3b" else None},
         )
         for name, content in FINAL.items() if stage == "stage3b" else ():
             (run.final / name).parent.mkdir(parents=True, exist_ok=True)

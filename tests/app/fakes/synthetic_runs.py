@@ -89,9 +89,10 @@ def write_run(
             | (given or {}).get("train", {})
             | {"steps": steps, "max_steps": steps, "response_tokens": 150 * steps}
         )
-        run.write_metrics(
+        run.write_json(
+            "metrics.json",
             {"schema": 1, "stage": stage, "profile": profile, "seed": seed, "evaluations": evaluations, "train": train}
-            | (extra or {})
+            | (extra or {}),
         )
         if complete:
             run.complete(

@@ -1,36 +1,79 @@
 """`python -m app` as a process of its own, forked off one that has imported torch and transformers already.
 
 Such a process can be signalled, killed and left as one that was started anew. What it is spared are the imports: six seconds
-of a core for each start. Nothing else has happened in the one that it is forked off.
+of a core for each start. Nothing else has happened in the one that it is forked off. The ranks that a launcher starts
+are forked off the launcher in the same way.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 WARM: Final = "forkserver"
 _CONTEXT = multiprocessing.get_context(WARM)
-_CONTEXT.set_forkserver_preload(["accelerate", "datasets", "peft", "transformers"])
+_CONTEXT.set_forkserver_preload(["accelerate", "app.stage.work", "datasets", "peft", "transformers"])
 
 
-def _become_the_command(words: Sequence[str], environment: dict[str, str], output: Path) -> None:
+def _run_as_main(module: str, words: Sequence[str], environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _become_the_command(module: str, words: Sequence[str], environment: dict[str, str], output: Path) -> None:
     for descriptor, name in ((1, "out"), (2, "err")):
         with (output / name).open("wb") as file:
             os.dup2(file.fileno(), descriptor)
-    from app.__main__ import main
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-    sys.argv = ["app", *words]
-    sys.exit(main())
+    subprocess_handler.Popen = _rank_starter(output)  # type: ignore[misc]
+    _run_as_main(module, words, environment)
+
+
+def _rank_starter(output: Path) -> type[subprocess.Popen[bytes]]:
+    class Rank(subprocess.Popen[bytes]):
+        """`PYTHON -u -m MODULE WORDS`, forked; its process id is in the file rank-N of `output`."""
+
+        def _execute_child(self, args: Sequence[str], executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
+                           env: dict[str, str], *_: Any) -> None:  # fmt: skip
+            assert args[1:3] == ("-u", "-m"), args
+            self.pid = os.fork()
+            if self.pid == 0:
+                os._exit(_exit_code_of_rank(args[3], args[4:], env))
+            self._child_created = True
+            (output / f"rank-{env['RANK']}").write_text(str(self.pid))
+
+    return Rank
+
+
+def _exit_code_of_rank(module: str, words: Sequence[str], environment: dict[str, str]) -> int:
+    """As after an exec: a session of its own, and none of the launcher's handlers."""
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _run_as_main(module, words, environment)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else end.code is not None
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
 
 
 @dataclass(frozen=True)
@@ -42,10 +85,11 @@ class WarmProcess:
     output: Path
 
     @classmethod
-    def start(cls, words: Sequence[str], output: Path, **environment: str) -> WarmProcess:
+    def start(cls, words: Sequence[str], output: Path, module: str = "app", **environment: str) -> WarmProcess:
         """output: a directory for what it writes to stdout and stderr."""
         output.mkdir(parents=True, exist_ok=True)
-        process = _CONTEXT.Process(target=_become_the_command, args=(words, {**os.environ, **environment}, output))
+        given = (module, words, {**os.environ, **environment}, output)
+        process = _CONTEXT.Process(target=_become_the_command, args=given)
         process.start()
         return cls(words, process, output)
 
@@ -55,6 +99,9 @@ class WarmProcess:
     def send_signal(self, number: int) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
+
+    def pid_of_rank(self, rank: int) -> int:
+        return int((self.output / f"rank-{rank}").read_text())
 
     def ended(self, seconds: float) -> subprocess.CompletedProcess[str]:
         """Killed if it has not ended within `seconds`."""

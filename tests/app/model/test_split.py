@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.model.split import split_products
+from app.model.split import _halves, split_products
 
 
 def test_a_product_is_a_hundred_times_closer_than_that_of_bfloat16() -> None:
@@ -45,3 +45,18 @@ def test_weights_of_another_type_are_left_alone() -> None:
     layer = nn.Linear(4, 4).bfloat16()
     with split_products(layer):
         assert type(layer) is nn.Linear
+
+
+def test_the_compiler_leaves_the_second_part_as_it_is() -> None:
+    """It reads a number that was rounded to bfloat16 as if it had not been, and the second part would be 0."""
+    rows = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    high, low = torch.compile(_halves)(rows)
+    assert torch.equal(high, rows.bfloat16())
+    assert float((high.float() + low.float() - rows).abs().max()) < 2**-16 * float(rows.abs().max())
+
+
+def test_the_first_part_is_the_nearest() -> None:
+    edges = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3.4e38, 1e-40, 1.00390625])
+    rounded = edges.bfloat16()
+    rounded[-1] = 1.0078125  # half way: up, where torch goes to the even one
+    torch.testing.assert_close(_halves(edges)[0], rounded, rtol=0, atol=0, equal_nan=True)

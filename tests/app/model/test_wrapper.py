@@ -16,7 +16,7 @@ from app.training.train import _trainable
 from jobs.config.load import resolve
 from jobs.config.schema import Train
 from tests.app.fakes.wrapped import settings, wrapper
-from tests.app.runtime.test_launch import TWO, assert_same_losses, finish, finish_in_one, only_run
+from tests.app.runtime.test_launch import TWO, assert_same_losses, finish_warm, only_run
 
 
 def section(*sets: str) -> Train:
@@ -67,14 +67,14 @@ def test_a_text_model_is_trained_whole(architecture: str, lora: bool, model_of: 
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_wrapper_to_the_losses_of_one(embedded: Any, tmp_path: Path) -> None:
+def test_two_processes_train_a_wrapper_to_the_losses_of_one(few_rows: None, tmp_path: Path) -> None:
     """DDP waits for a gradient of everything that is trained: a vision tower never has one."""
     model = {"source": "random", "device": "cpu", "max_length": 2048,
              "config": {"model_type": "mistral3", **settings(vocab_size=49152)}}  # fmt: skip
     words = ["--set", f"model={json.dumps(model)}", "--set", "train.max_steps=3"]
     runs = []
-    for name, more, run in (("two", TWO, finish), ("one", [], finish_in_one)):
-        done = run(tmp_path / name, *words, *more)
+    for name, more in (("two", TWO), ("one", [])):
+        done = finish_warm(tmp_path / name, *words, *more)
         assert done.returncode == 0, done.stderr
         runs.append(only_run(tmp_path / name))
     assert_same_losses(*runs)

@@ -54,6 +54,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return build_report(runs_dir).to_html()
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page over the campaigns that docs/results keeps."""
+    return (Path(__file__).parents[3] / "docs" / "results" / "index.html").read_text()
+
+
 def chromium(directory: Path, *words: str) -> str:
     assert CHROMIUM is not None
     command = [
@@ -67,12 +73,14 @@ def chromium(directory: Path, *words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
 
 
-def measured(directory: Path, page: str) -> list[tuple[str, int, int, str, str]]:
-    """(theme, width, width of the content, background, what sticks out) for each theme and width."""
-    themes = {
-        theme: page.replace('<html lang="en">', f'<html lang="en" class="{theme}">') for theme in ("light", "dark")
-    }
-    pages = ",".join(f"[{js(theme)}, {width}, {js(text)}]" for theme, text in themes.items() for width in WIDTHS)
+def measured(directory: Path, *shown: str) -> list[tuple[str, int, int, str, str]]:
+    """(theme, width, width of the content, background, what sticks out) for each page, theme and width."""
+    themes = [
+        (theme, page.replace('<html lang="en">', f'<html lang="en" class="{theme}">'))
+        for theme in ("light", "dark")
+        for page in shown
+    ]
+    pages = ",".join(f"[{js(theme)}, {width}, {js(text)}]" for theme, text in themes for width in WIDTHS)
     (directory / "frames.html").write_text(_FRAMES.format(pages=f"[{pages}]"))
     dom = chromium(directory, "--virtual-time-budget=20000", "--dump-dom", (directory / "frames.html").as_uri())
     text = html.unescape(re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)[1])  # type: ignore[index]
@@ -82,9 +90,11 @@ def measured(directory: Path, page: str) -> list[tuple[str, int, int, str, str]]
 
 
 @needs_chromium
-def test_nothing_sticks_out_on_a_phone_or_a_desktop_in_either_theme(tmp_path: Path, page: str) -> None:
-    found = measured(tmp_path, page)
-    assert [(theme, width) for theme, width, *_ in found] == [(t, w) for t in ("dark", "light") for w in WIDTHS]
+def test_nothing_sticks_out_on_a_phone_or_a_desktop_in_either_theme(tmp_path: Path, page: str, kept: str) -> None:
+    found = measured(tmp_path, page, kept)
+    assert [(theme, width) for theme, width, *_ in found] == [
+        (t, w) for t in ("dark", "light") for w in WIDTHS for _ in (page, kept)
+    ]
     for theme, width, content, background, out in found:
         assert content <= width, f"{theme}: the page scrolls sideways at {width} pixels"
         assert out == "", f"{theme}, {width} pixels"
@@ -104,8 +114,9 @@ def test_the_page_prints(tmp_path: Path, page: str) -> None:
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_there_is_no_script_and_every_plot_has_a_text_alternative(page: str) -> None:
-    assert re.findall(r"<script|\son\w+=|javascript:", page) == []
+def test_there_is_no_script_and_every_plot_has_a_text_alternative(page: str, kept: str) -> None:
+    assert re.findall(r"<script|\son\w+=|javascript:", page + kept) == []
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(plots) == 7
+    assert len(plots) == 8
+    plots += re.findall(r"<svg.*?</svg>", kept, flags=re.DOTALL)
     assert all(re.search(r"<title id=[^>]+>[^<]+</title><desc id=[^>]+>[^<]{40,}", plot) for plot in plots)

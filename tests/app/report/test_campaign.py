@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from app.report.render import Report, build_report
+from app.report.joint_tables import OWN
+from app.report.render import Report, build_report, print_results
 from jobs.errors import DataError
 from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
 
@@ -21,6 +24,12 @@ def declare(runs_dir: Path, name: str = "mine", declared: str = "2026-01-01T00:0
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"campaign": name, "declared": declared, "primary": PRIMARY | primary}))
     return path
+
+
+def settings(report: Report) -> set[str]:
+    """Those that the table of all comparisons has a row for."""
+    (when,) = [section for section in report.sections if section.key == "when"]
+    return {row.cells[0] for row in when.tables[0].rows if row.cells[1] == OWN}
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +45,11 @@ def report(runs_dir: Path) -> Report:
 
 
 def test_every_setting_has_a_line_in_the_forest_and_items_are_never_mixed(report: Report) -> None:
-    assert [name for name, _ in report.study.settings] == [
-        "short: context first", "reading: context first", "reading: question first",
-    ]  # fmt: skip
+    assert settings(report) == {"short, context first", "reading, context first", "reading, question first"}
     for study in (report.study, *report.study.other_settings):
         assert len({e.keys["piqa"] for run in study.runs for e in run.evaluations}) == 1
     assert "Where the bidirectional prompt helps" in report.to_html()
-    assert "| reading: question first | 200 | " in report.to_markdown()
+    assert "| reading, question first | both directions minus control | " in report.to_markdown()
 
 
 def test_recipes_are_ranked_by_accuracy_against_the_control(report: Report) -> None:
@@ -62,6 +69,16 @@ def test_recovery_is_drawn_over_steps_for_each_mask(report: Report) -> None:
     assert "Recovery with training" in page and "bidirectional (leaks): 0." in page
 
 
+def test_the_terminal_has_the_forest_and_the_recovery_as_tables(report: Report) -> None:
+    written = io.StringIO()
+    print_results(report, Console(file=written, width=80))
+    lines = written.getvalue().splitlines()
+    tables = lines[lines.index("Every comparison, suite by suite") :]
+    assert max(map(len, tables)) <= 80
+    assert any(line.startswith("reading, question first") for line in lines)
+    assert any(line.startswith("prefix, read prefix") and "300" in line for line in lines)
+
+
 def test_one_setting_and_one_recipe_have_no_such_sections(tmp_path: Path) -> None:
     write_run(tmp_path, "stage1")
     assert [s.title for s in build_report(tmp_path).sections][:2] == ["Cost", "Results"]
@@ -76,11 +93,11 @@ def test_the_declared_comparison_is_primary_and_all_others_are_exploratory(runs_
         path.unlink()
     text = declared.to_markdown()
     assert str(declared.study.setting) == "reading, context first"  # the page is about the primary one
-    primary = [line for line in text.splitlines() if line.endswith("| primary (gold nll) |")]
+    primary = [line for line in text.splitlines() if re.search(r"\| primary[^|]* \|$", line)]
     assert {line.split(" | ")[0] for line in primary} == {
-        "| reading: context first", "| stage3b under its mask against stage3a under its own",
+        "| reading, context first", "| stage3b under its mask against stage3a under its own",
     }  # fmt: skip
-    assert text.count("| exploratory |") > 10
+    assert text.count("| exploratory") > 10
 
 
 def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_leads(tmp_path: Path) -> None:
@@ -91,7 +108,8 @@ def test_a_campaigns_cells_are_compared_recipe_by_recipe_and_the_declared_one_le
     control = report.study.control
     assert control is not None and control.seeds == (0, 1)
     assert control.names == ("full.prefix/prefix", "full.causal/causal")
-    assert [recipe.changes for recipe, _ in report.study.ranked_recipes].count("lora") == 1
+    (ranked,) = [section.tables[0] for section in report.sections if section.key == "recipes"]
+    assert sorted(row.cells[1] for row in ranked.rows) == ["full", "lora"]
     pairs = {(c.first.model, c.second.model) for c in report.study.comparisons}
     assert not any({"full.prefix", "lora.causal"} == set(pair) for pair in pairs)
     (line,) = {line for line in report.to_markdown().splitlines() if line.endswith("| primary (gold nll) |")}
@@ -120,20 +138,36 @@ def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cos
         metrics = json.loads(path.read_text())
         for e in metrics["evaluations"]:
             e["tokens"] *= 1 + (e["order"] == "repeat")
+            e["tokens"] += e["tokens"] // 2  # half of the items were scored again in float32
+            e["exact"] = {"rescored": e["items"] // 2}
         path.write_text(json.dumps(metrics))
     text = build_report(tmp_path).to_markdown()
-    rows = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| reading: ")}
-    assert rows["| reading: untrained, twice minus once"][1:4] == ["240", "120", "0.000 [0.000, 0.000]"]
-    trained = rows["| reading: trained to read in both directions, once, minus the control, twice"]
-    control = rows["| reading: context first"]
-    assert trained[1:3] == ["120", "240"] and trained[3] == control[2]  # the fakes' control is the same in both orders
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| reading")]
+    rows = {(row[0], row[1]): row[2:] for row in lines}
+    assert rows["| reading", "untrained twice minus once"][:2] == ["2.0x", "0.0 [0.0, 0.0]"]
+    trained = rows["| reading", "both directions once minus control twice"]
+    control = rows["| reading, context first", OWN]
+    assert (trained[0], control[0]) == ("0.5x", "1.0x")
+    assert trained[1] == control[1]  # the fakes' control is the same in both orders
+
+
+def test_the_control_with_its_prompt_twice_needs_no_other_model_in_that_order(tmp_path: Path) -> None:
+    write_cells(tmp_path, recipes=("full",), tasks=("piqa",), items=8)
+    model, job = "stage3a", {"recipe": "full", "train": {"mask": "causal"}}
+    repeat = ("reading", "repeat")
+    write_run(tmp_path, "cell", minute=9, suite=repeat, scored=[(model, "causal")], job=job, tasks=("piqa",), items=8)
+    text = build_report(tmp_path).to_markdown()
+    assert "| reading | control twice minus once | " in text and "untrained twice" not in text
 
 
 def test_other_questions_in_the_repeated_order_are_not_compared(tmp_path: Path) -> None:
     write_cells(tmp_path, recipes=("full",))
     write_cells(tmp_path, recipes=("full",), suite=("reading", "repeat"), items=20)
     report = build_report(tmp_path)
-    assert len(report.study.settings) == 2 and "written twice" not in report.to_markdown()
+    assert (
+        settings(report) == {"reading, context first", "reading, repeat"}
+        and "twice minus once" not in report.to_markdown()
+    )
 
 
 def test_for_look_ups_the_step_at_which_each_seed_has_learnt_them_is_shown(tmp_path: Path) -> None:
@@ -153,10 +187,16 @@ def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_draw
             job = {"recipe": "full", "train": {"mask": mask, "max_steps": steps}}
             scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
             write_run(tmp_path, "cell", minute=minute, scored=scored, job=job, steps=steps, items=20)
-    study = build_report(tmp_path).study
+    report = build_report(tmp_path)
+    study = report.study
     assert study.control is not None and study.ranked_recipes == []
     assert {run.train["steps"] for run in study.runs if run.train} == {300}
-    assert [r.steps for r in sorted(study.recovery, key=lambda r: r.steps)] == [60, 100, 300]
+    drawn = {(r.trained_under, r.mask, r.steps) for r in study.recovery}
+    assert drawn == {
+        (mask, mask, steps) for mask in ("prefix", "causal") for steps in (60, 100, 300)
+    }  # and the control's
+    rows = [line for line in report.to_markdown().splitlines() if line.startswith("| prefix, read prefix | ")]
+    assert [line.split(" | ")[1] for line in rows] == ["60", "100", "300"]
 
 
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +224,7 @@ def test_cells_of_several_orders_and_recipes_fill_every_part_of_the_page(tmp_pat
     for order in ("context_first", "question_first"):
         write_cells(tmp_path, suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
     report = build_report(tmp_path)
-    assert [name for name, _ in report.study.settings] == ["reading: context first", "reading: question first"]
+    assert settings(report) == {"reading, context first", "reading, question first"}
     assert {"when", "recipes"} <= {section.key for section in report.sections}
     assert "answer" in report.to_html()
     assert report.title.endswith("profile embedded, reading, context first")

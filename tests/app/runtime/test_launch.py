@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,28 +41,32 @@ def finish(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(runs_dir, *more), capture_output=True, text=True, timeout=280)
 
 
-def finish_in_one(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return WarmProcess.start([*WORDS, "--runs-dir", str(runs_dir), *more], runs_dir.with_name("said")).ended(280)
+def start(runs_dir: Path, *more: str) -> WarmProcess:
+    return WarmProcess.start([*WORDS, "--runs-dir", str(runs_dir), *more], runs_dir.with_name("said"))
 
 
-def disturbed(runs_dir: Path, step: int, disturb: Callable[[subprocess.Popen[str]], None], *more: str) -> subprocess.CompletedProcess[str]:  # fmt: skip
+def finish_warm(runs_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return start(runs_dir, *more).ended(280)
+
+
+def disturbed(runs_dir: Path, step: int, disturb: Callable[[WarmProcess], None]) -> subprocess.CompletedProcess[str]:
     """Start it in two processes and call `disturb` once the log shows `step`. Bounded by a count of looks, not by luck."""
-    process = subprocess.Popen(
-        command(runs_dir, *TWO, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(runs_dir, *TWO)
     try:
-        for _ in range(12_000):
-            logs = list(runs_dir.glob("stage5b/*/train_log.jsonl"))
-            if logs and len(logs[0].read_text().splitlines()) >= step:
-                break
-            assert process.poll() is None, f"it ended before it could be disturbed: {process.communicate()[1]}"
-            time.sleep(0.02)
+        wait_for_step(step, runs_dir, process.runs)
         disturb(process)
-        out, err = process.communicate(timeout=200)
+        return process.ended(200)
     finally:
         process.kill()
-        process.wait(timeout=60)
-    return subprocess.CompletedProcess([], process.returncode, out, err)
+
+
+def wait_for_step(step: int, runs_dir: Path, runs: Callable[[], bool]) -> None:
+    for _ in range(12_000):
+        logs = list(runs_dir.glob("stage5b/*/train_log.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) >= step:
+            return
+        assert runs(), f"{runs_dir}: the run ended before step {step}"
+        time.sleep(0.02)
 
 
 def only_run(runs_dir: Path) -> RunDir:
@@ -90,7 +93,7 @@ def assert_same_scores(run: RunDir, alone: RunDir, within: float = 1e-3) -> None
 @pytest.fixture(scope="module")
 def alone(few_rows: None, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     runs_dir = tmp_path_factory.mktemp("alone")
-    done = finish_in_one(runs_dir)
+    done = finish_warm(runs_dir)
     assert done.returncode == 0, done.stderr
     return only_run(runs_dir)
 
@@ -117,7 +120,7 @@ def test_two_processes_make_one_run_with_the_losses_and_scores_of_one_process(al
 
 @pytest.mark.slow
 def test_sigterm_stops_all_ranks_at_one_step_and_one_process_goes_on(alone: RunDir, tmp_path: Path) -> None:
-    def terminate_twice(process: subprocess.Popen[str]) -> None:  # as timeout does: the command, then its group
+    def terminate_twice(process: WarmProcess) -> None:  # as timeout does: the command, then its group
         process.send_signal(signal.SIGTERM)
         time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
@@ -131,7 +134,7 @@ def test_sigterm_stops_all_ranks_at_one_step_and_one_process_goes_on(alone: RunD
     newest = complete_checkpoints(run.path / "checkpoints")[-1]
     marked = json.loads((newest / "complete.json").read_text())["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(marked)  # complete only once every rank has written
-    again = finish_in_one(tmp_path, "--resume")
+    again = finish_warm(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
     assert only_run(tmp_path).path == run.path and f"resuming from {newest}" in (run.path / "log.txt").read_text()
     assert_same_losses(run, alone)
@@ -140,23 +143,18 @@ def test_sigterm_stops_all_ranks_at_one_step_and_one_process_goes_on(alone: RunD
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_launch_and_two_processes_go_on(alone: RunDir, tmp_path: Path) -> None:
-    def kill_one(process: subprocess.Popen[str]) -> None:
-        workers = [c for c in psutil.Process(process.pid).children() if c.environ().get("RANK") == "1"]
-        assert len(workers) == 1
-        workers[0].kill()
-
-    done = disturbed(tmp_path, 3, kill_one)
+    done = disturbed(tmp_path, 3, lambda process: os.kill(process.pid_of_rank(1), signal.SIGKILL))
     assert done.returncode not in (0, 2, 75), done.stderr
     run = only_run(tmp_path)
     assert run.state() in ("failed", "interrupted")
-    again = finish(tmp_path, *TWO, "--resume")
+    again = finish_warm(tmp_path, *TWO, "--resume")
     assert again.returncode == 0, again.stderr
     assert_same_losses(only_run(tmp_path), alone)
 
 
 @pytest.mark.slow
 def test_a_mistake_found_by_the_workers_is_reported_once(tmp_path: Path) -> None:
-    done = finish(tmp_path, *TWO, "--set", "train.max_length=4096")  # the model's context is 2048
+    done = finish_warm(tmp_path, *TWO, "--set", "train.max_length=4096")  # the model's context is 2048
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("error: train.max_length")]) == 1
@@ -245,9 +243,10 @@ def test_weights_spread_over_two_processes_train_to_the_losses_of_one(alone: Run
     """FSDP2: accelerate offers it for GPUs only, so tests/app/fakes/fsdp_on_cpu.py tells it that these are."""
     several_passes = ["--set", "train.pack_tokens=128"]
     words = [*WORDS, *TWO, *several_passes, "--set", "sharding=fsdp", "--runs-dir", str(tmp_path)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launcher, "-m", "tests.app.fakes.fsdp_on_cpu", *words], capture_output=True, text=True, timeout=280,
-                          env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"})  # fmt: skip
+    options = ["--standalone", "--nproc_per_node=2", "-m", "tests.app.fakes.fsdp_on_cpu"]
+    said = tmp_path.with_name("said")
+    process = WarmProcess.start([*options, *words], said, "torch.distributed.run", GLOO_SOCKET_IFNAME="lo")
+    done = process.ended(280)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path)
     assert_same_losses(run, alone)

@@ -146,7 +146,7 @@ def test_without_a_store_nothing_happens(run: RunDir) -> None:
 def finished(run: RunDir) -> None:
     run.final.mkdir()
     (run.final / "model.safetensors").write_bytes(b"final")
-    run.write_metrics({"schema": 1})
+    run.write_json("metrics.json", {"schema": 1})
     run.complete({"started": "a", "finished": "b", "seconds": 1, "headline": {}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import time
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
+from app.commands.campaign import progress
 from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
 from app.stage import campaign as campaign_module
-from app.stage.campaign import deal, devices_of, run_cells
+from app.stage.campaign import Standing, deal, devices_of, run_cells
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
 from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
@@ -154,6 +158,24 @@ def test_the_workers_get_a_share_each_and_their_failure_is_reported(
     with pytest.raises(RunEnded, match=r"2 of 2 workers failed, see .*worker-0.log") as error:
         deal(["campaign", "cj"], ["0", "1"], tmp_path / "logs", stop=StopFlag(), look=lambda: None)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_live_table_and_without_a_terminal_a_line_for_each_change(terminal: bool) -> None:
+    first, second, *_ = cells(*read_campaign("ci"))
+    looks = [("open", "open"), ("running", "open"), ("running", "open"), ("complete", "running")]
+    states = iter([[Standing(first, one, None), Standing(second, other, None)] for one, other in looks])
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=100, color_system=None)
+    with Live(console=console, auto_refresh=False) as live:
+        look = progress(lambda: next(states), live, console)
+        for _ in looks:
+            look()
+    text = written.getvalue()
+    if terminal:
+        assert text.count("Recipe") >= len(looks) and "\x1b[2K" in text  # drawn anew in its place
+    else:
+        assert text.splitlines() == [f"{first.name}: running", f"{first.name}: complete", f"{second.name}: running"]
 
 
 def test_a_signal_is_passed_on_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def check_capacity(job: Job, runs_dir: Path, *, resume: bool = False) -> None:
     with RunDir.create(runs_dir, job.stage.name, NOW) as run:
         if resume:
             run.final.mkdir()
-            run.write_metrics({"train": {}})
+            run.write_json("metrics.json", {"train": {}})
         stage = _Stage(job, run, runs_dir, {}, StopFlag(), ALONE)
         stage.check_capacity(resume)
         assert not resume or stage.train(resume) == {}  # what was trained is read, not trained again

@@ -166,7 +166,7 @@ def test_a_disk_too_full_for_the_reason_leaves_an_interrupted_run(
 
     def work(job: Job, run: RunDir, *_: Any, **__: Any) -> dict[str, float]:
         monkeypatch.setattr("jobs.runs.atomic.os.fsync", no_space)
-        run.write_metrics({"schema": 1})
+        run.write_json("metrics.json", {"schema": 1})
         return {}
 
     with pytest.raises(DiskFull):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from app.data.examples import load_examples
+from app.data.examples import Encoding, load_examples
 from app.data.mixture import prepare
 from app.stage import contents
 from jobs.config.load import resolve
@@ -117,4 +117,4 @@ def test_repeat_writes_training_prompts_twice_and_keeps_each_on_its_side(data: s
 def test_a_prompt_that_is_not_ours_to_write_is_not_written_twice(changes: dict[str, Any], tokenizer: Any) -> None:
     source = TrainData(**{"source": "embedded", "format": "qa", **changes})
     with pytest.raises(ConfigError, match="order: repeat writes a prompt twice, and .* has none of plain text"):
-        load_examples(source, tokenizer, max_length=64, repeat=True)
+        load_examples(source, Encoding(tokenizer, max_length=64, repeat=True))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.stage import tracking
-from app.stage.tracking import Tracking, flat_numbers, flat_settings, require_installed
+from app.stage.tracking import Tracking, require_installed
 from jobs.errors import ConfigError
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.fake_work import Start, fine
@@ -58,7 +58,7 @@ def tracked(tmp_path: Path, trackers: dict[str, Any], environ: dict[str, str] | 
     def make(name: str, run: Path, environ: MutableMapping[str, str]) -> Any:
         return trackers[name]
 
-    return Tracking(list(trackers), tmp_path / "stage3b" / "run", tmp_path, {"train": {"mask": "prefix", "lora": None}},
+    return Tracking(list(trackers), tmp_path / "stage3b" / "run", tmp_path, {"train": {"mask": "prefix", "lora": None, "seeds": [1], "steps": 9}},
                     cpu=True, environ={} if environ is None else environ, make=make)  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -67,12 +67,15 @@ def test_lines_arrive_in_order_with_their_step_and_the_job(tmp_path: Path) -> No
     with tracked(tmp_path, {"tensorboard": kept}) as tracking:
         tracking.note("train_log.jsonl", {"step": 1, "loss": 2.5, "name": "text"})
         tracking.note("eval_log.jsonl", {"step": 1, "eval_loss": float("nan"), "best": 3})
-        tracking.note("estimate.json", {"peak_gb": 3.5, "gpu": "H200", "parts_gb": {"weights": 2.0}})
+        tracking.note("estimate.json", {"peak_gb": 3.5, "gpu": "H200", "fits": True, "parts_gb": {"weights": 2.0}})
         tracking.note("metrics.json", {"train": {"eval_loss": 2.0}, "list": [1, 2]})
     assert kept.lines == [(1, {"train/loss": 2.5}), (1, {"eval/best": 3}),
                           (None, {"estimate/peak_gb": 3.5, "estimate/parts_gb/weights": 2.0}),
                           (None, {"final/train/eval_loss": 2.0})]  # fmt: skip
-    assert kept.settings == {"train.mask": "prefix", "train.lora": "None"} and kept.finished
+    assert (
+        kept.settings == {"train.mask": "prefix", "train.lora": "None", "train.seeds": "[1]", "train.steps": 9}
+        and kept.finished
+    )
 
 
 def test_one_that_fails_is_one_line_without_its_text_and_the_others_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
@@ -150,8 +153,3 @@ def test_one_that_is_not_installed_is_refused_before_the_run(command: Command, t
 def test_an_unknown_tracker_is_refused(value: str, fact: str, command: Command, tmp_path: Path) -> None:
     ended = command("check", "stage3b", "--profile", "ci", "--set", f"report_to={value}")
     assert ended.code == 2 and fact in ended.err
-
-
-def test_numbers_and_settings_are_flat() -> None:
-    assert dict(flat_numbers({"a": {"b": 1, "c": True, "d": float("inf")}, "e": "text"})) == {"a/b": 1}
-    assert dict(flat_settings({"a": {"b": 1, "c": [1]}, "d": None})) == {"a.b": 1, "a.c": "[1]", "d": "None"}

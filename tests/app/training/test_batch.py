@@ -82,15 +82,18 @@ def test_an_annealed_share_of_causal_examples_falls_to_none_and_takes_no_example
 
 
 def test_every_epoch_meets_every_example_in_an_order_of_its_own() -> None:
-    order = Schedule(EXAMPLES, steps=4, batch_size=3, seed=5).order
-    assert len(order) == 12
-    epochs = [order[i : i + 3] for i in range(0, 12, 3)]
+    schedule = Schedule([EXAMPLES], [1.0], steps=4, batch_size=3, seed=5)
+    epochs = [[EXAMPLES.index(example) for example in schedule.step(i)] for i in range(4)]
     assert all(sorted(epoch) == [0, 1, 2] for epoch in epochs) and len({tuple(e) for e in epochs}) > 1
 
 
 def test_the_order_depends_on_the_seed_and_not_on_the_batch_size() -> None:
-    assert Schedule(EXAMPLES, 12, 1, 5).order == Schedule(EXAMPLES, 4, 3, 5).order
-    assert Schedule(EXAMPLES * 9, 12, 1, 5).order != Schedule(EXAMPLES * 9, 12, 1, 6).order
+    def order(examples: list[TokenExample], steps: int, batch_size: int, seed: int) -> list[TokenExample]:
+        schedule = Schedule([examples], [1.0], steps, batch_size, seed)
+        return [example for i in range(steps) for example in schedule.step(i)]
+
+    assert order(EXAMPLES, 12, 1, 5) == order(EXAMPLES, 4, 3, 5)
+    assert order(EXAMPLES * 9, 12, 1, 5) != order(EXAMPLES * 9, 12, 1, 6)
 
 
 def test_rows_are_padded_to_a_multiple_without_a_label_more() -> None:
@@ -168,7 +171,7 @@ def test_evaluations_of_a_long_run_are_three_percent_of_it_counted_in_tokens(sta
     def made(n: int) -> list[TokenExample]:
         return [TokenExample((5,) * draw.randrange(1, 200), (6,) * draw.randrange(1, 80), f"{i}", "") for i in range(n)]
 
-    schedule = Schedule(made(2000), train.max_steps, train.batch_size, 0)
+    schedule = Schedule([made(2000)], [1.0], train.max_steps, train.batch_size, 0)
     trained = sum(len(e) for i in range(schedule.steps) for e in schedule.step(i))
     evaluations = 1 + train.max_steps // train.eval_every
     evaluated = evaluations * sum(len(e) for e in made(train.held_out))

@@ -89,7 +89,7 @@ def test_a_row_is_padded_to_its_shape_and_padding_counts_for_nothing() -> None:
 
 def test_the_shapes_of_a_training_are_those_of_its_whole_schedule() -> None:
     data = [TokenExample((1,) * n, (2,) * (n % 3 + 1), str(n), "") for n in range(1, 30)]
-    schedule = Schedule(data, 20, 4, 0)
+    schedule = Schedule([data], [1.0], 20, 4, 0)
     steps = Steps(Collator("prefix", multiple=8), 64)
     sizes = steps.sizes(schedule)
     passes = [batch for i in range(20) for batch in steps(schedule.step(i))]

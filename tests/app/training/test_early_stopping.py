@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from app.runtime.ending import RunEnded, not_finite
-from app.training.early_stopping import NoLearning, Plateau
+from app.training.early_stopping import Plateau, require_learning
 from jobs.config.schema import AutoStop
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
 
@@ -64,29 +62,23 @@ def test_evaluations_beyond_patience_are_not_counted_out_of_it() -> None:
 
 
 def test_no_learning_ends_the_run_once_the_steps_have_passed() -> None:
-    rule = NoLearning(after_steps=300, min_improvement=0.01)
-    rule.update(0, 2.0)
-    rule.update(200, 1.995)
-    with pytest.raises(RunEnded, match="improved by 0.00500, expected 0.01") as caught:
-        rule.update(300, 2.1)
+    losses = [(0, 2.0), (200, 1.995), (300, 2.1)]
+    require_learning(losses[:2], 300, 0.01)
+    with pytest.raises(
+        RunEnded, match="after 300 steps the evaluation loss improved by 0.00500, expected 0.01"
+    ) as caught:
+        require_learning(losses, 300, 0.01)
     assert caught.value.exit_code == EXIT_NO_LEARNING
 
 
 def test_learning_is_judged_by_the_best_and_once() -> None:
-    rule = NoLearning(after_steps=300, min_improvement=0.01)
-    for step, loss in [(0, 2.0), (100, 1.9), (300, 2.5), (400, 9.0)]:
-        rule.update(step, loss)
-    off = NoLearning(after_steps=None, min_improvement=0.01)
-    for step in range(0, 1000, 100):
-        off.update(step, 2.0)
-    assert math.isfinite(off.best)
+    require_learning([(0, 2.0), (100, 1.9), (300, 2.5)], 300, 0.01)
+    require_learning([(0, 2.0), (300, 2.0), (400, 2.0)], 300, 0.01)
+    require_learning([(step, 2.0) for step in range(0, 1000, 100)], None, 0.01)
 
 
 def test_a_gain_of_exactly_the_least_improvement_is_learning() -> None:
-    NoLearning(after_steps=100, min_improvement=0.5).update(0, 2.0)
-    enough = NoLearning(after_steps=100, min_improvement=0.5)
-    enough.update(0, 2.0)
-    enough.update(100, 1.5)
+    require_learning([(0, 2.0), (100, 1.5)], 100, 0.5)
     plateau = Plateau(AutoStop(patience=1, min_delta=0.5, min_steps=0))
     plateau.update(0, 2.0)
     plateau.update(100, 1.5)

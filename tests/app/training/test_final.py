@@ -68,6 +68,20 @@ def test_final_records_the_mask_that_it_was_trained_for(finished: RunDir) -> Non
     assert "attention mask `prefix`" in card and "reads the prompt CAUSALLY" in card
 
 
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ("causal", "Its plain `generate` reads the prompt as it was trained to."),
+        ("prefix", "With transformers alone this reads it as trained:\n\n```python\nmodel.generate("),
+        ("segment", "`python -m app generate --mask segment` reads it as trained."),
+        ("prefix@every:6", "`python -m app generate --mask prefix --layers every:6` reads it as trained."),
+    ],
+)
+def test_the_card_names_what_reads_the_model_as_it_was_trained(mask: str, words: str) -> None:
+    card = checkpoint.card({"mask": mask, "origin": "a", "run": "b", "steps": 1, "objective": {"ce": 1.0}, "data": "c"})
+    assert words in card and "objective: {'ce': 1.0}\n- data: c\n\n`AutoModel" in card and card.endswith("\n")
+
+
 @pytest.mark.parametrize(("mask", "kind", "named"), [
     ("causal", "llama", ["LlamaForCausalLM"]),
     ("prefix", "llama", ["PrefixMaskLlamaForCausalLM"]),

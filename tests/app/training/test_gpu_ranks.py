@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 
 from app.training.checkpoint import complete_checkpoints
 from jobs.runs.rundir import RunDir
-from tests.app.runtime.test_launch import assert_same_losses, assert_same_scores, disturbed, finish, only_run
+from tests.app.runtime.test_launch import (
+    TWO,
+    assert_same_losses,
+    assert_same_scores,
+    command,
+    finish,
+    only_run,
+    wait_for_step,
+)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 GPU = ["--set", "model.device=cuda"]
@@ -35,8 +44,14 @@ def test_two_gpus_make_the_losses_and_scores_of_one(one_gpu: RunDir, tmp_path: P
 
 
 def test_two_gpus_stop_together_and_one_goes_on(one_gpu: RunDir, tmp_path: Path) -> None:
-    done = disturbed(tmp_path, 3, lambda process: process.send_signal(signal.SIGTERM), *GPU)
-    assert done.returncode == 75, done.stderr
+    with subprocess.Popen(command(tmp_path, *TWO, *GPU), stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for_step(3, tmp_path, lambda: process.poll() is None)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert process.returncode == 75, said
     run = only_run(tmp_path)
     assert {p.name for p in complete_checkpoints(run.path / "checkpoints")[-1].glob("rng_state_*")} == {
         "rng_state_0.pth", "rng_state_1.pth"}  # fmt: skip

@@ -159,7 +159,7 @@ def trained(
 @pytest.mark.parametrize("case", CASES)
 def test_steps_as_graphs_are_the_steps_launched_kernel_by_kernel(case: str, model_of: Any, tmp_path: Path) -> None:
     plain, fast = (trained(model_of, tmp_path / str(graphs), graphs=graphs, **CASES[case]) for graphs in (False, True))
-    assert fast.graphs is not None and fast.graphs.captured and fast.graphs.replayed >= 5
+    assert fast.graphs is not None and fast.graphs.replayed >= 5
     assert fast.tokens_seen == plain.tokens_seen and fast.padded_tokens_seen >= plain.padded_tokens_seen
     want, got = ([row["loss"] for row in rows(loop)] for loop in (plain, fast))
     if case == "lora":  # other lengths, other dropout: the first step has none of it behind it

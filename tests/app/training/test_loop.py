@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -69,16 +71,22 @@ def loop_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Objective
     if recorder is None:
         log: Any = Log()
         recorder = Recorder(log, StopFlag(), Heartbeat(log))
-    schedule = Schedule(data or examples(8), train.max_steps, train.batch_size, 0)
+    schedule = Schedule([data or examples(8)], [1.0], train.max_steps, train.batch_size, 0)
     collate = Collator(pattern, packing, train.objective.causal_fraction, multiple=multiple)  # type: ignore[arg-type]
     steps = Steps(collate, row_tokens, micro, ranks.rank, ranks.world)
     if graphs is not None:
         steps = replace(steps, shapes=shapes_of(steps.sizes(schedule), multiple, 3))
-    return TrainingLoop(
-        model, train, accelerator=fsdp.accelerator(torch.device(device), bf16), steps=steps, schedule=schedule, graphs=graphs,
-        eval_batches=eval_batches or [examples(3, 9), examples(2, 8)], directory=tmp_path / "checkpoints",
-        recorder=recorder, ranks=ranks, make_optimizer=optimizer, on_evaluation=on_evaluation,
-    )  # fmt: skip
+    made = (
+        patch("app.training.optimizers.make", lambda train, model, **_: optimizer(model))
+        if optimizer
+        else nullcontext()
+    )
+    with made:
+        return TrainingLoop(
+            model, train, accelerator=fsdp.accelerator(torch.device(device), bf16), steps=steps, schedule=schedule, graphs=graphs,
+            eval_batches=eval_batches or [examples(3, 9), examples(2, 8)], directory=tmp_path / "checkpoints",
+            recorder=recorder, ranks=ranks, on_evaluation=on_evaluation,
+        )  # fmt: skip
 
 
 def prepared_loop(model: Any, tmp_path: Path, *arguments: Any, **settings: Any) -> TrainingLoop:

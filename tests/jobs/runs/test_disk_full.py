@@ -46,7 +46,7 @@ def open_on_a_full_disk(path: Path, mode: str = "r", *arguments: Any, **options:
 WRITES: dict[str, Callable[[RunDir, Job], Any]] = {
     "stage.yaml": lambda run, job: run.write_job(job.record({"base": "base"})),
     "environment.json": lambda run, job: run.write_json("environment.json", {"commit": "0" * 40}),
-    "metrics.json": lambda run, job: run.write_metrics({"schema": 1}),
+    "metrics.json": lambda run, job: run.write_json("metrics.json", {"schema": 1}),
     "heartbeat.json": lambda run, job: run.heartbeat(1, 2, None, None, "train"),
     "manifest.json": lambda run, job: run.complete(SUMMARY),
 }
@@ -82,7 +82,7 @@ def test_a_disk_that_fills_up_at_fsync_is_no_different(
         before = snapshot(run.path)
         monkeypatch.setattr(os, "fsync", fsync)
         with pytest.raises(DiskFull):
-            run.write_metrics({"schema": 1})
+            run.write_json("metrics.json", {"schema": 1})
         run.fail(28, "no space left")  # cannot be written either, and must not hide the first error
         assert snapshot(run.path) == before
 
@@ -131,7 +131,7 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
         (run.path / f".metrics.json.{os.getpid()}-x.tmp").symlink_to(FULL)
         before = snapshot(run.path.parent)
         with pytest.raises(DiskFull, match=r"metrics\.json: no space left on the disk"):
-            run.write_metrics({"schema": 1})
+            run.write_json("metrics.json", {"schema": 1})
         assert not (run.path / "metrics.json").exists()
         assert not (run.path / f".metrics.json.{os.getpid()}-x.tmp").is_symlink()
         assert snapshot(run.path.parent).keys() == before.keys()

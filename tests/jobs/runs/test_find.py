@@ -9,7 +9,7 @@ import pytest
 
 from jobs.config.load import JOBS_DIR, resolve
 from jobs.errors import RunStateError
-from jobs.runs.rundir import RunDir, latest_complete, latest_resumable, resolve_init
+from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, resolve_init
 
 NOW = datetime(2026, 11, 22, 23, 45, 1)
 MakeRun = Callable[..., RunDir]
@@ -42,13 +42,13 @@ def test_the_latest_resumable_run_has_the_fingerprint_and_has_ended(runs: Path, 
     make_run(now=LATER + timedelta(minutes=1))  # complete
     make_run(profile="embedded", state="failed", now=LATER + timedelta(minutes=2))  # another fingerprint
     RunDir.create(runs, "stage3b", LATER + timedelta(minutes=3)).close()  # killed before it wrote its job
-    resumable = latest_resumable(runs, "stage3b", fingerprint)
+    resumable = latest_in(runs, "stage3b", fingerprint, *STOPPED)
     assert resumable is not None and resumable.id == failed.id
     with RunDir.reopen(failed.path):
-        held = latest_resumable(runs, "stage3b", fingerprint)
+        held = latest_in(runs, "stage3b", fingerprint, *STOPPED)
         assert held is not None and held.id != failed.id
-    assert latest_resumable(runs, "stage3b", "0") is None
-    assert latest_resumable(runs, "stage1", fingerprint) is None
+    assert latest_in(runs, "stage3b", "0", *STOPPED) is None
+    assert latest_in(runs, "stage1", fingerprint, *STOPPED) is None
 
 
 def test_a_start_is_the_newest_complete_run_of_the_profile(runs: Path, make_run: MakeRun) -> None:

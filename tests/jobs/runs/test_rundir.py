@@ -136,7 +136,7 @@ def test_the_manifest_lists_every_file_and_finds_what_changed(run: RunDir) -> No
     for name in ("a", "b", "sub/c"):
         (run.final / name).write_text("same length")
     run.heartbeat(1, 2, 0.5, 10.0, "train", clock=FakeClock())
-    run.write_metrics({"schema": 1})
+    run.write_json("metrics.json", {"schema": 1})
     run.append_jsonl("train_log.jsonl", {"step": 1})
     run.complete(SUMMARY)
 
@@ -154,7 +154,10 @@ def test_the_manifest_lists_every_file_and_finds_what_changed(run: RunDir) -> No
     ]
 
 
-def test_a_run_without_manifest_does_not_verify(run: RunDir) -> None:
+@pytest.mark.parametrize("text", [None, "{", '{"files": 1}', '{"files": {"a": 1}}', '{"files": {"a": {"size": 1}}}'])
+def test_a_run_without_a_whole_manifest_does_not_verify(run: RunDir, text: str | None) -> None:
+    if text is not None:
+        (run.path / "manifest.json").write_text(text)
     assert run.verify() == ["manifest.json: missing or malformed"]
 
 
@@ -183,7 +186,7 @@ def test_the_heartbeat_does_not_wait_for_a_disk_that_is_busy_with_a_checkpoint(r
     monkeypatch.setattr("jobs.runs.atomic.os.fsync", waited.append)
     run.heartbeat(3, 20, None, None, "save")
     assert not waited
-    run.write_metrics({"schema": 1})
+    run.write_json("metrics.json", {"schema": 1})
     assert len(waited) == 2  # the file, and the directory that names it
 
 
@@ -213,7 +216,7 @@ def test_samples_of_a_failed_evaluation_leave_nothing(run: RunDir) -> None:
 
 def test_results_refuse_nan(run: RunDir) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        run.write_metrics({"macro": float("nan")})
+        run.write_json("metrics.json", {"macro": float("nan")})
     with pytest.raises(ValueError, match="JSON"), run.samples() as write:
         write({"logprobs": [float("-inf")]})
     assert not (run.path / "metrics.json").exists()
@@ -288,7 +291,7 @@ def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_run_opened_to_read_cannot_be_written(make_run: MakeRun) -> None:
     run = make_run(state="interrupted")
     for write in (
-        lambda: run.write_metrics({}),
+        lambda: run.write_json("metrics.json", {}),
         lambda: run.append_jsonl("train_log.jsonl", {}),
         lambda: run.complete(SUMMARY),
         lambda: run.samples().__enter__(),

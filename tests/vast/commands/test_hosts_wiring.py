@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from jobs.errors import ConfigError
 from tests.vast.fakes.command_line import KILLED, World, die_at
 from vast import policy as policies
-from vast.commands.hosts_wiring import with_hosts
-from vast.commands.wiring import ShellContext, Wiring
+from vast.commands.wiring import ShellContext, Wiring, with_hosts
 from vast.records.run_dir import Folder, RunRequest
+from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell
 
 HOSTS = (
@@ -48,6 +49,12 @@ def test_a_profile_file_is_sent_to_where_the_job_looks_for_it(wiring: Wiring, wo
     assert world.vast("up", "stage3b", "--profile", str(own), "--yes").exit_code == 0
     named = f"/srv/runs/{world.folder.run_id}/.inputs/mine.yaml"
     assert f"start run stage3b --profile {named} --continue" in world.shell.calls
+
+
+def test_the_switch_of_a_machine_watches_in_the_directory_of_its_run_and_ends_with_the_machine(wiring: Wiring) -> None:
+    words = shlex.split(wiring.first_process(Switch("stage1-a", "n", 3600.0, 1800.0, 5.0, 1.0, 0.0, "https://market")))
+    assert words[words.index("--dir") + 1] == "/srv/runs/stage1-a/.watchdog"
+    assert words[-1] == "--local" and words[words.index("--url") + 1] == ""
 
 
 def test_an_open_run_of_the_same_profile_file_is_found_although_its_path_differs(

@@ -12,16 +12,16 @@ import pytest
 from jobs.errors import ConfigError, RunStateError, UserError
 from tests.vast.fakes.fake_engine import FakeEngine
 from vast import policy as policies
-from vast.commands import local, local_wiring
-from vast.commands.local_wiring import wiring_of_run
-from vast.commands.wiring import ShellContext, Wiring
+from vast.commands import local
+from vast.commands import wiring as wirings
+from vast.commands.wiring import ShellContext, Wiring, wiring_of_run
 from vast.host.watchdog import _arguments
 from vast.local import container_spec
 from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.records.run_dir import Folder, RunRequest
-from vast.rental.onstart import Switch
+from vast.rental.onstart import Switch, without_market
 from vast.shell.hostshell import HostShell
 
 GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
@@ -31,7 +31,7 @@ SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https:/
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "s")
-    monkeypatch.setattr(local_wiring, "connect", lambda environ: engine.client())
+    monkeypatch.setattr(wirings, "reach", lambda environ: engine.client())
     yield engine
     engine.close()
 
@@ -73,7 +73,7 @@ def test_every_section_of_the_local_policy_has_a_reason() -> None:
 
 def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
     made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
-    assert (made.spec.image_id, made.spec.engine) == (fake.images["prefill:test"], "engine-1")
+    assert (made.image_id, made.engine) == (fake.images["prefill:test"], "engine-1")
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:
@@ -85,7 +85,7 @@ def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> 
 
 
 def test_pid_one_is_what_the_watchdog_understands() -> None:
-    words = shlex.split(local_wiring.first_process(SWITCH))
+    words = shlex.split(without_market(SWITCH))
     assert words[:3] == ["/usr/bin/python3", "-m", "vast.host.watchdog"]
     options = _arguments(words[3:])
     assert options.local and options.url == "" and options.nonce == SWITCH.nonce and options.hard == 3600.0
@@ -98,7 +98,7 @@ def test_a_run_of_containers_is_taken_up_with_the_engine_and_needs_no_key(fake: 
     container_spec.write(folder.local, GIVEN)
     wiring = wiring_of_run(folder, Wiring(environ={}, home=folder.path))
     cloud, _ = wiring.connect({}, folder.path, wiring.clock)
-    assert isinstance(cloud, LocalCloud) and wiring.first_process is local_wiring.first_process
+    assert isinstance(cloud, LocalCloud) and wiring.first_process is without_market
     shell = wiring.shell(ShellContext(folder, folder.request(), {}, wiring.clock, {}, lambda: None))
     assert isinstance(shell, HostShell) and isinstance(shell.transport, LocalTransport)
     assert shell.network_is_up()

@@ -13,19 +13,19 @@ from jobs.config import strict_yaml
 from jobs.config.load import resolve
 from tests.vast.fakes.command_line import KILLED, UP, World, die_at
 from tests.vast.fakes.scripted_shell import RUN, ScriptedShell, ended, running
-from vast.commands import rent
-from vast.rental import earlier_runs
+from vast.commands import up
+from vast.rental import work
 
 
 def test_a_question_that_waits_while_another_terminal_rents_for_the_job_rents_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def another_terminal(wiring: object) -> None:
-        monkeypatch.setattr(rent, "_ask", lambda wiring: None)
+        monkeypatch.setattr(up, "_ask", lambda wiring: None)
         world.shell.on_look = die_at(1)
         assert world.vast(*UP).exit_code == KILLED
 
-    monkeypatch.setattr(rent, "_ask", another_terminal)
+    monkeypatch.setattr(up, "_ask", another_terminal)
     done = world.vast(*UP[:-1])
     assert done.exit_code == 2, done.output
     assert "is a rented run of the same job, and open" in done.stderr
@@ -70,15 +70,11 @@ def test_an_unfinished_rented_run_is_gone_on_with_on_the_next_machine(world: Wor
     (first.path / "home.json").write_text(json.dumps({"schema": 1, "run": RUN, "runs": [RUN], "files": {}}))
 
     settings = resolve("stage3b", "ci").settings({"base": "base"})
-    assert (
-        (found := earlier_runs.unfinished(world.runs, [settings]))
-        and found.folder.path == first.path
-        and found.run == RUN
-    )
+    assert (found := work.unfinished(world.runs, [settings])) and found.folder.path == first.path and found.run == RUN
     journal = first.path / "journal.jsonl"
     closed = journal.read_text()
     journal.write_text("".join(closed.splitlines(keepends=True)[:-1]))  # a run that is open is somebody's still
-    assert earlier_runs.unfinished(world.runs, [settings]) is None
+    assert work.unfinished(world.runs, [settings]) is None
     journal.write_text(closed)
 
     world.clock.time += 60

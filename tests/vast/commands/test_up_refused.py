@@ -64,6 +64,7 @@ def test_a_mistake_is_one_line_and_costs_nothing(
     ("words", "said"),
     [
         (("up", "stage9", "--yes"), ('jobs: unknown stage "stage9"', "did you mean")),
+        (("up", "lokup", "--yes"), ('unknown stage "lokup", and no such campaign', 'did you mean "lookup"?')),
         (("up", "stage1", "--profile", "nobody", "--yes"), ('unknown profile "nobody"',)),
         (("up", "stage4", "--profile", "ci", "--yes"), ("stage4: init_from stage3b has no completed run", "make stage3b PROFILE=ci")),
         (("up", "stage1", "--set", "train.max_steps=5", "--yes"), ("stage1",)),

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vast.ports import Address, BurnIn, Host, JobReport, Pulled, Watchdog, always
+from vast.ports import Address, BurnIn, Host, JobReport, Pulled, always
 
 RUN = "stage3b/20270115-080100"
 
 
 def host(job: JobReport | None, **more: object) -> Host:
-    fields: dict[str, object] = {"gpu_percent": 97.0, "gpu_memory_percent": 81.0, "disk_free_gb": 30.0, **more}
-    return Host("ok", "boot-1", Watchdog(True, 10.0, 100.0), job, **fields)  # type: ignore[arg-type]
+    fields: dict[str, object] = {"gpu_percent": 97.0, "gpu_memory_percent": 81.0, **more}
+    return Host("ok", "boot-1", True, job, **fields)  # type: ignore[arg-type]
 
 
 def running(step: int, **more: object) -> Host:

@@ -17,7 +17,6 @@ from vast.ports import (
     Offer,
     OfferQuery,
     Status,
-    Watchdog,
     label_text,
 )
 from vast.supervisor.advance import advance
@@ -44,9 +43,7 @@ def policy_with(**sections: Any) -> Policy:
 
 
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:
-    return Instance(
-        ident, label, 1, status, "running", more.pop("message", ""), 1.0, None, more.pop("end", None), ADDRESS
-    )
+    return Instance(ident, label, 1, status, more.pop("message", ""), 1.0, more.pop("end", None), ADDRESS)
 
 
 def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
@@ -54,7 +51,7 @@ def job(phase: str = "running", attempt: int = 1, **more: Any) -> JobReport:
 
 
 def host(one: JobReport | None = None, contact: Any = "ok", armed: bool = True, **more: Any) -> Host:
-    return Host(contact, "b1", Watchdog(armed, 1.0, 1.0), one, more.pop("gpu", 90.0), **more)
+    return Host(contact, "b1", armed, one, more.pop("gpu", 90.0), **more)
 
 
 def running(**more: Any) -> RunState:

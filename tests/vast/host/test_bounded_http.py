@@ -38,7 +38,8 @@ class Server:
         self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
         self.closed = threading.Event()  # by the client
         self.requests: list[str] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def _accept(self) -> None:
         for _ in count():
@@ -55,6 +56,10 @@ class Server:
         self.closed.set()
 
     def stop(self) -> None:
+        """The thread ends first: one that still accepts would take connections of the next server with this descriptor."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
         self._socket.close()
 
 

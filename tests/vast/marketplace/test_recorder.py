@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.runs.atomic import read_jsonl
 from tests.vast.fakes.fake_market import KEY, ManualClock, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.marketplace_calls import CALLS, CONTRACT, PUBLIC_KEY
 from vast.marketplace.http import Exchange
-from vast.marketplace.recorder import INSTANCE, OFFER, Recorder, kind, odd, read, summary
+from vast.marketplace.recorder import INSTANCE, OFFER, Recorder, kind, odd, summary
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import label_text
 
@@ -25,7 +26,7 @@ def test_every_call_is_a_line_and_the_fake_answers_as_assumed(
     cloud.observe = Recorder(path, clock)
     for call in CALLS.values():
         call(cloud, rented.id)
-    lines = read(path)
+    lines = read_jsonl(path)
     assert [one["call"] for one in lines] == ["search", "create", "list", "show", "destroy", "ssh", "label", "account"]
     assert [one["odd"] for one in lines] == [[]] * 8
     assert [one["status"] for one in lines] == [200, 200, 200, 200, 200, 404, 404, 200]  # it was destroyed
@@ -67,7 +68,7 @@ def test_a_torn_line_is_dropped_and_a_full_disk_ends_no_call(
     fake: FakeVast, cloud: VastAI, clock: ManualClock, tmp_path: Path
 ) -> None:
     (tmp_path / "calls").write_text('{"call": "list"}\n{"call": "sh')
-    assert read(tmp_path / "calls") == [{"call": "list"}] and read(tmp_path / "none") == []
+    assert read_jsonl(tmp_path / "calls") == [{"call": "list"}] and read_jsonl(tmp_path / "none") == []
     cloud.observe = Recorder(tmp_path / "no" / "directory", clock)
     assert cloud.account() is not None and cloud.create(11, CONTRACT).outcome == "created"
 

@@ -16,12 +16,11 @@ from jobs.errors import ConfigError
 from tests.vast.conftest import kill_all_in
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.host import ROOT, until
-from vast.commands.hosts_wiring import first_process
 from vast.host import processes, rental
 from vast.host.subprocess_run import Ended
 from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import GONE, Contract, Instance, OfferQuery, Status, label_text
-from vast.rental.onstart import Switch
+from vast.rental.onstart import Switch, without_market
 
 YAML = """
 key: ~/.ssh/id_lab
@@ -59,7 +58,8 @@ class Lab:
 
     def contract(self, run: str) -> Contract:
         switch = Switch(run, "nonce", 1e6, 1e6, 5, 1e6, 0, "")
-        onstart = first_process(switch, self.hosts).replace("/usr/bin/python3", f"{sys.executable} -S")
+        watch = without_market(switch, f"{self.hosts.root}/{run}/.watchdog")
+        onstart = watch.replace("/usr/bin/python3", f"{sys.executable} -S")
         return Contract(label_text(run, 2_000_000_000), "image", 40.0, onstart)
 
     def watched(self, machine: Machine, run: str) -> bool:

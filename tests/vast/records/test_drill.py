@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from jobs.runs.atomic import read_jsonl
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.fake_vast import FakeVast
 from vast import policy as policies
 from vast.commands.wiring import Wiring
-from vast.marketplace import recorder
 from vast.marketplace.recorder import Recorder
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Clock, Cloud
@@ -48,7 +48,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
         found = list(records(world.folder.path))
         killed = next(one for one in found if one.state.machine is not None and one.state.machine.starts).stamp.wall
         policy = policies.load(world.folder.policy)
-        yield Drill(recorder.read(path), found, report.build(found, world.folder.request()), policy, killed, ())
+        yield Drill(read_jsonl(path), found, report.build(found, world.folder.request()), policy, killed, ())
 
 
 def verdicts(drill: Drill) -> dict[str, str]:

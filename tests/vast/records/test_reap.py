@@ -189,7 +189,7 @@ class Flickering:
     def instances(self) -> tuple[Instance, ...]:
         self.asked += 1
         there = self._shown.pop(0) == "x"
-        return (Instance(7, "", 1, Status.RUNNING, "running", "", 1.0, None, None, ()),) if there else ()
+        return (Instance(7, "", 1, Status.RUNNING, "", 1.0, None, ()),) if there else ()
 
     def instance(self, instance_id: int) -> Gone:
         return GONE

@@ -6,7 +6,7 @@ import pytest
 
 from tests.vast.fakes.command_line import World
 from vast.ports import Account
-from vast.session.account_guard import AccountGuard
+from vast.session.guards import AccountGuard
 from vast.supervisor.state import Phase
 
 

@@ -16,7 +16,7 @@ from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, running
 from vast.ports import Account, Address, Pulled, always
 from vast.session import memory_journal
-from vast.session.account_guard import guarded
+from vast.session.guards import guarded
 from vast.supervisor import journal
 from vast.supervisor.journal import read_token
 

@@ -164,7 +164,7 @@ def test_a_supervisor_that_dies_while_it_moves_leaves_a_good_copy(
 
     def dying(source: Any, target: Any) -> None:
         nonlocal count
-        count += 1
+        count += Path(target).is_relative_to(ours.runs)  # and not what the host renames
         if count == dies_at:
             raise KeyboardInterrupt
         replace(source, target)

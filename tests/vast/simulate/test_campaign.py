@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import vast.supervisor.schedule as schedule_module
 from tests.vast.fakes import old_watcher
 from tests.vast.fakes.worlds import POLICY
-from vast.simulate import campaign, healthy
+from vast.simulate import campaign
 from vast.simulate.__main__ import main
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
@@ -122,10 +122,10 @@ def _rounded(summary: Summary) -> dict[str, Any]:
 
 
 def test_a_healthy_day_costs_few_calls_and_little_idle_time() -> None:
-    day = healthy.day(POLICY)
-    assert day.violations == 0
-    assert day.api_calls <= 200
-    assert day.ssh_connections <= 450  # 288 of them renew the lease, every five minutes
+    day = campaign.day(POLICY)
+    assert day.violations == []
+    assert day.calls["api"] <= 200
+    assert day.calls["ssh"] <= 450  # 288 of them renew the lease, every five minutes
     assert day.idle_dollars <= 0.03 * day.dollars
 
 

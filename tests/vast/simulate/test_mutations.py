@@ -18,7 +18,7 @@ from tests.vast.fakes.worlds import broken, caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
-from vast.simulate.watched import Handle
+from vast.simulate.watched import SimulatedJournal
 from vast.supervisor import reasons
 from vast.supervisor.state import Action, Do, Observation, RunState
 
@@ -180,7 +180,7 @@ def test_mutation_a_stranger_is_believed(monkeypatch: pytest.MonkeyPatch) -> Non
         return replace(obs, host=replace(obs.host, contact="ok"))
 
     see_changed(monkeypatch, change)
-    monkeypatch.setattr(decide_module, "in_touch", lambda obs, machine: obs.looked and obs.host is not None)
+    monkeypatch.setattr(decide_module, "in_touch", lambda obs: obs.looked and obs.host is not None)
     assert caught("unknown")
 
 
@@ -201,7 +201,7 @@ def test_mutation_the_lease_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_mutation_the_fencing_token_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handle, "check", lambda self: None)
+    monkeypatch.setattr(SimulatedJournal, "check", lambda self: None)
     assert caught("fencing")
 
 

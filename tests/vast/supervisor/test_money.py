@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs import errors
 from tests.vast.fakes.states import (
     ADDRESS,
     OFFER,
@@ -279,6 +280,8 @@ def test_the_table_of_reasons_bans_fetches_and_alerts_as_it_was_decided() -> Non
     assert {name for name, one in REASONS.items() if not one.alert} == quiet
     assert {name for name, one in REASONS.items() if one.again == "stop"} == over
     assert {name for name, one in REASONS.items() if one.then == "elsewhere"} == moving
+    codes = {name: one.exit_code for name, one in REASONS.items() if one.exit_code != errors.EXIT_BUG}
+    assert codes == {"done": 0, "user": 2, "nan": 3, "no-learning": 4, "asked": 75}
 
 
 @pytest.mark.parametrize(("reason", "banned"), [("gpu-fault", (1,)), ("host-lost", (1,)), ("outbid", ())])

@@ -22,7 +22,7 @@ from tests.vast.fakes.states import (
     machine,
     running,
 )
-from vast.ports import GONE, Account, Address, Host, Status, Watchdog
+from vast.ports import GONE, Account, Address, Host, Status
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Observation, Phase
 
@@ -52,7 +52,7 @@ def test_a_market_row_is_taken_whole() -> None:
 def test_an_answer_of_the_host_is_taken_whole() -> None:
     now = job(step=7, total=10)
     before = running(**NEWS)
-    seen = Host("ok", "b1", Watchdog(True, 1.0, 1.0), now, 90.0, gpu_fault="Xid 79")
+    seen = Host("ok", "b1", True, now, 90.0, gpu_fault="Xid 79")
     assert machine(look(before, 1000.0, instances=None, host=seen)[0]) == replace(
         machine(before),
         failed=0,
@@ -73,18 +73,18 @@ def test_an_answer_of_the_host_is_taken_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boot", "watchdog", "armed", "boot_at"),
+    ("boot", "reported", "armed", "boot_at"),
     [
         ("b1", None, True, 50.0),  # not seen in this look: as it was
         ("b2", None, False, 1000.0),  # another boot: it has to be seen again
-        ("b2", Watchdog(True, 1.0, 1.0), True, 1000.0),
-        ("b1", Watchdog(False, 1.0, 1.0), False, 50.0),
+        ("b2", True, True, 1000.0),
+        ("b1", False, False, 50.0),
     ],
 )
 def test_the_switch_is_believed_armed_only_for_the_boot_it_was_seen_in(
-    boot: str, watchdog: Watchdog | None, armed: bool, boot_at: float
+    boot: str, reported: bool | None, armed: bool, boot_at: float
 ) -> None:
-    one = machine(look(running(boot_at=50.0), 1000.0, host=Host("ok", boot, watchdog, job()))[0])
+    one = machine(look(running(boot_at=50.0), 1000.0, host=Host("ok", boot, reported, job()))[0])
     assert (one.armed, one.boot, one.boot_at) == (armed, boot, boot_at)
     unarmed = machine(look(running(armed=False), 1000.0, host=Host("ok", "b1", None, job()))[0])
     assert not unarmed.armed

@@ -1,10 +1,12 @@
-"""The market as one account sees it: an answer for another account counts as no answer."""
+"""The ports as one run may see them: no answer for another account, and no secret in a host's texts."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 from jobs.errors import RunStateError
-from vast.ports import Account, Cloud
+from vast.ports import Account, Address, BurnIn, Cloud, Host, Seconds, Shell
 from vast.records.run_dir import Folder
+from vast.secrets import Redactor
 
 
 class AccountGuard:
@@ -36,3 +38,26 @@ def guarded(cloud: Cloud, expected: int, folder: Folder) -> Cloud:
         fact = f"was begun with account {expected}, and this key is of account {found.id}"
         raise RunStateError(folder.path, fact, "set VAST_API_KEY to the key of the first account")
     return cast(Cloud, AccountGuard(cloud, expected))
+
+
+class RedactedShell:
+    """vast.ports.Shell around another one: only the texts of `probe` and `burn_in` are changed, which go into the journal,
+    lines and reports."""
+
+    def __init__(self, shell: Shell, redact: Redactor) -> None:
+        self._shell, self._redact = shell, redact
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shell, name)
+
+    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+        found = self._shell.burn_in(addresses, seconds)
+        return None if found is None else replace(found, problems=tuple(map(self._redact, found.problems)))
+
+    def probe(self, addresses: tuple[Address, ...]) -> Host:
+        found = self._shell.probe(addresses)
+        job = found.job
+        if job is not None:
+            job = replace(job, fixes=tuple(map(self._redact, job.fixes)))
+        fault = None if found.gpu_fault is None else self._redact(found.gpu_fault)
+        return replace(found, job=job, gpu_fault=fault, message=self._redact(found.message))

@@ -1,0 +1,221 @@
+"""One page over several campaigns: when a bidirectional prompt helps, by suite, order and model, and what it costs.
+
+    parts = [Part("lookup", study), ...]  # of docs/results, or of the campaigns of a runs directory
+    page = joint_page(parts, not_run=["short"])
+
+Every difference is one campaign's own: the items of two campaigns are never put together. The headline is about the comparisons
+that were declared before anything ran; of two campaigns that declared the same one, that with more seeds counts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from app.report import joint_tables as tables
+from app.report import run_tables
+from app.report.chart import Plot
+from app.report.format import duration, points, signed
+from app.report.joint_tables import OWN, Line, Part
+from app.report.page import Page
+from app.report.plots import forest_plot, recovery_plots
+from app.report.repetition import TRAINED_TWICE
+from app.report.sections import RECIPES, RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
+from app.report.sentences import Fact, excluded, finding, not_enough
+from app.report.tables import Table
+from app.stats.power import smallest_difference
+
+QUESTION = (
+    "Does a language model answer better if it may read its prompt in both directions, than the same model trained alike and "
+    "reading from left to right (the control)?"
+)
+_PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
+_ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
+_ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
+
+
+def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequence[tuple[str, str]] = ()) -> Page:
+    """The page. not_run: campaigns of which no run is there. links: of the campaigns' own pages, (text, address)."""
+    lines = tables.lines_of(parts)
+    leading = _leading([one for one in lines if one.what == OWN and one.setting.order != "repeat"])
+    declared = [one for one in leading if one.declared]
+    return Page(
+        title=f"Prefix-LM experiment: {_counted(len({part.campaign for part in parts}), 'campaign')}",
+        question=QUESTION,
+        headline=headline(declared),
+        answer=forest_plot(tables.named(leading), "answer", _ANSWER) if leading else None,
+        details=_details(leading),
+        facts=_facts(parts, lines, declared),
+        cautions=_cautions(parts, declared, not_run),
+        sections=_sections(parts, lines),
+        links=links,
+    )
+
+
+def _leading(lines: Sequence[Line]) -> list[Line]:
+    """One line for each setting and model: that of the campaign with the most seeds, a declared one before others."""
+    best: dict[tuple[str, str, str, int], Line] = {}
+    for one in lines:
+        key = (one.part.study.profile, one.setting.suite, one.setting.order, one.setting.shots)
+        if key not in best or (one.seeds, one.declared) > (best[key].seeds, best[key].declared):
+            best[key] = one
+    return list(best.values())
+
+
+def headline(declared: Sequence[Line]) -> str:
+    """The answer in at most two sentences: where it helps and hurts; where it makes no difference, or the items are too few."""
+    found: dict[str, list[Line]] = {}
+    for one in declared:
+        found.setdefault(one.finding.direction, []).append(one)
+    clear = " and ".join(
+        f"{verb} on {_listed(found[key], _change, declared)}"
+        for key, verb in (("better", "it helps"), ("worse", "it hurts"))
+        if key in found
+    )
+    rest = []
+    if "level" in found:
+        rest.append(f"it makes no difference that would show on {_listed(found['level'], _none_of, declared)}")
+    for one in found.get("unclear", []):
+        text = not_enough(one.comparison)
+        rest.append(f"{text[0].lower()}{text[1:]} on {_name(one, declared)}")
+    sentences = [clear, "; ".join(rest)]
+    if not declared:
+        sentences = ["no campaign has both a finetuned model and its control yet, so nothing can be said"]
+    return " ".join(_sentence(text) for text in sentences if text)
+
+
+def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Sequence[Line]) -> str:
+    """`generated look-ups (13.9 points more accurate)`; models that all end alike on a suite stand together."""
+    by_suite: dict[str, list[Line]] = {}
+    for one in lines:
+        by_suite.setdefault(_suite(one), []).append(one)
+    texts = []
+    for suite, of_suite in by_suite.items():
+        if {one.part.model for one in of_suite} == {one.part.model for one in declared}:
+            texts.append(f"{suite} ({' and '.join(map(value, of_suite))})")
+        else:
+            texts += [f"{_name(one, declared)} ({value(one)})" for one in of_suite]
+    return " and ".join(texts)
+
+
+def _suite(one: Line) -> str:
+    """In words; with the order where that is not the usual one of a declared comparison."""
+    order = _ORDERS.get(one.setting.order, "") if one.declared else ""
+    return _PLACES.get(one.setting.suite, one.setting.suite) + order
+
+
+def _name(one: Line, among: Sequence[Line]) -> str:
+    """The tasks, with the model where there are several."""
+    several = len({other.part.model for other in among}) > 1
+    return f"{_suite(one)} with {one.part.model.removesuffix('-Instruct')}" if several else _suite(one)
+
+
+def _change(one: Line) -> str:
+    """Accuracy alone where it is clear and points the same way, since a reader knows points; else by the declared measure."""
+    found, accuracy = one.finding, finding(one.comparison)
+    return (accuracy if accuracy.points is not None and accuracy.direction == found.direction else found).change
+
+
+def _none_of(one: Line) -> str:
+    """In points where accuracy can deny a difference, else by the declared measure."""
+    least = 100 * excluded(one.comparison.accuracy)
+    if least and finding(one.comparison).direction == "level":
+        return f"none of {least:.1f} points or more"
+    return one.finding.text
+
+
+def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[Fact]:
+    """The first screen beside the answer: how sure it is, what the rival gives, and what it cost."""
+    found = [Fact("How sure", _sure(declared))] if declared else []
+    if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
+        found.append(Fact("The control with its prompt written twice", _sentence("; ".join(rivals))))
+    if runs := sum(part.study.spent.runs for part in parts):
+        seconds, dollars = sum(part.study.spent.seconds for part in parts), sum(part.dollars for part in parts)
+        spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
+        found.append(Fact("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
+    return found
+
+
+def _details(leading: Sequence[Line]) -> list[str]:
+    """The numbers behind the answer: each difference with its interval and what every side gets right."""
+    texts = [f"{points(one.comparison.accuracy.total)}; {_right(one)}" for one in leading]
+    names = [f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}" for one in leading]
+    return [_sentence(f"{name}: {text}") for name, text in zip(names, texts, strict=True)]
+
+
+def _sure(declared: Sequence[Line]) -> str:
+    """Of all declared comparisons together: models, seeds, questions, and what they could have shown."""
+    models = list(dict.fromkeys(one.part.model for one in declared))
+    seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
+    items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
+    found = f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. The bars are 95 % intervals."
+    least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
+    if not least:
+        return found
+    return f"{found} A true difference of {_range([f'{100 * x:.1f}' for x in least])} points would show four times in five."
+
+
+def _range(values: Sequence[str]) -> str:
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+def _right(one: Line) -> str:
+    """Accuracies of the finetuned model, its control and the untrained one, and of the former under the causal mask."""
+    study, c = one.study, one.comparison
+    scored = (("read in both directions", c.first), ("the control", c.second), ("untrained", study.baseline),
+              ("the finetuned model read from left to right", study.evaluation(c.first.model, "causal")))  # fmt: skip
+    return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)
+
+
+def _rival(one: Line) -> str:
+    c = one.comparison
+    cost = f", at {one.prefill:.1f} times the prefill" if one.prefill else ""
+    return f"{signed(100 * c.accuracy.total.value, 1)} points over the prompt once{cost}"
+
+
+def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
+    """Missing runs by name, and what weakens the answer."""
+    found = []
+    if any(run.random_weights for part in parts for study in part.settings for run in study.runs):
+        found.append(
+            "Some of these models have random weights: their numbers mean nothing and show that every step runs."
+        )
+    if not_run:
+        found.append(f"Not run: the campaigns {', '.join(not_run)}; run: `make campaign CAMPAIGN={not_run[0]}`.")
+    for part in parts:
+        if part.missing:
+            found.append(f"Of the campaign {part.campaign} these runs are missing: {'; '.join(part.missing)}.")
+    for one in declared:
+        if one.seeds < 3:
+            found.append(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three.")
+    return found
+
+
+def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
+    found = []
+    if lines:
+        drawn = (forest_plot(marks),) if (marks := tables.named(lines)) else ()
+        found.append(Section("when", "When it helps", (WHEN,), (tables.when(lines),), drawn))
+
+    def add(key: str, title: str, text: str, shown: Sequence[Table], drawn: Sequence[Plot] = ()) -> None:
+        if any(table.rows for table in shown):
+            found.append(Section(key, title, (text,) if text else (), tuple(shown), tuple(drawn)))
+
+    add("recipes", "Recipes, ranked", RECIPES, [tables.recipes(parts)])
+    curves = [part for part in parts if part.study.recovery]
+    plots: list[Plot] = []
+    for part in curves:
+        plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
+    add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)
+    learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
+    add("solved", "How soon look-ups are learnt", SOLVED, [table for table in learnt if table.rows])
+    add("side-effect", "Side effect in normal use", SIDE_EFFECT, [tables.side_effect(parts)])
+    add("cost", "Cost", "", [tables.cost(parts), tables.prefill(parts)])
+    add("campaigns", "Campaigns", "", [tables.campaigns(parts)])
+    return found
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,272 @@
+"""The tables of the page over several campaigns, of which the report of one has the first. Its sentences: app/report/joint.py."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.report.campaign import Setting, in_words, recipe_of, role
+from app.report.comparisons import Comparison
+from app.report.format import DASH, count, duration, number, signed, with_interval
+from app.report.repetition import against_repetition
+from app.report.runs import Evaluation
+from app.report.sentences import Finding, finding
+from app.report.study import Study
+from app.report.tables import Table, TableRow
+from app.report.tables import recovery as recovery_of
+from app.stats.bootstrap import Interval
+from app.stats.power import smallest_difference
+from jobs.config.campaign import Campaign, cells
+from jobs.errors import ConfigError
+
+OWN = "both directions minus control"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The runs of one campaign on one profile."""
+
+    campaign: str
+    study: Study
+
+    @property
+    def model(self) -> str:
+        return self.study.base_model
+
+    @property
+    def name(self) -> str:
+        return f"{self.campaign}, {self.model}"
+
+    @property
+    def settings(self) -> tuple[Study, ...]:
+        return (self.study, *self.study.other_settings)
+
+    @property
+    def dollars(self) -> float:
+        """As billed, else by the price that the campaign names; 0 where neither is known."""
+        price = float((self.study.ledger.get("settings") or {}).get("dollars_an_hour") or 0.0)
+        return self.study.spent.dollars or self.study.spent.seconds / 3600 * price
+
+    @property
+    def missing(self) -> list[str]:
+        """The runs of the matrix that are not there, the seeds of each together; their number alone where the campaign's
+        settings are not as this version reads them."""
+        ledger = self.study.ledger
+        done = {_place(entry) for entry in ledger.get("runs") or []}
+        try:
+            every = [one.place for one in cells(Campaign.model_validate(ledger.get("settings")), self.campaign)]
+        except (ConfigError, ValidationError):
+            left = int(ledger.get("cells") or 0) - len(done)
+            return [f"{left} runs"] if left > 0 else []
+        seeds: dict[str, list[str]] = {}
+        for place in (place for place in every if place["profile"] == self.study.profile and _place(place) not in done):
+            name = " ".join(place[key] for key in ("suite", "order", "recipe", "mask", "steps") if place.get(key))
+            seeds.setdefault(name, []).append(place["seed"])
+        return [name + (f" (seeds {', '.join(of)})" if any(of) else " untrained") for name, of in seeds.items()]
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(entry.get(key) or "") for key in ("profile", "suite", "order", "recipe", "mask", "seed", "steps"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One comparison of a campaign. `what`: OWN, or with the prompt written twice. `declared`: as primary, before it ran."""
+
+    part: Part
+    setting: Setting
+    what: str
+    comparison: Comparison
+    declared: bool
+
+    @property
+    def study(self) -> Study:
+        """Of its setting; that of the campaign is about the primary one."""
+        return next(study for study in self.part.settings if study.setting == self.setting)
+
+    @property
+    def finding(self) -> Finding:
+        """By the measure that the campaign declared; of an exploratory one by accuracy, or by NLL where that alone is clear."""
+        primary = self.part.study.primary
+        return finding(self.comparison, primary.measure if primary and self.declared else "accuracy")
+
+    @property
+    def seeds(self) -> int:
+        return max(1, len(self.comparison.seeds))
+
+    @property
+    def prefill(self) -> float | None:
+        """The tokens an item that the first side reads over those of the second."""
+        first, second = self.comparison.first.tokens_per_item, self.comparison.second.tokens_per_item
+        return first / second if first and second else None
+
+
+def lines_of(parts: Sequence[Part]) -> list[Line]:
+    """The decisive comparison in every setting of every campaign, then those with the prompt written twice."""
+    found = []
+    for part in parts:
+        for study in part.settings:
+            if (c := study.control) is not None:
+                declared = study is part.study and role(study.primary, c, study.setting).startswith("primary")
+                found.append(Line(part, study.setting, OWN, c, declared))
+        for c in against_repetition(part.study):
+            suite, _, what = c.title.partition(": ")
+            found.append(Line(part, Setting(suite, "repeat"), what, c, False))
+    return sorted(found, key=lambda one: (one.setting.suite, one.part.model, one.what != OWN, one.setting.order))
+
+
+def named(lines: Sequence[Line]) -> list[tuple[str, Comparison, bool]]:
+    """Names, comparisons and roles for a plot of those that are OWN. A name has its model or its campaign where another line
+    would be called alike."""
+    lines = [one for one in lines if one.what == OWN]
+    models = {one.part.model for one in lines}
+    found = []
+    for one in lines:
+        name = f"{one.part.model}: {one.setting}" if len(models) > 1 else str(one.setting)
+        alike = [other for other in lines if (other.part.model, other.setting) == (one.part.model, one.setting)]
+        found.append((f"{name} ({one.part.campaign})" if len(alike) > 1 else name, one.comparison, one.declared))
+    return found
+
+
+def when(lines: Sequence[Line]) -> Table:
+    """A row for each comparison: what it found, what it could have shown, and the prefill of both sides. Without its campaign and
+    model where all are of one, and without its role where no campaign declared one."""
+    several, declared = len({one.part.name for one in lines}) > 1, any(one.part.study.primary for one in lines)
+    columns = ("Tasks and order", "First minus second", *["Campaign, model"] * several, ">Prefill", ">Points [95 %]", ">Can show",
+               ">NLL [95 %]", "Reading", *["Role"] * declared)  # fmt: skip
+    rows = []
+    for one in lines:
+        c = one.comparison
+        of = f"{'primary' if one.declared else 'exploratory'}, {one.seeds} seed{'s' * (one.seeds > 1)}"
+        rows.append(TableRow((
+            str(one.setting) if one.what == OWN else one.setting.suite, one.what, *[one.part.name] * several,
+            DASH if one.prefill is None else f"{one.prefill:.1f}x", _in_points(c.accuracy.total),
+            _in_points(smallest_difference(c.accuracy.variance)), with_interval(c.nll.total, sign=True) if c.nll else DASH,
+            _reading(one), *[of] * declared,
+        ), "base" if one.declared else ""))  # fmt: skip
+    note = (
+        "Paired on the same questions; intervals are a bootstrap over questions and seeds. Prefill: the tokens that the first "
+        "side reads, over those of the second. Can show: the smallest true difference, in points, whose interval excludes zero "
+        "four times in five. NLL: of the right answer, in nats a token, so that less is better."
+    )
+    return Table("Every comparison, suite by suite", columns, tuple(rows), note)
+
+
+def _reading(one: Line) -> str:
+    """`better`, `worse`, how small a difference could be, or how many items it would take."""
+    found = one.finding
+    if found.direction not in ("better", "worse"):
+        return found.text
+    beside = f"{found.direction}: {found.change}" if "though" in found.beside else found.direction
+    return f"{beside}, by NLL alone" if one.comparison.verdict == "within noise" else beside
+
+
+def _in_points(value: Interval | float) -> str:
+    """Of accuracy: `+13.9 [+11.2, +16.6]`; a dash for a smallest difference that nothing can be estimated of."""
+    if isinstance(value, Interval):
+        bounds = f" [{signed(100 * value.lo, 1)}, {signed(100 * value.hi, 1)}]" if value.defined else ""
+        return signed(100 * value.value, 1) + bounds
+    return number(100 * value or None, 1)
+
+
+def recipes(parts: Sequence[Part]) -> Table:
+    """Each recipe where a campaign has several, best first by the accuracy that it reaches with the bidirectional prompt."""
+    rows, several = [], len({part.name for part in parts}) > 1
+    for part in parts:
+        for study in part.settings:
+            own = [c for c in study.own_masks if recipe_of(c.first.model)]
+            ranked = sorted(own, key=lambda c: -mean(study, c.first)) if len(own) > 1 else []
+            for rank, c in enumerate(ranked, 1):
+                side = study.find((c.first.model, "causal"), ("base", "causal"))
+                rows.append(TableRow((
+                    str(rank), recipe_of(c.first.model), str(study.setting), *[part.name] * several, str(max(1, len(c.seeds))),
+                    number(mean(study, c.first)), number(mean(study, c.second)), _in_points(c.accuracy.total),
+                    _in_points(smallest_difference(c.accuracy.variance)), _kept(study, side),
+                )))  # fmt: skip
+    columns = (">Rank", "Recipe", "Tasks and order", *["Campaign, model"] * several, ">Seeds", ">Accuracy", ">Its control",
+               ">Points [95 %]", ">Can show", ">Normal use")  # fmt: skip
+    note = "Normal use: accuracy read from left to right after this training, over that of the untrained model."
+    return Table("Recipes, by the accuracy that they reach with the bidirectional prompt", columns, tuple(rows), note)
+
+
+def mean(study: Study, e: Evaluation) -> float:
+    """Macro accuracy, the mean over the seeds of its model."""
+    of = list(study.trainings.replicates(e).values()) or [e]
+    return sum(one.macro.value for one in of) / len(of)
+
+
+def _kept(study: Study, side: Comparison | None) -> str:
+    """`0.996x`: the accuracy in normal use over that of the untrained model."""
+    before = mean(study, side.second) if side else 0.0
+    return f"{number(mean(study, side.first) / before)}x" if side and before else DASH
+
+
+def side_effect(parts: Sequence[Part]) -> Table:
+    """Causal scores of what was finetuned for the bidirectional prompt: against the untrained model and against the control."""
+    rows = []
+    for part in parts:
+        for study in part.settings:
+            model = study.prefix_model or ""
+            base = study.find((model, "causal"), ("base", "causal"))
+            control = next((c for c in study.comparisons if c.group == "side effect" and c.first.model == model
+                            and c.second.model != "base"), None)  # fmt: skip
+            if base is None and control is None:
+                continue
+            cells_of = [DASH if c is None else _in_points(c.accuracy.total) for c in (base, control)]
+            most = max(smallest_difference(c.accuracy.variance) for c in (base, control) if c)
+            rows.append(TableRow((str(study.setting), part.name, recipe_of(model) or model, _kept(study, base),
+                                  *cells_of, _in_points(most))))  # fmt: skip
+    columns = ("Tasks and order", "Campaign, model", "Recipe", ">Kept", ">Minus untrained, points [95 %]",
+               ">Minus the control, points [95 %]", ">Can show")  # fmt: skip
+    note = "Kept: accuracy over that of the untrained model, both read from left to right; means over seeds."
+    return Table("Read from left to right after finetuning for the bidirectional prompt", columns, tuple(rows), note)
+
+
+def recovery(part: Part) -> Table:
+    table = recovery_of(part.study)
+    return Table(f"{part.model}, {part.study.setting} ({part.campaign})", table.columns, table.rows)
+
+
+def cost(parts: Sequence[Part]) -> Table:
+    """What each campaign took, and what a prompt of each setting costs in use."""
+    rows = []
+    for part in parts:
+        spent = part.study.spent
+        steps = sorted({recipe.steps for study in part.settings for recipe in study.trainings.recipes})
+        rows.append(TableRow((
+            part.campaign, part.model, str(spent.runs), ", ".join(map(count, steps)) or DASH, duration(spent.seconds),
+            number(spent.seconds / 3600, 2), f"${part.dollars:,.2f}" if part.dollars else DASH,
+            part.study.runs[-1].device or DASH,
+        )))  # fmt: skip
+    columns = ("Campaign", "Model", ">Runs", ">Steps a run", ">Time", ">GPU hours", ">Dollars", "Device")
+    return Table("What the campaigns took", columns, tuple(rows))
+
+
+def prefill(parts: Sequence[Part]) -> Table:
+    """What reading a prompt costs: tokens and operations of an item, by suite and order."""
+    rows: dict[tuple[str, ...], TableRow] = {}
+    for part in parts:
+        sizes = [run.train["params_total"] for run in part.study.runs if run.train and "params_total" in run.train]
+        for study in part.settings:
+            tokens = next((e.tokens_per_item for e in study.evaluations if e.tokens_per_item), None)
+            if tokens is not None:
+                flops = number(2 * sizes[0] * tokens / 1e9, 1) if sizes else DASH
+                key = (str(study.setting), part.model)
+                rows.setdefault(key, TableRow((*key, number(tokens, 0), flops)))
+    note = "2 operations a parameter and token, prompt and choices; attention itself is left out. A bidirectional mask adds none."
+    columns = ("Tasks and order", "Model", ">Tokens an item", ">GFLOPs an item")
+    return Table("What reading a prompt costs", columns, tuple(rows.values()), note)
+
+
+def campaigns(parts: Sequence[Part]) -> Table:
+    """What each campaign declared, and how much of it is there."""
+    rows = []
+    for part in parts:
+        ledger, primary = part.study.ledger, part.study.primary
+        rows.append(TableRow((
+            part.campaign, part.model, str(ledger.get("title") or DASH), in_words(primary) if primary else DASH,
+            str(ledger.get("declared") or DASH)[:10], "; ".join(part.missing) or "none",
+        )))  # fmt: skip
+    columns = ("Campaign", "Model", "What it asks", "Primary comparison", "Declared", "Missing runs")
+    return Table("What was declared, and what is missing", columns, tuple(rows))

@@ -1,0 +1,227 @@
+"""One page over several campaigns: its answer, what it marks, what it names as missing, and the files that it is made of."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.report.archive import collect, joint_of, rebuild, write_joint
+from app.report.joint import QUESTION, joint_page
+from app.report.joint_tables import Part
+from app.report.page import Page
+from jobs.config import strict_yaml
+from jobs.config.campaign import CAMPAIGNS_DIR
+from jobs.runs.rundir import list_runs
+from tests.app.fakes.command_line import Command
+from tests.app.fakes.synthetic_runs import MODELS, write_cells
+from tests.app.report.test_campaign import declare
+
+
+def campaign(runs_dir: Path, name: str, suite: str, settings: Mapping[str, Any] = {}, **options: Any) -> Path:
+    """A campaign in a runs directory that may hold others: `context_first` decides."""
+    before = {run.id for run in list_runs(runs_dir)} if runs_dir.is_dir() else set()
+    orders = options.pop("orders", ("context_first",))
+    for order in orders:
+        changed = frozenset({f"piqa/{suite}{order}"})
+        first = 30 if order == "question_first" else 0  # other items, so that no number is right by accident
+        own = {"suite": (suite, order), "tasks": ("piqa",), "changed": changed, "first": first}
+        write_cells(runs_dir, **own | options)
+    record = declare(runs_dir, name, suite=suite, recipe="full", measure="accuracy")
+    listed = [{"run": run.id} for run in list_runs(runs_dir) if run.id not in before]
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"runs": listed, "settings": settings}))
+    return record
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three campaigns: two recipes in three orders; the same setting with fewer seeds; another suite."""
+    path = tmp_path_factory.mktemp("runs")
+    campaign(path, "reading", "reading", {"dollars_an_hour": 2.5}, items=60,
+             orders=("context_first", "question_first", "repeat"))  # fmt: skip
+    campaign(path, "again", "reading", seeds=(0,), items=40, recipes=("full",))
+    campaign(path, "short", "short", items=400, recipes=("full",))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(runs_dir: Path) -> list[Part]:
+    return joint_of(runs_dir)
+
+
+@pytest.fixture(scope="module")
+def page(parts: list[Part]) -> Page:
+    return joint_page(parts, ["lookup"])
+
+
+def rows(page: Page, key: str) -> list[tuple[str, ...]]:
+    (section,) = [section for section in page.sections if section.key == key]
+    return [row.cells for table in section.tables for row in table.rows]
+
+
+def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_plot(page: Page) -> None:
+    assert page.question == QUESTION
+    sentences = re.findall(r"[^.]+(?:\.\d[^.]*)*\.(?=\s|$)", page.headline)
+    assert 1 <= len(sentences) <= 2 and "".join(sentences).strip() == page.headline
+    head = page.to_html().partition("<main>")[0]
+    assert head.count("<svg") == 1 and page.headline in head
+    facts = {fact.name: fact.text for fact in page.facts}
+    assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
+    assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
+    assert facts["The control with its prompt written twice"].startswith(
+        "Reading tasks: 0.0 points over the prompt once, at 1.0 times"
+    )
+
+
+def test_the_numbers_behind_the_answer_are_those_of_their_own_order(parts: list[Part], page: Page) -> None:
+    (part,) = [part for part in parts if part.campaign == "reading"]
+    for study in part.settings:
+        order = study.setting.order.replace("_", " ")
+        assert study.baseline is not None
+        said = [text for text in page.details if text.startswith(f"Reading tasks, {order}: ")]
+        assert len(said) == (study.setting.order != "repeat")
+        for text in said:
+            assert f"untrained {100 * study.baseline.macro.value:.1f} %, " in text
+            finetuned = [study.evaluation("full.prefix", "causal")]
+            (recipe,) = [r for r in study.trainings.recipes if any(e is finetuned[0] for e in r.replicates.values())]
+            assert f"read from left to right {100 * recipe.accuracy:.1f} %." in text
+    assert len({study.baseline.macro.value for study in part.settings if study.baseline}) == 2
+
+
+def test_of_two_campaigns_in_one_setting_the_one_with_more_seeds_leads_and_both_are_shown(page: Page) -> None:
+    assert page.answer is not None
+    assert page.answer.description.count("reading, context first: ") == 1  # once, and not with a campaign's name
+    (forest,) = [plot for plot in page.plots if plot.key == "forest"]
+    assert "reading, context first (again): " in forest.description
+    found = [row for row in rows(page, "when") if row[0] == "reading, context first"]
+    assert {(row[2].partition(",")[0], row[-1]) for row in found} == {
+        ("reading", "primary, 2 seeds"), ("again", "primary, 1 seed"),
+    }  # fmt: skip
+    assert {row[-1].partition(",")[0] for row in rows(page, "when") if "question first" in row[0]} == {"exploratory"}
+
+
+def test_repetition_and_the_bidirectional_prompt_stand_in_one_table_with_their_prefill(page: Page) -> None:
+    compared = {row[1]: row[3] for row in rows(page, "when") if row[0].startswith("reading")}
+    assert compared["both directions minus control"] == "1.0x"
+    assert "both directions once minus control twice" in compared
+    assert {row[0] for row in rows(page, "when")} >= {"reading, repeat", "reading"}
+
+
+def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page) -> None:
+    assert [row[:2] for row in rows(page, "recipes")][:2] in (
+        [("1", "full"), ("2", "lora")], [("1", "lora"), ("2", "full")],
+    )  # fmt: skip
+    assert {row[1].partition(",")[0] for row in rows(page, "side-effect")} == {"reading", "again", "short"}
+    assert [row[0] for row in rows(page, "cost")][:3] == ["again", "reading", "short"]
+
+
+@pytest.mark.parametrize(
+    ("harder", "items", "text"),
+    [
+        (-1.5, 100, r"It helps on reading tasks \(\d+\.\d points more accurate\)\."),
+        (2.0, 100, r"It hurts on reading tasks \(\d+\.\d points less accurate\)\."),
+        (0.0, 20, r"Not enough items to tell: at least [\d,]+ needed on reading tasks\."),
+        (0.0, 1000, r"It makes no difference that would show on reading .* \(none of \d\.\d points or more\)\."),
+    ],
+)
+def test_the_answer_follows_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harder: float, items: int, text: str
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0] + harder, 1.98))
+    campaign(tmp_path, "mine", "reading", items=items, recipes=("full",), tasks=("piqa", "arc_easy"))
+    assert re.fullmatch(text, joint_page(joint_of(tmp_path)).headline)
+
+
+def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:
+    record = campaign(tmp_path, "mine", "reading", items=4, recipes=("full",))
+    declared = json.loads(record.read_text())
+    record.write_text(json.dumps(declared | {"primary": declared["primary"] | {"measure": "gold_nll"}}))
+    assert re.search(
+        r"\(no difference of 0\.\d+ nats a token or more in NLL\)\.$", joint_page(joint_of(tmp_path)).headline
+    )
+
+
+def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(name: str, part: Part) -> Part:
+        runs = tuple(replace(run, base_model=name) for run in part.study.runs)
+        return Part(name, replace(part.study, profile=name, runs=runs))
+
+    campaign(tmp_path / "open", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.5, 1.98))
+    campaign(tmp_path / "helped", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
+    (helped,), (unclear,) = joint_of(tmp_path / "helped"), joint_of(tmp_path / "open")
+    alike = joint_page([on("first", helped), on("second", helped)]).headline
+    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d points more accurate) and \1\)\.", alike)
+    apart = joint_page([on("first", helped), on("second", unclear)]).headline
+    assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
+                        r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
+
+
+def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
+    campaign(tmp_path, "mine", "reading", items=8, recipes=())
+    page = joint_page(joint_of(tmp_path))
+    assert page.headline.startswith("No campaign has both a finetuned model and its control yet")
+    assert page.answer is None and "mine" in page.to_markdown()
+
+
+def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> None:
+    assert "Not run: the campaigns lookup; run: `make campaign CAMPAIGN=lookup`." in page.cautions
+    settings = strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci")
+    record = campaign(tmp_path, "mine", "lookup", items=8, recipes=("full",), seeds=(0,), untrained=False, profile="ci")
+    there = {"profile": "ci", "suite": "lookup", "order": "context_first", "recipe": "full-1e-3"}
+    places = [{"mask": "causal", "seed": "0"}, {"mask": "causal", "seed": "1"}]
+    ledger = json.loads(record.read_text()) | {"cells": 4, "settings": settings}
+    ledger["runs"] = [{**run, **there, **place} for run, place in zip(ledger["runs"], places, strict=True)]
+    record.write_text(json.dumps(ledger))
+    (part,) = joint_of(tmp_path)
+    assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"]
+    record.write_text(json.dumps(ledger | {"settings": {"of": "another version"}}))
+    (part,) = joint_of(tmp_path)
+    assert part.missing == ["2 runs"]
+    assert "Of the campaign mine these runs are missing: 2 runs." in joint_page([part]).cautions
+
+
+def test_the_markdown_shows_each_plot_as_a_file_in_light_and_dark(tmp_path: Path, parts: list[Part]) -> None:
+    (tmp_path / "index-old.svg").touch()
+    _, written = write_joint(parts, tmp_path, "index")
+    text = (tmp_path / "index.md").read_text()
+    drawn = re.findall(r"!\[([^\]]{40,})\]\(([^)]+)\)", text)
+    assert sorted(file for _, file in drawn) == sorted(
+        path.name for path in tmp_path.glob("*.svg")
+    )  # the old one is gone
+    for _, file in drawn:
+        root = ElementTree.fromstring((tmp_path / file).read_text())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.find("{*}desc") is not None
+        assert "prefers-color-scheme: dark" in (tmp_path / file).read_text()
+    assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
+    assert not re.search(r'(?:src|href)="(?!#)', (tmp_path / "index.html").read_text())  # everything is inside
+
+
+def test_results_prints_the_answer_and_the_forest_as_a_table(
+    command: Command, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    collect(runs_dir, "short", tmp_path)
+    page, _ = rebuild(tmp_path, ["short"])
+    text = command("results", "--results-dir", tmp_path, "--runs-dir", tmp_path / "runs").fine()
+    printed = " ".join(text.split())
+    assert page.headline in printed and "short, context first both directions minus control" in printed
+    assert (tmp_path / "index.html").is_file() and (tmp_path / "short" / "embedded.md").is_file()
+    assert "(short/embedded.md)" in (tmp_path / "index.md").read_text()
+
+
+def test_a_report_of_several_campaigns_has_the_joint_page_beside_it(command: Command, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        assert not (tmp_path / "campaigns.html").exists()
+        campaign(tmp_path, name, "short", items=8, recipes=("full",), seeds=(0,))
+        text = command("report", "--runs-dir", tmp_path).fine()
+    assert f"wrote {tmp_path / 'campaigns.html'}" in text
+    assert "Every comparison, suite by suite" in (tmp_path / "campaigns.md").read_text()
