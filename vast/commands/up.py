@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import click
 
+from jobs.config.campaign import campaign_names
+from jobs.config.expected import nearest
 from jobs.config.job import Job
-from jobs.config.load import DEFAULT_PROFILE
+from jobs.config.load import DEFAULT_PROFILE, stage_names
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from vast import policy as policies
@@ -87,6 +89,9 @@ class RentOptions(JobOptions):
             of_stage = {"--profile": profile, "--limit": self.limit, "--seed": self.seed, "--set": self.sets or None}
             given = [option for option, value in of_stage.items() if value is not None]
             return works.campaign(self.stage, given, self.gpus, self.runs_dir.absolute())
+        if self.stage not in stage_names():
+            known = [*stage_names(), *campaign_names()]
+            raise ConfigError("jobs", f'unknown stage "{self.stage}", and no such campaign', nearest(self.stage, known))
         job = self.job()
         preflight.require_no_paths(job)
         return works.Work(job.stage.name, f"{job.stage.name}, profile {job.profile.name}: {job.stage.title}", (job,))
