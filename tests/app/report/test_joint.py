@@ -225,3 +225,13 @@ def test_a_report_of_several_campaigns_has_the_joint_page_beside_it(command: Com
         text = command("report", "--runs-dir", tmp_path).fine()
     assert f"wrote {tmp_path / 'campaigns.html'}" in text
     assert "Every comparison, suite by suite" in (tmp_path / "campaigns.md").read_text()
+
+
+def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 3.5))
+    campaign(tmp_path, "mine", "reading", items=40, recipes=("full",))
+    page = joint_page(joint_of(tmp_path))
+    text = r"Not enough (items to tell: at least [\d,]+ needed|seeds to tell) on reading tasks, but it is less sure of the right answers\."
+    assert re.fullmatch(text, page.headline)
