@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.submit import client
 from jobs.submit.__main__ import main
 
@@ -65,6 +66,17 @@ def test_a_campaign_is_dealt_over_an_array_or_over_the_gpus_of_a_machine(capsys:
     task = yaml.safe_load(printed(capsys, "lookup", "--on", "skypilot", *RENTED, "--gpus", "4"))
     assert "python -m app campaign lookup --workers 4 --runs-dir /runs" in task["run"]
     assert task["resources"]["accelerators"] == "H100:4" and task["num_nodes"] == 1
+
+
+def test_of_a_campaign_the_profile_that_does_not_fit_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, lookup = tmp_path / "both.yaml", (CAMPAIGNS_DIR / "lookup.yaml").read_text()
+    file.write_text(
+        lookup.replace("[embedded]", "[embedded, ministral-3b]").replace("primary: {", "primary: {profile: embedded, ")
+    )
+    said = refusal(capsys, str(file), "--on", "slurm", "--gpu", "RTX_4090", "--runs-dir", str(tmp_path))
+    assert "both with profile ministral-3b: needs about" in said
 
 
 def test_a_name_with_blanks_and_quotes_stays_one_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
