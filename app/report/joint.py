@@ -115,10 +115,11 @@ def _change(one: Line) -> str:
 
 
 def _none_of(one: Line) -> str:
-    """In points where accuracy can deny a difference, else by the declared measure."""
+    """In points where accuracy can deny a difference, with what NLL shows all the same; else by the declared measure."""
     least = 100 * excluded(one.comparison.accuracy)
     if least and finding(one.comparison).direction == "level":
-        return f"none of {least:.1f} points or more"
+        sure = {"lower": ", and surer of the right answers", "higher": ", but less sure of the right answers"}
+        return f"none of {least:.1f} points or more{sure.get(one.comparison.nll_verdict, '')}"
     return one.finding.text
 
 

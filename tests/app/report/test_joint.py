@@ -138,6 +138,15 @@ def test_the_answer_follows_the_numbers(
     assert re.fullmatch(text, joint_page(joint_of(tmp_path)).headline)
 
 
+def test_no_difference_in_accuracy_stands_beside_what_nll_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 2.4))
+    campaign(tmp_path, "mine", "reading", items=1000, recipes=("full",), tasks=("piqa", "arc_easy"))
+    headline = joint_page(joint_of(tmp_path)).headline
+    assert re.search(r"\(none of \d\.\d points or more, but less sure of the right answers\)\.$", headline)
+
+
 def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:
     record = campaign(tmp_path, "mine", "reading", items=4, recipes=("full",))
     declared = json.loads(record.read_text())
