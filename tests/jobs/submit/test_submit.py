@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.config.campaign import CAMPAIGNS_DIR
-from jobs.submit import client
+from jobs.submit import client, slurm
 from jobs.submit.__main__ import main
 
 IMAGE = "registry.example/prefill@sha256:" + "ab" * 32
@@ -150,6 +150,13 @@ def test_terms_are_accepted_here_before_a_job_accepts_them_there(engine: str, ca
     )
     monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
     assert "env ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words)
+
+
+@pytest.mark.parametrize("container", slurm.CONTAINERS)
+def test_the_terms_reach_the_command_in_every_container(container: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
+    words = ["stage1", "--on", "slurm", "--hours", "1", "--profile", "gemma-270m", "--container", container]
+    assert " ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words, *(["--image", IMAGE] if container != "venv" else []))
 
 
 @pytest.mark.parametrize("engine", list(client.CLIENTS))
