@@ -186,7 +186,9 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
             found.append(f"Of the campaign {part.campaign} these runs are missing: {'; '.join(part.missing)}.")
     for one in declared:
         if one.seeds < 3:
-            found.append(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three.")
+            found.append(
+                _sentence(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three")
+            )
     return found
 
 

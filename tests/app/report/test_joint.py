@@ -194,6 +194,7 @@ def test_a_declared_comparison_is_the_answer_beside_an_exploratory_one_with_more
 
 
 def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> None:
+    assert "Five short tasks: 2 training seeds; a claim needs three." in page.cautions
     assert "Not run: the campaigns lookup; run: `make campaign CAMPAIGN=lookup`." in page.cautions
     settings = strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci")
     record = campaign(tmp_path, "mine", "lookup", items=8, recipes=("full",), seeds=(0,), untrained=False, profile="ci")
