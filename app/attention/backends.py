@@ -43,6 +43,17 @@ def attend(layout: Layout | None) -> Iterator[None]:
         _active.reset(token)
 
 
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, the model is in evaluation mode, without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def _mask_function(name: str, upstream: Callable[..., Any]) -> Callable[..., Any]:
     make = block_mask if name == "flex_attention" else Layout.dense
 

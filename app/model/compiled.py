@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from app.attention import selfcheck
-from app.attention.backends import NAMES, attend
+from app.attention.backends import NAMES, attend, evaluating
 from app.attention.block_mask import TILE
 from app.attention.mask import Document, layout
 from app.attention.model_config import head_dims, setting, text_config, values
@@ -83,9 +83,7 @@ def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int
     Raises:
         ModelError: a forbidden dependency between two tokens, or a missing one.
     """
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for mask in masks:
             extra, missing = _wrong(model, mask, width, branches, mode)
             if extra or missing:
@@ -93,8 +91,6 @@ def require_dependence(model: Any, masks: Iterable[Mask], where: str, width: int
                 used = text_config(model)._attn_implementation
                 raise ModelError(where, f"under {mask}, {used} as compiled does not obey the mask: {fact}",
                                  "its numbers would mean nothing; set model.attention: sdpa")  # fmt: skip
-    finally:
-        model.train(training)
 
 
 def _wrong(model: Any, mask: Mask, width: int, branches: bool,

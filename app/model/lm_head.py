@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.attention.backends import attend
+from app.attention.backends import attend, evaluating
 from app.model.mixed_precision import is_linear
 
 
@@ -24,11 +24,8 @@ def plain_lm_head(model: Any) -> nn.Linear | None:
     ids = torch.zeros(1, 2, dtype=torch.long, device=device)
     # float32 whatever the dtype of the weights: a model that rounds its logits is not plain.
     fake_logits = torch.randn(1, 2, lm_head.out_features, generator=torch.Generator().manual_seed(0)).to(device)
-    training = model.training
-    model.eval()
-    with torch.no_grad(), attend(None), instead_of_logits(lm_head, lambda hidden: fake_logits):
+    with evaluating(model), torch.no_grad(), attend(None), instead_of_logits(lm_head, lambda hidden: fake_logits):
         output = model(input_ids=ids, use_cache=False).logits
-    model.train(training)
     same = output.shape == fake_logits.shape and torch.equal(output.float(), fake_logits.float())
     return lm_head if same else None
 

@@ -19,7 +19,7 @@ from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
 from app.report.sections import RECIPES, RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
-from app.report.sentences import Fact, excluded, finding, not_enough
+from app.report.sentences import Fact, by_accuracy, excluded, not_enough
 from app.report.tables import Table
 from app.stats.power import smallest_difference
 
@@ -75,7 +75,9 @@ def headline(declared: Sequence[Line]) -> str:
         rest.append(f"it makes no difference that would show on {_listed(found['level'], _none_of, declared)}")
     for one in found.get("unclear", []):
         text = not_enough(one.comparison)
-        rest.append(f"{text[0].lower()}{text[1:]} on {_name(one, declared)}")
+        beside = one.finding.text.removeprefix(text)
+        short = text.removesuffix(": no number of items would do")
+        rest.append(f"{short[0].lower()}{short[1:]} on {_name(one, declared)}{beside}")
     sentences = [clear, "; ".join(rest)]
     if not declared:
         sentences = ["no campaign has both models of the comparison that it declared yet, so nothing can be said"]
@@ -110,16 +112,15 @@ def _name(one: Line, among: Sequence[Line]) -> str:
 
 def _change(one: Line) -> str:
     """Accuracy alone where it is clear and points the same way, since a reader knows points; else by the declared measure."""
-    found, accuracy = one.finding, finding(one.comparison)
-    return (accuracy if accuracy.points is not None and accuracy.direction == found.direction else found).change
+    found, accuracy = one.finding, by_accuracy(one.comparison)
+    return (accuracy if accuracy.direction == found.direction else found).change
 
 
 def _none_of(one: Line) -> str:
-    """In points where accuracy can deny a difference, with what NLL shows all the same; else by the declared measure."""
-    least = 100 * excluded(one.comparison.accuracy)
-    if least and finding(one.comparison).direction == "level":
-        sure = {"lower": ", and surer of the right answers", "higher": ", but less sure of the right answers"}
-        return f"none of {least:.1f} points or more{sure.get(one.comparison.nll_verdict, '')}"
+    """In points where accuracy can deny a difference, else by the declared measure."""
+    least, accuracy = 100 * excluded(one.comparison.accuracy), by_accuracy(one.comparison)
+    if least and accuracy.direction == "level":
+        return f"none of {least:.1f} points or more{accuracy.text.partition('accuracy')[2]}"
     return one.finding.text
 
 

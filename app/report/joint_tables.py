@@ -11,7 +11,7 @@ from app.report.comparisons import Comparison
 from app.report.format import DASH, count, duration, number, signed, with_interval
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
-from app.report.sentences import Finding, finding
+from app.report.sentences import Finding, by_accuracy, finding
 from app.report.study import Study
 from app.report.tables import Table, TableRow
 from app.report.tables import recovery as recovery_of
@@ -91,9 +91,10 @@ class Line:
 
     @property
     def finding(self) -> Finding:
-        """By the measure that the campaign declared; of an exploratory one by accuracy, or by NLL where that alone is clear."""
+        """By the measure that the campaign declared: by NLL, or by accuracy with NLL beside it, as all exploratory ones."""
         primary = self.part.study.primary
-        return finding(self.comparison, primary.measure if primary and self.declared else "accuracy")
+        by_nll = self.declared and primary is not None and primary.measure == "gold_nll"
+        return finding(self.comparison, "gold_nll") if by_nll else by_accuracy(self.comparison)
 
     @property
     def seeds(self) -> int:

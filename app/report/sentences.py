@@ -14,6 +14,8 @@ from app.report.study import Study
 from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
 
+_BY_NLL = {"lower": "better", "higher": "worse"}
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -43,23 +45,29 @@ class Finding:
 def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     """The reading of a comparison: by accuracy if that is clear, else by NLL, else level or unclear. If a campaign declared
     NLL as its `measure`, by that alone."""
-    by_nll = {"lower": "better", "higher": "worse"}.get(c.nll_verdict)
+    by_nll = _BY_NLL.get(c.nll_verdict)
     if measure == "gold_nll" and c.nll is not None:
         least = excluded(c.nll)
         text = "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
         return Finding(by_nll or "level", None, text, _and_accuracy(c, by_nll))
+    if c.too_few_items and by_nll:
+        return Finding(by_nll, None, "")
+    return by_accuracy(c)
+
+
+def by_accuracy(c: Comparison) -> Finding:
+    """The reading by accuracy alone, NLL beside it where that is clear."""
+    by_nll = _BY_NLL.get(c.nll_verdict)
     if c.verdict != "within noise":
         direction = {"higher": "better", "lower": "worse"}[c.verdict]
         other = "surer" if by_nll == "better" else "less sure"
         beside = f" though {other} of the right answers" if by_nll and by_nll != direction else ""
         return Finding(direction, abs(100 * c.accuracy.total.value), "", beside)
+    sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
     if c.too_few_items:
-        if by_nll:
-            return Finding(by_nll, None, "")
-        return Finding("unclear", None, not_enough(c))
+        return Finding("unclear", None, not_enough(c) + sure.get(by_nll or "", ""))
     least = 100 * excluded(c.accuracy)
     level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
-    sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
     return Finding("level", None, level + sure.get(by_nll or "", ""))
 
 

@@ -18,8 +18,7 @@ _RUNS = 50  # of a stage, the newest, that are looked at
 _Files = Mapping[str, Mapping[str, Any]]
 
 
-def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str, *, stall: float = STALL,
-              limit: float = LONGEST) -> RunDir | None:  # fmt: skip
+def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
     """The newest run of a job in the store, fetched: a complete one, or what resuming from its newest whole checkpoint needs.
 
     None where there is none, and, with one line in the log, where the store does not answer.
@@ -32,11 +31,11 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
             if not target.exists() and _fetched(store, f"{stage}/{name}", fingerprint, target):
                 return found.append(target)
 
-    _tried(work, store, stage, stall, limit)
+    _tried(work, store, stage)
     return RunDir.open(found[0]) if found else None
 
 
-def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limit: float = LONGEST) -> None:
+def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
     """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has one as new."""
     here = max(
         (int(path.name[11:]) for path in run.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()), default=-1
@@ -55,12 +54,12 @@ def fetch_newer(store: ArtifactStore, run: RunDir, *, stall: float = STALL, limi
             return log.info(f"checkpoint-{step} is fetched from {store.url}")
 
     if not run.final.exists():
-        _tried(work, store, run.id, stall, limit)
+        _tried(work, store, run.id)
 
 
-def _tried(work: Callable[[], None], store: ArtifactStore, what: str, stall: float, limit: float) -> None:
+def _tried(work: Callable[[], None], store: ArtifactStore, what: str) -> None:
     try:
-        bounded(work, store, stall, limit)
+        bounded(work, store, STALL, LONGEST)
     except StoreError as error:
         log.warning(f"{what}: nothing is fetched from {store.url}: {error}")
 

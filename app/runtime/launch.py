@@ -8,6 +8,7 @@ machines the same command runs on each, and app/runtime/nodes.py reads from the 
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -56,8 +57,10 @@ def launch(words: Sequence[str], processes: int, module: str = "app", nodes: Nod
     options = launch_command_parser().parse_args(arguments(words, processes, min(threads, given), module, nodes))
     # torchrun would kill the workers 30 s after a signal: a checkpoint of a large model takes longer.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
-    if nodes.count == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container may have no other network
+    # A container may have no other network than lo; and gloo by itself takes the address of the host's name, often 127.0.1.1.
+    interface = "lo" if nodes.count == 1 else interface_to(nodes.address)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):  # the workers have reported their errors themselves
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -68,6 +71,19 @@ def launch(words: Sequence[str], processes: int, module: str = "app", nodes: Nod
             _, first = error.get_first_failure()
             return _exit_code(first.exitcode)
     return 0
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface of this machine by which `address` is reached; None if it is not."""
+    with suppress(OSError):
+        family, kind, _, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # of a datagram socket: nothing is sent
+            own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if any(one.address.partition("%")[0] == own for one in addresses):
+                return name
+    return None
 
 
 def _exit_code(code: int) -> int:

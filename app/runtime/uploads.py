@@ -15,7 +15,7 @@ from typing import Self
 
 from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError
 from app.runtime.progress import waiting
-from jobs.runs.atomic import read_json
+from jobs.runs.atomic import files_below, read_json
 from jobs.runs.runfiles import RunFiles
 
 log = logging.getLogger(__name__)
@@ -116,11 +116,11 @@ class Uploads:
             self._upload(here, self.store)
 
     def _upload(self, here: Path, store: ArtifactStore) -> None:
-        begun, files = time.monotonic(), sorted(path for path in here.rglob("*") if path.is_file())
+        begun, files = time.monotonic(), files_below(here)
         for pause in (*self._pauses, None):
             try:
                 size = store.put(
-                    f"{self._checkpoints}/{here.name}", self._files(here, files), cancelled=self._given_up.is_set
+                    f"{self._checkpoints}/{here.name}", self._files(files), cancelled=self._given_up.is_set
                 )
                 self._prune(store)
             except Cancelled:
@@ -136,10 +136,10 @@ class Uploads:
                 seconds = time.monotonic() - begun
                 return log.info(f"{here.name} is uploaded to {store.url}: {size / 1e6:.1f} MB in {seconds:.0f} s")
 
-    def _files(self, here: Path, files: list[Path]) -> dict[str, Path | bytes]:
+    def _files(self, files: dict[str, Path]) -> dict[str, Path | bytes]:
         """The files by their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
         logs = {f"run/{name}": (self.run.path / name).read_bytes() for name in LOGS if (self.run.path / name).is_file()}
-        return {path.relative_to(here).as_posix(): path for path in files} | logs
+        return files | logs
 
     def _prune(self, store: ArtifactStore) -> None:
         whole = [step for step, _ in store.whole(self.run.id)]

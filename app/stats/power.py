@@ -17,6 +17,7 @@ from app.stats.bootstrap import CONFIDENCE
 from app.stats.difference import Variance
 
 POWER = 0.80
+_Z2 = (NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(POWER)) ** 2
 
 
 def of_discordance(
@@ -36,23 +37,17 @@ def of_discordance(
 
 def smallest_difference(variance: Variance) -> float:
     """The true difference that a 95 % interval excludes zero for with probability POWER. 0 where nothing varies."""
-    z2 = _z() ** 2
-    return math.sqrt(z2 * (variance.of_items + _of_seeds(variance)) / (1 + z2 * variance.binary))
+    return math.sqrt(_Z2 * (variance.of_items + _of_seeds(variance)) / (1 + _Z2 * variance.binary))
 
 
 def items_needed(variance: Variance, difference: float) -> int | None:
     """Items, divided over the tasks as now, to show a true `difference`; None where only more seeds could show it."""
-    z2, d2 = _z() ** 2, difference**2
-    left = d2 - z2 * _of_seeds(variance)
+    d2 = difference**2
+    left = d2 - _Z2 * _of_seeds(variance)
     if left <= 0:
         return None
-    return max(1, math.ceil(variance.items * z2 * (variance.of_items - d2 * variance.binary) / left))
+    return max(1, math.ceil(variance.items * _Z2 * (variance.of_items - d2 * variance.binary) / left))
 
 
 def _of_seeds(variance: Variance) -> float:
     return (variance.between_seeds or 0.0) / variance.seeds
-
-
-def _z() -> float:
-    normal = NormalDist()
-    return normal.inv_cdf((1 + CONFIDENCE) / 2) + normal.inv_cdf(POWER)

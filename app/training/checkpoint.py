@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from app.data.tokenize import end_ids
 from app.training import custom_generate
 from app.training.saved import Logged, probe_logits, require_same, require_same_adapter
-from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
+from jobs.runs.atomic import files_below, io_errors_reported, sync_directory, write_text_atomically
 
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
@@ -50,12 +50,11 @@ def mark_complete(checkpoint: Path) -> None:
     It takes as long as the disk does, 41 GB of a 3B model at 2 GB/s are 20 s, since reading (8 GB/s out of the page cache on
     one core) and flushing go on at once.
     """
-    paths = [p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != MARK]
-    names = [str(path.relative_to(checkpoint)) for path in paths]
+    files = {name: path for name, path in files_below(checkpoint).items() if name != MARK}
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
-        flushed, digests = pool.map(_flush, paths), pool.map(_digest, paths)
-        mark = {"files": {name: path.stat().st_size for name, path in zip(names, paths, strict=True)},
-                _DIGESTS: dict(zip(names, digests, strict=True))}  # fmt: skip
+        flushed, digests = pool.map(_flush, files.values()), pool.map(_digest, files.values())
+        mark = {"files": {name: path.stat().st_size for name, path in files.items()},
+                _DIGESTS: dict(zip(files, digests, strict=True))}  # fmt: skip
         list(flushed)  # raises the error of a flush
     write_text_atomically(checkpoint / MARK, json.dumps(mark, indent=2) + "\n")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.attention.backends import attend
+from app.attention.backends import attend, evaluating
 from app.attention.mask import Layout
 from app.model import onednn as products
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
@@ -80,8 +80,7 @@ class ResponseLoss:
             stack.enter_context(self.autocast())
             if self.teacher is None:
                 stack.enter_context(self.model.disable_adapter())
-                stack.callback(self.model.train, self.model.training)
-                self.model.eval()  # the frozen start knows no dropout
+                stack.enter_context(evaluating(self.model))  # the frozen start knows no dropout
             yield self.model if self.teacher is None else self.teacher
 
     # ---- the model

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from app.attention.backends import evaluating
 from app.data.examples import TokenExample
 from app.runtime.ending import not_finite
 from app.runtime.progress import Bar
@@ -168,14 +169,12 @@ class TrainingLoop:
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
         self.recorder.phase("evaluate")
         model, device = self.work.inner, self.work.device
-        training = model.training
-        model.eval()
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
         # Every rank runs the same number of batches, since all gather shards of weights at once: the last may repeat.
         mine = [self.eval_batches[min(i + rank, len(self.eval_batches) - 1)]
                 for i in range(0, len(self.eval_batches), world)]  # fmt: skip
-        with torch.no_grad(), self.accelerator.autocast():
+        with evaluating(model), torch.no_grad(), self.accelerator.autocast():
             for examples in Bar(mine, desc="evaluate", unit="batch", delay=2, leave=False):
                 batch = prepared(self.eval_collator(examples))
                 here = send_to_device(batch, device, non_blocking=True)
@@ -183,7 +182,6 @@ class TrainingLoop:
                     sums.append((self.work.loss_of(model, here, ce=1.0, kl=0.0).ce, len(batch["at"])))
                 self.recorder.beat(self.step, self.train.max_steps, "evaluate")
             losses = torch.stack([ce for ce, _ in sums]).tolist()
-        model.train(training)
         pairs = list(zip(losses, (count for _, count in sums), strict=True))
         # In the order of the batches, so that the sum is the same on any number of GPUs.
         gathered = [pair for some in zip(*self.ranks.gather(pairs), strict=True) for pair in some][

@@ -38,9 +38,8 @@ class MasterAdamW(Optimizer):
     nothing, are tensors on the device, so that the host does not wait for them.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, halved: Iterable[nn.Parameter] = ()) -> None:  # fmt: skip
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, groups: list[dict[str, Any]], lr: float, halved: Iterable[nn.Parameter] = ()) -> None:
+        super().__init__(groups, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
         weights = [p for group in self.param_groups for p in group["params"]]
         device = weights[0].device
         self.rate = torch.full((), lr, device=device)

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from app.attention.backends import NAMES
+from app.attention.backends import NAMES, evaluating
 from app.attention.layers import restrict
 from app.attention.model_config import caps_scores, text_config
 from app.model.load import auto_class
@@ -53,17 +53,15 @@ def probe_logits(model: Any) -> Tensor:
     """Logits of fixed random tokens under the causal mask, (TOKENS, vocabulary) float32 on the CPU, without compiled layers."""
     config = text_config(model)
     ids = torch.randint(0, config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    training, attention = model.training, config._attn_implementation
+    attention = config._attn_implementation
     if attention == NAMES["flex_attention"]:  # its compiled kernels want whole tiles
         config._attn_implementation = NAMES["sdpa"]
-    model.eval()
     try:
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with evaluating(model), torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits[0]
         return logits.float().cpu()
     finally:
         config._attn_implementation = attention
-        model.train(training)
 
 
 def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: torch.device,

@@ -199,12 +199,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
     """Size (bytes) and sha256 of every file below `directory`, by relative path."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name not in left_out:
-            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    return {"files": files}
+    return {"files": {name: {"size": path.stat().st_size, "sha256": sha256_of(path)}
+                      for name, path in files_below(directory).items() if name not in left_out}}  # fmt: skip
+
+
+def files_below(directory: Path) -> dict[str, Path]:
+    """Every file below `directory` by its relative path, in their order."""
+    return {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
 def differences(directory: Path) -> list[str]:

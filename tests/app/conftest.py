@@ -108,6 +108,12 @@ def few_rows(_small_cache: Path) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def few_rows_here(_small_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`few_rows` for one test, in a module whose others need all rows or the embedded weights."""
+    monkeypatch.setenv("PREFILL_CACHE", str(_small_cache))
+
+
 @pytest.fixture(scope="session")
 def trained(_small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs directory with a complete stage3b of profile ci, trained on the whole way through. Do not write into it."""

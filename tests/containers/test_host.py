@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import EXIT_STOPPED
 from jobs.runs.rundir import RunDir
-from tests.containers.engine import CACHE, HOST_IMAGE, IMAGE, container, docker, inspect, only_run, wait_for
+from tests.containers.engine import HOST_IMAGE, IMAGE, container, docker, inspect, only_run, wait_for
 
 # What a host of the ssh kind does in place of the image's entrypoint, as root, before anything of ours runs.
 BOOTSTRAP = """set -eu
@@ -51,7 +51,7 @@ class Rented:
 
 
 @pytest.fixture(scope="module")
-def rented(warm: Path) -> Iterator[Rented]:
+def rented(few_rows: Path) -> Iterator[Rented]:
     assert inspect(HOST_IMAGE)["Config"]["User"] == "0:0"
     docker("network", "rm", NETWORK, code=None)
     docker("network", "create", "--internal", NETWORK)
@@ -60,7 +60,7 @@ def rented(warm: Path) -> Iterator[Rented]:
             docker("exec", ours, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "/tmp/key")
             key = docker("exec", ours, "cat", "/tmp/key.pub")
             with container(
-                "--network", NETWORK, "--network-alias", "host", "--volume", f"{CACHE}:/cache", "--cpuset-cpus", "0",
+                "--network", NETWORK, "--network-alias", "host", "--volume", f"{few_rows}:/cache", "--cpuset-cpus", "0",
                 "--env", f"AUTHORIZED_KEY={key}", "--entrypoint", "/bin/bash", HOST_IMAGE, "-c", BOOTSTRAP,
             ) as host:  # fmt: skip
                 rented = Rented(host, ours)

@@ -54,11 +54,11 @@ def argv(*words: object, runs: Path) -> list[str]:
     return [sys.executable, "-m", "vast", *map(str, words), "--runs-dir", str(runs)]
 
 
-def options(tmp_path: Path, away: float = 5.0) -> list[str]:
+def options(tmp_path: Path, cache: object = CACHE, away: float = 5.0) -> list[str]:
     """away: seconds for which a paused container is waited for."""
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY.replace("AWAY", str(away)))
-    return ["--profile", "ci", "--image", IMAGE, "--cache", CACHE, "--gpu", "none", "--label", LABEL, "--yes",
+    return ["--profile", "ci", "--image", IMAGE, "--cache", str(cache), "--gpu", "none", "--label", LABEL, "--yes",
             "--policy", str(policy)]  # fmt: skip
 
 
@@ -158,9 +158,9 @@ def test_a_stage_runs_to_its_end_without_an_account_and_is_here_verified(
 
 
 def test_a_killed_container_is_replaced_and_the_job_goes_on_from_the_checkpoint_that_is_here(
-    runs: Path, tmp_path: Path
+    runs: Path, few_rows: Path, tmp_path: Path
 ) -> None:
-    with supervisor(*STAGE3B, *options(tmp_path), runs=runs) as process:
+    with supervisor(*STAGE3B, *options(tmp_path, few_rows), runs=runs) as process:
         container = held(process)
         wait_for("a checkpoint here", lambda: checkpoints(runs) or process.poll() is not None, BUSY)
         docker("kill", container)
@@ -168,8 +168,8 @@ def test_a_killed_container_is_replaced_and_the_job_goes_on_from_the_checkpoint_
     is_done(runs, attempts=2)
 
 
-def test_a_container_that_stays_paused_is_replaced(runs: Path, tmp_path: Path) -> None:
-    with supervisor(*STAGE3B, *options(tmp_path), runs=runs) as process:
+def test_a_container_that_stays_paused_is_replaced(runs: Path, few_rows: Path, tmp_path: Path) -> None:
+    with supervisor(*STAGE3B, *options(tmp_path, few_rows), runs=runs) as process:
         container = held(process)
         wait_for("a checkpoint here", lambda: checkpoints(runs) or process.poll() is not None, BUSY)
         pause(container, process)
@@ -178,9 +178,9 @@ def test_a_container_that_stays_paused_is_replaced(runs: Path, tmp_path: Path) -
 
 
 def test_a_paused_container_is_waited_for_and_a_killed_supervisor_is_followed_by_another(
-    runs: Path, tmp_path: Path
+    runs: Path, few_rows: Path, tmp_path: Path
 ) -> None:
-    with supervisor(*STAGE3B, *options(tmp_path, away=600), runs=runs) as process:
+    with supervisor(*STAGE3B, *options(tmp_path, few_rows, away=600), runs=runs) as process:
         container = held(process)
         pause(container, process)
         seen = len(lines(runs))
@@ -195,9 +195,11 @@ def test_a_paused_container_is_waited_for_and_a_killed_supervisor_is_followed_by
     is_done(runs, attempts=1)
 
 
-def test_an_interrupt_brings_the_checkpoint_home_and_removes_the_container(runs: Path, tmp_path: Path) -> None:
+def test_an_interrupt_brings_the_checkpoint_home_and_removes_the_container(
+    runs: Path, few_rows: Path, tmp_path: Path
+) -> None:
     endless = ["--set", "train.max_steps=1000000"]
-    with supervisor(*STAGE3B, *endless, *options(tmp_path), runs=runs) as process:
+    with supervisor(*STAGE3B, *endless, *options(tmp_path, few_rows), runs=runs) as process:
         wait_for("a checkpoint here", lambda: checkpoints(runs) or process.poll() is not None, BUSY)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=BUSY) == EXIT_STOPPED

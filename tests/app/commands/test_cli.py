@@ -40,6 +40,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 # ---- run -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_rows_here")
 def test_stages_run_end_to_end_and_are_listed_and_reported(trained: Path, command: Command, tmp_path: Path) -> None:
     """stage1, stage4 after the trained stage3b, then the list and the report. Nothing is repeated."""
     (tmp_path / "stage3b").symlink_to(trained / "stage3b")
@@ -307,6 +308,7 @@ def test_probe_ends_with_2_where_a_law_does_not_hold(command: Command, monkeypat
 # ---- several stages in one process -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("few_rows_here")
 def test_several_stages_run_in_turn_and_take_the_overrides_of_their_sections(command: Command, tmp_path: Path) -> None:
     words = ["run", "stage3a", "stage3b", "stage4", "--profile", "ci", "--runs-dir", tmp_path, "--limit", 2,
              "--set", "train.max_steps=2", "--set", "score.batch_tokens=512"]  # fmt: skip
@@ -349,6 +351,7 @@ def test_a_mistake_about_any_of_several_stages_starts_none(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("few_rows_here")
 def test_a_run_under_segment_and_by_layer_ends_with_its_mask_named(command: Command, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     words = ["--profile", "ci", "--runs-dir", runs]

@@ -144,7 +144,7 @@ def test_no_difference_in_accuracy_stands_beside_what_nll_shows(
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 2.4))
     campaign(tmp_path, "mine", "reading", items=1000, recipes=("full",), tasks=("piqa", "arc_easy"))
     headline = joint_page(joint_of(tmp_path)).headline
-    assert re.search(r"\(none of \d\.\d points or more, but less sure of the right answers\)\.$", headline)
+    assert re.search(r"\(none of \d\.\d points or more, but it is less sure of the right answers\)\.$", headline)
 
 
 def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:
@@ -253,3 +253,13 @@ def test_a_report_of_several_campaigns_has_the_joint_page_beside_it(command: Com
         text = command("report", "--runs-dir", tmp_path).fine()
     assert f"wrote {tmp_path / 'campaigns.html'}" in text
     assert "Every comparison, suite by suite" in (tmp_path / "campaigns.md").read_text()
+
+
+def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 3.5))
+    campaign(tmp_path, "mine", "reading", items=40, recipes=("full",))
+    page = joint_page(joint_of(tmp_path))
+    text = r"Not enough (items to tell: at least [\d,]+ needed|seeds to tell) on reading tasks, but it is less sure of the right answers\."
+    assert re.fullmatch(text, page.headline)

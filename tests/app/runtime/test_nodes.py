@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from app.runtime.launch import arguments
+from app.runtime.launch import arguments, interface_to
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from jobs.errors import ConfigError
 
@@ -38,3 +38,9 @@ def test_the_launcher_is_told_of_all_processes_and_of_the_meeting_point() -> Non
     assert (given["--num_processes"], given["--num_machines"], given["--machine_rank"]) == ("16", "2", "1")
     assert (given["--main_process_ip"], given["--main_process_port"]) == ("10.0.0.1", "29400")
     assert "--same_network" not in arguments(["run", "stage1"], 8, 4)
+
+
+def test_processes_meet_by_the_interface_that_leads_to_the_meeting_point() -> None:
+    """Not by the address of the host's name, which many hosts have as 127.0.1.1."""
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("no.such.host.invalid") is None

@@ -155,7 +155,7 @@ def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any,
         compiled.require_dependence(model, ["causal"], "test", 4 * TILE)
 
 
-def test_a_run_checks_the_attention_that_its_training_switches_to(embedded: Any, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_run_checks_the_attention_that_its_training_switches_to(few_rows_here: None, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     torch._dynamo.reset()
     monkeypatch.setattr("app.training.train.suits", lambda _: True)
     monkeypatch.setattr("app.training.train.speed_up", lambda model: speed_up(model, backend="eager"))

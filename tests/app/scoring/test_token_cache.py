@@ -17,7 +17,6 @@ from app.scoring.encode import ENCODERS, Request
 from app.scoring.token_cache import key_of, requests_ahead, requests_of
 from jobs.errors import DataError
 from tests.app.fakes.command_line import Command
-from tests.app.fakes.warm_process import WARM
 from tests.app.fakes.word_tokenizer import word_tokenizer
 
 PAIRS = [("a b", " c"), ("a b", " d a"), ("a", " b"), ("", "a b"), ("c\n\u00e9", " b")]
@@ -134,7 +133,7 @@ def _fill(directory: Path) -> int:
 
 
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
-    with multiprocessing.get_context(WARM).Pool(2) as pool:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         assert pool.map(_fill, [tmp_path] * 2, chunksize=1) == [180, 180]
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"} and len(list(tmp_path.iterdir())) == 5
 

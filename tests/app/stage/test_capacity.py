@@ -285,7 +285,7 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- estimate against actual -----------------------------------------------------------------------------------------
 
 
-def test_the_report_sets_the_actual_numbers_beside_the_estimate(embedded: Any, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
+def test_the_report_sets_the_actual_numbers_beside_the_estimate(few_rows_here: None, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
     found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
     monkeypatch.setattr("app.stage.capacity.estimate_here", found)
     monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: 1.5)

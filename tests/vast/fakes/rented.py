@@ -15,7 +15,7 @@ import pytest
 
 from jobs.runs.atomic import read_json_or_nothing
 from tests.vast.fakes import timed_watchdog
-from tests.vast.fakes.host import ROOT, until
+from tests.vast.fakes.host import ROOT, gone, until
 
 RUN_ID, NONCE = "stage3b-20261123-101500", "0123456789abcdef"
 FOREVER = 1_000_000.0
@@ -118,9 +118,11 @@ class Rented:
         return self.ask("start", *options, "--", *words, **environment)
 
     def ended(self) -> dict[str, Any]:
-        """The job, once it has ended and its runner is gone."""
-        until(lambda: self.job()["phase"] == "ended", "the end of the job")
-        until(lambda: not self.state_of_runner()["runner_alive"], "the end of the runner")
+        """The job, once it has ended and its runner is gone. The file is looked at: a process for each look takes longer."""
+        state = self.root / ".runner/state.json"
+        until(lambda: read_json_or_nothing(state).get("phase") == "ended", "the end of the job")
+        until(lambda: gone(read_json_or_nothing(state)["runner"]["pid"]), "the end of the runner")
+        assert not self.state_of_runner()["runner_alive"]
         return self.job()
 
     def state_of_runner(self) -> dict[str, Any]:
