@@ -121,8 +121,10 @@ def _kernel_options(query: torch.Tensor, key: torch.Tensor, split: bool = False)
     if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
         # With dynamic lengths torch cannot infer this, and the kernels would check the bounds of every token.
         options["IS_DIVISIBLE"] = True
-    if split:  # app/model/split.py; the blocks are the fastest of eight (docs/log.md)
-        options |= {"FLOAT32_PRECISION": "'bf16x3'", "BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+    if split:  # app/model/split.py
+        options["FLOAT32_PRECISION"] = "'bf16x3'"
+        # The fastest of eight for heads of 64 (docs/log.md). For heads of 256 they would take 320 KB, and an H200 has 227.
+        options |= {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2} if query.shape[-1] <= 128 else {}
     return options
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from app.report import joint_tables as tables
 from app.report import run_tables
 from app.report.chart import Plot
-from app.report.format import duration, points, signed
+from app.report.format import duration, points
 from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
@@ -51,11 +51,11 @@ def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequen
 
 
 def _leading(lines: Sequence[Line]) -> list[Line]:
-    """One line for each setting and model: that of the campaign with the most seeds, a declared one before others."""
+    """One line for each setting and model: a declared one before others, and of several that of the campaign with more seeds."""
     best: dict[tuple[str, str, str, int], Line] = {}
     for one in lines:
         key = (one.part.study.profile, one.setting.suite, one.setting.order, one.setting.shots)
-        if key not in best or (one.seeds, one.declared) > (best[key].seeds, best[key].declared):
+        if key not in best or (one.declared, one.seeds) > (best[key].declared, best[key].seeds):
             best[key] = one
     return list(best.values())
 
@@ -80,7 +80,7 @@ def headline(declared: Sequence[Line]) -> str:
         rest.append(f"{short[0].lower()}{short[1:]} on {_name(one, declared)}{beside}")
     sentences = [clear, "; ".join(rest)]
     if not declared:
-        sentences = ["no campaign has both a finetuned model and its control yet, so nothing can be said"]
+        sentences = ["no campaign has both models of the comparison that it declared yet, so nothing can be said"]
     return " ".join(_sentence(text) for text in sentences if text)
 
 
@@ -170,7 +170,7 @@ def _right(one: Line) -> str:
 def _rival(one: Line) -> str:
     c = one.comparison
     cost = f", at {one.prefill:.1f} times the prefill" if one.prefill else ""
-    return f"{signed(100 * c.accuracy.total.value, 1)} points over the prompt once{cost}"
+    return f"{points(c.accuracy.total)}, against the prompt once{cost}"
 
 
 def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
@@ -187,7 +187,9 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
             found.append(f"Of the campaign {part.campaign} these runs are missing: {'; '.join(part.missing)}.")
     for one in declared:
         if one.seeds < 3:
-            found.append(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three.")
+            found.append(
+                _sentence(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three")
+            )
     return found
 
 

@@ -51,7 +51,7 @@ class Part:
     @property
     def missing(self) -> list[str]:
         """The runs of the matrix that are not there, the seeds of each together; their number alone where the campaign's
-        settings are not as this version reads them."""
+        settings are not as this version reads them. A profile without any run has no part of its own: the first one names it."""
         ledger = self.study.ledger
         done = {_place(entry) for entry in ledger.get("runs") or []}
         try:
@@ -59,10 +59,14 @@ class Part:
         except (ConfigError, ValidationError):
             left = int(ledger.get("cells") or 0) - len(done)
             return [f"{left} runs"] if left > 0 else []
+        here, begun = self.study.profile, {profile for profile, *_ in done}
+        others = {place["profile"] for place in every} - begun if here == min(begun, default=here) else set()
         seeds: dict[str, list[str]] = {}
-        for place in (place for place in every if place["profile"] == self.study.profile and _place(place) not in done):
-            name = " ".join(place[key] for key in ("suite", "order", "recipe", "mask", "steps") if place.get(key))
-            seeds.setdefault(name, []).append(place["seed"])
+        for place in every:
+            if place["profile"] in {here, *others} and _place(place) not in done:
+                known = "" if place["profile"] == here else place["profile"]
+                words = [known, *(place[key] for key in ("suite", "order", "recipe", "mask", "steps") if key in place)]
+                seeds.setdefault(" ".join(filter(None, words)), []).append(place["seed"])
         return [name + (f" (seeds {', '.join(of)})" if any(of) else " untrained") for name, of in seeds.items()]
 
 

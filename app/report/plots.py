@@ -160,10 +160,11 @@ def _recovery_plot(
 
 
 def _round(value: float) -> str:
-    """`300`, `42k` or `1.3M`."""
+    """`300`, `42k`, `1.3M` or `256M`."""
     if value < 10_000:
         return f"{value:,.0f}"
-    return f"{value / 1e3:.0f}k" if value < 1e6 else f"{value / 1e6:.2g}M"
+    millions = value / 1e6
+    return f"{value / 1e3:.0f}k" if millions < 1 else f"{millions:.2g}M" if millions < 10 else f"{millions:,.0f}M"
 
 
 def loss_plot(study: Study) -> Plot:

@@ -36,6 +36,7 @@ MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
 _AT_ONCE = 4  # files; two of a checkpoint are large, the weights and the optimiser's state
 _NAME = re.compile(r"checkpoint-(\d+)")
+_OF_MASK = re.compile(r"^([A-Z][a-z]+Mask)+(?=[A-Z])")  # before an architecture's name, see _name_mask
 
 
 def step_of(checkpoint: Path) -> int:
@@ -165,17 +166,19 @@ def card(about: Mapping[str, Any]) -> str:
 
 
 def _name_mask(config: Path, mask: str) -> None:
-    """Make config.json name an architecture that no server or converter has: each of them would read the prompt causally.
+    """Make config.json name an architecture that no server or converter has: each of them would read the prompt causally. Under
+    the causal mask the usual name.
 
     transformers chooses its class by `model_type`. Read in conversion/base.py of llama.cpp (get_model_architecture, of the text
     part first), in model_executor/models/registry.py of vLLM, and in the threads that docs/serve.md links.
     """
     written = json.loads(config.read_text(encoding="utf-8"))
-    for part in (written, written.get("text_config", {})):
+    kind = mask.partition("@")[0]
+    lead = "" if kind == "causal" else f"{kind.capitalize()}Mask"
+    for part in (written, written.get("text_config") or {}):
         if part.get("architectures"):
-            part["architectures"] = [
-                f"{mask.partition('@')[0].capitalize()}Mask{name}" for name in part["architectures"]
-            ]
+            # save_pretrained leaves the text part's name as it is, which the start of this training may have got here.
+            part["architectures"] = [lead + _OF_MASK.sub("", name) for name in part["architectures"]]
     config.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
@@ -214,8 +217,7 @@ def save_final(
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card(about))
-    if about["mask"] != "causal":
-        _name_mask(temporary / "config.json", about["mask"])
+    _name_mask(temporary / "config.json", about["mask"])
     if about["mask"] == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")

@@ -19,7 +19,7 @@ from jobs.errors import EXIT_OK, ConfigError, UserError
 from jobs.estimate.estimate import Estimate, estimate
 from jobs.runs.atomic import write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
-from jobs.submit.submission import Submission, submission
+from jobs.submit.submission import Submission, require_room, submission
 
 ROOT = Path(__file__).resolve().parents[2]
 _SHARED = {"skypilot": "a bucket's URL or a volume's name", "dstack": "a volume's name", "kubernetes": "a claim's name"}
@@ -133,14 +133,16 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
     if tasks > 1 and workers > 1:
         raise ConfigError("--gpus", "each element of the array takes one GPU", "leave it out, or --tasks")
     each = [f"{part}/{tasks}" for part in range(tasks)] if tasks > 1 else []
-    whole = _together([estimate(job, given.gpu, 1) for job in jobs], workers * tasks) if given.gpu else None
-    return submission(Path(given.stage).stem, jobs, words, whole, given, shared, each, "--share")
+    name, found = Path(given.stage).stem, [estimate(job, given.gpu, 1) for job in jobs] if given.gpu else []
+    for job, one in zip(jobs, found, strict=False):
+        require_room(name, job, one)
+    whole = _together(found, workers * tasks) if found else None
+    return submission(name, jobs, words, whole, given, shared, each, "--share")
 
 
 def _together(found: Sequence[Estimate], dealt: int) -> Estimate:
-    """That of the process that takes longest of `dealt` that share the runs; of one that does not fit, or whose hours are not
-    known, its own."""
-    odd = next((one for one in found if one.lack or one.hours is None), None)
+    """That of the process that takes longest of `dealt` that share the runs; of one whose hours are not known, its own."""
+    odd = next((one for one in found if one.hours is None), None)
     largest = max(found, key=lambda one: one.parameters or 0)
     shares = (share(found, part, dealt) for part in range(dealt))
     return odd or replace(largest, hours=max(sum(one.hours or 0.0 for one in mine) for mine in shares))

@@ -61,8 +61,8 @@ def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[s
         return job.command("/runs"), shlex.join(step) + " "
     if container == "docker":
         arguments = "--network host --env PREFILL_NODES --env PREFILL_NODE_RANK --env PREFILL_MEET"
-        accepted = (f"{name}=1" for name in job.accepted)
-        settings = shlex.join([f"IMAGE={job.image}", f"RUNS={runs}", f"DOCKER_ARGS={arguments}", *accepted])
+        settings = shlex.join([f"IMAGE={job.image}", f"RUNS={runs}", f"DOCKER_ARGS={arguments}",
+                               *(f"{name}=1" for name in job.accepted)])  # fmt: skip
         # The engine is not a child of the step, so the GPUs that Slurm has given are passed to it by name.
         return (
             f'env GPU="${{CUDA_VISIBLE_DEVICES:-none}}" {settings} {shlex.join(["container/run.sh", *job.words])}',

@@ -57,6 +57,12 @@ class Submission:
         return shlex.join([*accepted, python, "-m", "app", *self.words, "--runs-dir", runs_dir])
 
 
+def require_room(name: str, job: Job, estimate: Estimate) -> None:
+    """Raises ConfigError for a job of stage or campaign `name` that does not fit."""
+    if estimate.lack:
+        raise ConfigError(f"{name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
+
+
 def submission(name: str, jobs: Sequence[Job], words: Sequence[str], estimate: Estimate | None, given: Namespace, shared: str,
                each: Sequence[str], option: str) -> Submission:  # fmt: skip
     """Put a submission together.
@@ -69,8 +75,8 @@ def submission(name: str, jobs: Sequence[Job], words: Sequence[str], estimate: E
             digest.
     """
     job = jobs[0]
-    if estimate is not None and estimate.lack:
-        raise ConfigError(f"{name} with profile {job.profile.name}", estimate.lack, estimate.remedy)
+    if estimate is not None:
+        require_room(name, job, estimate)
     hours, memory_gb = given.hours, given.memory
     if hours is None:
         if estimate is None or estimate.hours is None:

@@ -125,3 +125,11 @@ def test_kernels_get_only_whole_tiles_where_there_are_no_partial_ones(queries: i
     assert "bwd_BLOCK_M1" not in _kernel_options(q.float(), k.float())
     assert "FLOAT32_PRECISION" in _kernel_options(q.float(), k.float(), split=True)
     assert "FLOAT32_PRECISION" not in _kernel_options(q.float(), k.float())
+
+
+@pytest.mark.parametrize(("head", "ours"), [(64, True), (128, True), (256, False)])
+def test_split_products_get_blocks_of_ours_only_where_shared_memory_holds_them(head: int, ours: bool) -> None:
+    options = _kernel_options(*(torch.zeros(1, 1, 256, head) for _ in range(2)), split=True)
+    assert options["FLOAT32_PRECISION"] == "'bf16x3'" and ("BLOCK_M" in options) is ours
+    tiles = options.get("BLOCK_M", 0) + 2 * options.get("num_stages", 0) * options.get("BLOCK_N", 0)
+    assert 4 * head * tiles <= 227 * 1024  # of queries, and of keys and values in each stage, on an H200

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from app.report.joint_tables import OWN
+from app.report.plots import _round
 from app.report.render import Report, build_report, print_results
 from jobs.errors import DataError
 from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
@@ -67,6 +68,13 @@ def test_recovery_is_drawn_over_steps_for_each_mask(report: Report) -> None:
     }
     page = report.to_html()
     assert "Recovery with training" in page and "bidirectional (leaks): 0." in page
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(300, "300"), (42_310, "42k"), (1.3e6, "1.3M"), (2.56e8, "256M"), (3e9, "3,000M")]
+)
+def test_the_axis_of_a_recovery_is_readable_at_any_length(tokens: float, text: str) -> None:
+    assert _round(tokens) == text
 
 
 def test_the_terminal_has_the_forest_and_the_recovery_as_tables(report: Report) -> None:

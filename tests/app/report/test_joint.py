@@ -75,7 +75,7 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
     assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
     assert facts["The control with its prompt written twice"].startswith(
-        "Reading tasks: 0.0 points over the prompt once, at 1.0 times"
+        "Reading tasks: 0.0 points, 95 % interval 0.0 to 0.0, against the prompt once, at 1.0 times"
     )
 
 
@@ -138,6 +138,15 @@ def test_the_answer_follows_the_numbers(
     assert re.fullmatch(text, joint_page(joint_of(tmp_path)).headline)
 
 
+def test_no_difference_in_accuracy_stands_beside_what_nll_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 2.4))
+    campaign(tmp_path, "mine", "reading", items=1000, recipes=("full",), tasks=("piqa", "arc_easy"))
+    headline = joint_page(joint_of(tmp_path)).headline
+    assert re.search(r"\(none of \d\.\d points or more, but it is less sure of the right answers\)\.$", headline)
+
+
 def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:
     record = campaign(tmp_path, "mine", "reading", items=4, recipes=("full",))
     declared = json.loads(record.read_text())
@@ -168,11 +177,24 @@ def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_
 def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
     campaign(tmp_path, "mine", "reading", items=8, recipes=())
     page = joint_page(joint_of(tmp_path))
-    assert page.headline.startswith("No campaign has both a finetuned model and its control yet")
+    assert page.headline.startswith("No campaign has both models of the comparison that it declared yet")
     assert page.answer is None and "mine" in page.to_markdown()
 
 
+def test_a_declared_comparison_is_the_answer_beside_an_exploratory_one_with_more_seeds(tmp_path: Path) -> None:
+    campaign(tmp_path / "both", "mine", "reading", items=40, recipes=("full",), seeds=(0,))
+    for runs_dir in (tmp_path / "both", tmp_path / "alone"):
+        record = campaign(runs_dir, "wide", "reading", items=40, recipes=("full",), seeds=(0, 1))
+        declared = json.loads(record.read_text())
+        record.write_text(json.dumps(declared | {"primary": declared["primary"] | {"suite": "lookup"}}))
+    both, alone = (joint_page(joint_of(tmp_path / name)) for name in ("both", "alone"))
+    assert "reading tasks" in both.headline and "training seeds: 1;" in both.facts[0].text
+    assert alone.headline.startswith("No campaign has both models of the comparison that it declared yet")
+    assert alone.answer is not None, "there are models and controls, only not of what was declared"
+
+
 def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> None:
+    assert "Five short tasks: 2 training seeds; a claim needs three." in page.cautions
     assert "Not run: the campaigns lookup; run: `make campaign CAMPAIGN=lookup`." in page.cautions
     settings = strict_yaml.read(CAMPAIGNS_DIR / "ci.yaml", "ci")
     record = campaign(tmp_path, "mine", "lookup", items=8, recipes=("full",), seeds=(0,), untrained=False, profile="ci")
@@ -183,6 +205,12 @@ def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> Non
     record.write_text(json.dumps(ledger))
     (part,) = joint_of(tmp_path)
     assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"]
+    two = settings | {"profiles": ["ci", "embedded"], "primary": settings["primary"] | {"profile": "ci"}}
+    record.write_text(json.dumps(ledger | {"settings": two}))
+    (part,) = joint_of(tmp_path)
+    assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"] + [
+        f"embedded lookup context_first full-1e-3 {mask} (seeds 0, 1)" for mask in ("causal", "prefix")
+    ]
     record.write_text(json.dumps(ledger | {"settings": {"of": "another version"}}))
     (part,) = joint_of(tmp_path)
     assert part.missing == ["2 runs"]

@@ -13,7 +13,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from app.runtime.ending import RunEnded
 from app.stage.run import run_stage
@@ -24,6 +24,7 @@ from jobs.runs.rundir import RunDir
 from tests.app import oracle
 from tests.app.conftest import make_model
 from tests.app.fakes.word_tokenizer import word_tokenizer
+from tests.app.fakes.wrapped import wrapper
 
 pytestmark = pytest.mark.usefixtures("few_rows")
 LORA = ["train.lora={r: 4, alpha: 64.0}", "train.objective={ce: 1.0, kl: 0.5, causal_fraction: 0.5}"]
@@ -109,9 +110,26 @@ def test_the_text_part_of_a_composite_model_is_named_too(tmp_path: Path) -> None
     checkpoint._name_mask(path, "prefix")
     found = json.loads(path.read_text())
     assert (found["architectures"], found["text_config"]["architectures"]) == (["PrefixMaskA"], ["PrefixMaskB"])
-    path.write_text('{"model_type": "llama", "architectures": null}')
+    path.write_text('{"model_type": "llama", "architectures": null, "text_config": null}')
     checkpoint._name_mask(path, "prefix")
     assert json.loads(path.read_text())["architectures"] is None
+
+
+@pytest.mark.parametrize(("mask", "lead"), [("segment", "SegmentMask"), ("causal", "")])
+def test_a_training_that_starts_from_a_finished_model_names_its_own_mask_alone(
+    mask: str, lead: str, tmp_path: Path
+) -> None:
+    about = {"mask": "prefix", "origin": "o", "run": "r", "steps": 1, "objective": {}, "data": "d"}
+    made = wrapper()
+    made.config.text_config.architectures = ["MistralForCausalLM"]  # as that of Llava has
+    checkpoint.save_final(made, word_tokenizer(), tmp_path / "first", dtype=torch.float32, about=about)
+    begun = AutoModelForImageTextToText.from_pretrained(tmp_path / "first")
+    checkpoint.save_final(
+        begun, word_tokenizer(), tmp_path / "next", dtype=torch.float32, about={**about, "mask": mask}
+    )
+    found = json.loads((tmp_path / "next/config.json").read_text())
+    assert found["architectures"] == [f"{lead}Mistral3ForConditionalGeneration"]
+    assert found["text_config"]["architectures"] == [f"{lead}MistralForCausalLM"]
 
 
 def test_what_was_dropped_and_done_is_recorded(finished: RunDir) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.submit import client, slurm
 from jobs.submit.__main__ import main
 
@@ -72,6 +72,17 @@ def test_a_campaign_is_dealt_over_an_array_or_over_the_gpus_of_a_machine(capsys:
     assert task["resources"]["accelerators"] == "H100:4" and task["num_nodes"] == 1
 
 
+def test_of_a_campaign_the_profile_that_does_not_fit_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, lookup = tmp_path / "both.yaml", (CAMPAIGNS_DIR / "lookup.yaml").read_text()
+    file.write_text(
+        lookup.replace("[embedded]", "[embedded, ministral-3b]").replace("primary: {", "primary: {profile: embedded, ")
+    )
+    said = refusal(capsys, str(file), "--on", "slurm", "--gpu", "RTX_4090", "--runs-dir", str(tmp_path))
+    assert "both with profile ministral-3b: needs about" in said
+
+
 def test_a_name_with_blanks_and_quotes_stays_one_word(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     runs = tmp_path / "my 'runs'; true"
     text = printed(capsys, "stage1", "--on", "slurm", "--hours", "1", "--runs-dir", str(runs))
@@ -128,26 +139,31 @@ def test_a_mistake_is_one_line_and_nothing_starts(words: list[str], fact: str, c
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    "engine", [*client.CLIENTS, *(f"slurm --image {IMAGE} --container {one}" for one in slurm.CONTAINERS[1:])]
-)
+@pytest.mark.parametrize("engine", list(client.CLIENTS))
 def test_terms_are_accepted_here_before_a_job_accepts_them_there(engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     words = [
         "stage1",
         "--on",
-        *engine.split(),
+        engine,
         "--hours",
         "1",
         "--profile",
         "gemma-270m",
-        *(RENTED if "slurm" not in engine else []),
+        *(RENTED if engine != "slurm" else []),
     ]
     monkeypatch.delenv("ACCEPT_GEMMA_TERMS", raising=False)
     assert "which are not accepted yet; read them, and to accept them set ACCEPT_GEMMA_TERMS=1" in refusal(
         capsys, *words
     )
     monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
-    assert re.search(r"env (GPU=.*)?ACCEPT_GEMMA_TERMS=1 .*run ", printed(capsys, *words))
+    assert "env ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words)
+
+
+@pytest.mark.parametrize("container", slurm.CONTAINERS)
+def test_the_terms_reach_the_command_in_every_container(container: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("ACCEPT_GEMMA_TERMS", "1")
+    words = ["stage1", "--on", "slurm", "--hours", "1", "--profile", "gemma-270m", "--container", container]
+    assert " ACCEPT_GEMMA_TERMS=1 " in printed(capsys, *words, *(["--image", IMAGE] if container != "venv" else []))
 
 
 @pytest.mark.parametrize("engine", list(client.CLIENTS))
