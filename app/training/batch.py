@@ -246,18 +246,19 @@ class Schedule:
                                   generator=generator)[: steps * batch_size]  # fmt: skip
         self._source = drawn.tolist()
         # Which example of its source stands at each place: of a stream its number.
-        self._numbers = torch.zeros_like(drawn)
+        places = torch.zeros_like(drawn)
         for index, source in enumerate(sources):
             at = (drawn == index).nonzero()[:, 0]
             numbers = torch.arange(len(at)) if isinstance(source, Stream) else torch.tensor(
                 shuffled(len(source), len(at), seed + index), dtype=torch.long)  # fmt: skip
-            self._numbers[at] = numbers
+            places[at] = numbers
+        self._numbers: list[int] = places.tolist()
         self._sources = sources
 
     def step(self, index: int) -> list[TokenExample]:
         """The examples of a step, counted from 0."""
         places = range(index * self.batch_size, (index + 1) * self.batch_size)
-        return [self._sources[self._source[i]][int(self._numbers[i])] for i in places]
+        return [self._sources[self._source[i]][self._numbers[i]] for i in places]
 
     def skip(self, steps: int, beat: Callable[[], object]) -> None:
         """Read streams up to the end of the first steps, as a resumed run needs; `beat` is called at each example."""
