@@ -68,11 +68,15 @@ def test_a_damaged_state_is_one_clear_line(host: Host, content: bytes, fact: str
 
 
 def test_an_end_that_cannot_be_written_is_tried_again_until_it_can(host: Host) -> None:
+    replied = host.work / "replied"
     host.start("""
-import os, sys
+import os, sys, time
+while not os.path.exists(sys.argv[2]):  # `start` replies with the state
+    time.sleep(0.01)
 os.remove(sys.argv[1])
 os.makedirs(sys.argv[1] + "/in-the-way")
-""", str(host.directory / "state.json"))  # fmt: skip
+""", str(host.directory / "state.json"), str(replied))  # fmt: skip
+    replied.touch()
     until(lambda: "trying again for 60 s" in host.log())
     assert host.log().count("state.json: cannot be used: Is a directory; choose another --dir; trying again") == 1
     shutil.rmtree(host.directory / "state.json")
