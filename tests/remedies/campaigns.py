@@ -16,7 +16,7 @@ from app.report.campaign import read_primary
 from app.runtime.ending import RunEnded
 from app.stage import campaign as carrying_out
 from jobs.config import strict_yaml
-from jobs.config.campaign import CAMPAIGNS_DIR, Cell, cells, read_campaign
+from jobs.config.campaign import CAMPAIGNS_DIR, Cell, cells, read_campaign, require_stage
 from jobs.config.load import resolve
 from jobs.config.profile import EvalData, TrainData
 from jobs.config.suites import read_suite
@@ -69,6 +69,12 @@ def _(w: World) -> Steps:
 def _(w: World) -> Steps:
     yield planned(w, recipes=["fulll"])
     yield planned(w, recipes=[meant(w.remedy)])
+
+
+@remedy(CAMPAIGN, "<nearest(name, [*stage_names(), *campaign_names()])>")
+def _(w: World) -> Steps:
+    yield lambda: require_stage("stage3bb")
+    yield lambda: require_stage(meant(w.remedy))
 
 
 SUITE = {"suite": "lookup", "tasks": ["lookup_4_1"]}
