@@ -1,13 +1,15 @@
-"""float32's choices by faster products (app/model/split.py): items whose best choices are close are scored again in float32.
+"""float32's choices by faster products (app/model/products.py): items whose best choices are close are scored again.
 
 Rounding moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
 root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
-item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. samples.jsonl
-records the arithmetic of each item.
+item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. The sample and
+few items are scored again in float32; many, as of a model that never was trained for its mask, by the next faster products,
+whose own doubtful items are found in the same way. samples.jsonl records the arithmetic of each item.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -16,38 +18,53 @@ from app.scoring.loglikelihood import Scored
 # Values of choices from their log-probabilities, tokens and characters, each (items, choices); linear in the first.
 Weigh = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 Table = dict[str, np.ndarray]  # by metric, (items, choices)
+Pass = Callable[[list[int]], Sequence[Scored]]  # scores of the requests of these items, one item after another
 SAMPLE, LEAST = 50, 32  # one item in 50 of a task is measured, and at least 32
 SAFETY = 1.5  # the largest error seen is not the largest there is
+MANY = 0.1  # of the items: more are scored by the next pass first, unless that is the last
 
 
 @dataclass(frozen=True)
 class Exact:
-    """`scored`: per request, float32 where `rescored` holds its item. `bounds`: by task and metric, the largest movement
-    allowed for, in nats for each square root of a token."""
+    """`scored`: of every request, by the last pass that ran its item. `found`: by pass, what it gave, None where it did not run.
+    `bounds`: by task and metric, the largest movement of the first pass allowed for, in nats for each square root of a token."""
 
     scored: list[Scored]
-    rescored: set[int]
+    found: list[list[Scored | None]]
     bounds: dict[str, dict[str, float]]
 
+    def passes(self, span: range) -> list[int]:
+        """Those that ran the item of these requests, first to last."""
+        return [number for number, found in enumerate(self.found) if found[span.start] is not None]
 
-def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks: Sequence[str], first: Sequence[Scored],
-                  metrics: Mapping[str, Weigh], rescore: Callable[[list[int]], list[Scored]]) -> Exact:  # fmt: skip
-    """Score again in float32 every item whose choice by one of `metrics` could be another there.
+
+def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks: Sequence[str],
+                  metrics: Mapping[str, Weigh], passes: Sequence[Pass]) -> Exact:  # fmt: skip
+    """Score every item, and again until no choice by one of `metrics` could be another in the last pass.
 
     Args:
         spans: per item, the indices of its requests. chars: characters of its choices. tasks: its task.
-        first: scores of all requests by the faster products.
-        rescore: float32's scores of these items' requests, one item after another.
+        passes: the fastest first, float32's last.
     """
+    first = passes[0](list(range(len(spans))))
     scored, rescored = list(first), set[int]()
+    found: list[list[Scored | None]] = [list(first), *([None] * len(first) for _ in passes[1:])]
+    if len(passes) == 1:
+        return Exact(scored, found, {})
     groups = {task: np.array([other == task for other in tasks]) for task in dict.fromkeys(tasks)}
     margins, lengths = _margins(spans, chars, first, metrics)
     bounds = {task: dict.fromkeys(metrics, 0.0) for task in groups}
 
-    def again(items: list[int]) -> None:
+    def again(items: list[int], by: int) -> None:
+        """Score these items by the passes from number `by` on."""
         indices = [i for item in items for i in spans[item]]
-        for i, result in zip(indices, rescore(items), strict=True):
-            scored[i] = result
+        ranges = spans_of([len(spans[item]) for item in items])
+        rest = [_of(items, run) for run in passes[by:]]
+        later = exact_choices(ranges, [chars[i] for i in items], [tasks[i] for i in items], metrics, rest)
+        for number, results in enumerate(later.found, by):
+            for i, result in zip(indices, results, strict=True):
+                if result is not None:
+                    scored[i] = found[number][i] = result
         rescored.update(items)
         now, _ = _margins(spans, chars, scored, metrics, first)
         for metric in metrics:
@@ -65,11 +82,20 @@ def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks:
                 found |= own & close.any(1)
         return [int(item) for item in np.flatnonzero(found) if item not in rescored]
 
-    items = sorted(int(i) for own in groups.values() for i in _sample(np.flatnonzero(own)))
-    while items:
-        again(items)
-        items = at_risk()
-    return Exact(scored, rescored, bounds)
+    again(sorted(int(i) for own in groups.values() for i in _sample(np.flatnonzero(own))), len(passes) - 1)
+    while items := at_risk():
+        again(items, 1 if len(items) > MANY * len(spans) else len(passes) - 1)
+    return Exact(scored, found, bounds)
+
+
+def _of(items: Sequence[int], run: Pass) -> Pass:
+    """`run` for the numbers of `items`."""
+    return lambda chosen: run([items[k] for k in chosen])
+
+
+def spans_of(sizes: Sequence[int]) -> list[range]:
+    """Indices of each item's requests, by the number of its choices."""
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def _sample(items: np.ndarray) -> np.ndarray:

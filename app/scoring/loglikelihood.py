@@ -22,7 +22,7 @@ from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
-from app.model.split import is_split
+from app.model.products import products_of
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import LEAKING, Mask
@@ -37,7 +37,7 @@ ARITHMETIC = 3
 COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
 # Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
 _SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
-_SAVED_SPLIT = 3.0e-6  # per token, where float32 products are split (app/model/split.py)
+_SAVED_FAST = {"float16": 2.0e-6, "bfloat16x3": 3.0e-6}  # per token, of float32 models (app/model/products.py)
 _COMPILED_BEFORE = 5.0  # seconds, with kernels from the cache: float32 is scored more than once
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
@@ -240,8 +240,8 @@ def compiling_pays(loaded: Loaded, tokens: int) -> bool:
     model = loaded.model
     if loaded.device.type != "cuda" or min(head_dims(model)) < LEAST_HEAD or not compiled.decoder_layers(model):
         return False
-    if not loaded.any_attention or (model.dtype == torch.float32 and not is_split(model)):
+    if not loaded.any_attention or (model.dtype == torch.float32 and products_of(model) is None):
         return loaded.attention == NAMES["flex_attention"]
-    if is_split(model):
-        return tokens * _SAVED_SPLIT > _COMPILED_BEFORE
+    if (kind := products_of(model)) is not None:
+        return tokens * _SAVED_FAST[kind] > _COMPILED_BEFORE
     return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

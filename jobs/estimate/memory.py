@@ -196,7 +196,7 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """The memory of scoring by parts, in GB.
 
     A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py). `exact` holds float32 weights and
-    the parts of app/model/split.py.
+    the parts of app/model/products.py.
     """
     width = 10.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time

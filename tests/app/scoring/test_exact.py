@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,10 @@ def choice(scored: list[Scored], span: range, chars: list[int], metric: str) -> 
 
 
 Scores = list[Scored]
+
+
+def rescored(found: Exact, spans: list[range]) -> set[int]:
+    return {item for item, span in enumerate(spans) if len(found.passes(span)) > 1}
 
 
 def noisy(score: float, tokens: int, rng: random.Random, size: float = 0.05) -> Scored:
@@ -52,17 +57,46 @@ def test_every_choice_is_float32_s_and_few_items_are_scored_again(seed: int) -> 
         asked.extend(items)
         return [exact[i] for item in items for i in spans[item]]
 
-    found = exact_choices(spans, chars, tasks, rough, _WEIGHTS, rescore)
+    found = exact_choices(spans, chars, tasks, _WEIGHTS, [lambda _: rough, rescore])
     for item, span in enumerate(spans):
         for metric in _WEIGHTS:
             assert choice(found.scored, span, chars[item], metric) == choice(exact, span, chars[item], metric)
     assert any(choice(rough, s, c, "acc") != choice(exact, s, c, "acc") for s, c in zip(spans, chars, strict=True))
-    assert len(asked) == len(set(asked)) == len(found.rescored)
+    assert len(asked) == len(set(asked)) == len(rescored(found, spans))
     assert sum(item < 600 for item in asked) < 100 and sum(item >= 600 for item in asked) < 400
-    assert {i for item in found.rescored for i in spans[item]} == {
+    assert {i for item in rescored(found, spans) for i in spans[item]} == {
         i for i in range(len(exact)) if found.scored[i] is exact[i]
     }
     assert all(0.02 < bound < 0.03 * 2**0.5 for bound in found.bounds["steady"].values())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_doubtful_items_go_through_the_next_pass_and_few_of_them_through_the_last(seed: int) -> None:
+    """The first pass moves as in a model that was never trained for its mask, the second a hundredth of that."""
+    rng = random.Random(seed)
+    spans, exact = [range(2 * i, 2 * i + 2) for i in range(2000)], list[Scored]()
+    for _ in range(4000):
+        exact.append(Scored(-rng.expovariate(1 / 5) - 1, rng.randrange(1, 8), False))
+    passes = [[noisy(one.logprob, one.n_tokens, rng, size) for one in exact] for size in (0.7, 0.01)] + [exact]
+    asked: list[list[int]] = [[], [], []]
+
+    def run(number: int) -> Callable[[list[int]], Scores]:
+        def scores(items: list[int]) -> Scores:
+            asked[number].extend(items)
+            return [passes[number][i] for item in items for i in spans[item]]
+
+        return scores
+
+    chars = [[9, 9]] * 2000
+    found = exact_choices(spans, chars, ["piqa"] * 2000, _WEIGHTS, [run(0), run(1), run(2)])
+    for span, own in zip(spans, chars, strict=True):
+        for metric in _WEIGHTS:
+            assert choice(found.scored, span, own, metric) == choice(exact, span, own, metric)
+    assert sorted(asked[0]) == list(range(2000)) and all(len(items) == len(set(items)) for items in asked)
+    assert 400 < len(asked[1]) < 1700 and len(asked[2]) < 300
+    for item, span in enumerate(spans):
+        assert found.passes(span) == [number for number in range(3) if item in asked[number]]
+        assert all(found.scored[i] is passes[found.passes(span)[-1]][i] for i in span)
 
 
 def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk() -> None:
@@ -73,9 +107,9 @@ def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk()
     rough = [Scored(-value, 1, False) for margin in margins for value in (0.0, margin)]
     exact = list(rough)
     exact[0], exact[2] = Scored(-0.01, 1, False), Scored(-3.0, 1, False)
-    found: Exact = exact_choices(spans, [[1, 1]] * 64, ["piqa"] * 64, rough, {"acc": _WEIGHTS["acc"]},
-                                 lambda items: [exact[i] for item in items for i in spans[item]])  # fmt: skip
-    assert found.rescored == {*range(0, 64, 2), 1, 41, 51}
+    found: Exact = exact_choices(spans, [[1, 1]] * 64, ["piqa"] * 64, {"acc": _WEIGHTS["acc"]},
+                                 [lambda _: rough, lambda items: [exact[i] for item in items for i in spans[item]]])  # fmt: skip
+    assert rescored(found, spans) == {*range(0, 64, 2), 1, 41, 51}
     assert found.bounds == {"piqa": {"acc": pytest.approx(4.5 / 2**0.5)}}
 
 
@@ -114,7 +148,7 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
     rescored = [s["arithmetic"] == "float32" for s in samples]
     for task, result in entry["tasks"].items():  # what the NLL has of the faster products is within what is stated
-        assert 0 < result["gold_nll_rounding"] < 1e-3
+        assert 0 < result["gold_nll_rounding"] < 5e-3
         moved = result["gold_nll_per_token"] - whole_entry["tasks"][task]["gold_nll_per_token"]
         assert abs(moved) < 2 * result["gold_nll_rounding"]
     assert sum(rescored) == entry["exact"]["rescored"] <= 2 * LEAST + 4  # the sample and a few
@@ -122,7 +156,7 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
     for sample, other in zip(samples, want, strict=True):
         move = max(abs(a - b) for a, b in zip(sample["logprobs"], other["logprobs"], strict=True))
         moves[sample["arithmetic"]] = max(moves.get(sample["arithmetic"], 0.0), move)
-    assert moves["float32"] < 1e-5 < moves["bfloat16x3"] < 1e-2
+    assert moves["float32"] < 1e-5 < moves["float16"] < 0.1
     assert (
         "exact"
         not in evaluate(whole, items[:1], "causal", settings.model_copy(update={"tasks": ["arc_easy"]}), **MADE)[0]

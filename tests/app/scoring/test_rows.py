@@ -21,7 +21,7 @@ from app.attention.mask import PAD, PATTERNS
 from app.model import compiled
 from app.model.compiled import speed_up
 from app.model.load import Loaded, _triton_supports
-from app.model.split import split_products
+from app.model.products import KINDS, fast_products
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, _ids
 from app.scoring.loglikelihood import Count, compiling_pays, loglikelihood, tokens_of
@@ -184,8 +184,9 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
     assert not compiling_pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
     whole = OnGpu(half.float(), None, "test", 128, any_attention=True)
     assert not compiling_pays(whole, 10**9)
-    with split_products(whole.model):
-        assert compiling_pays(whole, 10**7) and not compiling_pays(whole, 10**5)
+    for kind in KINDS:
+        with fast_products(whole.model, kind):
+            assert compiling_pays(whole, 10**7) and not compiling_pays(whole, 10**5)
     assert not compiling_pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
     asked = OnGpu(model_of("llama", "flex_attention", head_dim=16), None, "test", 128)
     assert compiling_pays(asked, 1)
