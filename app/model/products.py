@@ -44,7 +44,7 @@ class _Split(nn.Linear):
         return torch.cat([high, high, low], dim=1)
 
 
-_CLASSES: dict[Products, type[_Half | _Split]] = {"float16": _Half, "bfloat16x3": _Split}
+CLASSES: dict[Products, type[_Half | _Split]] = {"float16": _Half, "bfloat16x3": _Split}
 
 
 def _product(layer: _Half | _Split, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -76,8 +76,8 @@ def fast_products(model: Any, kind: Products) -> Iterator[None]:
     """
     linear = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
     for module in linear:
-        module._parts = _CLASSES[kind].parts(module.weight.detach())
-        module.__class__ = _CLASSES[kind]
+        module._parts = CLASSES[kind].parts(module.weight.detach())
+        module.__class__ = CLASSES[kind]
     for module in model.modules():
         module._products = kind
     try:

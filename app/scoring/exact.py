@@ -48,7 +48,8 @@ def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks:
     """
     first = passes[0](list(range(len(spans))))
     scored, rescored = list(first), set[int]()
-    found: list[list[Scored | None]] = [list(first), *([None] * len(first) for _ in passes[1:])]
+    found: list[list[Scored | None]] = [list(first)]
+    found += [[None] * len(first) for _ in passes[1:]]
     if len(passes) == 1:
         return Exact(scored, found, {})
     groups = {task: np.array([other == task for other in tasks]) for task in dict.fromkeys(tasks)}
