@@ -248,8 +248,7 @@ def _evaluation(
 
 def _rescored(e: Mapping[str, Any]) -> int:
     """The items that were scored again in float32 (app/scoring/exact.py): `tokens` counts both passes."""
-    exact = e.get("exact") or {}
-    return sum(exact["passes"].values()) - e["items"] if "passes" in exact else int(exact.get("rescored") or 0)
+    return int((e.get("exact") or {}).get("rescored") or 0)
 
 
 def _format(e: Mapping[str, Any]) -> str:

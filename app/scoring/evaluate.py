@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from app.model.products import KINDS, Products, fast_products
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
-from app.scoring.exact import Exact, exact_choices, spans_of
+from app.scoring.exact import Exact, exact_choices
 from app.scoring.loglikelihood import Count, Scored
 from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
@@ -25,13 +26,17 @@ from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
 
 log = logging.getLogger(__name__)
 Sample = dict[str, Any]
-_ARITHMETICS = (*KINDS, "float32")  # of the passes of app/scoring/exact.py
 # How each accuracy weighs a choice's log-probability before the largest wins; app/scoring/exact.py needs them linear in it.
 _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "acc": lambda logprob, tokens, chars: logprob,
     "acc_norm": lambda logprob, tokens, chars: logprob / chars,
     "acc_token": lambda logprob, tokens, chars: logprob / tokens,
 }
+
+
+def _spans(sizes: Sequence[int]) -> list[range]:
+    """Indices of each item's requests, by the number of its choices."""
+    return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def items_sha256(items: Sequence[Item]) -> str:
@@ -52,18 +57,15 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
     }  # fmt: skip
 
 
-def _rounding(exact: Exact, gold: Sequence[int]) -> float:
-    """How much a task's NLL per token may have moved by the faster products, in nats: of each pass the mean absolute movement of
-    the right answers that a later one scored too, for the share of tokens that none did. gold: the indices of their requests."""
-    tokens, rounding = sum(exact.scored[i].n_tokens for i in gold), 0.0
-    for found in exact.found[:-1]:
-        by = [(i, one) for i in gold if (one := found[i]) is not None]
-        again = [(i, one) for i, one in by if one is not exact.scored[i]]
-        left, compared = (sum(one.n_tokens for _, one in some) for some in (by, again))
-        if compared:
-            moved = sum(abs(exact.scored[i].logprob - one.logprob) for i, one in again)
-            rounding += moved / compared * (left - compared) / tokens
-    return rounding
+def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
+    """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
+    answers that were scored in both arithmetics, for the share of tokens that was not.
+
+    gold: of each item, whether it was scored again, and the index of its right answer's request.
+    """
+    both = [i for again, i in gold if again]
+    tokens, compared = (sum(exact.first[i].n_tokens for i in some) for some in ([i for _, i in gold], both))
+    return sum(abs(exact.scored[i].logprob - exact.first[i].logprob) for i in both) / compared * (1 - compared / tokens)
 
 
 @contextmanager
@@ -121,11 +123,11 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     if found := unclean(requests, names):
         log.warning(found)
     count, started = Count(), time.monotonic()
-    spans = spans_of([len(item.choices) for item in items])
+    spans = _spans([len(item.choices) for item in items])
 
     def score(chosen: Sequence[int]) -> list[Scored]:
         some = [requests[i] for item in chosen for i in spans[item]]
-        return loglikelihood_shared(loaded, some, spans_of([len(spans[item]) for item in chosen]), mask, ranks,
+        return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
     def fast(kind: Products, chosen: list[int]) -> list[Scored]:
@@ -147,15 +149,16 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         sample = _sample(label, item, scored[span], requests[span])
         samples.append(sample)
         if checked is not None:
-            sample["arithmetic"] = _ARITHMETICS[checked.passes(spans[number])[-1]]
+            sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
              for task, rows in by_task.items()}  # fmt: skip
     if checked is not None:
         for task, result in tasks.items():
-            gold = [spans[number][item.gold] for number, item in enumerate(items) if item.task == task]
-            result["gold_nll_rounding"] = _rounding(checked, gold)
+            result["gold_nll_rounding"] = _rounding(checked, [
+                (number in checked.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
+            ])  # fmt: skip
     correct: dict[str, Any] = {
         str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
         for task, rows in by_task.items()
@@ -174,9 +177,5 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        ran = [checked.passes(span) for span in spans]
-        entry["exact"] = {
-            "first": KINDS[0], "rescored": sum(len(passes) > 1 for passes in ran),
-            "passes": {name: sum(k in passes for passes in ran) for k, name in enumerate(_ARITHMETICS)}, "bounds": checked.bounds,
-        }  # fmt: skip
+        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "bounds": checked.bounds}
     return entry, samples
