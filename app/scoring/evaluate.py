@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,13 +68,18 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
 
 def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
     """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
-    answers that were scored in both arithmetics, for the share of tokens that was not.
+    answers that were scored, and finite, in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, whether it was scored again, and the index of its right answer's request.
     """
-    both = [i for again, i in gold if again]
-    tokens, compared = (sum(exact.first[i].n_tokens for i in some) for some in ([i for _, i in gold], both))
-    return sum(abs(exact.scored[i].logprob - exact.first[i].logprob) for i in both) / compared * (1 - compared / tokens)
+    first, scored = exact.first, exact.scored
+    tokens, left = (sum(first[i].n_tokens for i in some) for some in (
+        [i for _, i in gold], [i for again, i in gold if not again]))  # fmt: skip
+    both = [i for again, i in gold if again and math.isfinite(first[i].logprob)]
+    if not left:
+        return 0.0
+    moved = sum(abs(scored[i].logprob - first[i].logprob) for i in both) / sum(first[i].n_tokens for i in both)
+    return moved * left / tokens
 
 
 @contextmanager
