@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -139,14 +140,17 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     count, started = Count(), time.monotonic()
     spans = _spans([len(item.choices) for item in items])
 
-    def score(chosen: Sequence[int]) -> list[Scored]:
+    ran = Counter[str]()  # items, by arithmetic
+
+    def score(chosen: Sequence[int], by: str = "float32") -> list[Scored]:
+        ran[by] += len(chosen)
         some = [requests[i] for item in chosen for i in spans[item]]
         return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
     def fast(kind: Products, chosen: list[int]) -> list[Scored]:
         with fast_products(loaded.model, kind):
-            return score(chosen)
+            return score(chosen, kind)
 
     checked: Exact | None = None
     chars = [item.n_chars for item in items]
@@ -194,5 +198,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "bounds": checked.bounds}
+        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "passes": dict(ran),
+                          "bounds": checked.bounds}  # fmt: skip
     return entry, samples

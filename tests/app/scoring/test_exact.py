@@ -176,6 +176,7 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         moved = result["gold_nll_per_token"] - whole_entry["tasks"][task]["gold_nll_per_token"]
         assert abs(moved) < 2 * result["gold_nll_rounding"]
     assert sum(rescored) == entry["exact"]["rescored"] <= 2 * LEAST + 4  # the sample and a few
+    assert entry["exact"]["passes"] == {"float32": sum(rescored), "float16": 2 * LEAST + len(items)}
     moves: dict[str, float] = {}  # the largest of each arithmetic
     for sample, other in zip(samples, want, strict=True):
         move = max(abs(a - b) for a, b in zip(sample["logprobs"], other["logprobs"], strict=True))
