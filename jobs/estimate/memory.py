@@ -28,6 +28,7 @@ DENSE_CPU = 512
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 # A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
 LINE_SMALL = 4
+LOGITS = 2**27  # of scoring on a GPU, made and read before more are made where the output layer is plain: 0.5 GB
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
@@ -207,11 +208,12 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """
     width = 10.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
-    return {
-        "weights": width * shape.parameters / GB,
-        "activations": 4.0 * line_tokens(score.batch_tokens, shape.parameters) * few / GB,
-        "logits": 4.0 * 0.5 * score.batch_tokens * shape.vocab / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
-    }
+    line = line_tokens(score.batch_tokens, shape.parameters)
+    ways = [(score.batch_tokens, (4.0 * 0.5 * score.batch_tokens + 8.0 * _LOGIT_ROWS) * shape.vocab)]
+    if line > score.batch_tokens:  # such a line is run only where its logits are made in parts
+        ways.append((line, 12.0 * LOGITS))
+    activations, logits = max(((4.0 * tokens * few, size) for tokens, size in ways), key=sum)
+    return {"weights": width * shape.parameters / GB, "activations": activations / GB, "logits": logits / GB}
 
 
 def layout(job: Job, place: Place) -> tuple[Sharding, dict[str, float]]:

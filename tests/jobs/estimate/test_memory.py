@@ -193,6 +193,22 @@ def test_a_bfloat16_model_is_scored_with_float32_between_its_products() -> None:
         assert exact["weights"] == pytest.approx(full["weights"] + 3 * half["weights"], rel=1e-2)
 
 
+def test_a_long_line_and_all_logits_of_a_batch_are_never_held_together() -> None:
+    """A line of four batches is run only where the logits are made in parts; a vocabulary of 262,144 is the larger of the two."""
+
+    def parts(profile: str) -> dict[str, float]:
+        found = estimate(job("stage1", profile, "score.batch_tokens=16384", "score.exact=false"), "T4")
+        assert found.fits and found.parts_gb is not None
+        return {name: size * 2**30 for name, size in found.parts_gb.items()}
+
+    line, whole = parts("embedded"), parts("gemma-270m")
+    assert (line["activations"], line["logits"]) == pytest.approx(
+        (4 * 65536 * (8 * 576 + 3 * 1536), 12 * 2**27), rel=1e-2
+    )
+    assert whole["activations"] == pytest.approx(4 * 16384 * (8 * 640 + 3 * 2048), rel=1e-2)
+    assert whole["logits"] == pytest.approx((4 * 8192 + 8 * 1024) * 262144, rel=1e-2)
+
+
 # ---- gradient_checkpointing: auto ----------------------------------------------------------------------------------------
 
 AUTO = ("train.gradient_checkpointing=auto",)
