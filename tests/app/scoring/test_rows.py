@@ -103,6 +103,22 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
 
 
+def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:
+    """Their parts are made anew each time."""
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+
+    def each(seed: int) -> None:
+        for kind in KINDS:
+            with fast_products(loaded.model, kind):
+                loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+        loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+
+    each(3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        each(4)
+
+
 @pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
 def test_a_compiled_attention_that_ignores_the_mask_ends_scoring(
     mask: str, model_of: Any, on_cpu: None, blind: None
