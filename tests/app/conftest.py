@@ -45,6 +45,13 @@ def make_model(name: str, attention: str = "sdpa", seed: int = 0, **changes: obj
     return AutoModelForCausalLM.from_config(config, attn_implementation=NAMES[attention]).float().eval()
 
 
+def shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The first layers of a real model: real weights and tokens at a part of their cost."""
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    return model
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -23,24 +23,17 @@ from jobs.config.profile import ModelSource
 from jobs.config.schema import TASK_NAMES, Score
 from jobs.errors import DataError
 from tests.app import oracle
-from tests.app.conftest import make_model
+from tests.app.conftest import make_model, shallow
 
 LAYERS = 2  # of 30: the second sees what the first mixed
 PER_TASK = 27  # items; 5 tasks make 432 pairs
 SHORTEST = 200  # items looked at a task: the shortest of them, so that the comparison takes seconds
 
 
-def shallow(model: Any) -> Any:
-    """The real model's first LAYERS layers: real weights and tokens, at a tenth of their cost."""
-    model.model.layers = model.model.layers[:LAYERS]
-    model.config.num_hidden_layers = LAYERS
-    return model
-
-
 @pytest.fixture(scope="module")
 def smol(embedded: Any) -> Loaded:
     loaded = load(ModelSource(source="embedded", dtype="float32", device="cpu"))
-    shallow(loaded.model)
+    shallow(loaded.model, LAYERS)
     return loaded
 
 
@@ -59,7 +52,7 @@ def harness(smol: Loaded, embedded: Any) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     plain = AutoModelForCausalLM.from_pretrained(embedded.model, dtype=torch.float32)
-    return HFLM(pretrained=shallow(plain), tokenizer=smol.tokenizer, batch_size=16, device="cpu")
+    return HFLM(pretrained=shallow(plain, LAYERS), tokenizer=smol.tokenizer, batch_size=16, device="cpu")
 
 
 def ask(harness: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
