@@ -1,8 +1,9 @@
-"""`python -S -m vast.host ...` as a process of its own, forked off one that has imported vast.host already.
+"""Python as a process of its own, forked off one that has imported what it needs already.
 
 Such a process has its own id, descriptors, directory and environment, and is signalled, killed and waited for like one that
-was started anew: `Warm` is a subprocess.Popen. What it is spared are the imports, nine tenths of what a call costs. It is
-no child of the test's process, so its exit code comes over a pipe. Tests of what a process inherits use subprocess.
+was started anew: `Warm` is a subprocess.Popen. What it is spared are the imports, nine tenths of what a call of `vast.host`
+costs. It is no child of the test's process, so its exit code comes over a pipe. Tests of what a process inherits use
+subprocess.
 """
 
 from __future__ import annotations
@@ -20,26 +21,37 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[1]
+# Of `python -S -m vast.host`, and of scripts over it.
+HOST = ("tests.vast.fakes.quick_runner", "tests.vast.fakes.timed_watchdog", "vast.host.__main__")
+JOBS = ("jobs.config.load", "jobs.health", "jobs.runs.rundir")
 LARGEST = 2**18  # bytes of a request: arguments and environment
 
 
 class Warm(subprocess.Popen[Any]):
-    """`args` begin with `sys.executable -S`, and `-m MODULE` or the path of a script follows. `env` is given."""
+    """`args`: sys.executable, perhaps -S, and `-m MODULE`, `-c CODE` or a script. `modules` are imported already."""
+
+    def __init__(self, args: Sequence[str], modules: tuple[str, ...] = HOST, **more: Any) -> None:
+        self._modules = modules
+        super().__init__(args, **more)
 
     def _execute_child(self, args: Sequence[str], executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any,
-                       cwd: Any, env: dict[str, str], startupinfo: Any, creationflags: Any, shell: Any,
+                       cwd: Any, env: Any, startupinfo: Any, creationflags: Any, shell: Any,
                        p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int, errread: int, errwrite: int,
                        *rest: Any) -> None:  # fmt: skip
-        assert list(args[:2]) == [sys.executable, "-S"] and not (pass_fds or preexec_fn or shell), args
+        assert args[0] == sys.executable and not (pass_fds or preexec_fn or shell), args
+        flags = ("-S",) if args[1] == "-S" else ()
         reading, writing = os.pipe()
-        request = json.dumps([str(cwd or Path.cwd()), dict(env), [str(word) for word in args[2:]]]).encode()
+        words = [str(word) for word in args[1 + len(flags) :]]
+        request = json.dumps([str(cwd or Path.cwd()), dict(os.environ if env is None else env), words]).encode()
         given = [default if fd == -1 else fd for default, fd in enumerate((p2cread, c2pwrite, errwrite))]
         try:
-            socket.send_fds(_server(), [request], [*given, writing])
+            socket.send_fds(_server(flags, self._modules), [request], [*given, writing])
         finally:
             os.close(writing)
             self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
@@ -60,12 +72,12 @@ class Warm(subprocess.Popen[Any]):
 
 
 def run(
-    argv: Sequence[str], *, input: Any = None, timeout: float = 60, **more: Any
+    argv: Sequence[str], modules: tuple[str, ...] = HOST, *, input: Any = None, timeout: float = 60, **more: Any
 ) -> subprocess.CompletedProcess[Any]:
     """subprocess.run, with its output captured. `cwd`, `env` and `text` as there."""
     pipe = subprocess.PIPE
-    given = {"stdin": pipe} if input is not None else {}
-    with Warm(argv, stdout=pipe, stderr=pipe, **given, **more) as process:
+    given = {"stdout": pipe, "stderr": pipe} | ({"stdin": pipe} if input is not None else {}) | more
+    with Warm(argv, modules, **given) as process:
         try:
             out, err = process.communicate(input, timeout)
         except BaseException:
@@ -74,15 +86,18 @@ def run(
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
+_SERVERS: list[subprocess.Popen[bytes]] = []
+
+
 @cache
-def _server() -> socket.socket:
+def _server(flags: tuple[str, ...], modules: tuple[str, ...]) -> socket.socket:
     """Of this process, until it ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    argv = [sys.executable, "-S", __file__, str(theirs.fileno())]
-    _server.process = subprocess.Popen(  # type: ignore[attr-defined]
+    argv = [sys.executable, *flags, __file__, str(theirs.fileno()), *modules]
+    _SERVERS.append(subprocess.Popen(
         argv, cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    ))  # fmt: skip
     theirs.close()
     return ours
 
@@ -123,15 +138,20 @@ def _serve(requests: socket.socket) -> list[str]:
 
 def _exit_code(words: list[str]) -> int:
     """As at the end of Python, but for the freeing of all objects, which takes 40 ms."""
-    sys.argv = words[1:] if words[0] == "-m" else words
+    sys.argv = words if words[0] not in ("-m", "-c") else words[1:] if words[0] == "-m" else ["-c", *words[2:]]
     try:
         if words[0] == "-m":
-            package = hasattr(sys.modules[words[1]], "__path__")
-            del sys.modules[f"{words[1]}.__main__" if package else words[1]]  # runpy warns of it
+            package = hasattr(sys.modules.get(words[1]), "__path__")
+            sys.modules.pop(f"{words[1]}.__main__" if package else words[1], None)  # runpy warns of it
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.modules["__main__"] = ModuleType("__main__")
+            exec(compile(words[1], "<string>", "exec", dont_inherit=True), vars(sys.modules["__main__"]))
         else:
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else end.code is not None
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -153,10 +173,8 @@ def _reap() -> None:
 
 
 if __name__ == "__main__":
-    import tests.vast.fakes.quick_runner
-    import tests.vast.fakes.timed_watchdog  # noqa: F401
-    import vast.host.__main__  # noqa: F401
-
+    for name in sys.argv[2:]:
+        import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the tests
     gc.collect()
     gc.freeze()

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.vast.fakes import quick_runner, warm_host
+from tests import warm_python
+from tests.vast.fakes import quick_runner
 from vast.host import processes
 
 ROOT = Path(__file__).parents[3]
@@ -46,7 +47,7 @@ class Host:
     def call(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Standard output and error are pipes: `run` returns when nobody holds them any more."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return warm_host.run(self.argv(action, *options), cwd=self.work, env=environment, text=True)
+        return warm_python.run(self.argv(action, *options), cwd=self.work, env=environment, text=True)
 
     def start(self, code: str, *arguments: str) -> dict[str, Any]:
         """Start Python code as the job. It begins in `work`; sys.argv[1:] are `arguments`."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs import errors, lock
-from tests.vast.fakes import warm_host
+from tests import warm_python
 from tests.vast.fakes.host import ROOT, Host, gone, until
 from vast.host.runner import runs_directory
 
@@ -136,7 +136,7 @@ def test_of_several_starts_at_once_one_wins(host: Host) -> None:
     command = [*host.argv("start", "--command", sys.executable), "--", "-c", WAITS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     starts = [
-        warm_host.Warm(command, cwd=host.work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        warm_python.Warm(command, cwd=host.work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(5)
     ]
     said = [start.communicate(timeout=60)[1] for start in starts]
@@ -275,6 +275,6 @@ def test_where_the_runs_are_follows_option_environment_and_image(
 def test_a_wrong_call_is_one_line_and_exit_code_2(host: Host, argv: list[str], fact: str) -> None:
     (host.work / "file").touch()
     command = [sys.executable, "-S", "-m", "vast.host.runner", *argv]
-    done = warm_host.run(command, cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
+    done = warm_python.run(command, cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ") and fact in done.stderr

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigError
+from tests import warm_python
 from tests.vast.conftest import kill_all_in
-from tests.vast.fakes import warm_host
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.host import ROOT, until
 from vast.host import processes, rental
@@ -52,7 +52,7 @@ class Lab:
         words = tuple(base if word == "/runs" else word for word in words)
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         stdin = stdin.replace(b"/runs/", f"{base}/".encode())
-        done = warm_host.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env)
+        done = warm_python.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env)
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def contract(self, run: str) -> Contract:
