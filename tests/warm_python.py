@@ -141,8 +141,8 @@ def _exit_code(words: list[str]) -> int:
     sys.argv = words if words[0] not in ("-m", "-c") else words[1:] if words[0] == "-m" else ["-c", *words[2:]]
     try:
         if words[0] == "-m":
-            package = hasattr(sys.modules.get(words[1]), "__path__")
-            sys.modules.pop(f"{words[1]}.__main__" if package else words[1], None)  # runpy warns of it
+            if not hasattr(sys.modules.get(words[1]), "__path__"):
+                sys.modules.pop(words[1], None)  # runpy warns of it
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         elif words[0] == "-c":
             sys.modules["__main__"] = ModuleType("__main__")
@@ -175,6 +175,8 @@ def _reap() -> None:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         import_module(name)
+        if name.endswith("__main__"):  # what it imports stays, and it is executed again
+            del sys.modules[name]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the tests
     gc.collect()
     gc.freeze()
