@@ -94,8 +94,10 @@ def _server(flags: tuple[str, ...], modules: tuple[str, ...]) -> socket.socket:
     """Of this process, until it ends."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     argv = [sys.executable, *flags, __file__, str(theirs.fileno()), *modules]
+    # A test of a reader that goes away needs a buffer: with PYTHONUNBUFFERED the last flush could not fail.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     _SERVERS.append(subprocess.Popen(
-        argv, cwd="/", env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()],
+        argv, cwd="/", env={**environ, "PYTHONPATH": str(ROOT)}, pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
     ))  # fmt: skip
     theirs.close()
