@@ -155,8 +155,11 @@ def _exit_code(words: list[str]) -> int:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else end.code is not None
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         return 1
     finally:
         threading._shutdown()  # type: ignore[attr-defined]
