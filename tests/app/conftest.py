@@ -12,7 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
-from jobs.runs.atomic import sha256_of
 from tests.app.fakes import small_cache
 from tests.app.fakes.command_line import Command, caller
 from tests.app.fakes.fake_work import Start, starter
@@ -65,26 +64,9 @@ def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hashed_once: None) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`command("run", "stage1", ...)` gives what `python -m app run stage1 ...` does."""
     return caller(monkeypatch, capsys)
-
-
-@pytest.fixture
-def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded model is checked against its sha256 on every use; once per version of a file is enough for tests."""
-
-    def remembered(path: Path) -> str:
-        status = path.stat()
-        key = (str(path), status.st_mtime_ns, status.st_size)
-        if key not in _HASHES:
-            _HASHES[key] = sha256_of(path)
-        return _HASHES[key]
-
-    monkeypatch.setattr("app.embedded.cache.sha256_of", remembered)
-
-
-_HASHES: dict[tuple[str, int, int], str] = {}
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ ITEMS = (0, 33, 10, 66)
 
 
 def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
-    embedded: object, hashed_once: None, monkeypatch: pytest.MonkeyPatch
+    embedded: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.scoring.exact.LEAST", 2)  # every other item is the sample
     whole = load(ModelSource(source="embedded", device="cpu", dtype="float32"))
