@@ -171,7 +171,7 @@ def _verified(directory: Path) -> Path:
         expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
-    state = []
+    state: list[tuple[object, ...]] = []
     for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)

@@ -48,7 +48,7 @@ def test_a_stage_imports_what_it_uses_and_is_not_searched_for_garbage(tmp_path: 
     after, (frozen, *thresholds) = imported(
         ["run", "stage1", "--profile", "ci", "--limit", "1", "--runs-dir", str(tmp_path)]
     )
-    unused = {"peft", "lm_eval", "sklearn", "matplotlib", "tensorboard", "pytest"}
+    unused = {"datasets", "pandas", "peft", "lm_eval", "sklearn", "matplotlib", "tensorboard", "pytest"}
     assert after[0] & unused == set()
     assert frozen > 100_000, "torch and transformers are walked over in each full collection"
     assert thresholds[0] < 10_000, "the collector rests in the whole run"
