@@ -4,7 +4,8 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from app.data.tasks import Item
-from app.model import split
 from app.model.load import Loaded
+from app.model.products import KINDS, Products, fast_products
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
@@ -33,14 +34,14 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 }
 
 
-def items_sha256(items: Sequence[Item]) -> str:
-    """One hash of all items: two results can be compared only if it is equal."""
-    return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
-
-
 def _spans(sizes: Sequence[int]) -> list[range]:
     """Indices of each item's requests, by the number of its choices."""
     return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def items_sha256(items: Sequence[Item]) -> str:
+    """One hash of all items: two results can be compared only if it is equal."""
+    return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
 
 
 def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request]) -> Sample:
@@ -56,15 +57,15 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
     }  # fmt: skip
 
 
-def _rounding(first: Sequence[Scored], exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
+def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
     """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
     answers that were scored in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, whether it was scored again, and the index of its right answer's request.
     """
     both = [i for again, i in gold if again]
-    tokens, compared = sum(first[i].n_tokens for _, i in gold), sum(first[i].n_tokens for i in both)
-    return sum(abs(exact.scored[i].logprob - first[i].logprob) for i in both) / compared * (1 - compared / tokens)
+    tokens, compared = (sum(exact.first[i].n_tokens for i in some) for some in ([i for _, i in gold], both))
+    return sum(abs(exact.scored[i].logprob - exact.first[i].logprob) for i in both) / compared * (1 - compared / tokens)
 
 
 @contextmanager
@@ -129,15 +130,16 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
+    def fast(kind: Products, chosen: list[int]) -> list[Scored]:
+        with fast_products(loaded.model, kind):
+            return score(chosen)
+
     checked: Exact | None = None
-    with _whole_float32() if exact else nullcontext():
-        with split.split_products(loaded.model) if exact else nullcontext():
-            scored = first = score(range(len(items)))
-        if exact:
-            checked = exact_choices(
-                spans, [item.n_chars for item in items], [item.task for item in items], first, _WEIGHTS, score
-            )
-            scored = checked.scored
+    if exact:
+        chars, tasks_of = [item.n_chars for item in items], [item.task for item in items]
+        with _whole_float32():
+            checked = exact_choices(spans, chars, tasks_of, _WEIGHTS, [*(partial(fast, kind) for kind in KINDS), score])
+    scored = checked.scored if checked is not None else score(range(len(items)))
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []
@@ -147,14 +149,14 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         sample = _sample(label, item, scored[span], requests[span])
         samples.append(sample)
         if checked is not None:
-            sample["arithmetic"] = "float32" if number in checked.rescored else split.NAME
+            sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
              for task, rows in by_task.items()}  # fmt: skip
     if checked is not None:
         for task, result in tasks.items():
-            result["gold_nll_rounding"] = _rounding(first, checked, [
+            result["gold_nll_rounding"] = _rounding(checked, [
                 (number in checked.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
             ])  # fmt: skip
     correct: dict[str, Any] = {
@@ -163,7 +165,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     }
     value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)
     metrics = {result["metric"] for result in tasks.values()}
-    entry = {
+    entry: dict[str, Any] = {
         "label": label, "model": model, "model_run": model_run,
         "mask": mask_by_layer(mask, settings.layers), "leaks": mask in LEAKING,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
@@ -175,5 +177,5 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {"first": split.NAME, "rescored": len(checked.rescored), "bounds": checked.bounds}
+        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "bounds": checked.bounds}
     return entry, samples

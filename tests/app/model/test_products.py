@@ -1,4 +1,4 @@
-"""Products of float32 numbers out of three of bfloat16: how close they are, and where they hold."""
+"""Products of float32 numbers out of 16-bit ones: how close they are, and where they hold."""
 
 from __future__ import annotations
 
@@ -8,42 +8,55 @@ import pytest
 import torch
 from torch import nn
 
-from app.model.split import _halves, split_products
+from app.model.products import KINDS, Products, _halves, fast_products, products_of
 
 
-def test_a_product_is_a_hundred_times_closer_than_that_of_bfloat16() -> None:
+@pytest.mark.parametrize(("kind", "closer"), [("float16", 7), ("bfloat16x3", 200)])
+def test_a_product_is_much_closer_than_that_of_bfloat16(kind: Products, closer: float) -> None:
     generator = torch.Generator().manual_seed(0)
     layer, rows = nn.Linear(576, 1536), torch.randn(64, 3, 576, generator=generator)
     want = (rows.double() @ layer.weight.double().T + layer.bias.double()).detach()
     with torch.no_grad():
         rounded = rows.bfloat16().float() @ layer.weight.bfloat16().float().T + layer.bias
-        with split_products(layer):
+        with fast_products(layer, kind):
             found = layer(rows)
     error, half_error = ((t.double() - want).square().mean().sqrt() for t in (found, rounded))
-    assert error < half_error / 200
-    assert error < 1e-5 * want.std()
+    assert error < half_error / closer
 
 
-def test_models_multiply_so_inside_only(model_of: Any) -> None:
+@pytest.mark.parametrize(("kind", "limit"), [("float16", 1e-2), ("bfloat16x3", 1e-3)])
+def test_models_multiply_so_inside_only(kind: Products, limit: float, model_of: Any) -> None:
     model, ids = model_of("gemma3-hybrid"), torch.arange(3, 40)[None]
     with torch.no_grad():
         before = model(ids).logits
-        with split_products(model):
+        with fast_products(model, kind):
+            assert products_of(model) == products_of(model.lm_head) == kind
             inside = model(ids).logits
+        assert products_of(model) is products_of(model.lm_head) is None
         assert torch.equal(model(ids).logits, before)
-    assert 0 < float((inside - before).abs().max()) < 1e-3 * float(before.std())
+    assert 0 < float((inside - before).abs().max()) < limit * float(before.std())
 
 
-def test_a_layer_is_whole_again_after_an_error() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_is_whole_again_after_an_error(kind: Products) -> None:
     layer = nn.Linear(4, 4)
-    with pytest.raises(ZeroDivisionError), split_products(layer):
+    before = set(vars(layer))
+    with pytest.raises(ZeroDivisionError), fast_products(layer, kind):
         raise ZeroDivisionError
-    assert type(layer) is nn.Linear
+    assert type(layer) is nn.Linear and set(vars(layer)) == before  # the parts are freed
+
+
+def test_what_float16_cannot_hold_is_not_a_number_but_never_a_wrong_one() -> None:
+    """app/scoring/exact.py scores such an item again."""
+    layer = nn.Linear(8, 3, bias=False)
+    with torch.no_grad(), fast_products(layer, "float16"):
+        assert not torch.isfinite(layer(torch.full((1, 8), 7e4))).any()
+        assert torch.isfinite(layer(torch.full((1, 8), 6e4))).all()
 
 
 def test_weights_of_another_type_are_left_alone() -> None:
     layer = nn.Linear(4, 4).bfloat16()
-    with split_products(layer):
+    with fast_products(layer, "bfloat16x3"):
         assert type(layer) is nn.Linear
 
 
