@@ -130,7 +130,9 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
         for metric in _WEIGHTS:
             assert [s[f"pred_{metric}"] for s in got] == [s[f"pred_{metric}"] for s in want]
         for sample, other in zip(got, want, strict=True):
-            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=2e-2)
+            # float16 moves a request of the whole model by 0.012 nats on average and 0.17 at most (docs/log.md).
+            limit = 1e-5 if sample["arithmetic"] == "float32" else 0.17
+            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=limit)
         assert 2 <= entry["exact"]["rescored"] < 4 and all(entry["exact"]["bounds"]["winogrande"].values())
 
 
