@@ -231,6 +231,21 @@ def test_a_damaged_saved_dataset_is_named(file: str, saved: Callable[..., Path])
         load_items("piqa", EvalData(source="path", path=str(root)))
 
 
+def test_embedded_items_are_read_once_in_a_process_and_files_of_one_s_own_each_time(
+    saved: Callable[..., Path], embedded: EmbeddedPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_items("piqa", limit=3)
+    first.pop()  # the caller's own list
+    with monkeypatch.context() as patch:
+        patch.setattr("app.data.tasks.saved_rows", None)
+        again = load_items("piqa", limit=3)
+    assert again[:2] == first and len(again) == 3
+    assert load_items("piqa", limit=4)[:3] == again
+    assert load_items("piqa", format="reference", limit=3) != again
+    before = one("piqa", PIQA, saved)
+    assert before != one("piqa", PIQA | {"goal": "Boil eggs slowly"}, saved)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_hub_rows_are_asked_for_by_the_names_the_harness_uses(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import lm_eval.tasks
