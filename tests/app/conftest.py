@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,16 @@ def read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tokenizer, "from_file", staticmethod(remembered))
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_once() -> Iterator[None]:
+    """lm-evaluation-harness compiles a task's templates again for every row."""
+    from lm_eval.utils import env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(env, "from_string", cache(env.from_string))
         yield
 
 

@@ -20,6 +20,7 @@ from jobs.config.schema import Order, Stage
 from jobs.config.suites import read_suite
 from jobs.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 TASKS = read_suite("reading").reading
 WHEEL = EvalData(source="embedded")
 

@@ -17,6 +17,7 @@ from jobs.config.schema import TASK_NAMES
 from jobs.errors import DataError
 from tests.embedded_default import EmbeddedPaths
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 YAML = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "piqa": "piqa/piqa.yaml",

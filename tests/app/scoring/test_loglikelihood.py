@@ -27,7 +27,7 @@ from tests.app.conftest import make_model, shallow
 
 LAYERS = 2  # of 30: the second sees what the first mixed
 PER_TASK = 27  # items; 5 tasks make 432 pairs
-SHORTEST = 200  # items looked at a task: the shortest of them, so that the comparison takes seconds
+SHORTEST = 800  # items looked at a task: the shortest of them, so that the comparison takes seconds
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoTokenizer
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from app.attention.backends import NAMES, register
@@ -28,6 +29,7 @@ from app.scoring.loglikelihood import Count, _plan, compiling_pays, loglikelihoo
 from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
 from jobs.estimate.memory import line_tokens
+from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests
 
@@ -58,10 +60,16 @@ def blind() -> Iterator[None]:
     register()
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
-def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, model_of: Any, on_cpu: None) -> None:
+@cache
+def compiled_for_all_masks(architecture: str) -> PreTrainedModel:
+    """As in a stage, which scores one model under one mask after the other."""
     torch._dynamo.reset()
-    model, count = model_of(architecture), Count()
+    return make_model(architecture)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
+def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, on_cpu: None) -> None:
+    model, count = compiled_for_all_masks(architecture), Count()
     requests = random_requests(3)
     scored = loglikelihood(Loaded(model, None, "test", 128), requests, mask, batch_tokens=256, count=count)
     assert count.attention == compiled.ATTENTION and count.padded % 256 == 0
