@@ -18,7 +18,7 @@ from app.model.products import KINDS, Products, fast_products
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
-from app.scoring.exact import Exact, exact_choices
+from app.scoring.exact import Exact, choices, exact_choices, table
 from app.scoring.loglikelihood import Count, Scored
 from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
@@ -44,15 +44,23 @@ def items_sha256(items: Sequence[Item]) -> str:
     return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
 
 
-def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request]) -> Sample:
-    """One line of samples.jsonl. Ties go to the first choice, as in the harness (numpy's argmax)."""
-    logprob = np.array([s.logprob for s in scored])
-    tokens, chars = np.array([s.n_tokens for s in scored]), np.array(item.n_chars)
-    picks = {f"pred_{name}": int(np.argmax(weigh(logprob, tokens, chars))) for name, weigh in _WEIGHTS.items()}
+def _picks(spans: Sequence[range], chars: Sequence[Sequence[int]], scored: Sequence[Scored]) -> dict[str, list[int]]:
+    """By accuracy, the choice of each item. Ties go to the first one, as in the harness (numpy's argmax)."""
+    there = choices(spans)
+    logprobs, tokens, letters = (table(there, values) for values in (
+        [one.logprob for one in scored], [one.n_tokens for one in scored], [n for own in chars for n in own]))  # fmt: skip
+    weighed = {name: weigh(logprobs, tokens, letters) for name, weigh in _WEIGHTS.items()}
+    return {name: np.where(there, values, -np.inf).argmax(1).tolist() for name, values in weighed.items()}
+
+
+def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request],
+            picks: dict[str, int]) -> Sample:  # fmt: skip
+    """One line of samples.jsonl."""
     return {
         "evaluation": evaluation, "task": item.task, "id": item.id, "sha": item.sha, "gold": item.gold,
         "logprobs": [s.logprob for s in scored], "n_tokens": [s.n_tokens for s in scored],
-        "n_chars": list(item.n_chars), "prefix_len": [len(r.context) for r in requests], **picks,
+        "n_chars": list(item.n_chars), "prefix_len": [len(r.context) for r in requests],
+        **{f"pred_{name}": pick for name, pick in picks.items()},
         **({} if all(r.is_prefix for r in requests) else {"boundary": [r.boundary for r in requests]}),
     }  # fmt: skip
 
@@ -135,18 +143,21 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
             return score(chosen)
 
     checked: Exact | None = None
+    chars = [item.n_chars for item in items]
     if exact:
-        chars, tasks_of = [item.n_chars for item in items], [item.task for item in items]
+        tasks_of = [item.task for item in items]
         with _whole_float32():
             checked = exact_choices(spans, chars, tasks_of, _WEIGHTS, [*(partial(fast, kind) for kind in KINDS), score])
     scored = checked.scored if checked is not None else score(range(len(items)))
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []
+    picks = _picks(spans, chars, scored)
     violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
     for number, item in enumerate(items):
         span = slice(spans[number].start, spans[number].stop)
-        sample = _sample(label, item, scored[span], requests[span])
+        own = {name: of[number] for name, of in picks.items()}
+        sample = _sample(label, item, scored[span], requests[span], own)
         samples.append(sample)
         if checked is not None:
             sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]

@@ -108,17 +108,12 @@ class _Items:
     def _margins(self, scored: Sequence[Scored], first: Sequence[Scored]) -> tuple[Table, Table]:
         """How far the best choice of `first` lies above each of the others by `scored`, and the scale of such a difference's
         error, 0 for the best itself and where there is no choice."""
-        size = max(map(len, self.spans))
-        there = np.array([[k < len(span) for k in range(size)] for span in self.spans])
-
-        def table(values: Sequence[float]) -> np.ndarray:
-            out = np.ones(there.shape)
-            out[there] = values
-            return out
-
-        tokens = table([scored[i].n_tokens for span in self.spans for i in span])
-        letters = table([n for own in self.chars for n in own])
-        logprobs, chosen = (table([of[i].logprob for span in self.spans for i in span]) for of in (scored, first))
+        there = choices(self.spans)
+        tokens = table(there, [scored[i].n_tokens for span in self.spans for i in span])
+        letters = table(there, [n for own in self.chars for n in own])
+        logprobs, chosen = (
+            table(there, [of[i].logprob for span in self.spans for i in span]) for of in (scored, first)
+        )
         margins: Table = {}
         lengths: Table = {}
         for metric, weigh in self.metrics.items():
@@ -126,9 +121,23 @@ class _Items:
             values = weigh(logprobs, tokens, letters)
             variance = tokens * weigh(np.ones(there.shape), tokens, letters) ** 2  # in units of one token's
             margins[metric] = np.take_along_axis(values, best, 1) - values
-            apart = there & (np.arange(size) != best)
+            apart = there & (np.arange(there.shape[1]) != best)
             lengths[metric] = np.where(apart, np.sqrt(variance + np.take_along_axis(variance, best, 1)), 0.0)
         return margins, lengths
+
+
+def choices(spans: Sequence[range]) -> np.ndarray:
+    """Where a table of (items, choices) has one: items differ in their number."""
+    sizes = np.array([len(span) for span in spans])
+    there: np.ndarray = np.arange(sizes.max()) < sizes[:, None]
+    return there
+
+
+def table(there: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """`values`, one item's after another's, as (items, choices); 1 where there is no choice."""
+    found = np.ones(there.shape)
+    found[there] = values
+    return found
 
 
 def _sample(items: np.ndarray) -> np.ndarray:

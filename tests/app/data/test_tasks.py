@@ -223,9 +223,10 @@ def test_empty_or_absent_data_are_refused(tmp_path: Path) -> None:
         load_items("piqa", EvalData(source="path", path=str(tmp_path)))
 
 
-def test_a_damaged_saved_dataset_is_named(saved: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_dataset_is_named(file: str, saved: Callable[..., Path]) -> None:
     root = saved("piqa", PIQA)
-    (root / "piqa" / "state.json").write_text("{")
+    (root / "piqa" / file).write_text("{")
     with pytest.raises(DataError, match=f"{root / 'piqa'}: not a readable saved dataset"):
         load_items("piqa", EvalData(source="path", path=str(root)))
 

@@ -29,7 +29,7 @@ from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
 from jobs.estimate.memory import line_tokens
 from tests.app.fakes.command_line import Command
-from tests.app.scoring.test_loglikelihood import one_at_a_time, random_requests
+from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, 
     requests = random_requests(3)
     scored = loglikelihood(Loaded(model, None, "test", 128), requests, mask, batch_tokens=256, count=count)
     assert count.attention == compiled.ATTENTION and count.padded % 256 == 0
-    for got, request in zip(scored, requests, strict=True):
-        assert got.logprob == pytest.approx(one_at_a_time(model, request, mask), abs=2e-3, rel=1e-4)
+    for got, request, want in zip(scored, requests, known(architecture, mask), strict=True):
+        assert got.logprob == pytest.approx(want, abs=2e-3, rel=1e-4)
         assert got.n_tokens == len(request.continuation)
 
 
@@ -78,8 +78,8 @@ def test_a_row_longer_than_a_line_is_scored_alone(model_of: Any, on_cpu: None) -
     scored = loglikelihood(Loaded(model, None, "test", 512), requests, "prefix", batch_tokens=TILE)
     # The first asks whether the logits are plain, two of the last are the self-check of the compiled layers.
     assert seen == [(1, 2), (1, 182), *[(1, TILE)] * 3]
-    for got, request in zip(scored, requests, strict=True):
-        assert got.logprob == pytest.approx(one_at_a_time(model, request, "prefix"), abs=2e-3)
+    for got, want in zip(scored, one_at_a_time(model, requests, "prefix"), strict=True):
+        assert got.logprob == pytest.approx(want, abs=2e-3)
 
 
 def test_rows_of_one_arithmetic_go_together(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,22 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
         with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+
+
+def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:
+    """Their parts are made anew each time."""
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+
+    def each(seed: int) -> None:
+        for kind in KINDS:
+            with fast_products(loaded.model, kind):
+                loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+        loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+
+    each(3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        each(4)
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
