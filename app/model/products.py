@@ -75,18 +75,18 @@ def fast_products(model: Any, kind: Products) -> Iterator[None]:
     The parts take 2 or 6 bytes a weight, until the end. Matrices that are no linear layer's stay float32.
     """
     linear = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
-    for module in linear:
-        module._parts = CLASSES[kind].parts(module.weight.detach())
-        module.__class__ = CLASSES[kind]
-    for module in model.modules():
-        module._products = kind
     try:
-        yield
-    finally:
-        for module in model.modules():
-            del module._products
         for module in linear:
-            del module._parts
+            module._parts = CLASSES[kind].parts(module.weight.detach())
+            module.__class__ = CLASSES[kind]
+        for module in model.modules():
+            module._products = kind
+        yield
+    finally:  # also of a GPU without room for all parts
+        for module in model.modules():
+            vars(module).pop("_products", None)
+        for module in linear:
+            vars(module).pop("_parts", None)
             module.__class__ = nn.Linear
 
 

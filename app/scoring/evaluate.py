@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -67,13 +69,18 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
 
 def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
     """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
-    answers that were scored in both arithmetics, for the share of tokens that was not.
+    answers that were scored, and finite, in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, whether it was scored again, and the index of its right answer's request.
     """
-    both = [i for again, i in gold if again]
-    tokens, compared = (sum(exact.first[i].n_tokens for i in some) for some in ([i for _, i in gold], both))
-    return sum(abs(exact.scored[i].logprob - exact.first[i].logprob) for i in both) / compared * (1 - compared / tokens)
+    first, scored = exact.first, exact.scored
+    tokens, left = (sum(first[i].n_tokens for i in some) for some in (
+        [i for _, i in gold], [i for again, i in gold if not again]))  # fmt: skip
+    both = [i for again, i in gold if again and math.isfinite(first[i].logprob)]
+    if not left:
+        return 0.0
+    moved = sum(abs(scored[i].logprob - first[i].logprob) for i in both) / sum(first[i].n_tokens for i in both)
+    return moved * left / tokens
 
 
 @contextmanager
@@ -133,14 +140,17 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     count, started = Count(), time.monotonic()
     spans = _spans([len(item.choices) for item in items])
 
-    def score(chosen: Sequence[int]) -> list[Scored]:
+    ran = Counter[str]()  # items, by arithmetic
+
+    def score(chosen: Sequence[int], by: str = "float32") -> list[Scored]:
+        ran[by] += len(chosen)
         some = [requests[i] for item in chosen for i in spans[item]]
         return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
     def fast(kind: Products, chosen: list[int]) -> list[Scored]:
         with fast_products(loaded.model, kind):
-            return score(chosen)
+            return score(chosen, kind)
 
     checked: Exact | None = None
     chars = [item.n_chars for item in items]
@@ -188,5 +198,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "bounds": checked.bounds}
+        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "passes": dict(ran),
+                          "bounds": checked.bounds}  # fmt: skip
     return entry, samples

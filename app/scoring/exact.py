@@ -7,6 +7,7 @@ decides how all items are multiplied first: by the fastest products that leave f
 for its mask is moved far, and its choices are close. samples.jsonl records the arithmetic of each item.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks:
     sample = sorted(int(i) for own in items.groups.values() for i in _sample(np.flatnonzero(own)))
     some, whole = items.only(sample), passes[-1](sample)
     by = 0
-    while by < len(passes) - 2 and some.in_doubt(rough := passes[by](sample), some.bounds(rough, whole)).mean() > MANY:
+    while by < len(passes) - 2 and not some.suits(passes[by](sample), whole):
         by += 1
     first = passes[by](list(range(len(spans))))
     scored, rescored = list(first), set[int]()
@@ -83,26 +84,31 @@ class _Items:
         spans = [range(end - len(self.spans[item]), end) for item, end in zip(some, ends, strict=True)]
         return _Items(spans, [self.chars[item] for item in some], [self.tasks[item] for item in some], self.metrics)
 
+    def suits(self, first: Sequence[Scored], whole: Sequence[Scored]) -> bool:
+        """Whether the products of `first` can hold these items, and leave few of them in doubt."""
+        held = all(math.isfinite(one.logprob) for one in first)
+        return held and bool(self.in_doubt(first, self.bounds(first, whole)).mean() <= MANY)
+
     def bounds(self, first: Sequence[Scored], scored: Sequence[Scored]) -> Bounds:
-        """SAFETY times the largest movement from `first` to `scored`, 0 where nothing was scored again."""
+        """SAFETY times the largest movement from `first` to `scored` where both are finite, 0 where nothing was scored again."""
         before, lengths = self._margins(first, first)
         now, _ = self._margins(scored, first)
         found: Bounds = {task: {} for task in self.groups}
         for metric, scale in lengths.items():
-            moved = np.nan_to_num(np.abs(now[metric] - before[metric]))
+            moved = np.nan_to_num(np.abs(now[metric] - before[metric]), posinf=0.0)
             moved = np.divide(moved, scale, out=np.zeros(scale.shape), where=scale > 0).max(1)
             for task, own in self.groups.items():
                 found[task][metric] = SAFETY * float(moved[own].max())
         return found
 
     def in_doubt(self, first: Sequence[Scored], bounds: Bounds) -> np.ndarray:
-        """Whether a choice lies within the bound of the best one, for each item."""
+        """Whether a choice lies within the bound of the best one, or is not finite, for each item."""
         margins, lengths = self._margins(first, first)
         found = np.zeros(len(self.spans), dtype=bool)
         for metric, scale in lengths.items():
             for task, own in self.groups.items():
-                close = ~(margins[metric] > bounds[task][metric] * scale) & (scale > 0)  # `not >`: NaN is in doubt
-                found |= own & close.any(1)
+                clear = np.isfinite(margins[metric]) & (margins[metric] > bounds[task][metric] * scale)
+                found |= own & (~clear & (scale > 0)).any(1)
         return found
 
     def _margins(self, scored: Sequence[Scored], first: Sequence[Scored]) -> tuple[Table, Table]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.model.products import KINDS, Products, _halves, fast_products, products_of
+from app.model.products import CLASSES, KINDS, Products, _halves, fast_products, products_of
 
 
 @pytest.mark.parametrize(("kind", "closer"), [("float16", 7), ("bfloat16x3", 200)])
@@ -44,6 +44,25 @@ def test_a_layer_is_whole_again_after_an_error(kind: Products) -> None:
     with pytest.raises(ZeroDivisionError), fast_products(layer, kind):
         raise ZeroDivisionError
     assert type(layer) is nn.Linear and set(vars(layer)) == before  # the parts are freed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_whole_again_where_the_parts_of_one_have_no_room(
+    kind: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 8))
+    before, parts = [set(vars(layer)) for layer in layers], CLASSES[kind].parts
+
+    def no_room_for_eight(weight: torch.Tensor) -> torch.Tensor:
+        if len(weight) == 8:
+            raise torch.OutOfMemoryError
+        return parts(weight)
+
+    monkeypatch.setattr(CLASSES[kind], "parts", staticmethod(no_room_for_eight))
+    with pytest.raises(torch.OutOfMemoryError), fast_products(layers, kind):
+        pass
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.Linear]
+    assert [set(vars(layer)) for layer in layers] == before
 
 
 def test_what_float16_cannot_hold_is_not_a_number_but_never_a_wrong_one() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from app.data.tasks import load_items
 from app.model.load import load
-from app.scoring.evaluate import _WEIGHTS, evaluate
+from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
 from jobs.config.profile import ModelSource
@@ -109,6 +109,35 @@ def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk()
     assert found.bounds == {"piqa": {"acc": pytest.approx(4.5 / 2**0.5)}}
 
 
+def two_choices(*items: float) -> Scores:
+    """Items whose first choice is better by so much."""
+    return [Scored(value, 2, False) for margin in items for value in (-1.0, -1.0 - margin)]
+
+
+@pytest.mark.parametrize("beyond", [float("nan"), float("-inf"), float("inf")])
+def test_what_float16_could_not_hold_is_scored_again_and_no_bound_and_no_number_is_infinite(beyond: float) -> None:
+    exact = two_choices(*[9.0] * 200)
+    rough = [Scored(one.logprob - 0.001, 2, False) for one in exact]
+    rough[2 * 7 + 1] = Scored(beyond, 2, False)  # out of the sample
+    rough[2 * 12 + 1] = Scored(beyond, 2, False)  # of the sample
+    found = exact_choices([range(2 * i, 2 * i + 2) for i in range(200)], [[3, 3]] * 200, ["piqa"] * 200, _WEIGHTS,
+                          [lambda items: rough, lambda items: [exact[2 * i + k] for i in items for k in (0, 1)]])  # fmt: skip
+    assert found.rescored == {*range(0, 200, 6), 7}
+    assert np.isfinite(list(found.bounds["piqa"].values())).all()
+    assert 0 < _rounding(found, [(i in found.rescored, 2 * i + 1) for i in range(200)]) < 0.001
+
+
+def test_a_pass_that_cannot_hold_a_sampled_item_is_not_the_first() -> None:
+    """Of a task none of whose sampled items can be compared no movement is known, and the second item chooses wrongly there."""
+    tasks = [f"task {i // 32}" for i in range(320)] + ["last"] * 64
+    exact = two_choices(*[9.0] * 384)
+    rough = exact[:640] + [Scored(float("nan"), 2, False), exact[641], *two_choices(-9.0)] * 32
+    passes = [lambda items, of=of: [of[2 * i + k] for i in items for k in (0, 1)] for of in (rough, exact, exact)]
+    found = exact_choices([range(2 * i, 2 * i + 2) for i in range(384)], [[3, 3]] * 384, tasks, _WEIGHTS, passes)
+    assert [choice(found.scored, range(2 * i, 2 * i + 2), [3, 3], "acc") for i in range(384)] == [0] * 384
+    assert found.by == 1
+
+
 MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
 # Of winogrande. bfloat16 changes the choice of the second under causal and bidirectional and of the fourth under prefix, on
 # the real model's first six layers on one CPU.
@@ -152,6 +181,7 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         moved = result["gold_nll_per_token"] - whole_entry["tasks"][task]["gold_nll_per_token"]
         assert abs(moved) < 2 * result["gold_nll_rounding"]
     assert sum(rescored) == entry["exact"]["rescored"] <= 2 * LEAST + 4  # the sample and a few
+    assert entry["exact"]["passes"] == {"float32": sum(rescored), "float16": 2 * LEAST + len(items)}
     moves: dict[str, float] = {}  # the largest of each arithmetic
     for sample, other in zip(samples, want, strict=True):
         move = max(abs(a - b) for a, b in zip(sample["logprobs"], other["logprobs"], strict=True))
