@@ -19,9 +19,13 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _handler)
 
 
+gc.disable()  # until all tests are collected: next to nothing that they import goes
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: else each full garbage collection looks at all of torch again, a tenth of all that a
     worker does. And 700 objects, Python's measure of when to collect, are nothing to a test with a model."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)

@@ -9,15 +9,19 @@ choice of items; `difference` of several seeds covers the choice of seeds too.
 """
 
 import functools
+import hashlib
 import math
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 CONFIDENCE = 0.95
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
@@ -51,6 +55,22 @@ class Paired:
     difference_by_task: dict[str, Interval]
 
 
+def resampled_once(function: Callable[P, R]) -> Callable[P, R]:
+    """Keeps the last results by the arrays' content: a report compares the same two models in several places."""
+    kept: dict[bytes, R] = {}
+
+    @functools.wraps(function)
+    def remembered(*args: P.args, **named: P.kwargs) -> R:
+        key = hashlib.sha256(pickle.dumps((args, named))).digest()
+        if key not in kept:
+            if len(kept) >= 4096:
+                kept.clear()
+            kept[key] = function(*args, **named)
+        return kept[key]
+
+    return remembered
+
+
 def stderr(values: ArrayLike) -> float:
     """Standard error of the mean of `values` (items,), with the sample deviation (ddof 1) as lm-evaluation-harness
     does.
@@ -79,6 +99,7 @@ def macro_interval(correct_by_task: Mapping[str, ArrayLike], samples: int, seed:
     return value, lo, hi
 
 
+@resampled_once
 def paired_bootstrap(
     first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike], *, chance: float, samples: int, seed: int
 ) -> Paired:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from app.stats.bootstrap import Floats, Interval, outcomes, percentiles, resampled_macro
+from app.stats.bootstrap import Floats, Interval, outcomes, percentiles, resampled_macro, resampled_once
 
 ByTask = Mapping[str, ArrayLike]
 
@@ -43,6 +43,7 @@ class Difference:
     variance: Variance
 
 
+@resampled_once
 def difference(
     first: Sequence[ByTask], second: Sequence[ByTask], *, sizes: ByTask | None = None, samples: int, seed: int
 ) -> Difference:

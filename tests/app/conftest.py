@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
-from jobs.runs.atomic import sha256_of
 from tests.app.fakes import small_cache
 from tests.app.fakes.command_line import Command, caller
 from tests.app.fakes.fake_work import Start, starter
@@ -45,6 +46,13 @@ def make_model(name: str, attention: str = "sdpa", seed: int = 0, **changes: obj
     return AutoModelForCausalLM.from_config(config, attn_implementation=NAMES[attention]).float().eval()
 
 
+def shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """The first layers of a real model: real weights and tokens at a part of their cost."""
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    return model
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -65,26 +73,47 @@ def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hashed_once: None) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`command("run", "stage1", ...)` gives what `python -m app run stage1 ...` does."""
     return caller(monkeypatch, capsys)
 
 
-@pytest.fixture
-def hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The embedded model is checked against its sha256 on every use; once per version of a file is enough for tests."""
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """The embedded tokenizer is read from its file in 0.1 s; tests share what was read, as long as nobody changed it."""
+    kept: dict[Path, tuple[Tokenizer, object]] = {}
+    from_file = Tokenizer.from_file
 
-    def remembered(path: Path) -> str:
-        status = path.stat()
-        key = (str(path), status.st_mtime_ns, status.st_size)
-        if key not in _HASHES:
-            _HASHES[key] = sha256_of(path)
-        return _HASHES[key]
+    def state(of: Tokenizer) -> object:
+        parts = (of.normalizer, of.pre_tokenizer, of.post_processor, of.decoder)
+        return of.get_vocab_size(), of.encode_special_tokens, repr(of.get_added_tokens_decoder()), *map(repr, parts)
 
-    monkeypatch.setattr("app.embedded.cache.sha256_of", remembered)
+    def remembered(path: str) -> Tokenizer:
+        place = Path(path)
+        if place.parent.parent.name != "models":
+            return from_file(path)
+        if place in kept:
+            found, before = kept[place]
+            found.no_truncation()
+            found.no_padding()
+            if state(found) == before:
+                return found
+        kept[place] = (found := from_file(path)), state(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tokenizer, "from_file", staticmethod(remembered))
+        yield
 
 
-_HASHES: dict[tuple[str, int, int], str] = {}
+@pytest.fixture(scope="session")
+def compiled_once() -> Iterator[None]:
+    """lm-evaluation-harness compiles a task's templates again for every row."""
+    from lm_eval.utils import env
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(env, "from_string", cache(env.from_string))
+        yield
 
 
 @pytest.fixture

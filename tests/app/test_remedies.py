@@ -26,7 +26,5 @@ def test_every_remedy_that_is_written_is_run_or_says_why_not() -> None:
 @pytest.mark.parametrize(
     ("file", "text", "make"), [pytest.param(*case, id=f"{case[0]}: {case[1][:60]}") for case in CASES]
 )
-def test_the_remedy_works(
-    file: str, text: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed_once: None
-) -> None:
+def test_the_remedy_works(file: str, text: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(make, World(tmp_path, monkeypatch, starter(monkeypatch, tmp_path / "runs"), text))

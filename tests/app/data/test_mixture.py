@@ -183,7 +183,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-@pytest.mark.usefixtures("few_rows", "hashed_once")
+@pytest.mark.usefixtures("few_rows")
 def test_what_is_read_for_the_control_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     load = mixture.load_examples
@@ -223,7 +223,7 @@ def test_what_is_read_for_the_control_is_not_read_again(tmp_path: Path, monkeypa
     assert len(mixture._HELD) == mixture.MOST_HELD
 
 
-@pytest.mark.usefixtures("few_rows", "hashed_once")
+@pytest.mark.usefixtures("few_rows")
 def test_a_run_on_a_mixture_resumes_exactly_and_records_what_it_drew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

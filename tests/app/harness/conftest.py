@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def small_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_index(monkeypatch: pytest.MonkeyPatch, compiled_once: None) -> None:
     """The harness reads all of its 14,000 task files for every index, which takes six seconds; these are the ones named here."""
     from lm_eval.tasks import __file__ as home
     from lm_eval.tasks._index import TaskIndex

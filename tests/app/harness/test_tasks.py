@@ -106,7 +106,7 @@ def test_mistakes_are_one_line(command: Command, embedded: Any, arguments: list[
     assert done.code == 2 and message in done.err
 
 
-def test_the_harnesss_own_command_line_knows_the_model(own_tasks: Path, embedded: Any, hashed_once: None,
+def test_the_harnesss_own_command_line_knows_the_model(own_tasks: Path, embedded: Any,
                                                        monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:  # fmt: skip
     arguments = [
         "--model",

@@ -16,6 +16,7 @@ from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
 from jobs.config.profile import ModelSource
 from jobs.config.schema import LEAKING, NOT_LEAKING, Score
+from tests.app.conftest import shallow
 
 
 def choice(scored: list[Scored], span: range, chars: list[int], metric: str) -> int:
@@ -138,15 +139,17 @@ def test_a_pass_that_cannot_hold_a_sampled_item_is_not_the_first() -> None:
 
 
 MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
-# Of winogrande. Of 400 items bfloat16 changed the choices of the second and the fourth on one CPU (docs/log.md).
-ITEMS = (0, 33, 10, 66)
+# Of winogrande. bfloat16 changes the choice of the second under causal and bidirectional and of the fourth under prefix, on
+# the real model's first six layers on one CPU.
+ITEMS, LAYERS = (0, 3, 10, 16), 6
 
 
 def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
-    embedded: object, hashed_once: None, monkeypatch: pytest.MonkeyPatch
+    embedded: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.scoring.exact.LEAST", 2)  # every other item is the sample
     whole = load(ModelSource(source="embedded", device="cpu", dtype="float32"))
+    shallow(whole.model, LAYERS)
     found = load_items("winogrande", limit=max(ITEMS) + 1, format="harness")
     items = [found[at] for at in ITEMS]
     settings = Score(masks=["causal"], tasks=["winogrande"], bootstrap=50)
@@ -156,7 +159,9 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
         for metric in _WEIGHTS:
             assert [s[f"pred_{metric}"] for s in got] == [s[f"pred_{metric}"] for s in want]
         for sample, other in zip(got, want, strict=True):
-            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=2e-2)
+            # float16 moves a request of the whole model by 0.012 nats on average and 0.17 at most (docs/log.md).
+            limit = 1e-5 if sample["arithmetic"] == "float32" else 0.17
+            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=limit)
         assert 2 <= entry["exact"]["rescored"] < 4 and all(entry["exact"]["bounds"]["winogrande"].values())
 
 

@@ -6,13 +6,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AutoTokenizer
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from app.attention.backends import NAMES, register
@@ -28,8 +29,9 @@ from app.scoring.loglikelihood import Count, _plan, compiling_pays, loglikelihoo
 from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
 from jobs.estimate.memory import line_tokens
+from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
-from tests.app.scoring.test_loglikelihood import one_at_a_time, random_requests
+from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests
 
 
 @pytest.fixture
@@ -58,15 +60,21 @@ def blind() -> Iterator[None]:
     register()
 
 
-@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
-def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, model_of: Any, on_cpu: None) -> None:
+@cache
+def compiled_for_all_masks(architecture: str) -> PreTrainedModel:
+    """As in a stage, which scores one model under one mask after the other."""
     torch._dynamo.reset()
-    model, count = model_of(architecture), Count()
+    return make_model(architecture)
+
+
+@pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
+def test_packed_and_compiled_equals_one_at_a_time(architecture: str, mask: str, on_cpu: None) -> None:
+    model, count = compiled_for_all_masks(architecture), Count()
     requests = random_requests(3)
     scored = loglikelihood(Loaded(model, None, "test", 128), requests, mask, batch_tokens=256, count=count)
     assert count.attention == compiled.ATTENTION and count.padded % 256 == 0
-    for got, request in zip(scored, requests, strict=True):
-        assert got.logprob == pytest.approx(one_at_a_time(model, request, mask), abs=2e-3, rel=1e-4)
+    for got, request, want in zip(scored, requests, known(architecture, mask), strict=True):
+        assert got.logprob == pytest.approx(want, abs=2e-3, rel=1e-4)
         assert got.n_tokens == len(request.continuation)
 
 
@@ -78,8 +86,8 @@ def test_a_row_longer_than_a_line_is_scored_alone(model_of: Any, on_cpu: None) -
     scored = loglikelihood(Loaded(model, None, "test", 512), requests, "prefix", batch_tokens=TILE)
     # The first asks whether the logits are plain, two of the last are the self-check of the compiled layers.
     assert seen == [(1, 2), (1, 182), *[(1, TILE)] * 3]
-    for got, request in zip(scored, requests, strict=True):
-        assert got.logprob == pytest.approx(one_at_a_time(model, request, "prefix"), abs=2e-3)
+    for got, want in zip(scored, one_at_a_time(model, requests, "prefix"), strict=True):
+        assert got.logprob == pytest.approx(want, abs=2e-3)
 
 
 def test_rows_of_one_arithmetic_go_together(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +109,22 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
         with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+
+
+def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:
+    """Their parts are made anew each time."""
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+
+    def each(seed: int) -> None:
+        for kind in KINDS:
+            with fast_products(loaded.model, kind):
+                loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+        loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+
+    each(3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        each(4)
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.multiprocessing import start_processes
 
 from app.attention import selfcheck
 from app.scoring import token_cache
@@ -17,6 +18,7 @@ from app.scoring.encode import ENCODERS, Request
 from app.scoring.token_cache import key_of, requests_ahead, requests_of
 from jobs.errors import DataError
 from tests.app.fakes.command_line import Command
+from tests.app.fakes.warm_process import WARM
 from tests.app.fakes.word_tokenizer import word_tokenizer
 
 PAIRS = [("a b", " c"), ("a b", " d a"), ("a", " b"), ("", "a b"), ("c\n\u00e9", " b")]
@@ -127,15 +129,19 @@ def test_a_tokenizer_in_python_is_not_cached(tmp_path: Path, encodings: list[str
     assert encodings == ["harness"] * 2 and not list(tmp_path.iterdir())
 
 
-def _fill(directory: Path) -> int:
+def _fill(rank: int, together: Any, directory: Path, out: Path) -> None:
     tokenizer = word_tokenizer("$A")
-    return sum(len(requests_of(tokenizer, PAIRS[: 1 + i % 5], "harness", directory)) for i in range(60))
+    together.wait(60)
+    found = sum(len(requests_of(tokenizer, [*PAIRS, (str(i), " b")], "harness", directory)) for i in range(60))
+    (out / str(rank)).write_text(str(found))
 
 
 def test_two_processes_fill_one_cache(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert pool.map(_fill, [tmp_path] * 2, chunksize=1) == [180, 180]
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"} and len(list(tmp_path.iterdir())) == 5
+    together = multiprocessing.get_context(WARM).Barrier(2)
+    start_processes(_fill, (together, tmp_path / "cache", tmp_path), 2, start_method=WARM)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["360", "360"]
+    made = list((tmp_path / "cache").iterdir())
+    assert {path.suffix for path in made} == {".safetensors"} and len(made) == 60
 
 
 def test_tokenising_ahead_gives_the_requests_or_the_error_of_the_thread() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import binomtest, bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from app.stats.bootstrap import Interval, macro_interval, paired_bootstrap, stderr
+from app.stats.bootstrap import Interval, macro_interval, paired_bootstrap, resampled_macro, stderr
 from app.stats.mcnemar import holm, mcnemar_exact
 
 
@@ -80,6 +81,27 @@ def test_paired_bootstrap_agrees_with_scipy() -> None:
     assert found.difference.value == pytest.approx(better.mean() - base.mean())
     assert (found.difference.lo, found.difference.hi) == pytest.approx(tuple(expected), abs=0.008)
     assert found.difference_by_task["a"].value == pytest.approx(found.difference.value)
+
+
+def test_the_same_arrays_are_resampled_once_and_anything_else_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def counted(columns: Any, samples: int, seed: int) -> Any:
+        drawn.append(seed)
+        return resampled_macro(columns, samples, seed)
+
+    monkeypatch.setattr("app.stats.bootstrap.resampled_macro", counted)
+    first, second = {"a": outcomes(31, 60, 0.6)}, {"a": outcomes(32, 60, 0.4)}
+    options: dict[str, Any] = {"chance": 0.25, "samples": 200, "seed": 7}
+    found = paired_bootstrap(first, second, **options)
+    again = paired_bootstrap({"a": first["a"].copy()}, {"a": second["a"].copy()}, **options)
+    assert again == found and len(drawn) == 1
+    first["a"][0] ^= True  # changed in place
+    assert paired_bootstrap(first, second, **options).difference.value != found.difference.value
+    assert paired_bootstrap(second, first, **options) != found
+    for name, value in {"chance": 0.3, "samples": 201, "seed": 8}.items():
+        assert paired_bootstrap(first, second, **{**options, name: value}) != found
+    assert len(drawn) == 6
 
 
 def test_retention_and_above_chance_retention_by_hand() -> None:
