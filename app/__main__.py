@@ -26,6 +26,7 @@ try:
     from app.commands.run import check, run
     from app.commands.samples import samples
     from app.commands.serve import serve
+    from app.runtime import collector
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
 except ImportError as error:
@@ -96,6 +97,7 @@ def _one_line(error: click.ClickException) -> str:
 
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
+    collector.begin()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)

@@ -87,7 +87,7 @@ def rows_of(paths: Sequence[Path]) -> Iterator[Row]:
                    "rate": train["tokens_per_s"], "unit": "tokens/s", "note": note}  # fmt: skip
         for entry in metrics["evaluations"]:
             exact = entry.get("exact")
-            again = f"; {exact['rescored'] / entry['items']:.1%} scored again in float32" if exact else ""
+            again = f"; {exact['rescored'] / entry['items']:.1%} scored again" if exact else ""
             yield {"what": f"{metrics['stage']}: {entry['label']}", "seconds": entry["seconds"], "rate": entry["items_per_s"],
                    "unit": "items/s", "note": f"{entry['items']:,} items, {entry['dtype']}{again}",
                    "mask": entry["mask"]}  # fmt: skip

@@ -57,7 +57,7 @@ def test_a_row_for_each_training_and_evaluation_names_what_was_scored_again(tmp_
     assert leak_ratio(rows) == {"what": "bidirectional over prefix", "rate": 1.5, "unit": "x"}
     assert leak_ratio(rows[:2]) is None
     text = printed(rows)
-    assert "100 items, bfloat16; 9.0% scored again in float32" in text and "graphs: a CPU; padding 25.0%" in text
+    assert "100 items, bfloat16; 9.0% scored again" in text and "graphs: a CPU; padding 25.0%" in text
 
 
 def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import run
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("app", "jobs", "vast")
@@ -55,8 +56,7 @@ def tree(copied: Path) -> Iterator[Path]:
 
 def broken(tree: Path) -> list[str]:
     """The contracts that lint-imports finds broken; it must have checked all of them."""
-    done = subprocess.run([sys.executable, "-c", LINT], cwd=tree, env={"COLUMNS": "300"}, text=True,
-                          capture_output=True, check=False)  # fmt: skip
+    done = run([sys.executable, "-c", LINT], ("importlinter.cli",), cwd=tree, env={"COLUMNS": "300"}, text=True)
     found = re.findall(r"^(.*?) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE)
     assert [name for name, _ in found] == contracts(), done.stdout + done.stderr
     names = [name for name, verdict in found if verdict == "BROKEN"]

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -62,10 +63,13 @@ def test_this_environment_has_the_versions_of_the_lock() -> None:
     assert found == pins("dev")
 
 
+modules_of_distributions = cache(packages_distributions)
+
+
 def not_brought(directory: Path) -> list[str]:
     """What the code there imports that base.lock does not bring: .venv may have it, for the tests; the image has not."""
     base = pins("base")
-    brought = {module for module, owners in packages_distributions().items()
+    brought = {module for module, owners in modules_of_distributions().items()
                if any(canonicalize_name(owner) in base for owner in owners)}  # fmt: skip
     known = brought | sys.stdlib_module_names | {"app", "jobs", "vast"} | EXTRAS
     found = []

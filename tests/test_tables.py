@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from app.report.power import power_rows, print_power
-from app.report.render import build_report, print_results
+from app.report.render import Report, build_report, print_results
 from app.report.run_list import list_rows, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
@@ -46,6 +47,12 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with RunDir.create(path, "stage5b", START) as run:
         run.heartbeat(1200, 6000, None, None, "train")
     return path
+
+
+@pytest.fixture(scope="module")
+def report_of(runs_dir: Path) -> Callable[..., Report]:
+    """Nothing in it depends on a width."""
+    return cache(lambda compare=None: build_report(runs_dir, compare=compare))
 
 
 def printed(show: Callable[[Console], None], width: int) -> list[str]:
@@ -94,8 +101,8 @@ def test_runs(runs_dir: Path, width: int) -> None:
 
 @pytest.mark.parametrize("compare", [None, ("stage2", "stage4")])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_results(runs_dir: Path, width: int, compare: tuple[str, str] | None) -> None:
-    report = build_report(runs_dir, compare=compare)
+def test_results(report_of: Callable[..., Report], width: int, compare: tuple[str, str] | None) -> None:
+    report = report_of(compare)
     lines = printed(lambda console: print_results(report, console), width)
     (rule, *rows) = printed(lambda console: print_results(report, console), 400)
     columns = [slice(*match.span()) for match in re.finditer("─+", rule)]
@@ -156,8 +163,8 @@ def test_the_live_table(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_power(runs_dir: Path, width: int) -> None:
-    study = build_report(runs_dir).study
+def test_power(report_of: Callable[..., Report], width: int) -> None:
+    study = report_of(None).study
     lines = printed(lambda console: print_power(study, console, 1.0), width)
     shown = check(lines, width, power_rows(study, 1.0))
     assert len(shown[0]) == 7 or width < 120

@@ -104,6 +104,10 @@ def _attention(
             observe(module, attention_mask)
         if query.is_cuda and key.shape[-2] > beyond and getattr(module, "_half_attention", False):
             query, key, value = (t.to(torch.bfloat16) for t in (query, key, value))
+        if query.is_cuda and getattr(module, "_products", None) == "float16":  # app/model/products.py
+            query, key, value = (t.half() for t in (query, key, value))
+            out, weights = forward(module, query, key, value, attention_mask, *args, **kwargs)
+            return out.float(), weights
         return forward(module, query, key, value, attention_mask, *args, **kwargs)
 
     return attention
@@ -121,7 +125,7 @@ def _kernel_options(query: torch.Tensor, key: torch.Tensor, split: bool = False)
     if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
         # With dynamic lengths torch cannot infer this, and the kernels would check the bounds of every token.
         options["IS_DIVISIBLE"] = True
-    if split:  # app/model/split.py
+    if split:  # app/model/products.py
         options["FLOAT32_PRECISION"] = "'bf16x3'"
         # The fastest of eight for heads of 64 (docs/log.md): 80 KB, which any GPU with bfloat16 has. Heads of 128 would take 160,
         # and a workstation's GPU has 99.
@@ -147,7 +151,8 @@ def _flex_forward(module: torch.nn.Module, query: Any, key: Any, value: Any, att
     # transformers repeats keys and values where the number of query heads is no power of two, and computes unused sums.
     found: Any = compile_friendly_flex_attention(
         query, key, value, training=module.training, block_mask=attention_mask, scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1], kernel_options=_kernel_options(query, key, hasattr(module, "_split_products")),
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=_kernel_options(query, key, getattr(module, "_products", None) == "bfloat16x3"),
     )  # fmt: skip
     return found.transpose(1, 2).contiguous(), None
 

@@ -6,6 +6,7 @@ and when it is trained on.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
 from app.data.tasks import Format, Item, load_items, root_of
 from jobs.config.profile import EvalData
-from jobs.config.schema import Stage
-from jobs.config.suites import Suite, read_suite
+from jobs.config.schema import Order, Stage
+from jobs.config.suites import ReadingTask, Suite, read_suite
 from jobs.errors import DataError
 
 _ANSWER = "\nAnswer:"  # as the plain template of app/data/records.py ends a prompt
@@ -49,7 +50,8 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: F
     items: list[Item] = []
     for task in tasks:
         if task in suite.reading:
-            found = _reading_items(suite, task, stage, root_of(data), limit)
+            read = _reading_items if data.path is not None else _embedded_reading_items
+            found = list(read(task, suite.reading[task], stage.order, stage.shots, root_of(data), limit))
         elif task in suite.lookup:
             found = _lookup_items(suite, task, stage, limit)
         else:
@@ -80,16 +82,26 @@ def _record(lead: str, one: reading.Question | lookup.Lookup) -> Instruction:
     return Instruction(one.id, (lead + one.prompt).removesuffix(_ANSWER), "", one.choices[one.gold])
 
 
-def _reading_items(suite: Suite, task: str, stage: Stage, root: Path, limit: int | None) -> list[Item]:
-    questions: Iterable[reading.Question] = reading.read(task, suite.reading[task], stage.order, root)
+def _reading_items(
+    task: str, definition: ReadingTask, order: Order, shots: int, root: Path, limit: int | None
+) -> tuple[Item, ...]:
+    questions: Iterable[reading.Question] = reading.read(task, definition, order, root)
     lead = ""
-    if stage.shots:
+    if shots:
         questions = list(questions)
-        lead = _lead(reading.shown(questions, stage.shots, task))
-    scored = [_item(task, lead, one) for one in islice((one for one in questions if one.scored), limit)]
+        lead = _lead(reading.shown(questions, shots, task))
+    scored = tuple(_item(task, lead, one) for one in islice((one for one in questions if one.scored), limit))
     if not scored:
         raise DataError(f"{task}: {root}", "holds no items", "give data with more rows")
     return scored
+
+
+@lru_cache(maxsize=32)
+def _embedded_reading_items(
+    task: str, definition: ReadingTask, order: Order, shots: int, root: Path, limit: int | None
+) -> tuple[Item, ...]:
+    """As `_embedded_items` of app/data/tasks.py."""
+    return _reading_items(task, definition, order, shots, root, limit)
 
 
 def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> list[Item]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,8 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: Format = "harnes
     Raises:
         DataError: no such data, or a malformed row (dataset, index and field are named).
     """
+    if data.source == "embedded":
+        return list(_embedded_items(task, format, limit, root_of(data)))
     spec = TASKS[task]
     if data.source == "hub":
         name = spec.hub[0]
@@ -95,6 +97,13 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: Format = "harnes
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
     return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
+
+
+@lru_cache(maxsize=16)
+def _embedded_items(task: str, format: Format, limit: int | None, root: Path) -> tuple[Item, ...]:
+    """Stages of one process score the same items and train on none of them: they are read once, since no file below
+    `root` changes unnoticed (app/embedded/cache.py)."""
+    return tuple(load_items(task, EvalData(source="path", path=str(root)), format=format, limit=limit))
 
 
 def root_of(data: EvalData) -> Path:

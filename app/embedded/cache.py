@@ -8,8 +8,9 @@ dequantised once to fp32 safetensors. Everything lands under `cache_dir()`:
     models/     the models of MODELS by name and GGUF files by digest, readable with plain `from_pretrained`
 
 A directory appears whole or not at all (built under a temporary name, then renamed), carries the sha256 of each of its
-files, and is checked against them on every use: about half a second. A warm cache needs neither network nor pip, and
-may be read-only. Not covered: removing old versions from the cache, and file systems without `flock`.
+files, and is checked against them when a process first uses it, about half a second, and again once a file's times or size
+have changed. A warm cache needs neither network nor pip, and may be read-only. Not covered: removing old versions from the
+cache, and file systems without `flock`.
 """
 
 import errno
@@ -72,6 +73,7 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
+_VERIFIED: dict[Path, list[tuple[object, ...]]] = {}  # of each directory, the state of the files that were right
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -169,13 +171,20 @@ def _verified(directory: Path) -> Path:
         expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
+    state: list[tuple[object, ...]] = []
     for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
-        if (found := path.stat().st_size) != size:
-            raise DataError(path, f"damaged cache: {found} bytes, expected {size}", remedy)
+        found = path.stat()
+        if found.st_size != size:
+            raise DataError(path, f"damaged cache: {found.st_size} bytes, expected {size}", remedy)
+        state.append((path, sha256, found.st_ino, found.st_mtime_ns, found.st_ctime_ns))
+    if state == _VERIFIED.get(directory):
+        return directory
+    for path, _, sha256 in expected:
         if (digest := sha256_of(path)) != sha256:
             raise DataError(path, f"damaged cache: sha256 {digest}, expected {sha256}", remedy)
+    _VERIFIED[directory] = state
     return directory
 
 

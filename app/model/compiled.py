@@ -20,7 +20,7 @@ from app.attention.mask import Document, layout
 from app.attention.model_config import head_dims, setting, text_config, values
 from app.model.lm_head import instead_of_logits
 from app.model.load import Loaded
-from app.model.split import is_split
+from app.model.products import Products, products_of
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
 from jobs.estimate.memory import LEAST_HEAD
@@ -28,7 +28,7 @@ from jobs.estimate.memory import LEAST_HEAD
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
 TURNS = ((0, 2), (3, PREFIX))
-_checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int, bool]]] = WeakKeyDictionary()
+_checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int, Products | None]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
 
@@ -66,7 +66,7 @@ def require_scored(loaded: Loaded, mask: Mask, width: int) -> None:
 
     The self-check at the start of a run does not cover them: it runs on the attention that the model was loaded with.
     """
-    done, check = _checked.setdefault(loaded.model, set()), (mask, width, is_split(loaded.model))
+    done, check = _checked.setdefault(loaded.model, set()), (mask, width, products_of(loaded.model))
     if check not in done:
         with layers(loaded.model):
             require_dependence(loaded.model, [mask], loaded.origin, width,

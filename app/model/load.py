@@ -25,6 +25,7 @@ from app.attention.selfcheck import require_decoder
 from app.embedded import cache
 from app.model.mixed_precision import keep_float32
 from app.model.quantized import quantize
+from app.runtime import collector
 from app.runtime.kernel_cache import keep_kernels
 from jobs.config.profile import ModelSource
 from jobs.errors import CheckpointError, DataError, ModelError, UserError
@@ -273,6 +274,7 @@ def load(
         CheckpointError: the directory holds no checkpoint, or one that does not load.
         ModelError: the model cannot run under a custom mask, or the device is missing.
     """
+    collector.settle()
     device = pick_device(source.device)
     torch_dtype = pick_dtype(dtype or source.dtype, device)
     # cuDNN's attention compiles a plan for every new shape, and our rows differ in length: on an H200 that took nearly

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.attention.model_config import text_config
+from app.model.products import CLASSES
 
 HALF = torch.bfloat16
 
@@ -52,8 +53,8 @@ class _Exact(nn.Linear):
 
 
 def is_linear(module: object) -> bool:
-    """A linear layer of torch or of this file, without anything around it, such as an adapter."""
-    return type(module) in (nn.Linear, _Linear, _Exact)
+    """A linear layer of torch, of this file or of app/model/products.py, without anything around it, such as an adapter."""
+    return type(module) in (nn.Linear, _Linear, _Exact, *CLASSES.values())
 
 
 def keep_float32(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """How the report writes numbers, differences, times and names of tasks."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,6 +74,17 @@ def duration(seconds: float | None) -> str:
 
 def count(value: Any) -> str:
     return f"{value:,.0f}" if isinstance(value, (int, float)) else DASH
+
+
+def numbers(values: Iterable[int]) -> str:
+    """`0, 1, 2`; four or more in a row as `100 to 119`."""
+    found: list[list[int]] = []
+    for value in sorted(values):
+        if found and value == found[-1][-1] + 1:
+            found[-1].append(value)
+        else:
+            found.append([value])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in found)
 
 
 def short(value: float | None) -> str:

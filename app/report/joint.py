@@ -72,7 +72,10 @@ def headline(declared: Sequence[Line]) -> str:
     )
     rest = []
     if "level" in found:
-        rest.append(f"it makes no difference that would show on {_listed(found['level'], _none_of, declared)}")
+        tails = {_less_than(one)[1] for one in found["level"]}
+        shared = tails.pop() if len(tails) == 1 else ""
+        listed = _listed(found["level"], lambda one: "".join(_less_than(one)).removesuffix(shared), declared)
+        rest.append(f"it makes no difference that would show on {listed}{shared}")
     for one in found.get("unclear", []):
         text = not_enough(one.comparison)
         beside = one.finding.text.removeprefix(text)
@@ -116,12 +119,13 @@ def _change(one: Line) -> str:
     return (accuracy if accuracy.direction == found.direction else found).change
 
 
-def _none_of(one: Line) -> str:
-    """In points where accuracy can deny a difference, else by the declared measure."""
+def _less_than(one: Line) -> tuple[str, str]:
+    """How small a difference must be, in points where accuracy can deny a larger one, else by the declared measure; and what
+    NLL adds."""
     least, accuracy = 100 * excluded(one.comparison.accuracy), by_accuracy(one.comparison)
     if least and accuracy.direction == "level":
-        return f"none of {least:.1f} points or more{accuracy.text.partition('accuracy')[2]}"
-    return one.finding.text
+        return f"less than {least:.1f} points", accuracy.text.partition("accuracy")[2]
+    return one.finding.text, ""
 
 
 def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[Fact]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.report.campaign import Setting, in_words, recipe_of, role
 from app.report.comparisons import Comparison
-from app.report.format import DASH, count, duration, number, signed, with_interval
+from app.report.format import DASH, count, duration, number, numbers, signed, with_interval
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
 from app.report.sentences import Finding, by_accuracy, finding
@@ -67,7 +67,7 @@ class Part:
                 known = "" if place["profile"] == here else place["profile"]
                 words = [known, *(place[key] for key in ("suite", "order", "recipe", "mask", "steps") if key in place)]
                 seeds.setdefault(" ".join(filter(None, words)), []).append(place["seed"])
-        return [name + (f" (seeds {', '.join(of)})" if any(of) else " untrained") for name, of in seeds.items()]
+        return [name + (f" (seeds {numbers(map(int, of))})" if any(of) else " untrained") for name, of in seeds.items()]
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[str, ...]:

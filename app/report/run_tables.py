@@ -4,7 +4,7 @@ elsewhere."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.report.format import DASH, count, duration, moment, number, short, task_title
+from app.report.format import DASH, count, duration, moment, number, numbers, short, task_title
 from app.report.runs import mask_name
 from app.report.study import Study
 from app.report.tables import Table, TableRow
@@ -62,7 +62,7 @@ def solved(study: Study) -> Table:
             steps = ", ".join(
                 f"not in {count(recipe.steps)}" if at is None else count(at) for at in recipe.solved.values()
             )
-            rows.append(TableRow((str(setting.setting), recipe.model, ", ".join(map(str, recipe.solved)), steps)))
+            rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), steps)))
     note = f"Solved: at an evaluation the loss on held-out examples is {SOLVED:g} nats a response token or less."
     return Table("Steps until solved", ("Tasks and order", "Model", "Seeds", ">Steps, by seed"), tuple(rows), note)
 

@@ -33,7 +33,7 @@ class TaskScore:
     headline: float
     stderr: float | None  # None for a single item
     gold_nll: float | None  # nats per token of the right answer
-    gold_nll_rounding: float  # by which bfloat16 may have moved it
+    gold_nll_rounding: float  # by which faster products than float32's may have moved it
     chance: float
     prefix_violations: int
     truncated: int
@@ -242,13 +242,14 @@ def _evaluation(
         correct=correct,
         nll=nll,
         tokens=tokens,
-        tokens_per_item=e["tokens"] / (e["items"] + _rescored(e)) if "tokens" in e else None,
+        tokens_per_item=e["tokens"] / _passes(e) if "tokens" in e else None,
     )
 
 
-def _rescored(e: Mapping[str, Any]) -> int:
-    """The items that were scored again in float32 (app/scoring/exact.py): `tokens` counts both passes."""
-    return int((e.get("exact") or {}).get("rescored") or 0)
+def _passes(e: Mapping[str, Any]) -> int:
+    """How many items were run, an item as often as it was scored (app/scoring/exact.py): `tokens` counts every time."""
+    exact = e.get("exact") or {}
+    return sum(exact["passes"].values()) if "passes" in exact else int(e["items"]) + int(exact.get("rescored") or 0)
 
 
 def _format(e: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from app.report.campaign import Setting, unfinished
 from app.report.comparisons import WIDE, Comparison
-from app.report.format import duration, nats, number, points
+from app.report.format import duration, nats, number, numbers, points
 from app.report.study import Study
 from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
@@ -201,7 +201,7 @@ def _would_show(c: Comparison) -> str:
 
 
 def _seeds(c: Comparison) -> str:
-    return f" (mean of seeds {', '.join(map(str, c.seeds))})" if c.seeds else ""
+    return f" (mean of seeds {numbers(c.seeds)})" if c.seeds else ""
 
 
 def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comparison | None]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.report.campaign import role
 from app.report.comparisons import Comparison, paired, reading
-from app.report.format import DASH, count, number, p_value, signed, task_order, task_title, with_interval
+from app.report.format import DASH, count, number, numbers, p_value, signed, task_order, task_title, with_interval
 from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
@@ -79,7 +79,7 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
     for c in comparisons:
         verdicts = {t: c.task_verdict(t) for t in sorted(c.tests)}
         differing = [f"{task_title(t)} {verdict}" for t, verdict in verdicts.items() if verdict != "within noise"]
-        names = " minus ".join(c.names) + (f", seeds {', '.join(map(str, c.seeds))}" if c.seeds else "")
+        names = " minus ".join(c.names) + (f", seeds {numbers(c.seeds)}" if c.seeds else "")
         own = role(study.primary, c, study.setting)
         cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([own] if own else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
@@ -111,7 +111,7 @@ def recipes(study: Study) -> Table:
     """The recipes, best first, each against the control."""
     rows = []
     for rank, (recipe, c) in enumerate(study.ranked_recipes, start=1):
-        seeds = ", ".join(map(str, sorted(recipe.replicates)))
+        seeds = numbers(recipe.replicates)
         rows.append(
             TableRow((str(rank), recipe.changes or "as in this report", seeds, count(recipe.steps), *both_measures(c)))
         )

@@ -2,9 +2,12 @@
 
 import hashlib
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -12,12 +15,12 @@ import numpy as np
 import torch
 
 from app.data.tasks import Item
-from app.model import split
 from app.model.load import Loaded
+from app.model.products import KINDS, Products, fast_products
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
-from app.scoring.exact import Exact, exact_choices
+from app.scoring.exact import Exact, choices, exact_choices, table
 from app.scoring.loglikelihood import Count, Scored
 from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
@@ -33,38 +36,51 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 }
 
 
-def items_sha256(items: Sequence[Item]) -> str:
-    """One hash of all items: two results can be compared only if it is equal."""
-    return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
-
-
 def _spans(sizes: Sequence[int]) -> list[range]:
     """Indices of each item's requests, by the number of its choices."""
     return [range(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
-def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request]) -> Sample:
-    """One line of samples.jsonl. Ties go to the first choice, as in the harness (numpy's argmax)."""
-    logprob = np.array([s.logprob for s in scored])
-    tokens, chars = np.array([s.n_tokens for s in scored]), np.array(item.n_chars)
-    picks = {f"pred_{name}": int(np.argmax(weigh(logprob, tokens, chars))) for name, weigh in _WEIGHTS.items()}
+def items_sha256(items: Sequence[Item]) -> str:
+    """One hash of all items: two results can be compared only if it is equal."""
+    return hashlib.sha256("\n".join(f"{i.id} {i.sha}" for i in sorted(items, key=lambda i: i.id)).encode()).hexdigest()
+
+
+def _picks(spans: Sequence[range], chars: Sequence[Sequence[int]], scored: Sequence[Scored]) -> dict[str, list[int]]:
+    """By accuracy, the choice of each item. Ties go to the first one, as in the harness (numpy's argmax)."""
+    there = choices(spans)
+    logprobs, tokens, letters = (table(there, values) for values in (
+        [one.logprob for one in scored], [one.n_tokens for one in scored], [n for own in chars for n in own]))  # fmt: skip
+    weighed = {name: weigh(logprobs, tokens, letters) for name, weigh in _WEIGHTS.items()}
+    return {name: np.where(there, values, -np.inf).argmax(1).tolist() for name, values in weighed.items()}
+
+
+def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Sequence[Request],
+            picks: dict[str, int]) -> Sample:  # fmt: skip
+    """One line of samples.jsonl."""
     return {
         "evaluation": evaluation, "task": item.task, "id": item.id, "sha": item.sha, "gold": item.gold,
         "logprobs": [s.logprob for s in scored], "n_tokens": [s.n_tokens for s in scored],
-        "n_chars": list(item.n_chars), "prefix_len": [len(r.context) for r in requests], **picks,
+        "n_chars": list(item.n_chars), "prefix_len": [len(r.context) for r in requests],
+        **{f"pred_{name}": pick for name, pick in picks.items()},
         **({} if all(r.is_prefix for r in requests) else {"boundary": [r.boundary for r in requests]}),
     }  # fmt: skip
 
 
-def _rounding(first: Sequence[Scored], exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
+def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
     """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
-    answers that were scored in both arithmetics, for the share of tokens that was not.
+    answers that were scored, and finite, in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, whether it was scored again, and the index of its right answer's request.
     """
-    both = [i for again, i in gold if again]
-    tokens, compared = sum(first[i].n_tokens for _, i in gold), sum(first[i].n_tokens for i in both)
-    return sum(abs(exact.scored[i].logprob - first[i].logprob) for i in both) / compared * (1 - compared / tokens)
+    first, scored = exact.first, exact.scored
+    tokens, left = (sum(first[i].n_tokens for i in some) for some in (
+        [i for _, i in gold], [i for again, i in gold if not again]))  # fmt: skip
+    both = [i for again, i in gold if again and math.isfinite(first[i].logprob)]
+    if not left:
+        return 0.0
+    moved = sum(abs(scored[i].logprob - first[i].logprob) for i in both) / sum(first[i].n_tokens for i in both)
+    return moved * left / tokens
 
 
 @contextmanager
@@ -124,37 +140,44 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     count, started = Count(), time.monotonic()
     spans = _spans([len(item.choices) for item in items])
 
-    def score(chosen: Sequence[int]) -> list[Scored]:
+    ran = Counter[str]()  # items, by arithmetic
+
+    def score(chosen: Sequence[int], by: str = "float32") -> list[Scored]:
+        ran[by] += len(chosen)
         some = [requests[i] for item in chosen for i in spans[item]]
         return loglikelihood_shared(loaded, some, _spans([len(spans[item]) for item in chosen]), mask, ranks,
                                     batch_tokens=settings.batch_tokens, progress=progress, count=count)  # fmt: skip
 
+    def fast(kind: Products, chosen: list[int]) -> list[Scored]:
+        with fast_products(loaded.model, kind):
+            return score(chosen, kind)
+
     checked: Exact | None = None
-    with _whole_float32() if exact else nullcontext():
-        with split.split_products(loaded.model) if exact else nullcontext():
-            scored = first = score(range(len(items)))
-        if exact:
-            checked = exact_choices(
-                spans, [item.n_chars for item in items], [item.task for item in items], first, _WEIGHTS, score
-            )
-            scored = checked.scored
+    chars = [item.n_chars for item in items]
+    if exact:
+        tasks_of = [item.task for item in items]
+        with _whole_float32():
+            checked = exact_choices(spans, chars, tasks_of, _WEIGHTS, [*(partial(fast, kind) for kind in KINDS), score])
+    scored = checked.scored if checked is not None else score(range(len(items)))
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []
+    picks = _picks(spans, chars, scored)
     violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
     for number, item in enumerate(items):
         span = slice(spans[number].start, spans[number].stop)
-        sample = _sample(label, item, scored[span], requests[span])
+        own = {name: of[number] for name, of in picks.items()}
+        sample = _sample(label, item, scored[span], requests[span], own)
         samples.append(sample)
         if checked is not None:
-            sample["arithmetic"] = "float32" if number in checked.rescored else split.NAME
+            sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
         violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
              for task, rows in by_task.items()}  # fmt: skip
     if checked is not None:
         for task, result in tasks.items():
-            result["gold_nll_rounding"] = _rounding(first, checked, [
+            result["gold_nll_rounding"] = _rounding(checked, [
                 (number in checked.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
             ])  # fmt: skip
     correct: dict[str, Any] = {
@@ -163,7 +186,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
     }
     value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)
     metrics = {result["metric"] for result in tasks.values()}
-    entry = {
+    entry: dict[str, Any] = {
         "label": label, "model": model, "model_run": model_run,
         "mask": mask_by_layer(mask, settings.layers), "leaks": mask in LEAKING,
         "format": settings.format, "metric": "acc_token" if metrics == {"acc_token"} else "acc_norm", "tasks": tasks,
@@ -175,5 +198,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {"first": split.NAME, "rescored": len(checked.rescored), "bounds": checked.bounds}
+        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "passes": dict(ran),
+                          "bounds": checked.bounds}  # fmt: skip
     return entry, samples

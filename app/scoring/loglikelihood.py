@@ -22,14 +22,15 @@ from app.attention.model_config import head_dims
 from app.model import compiled, onednn
 from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
 from app.model.load import Loaded
-from app.model.split import is_split
+from app.model.products import products_of
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import LEAKING, Mask
-from jobs.estimate.memory import LEAST_HEAD
+from jobs.estimate.memory import LEAST_HEAD, line_tokens
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
-_CPU_LOGITS = 2**22  # logits that a CPU makes and reads before it makes more: 16 MB stay in its cache
+# Logits that are made and read before more are made: 16 MB stay in a CPU's cache, and 0.5 GB leave a GPU's memory alone.
+_LOGITS = {"cpu": 2**22, "cuda": 2**27}
 _AHEAD = 2  # batches queued on a GPU before we wait for the first result
 BATCH_TOKENS = 16384
 # Raised whenever a request's numbers change by more than the order of sums. 3: bfloat16 as in app/model/mixed_precision.py.
@@ -37,7 +38,7 @@ ARITHMETIC = 3
 COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
 # Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
 _SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
-_SAVED_SPLIT = 3.0e-6  # per token, where float32 products are split (app/model/split.py)
+_SAVED_FAST = {"float16": 2.0e-6, "bfloat16x3": 3.0e-6}  # per token, of float32 models (app/model/products.py)
 _COMPILED_BEFORE = 5.0  # seconds, with kernels from the cache: float32 is scored more than once
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
@@ -122,7 +123,7 @@ def _evaluating(lm_head: nn.Linear, sources: Tensor, targets: Tensor) -> Abstrac
 
     def compute(states: Tensor) -> Tensor:
         rows = states.flatten(0, 1).index_select(0, sources)
-        size = max(1, _CPU_LOGITS // lm_head.out_features)
+        size = max(1, _LOGITS[states.device.type] // lm_head.out_features)
         parts = zip(rows.split(size), targets.split(size), strict=True)
         return torch.cat([_evaluated(type(lm_head).forward(lm_head, some), want) for some, want in parts], dim=1)[None]
 
@@ -155,10 +156,10 @@ def _rows(loaded: Loaded, requests: Sequence[Request], mask: Mask, budget: int) 
 
 
 def _plan(
-    loaded: Loaded, rows: Sequence[ScoringRow], budget: int, work: int
+    loaded: Loaded, rows: Sequence[ScoringRow], budget: int, line: int, work: int
 ) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
-    """(lines of rows, width, whether they are packed and compiled) of each batch."""
-    width = max(budget // TILE, 1) * TILE  # whole tiles of FlexAttention's, within the budget where it holds one
+    """(lines of rows, width, whether they are packed and compiled) of each batch, of `budget` tokens; packed ones of `line`."""
+    width = max(line // TILE, 1) * TILE  # whole tiles of FlexAttention's, within the budget where it holds one
     fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
@@ -168,8 +169,8 @@ def _plan(
         for batch in padded(some, budget):
             yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
     for some in _alike(fits, lambda row: loaded.is_long(row.positions)):
-        for line in packed(some, width):
-            yield [line], width, True
+        for full in packed(some, width):
+            yield [full], width, True
 
 
 def _alike(rows: Sequence[ScoringRow], kind: Callable[[ScoringRow], Any]) -> list[list[ScoringRow]]:
@@ -201,7 +202,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     results: list[Scored | None] = [None] * len(requests)
     rows = _rows(loaded, requests, mask, budget)
     done, total = 0, sum(len(row) for row in rows)
-    lm_head = plain_lm_head(loaded.model) if loaded.device.type == "cpu" else None
+    lm_head = plain_lm_head(loaded.model)
     running: deque[_Running] = deque()
 
     def finish_first() -> None:
@@ -215,7 +216,11 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
         if progress is not None:
             progress(done, total)
 
-    for lines, width, is_packed in _plan(loaded, rows, budget, total if work is None else work):
+    work = total if work is None else work
+    line = line_tokens(budget, loaded.model.num_parameters())
+    if lm_head is None or work < line:  # all logits of a line would be made at once, or most of it would be filler
+        line = budget
+    for lines, width, is_packed in _plan(loaded, rows, budget, line, work):
         batch = batch_of(lines, requests, mask, width, filler=TILE if is_packed else None)
         count.attentions.add(compiled.ATTENTION if is_packed else loaded.attention)
         if is_packed:
@@ -240,8 +245,8 @@ def compiling_pays(loaded: Loaded, tokens: int) -> bool:
     model = loaded.model
     if loaded.device.type != "cuda" or min(head_dims(model)) < LEAST_HEAD or not compiled.decoder_layers(model):
         return False
-    if not loaded.any_attention or (model.dtype == torch.float32 and not is_split(model)):
+    if not loaded.any_attention or (model.dtype == torch.float32 and products_of(model) is None):
         return loaded.attention == NAMES["flex_attention"]
-    if is_split(model):
-        return tokens * _SAVED_SPLIT > _COMPILED_BEFORE
+    if (kind := products_of(model)) is not None:
+        return tokens * _SAVED_FAST[kind] > _COMPILED_BEFORE
     return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

@@ -241,7 +241,8 @@ class _Stage:
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
                  f"in {time.monotonic() - started:.1f} s")  # fmt: skip
         if "exact" in entry:
-            log.info(f"{entry['exact']['rescored']} of {entry['items']} items were scored again in float32")
+            log.info(f"{entry['exact']['rescored']} of {entry['items']} items were scored again in float32, "
+                     f"all by {entry['exact']['first']} before")  # fmt: skip
         return entry, rows
 
     def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CONFIDENCE = 0.95
+_FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
 _CHUNK = 4_000_000  # numbers held at once while resampling: 32 MB of float64
 
 
@@ -172,12 +173,12 @@ def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator, own_s
     """Means (samples, k) of `samples` resamples with replacement of the rows of x_nk (items, k).
 
     Drawing n rows with replacement is a multinomial draw of how often each distinct row appears, and right/wrong
-    outcomes have few distinct rows: ten thousand items cost what four do. Of rows that mostly differ, such as
-    log-likelihoods, indices are counted, with random numbers of their own: the counts serve every comparison on those items.
+    outcomes of a few seeds have few distinct rows: ten thousand items cost what four do. Of many, as of log-likelihoods or of
+    twenty seeds, indices are counted, with random numbers of their own: the counts serve every comparison on those items.
     """
     rows_uk, counts_u = np.unique(x_nk, axis=0, return_counts=True)
     n, u = len(x_nk), len(rows_uk)
-    if 2 * u > n:
+    if u > _FEW or 2 * u > n:
         chunk = max(1, _CHUNK // n)
         counts_sn = _item_counts(n, samples, own_seed)
         return np.concatenate([counts_sn[start : start + chunk] @ x_nk / n for start in range(0, samples, chunk)])

@@ -47,8 +47,8 @@ def suitable(
         return False, hindrance or "train.graph: false"
     if train.graph is True:
         return True, "train.graph: true"
-    if train.lora is not None:
-        return False, "an adapter, whose graphs were not yet shown on a GPU (train.graph: true tries)"
+    if train.lora is not None and train.lora.quantization is not None:
+        return False, "a base in 4 bits, whose graphs were not yet shown on a GPU (train.graph: true tries)"
     size = f"{work:.1e} operations a pass, {'less' if work < SMALL else 'not less'} than {SMALL:.0e}"
     return work < SMALL, size
 

@@ -224,9 +224,9 @@ def _score_seconds(job: Job, score: Score, place: Place) -> float:
         items = min(size, score.limit or size)
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
-    def seconds(tokens: float, half: bool, split: bool = False) -> float:
-        """split: float32 weights by three products of bfloat16 (app/model/split.py)."""
-        peak = (gpu.bf16 / 3 if split and gpu.bf16 else gpu.bf16 or gpu.fp32 if half else gpu.fp32) * 1e12
+    def seconds(tokens: float, half: bool, fast: bool = False) -> float:
+        """fast: float32 weights by products of float16 (app/model/products.py)."""
+        peak = (gpu.bf16 or gpu.fp32 if half or fast else gpu.fp32) * 1e12
         batch = max(2 * shape.parameters * score.batch_tokens / (SCORE_FRACTION * peak), shape.layers * SCORE_LAUNCH)
         rate = min(score.batch_tokens / batch, SCORE_TOKENS_PER_S) * place.gpus
         width = 2.0 if half else 4.0
@@ -235,4 +235,4 @@ def _score_seconds(job: Job, score: Score, place: Place) -> float:
     models = 1 if job.stage.train is not None else len(job.stage.init_names)
     if not score.exact:
         return models * seconds(tokens, half)
-    return models * (seconds(tokens, False, split=True) + seconds(RESCORED * tokens, False))
+    return models * (seconds(tokens, False, fast=True) + seconds(RESCORED * tokens, False))

@@ -26,6 +26,8 @@ PACKED, DENSE = 4096, 1024
 DENSE_CPU = 512
 # With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
+# A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
+LINE_SMALL = 4
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
@@ -50,6 +52,11 @@ class Place:
     def usable(self) -> float:
         """GB of each GPU."""
         return self.gpu.memory_gb * USABLE
+
+
+def line_tokens(batch_tokens: int, parameters: float) -> int:
+    """Tokens of a packed line of scoring. parameters: of the model."""
+    return batch_tokens * (LINE_SMALL if parameters < SMALL_MODEL else 1)
 
 
 def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
@@ -196,13 +203,13 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """The memory of scoring by parts, in GB.
 
     A bfloat16 model holds float32 between and after its matmuls (app/model/mixed_precision.py). `exact` holds float32 weights and
-    the parts of app/model/split.py.
+    the parts of app/model/products.py.
     """
     width = 10.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
     few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     return {
         "weights": width * shape.parameters / GB,
-        "activations": 4.0 * score.batch_tokens * few / GB,
+        "activations": 4.0 * line_tokens(score.batch_tokens, shape.parameters) * few / GB,
         "logits": 4.0 * 0.5 * score.batch_tokens * shape.vocab / GB + _LOGIT_ROWS * shape.vocab * 8 / GB,
     }
 

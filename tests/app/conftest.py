@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
-from jobs.runs.atomic import sha256_of
 from tests.app.fakes import small_cache
 from tests.app.fakes.command_line import Command, caller
 from tests.app.fakes.fake_work import Start, starter
@@ -77,24 +76,6 @@ def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """`command("run", "stage1", ...)` gives what `python -m app run stage1 ...` does."""
     return caller(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hashed_once() -> Iterator[None]:
-    """The embedded model and data are checked against their sha256 on every use: here once per version of a file, but in
-    tests/app/embedded."""
-    hashes: dict[tuple[str, int, int], str] = {}
-
-    def remembered(path: Path) -> str:
-        status = path.stat()
-        key = (str(path), status.st_mtime_ns, status.st_size)
-        if key not in hashes:
-            hashes[key] = sha256_of(path)
-        return hashes[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.embedded.cache.sha256_of", remembered)
-        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

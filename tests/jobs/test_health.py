@@ -15,6 +15,7 @@ import pytest
 
 from jobs import health
 from jobs.errors import ConfigError
+from tests.warm_python import JOBS, Warm, run
 
 ROOT = Path(__file__).parents[2]
 NOW, UPTIME = 1_800_000_000.0, 50_000.0
@@ -156,7 +157,7 @@ with RunDir.create(Path(sys.argv[1]), "stage3b", datetime(2026, 11, 23, 10, 15))
 def running(runs_dir: Path, host: str = "", phase: str = "train", ago: float = 3) -> Iterator[Path]:
     """A process that writes a run, on `host` as it says; without a phase it has not beaten yet."""
     words = [sys.executable, "-c", HOLD, str(runs_dir), host, phase, str(NOW - ago), str(UPTIME - ago)]
-    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with Warm(words, JOBS, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         path = Path(process.stdout.readline().strip())
         os.utime(path / "lock", (NOW - 60, NOW - 60))
@@ -229,8 +230,8 @@ def test_what_is_no_run_of_ours_is_passed_over(tmp_path: Path, capsys: Any) -> N
 
 
 def command(*words: str, **environment: str) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "jobs.health", *words], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, **environment}, check=False)  # fmt: skip
+    argv = [sys.executable, "-m", "jobs.health", *words]
+    done = run(argv, JOBS, cwd=ROOT, env={**os.environ, **environment}, text=True)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -78,6 +78,19 @@ def test_shots_are_joined_as_the_harness_joins_them_and_are_never_scored(embedde
     assert scored == {item.id for item in items("copa", "shots=2", limit=None)}  # whatever the shots
 
 
+def test_items_are_read_once_in_a_process_for_each_way_to_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = ([], ["order=question_first"], ["shots=1"])
+    found = [items("copa", *sets) for sets in ways]
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "saved_rows", None)
+        assert [items("copa", *sets) for sets in ways] == found
+    assert len({one[0].choices[0].context for one in found}) == len(ways)
+    other = TASKS["copa"].model_copy(update={"question": "What else? {{ question }}"})  # another suite of this name
+    changed = read_suite("reading").model_copy(update={"reading": {"copa": other}})
+    monkeypatch.setattr("app.data.suites.suite_of", lambda stage: changed)
+    assert items("copa") != found[0]
+
+
 def test_repeat_is_the_whole_prompt_twice() -> None:
     for sets in ((), ("shots=1",)):
         once, twice = items("rte", *sets), items("rte", "order=repeat", *sets)

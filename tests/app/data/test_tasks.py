@@ -224,11 +224,27 @@ def test_empty_or_absent_data_are_refused(tmp_path: Path) -> None:
         load_items("piqa", EvalData(source="path", path=str(tmp_path)))
 
 
-def test_a_damaged_saved_dataset_is_named(saved: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_dataset_is_named(file: str, saved: Callable[..., Path]) -> None:
     root = saved("piqa", PIQA)
-    (root / "piqa" / "state.json").write_text("{")
+    (root / "piqa" / file).write_text("{")
     with pytest.raises(DataError, match=f"{root / 'piqa'}: not a readable saved dataset"):
         load_items("piqa", EvalData(source="path", path=str(root)))
+
+
+def test_embedded_items_are_read_once_in_a_process_and_files_of_one_s_own_each_time(
+    saved: Callable[..., Path], embedded: EmbeddedPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_items("piqa", limit=3)
+    first.pop()  # the caller's own list
+    with monkeypatch.context() as patch:
+        patch.setattr("app.data.tasks.saved_rows", None)
+        again = load_items("piqa", limit=3)
+    assert again[:2] == first and len(again) == 3
+    assert load_items("piqa", limit=4)[:3] == again
+    assert load_items("piqa", format="reference", limit=3) != again
+    before = one("piqa", PIQA, saved)
+    assert before != one("piqa", PIQA | {"goal": "Boil eggs slowly"}, saved)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -1,4 +1,4 @@
-"""The embedded cache: whole or absent, checked on every use; and what the real one holds."""
+"""The embedded cache: whole or absent, checked before it is used; and what the real one holds."""
 
 from __future__ import annotations
 
@@ -109,6 +109,23 @@ def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> No
     assert caught.value.where == str(file)
     assert caught.value.fact.startswith(fact)
     assert f"delete the directory {root}" in caught.value.remedy
+
+
+def test_files_are_hashed_once_in_a_process_and_again_when_they_changed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, hashed = fetch_datasets(cache), []
+    monkeypatch.setattr(module, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    for _ in range(3):
+        assert fetch_datasets(cache) == root
+    assert sorted(hashed) == ["data.arrow", "state.json"]
+    file = root / "boolq/none/validation/data.arrow"
+    before = file.stat()
+    file.write_text("rowz")  # as many bytes, and the time of the last change set back
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):  # what was found damaged once is not taken for right
+        with pytest.raises(DataError, match="damaged cache: sha256"):
+            fetch_datasets(cache)
 
 
 def test_a_build_that_dies_leaves_nothing_and_the_next_one_works(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,15 +139,21 @@ def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missin
     assert not any("complete" in text for text in build_report(tmp_path).cautions)
 
 
-def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_prompt_written_twice_is_compared_on_the_same_questions_with_its_cost(
+    tmp_path: Path, sampled: bool
+) -> None:
+    """Half of the items were run again, of that prompt alone; sampled: some of them as the sample of a first pass."""
     for order in ("context_first", "repeat"):
         write_cells(tmp_path, recipes=("full",), suite=("reading", order), changed=frozenset({f"piqa/{len(order)}"}))
     for path in tmp_path.glob("*/*/metrics.json"):  # twice the prefill
         metrics = json.loads(path.read_text())
         for e in metrics["evaluations"]:
-            e["tokens"] *= 1 + (e["order"] == "repeat")
-            e["tokens"] += e["tokens"] // 2  # half of the items were scored again in float32
-            e["exact"] = {"rescored": e["items"] // 2}
+            if e["order"] == "repeat":
+                again = e["items"] // 4
+                e["tokens"] *= 3
+                passes = {"float16": e["items"] + again, "float32": e["items"] // 2 - again}
+                e["exact"] = {"rescored": again, "passes": passes} if sampled else {"rescored": e["items"] // 2}
         path.write_text(json.dumps(metrics))
     text = build_report(tmp_path).to_markdown()
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| reading")]

@@ -127,7 +127,7 @@ def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page
         (-1.5, 100, r"It helps on reading tasks \(\d+\.\d points more accurate\)\."),
         (2.0, 100, r"It hurts on reading tasks \(\d+\.\d points less accurate\)\."),
         (0.0, 20, r"Not enough items to tell: at least [\d,]+ needed on reading tasks\."),
-        (0.0, 1000, r"It makes no difference that would show on reading .* \(none of \d\.\d points or more\)\."),
+        (0.0, 1000, r"It makes no difference that would show on reading .* \(less than \d\.\d points\)\."),
     ],
 )
 def test_the_answer_follows_the_numbers(
@@ -144,7 +144,7 @@ def test_no_difference_in_accuracy_stands_beside_what_nll_shows(
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (MODELS["stage3a", "causal"][0], 2.4))
     campaign(tmp_path, "mine", "reading", items=1000, recipes=("full",), tasks=("piqa", "arc_easy"))
     headline = joint_page(joint_of(tmp_path)).headline
-    assert re.search(r"\(none of \d\.\d points or more, but it is less sure of the right answers\)\.$", headline)
+    assert re.search(r"\(less than \d\.\d points\), but it is less sure of the right answers\.$", headline)
 
 
 def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:

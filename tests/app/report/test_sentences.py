@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.report.format import duration, moment, number, p_value, signed, with_interval
+from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
 from app.report.render import Report, build_report
 from app.report.tables import gold_nll
 from app.stats.bootstrap import Interval
@@ -208,6 +208,11 @@ def test_numbers_are_written_alike_everywhere() -> None:
     assert (p_value(0.0004), p_value(0.0213)) == ("<0.001", "0.021")
     assert [duration(s) for s in (None, 4.23, 45, 725, 3731.8)] == ["–", "4.2 s", "45 s", "12 min 05 s", "1 h 02 min"]
     assert [moment(t) for t in ("2026-01-02T04:04:05+01:00", "soon", "")] == ["2026-01-02 03:04", "soon", "–"]
+
+
+def test_seeds_in_a_row_are_a_range() -> None:
+    assert numbers([2, 0, 1]) == "0, 1, 2" and numbers([7]) == "7"
+    assert numbers([100, 101, 102, 103, 5, 9, 10]) == "5, 9, 10, 100 to 103"
 
 
 def test_rounding_stands_beside_the_nll_where_two_digits_show_it() -> None:

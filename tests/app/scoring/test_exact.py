@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from app.data.tasks import load_items
 from app.model.load import load
-from app.scoring.evaluate import _WEIGHTS, evaluate
+from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
 from jobs.config.profile import ModelSource
@@ -53,7 +54,7 @@ def test_every_choice_is_float32_s_and_few_items_are_scored_again(seed: int) -> 
         asked.extend(items)
         return [exact[i] for item in items for i in spans[item]]
 
-    found = exact_choices(spans, chars, tasks, rough, _WEIGHTS, rescore)
+    found = exact_choices(spans, chars, tasks, _WEIGHTS, [lambda items: rough, rescore])
     for item, span in enumerate(spans):
         for metric in _WEIGHTS:
             assert choice(found.scored, span, chars[item], metric) == choice(exact, span, chars[item], metric)
@@ -66,6 +67,34 @@ def test_every_choice_is_float32_s_and_few_items_are_scored_again(seed: int) -> 
     assert all(0.02 < bound < 0.03 * 2**0.5 for bound in found.bounds["steady"].values())
 
 
+@pytest.mark.parametrize(("moves", "by"), [(0.02, 0), (0.7, 1)])
+def test_the_first_pass_is_the_fastest_that_leaves_few_of_the_sample_in_doubt(moves: float, by: int) -> None:
+    """The second pass moves a fiftieth as far as the first, and the third is float32's."""
+    rng = random.Random(0)
+    spans, exact = [range(2 * i, 2 * i + 2) for i in range(2000)], list[Scored]()
+    for _ in range(4000):
+        exact.append(Scored(-rng.expovariate(1 / 5) - 1, rng.randrange(1, 8), False))
+    passes = [[noisy(one.logprob, one.n_tokens, rng, size) for one in exact] for size in (moves, moves / 50)] + [exact]
+    asked: list[list[list[int]]] = [[], [], []]
+
+    def run(number: int) -> Callable[[list[int]], Scores]:
+        def scores(items: list[int]) -> Scores:
+            asked[number].append(items)
+            return [passes[number][i] for item in items for i in spans[item]]
+
+        return scores
+
+    chars = [[9, 9]] * 2000
+    found = exact_choices(spans, chars, ["piqa"] * 2000, _WEIGHTS, [run(0), run(1), run(2)])
+    for span, own in zip(spans, chars, strict=True):
+        for metric in _WEIGHTS:
+            assert choice(found.scored, span, own, metric) == choice(exact, span, own, metric)
+    everything, sample = list(range(2000)), list(range(0, 2000, 50))
+    assert found.by == by and asked[:2] == ([[sample, everything], []] if by == 0 else [[sample], [everything]])
+    again = [item for items in asked[2] for item in items]
+    assert asked[2][0] == sample and len(again) == len(set(again)) == len(found.rescored) < 400
+
+
 def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk() -> None:
     """Item 1 is outside of the sample, close, and moves by 3: item 41, with a margin of 4, is then within the bound too."""
     margins = [100.0] * 64
@@ -74,10 +103,39 @@ def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk()
     rough = [Scored(-value, 1, False) for margin in margins for value in (0.0, margin)]
     exact = list(rough)
     exact[0], exact[2] = Scored(-0.01, 1, False), Scored(-3.0, 1, False)
-    found: Exact = exact_choices(spans, [[1, 1]] * 64, ["piqa"] * 64, rough, {"acc": _WEIGHTS["acc"]},
-                                 lambda items: [exact[i] for item in items for i in spans[item]])  # fmt: skip
+    found: Exact = exact_choices(spans, [[1, 1]] * 64, ["piqa"] * 64, {"acc": _WEIGHTS["acc"]},
+                                 [lambda items: rough, lambda items: [exact[i] for item in items for i in spans[item]]])  # fmt: skip
     assert found.rescored == {*range(0, 64, 2), 1, 41, 51}
     assert found.bounds == {"piqa": {"acc": pytest.approx(4.5 / 2**0.5)}}
+
+
+def two_choices(*items: float) -> Scores:
+    """Items whose first choice is better by so much."""
+    return [Scored(value, 2, False) for margin in items for value in (-1.0, -1.0 - margin)]
+
+
+@pytest.mark.parametrize("beyond", [float("nan"), float("-inf"), float("inf")])
+def test_what_float16_could_not_hold_is_scored_again_and_no_bound_and_no_number_is_infinite(beyond: float) -> None:
+    exact = two_choices(*[9.0] * 200)
+    rough = [Scored(one.logprob - 0.001, 2, False) for one in exact]
+    rough[2 * 7 + 1] = Scored(beyond, 2, False)  # out of the sample
+    rough[2 * 12 + 1] = Scored(beyond, 2, False)  # of the sample
+    found = exact_choices([range(2 * i, 2 * i + 2) for i in range(200)], [[3, 3]] * 200, ["piqa"] * 200, _WEIGHTS,
+                          [lambda items: rough, lambda items: [exact[2 * i + k] for i in items for k in (0, 1)]])  # fmt: skip
+    assert found.rescored == {*range(0, 200, 6), 7}
+    assert np.isfinite(list(found.bounds["piqa"].values())).all()
+    assert 0 < _rounding(found, [(i in found.rescored, 2 * i + 1) for i in range(200)]) < 0.001
+
+
+def test_a_pass_that_cannot_hold_a_sampled_item_is_not_the_first() -> None:
+    """Of a task none of whose sampled items can be compared no movement is known, and the second item chooses wrongly there."""
+    tasks = [f"task {i // 32}" for i in range(320)] + ["last"] * 64
+    exact = two_choices(*[9.0] * 384)
+    rough = exact[:640] + [Scored(float("nan"), 2, False), exact[641], *two_choices(-9.0)] * 32
+    passes = [lambda items, of=of: [of[2 * i + k] for i in items for k in (0, 1)] for of in (rough, exact, exact)]
+    found = exact_choices([range(2 * i, 2 * i + 2) for i in range(384)], [[3, 3]] * 384, tasks, _WEIGHTS, passes)
+    assert [choice(found.scored, range(2 * i, 2 * i + 2), [3, 3], "acc") for i in range(384)] == [0] * 384
+    assert found.by == 1
 
 
 MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
@@ -101,7 +159,9 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
         for metric in _WEIGHTS:
             assert [s[f"pred_{metric}"] for s in got] == [s[f"pred_{metric}"] for s in want]
         for sample, other in zip(got, want, strict=True):
-            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=2e-2)
+            # float16 moves a request of the whole model by 0.012 nats on average and 0.17 at most (docs/log.md).
+            limit = 1e-5 if sample["arithmetic"] == "float32" else 0.17
+            assert sample["logprobs"] == pytest.approx(other["logprobs"], abs=limit)
         assert 2 <= entry["exact"]["rescored"] < 4 and all(entry["exact"]["bounds"]["winogrande"].values())
 
 
@@ -117,15 +177,16 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
     rescored = [s["arithmetic"] == "float32" for s in samples]
     for task, result in entry["tasks"].items():  # what the NLL has of the faster products is within what is stated
-        assert 0 < result["gold_nll_rounding"] < 1e-3
+        assert 0 < result["gold_nll_rounding"] < 5e-3
         moved = result["gold_nll_per_token"] - whole_entry["tasks"][task]["gold_nll_per_token"]
         assert abs(moved) < 2 * result["gold_nll_rounding"]
     assert sum(rescored) == entry["exact"]["rescored"] <= 2 * LEAST + 4  # the sample and a few
+    assert entry["exact"]["passes"] == {"float32": sum(rescored), "float16": 2 * LEAST + len(items)}
     moves: dict[str, float] = {}  # the largest of each arithmetic
     for sample, other in zip(samples, want, strict=True):
         move = max(abs(a - b) for a, b in zip(sample["logprobs"], other["logprobs"], strict=True))
         moves[sample["arithmetic"]] = max(moves.get(sample["arithmetic"], 0.0), move)
-    assert moves["float32"] < 1e-5 < moves["bfloat16x3"] < 1e-2
+    assert moves["float32"] < 1e-5 < moves["float16"] < 0.1
     assert (
         "exact"
         not in evaluate(whole, items[:1], "causal", settings.model_copy(update={"tasks": ["arc_easy"]}), **MADE)[0]

@@ -15,7 +15,7 @@ from app.attention.backends import SHORT
 from app.model import mixed_precision
 from app.model.load import Loaded
 from app.model.mixed_precision import keep_float32
-from app.model.split import split_products
+from app.model.products import Products, fast_products
 from app.scoring.encode import Request
 from app.scoring.loglikelihood import Count, loglikelihood
 from tests.app.scoring.test_loglikelihood import random_requests
@@ -59,15 +59,15 @@ def test_other_batches_and_masks_compile_nothing_anew(model_of: Any, monkeypatch
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_products_of_three_parts_score_as_float32_does(
-    packed: bool, architecture: str, model_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Packed, they are compiled, where a rounding that the compiler leaves out would make this one of bfloat16."""
+@pytest.mark.parametrize(("kind", "limit"), [("float16", 3e-3), ("bfloat16x3", 1e-4)])
+def test_fast_products_score_as_float32_does(kind: Products, limit: float, packed: bool, architecture: str, model_of: Any,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Packed, they are compiled, where a rounding that the compiler leaves out would make bfloat16x3 one of bfloat16."""
     model = model_of(architecture, head_dim=16).cuda()
     want, _ = scored(model, "prefix", monkeypatch, packed=False)
-    with split_products(model):
+    with fast_products(model, kind):
         found, _ = scored(model, "prefix", monkeypatch, packed)
-    assert 0 < float((found - want).abs().max()) < 1e-4 * float(want.abs().max())
+    assert 0 < float((found - want).abs().max()) < limit * float(want.abs().max())
 
 
 # ---- bfloat16 with float32 between the products (app/model/mixed_precision.py) --------------------------------------------------------

@@ -18,7 +18,7 @@ from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
 from app.scoring.evaluate import evaluate
-from app.scoring.loglikelihood import Count, Scored, _evaluated, _Running, loglikelihood
+from app.scoring.loglikelihood import _LOGITS, Count, Scored, _evaluated, _Running, loglikelihood
 from jobs.config.profile import ModelSource
 from jobs.config.schema import TASK_NAMES, Score
 from jobs.errors import DataError
@@ -157,7 +157,7 @@ def test_logits_made_a_few_rows_at_a_time_give_the_same(model_of: Any, monkeypat
     want = loglikelihood(loaded, random_requests(0), "prefix")
     whole = seen.copy()
     seen.clear()
-    monkeypatch.setattr("app.scoring.loglikelihood._CPU_LOGITS", 3 * 97)
+    monkeypatch.setitem(_LOGITS, "cpu", 3 * 97)
     found = loglikelihood(loaded, random_requests(0), "prefix")
     assert max(seen) == 3 < max(whole)
     assert sum(seen) == sum(whole)

@@ -22,12 +22,13 @@ from app.attention.mask import PAD, PATTERNS
 from app.model import compiled
 from app.model.compiled import speed_up
 from app.model.load import Loaded, _triton_supports
-from app.model.split import split_products
+from app.model.products import KINDS, fast_products
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, _ids
-from app.scoring.loglikelihood import Count, compiling_pays, loglikelihood, tokens_of
+from app.scoring.loglikelihood import Count, _plan, compiling_pays, loglikelihood, tokens_of
 from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
+from jobs.estimate.memory import line_tokens
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests
@@ -108,6 +109,22 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
         with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+
+
+def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:
+    """Their parts are made anew each time."""
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+
+    def each(seed: int) -> None:
+        for kind in KINDS:
+            with fast_products(loaded.model, kind):
+                loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+        loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
+
+    each(3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        each(4)
 
 
 @pytest.mark.parametrize("mask", ["causal", "prefix", "segment", "bidirectional"])
@@ -192,11 +209,30 @@ def test_compiling_is_for_long_work_on_a_gpu(model_of: Any) -> None:
     assert not compiling_pays(replace(free, any_attention=False), 10**9)  # sdpa was asked for
     whole = OnGpu(half.float(), None, "test", 128, any_attention=True)
     assert not compiling_pays(whole, 10**9)
-    with split_products(whole.model):
-        assert compiling_pays(whole, 10**7) and not compiling_pays(whole, 10**5)
+    for kind in KINDS:
+        with fast_products(whole.model, kind):
+            assert compiling_pays(whole, 10**7) and not compiling_pays(whole, 10**5)
     assert not compiling_pays(Loaded(half, None, "test", 128, any_attention=True), 10**9)
     asked = OnGpu(model_of("llama", "flex_attention", head_dim=16), None, "test", 128)
     assert compiling_pays(asked, 1)
+
+
+def test_packed_lines_are_longer_than_padded_batches(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small model four times: the host takes as long to queue a line as a GPU to compute one batch."""
+    assert line_tokens(16384, 135e6) == 65536 and line_tokens(16384, 3e9) == 16384
+    loaded = Loaded(model_of("llama", head_dim=16), None, "test", 4096)
+    rng = random.Random(0)
+    requests = [Request(tuple(rng.randrange(9) for _ in range(rng.randrange(1, 400))), (1, 2)) for _ in range(40)]
+    rows = rows_of(requests, True, 256)
+    for pays in (False, True):
+        monkeypatch.setattr("app.scoring.loglikelihood.compiling_pays", lambda *_, pays=pays: pays)
+        batches = list(_plan(loaded, rows, 256, 1024, 10**9))
+        assert {is_packed for _, _, is_packed in batches} == {pays}
+        assert sorted(i for lines, _, _ in batches for line in lines for row in line for i in row.requests) == list(
+            range(40)
+        )
+        widths = {width for _, width, _ in batches}
+        assert widths == {1024} if pays else max(widths) <= 400
 
 
 @pytest.mark.parametrize(("capability", "takes"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

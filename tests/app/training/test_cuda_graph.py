@@ -29,7 +29,9 @@ def test_small_steps_on_one_gpu_are_graphs() -> None:
     assert suitable(stage(), **{**GPU, "parameters": 3_430_000_000, "tokens": 2240.0})[0]
     assert not suitable(stage(), **{**GPU, "tokens": SMALL / 6 / 135_000_000})[0]
     assert suitable(stage(graph=True), **{**GPU, "tokens": 1e9}) == (True, "train.graph: true")
-    assert not suitable(stage(lora={"r": 4}), **GPU)[0] and suitable(stage(lora={"r": 4}, graph=True), **GPU)[0]
+    assert suitable(stage(lora={"r": 4}), **GPU)[0]
+    in_4bit = {"r": 4, "quantization": "4bit"}
+    assert not suitable(stage(lora=in_4bit), **GPU)[0] and suitable(stage(lora=in_4bit, graph=True), **GPU)[0]
     assert suitable(stage(graph=False), **GPU) == (False, "train.graph: false")
 
 

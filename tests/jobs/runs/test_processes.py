@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.runs.rundir import RunDir, list_runs
+from tests.warm_python import JOBS, Warm
 
 SUMMARY = {"started": "2026-11-22T23:45:01", "finished": "2026-11-22T23:50:01", "seconds": 300.0, "headline": {}}
 ROOT = Path(__file__).parents[3]
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return Warm(command, JOBS, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

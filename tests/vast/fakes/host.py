@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import warm_python
 from tests.vast.fakes import quick_runner
 from vast.host import processes
 
@@ -43,13 +44,10 @@ class Host:
     def argv(self, action: str, *options: str) -> list[str]:
         return [sys.executable, "-S", quick_runner.__file__, action, "--dir", str(self.directory), *options]
 
-    def call(self, action: str, *options: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    def call(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
         """Standard output and error are pipes: `run` returns when nobody holds them any more."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            self.argv(action, *options), cwd=self.work, env=environment, capture_output=True, text=True, timeout=60, check=False,
-            **more,
-        )  # fmt: skip
+        return warm_python.run(self.argv(action, *options), cwd=self.work, env=environment, text=True)
 
     def start(self, code: str, *arguments: str) -> dict[str, Any]:
         """Start Python code as the job. It begins in `work`; sys.argv[1:] are `arguments`."""

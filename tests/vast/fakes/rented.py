@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.runs.atomic import read_json_or_nothing
+from tests import warm_python
 from tests.vast.fakes import timed_watchdog
 from tests.vast.fakes.host import ROOT, gone, until
 
@@ -57,7 +58,7 @@ class Rented:
         before = self.watched()
         if not self._clock.exists():
             self._clock.write_text("0")
-        started = subprocess.Popen(
+        started = warm_python.Warm(
             self.watchdog_argv(**options), cwd=self.work, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         until(lambda: self.watched() not in (before, None) or started.poll() is not None, "the watchdog")
@@ -92,8 +93,7 @@ class Rented:
     def call(self, action: str, *words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """Standard output and error are pipes: it returns when nobody holds them any more."""
         argv = [sys.executable, "-S", "-m", "vast.host", action, "--root", str(self.root), *words]
-        return subprocess.run(argv, cwd=self.work, env=self.environment(**environment), input=stdin, capture_output=True,
-                              text=True, timeout=60, check=False)  # fmt: skip
+        return warm_python.run(argv, cwd=self.work, env=self.environment(**environment), input=stdin, text=True)
 
     def ask(self, action: str, *words: str, stdin: str = "", **environment: str) -> dict[str, Any]:
         done = self.call(action, *words, stdin=stdin, **environment)
@@ -127,7 +127,8 @@ class Rented:
 
     def state_of_runner(self) -> dict[str, Any]:
         argv = [sys.executable, "-S", "-m", "vast.host.runner", "status", "--dir", str(self.root / ".runner")]
-        done = subprocess.run(argv, env=self.environment(), capture_output=True, text=True, check=True)
+        done = warm_python.run(argv, env=self.environment(), text=True)
+        assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
     def kill_runner(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.vast.fakes.host import ROOT
+from tests.warm_python import run
 from vast.host import burnin, processes
 from vast.host.burnin import burn_in, disk, driver, faults, fetched, problems_of, product, run_program
 from vast.host.gpu_program import PROGRAM
@@ -148,7 +147,8 @@ def on_cpus(count: int, old: str = "", new: str = "") -> list[dict[str, Any]]:
     code = PROGRAM.replace('torch.device("cuda", index)', 'torch.device("cpu")').replace('{"pin_memory": True}', "{}")
     code = code.replace("2**27", "2**20").replace("2**30", "2**24").replace(old, new)
     argv = [sys.executable, "-c", f"COUNT = {count}" + ON_CPU + code, "128", "0.01"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+    done = run(argv, ("torch",), text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     gpus: list[dict[str, Any]] = json.loads(done.stdout)["gpus"]
     return gpus
 
@@ -240,6 +240,17 @@ def test_the_rate_of_a_download() -> None:
 # ---- the command ----------------------------------------------------------------------------------------------------------
 
 
+# `-m vast.host` that writes 16 MB in place of 512.
+LITTLE = """
+import sys
+from functools import partial
+from vast.host import burnin
+from vast.host.__main__ import main
+burnin.disk = partial(burnin.disk, size=2 * burnin.PIECE)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_the_command_prints_one_object_with_problems(tmp_path: Path) -> None:
     for name, text in (("nvidia-smi", f"case $1 in -q) cat <<'E'\n{DETAILS}\nE\n;; *) printf '{CARDS}' ;; esac"),
                        ("python", f"echo '{json.dumps({'cuda': '13.0', 'gpus': [GPU]})}'")):  # fmt: skip
@@ -247,10 +258,9 @@ def test_the_command_prints_one_object_with_problems(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     root = tmp_path / "runs"
     root.mkdir()
-    argv = [sys.executable, "-S", "-m", "vast.host", "burnin", "--root", str(root), "--python", str(tmp_path / "python"),
+    argv = [sys.executable, "-S", "-c", LITTLE, "burnin", "--root", str(root), "--python", str(tmp_path / "python"),
             "--download", "http://127.0.0.1:1/"]  # fmt: skip
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = run(argv, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["gpus"] == [GPU] and found["driver_cuda"] == "13.0" and found["unix_time"] > 1e9

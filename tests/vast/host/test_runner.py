@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs import errors, lock
+from tests import warm_python
 from tests.vast.fakes.host import ROOT, Host, gone, until
 from vast.host.runner import runs_directory
 
@@ -49,9 +50,10 @@ def test_start_returns_while_the_job_goes_on(host: Host) -> None:
 
 def test_no_other_descriptor_of_the_caller_is_kept(host: Host) -> None:
     reading, writing = os.pipe()
-    done = host.call("start", "--command", sys.executable, "--", "-c", WAITS, pass_fds=(writing,))
+    argv = [*host.argv("start", "--command", sys.executable), "--", "-c", WAITS]
+    subprocess.run(argv, cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)}, pass_fds=(writing,), check=True, timeout=60,
+                   capture_output=True)  # fmt: skip
     os.close(writing)
-    assert done.returncode == 0
     assert select.select([reading], [], [], 0)[0] and os.read(reading, 1) == b""
     os.close(reading)
     assert host.ask("status")["job_alive"]
@@ -134,7 +136,7 @@ def test_of_several_starts_at_once_one_wins(host: Host) -> None:
     command = [*host.argv("start", "--command", sys.executable), "--", "-c", WAITS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     starts = [
-        subprocess.Popen(command, cwd=host.work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        warm_python.Warm(command, cwd=host.work, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         for _ in range(5)
     ]
     said = [start.communicate(timeout=60)[1] for start in starts]
@@ -272,9 +274,7 @@ def test_where_the_runs_are_follows_option_environment_and_image(
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(host: Host, argv: list[str], fact: str) -> None:
     (host.work / "file").touch()
-    done = subprocess.run(
-        [sys.executable, "-m", "vast.host.runner", *argv], cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-S", "-m", "vast.host.runner", *argv]
+    done = warm_python.run(command, cwd=host.work, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ") and fact in done.stderr

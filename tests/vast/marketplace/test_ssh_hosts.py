@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ConfigError
+from tests import warm_python
 from tests.vast.conftest import kill_all_in
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.host import ROOT, until
@@ -52,8 +52,7 @@ class Lab:
         words = tuple(base if word == "/runs" else word for word in words)
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         stdin = stdin.replace(b"/runs/", f"{base}/".encode())
-        done = subprocess.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env, capture_output=True,
-                              timeout=60, check=False)  # fmt: skip
+        done = warm_python.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env)
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     def contract(self, run: str) -> Contract:

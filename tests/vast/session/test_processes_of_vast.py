@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import RunStateError, UserError
+from tests import warm_python
 from tests.vast.fakes.command_line import IMAGE
 from tests.vast.fakes.command_process import START
 from tests.vast.fakes.fake_market import KEY
@@ -20,6 +21,7 @@ from tests.vast.fakes.host import ROOT, until
 from vast.commands import start
 from vast.records.run_dir import Folder, folders
 
+COMMAND = "tests.vast.fakes.command_process"
 UP = ("up", "stage3b", "--profile", "ci", "--image", IMAGE, "--yes")
 
 
@@ -36,10 +38,8 @@ def call(
     api: FakeVast, runs: Path, kill: int | str, *words: str, seconds: float = 0.0, **more: object
 ) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "VAST_URL": api.url, "VAST_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
-    argv = [sys.executable, "-m", "tests.vast.fakes.command_process", str(runs), str(kill), str(seconds), *words]
-    return subprocess.run(
-        argv, cwd=ROOT, env=environ, text=True, timeout=60, check=False, capture_output="stdout" not in more, **more  # type: ignore[call-overload,no-any-return]
-    )  # fmt: skip
+    argv = [sys.executable, "-m", COMMAND, str(runs), str(kill), str(seconds), *words]
+    return warm_python.run(argv, (COMMAND,), cwd=ROOT, env=environ, text=True, **more)
 
 
 def only(runs: Path) -> Folder:
@@ -143,7 +143,7 @@ def test_a_reader_that_goes_away_ends_no_run(api: FakeVast, tmp_path: Path) -> N
     read, write = os.pipe()
     os.close(read)
     try:
-        done = call(api, tmp_path, 0, *UP, stdout=write, stderr=subprocess.PIPE)
+        done = call(api, tmp_path, 0, *UP, stdout=write)
     finally:
         os.close(write)
     assert json.loads(only(tmp_path).report.read_text())["result"] == "done", done.stderr

@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 import pty
-import subprocess
 import sys
 from dataclasses import fields
 
 import pytest
 from rich.console import Console
 
-from tests.vast.fakes.host import ROOT
 from tests.vast.fakes.scripted_shell import host, running
+from tests.warm_python import run
 from vast.ports import JobReport, OfferQuery
 from vast.session.view import Board, Line, line_of, parse
 from vast.supervisor.state import Machine, Observation, Phase, Plan, RunState, begin, changed
@@ -77,10 +76,11 @@ def test_the_table_shows_the_looks_and_the_messages() -> None:
 def test_a_terminal_gets_the_table_and_a_pipe_the_lines() -> None:
     code = "from vast.commands.start import view_for; print(type(view_for('x')).__name__)"
     argv = [sys.executable, "-c", code]
-    piped = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    modules = ("tests.vast.fakes.command_process",)  # as of test_processes_of_vast.py
+    piped = run(argv, modules, text=True).stdout
     ours, theirs = pty.openpty()
     try:
-        subprocess.run(argv, cwd=ROOT, stdout=theirs, timeout=60, check=True)
+        run(argv, modules, stdout=theirs)
         on_terminal = os.read(ours, 1000).decode()
     finally:
         os.close(ours)

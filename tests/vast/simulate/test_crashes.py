@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import vast.supervisor.advance as advance_module
-from tests.vast.fakes.worlds import HOURS, POLICY, WORK, broken
+from tests.vast.fakes.worlds import HOURS, POLICY, WORK, breaking, broken
 from vast.ports import Pulled
 from vast.simulate.faults import Fault, Schedule, quiet
 from vast.simulate.run import run
@@ -67,4 +67,4 @@ def test_mutation_a_pull_that_a_reboot_interrupted_counts_as_whole(monkeypatch: 
         return original(self, last)
 
     monkeypatch.setattr(Supervisor, "_resumed", resumed)
-    assert "hashes" in broken("reboot", times=in_the_last_pull)
+    assert "hashes" in breaking("reboot", times=in_the_last_pull)

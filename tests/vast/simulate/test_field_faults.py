@@ -16,7 +16,7 @@ import vast.supervisor.reasons as reasons_module
 import vast.supervisor.schedule as schedule_module
 import vast.supervisor.signs as signs_module
 from tests.vast.fakes.states import policy_with
-from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, broken, schedules
+from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, breaking, broken, schedules
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.simulate.fake_shell import HANG
@@ -78,7 +78,7 @@ def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(observe_module, "_market", market)
     short = policy_with(absence_spacing=90.0)
-    assert "unknown" in broken("stale-replica", policy=short, times=range(300, 1200, 20))
+    assert "unknown" in breaking("stale-replica", policy=short, times=range(300, 1200, 20))
 
 
 def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
     short = policy_with(absence_spacing=60.0)
-    assert "leak" in broken("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
+    assert "leak" in breaking("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
 
 
 def test_mutation_a_hidden_market_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_mutation_a_hidden_market_is_not_noticed(monkeypatch: pytest.MonkeyPatch
     outbid = Fault("outbid", 1100.0, 0.0, 0.5)
     worlds = (replace(made, interruptible=True) for made in schedules("market-hidden", outbid))
     monkeypatch.setattr("vast.simulate.fakes.FakeCloud.search", _search_works)
-    assert "blind" in {name for made in worlds for name, _ in run(made, POLICY).violations}
+    assert "blind" in (name for made in worlds for name, _ in run(made, POLICY).violations)
 
 
 def _search_works(self: Any, query: Any) -> Any:
@@ -121,7 +121,7 @@ def test_mutation_a_taken_port_is_no_fault_of_the_host(monkeypatch: pytest.Monke
 def test_mutation_the_price_is_not_compared_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (signs_module, decide_module):
         monkeypatch.setattr(module, "too_dear", lambda state, machine, policy: False)
-    assert "price" in broken("price-change")
+    assert "price" in breaking("price-change")
 
 
 def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.Mo
 
 def test_mutation_a_late_machine_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe_module, "may_show", lambda t, state, policy: False)
-    assert "leak" in broken("late-create", asked_at=60.0)
+    assert "leak" in breaking("late-create", asked_at=60.0)
 
 
 def test_mutation_the_end_of_a_contract_is_judged_by_our_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_mutation_a_renamed_machine_is_nobodys(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(observe_module, "_market", market)
     monkeypatch.setattr(rules_module, "_host_trouble", lambda obs, state, machine, policy: None)
     monkeypatch.setattr(decide_module, "relabel", lambda *seen: None)
-    assert "stuck" in broken("renamed", Fault("offline", 1500.0, INF, 0.9), cap_seconds=5e4, cap_dollars=50.0)
+    assert "stuck" in breaking("renamed", Fault("offline", 1500.0, INF, 0.9), cap_seconds=5e4, cap_dollars=50.0)
 
 
 def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,4 +202,4 @@ def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytes
     end = range(int(WORK) + 200, int(WORK) + 700, 20)
     assert broken("stale-replica", policy=short, times=end) == set()
     monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
-    assert "leak" in broken("stale-replica", policy=short, times=end)
+    assert "leak" in breaking("stale-replica", policy=short, times=end)

@@ -14,7 +14,7 @@ import vast.supervisor.decide as decide_module
 import vast.supervisor.loop as supervise_module
 import vast.supervisor.observe as observe_module
 from tests.vast.fakes.states import policy_with
-from tests.vast.fakes.worlds import broken, caught, replace_rule, see_changed
+from tests.vast.fakes.worlds import breaking, broken, caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
@@ -31,7 +31,7 @@ def test_mutation_an_empty_list_is_taken_for_none(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
     see_changed(monkeypatch, change)
-    assert "unknown" in broken("bad-listing", times=range(180, 300, 20))  # before the first contact over ssh
+    assert "unknown" in breaking("bad-listing", times=range(180, 300, 20))  # before the first contact over ssh
 
 
 def test_mutation_a_listing_that_failed_is_taken_for_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:

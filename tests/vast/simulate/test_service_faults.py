@@ -10,7 +10,7 @@ import vast.supervisor.advance as advance_module
 import vast.supervisor.decide as decide_module
 import vast.supervisor.observe as observe_module
 from tests.vast.fakes.states import policy_with
-from tests.vast.fakes.worlds import WORK, broken
+from tests.vast.fakes.worlds import WORK, breaking, broken
 from vast.policy import Policy
 from vast.records import reap
 from vast.simulate.faults import Fault
@@ -23,7 +23,7 @@ def test_mutation_an_accepted_delete_is_a_proof_of_absence(monkeypatch: pytest.M
         return Action(Do.CLOSE, obs.t) if done else decide_module.finish(obs, state, policy)
 
     monkeypatch.setitem(decide_module.RULES, Phase.TERMINATING, (decide_module.destroy_due, finish))
-    assert "leak" in broken("delete-404", times=(WORK, WORK + 300.0))
+    assert "leak" in breaking("delete-404", times=(WORK, WORK + 300.0))
 
 
 def test_mutation_a_retired_list_is_an_empty_account(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_mutation_a_retired_list_is_an_empty_account(monkeypatch: pytest.MonkeyP
         return original(state, replace(obs, instances=obs.instances or ()), policy)
 
     monkeypatch.setattr(advance_module, "observe", observe)
-    assert "absence" in broken("list-retired", times=(1200.0,))
+    assert "absence" in breaking("list-retired", times=(1200.0,))
 
 
 def test_mutation_a_refusal_for_good_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_mutation_a_refusal_for_good_is_asked_again(monkeypatch: pytest.MonkeyPa
 
 def test_mutation_cron_reaps_a_run_that_is_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reap, "_decision", lambda *seen: (True, "with our label"))
-    assert "reap" in broken("reap")
+    assert "reap" in breaking("reap")
 
 
 def test_mutation_a_hook_has_no_limit() -> None:
@@ -55,4 +55,4 @@ def test_mutation_a_hook_has_no_limit() -> None:
     hung = Fault("hang", 600.0, 0.0, 0.5)
     assert broken("hook-hangs", hung, times=(0.0,)) == set()
     endless = policy_with(hooks={"seconds": 9000.0})
-    assert "lease" in broken("hook-hangs", hung, times=(0.0,), policy=endless)
+    assert "lease" in breaking("hook-hangs", hung, times=(0.0,), policy=endless)

@@ -1,0 +1,30 @@
+"""Python's collector of garbage, where it costs seconds and finds nothing: while a process starts, and when it ends.
+
+torch and transformers make 400,000 objects that stay. Python's threshold of 700 has them walked over again and again while they
+are made, once more in every full collection of a run, and twice at the end, where the process gives them back anyway.
+"""
+
+import atexit
+import gc
+from functools import cache
+
+_STARTING = 100_000  # objects more than were freed; what a command without a model leaves is still collected
+_usual: tuple[int, int, int] | None = None  # Python's thresholds, while others hold
+
+
+@cache
+def begin() -> None:
+    """Rest until `settle`, and at the end of the process."""
+    global _usual
+    _usual = gc.get_threshold()
+    gc.set_threshold(_STARTING)
+    atexit.register(gc.freeze)  # before everything that is registered later, thus called last
+
+
+def settle() -> None:
+    """Collect as usual from now on, and leave out what is there: call it before the first model is made, which is freed again."""
+    global _usual
+    if _usual is not None:
+        gc.freeze()
+        gc.set_threshold(*_usual)
+        _usual = None
