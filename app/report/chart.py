@@ -1,5 +1,6 @@
 """A chart as inline SVG: two axes, lines, marks, a legend. Colours are CSS variables of report.html.j2."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, log10
@@ -82,7 +83,9 @@ class Chart:
                 self.line([(value, self.y[0]), (value, self.y[1])], "line", 0.6)
             self.text(self.at(value, 0)[0], bottom + 12, text, anchor="middle")
         self.line([(self.x[0], self.y[1]), (self.x[1], self.y[1])], "line")
-        self.text((self.left + WIDTH - self.right) / 2, bottom + 12 + LINE, name, "muted", "middle")
+        middle = (self.left + WIDTH - self.right) / 2
+        place, anchor = (middle, "middle") if middle + _LETTER * len(name) / 2 <= WIDTH else (float(WIDTH), "end")
+        self.text(place, bottom + 12 + LINE, name, "muted", anchor)
 
     def y_axis(self) -> None:
         for value, text in _ticks(self.y[1], self.y[0], 5):
@@ -106,8 +109,9 @@ class Chart:
 
 
 def rows_chart(names: Sequence[str], x: tuple[float, float], height: float, *, right: float, top: float) -> Chart:
-    """A chart with a row of `height` pixels for each name; a long name takes two lines, split after its colon."""
-    lines = [name.replace(": ", ":\n").split("\n") if len(name) >= 20 else [name] for name in names]
+    """A chart with a row of `height` pixels for each name; a long name takes two lines, split after its colon or before its
+    bracket."""
+    lines = [re.split(r"(?<=:) | (?=\()", name, maxsplit=1) if len(name) >= 20 else [name] for name in names]
     left = 14 + _LETTER * max(len(line) for of_row in lines for line in of_row)
     chart = Chart(x, (-0.5, len(names) - 0.5), height * len(names), left, right, top)
     for y, of_row in enumerate(lines):
