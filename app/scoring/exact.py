@@ -10,6 +10,7 @@ for its mask is moved far, and its choices are close. samples.jsonl records the 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class _Items:
     tasks: Sequence[str]
     metrics: Mapping[str, Weigh]
 
-    @property
+    @cached_property
     def groups(self) -> Table:
         """By task, which items are its own."""
         return {task: np.array([other == task for other in self.tasks]) for task in dict.fromkeys(self.tasks)}

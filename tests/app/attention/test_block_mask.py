@@ -128,7 +128,7 @@ def test_kernels_get_only_whole_tiles_where_there_are_no_partial_ones(queries: i
 
 
 @pytest.mark.parametrize(("head", "ours"), [(64, True), (128, False), (256, False)])
-def test_split_products_get_blocks_of_ours_only_where_shared_memory_holds_them(head: int, ours: bool) -> None:
+def test_bfloat16x3_gets_blocks_of_ours_only_where_shared_memory_holds_them(head: int, ours: bool) -> None:
     options = _kernel_options(*(torch.zeros(1, 1, 256, head) for _ in range(2)), split=True)
     assert options["FLOAT32_PRECISION"] == "'bf16x3'" and ("BLOCK_M" in options) is ours
     tiles = options.get("BLOCK_M", 0) + 2 * options.get("num_stages", 0) * options.get("BLOCK_N", 0)

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from app.report import plots
+from app.report.chart import WIDTH, Chart, rows_chart
 from app.report.render import Report, build_report, print_results
 from app.report.run_list import list_rows, print_runs
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
@@ -42,6 +43,22 @@ def test_page_refers_to_nothing_outside_itself(page: str) -> None:
 def tree(page: str) -> ElementTree.Element:
     """The page read as XML, which every tag left open or attribute without quotes fails."""
     return ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>"))
+
+
+@pytest.mark.parametrize(("left", "where"), [(40.0, ("215.0", "middle")), (280.0, (f"{WIDTH}.0", "end"))])
+def test_the_name_of_an_axis_stays_inside_the_plot(left: float, where: tuple[str, str]) -> None:
+    """Beside long names of rows its middle lies so far to the right that half of it would not fit."""
+    chart = Chart((0.0, 1.0), (0.0, 1.0), 50, left)
+    chart.x_axis("difference in accuracy, points, 95 % interval")
+    assert re.search(r'x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"', chart.parts[-1]).groups() == where  # type: ignore[union-attr]
+
+
+def test_a_long_name_of_a_row_is_split_after_its_colon_or_before_its_bracket() -> None:
+    names = ["short (one)", "as trained: left to right", "reading, context first (reading-seeds)"]
+    chart = rows_chart(names, (0.0, 1.0), 30, right=10, top=8)
+    assert [re.sub("<[^>]+>", "", part) for part in chart.parts] == [
+        "short (one)", "as trained:", "left to right", "reading, context first", "(reading-seeds)",
+    ]  # fmt: skip
 
 
 def test_page_has_language_title_and_headings_in_order(tree: ElementTree.Element) -> None:
