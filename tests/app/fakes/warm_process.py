@@ -1,8 +1,8 @@
 """`python -m app` as a process of its own, forked off one that has imported torch and transformers already.
 
 Such a process can be signalled, killed and left as one that was started anew. What it is spared are the imports: six seconds
-of a core for each start. Nothing else has happened in the one that it is forked off. The ranks that a launcher starts
-are forked off the launcher in the same way.
+of a core for each start. What else has happened in the one that it is forked off is in warm_start.py. The ranks that a
+launcher starts are forked off the launcher in the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 WARM: Final = "forkserver"
 _CONTEXT = multiprocessing.get_context(WARM)
-_CONTEXT.set_forkserver_preload(["accelerate", "app.stage.work", "datasets", "peft", "transformers"])
+_CONTEXT.set_forkserver_preload(["tests.app.fakes.warm_start"])
 
 
 def _run_as_main(module: str, words: Sequence[str], environment: dict[str, str]) -> None:
@@ -38,6 +38,7 @@ def _become_the_command(module: str, words: Sequence[str], environment: dict[str
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     subprocess_handler.Popen = _rank_starter(output)  # type: ignore[misc]
+    os.fsync = os.fstat  # as in tests/conftest.py
     _run_as_main(module, words, environment)
 
 
