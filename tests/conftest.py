@@ -47,8 +47,9 @@ def _logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     level, disabled = root.level, root.manager.disable
     yield
-    root.setLevel(level)
-    logging.disable(disabled)
+    if (root.level, root.manager.disable) != (level, disabled):  # each of the two walks over all loggers
+        root.setLevel(level)
+        logging.disable(disabled)
 
 
 @pytest.fixture(scope="session", autouse=True)

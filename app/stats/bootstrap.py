@@ -184,7 +184,7 @@ def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator, own_s
         counts_sn = _item_counts(n, samples, own_seed)
         # Sums of whole numbers, as of right and wrong, are exact in float32 too, at a third of the time.
         whole = bool((x_nk == np.rint(x_nk)).all()) and n * np.abs(x_nk).max() < _FLOAT32_WHOLE
-        kind = np.float32 if whole else np.float64
+        kind: Any = np.float32 if whole else np.float64
         y_nk = x_nk.astype(kind)
         parts = (counts_sn[start : start + chunk].astype(kind) @ y_nk for start in range(0, samples, chunk))
         return np.concatenate([part.astype(np.float64) / n for part in parts])

@@ -53,6 +53,11 @@ def shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return model
 
 
+def pytest_runtestloop() -> None:
+    if module := sys.modules.get("tests.app.fakes.warm_process"):  # of a test that was collected
+        module.begin_server()
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param

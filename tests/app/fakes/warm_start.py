@@ -1,18 +1,19 @@
 """What a process of `python -m app` has imported and read when it is forked off: see warm_process.py, which has this imported.
 
-Nothing here depends on what the process is then asked for: modules, transformers' table of renamed weights, a tokenizer.
+Nothing here depends on what the process is then asked for: modules, transformers' table of renamed weights, tokenizers.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from app.embedded.cache import cache_dir
 
 for _name in (
     "accelerate",
@@ -22,15 +23,20 @@ for _name in (
     "peft",
     "transformers.models.llama.modeling_llama",
 ):
-    import_module(_name)
+    import_module(_name)  # fmt: skip
 del sys.modules["app.__main__"]  # what it imports stays, and it is executed again
 get_checkpoint_conversion_mapping("llama")  # compiles 900 regular expressions
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """tests/app/fakes/small_cache.py copies the file with its time."""
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
 _from_file = Tokenizer.from_file
-_read = {
-    str(path): _from_file(str(path))
-    for path in Path(os.environ.get("PREFILL_CACHE", "")).glob("models/*/tokenizer.json")
-}
-# The first time only: each process has its own copy, and may change it.
-Tokenizer.from_file = staticmethod(lambda path: _read.pop(path, None) or _from_file(path))
+_read = {_identity(path): _from_file(str(path)) for path in cache_dir().glob("models/*/tokenizer.json")}
+# The first time only: a process has one copy, and may change it.
+Tokenizer.from_file = staticmethod(lambda path: _read.pop(_identity(Path(path)), None) or _from_file(path))
+gc.set_threshold(700, 10, 10)
 gc.collect()
 gc.freeze()
