@@ -95,6 +95,9 @@ def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, t
     assert "4 to run on H200: at most 0.1 h, 0.1 h with 2 workers; 0.25 dollars at 2.5 an hour" in plan
     command("campaign", "cj", "--runs-dir", runs).refused('unknown campaign "cj"')
     command("campaign", "ci", "--runs-dir", runs, "--share", "2/2").refused("expected I/N, with I from 0 to N - 1")
+    for option, value in (("--share", "0/5"), ("--workers", 5)):
+        command("campaign", "ci", "--runs-dir", runs, option, value).refused(
+            f"{option}: 5 parts, and the campaign has 4 runs; make it 4 at most")  # fmt: skip
     mine = write(tmp_path / "mine.yaml", seeds=[3, 3])
     command("campaign", mine, "--runs-dir", runs).refused("seeds: expected each entry once, found 3 twice")
     assert everything_in(tmp_path) == ["mine.yaml"]
