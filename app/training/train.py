@@ -17,7 +17,7 @@ from app.attention.block_mask import TILE
 from app.attention.layers import restrict
 from app.attention.model_config import text_config
 from app.data.mixture import prepare
-from app.model.compiled import require_dependence, speed_up, suits
+from app.model.compiled import always_compiled, require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
 from app.model.quantized import onto_whole, parameters
@@ -237,7 +237,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
-    loop.run()
+    with always_compiled(model):
+        loop.run()
     if loop.stopped:
         raise interrupted(loop.step)
     seconds = time.monotonic() - started + recorder.seconds_before

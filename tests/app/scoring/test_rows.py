@@ -111,6 +111,20 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
 
 
+def test_what_torch_would_run_uncompiled_is_refused(
+    model_of: Any, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+    monkeypatch.setattr(compiled, "VARIANTS", 2)
+    for width in (256, 384):
+        loglikelihood(loaded, random_requests(3), "causal", batch_tokens=width)
+    with pytest.raises(ModelError, match="torch compiled 2 variants of a function in this process"):
+        loglikelihood(loaded, random_requests(3), "causal", batch_tokens=512)
+    loglikelihood(loaded, random_requests(3), "causal", batch_tokens=384)  # what is compiled still runs
+    torch._dynamo.reset()
+
+
 def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:
     """Their parts are made anew each time."""
     torch._dynamo.reset()
