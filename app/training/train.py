@@ -30,7 +30,7 @@ from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
-from app.training.cuda_graph import Graphs, suitable
+from app.training.cuda_graph import Graphs
 from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
@@ -39,6 +39,7 @@ from app.training.saved import Logged, held_out_loss
 from jobs.config.job import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
+from jobs.estimate.graphs import suitable
 from jobs.estimate.memory import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
