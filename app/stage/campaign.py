@@ -4,7 +4,6 @@ A cell that is complete is found and passed over, one that was interrupted goes 
 simply started again. What was declared (`primary`) is written down before the first run, and may not change after it.
 """
 
-import gc
 import os
 import subprocess
 import sys
@@ -128,18 +127,9 @@ def run_cells(
             continue
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
         each()
-        _free_memory()
     if failed:
         first, why = failed[0]
         raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {why}", why.exit_code, AGAIN)
-
-
-def _free_memory() -> None:
-    """Free the memory of the model that was trained, before the next is loaded."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # ---- several workers -------------------------------------------------------------------------------------------------

@@ -39,13 +39,17 @@ SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
-# Tokens an example, mean: measured on the embedded questions and on alpaca-cleaned with a chat template; others a guess.
+# Tokens an example, mean: measured on the embedded questions and on alpaca-cleaned with a chat template; others a guess. Their
+# standard deviation, over the mean: 1 where it is not here.
 _TOKENS = {"qa": 51, "alpaca": 140, "messages": 400}
+_SPREAD = {"qa": 1.2, "lookup": 0.1}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
-# The same for the mean task of a suite, measured with SmolLM2's tokenizer; of others a guess.
+# The same for the mean task of a suite, measured with SmolLM2's tokenizer, and the tokens of an example to train on; of others a
+# guess.
 _SUITES = {"reading": (1617, 93, 270), "lookup": (1000, 80, 292)}
+_LEARNT = {"reading": 101.0, "lookup": 73.5}
 _OTHER = (1000, 150, 500)
 
 
@@ -53,9 +57,9 @@ _OTHER = (1000, 150, 500)
 class Estimate:
     """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
 
-    hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
-    within the memory. checkpointing: of gradients, also under auto. remedy: what makes it fit, if it does
-    not. unknown: why something is None.
+    hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether what peak_gb has
+    beside `cached` is within the memory. checkpointing: of gradients, also under auto. no_graphs: `train.graph: auto` is false,
+    since the memory is too small for graphs. remedy: what makes it fit, if it does not. unknown: why something is None.
     """
 
     gpu: str
@@ -73,6 +77,7 @@ class Estimate:
     score_hours: float | None = None
     hours: float | None = None
     checkpointing: bool | None = None
+    no_graphs: bool = False
     remedy: str = ""
     unknown: str = ""
     assumptions: tuple[str, ...] = ()
@@ -105,16 +110,16 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
     job, asked = memory.with_sizes(job, shape), job
     mean = tokens_per_example or _mean_tokens(job)
-    place = Place(shape, gpu, gpus, mean)
-    job = memory.with_checkpointing(job, place)
+    place = Place(shape, gpu, gpus, mean, _spread(job))
+    job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
-    fits = peak <= place.usable
+    fits = memory.needed(parts) <= place.usable
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
         checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        remedy="" if fits else remedy_for(job, place),
+        no_graphs=_without_graphs(asked, job), remedy="" if fits else remedy_for(job, place),
         assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
@@ -137,12 +142,19 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
 def _mean_tokens(job: Job) -> float:
     train = job.stage.train
     longest = train.max_length if train is not None else 1024
-    if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
-        return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
+    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
+        return min(_LEARNT[job.stage.suite] * (2 if job.stage.order == "repeat" else 1), longest)
     sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
     weights = [one.weight or 1.0 for one in sources]
     lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
     return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
+
+
+def _spread(job: Job) -> float:
+    train = job.stage.train
+    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
+        return _SPREAD.get(job.stage.suite, 1.0)
+    return max((_SPREAD.get(one.format, 1.0) for one in job.profile.data.sources.values()), default=1.0)
 
 
 def _task_size(job: Job, task: str) -> tuple[int, int, int]:
@@ -159,12 +171,19 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
+def _without_graphs(asked: Job, job: Job) -> bool:
+    before, train = asked.stage.train, job.stage.train
+    return before is not None and train is not None and before.graph == "auto" and train.graph is False
+
+
 def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
     if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
         assert job.stage.train is not None
         taken = "with" if job.stage.train.gradient_checkpointing else "without"
         yield f"{taken} gradient checkpointing, which is left to the estimate"
+    if _without_graphs(asked, job):
+        yield "without CUDA graphs, for which the memory is too small"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
