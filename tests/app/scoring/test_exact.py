@@ -93,6 +93,7 @@ def test_the_first_pass_is_the_fastest_that_leaves_few_of_the_sample_in_doubt(mo
     assert found.by == by and asked[:2] == ([[sample, everything], []] if by == 0 else [[sample], [everything]])
     again = [item for items in asked[2] for item in items]
     assert asked[2][0] == sample and len(again) == len(set(again)) == len(found.rescored) < 400
+    assert all(asked[2]), "nothing is asked for nothing"
 
 
 def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk() -> None:
@@ -123,7 +124,7 @@ def test_what_float16_could_not_hold_is_scored_again_and_no_bound_and_no_number_
     found = exact_choices([range(2 * i, 2 * i + 2) for i in range(200)], [[3, 3]] * 200, ["piqa"] * 200, _WEIGHTS,
                           [lambda items: rough, lambda items: [exact[2 * i + k] for i in items for k in (0, 1)]])  # fmt: skip
     assert found.rescored == {*range(0, 200, 6), 7}
-    assert np.isfinite(list(found.bounds["piqa"].values())).all()
+    assert all(bound < 1e-3 for bound in found.bounds["piqa"].values())
     assert 0 < _rounding(found, [(i in found.rescored, 2 * i + 1) for i in range(200)]) < 0.001
 
 
@@ -136,6 +137,39 @@ def test_a_pass_that_cannot_hold_a_sampled_item_is_not_the_first() -> None:
     found = exact_choices([range(2 * i, 2 * i + 2) for i in range(384)], [[3, 3]] * 384, tasks, _WEIGHTS, passes)
     assert [choice(found.scored, range(2 * i, 2 * i + 2), [3, 3], "acc") for i in range(384)] == [0] * 384
     assert found.by == 1
+
+
+def known(scored: Scores) -> Callable[[list[int]], Scores]:
+    """A pass that gives these, of items with two choices."""
+    return lambda items: [scored[2 * i + k] for i in items for k in (0, 1)]
+
+
+def of_one_task(exact: Scores, *passes: Callable[[list[int]], Scores]) -> Exact:
+    size = len(exact) // 2
+    return exact_choices([range(2 * i, 2 * i + 2) for i in range(size)], [[3, 3]] * size, ["piqa"] * size, _WEIGHTS,
+                         [*passes, known(exact)])  # fmt: skip
+
+
+def test_a_tie_is_scored_again_although_nothing_was_seen_to_move() -> None:
+    exact = two_choices(*[9.0] * 7, 0.0, *[9.0] * 192)
+    assert of_one_task(exact, known(exact)).rescored == {*range(0, 200, 6), 7}
+
+
+def test_every_item_of_a_small_task_is_measured() -> None:
+    exact = two_choices(*[9.0] * 63)
+    assert of_one_task(exact, known(exact)).rescored == set(range(63))
+
+
+def test_the_third_pass_is_first_where_the_two_before_it_hold_nothing() -> None:
+    exact, nothing = two_choices(*[9.0] * 64), [Scored(float("nan"), 2, False)] * 128
+    assert of_one_task(exact, known(nothing), known(nothing), known(exact)).by == 2
+
+
+def test_results_that_are_not_one_for_each_request_are_refused() -> None:
+    exact = two_choices(*[9.0] * 64)
+    with pytest.raises(ValueError, match="zip"):
+        exact_choices([range(2 * i, 2 * i + 2) for i in range(64)], [[3, 3]] * 64, ["piqa"] * 64, _WEIGHTS,
+                      [known(exact), lambda items: [*known(exact)(items), exact[0]]])  # fmt: skip
 
 
 MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
