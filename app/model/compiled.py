@@ -24,7 +24,7 @@ from app.model.load import Loaded
 from app.model.products import Products, products_of
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
-from jobs.estimate.memory import LEAST_HEAD
+from jobs.estimate.sizes import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.

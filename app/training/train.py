@@ -40,7 +40,7 @@ from jobs.config.job import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
 from jobs.estimate.graphs import suitable
-from jobs.estimate.memory import DENSE, row_tokens
+from jobs.estimate.sizes import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)

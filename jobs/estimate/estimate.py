@@ -12,9 +12,10 @@ from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate import memory
 from jobs.estimate.gpus import Gpu, gpu_named
-from jobs.estimate.memory import GB, Place, Sharding
+from jobs.estimate.memory import GB, Sharding
 from jobs.estimate.model_shape import shape_of
 from jobs.estimate.remedy import remedy_for
+from jobs.estimate.sizes import USABLE, Place, passes
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Estimate:
         """What of the memory is lacking, in words; empty where it fits or is not known."""
         if self.fits is not False or self.peak_gb is None:
             return ""
-        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * memory.USABLE:.1f} of them usable"
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
     share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
-    count, tokens = memory.passes(train, place)
+    count, tokens = passes(train, place)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
     trained = shape.parameters if train.lora is None else memory.lora_parameters(shape, train.lora)
     update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)

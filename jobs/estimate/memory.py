@@ -3,8 +3,7 @@
 GB are 2**30 bytes.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.config.job import Job
@@ -13,6 +12,17 @@ from jobs.config.schema import Lora, Score, Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.graphs import suitable
 from jobs.estimate.model_shape import Shape
+from jobs.estimate.sizes import (
+    DENSE,
+    PACKED,
+    Place,
+    compilable,
+    line_tokens,
+    most_passes,
+    most_tokens,
+    row_tokens,
+    uneven,
+)
 
 GB = 2**30
 IN_4BIT = 0.53  # bytes a weight in 4 bits, its doubly quantised scales included
@@ -21,16 +31,7 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-# Tokens of a packed row where the stage does not set train.pack_tokens: with FlexAttention on a GPU, and under a dense mask.
-PACKED, DENSE = 4096, 1024
-# Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
-DENSE_CPU = 512
-# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
-SMALL_MODEL, PACKED_SMALL = 500e6, 16384
-# A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
-LINE_SMALL = 4
 LOGITS = 2**27  # of scoring on a GPU, made and read before more are made where the output layer is plain: 0.5 GB
-LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 # Eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap.
@@ -41,39 +42,7 @@ SLACK = 1.06  # fragmentation of the allocator
 UNEVEN, MOST_UNEVEN = 4.5, 1.5
 CACHED = "cached"  # the part that is free again when memory runs out
 CONTEXT_GB = 1.2  # CUDA context and workspaces
-USABLE = 0.97  # of the memory that is sold
-SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a job has to fit: its model on `gpus` GPUs of one kind. mean: length of a training example in tokens; spread: the
-    standard deviation of lengths, over their mean."""
-
-    shape: Shape
-    gpu: Gpu
-    gpus: int
-    mean: float
-    spread: float = 1.0
-
-    @property
-    def usable(self) -> float:
-        """GB of each GPU."""
-        return self.gpu.memory_gb * USABLE
-
-
-def line_tokens(batch_tokens: int, parameters: float) -> int:
-    """Tokens of a packed line of scoring. parameters: of the model."""
-    return batch_tokens * (LINE_SMALL if parameters < SMALL_MODEL else 1)
-
-
-def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
-    """Most tokens of a packed row. fast: with FlexAttention. parameters: of the model."""
-    if wanted is not None:
-        return wanted
-    if fast:
-        return PACKED_SMALL if parameters < SMALL_MODEL else PACKED
-    return DENSE_CPU if cpu else DENSE
+SPARE = 0.95  # of what is usable; a job that fits into it runs without gradient checkpointing
 
 
 def with_sizes(job: Job, shape: Shape) -> Job:
@@ -110,7 +79,9 @@ def with_choices(job: Job, place: Place) -> Job:
         return layout(replace(some, stage=some.stage.model_copy(update={"score": None})), place)
 
     wanted = train.gradient_checkpointing
-    graphs = ["auto", False] if train.graph == "auto" else [train.graph]
+    plain = train.model_copy(update={"gradient_checkpointing": False})
+    only_memory = train.graph == "auto" and is_graphed(plain, job.profile.model.attention, place)
+    graphs = ["auto", False] if only_memory else [train.graph]
     ways = [(False, graph) for graph in graphs] if wanted is not True else []
     ways += [(True, train.graph)] if wanted is not False else []
     last, _ = trained(ways[-1])
@@ -124,49 +95,6 @@ def with_choices(job: Job, place: Place) -> Job:
 def needed(parts: dict[str, float]) -> float:
     """GB that cannot be done without."""
     return sum(size for name, size in parts.items() if name != CACHED)
-
-
-def passes(train: Train, place: Place) -> tuple[int, float]:
-    """(forward passes a GPU and step, tokens of each with their padding).
-
-    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), the same number on each GPU; else
-    micro_batch_size examples, each as long as the longest of them.
-    """
-    step = train.batch_size * place.mean
-    if not train.packing:
-        count = math.ceil(train.batch_size / train.micro_batch_size / place.gpus)
-        return count, train.micro_batch_size * min(train.max_length, 2.5 * place.mean)
-    count = math.ceil(step / (train.pack_tokens or PACKED) / place.gpus)
-    return count, step / count / place.gpus
-
-
-def _large(tokens: float, place: Place) -> float:
-    """The largest of many rows or steps that have so many tokens on average: three standard deviations above it."""
-    return tokens + 3 * place.spread * math.sqrt(tokens * place.mean)
-
-
-def _most_passes(train: Train, place: Place) -> int:
-    """Forward passes a GPU of a large step."""
-    if not train.packing:
-        return passes(train, place)[0]
-    return math.ceil(_large(train.batch_size * place.mean, place) / (train.pack_tokens or PACKED) / place.gpus)
-
-
-def _uneven(train: Train, place: Place) -> float:
-    """By what part a step's one row is narrower on average than the widest; 0 where several rows are all about full."""
-    count, tokens = passes(train, place)
-    return 1 - tokens / _large(tokens, place) if train.packing and count == 1 else 0.0
-
-
-def _most_tokens(train: Train, place: Place) -> float:
-    """Tokens of a large pass, likewise."""
-    mean, (_, tokens) = place.mean, passes(train, place)
-    longest = min(train.max_length, 5 * mean)  # example
-    if not train.packing:
-        return train.micro_batch_size * longest
-    row = max(train.pack_tokens or PACKED, longest)  # a longer example is a row by itself
-    several = _most_passes(train, place) > 1
-    return max(longest, min(_large(tokens, place), row if several else math.inf))
 
 
 def without_bf16(gpu: Gpu) -> bool:
@@ -202,10 +130,6 @@ def is_graphed(train: Train, attention: Attention, place: Place) -> bool:
     return True
 
 
-def compilable(shape: Shape) -> bool:
-    return shape.head_dim >= LEAST_HEAD and not shape.eager
-
-
 def trains_in_half(train: Train, gpu: Gpu) -> bool:
     return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
 
@@ -217,7 +141,7 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     half, spread = trains_in_half(train, place.gpu), sharding == "fsdp"
     shards = place.gpus if spread else 1
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
-    tokens = _most_tokens(train, place)
+    tokens = most_tokens(train, place)
     wide = 1.0 if half else 2.0
     layer = wide * shape.activation_bytes
     if (
@@ -245,14 +169,14 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
         "activations": tokens * layers,
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
     }
-    again = min(UNEVEN * _uneven(train, place), MOST_UNEVEN) * parts["activations"]
+    again = min(UNEVEN * uneven(train, place), MOST_UNEVEN) * parts["activations"]
     if is_graphed(
         train, attention, place
     ):  # in a pool of their own, beside the first pass of each shape, which is none yet
         parts["graphs"] = parts["activations"] + again
     else:
         parts[CACHED] = again
-    if sharding == "ddp" and _most_passes(train, place) > 1:
+    if sharding == "ddp" and most_passes(train, place) > 1:
         # DDP keeps its buckets. With accumulation, local gradients exist beside them; otherwise gradients live in the
         # buckets.
         parts["buckets"] = 4.0 * trained

@@ -28,7 +28,7 @@ from app.scoring.encode import Request, _ids
 from app.scoring.loglikelihood import Count, _plan, compiling_pays, loglikelihood, tokens_of
 from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
-from jobs.estimate.memory import line_tokens
+from jobs.estimate.sizes import line_tokens
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests

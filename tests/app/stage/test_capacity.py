@@ -27,7 +27,7 @@ from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
-from jobs.estimate.memory import row_tokens
+from jobs.estimate.sizes import row_tokens
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
