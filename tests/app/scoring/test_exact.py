@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from app.attention.backends import NAMES, register
 from app.data.tasks import load_items
-from app.model.load import load
+from app.model.load import Loaded, load
+from app.model.products import KINDS, Products, fast_products
 from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
@@ -199,10 +204,44 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
         assert 2 <= entry["exact"]["rescored"] < 4 and all(entry["exact"]["bounds"]["winogrande"].values())
 
 
-def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
+def small() -> Loaded:
     config = dict(model_type="llama", vocab_size=49152, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                   num_attention_heads=4, max_position_embeddings=2048, initializer_range=0.3)  # fmt: skip
-    whole = load(ModelSource(source="random", config=config, device="cpu", dtype="float32"))
+    return load(ModelSource(source="random", config=config, device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize("broken", [("float16",), KINDS])
+def test_a_pass_whose_attention_ignores_the_mask_decides_nothing(
+    broken: tuple[Products, ...], few_rows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the self-check of a run does not see, since it runs in float32: the sample sees it."""
+
+    @contextmanager
+    def products(model: Any, kind: Products) -> Iterator[None]:
+        def causal(module: Any, query: Any, key: Any, value: Any, mask: Any, *_: Any, **__: Any) -> Any:
+            return sdpa_attention_forward(module, query, key, value, None, is_causal=True)
+
+        if kind in broken:
+            AttentionInterface.register(NAMES["sdpa"], causal)
+        with fast_products(model, kind):
+            yield
+        register()
+
+    monkeypatch.setattr("app.scoring.evaluate.fast_products", products)
+    items, settings = (
+        load_items("arc_easy", limit=64, format="harness"),
+        Score(masks=["prefix"], tasks=["arc_easy"], bootstrap=50),
+    )
+    entry, samples = evaluate(small(), items, "prefix", settings, **MADE, exact=True)
+    _, want = evaluate(small(), items, "prefix", settings, **MADE)
+    for metric in _WEIGHTS:
+        assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
+    assert entry["exact"]["first"] == "bfloat16x3"
+    assert (entry["exact"]["rescored"] == 64) is (broken == KINDS)
+
+
+def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
+    whole = small()
     settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=64, bootstrap=50, exact=True)
     items = [item for task in settings.tasks for item in load_items(task, limit=64, format="harness")]
     entry, samples = evaluate(whole, items, "causal", settings, **MADE, exact=True)
