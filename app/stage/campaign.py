@@ -114,7 +114,9 @@ def run_cells(
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
     """
-    failed: list[tuple[Cell, UserError | RunEnded]] = []
+    failed: list[
+        tuple[str, int]
+    ] = []  # not the errors: their tracebacks hold the models, and the next run needs the memory
     for number, cell in enumerate(cells, 1):
         place = f"[{number}/{len(cells)}] {cell.name}"
         try:
@@ -122,14 +124,14 @@ def run_cells(
         except (UserError, RunEnded) as error:
             if error.exit_code == EXIT_STOPPED:
                 raise RunEnded(f"stopped at {place}", EXIT_STOPPED, AGAIN) from error
-            failed.append((cell, error))
+            failed.append((f"{cell.name} first: {error}", error.exit_code))
             say(f"{place}: failed: {error}")
             continue
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
         each()
     if failed:
-        first, why = failed[0]
-        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {why}", why.exit_code, AGAIN)
+        first, code = failed[0]
+        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first}", code, AGAIN)
 
 
 # ---- several workers -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
+import torch
 from rich.console import Console
 from rich.live import Live
 
@@ -115,10 +118,15 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found, said, ran = cells(*read_campaign("ci")), [], []
+    models = WeakSet[torch.nn.Module]()
 
     def run_stage(job: Any, runs_dir: Path, **_: Any) -> Any:
+        gc.collect()
+        assert not models, "the next run needs the memory of the one that failed"
         ran.append(job.stage.seed)
         if len(ran) == 2:
+            model = torch.nn.Linear(1, 1)
+            models.add(model)
             raise RunEnded("the loss is not finite at step 3", EXIT_NAN, "lower train.learning_rate")
         return SimpleNamespace(run=SimpleNamespace(path=runs_dir), ran=True)
 
