@@ -259,15 +259,18 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
             heartbeat.phase("save")
         with heartbeat.beating("save"):
-            saved = checkpoint.save_final(
-                finished,
-                loaded.tokenizer,
-                run.final,
-                dtype=dtype,
-                about=about,
-                logged=logged,
-                device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
-            )
+            try:
+                saved = checkpoint.save_final(
+                    finished,
+                    loaded.tokenizer,
+                    run.final,
+                    dtype=dtype,
+                    about=about,
+                    logged=logged,
+                    device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
+                )
+            finally:  # the last checkpoint is written meanwhile
+                loop.writer.wait()
         saved |= losses_of_base
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))
