@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from app.attention.block_mask import TILE
 from app.attention.mask import Layout
 from app.attention.model_config import head_dims
 from app.model import compiled, onednn
-from app.model.lm_head import instead_of_logits, only_at, plain_lm_head
+from app.model.lm_head import instead_of_logits, only_at
 from app.model.load import Loaded
 from app.model.products import products_of
 from app.scoring.encode import Request
@@ -45,8 +45,7 @@ _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewe
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):  # of which a stage makes 50,000 at a time
     """Sum of log-probabilities (nats), tokens scored, and whether greedy decoding would have produced them."""
 
     logprob: float
@@ -203,7 +202,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     results: list[Scored | None] = [None] * len(requests)
     rows = _rows(loaded, requests, mask, budget)
     done, total = 0, sum(len(row) for row in rows)
-    lm_head = plain_lm_head(loaded.model)
+    lm_head = loaded.lm_head
     running: deque[_Running] = deque()
 
     def finish_first() -> None:
