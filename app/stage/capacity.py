@@ -119,7 +119,7 @@ def require_capacity(job: Job, found: Estimate) -> None:
 def free_memory(*, count_anew: bool = False) -> None:
     """Give the GPU back what an earlier run of this process, or its training, has left to the allocator: graphs have a pool that
     nothing else may use. count_anew: `peak_gb` is of what follows alone."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # else nothing was counted, and a rank would open a context on the first GPU
         gc.collect()
         torch.cuda.empty_cache()
         if count_anew:
