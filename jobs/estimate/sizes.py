@@ -11,7 +11,7 @@ from jobs.estimate.model_shape import Shape
 PACKED, DENSE = 4096, 1024
 # Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
 DENSE_CPU = 512
-# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
+# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 15 GB, with graphs 37.
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 # A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
 LINE_SMALL = 4
