@@ -40,17 +40,15 @@ SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
-# Tokens an example, mean: measured on the embedded questions and on alpaca-cleaned with a chat template; others a guess. Their
-# standard deviation, over the mean: 1 where it is not here.
-_TOKENS = {"qa": 51, "alpaca": 140, "messages": 400}
-_SPREAD = {"qa": 1.2, "lookup": 0.1}
+# Tokens an example, mean, and their standard deviation over it: measured on the embedded questions; the means also on
+# alpaca-cleaned with a chat template and on the suites' own examples; others a guess.
+_TOKENS = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}
+_LEARNT = {"reading": (101.0, 1.0), "lookup": (73.5, 0.1)}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
-# The same for the mean task of a suite, measured with SmolLM2's tokenizer, and the tokens of an example to train on; of others a
-# guess.
+# The same for the mean task of a suite, measured with SmolLM2's tokenizer; of others a guess.
 _SUITES = {"reading": (1617, 93, 270), "lookup": (1000, 80, 292)}
-_LEARNT = {"reading": 101.0, "lookup": 73.5}
 _OTHER = (1000, 150, 500)
 
 
@@ -110,8 +108,9 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
     job, asked = memory.with_sizes(job, shape), job
-    mean = tokens_per_example or _mean_tokens(job)
-    place = Place(shape, gpu, gpus, mean, _spread(job))
+    mean, spread = _lengths(job)
+    mean = tokens_per_example or mean
+    place = Place(shape, gpu, gpus, mean, spread)
     job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
@@ -140,22 +139,18 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
                    score_hours=score_hours, hours=hours)  # fmt: skip
 
 
-def _mean_tokens(job: Job) -> float:
+def _lengths(job: Job) -> tuple[float, float]:
+    """Of the examples to train on: tokens on average, and their standard deviation over that."""
     train = job.stage.train
-    longest = train.max_length if train is not None else 1024
+    longest = float(train.max_length if train is not None else 1024)
     if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
-        return min(_LEARNT[job.stage.suite] * (2 if job.stage.order == "repeat" else 1), longest)
+        mean, spread = _LEARNT[job.stage.suite]
+        return min(mean * (2 if job.stage.order == "repeat" else 1), longest), spread
     sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
     weights = [one.weight or 1.0 for one in sources]
-    lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
-    return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
-
-
-def _spread(job: Job) -> float:
-    train = job.stage.train
-    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
-        return _SPREAD.get(job.stage.suite, 1.0)
-    return max((_SPREAD.get(one.format, 1.0) for one in job.profile.data.sources.values()), default=1.0)
+    means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
+    mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
+    return mean, max(spreads)
 
 
 def _task_size(job: Job, task: str) -> tuple[int, int, int]:

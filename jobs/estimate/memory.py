@@ -52,7 +52,7 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     """
     train, attention = job.train, job.profile.model.attention
     if train is not None:
-        fast = attention == "flex_attention" or (attention == "auto" and compilable(shape))
+        fast = compilable(shape, attention)
         update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
         if job.halvings and train.gradient_checkpointing == "auto":
             update["gradient_checkpointing"] = True
@@ -104,12 +104,8 @@ def without_bf16(gpu: Gpu) -> bool:
 
 def _adapted(shape: Shape, lora: Lora) -> list[tuple[int, int]]:
     """(inputs, outputs) of the linear layers of a decoder layer that have an adapter; all, where targets have other names."""
-    heads, kv, hidden, wide = (
-        shape.head_dim * shape.heads,
-        shape.head_dim * shape.kv_heads,
-        shape.hidden,
-        shape.intermediate,
-    )
+    heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
+    hidden, wide = shape.hidden, shape.intermediate
     linear = {"q_proj": (hidden, heads), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (heads, hidden),
               "gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden)}  # fmt: skip
     found = [] if isinstance(lora.targets, str) else [name.rpartition(".")[2] for name in lora.targets]
@@ -122,12 +118,11 @@ def lora_parameters(shape: Shape, lora: Lora) -> int:
 
 def is_graphed(train: Train, attention: Attention, place: Place) -> bool:
     """Whether steps are launched as CUDA graphs. pack_tokens: see with_sizes."""
-    if train.graph is not True:
-        compiled = attention == "flex_attention" or (attention == "auto" and compilable(place.shape))
-        tokens = min(train.batch_size * place.mean, train.pack_tokens or PACKED)
-        return suitable(train, cuda=True, compiled=compiled, world=place.gpus, parameters=place.shape.parameters,
-                        tokens=tokens)[0]  # fmt: skip
-    return True
+    if train.graph is True:
+        return True
+    tokens = min(train.batch_size * place.mean, train.pack_tokens or PACKED)
+    return suitable(train, cuda=True, compiled=compilable(place.shape, attention), world=place.gpus,
+                    parameters=place.shape.parameters, tokens=tokens)[0]  # fmt: skip
 
 
 def trains_in_half(train: Train, gpu: Gpu) -> bool:

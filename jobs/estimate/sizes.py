@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from jobs.config.profile import Attention
 from jobs.config.schema import Train
 from jobs.estimate.gpus import Gpu
 from jobs.estimate.model_shape import Shape
@@ -11,7 +12,7 @@ from jobs.estimate.model_shape import Shape
 PACKED, DENSE = 4096, 1024
 # Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
 DENSE_CPU = 512
-# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 15 GB, with graphs 37.
+# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 15 to 37 GB.
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 # A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
 LINE_SMALL = 4
@@ -50,8 +51,9 @@ def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool =
     return DENSE_CPU if cpu else DENSE
 
 
-def compilable(shape: Shape) -> bool:
-    return shape.head_dim >= LEAST_HEAD and not shape.eager
+def compilable(shape: Shape, attention: Attention) -> bool:
+    """Whether training has FlexAttention and compiled layers on a GPU."""
+    return attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD and not shape.eager)
 
 
 def passes(train: Train, place: Place) -> tuple[int, float]:
