@@ -17,7 +17,7 @@ from app.attention.block_mask import TILE
 from app.attention.layers import restrict
 from app.attention.model_config import text_config
 from app.data.mixture import prepare
-from app.model.compiled import require_dependence, speed_up, suits
+from app.model.compiled import always_compiled, require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
 from app.model.quantized import onto_whole, parameters
@@ -29,8 +29,8 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
-from app.training.cuda_graph import Graphs, suitable
+from app.training.batch import Collator, Schedule, Steps, prepared, tokens_multiple
+from app.training.cuda_graph import Graphs, in_shapes
 from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
@@ -39,11 +39,11 @@ from app.training.saved import Logged, held_out_loss
 from jobs.config.job import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
-from jobs.estimate.memory import DENSE, row_tokens
+from jobs.estimate.graphs import suitable
+from jobs.estimate.sizes import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
-MOST_SHAPES = 8  # of packed rows, where each has a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                             parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
     eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
     if graphed:
-        steps_of = replace(steps_of, shapes=shapes_of(steps_of.sizes(schedule), TILE, MOST_SHAPES))
+        steps_of = in_shapes(steps_of, schedule, model, params_total)
     if resume:
         heartbeat.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
@@ -237,7 +237,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
-    loop.run()
+    with always_compiled(model):
+        loop.run()
     if loop.stopped:
         raise interrupted(loop.step)
     seconds = time.monotonic() - started + recorder.seconds_before
@@ -260,15 +261,18 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
             heartbeat.phase("save")
         with heartbeat.beating("save"):
-            saved = checkpoint.save_final(
-                finished,
-                loaded.tokenizer,
-                run.final,
-                dtype=dtype,
-                about=about,
-                logged=logged,
-                device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
-            )
+            try:
+                saved = checkpoint.save_final(
+                    finished,
+                    loaded.tokenizer,
+                    run.final,
+                    dtype=dtype,
+                    about=about,
+                    logged=logged,
+                    device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
+                )
+            finally:  # the last checkpoint is written meanwhile
+                loop.writer.wait()
         saved |= losses_of_base
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))
