@@ -53,9 +53,12 @@ def shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return model
 
 
-def pytest_runtestloop() -> None:
+def pytest_runtestloop(session: pytest.Session) -> None:
     if module := sys.modules.get("tests.app.fakes.warm_process"):  # of a test that was collected
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        capture.resume_global_capture()  # of what such a process writes before it has files of its own
         module.begin_server()
+        capture.suspend_global_capture()
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
