@@ -27,20 +27,12 @@ _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix",
 
 
 @dataclass(frozen=True)
-class TaskTest:
-    """McNemar's exact test on one task, with the p-value adjusted over the tasks of its comparison (Holm)."""
-
-    mcnemar: McNemar
-    p_holm: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """`first` against `second` (the baseline) on the same items; differences are first minus second.
 
-    `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`
-    and `tests` are of `first` and `second` alone. `nll`: of the right answer, nats a token, so that lower is better; None
-    for runs without it.
+    `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`,
+    `tests` and `p_holm`, their p-values adjusted over the tasks, are of `first` and `second` alone. `nll`: of the right answer,
+    nats a token, so that lower is better; None for runs without it.
     """
 
     group: str  # ablation, recovery, control, side effect, leaks or compare
@@ -48,7 +40,8 @@ class Comparison:
     first: Evaluation
     second: Evaluation
     paired: Paired
-    tests: Mapping[str, TaskTest]
+    tests: Mapping[str, McNemar]
+    p_holm: Mapping[str, float]
     accuracy: Difference
     nll: Difference | None
     seeds: tuple[int, ...] = ()
@@ -89,7 +82,7 @@ class Comparison:
 
     def task_verdict(self, task: str) -> str:
         """`lower`, `higher` or `within noise` for one task, by the Holm-adjusted exact test."""
-        if self.tests[task].p_holm >= SIGNIFICANT:
+        if self.p_holm[task] >= SIGNIFICANT:
             return "within noise"
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
 
@@ -187,8 +180,7 @@ def compare(
     pairs = list(seeds.values()) or [(first, second)]
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tasks = sorted(first.correct)
-    mcnemar = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
-    adjusted = holm([mcnemar[task].p_value for task in tasks])
+    tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
     firsts, seconds = zip(*pairs, strict=True)
     both = paired(first, second)
     accuracy = difference(
@@ -202,7 +194,8 @@ def compare(
         first=first,
         second=second,
         paired=both,
-        tests={task: TaskTest(mcnemar[task], p) for task, p in zip(tasks, adjusted, strict=True)},
+        tests=tests,
+        p_holm=dict(zip(tasks, holm([tests[task].p_value for task in tasks]), strict=True)),
         accuracy=accuracy,
         nll=_nll(firsts, seconds),
         seeds=tuple(sorted(seeds)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.joint_tables import Part, lines_of, named, recipes, when
+from app.report.joint_tables import Line, Part, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -23,56 +23,56 @@ class Section:
     plots: tuple[Plot, ...] = ()
 
 
-def sections(study: Study) -> list[Section]:
+class Outline(list[Section]):
+    """The sections of a page, in their order."""
+
+    def add(
+        self, key: str, title: str, shown: Sequence[Table], drawn: Sequence[Plot] = (), text: Sequence[str] = ()
+    ) -> None:
+        """A section, unless all of its tables are empty."""
+        if any(table.rows for table in shown):
+            self.append(Section(key, title, tuple(text), tuple(shown), tuple(drawn)))
+
+    def add_comparisons(self, lines: Sequence[Line]) -> None:
+        marks = named(lines)
+        self.add("when", "When it helps", [when(lines)], [plots.forest_plot(marks)] if marks else (), [WHEN])
+
+
+def sections(study: Study) -> Outline:
     """All sections that these runs fill; missing stages have a section of their own."""
+    found, whole = Outline(), [Part("", study)]
+    if len(lines := lines_of(whole)) > 1:
+        found.add_comparisons(lines)
+    ranked = recipes(whole)
+    found.add("recipes", "Recipes, ranked", [ranked if ranked.rows else tables.recipes(study)], text=[RECIPES])
+    curves = plots.recovery_plots(study.recovery, study.baseline)
+    found.add("recovery", "Recovery with training", [tables.recovery(study)], curves, [RECOVERY])
+    found.add("solved", "How soon look-ups are learnt", [run_tables.solved(study)], text=[SOLVED])
     side = [c for c in study.comparisons if c.group == "side effect"]
-    found: list[Section] = []
-    drawn: tuple[Plot, ...]
-    shown: tuple[Table, ...]
-    if len(lines := lines_of([Part("", study)])) > 1:
-        drawn = (plots.forest_plot(marks),) if (marks := named(lines)) else ()
-        found.append(Section("when", "When it helps", (WHEN,), (when(lines),), drawn))
-    if (ranked := recipes([Part("", study)])).rows or study.ranked_recipes:
-        shown = (ranked if ranked.rows else tables.recipes(study),)
-        found.append(Section("recipes", "Recipes, ranked", (RECIPES,), shown))
-    if study.recovery:
-        drawn = plots.recovery_plots(study.recovery, study.baseline)
-        found.append(Section("recovery", "Recovery with training", (RECOVERY,), (tables.recovery(study),), drawn))
-    if (learnt := run_tables.solved(study)).rows:
-        found.append(Section("solved", "How soon look-ups are learnt", (SOLVED,), (learnt,)))
-    if side:
-        shown = (tables.overview(study, side, "Causal scores after finetuning"),)
-        found.append(Section("side-effect", "Side effect in normal use", (SIDE_EFFECT,), shown))
-    estimates = (run_tables.estimate(study),) if any(run.estimate for run in study.runs) else ()
-    found.append(Section("cost", "Cost", (), (run_tables.speed(study), *estimates)))
+    shown = [tables.overview(study, side, "Causal scores after finetuning")]
+    found.add("side-effect", "Side effect in normal use", shown, text=[SIDE_EFFECT])
+    estimates = [run_tables.estimate(study)] if any(run.estimate for run in study.runs) else []
+    found.add("cost", "Cost", [run_tables.speed(study), *estimates])
     if study.evaluations:
         # Comparisons with the baseline that do not leak, else all that do not.
         fair = [c for c in study.comparisons if not c.leaks]
         series = [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
-        drawn = (plots.macro_plot(study), *([plots.delta_plot(series)] if series else []))
-        found.append(Section("results", "Results", (), (tables.results(study), tables.accuracy_by_task(study)), drawn))
+        drawn = [plots.macro_plot(study), *([plots.delta_plot(series)] if series else [])]
+        found.add("results", "Results", [tables.results(study), tables.accuracy_by_task(study)], drawn)
     if study.comparisons:
-        found.append(_comparisons(study))
+        shown = [tables.overview(study, study.comparisons, "Comparisons on the same items")]
+        shown += [tables.each_seed(study.comparisons)] if any(c.seeds for c in study.comparisons) else []
+        shown += [tables.paired_by_task(c) for c in study.comparisons]
+        found.add("comparisons", "Differences", shown, text=[_READING])
     if any(e.gold_nll is not None for e in study.evaluations):
-        text = (_TELL_TALE, *_nll_readings(study.evaluations))
-        drawn = (plots.nll_plot(study.evaluations),)
-        found.append(Section("nll", "Is the answer visible?", text, (tables.gold_nll(study),), drawn))
+        readings, drawn = [_TELL_TALE, *_nll_readings(study.evaluations)], [plots.nll_plot(study.evaluations)]
+        found.add("nll", "Is the answer visible?", [tables.gold_nll(study)], drawn, readings)
     if any(run.train for run in study.runs):
         found.append(_training(study))
-    if any(run.reference for run in study.runs):
-        found.append(Section("reference", "Reference numbers", (_REFERENCE,), (run_tables.reference(study),)))
-    if study.missing:
-        found.append(Section("missing", "Not run yet", (), (run_tables.missing(study),)))
-    found.append(Section("runs", "Runs", (), (run_tables.runs(study),)))
+    found.add("reference", "Reference numbers", [run_tables.reference(study)], text=[_REFERENCE])
+    found.add("missing", "Not run yet", [run_tables.missing(study)])
+    found.add("runs", "Runs", [run_tables.runs(study)])
     return found
-
-
-def _comparisons(study: Study) -> Section:
-    found = [tables.overview(study, study.comparisons, "Comparisons on the same items")]
-    if any(c.seeds for c in study.comparisons):
-        found.append(tables.each_seed(study.comparisons))
-    found += [tables.paired_by_task(c) for c in study.comparisons]
-    return Section("comparisons", "Differences", (_READING,), tuple(found))
 
 
 def _training(study: Study) -> Section:

@@ -18,14 +18,6 @@ _BY_NLL = {"lower": "better", "higher": "worse"}
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One line of the first screen beside the answer: what it is about, and the sentence."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Finding:
     """What one comparison shows. `direction`: better, worse, level, or unclear where the items are too few."""
 
@@ -230,8 +222,8 @@ def _headline_of_two(study: Study) -> str:
     return f"{ids}: {'; '.join(sentences)}."
 
 
-def facts(study: Study) -> list[Fact]:
-    """The first screen beside the answer: how sure it is, what normal use loses, and what it cost."""
+def facts(study: Study) -> list[tuple[str, str]]:
+    """The first screen beside the answer, (name, sentence): how sure it is, what normal use loses, and what it cost."""
     found = []
     if study.evaluations:
         one = study.evaluations[0]
@@ -241,18 +233,18 @@ def facts(study: Study) -> list[Fact]:
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
         decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
         sure = [measured, runs, f"{_would_show(decisive)}." if decisive else ""]
-        found.append(Fact("How sure", " ".join(filter(None, sure))))
+        found.append(("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None:
         reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
-        found.append(Fact("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+        found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
     if (spent := study.spent).runs:
         settings = study.ledger.get("settings") or {}
         price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if price and not spent.dollars:
             dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
-        found.append(Fact("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
+        found.append(("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
 

@@ -146,10 +146,10 @@ class Study:
 
     def find(self, first: tuple[str, str], second: tuple[str, str]) -> Comparison | None:
         """The comparison of two (model, mask) pairs; None if the report has none."""
-        for c in self.comparisons:
-            if ((c.first.model, c.first.mask), (c.second.model, c.second.mask)) == (first, second):
-                return c
-        return None
+        sides = {
+            ((c.first.model, c.first.mask), (c.second.model, c.second.mask)): c for c in reversed(self.comparisons)
+        }
+        return sides.get((first, second))
 
 
 def stage_order(stages: Sequence[str] | dict[str, str]) -> list[str]:

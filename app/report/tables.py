@@ -156,8 +156,7 @@ def paired_by_task(c: Comparison) -> Table:
 
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
-        discordant = f"{test.mcnemar.only_first} : {test.mcnemar.only_second}"
-        tests = (discordant, p_value(test.mcnemar.p_value), p_value(test.p_holm))
+        tests = (f"{test.only_first} : {test.only_second}", p_value(test.p_value), p_value(c.p_holm[t]))
         accuracies = c.first.tasks[t].headline, c.second.tasks[t].headline
         rows.append(row(task_title(t), *accuracies, c.paired.difference_by_task[t], tests, c.task_verdict(t)))
     macro = reading(c.paired.difference)

@@ -172,10 +172,10 @@ def test_what_is_not_scored_yet_is_named(tmp_path: Path) -> None:
 
 def test_leaking_scores_never_enter_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, items=40)
-    first_screen = [found.question, found.headline, *found.details, *(f"{f.name} {f.text}" for f in found.facts)]
+    first_screen = [found.question, found.headline, *found.details, *map(" ".join, found.facts)]
     assert not any("leaks" in text or "bidirectional" in text for text in first_screen)
-    assert [f.name for f in found.facts] == ["How sure", "In normal use", "What it cost"]
-    assert found.facts[0].text.startswith(
+    assert [name for name, _ in found.facts] == ["How sure", "In normal use", "What it cost"]
+    assert found.facts[0][1].startswith(
         "200 questions of 5 tasks; chance is 0.35. One training seed. A true difference of "
     )
 
