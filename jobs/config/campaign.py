@@ -20,7 +20,7 @@ from jobs.config.job import Job
 from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve, stage_names
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
-from jobs.config.validate import Layer, validate
+from jobs.config.validate import Layer, names_in, validate
 from jobs.errors import ConfigError
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
@@ -117,7 +117,7 @@ class Cell:
 
 
 def campaign_names(directory: Path = CAMPAIGNS_DIR) -> list[str]:
-    return sorted(path.stem for path in directory.glob("*.yaml"))
+    return names_in(directory)
 
 
 def require_stage(name: str) -> None:

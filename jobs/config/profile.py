@@ -130,14 +130,11 @@ class TrainData(Strict):
             if getattr(self, key) is not None and self.source != "hub":
                 raise combination(key, "only for source hub", also=("source",))
         _needs("path", self.path, self.source, wanted_by="path")
-        if self.streaming and (self.limit is not None or self.format == "qa"):
-            key = "format" if self.format == "qa" else "limit"
-            fact = (
-                "limit draws a sample of the whole set, and a stream is never whole"
-                if key == "limit"
-                else "qa is not streamed"
-            )
-            raise combination(key, fact, "leave streaming out, or this", also=("streaming",))
+        if self.streaming and self.format == "qa":
+            raise combination("format", "qa is not streamed", "leave streaming out, or this", also=("streaming",))
+        if self.streaming and self.limit is not None:
+            fact = "limit draws a sample of the whole set, and a stream is never whole"
+            raise combination("limit", fact, "leave streaming out, or this", also=("streaming",))
         return self
 
 
