@@ -69,8 +69,8 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pair
 
     loaded = _load(profile, model, runs_dir, dtype=dtype, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
-    requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
-    names = [line.where for line in lines]
+    requests = ENCODERS[boundary](loaded.tokenizer, [(row["context"], row["continuation"]) for _, row in lines])
+    names = [where for where, _ in lines]
     require_fits(loaded, requests, names)
     with token_bar(mask) as show:
         scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
