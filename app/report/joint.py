@@ -18,7 +18,7 @@ from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
-from app.report.sections import RECIPES, RECOVERY, SIDE_EFFECT, SOLVED, Outline
+from app.report.sections import Outline
 from app.report.sentences import by_accuracy, excluded, not_enough
 from app.stats.power import smallest_difference
 
@@ -199,17 +199,17 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
 def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> Outline:
     found = Outline()
     found.add_comparisons(lines)
-    found.add("recipes", "Recipes, ranked", [tables.recipes(parts)], text=[RECIPES])
+    found.add("recipes", [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
     plots: list[Plot] = []
     for part in curves:
         plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
-    found.add("recovery", "Recovery with training", [tables.recovery(part) for part in curves], plots, [RECOVERY])
+    found.add("recovery", [tables.recovery(part) for part in curves], plots)
     learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
-    found.add("solved", "How soon look-ups are learnt", [table for table in learnt if table.rows], text=[SOLVED])
-    found.add("side-effect", "Side effect in normal use", [tables.side_effect(parts)], text=[SIDE_EFFECT])
-    found.add("cost", "Cost", [tables.cost(parts), tables.prefill(parts)])
-    found.add("campaigns", "Campaigns", [tables.campaigns(parts)])
+    found.add("solved", [table for table in learnt if table.rows])
+    found.add("side-effect", [tables.side_effect(parts)])
+    found.add("cost", [tables.cost(parts), tables.prefill(parts)])
+    found.add("campaigns", [tables.campaigns(parts)])
     return found
 
 

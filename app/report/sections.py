@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
@@ -10,6 +11,9 @@ from app.report.joint_tables import Line, Part, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
+from jobs.config import strict_yaml
+
+_WORDS = strict_yaml.read(Path(__file__).with_name("sections.yaml"), "app/report/sections.yaml")
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,17 @@ class Section:
 class Outline(list[Section]):
     """The sections of a page, in their order."""
 
-    def add(
-        self, key: str, title: str, shown: Sequence[Table], drawn: Sequence[Plot] = (), text: Sequence[str] = ()
-    ) -> None:
-        """A section, unless all of its tables are empty."""
+    def add(self, key: str, shown: Sequence[Table], drawn: Sequence[Plot] = (), more: Sequence[str] = (), *,
+            text: str = "") -> None:  # fmt: skip
+        """A section, unless all of its tables are empty. text: in place of that of sections.yaml. more: paragraphs below it."""
+        words = _WORDS[key]
         if any(table.rows for table in shown):
-            self.append(Section(key, title, tuple(text), tuple(shown), tuple(drawn)))
+            paragraphs = filter(None, [text or words.get("text"), *more])
+            self.append(Section(key, words["title"], tuple(paragraphs), tuple(shown), tuple(drawn)))
 
     def add_comparisons(self, lines: Sequence[Line]) -> None:
         marks = named(lines)
-        self.add("when", "When it helps", [when(lines)], [plots.forest_plot(marks)] if marks else (), [WHEN])
+        self.add("when", [when(lines)], [plots.forest_plot(marks)] if marks else ())
 
 
 def sections(study: Study) -> Outline:
@@ -44,48 +49,47 @@ def sections(study: Study) -> Outline:
     if len(lines := lines_of(whole)) > 1:
         found.add_comparisons(lines)
     ranked = recipes(whole)
-    found.add("recipes", "Recipes, ranked", [ranked if ranked.rows else tables.recipes(study)], text=[RECIPES])
-    curves = plots.recovery_plots(study.recovery, study.baseline)
-    found.add("recovery", "Recovery with training", [tables.recovery(study)], curves, [RECOVERY])
-    found.add("solved", "How soon look-ups are learnt", [run_tables.solved(study)], text=[SOLVED])
+    found.add("recipes", [ranked if ranked.rows else tables.recipes(study)])
+    found.add("recovery", [tables.recovery(study)], plots.recovery_plots(study.recovery, study.baseline))
+    found.add("solved", [run_tables.solved(study)])
     side = [c for c in study.comparisons if c.group == "side effect"]
-    shown = [tables.overview(study, side, "Causal scores after finetuning")]
-    found.add("side-effect", "Side effect in normal use", shown, text=[SIDE_EFFECT])
+    found.add("side-effect", [tables.overview(study, side, "Causal scores after finetuning")])
     estimates = [run_tables.estimate(study)] if any(run.estimate for run in study.runs) else []
-    found.add("cost", "Cost", [run_tables.speed(study), *estimates])
+    found.add("cost", [run_tables.speed(study), *estimates])
     if study.evaluations:
         # Comparisons with the baseline that do not leak, else all that do not.
         fair = [c for c in study.comparisons if not c.leaks]
         series = [c for c in fair if c.second is study.baseline and c.first is not study.baseline] or fair
         drawn = [plots.macro_plot(study), *([plots.delta_plot(series)] if series else [])]
-        found.add("results", "Results", [tables.results(study), tables.accuracy_by_task(study)], drawn)
+        found.add("results", [tables.results(study), tables.accuracy_by_task(study)], drawn)
     if study.comparisons:
         shown = [tables.overview(study, study.comparisons, "Comparisons on the same items")]
         shown += [tables.each_seed(study.comparisons)] if any(c.seeds for c in study.comparisons) else []
         shown += [tables.paired_by_task(c) for c in study.comparisons]
-        found.add("comparisons", "Differences", shown, text=[_READING])
+        found.add("comparisons", shown)
     if any(e.gold_nll is not None for e in study.evaluations):
-        readings, drawn = [_TELL_TALE, *_nll_readings(study.evaluations)], [plots.nll_plot(study.evaluations)]
-        found.add("nll", "Is the answer visible?", [tables.gold_nll(study)], drawn, readings)
+        scored = study.evaluations
+        found.add("nll", [tables.gold_nll(study)], [plots.nll_plot(scored)], _nll_readings(scored))
     if any(run.train for run in study.runs):
-        found.append(_training(study))
-    found.add("reference", "Reference numbers", [run_tables.reference(study)], text=[_REFERENCE])
-    found.add("missing", "Not run yet", [run_tables.missing(study)])
-    found.add("runs", "Runs", [run_tables.runs(study)])
+        _add_training(found, study)
+    found.add("reference", [run_tables.reference(study)])
+    found.add("missing", [run_tables.missing(study)])
+    found.add("runs", [run_tables.runs(study)])
     return found
 
 
-def _training(study: Study) -> Section:
+def _add_training(found: Outline, study: Study) -> None:
     trained = [run for run in study.runs if run.train]
     control = [c for c in study.comparisons if c.group == "control"]
-    text = [_TRAINING] if study.compared else [f"{_TRAINING} {_CONTROL}", *_unequal_training(study, trained)]
+    more = [] if study.compared else _unequal_training(study, trained)
     shown = [run_tables.training(study)]
     if control:
         shown.append(tables.overview(study, control, "The control: prefix against causal finetuning on the same data"))
     elif study.compared is None:
-        text.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
-    drawn = (plots.loss_plot(study),) if any(run.train_log or run.eval_log for run in trained) else ()
-    return Section("training", "Training and its control", tuple(text), tuple(shown), drawn)
+        more.append("The control cannot be shown yet: it needs stage3a and stage3b trained, and stage4 scored.")
+    drawn = [plots.loss_plot(study)] if any(run.train_log or run.eval_log for run in trained) else ()
+    text = "" if study.compared else "{text} {control}".format(**_WORDS["training"])
+    found.add("training", shown, drawn, more, text=text)
 
 
 def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
@@ -98,53 +102,6 @@ def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
     differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
     return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
-
-
-WHEN = (
-    "Right of zero the model that reads its prompt in both directions is better than its control; each is finetuned alike and "
-    "scored under its own mask. In the order context first the passage, the choices or the facts come before the question; "
-    "repeat is that prompt written twice, the rival that needs no other mask. Filled marks are the comparisons that a campaign "
-    "declared before it ran. All others are exploratory: of many, a few cross the line by chance."
-)
-RECIPES = (
-    "Each recipe is the mean over its seeds. The best of many is flattered by chance: run it again with new seeds before "
-    "believing its lead."
-)
-RECOVERY = (
-    "Accuracy against the amount of finetuning, for recipes that differ in nothing else. Under the leaking mask "
-    "the curve levels off although the model is repaired."
-)
-SOLVED = (
-    "Accuracy at the end hides who learnt first. With the facts first, a prompt read from left to right cannot prepare for the "
-    "question; with the question first it can."
-)
-_TELL_TALE = (
-    "The negative log-likelihood of the right answer, per token, shows whether a mask lets the answer be copied. "
-    "Under an honest mask an untrained model finds the answer no less surprising than under its own causal mask; a "
-    "leaking one drives it below causal, because each answer token is an input to its own prediction."
-)
-SIDE_EFFECT = (
-    "The finetuned models scored with the ordinary causal mask, against the untouched model: what normal use loses or "
-    "gains."
-)
-_REFERENCE = (
-    "From the earlier experiment: Ministral-3-3B-Instruct-2512, 500 items a task, `format: reference`, its ablated "
-    "prefill scored under a mask that leaks the answer. Shown for orientation on another model or mask; never compared "
-    "automatically."
-)
-_READING = (
-    "A macro difference is read by its 95 % bootstrap interval, a single task by McNemar's exact test adjusted over "
-    "the tasks of its comparison (Holm). Within noise does not mean equal: a difference smaller than the column Can show "
-    "would often go unnoticed. Nothing is adjusted over the comparisons themselves: of many, a few cross the line by chance, "
-    "so a campaign declares one of them as primary before it runs, and all others are exploratory."
-)
-_TRAINING = (
-    "Each eval loss is under the stage's own mask and on held-out examples of the training set, so it is no score on "
-    "the five tasks."
-)
-_CONTROL = (
-    "The causally finetuned model is the control: what it gains, finetuning gives by itself and the mask does not."
-)
 
 
 def _nll_readings(evaluations: Sequence[Evaluation]) -> list[str]:
