@@ -111,11 +111,8 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
             )
         differences = _item_differences(first, other)
         if differences:
-            raise DataError(
-                where,
-                f"scored on different items: {'; '.join(differences)} ({pair})",
-                remedy or "score both with the same LIMIT and data",
-            )
+            fact = f"scored on different items: {'; '.join(differences)} ({pair})"
+            raise DataError(where, fact, remedy or "score both with the same LIMIT and data")
 
 
 def share_items(a: Run, b: Run) -> bool:
@@ -232,17 +229,18 @@ def trained_under(runs: Iterable[Run]) -> dict[str, str]:
 
 def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Comparison]:
     """The comparisons that answer the experiment's questions, in reading order; those without an evaluation are left out."""
-    at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
+    at = {e.condition: e for run in reversed(runs) for e in run.evaluations}
     if (baseline := find_baseline(runs)) is not None:
         at["base", "causal"] = baseline
     masks = trained_under(runs)
     models = list(dict.fromkeys(e.model for run in runs for e in run.evaluations if e.model != "base"))
     trained_prefix = [m for m in models if masks.get(m) == "prefix"]
     controls = [m for m in models if masks.get(m) == "causal"]
-    asked: list[tuple[str, str, tuple[str, str], tuple[str, str]]] = []
+    asked: list[Comparison] = []
 
-    def ask(group: str, title: str, first: tuple[str, str], second: tuple[str, str] = ("base", "causal")) -> None:
-        asked.append((group, title, first, second))
+    def ask(group: str, title: str, a: tuple[str, str], b: tuple[str, str] = ("base", "causal")) -> None:
+        if a in at and b in at:
+            asked.append(compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b])))
 
     ask("ablation", "The ablated prefill, before any finetuning", ("base", "prefix"))
     for m in trained_prefix:
@@ -261,11 +259,7 @@ def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Compa
     for (model, mask), e in sorted(at.items(), key=lambda entry: (["base", *models].index(entry[0][0]), entry[0][1])):
         if e.leaks:
             ask("leaks", f"{model} scored with its own answer visible (leaks)", (model, mask))
-    return [
-        compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b]))
-        for group, title, a, b in asked
-        if a in at and b in at
-    ]
+    return asked
 
 
 def compare_runs(first: Run, second: Run) -> list[Comparison]:
@@ -274,9 +268,7 @@ def compare_runs(first: Run, second: Run) -> list[Comparison]:
     found = []
     for e in second.evaluations:
         if first.evaluations:
-            nearest = min(
-                first.evaluations, key=lambda o: ((o.model, o.mask) != (e.model, e.mask), o.mask != e.mask, o.leaks)
-            )
+            nearest = min(first.evaluations, key=lambda o: (o.condition != e.condition, o.mask != e.mask, o.leaks))
             group = "leaks" if e.leaks or nearest.leaks else "compare"
             title = f"{e.label} of {e.run_id} against {nearest.label} of {nearest.run_id}"
             found.append(compare(group, title, e, nearest))

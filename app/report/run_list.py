@@ -75,23 +75,15 @@ def _row(run: RunDir) -> RunRow:
 
 def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
-    evaluations = metrics.get("evaluations")
-    leaks = {
-        str(e.get("label"))
-        for e in map(_mapping, evaluations if isinstance(evaluations, list) else [])
-        if e.get("leaks")
-    }
-    scores = [
-        (
-            name + " (leaks)" * (name in leaks or name.endswith(LEAKING)),
-            number(value) if isinstance(value, int | float) else str(value),
-        )
-        for name, value in _mapping(summary.get("headline")).items()
-    ]
-    if not scores:
+    scored = metrics.get("evaluations")
+    leaks = [str(e.get("label")) for e in map(_mapping, scored if isinstance(scored, list) else []) if e.get("leaks")]
+    names, values = [], []
+    for name, value in _mapping(summary.get("headline")).items():
+        names.append(name + " (leaks)" * (name in leaks or name.endswith(LEAKING)))
+        values.append(number(value) if isinstance(value, int | float) else str(value))
+    if not names:
         return DASH, ""
-    (name, first), *others = scores
-    return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
+    return values[0], ", ".join([names[0].replace("_", " "), *map(" ".join, zip(names[1:], values[1:], strict=True))])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per it
 against metrics.json: a run whose two files disagree is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,10 @@ class Evaluation:
     nll: Mapping[str, NDArray[np.float64]]
     tokens: Mapping[str, NDArray[np.int64]]
     tokens_per_item: float | None = None  # prompt and choices, as the model ran them in one pass
+
+    @property
+    def condition(self) -> tuple[str, str]:
+        return self.model, self.mask
 
     @property
     def label(self) -> str:
@@ -202,15 +206,11 @@ def _evaluation(
     by_task: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Evaluation:
     lo, hi = e["macro"]["ci95"]
-    correct = {
-        task: np.array([row[_prediction(e, task)] == row["gold"] for row in rows], dtype=np.bool_)
-        for task, rows in by_task.items()
-    }
+
+    def column(value: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, NDArray[Any]]:
+        return {task: np.array([value(task, row) for row in rows]) for task, rows in by_task.items()}
+
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
-    nll, tokens = (
-        {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()} if has_nll else {}
-        for key in ("nll", "tokens")
-    )
     return Evaluation(
         run_id=run_id,
         stage=stage,
@@ -239,9 +239,9 @@ def _evaluation(
         items_per_s=float(e["items_per_s"]),
         tokens_per_s=float(e["tokens_per_s"]),
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
-        correct=correct,
-        nll=nll,
-        tokens=tokens,
+        correct=column(lambda task, row: row[_prediction(e, task)] == row["gold"]),
+        nll=column(lambda task, row: row["nll"]) if has_nll else {},
+        tokens=column(lambda task, row: row["tokens"]) if has_nll else {},
         tokens_per_item=e["tokens"] / _passes(e) if "tokens" in e else None,
     )
 

@@ -110,11 +110,8 @@ class Study:
     @property
     def own_masks(self) -> list[Comparison]:
         """Every prefix-finetuned model under its mask against its control under its own."""
-        return [
-            c
-            for c in self.comparisons
-            if c.group == "control" and (c.first.mask, c.second.mask) == ("prefix", "causal")
-        ]
+        own = ("control", "prefix", "causal")
+        return [c for c in self.comparisons if (c.group, c.first.mask, c.second.mask) == own]
 
     @functools.cached_property
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
@@ -142,14 +139,12 @@ class Study:
         return [*found, *(control if {r.steps for r in control} == lengths else [])] if len(lengths) > 1 else []
 
     def evaluation(self, model: str, mask: str) -> Evaluation | None:
-        return next((e for e in self.evaluations if (e.model, e.mask) == (model, mask)), None)
+        return next((e for e in self.evaluations if e.condition == (model, mask)), None)
 
     def find(self, first: tuple[str, str], second: tuple[str, str]) -> Comparison | None:
         """The comparison of two (model, mask) pairs; None if the report has none."""
-        sides = {
-            ((c.first.model, c.first.mask), (c.second.model, c.second.mask)): c for c in reversed(self.comparisons)
-        }
-        return sides.get((first, second))
+        sides = (first, second)
+        return next((c for c in self.comparisons if (c.first.condition, c.second.condition) == sides), None)
 
 
 def stage_order(stages: Sequence[str] | dict[str, str]) -> list[str]:
