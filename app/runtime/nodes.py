@@ -39,9 +39,8 @@ def nodes_of(environ: Mapping[str, str]) -> Nodes:
         raise ConfigError(RANK, f"is {rank}, and {COUNT} is {count}", _REMEDY)
     address, _, port = environ.get(MEETING, "").rpartition(":")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(
-            MEETING, f'expected HOST:PORT of the first machine, found "{environ.get(MEETING, "")}"', _REMEDY
-        )
+        fact = f'expected HOST:PORT of the first machine, found "{environ.get(MEETING, "")}"'
+        raise ConfigError(MEETING, fact, _REMEDY)
     return Nodes(count, rank, address.strip("[]"), int(port))
 
 

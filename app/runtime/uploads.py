@@ -119,9 +119,8 @@ class Uploads:
         begun, files = time.monotonic(), files_below(here)
         for pause in (*self._pauses, None):
             try:
-                size = store.put(
-                    f"{self._checkpoints}/{here.name}", self._files(files), cancelled=self._given_up.is_set
-                )
+                place = f"{self._checkpoints}/{here.name}"
+                size = store.put(place, self._files(files), cancelled=self._given_up.is_set)
                 self._prune(store)
             except Cancelled:
                 return

@@ -150,9 +150,8 @@ class _Endpoint:
         rows: list[Row] = []
         for ids, document in asked.prompts:
             for number in range(body.n):
-                how = Sampling(
-                    asked.limit, body.temperature, body.top_p, seed + number, body.stops, asked.top, asked.scored
-                )
+                chosen = body.temperature, body.top_p, seed + number, body.stops
+                how = Sampling(asked.limit, *chosen, asked.top, asked.scored)
                 rows.append(Row(ids, document, how, _into(events, loop, len(rows)), deadline))
         self.worker.submit(rows)
         usage = _Usage(sum(len(ids) for ids, _ in asked.prompts))
@@ -208,11 +207,8 @@ class _Usage:
     answers: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompts,
-            "completion_tokens": self.answers,
-            "total_tokens": self.prompts + self.answers,
-        }
+        both = {"prompt_tokens": self.prompts, "completion_tokens": self.answers}
+        return {**both, "total_tokens": sum(both.values())}
 
 
 def _into(events: asyncio.Queue[tuple[int, Delta | ApiError]], loop: asyncio.AbstractEventLoop, at: int) -> Any:

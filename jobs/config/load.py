@@ -149,9 +149,8 @@ def _set_layer(text: str) -> Layer:
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
-        raise ConfigError(
-            where, "the name is that of the file", "copy the file to another name and remove its line name"
-        )
+        fact = "the name is that of the file"
+        raise ConfigError(where, fact, "copy the file to another name and remove its line name")
     _refuse_unknown_head(steps, where)
     values: Any = strict_yaml.parse(value_text, where)
     for step in reversed(steps):

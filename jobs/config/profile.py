@@ -163,9 +163,8 @@ class Data(Strict):
         if len(sources) == 1:
             if sources[0].weight is not None or self.temperature != 1:
                 key = "temperature" if self.temperature != 1 else "train.weight"
-                raise combination(
-                    key, "weight and temperature are for several sources, and there is one", "leave it out"
-                )
+                fact = "weight and temperature are for several sources, and there is one"
+                raise combination(key, fact, "leave it out")
             return self
         places = [(one.source, one.name, one.path, one.split, one.subset, one.format) for one in sources]
         if twice := next((i for i, place in enumerate(places) if place in places[:i]), None):
@@ -176,9 +175,8 @@ class Data(Strict):
             fact = f"{sources[weighted.index(False)].place} has no weight, and others have one"
             raise combination("train", fact, "give each source a weight, or none of them")
         if any(one.streaming for one in sources) and not all(weighted):
-            raise combination(
-                "train", "a streamed source has no known size to be weighted by", "give each source a weight"
-            )
+            fact = "a streamed source has no known size to be weighted by"
+            raise combination("train", fact, "give each source a weight")
         return self
 
 

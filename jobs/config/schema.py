@@ -73,9 +73,8 @@ EVALUATION_SHARE, LEAST_HELD_OUT, MOST_HELD_OUT = 0.03, 64, 500
 
 def checked_layers(value: str) -> str:
     if not re.fullmatch(r"all|global|(first|every):[1-9][0-9]{0,3}", value):
-        raise refused(
-            f'expected all, global, first:N or every:K, found "{value}"', "such as every:6: layers 6, 12, ..."
-        )
+        fact = f'expected all, global, first:N or every:K, found "{value}"'
+        raise refused(fact, "such as every:6: layers 6, 12, ...")
     return value
 
 
@@ -112,9 +111,8 @@ class Objective(Strict):
         if self.ce == 0 and self.kl == 0:
             raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
         if self.causal_anneal is not None and self.causal_fraction == 0:
-            raise combination(
-                "causal_anneal", "expected causal_fraction above 0, which it lets fall", also=("causal_fraction",)
-            )
+            fact = "expected causal_fraction above 0, which it lets fall"
+            raise combination("causal_anneal", fact, also=("causal_fraction",))
         return self
 
 

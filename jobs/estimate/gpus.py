@@ -94,9 +94,8 @@ def gpu_named(text: str) -> Gpu:
     if name is None and (found := _MEMORY.search(spaced)):
         name, memory = _BY_KEY.get(_key(_MEMORY.sub("", spaced))), float(found[1])
     if name is None:
-        raise ConfigError(
-            f"gpu {text!r}", "no such GPU in the table of jobs/estimate/gpus.py", nearest(text.upper(), GPU_NAMES)
-        )
+        fact = "no such GPU in the table of jobs/estimate/gpus.py"
+        raise ConfigError(f"gpu {text!r}", fact, nearest(text.upper(), GPU_NAMES))
     memories = _TABLE[name][2]
     if memory is not None and memory not in memories:
         sold = " or ".join(f"{size:g}" for size in memories)
