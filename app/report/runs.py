@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from app.report.items import FILE as ITEMS
 from app.report.items import ROUNDING, read_items
@@ -25,18 +26,17 @@ _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 _TOLERANCE = {"samples.jsonl": _ATOL, ITEMS: ROUNDING}  # of the NLL, relative
 
 
-@dataclass(frozen=True)
-class TaskScore:
+class TaskScore(BaseModel, frozen=True):
     """One task of one evaluation, from metrics.json."""
 
     items: int
     headline: float
-    stderr: float | None  # None for a single item
-    gold_nll: float | None  # nats per token of the right answer
-    gold_nll_rounding: float  # by which faster products than float32's may have moved it
+    stderr: float | None = None  # of a single item
+    gold_nll: float | None = Field(default=None, alias="gold_nll_per_token")  # nats, of the right answer
+    gold_nll_rounding: float = 0.0  # by which faster products than float32's may have moved it
     chance: float
-    prefix_violations: int
-    truncated: int
+    prefix_violations: int = 0
+    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,10 @@ def load_run(run: RunDir, model: str | None = None) -> Run:
         )
     except KeyError as missing:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        fact = f"key {wrong['loc'][0]!r} is {'missing' if wrong['type'] == 'missing' else repr(wrong['input'])}"
+        raise DataError(str(path / "metrics.json"), fact, "score the stage again") from None
 
 
 def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str) -> tuple[Evaluation, ...]:
@@ -219,19 +223,7 @@ def _evaluation(
         mask=e["mask"],
         leaks=bool(e.get("leaks")) or str(e["mask"]).partition("@")[0] in LEAKING,
         format=_format(e),
-        tasks={
-            task: TaskScore(
-                items=int(t["items"]),
-                headline=float(t["headline"]),
-                stderr=t.get("stderr"),
-                gold_nll=t.get("gold_nll_per_token"),
-                gold_nll_rounding=float(t.get("gold_nll_rounding", 0.0)),
-                chance=float(t["chance"]),
-                prefix_violations=int(t.get("prefix_violations", 0)),
-                truncated=int(t.get("truncated", 0)),
-            )
-            for task, t in e["tasks"].items()
-        },
+        tasks={task: TaskScore.model_validate(t) for task, t in e["tasks"].items()},
         macro=Interval(float(e["macro"]["value"]), float(lo), float(hi)),
         chance=float(e["macro"]["chance"]),
         items=int(e["items"]),

@@ -94,10 +94,8 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
 
 def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
     """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage != job.stage.name or run.state() not in STOPPED:
-            continue
-        if run.settings() != job.settings(init_runs):
+    for run in reversed(list_runs(runs_dir, job.stage.name)):
+        if run.state() not in STOPPED or run.settings() != job.settings(init_runs):
             continue
         before = Job.from_dict(run.read_job(), str(run.path)).contents
         key = next(key for key in sorted({*before, *job.contents}) if before.get(key) != job.contents.get(key))

@@ -61,6 +61,18 @@ def test_a_damaged_flag_does_not_hide_that_bidirectional_leaks(tmp_path: Path) -
     assert "bidirectional (leaks)" in build_report(tmp_path).to_markdown()
 
 
+@pytest.mark.parametrize(("value", "fact"), [(None, "is missing"), ("much", "is 'much'")])
+def test_a_number_that_is_none_is_refused_by_its_key(tmp_path: Path, value: str | None, fact: str) -> None:
+    run = write_run(tmp_path, "stage1")
+    metrics = run.read_metrics()
+    metrics["evaluations"][0]["tasks"]["piqa"] |= {"chance": value}
+    if value is None:
+        del metrics["evaluations"][0]["tasks"]["piqa"]["chance"]
+    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(DataError, match=f"metrics.json: key 'chance' {fact}; score the stage again"):
+        build_report(tmp_path)
+
+
 def test_missing_stages_are_named_with_their_command(tmp_path: Path) -> None:
     write_run(tmp_path, "stage1")
     write_run(tmp_path, "stage2", minute=1, complete=False)

@@ -126,7 +126,7 @@ def test_a_difference_in_log_likelihood_within_rounding_is_none(
         (run.path / "metrics.json").write_text(json.dumps(metrics))
     (c,) = [c for c in build_report(tmp_path).study.comparisons if c.group == "ablation"]
     assert c.nll_verdict == "higher"
-    coarse = {t: replace(score, gold_nll_rounding=0.26) for t, score in c.first.tasks.items()}
+    coarse = {t: score.model_copy(update={"gold_nll_rounding": 0.26}) for t, score in c.first.tasks.items()}
     assert replace(c, first=replace(c.first, tasks=coarse)).nll_verdict == "within noise"
     assert "2.60 ± 0.24" in build_report(tmp_path).to_markdown()
 
