@@ -7,6 +7,7 @@ others it shows the decisive comparison.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,7 @@ class Study:
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
         """The recipes of a stage against the control, best accuracy first; empty unless there are several. A campaign's recipes
         have each a control of its own (app/report/joint_tables.py)."""
-        recipes = self.trainings.of_prefix("prefix")
+        recipes = [r for r in self.trainings.recipes if r.trained_under == r.mask == "prefix"]
         if self.control is None or recipe_of(self.control.first.model) or len(recipes) < 2:
             return []
         found = []
@@ -131,7 +132,7 @@ class Study:
     def recovery(self) -> list[Recipe]:
         """The prefix model's recipes that differ in their steps alone, under each mask, and those of its control; empty unless
         there are several."""
-        own = [r for r in self.trainings.recipes if r.differs_in_steps_alone]
+        own = [r for r in self.trainings.recipes if re.fullmatch(r"(max_steps=\d+)?", r.changes)]
         found = [r for m in MASKS if m != "causal" for r in own if (r.model, r.mask) == (self.prefix_model, m)]
         second = self.control.second.model if self.control else ""
         control = [r for r in own if (r.model, r.mask) == (second, "causal")]

@@ -13,7 +13,7 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Self
@@ -32,7 +32,7 @@ _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
 
-class RunDir(RunFiles):
+class RunDir(RunFiles, AbstractContextManager["RunDir"]):
     """One run's directory: `create` and `reopen` hold its lock and may write, `open` only reads.
 
     Close it, or use `with`. A child made by fork shares the lock, which is held until the child has ended too.
@@ -108,9 +108,6 @@ class RunDir(RunFiles):
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
