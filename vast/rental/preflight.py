@@ -11,7 +11,7 @@ from jobs.config.profile import STORE_REMEDY, store_fault
 from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
-from jobs.estimate.gpus import GPU_NAMES
+from jobs.estimate.gpus import gpu_names
 from jobs.runs.rundir import command_for, resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
@@ -244,7 +244,7 @@ def require_memory(estimate: Estimate | None, offer: Offer) -> None:
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> str:
     """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
     if query.gpu is not None:
-        known = set(map(gpu_name, GPU_NAMES))
+        known = set(map(gpu_name, gpu_names()))
         others = cloud.search(replace(query, gpu=None, max_dollars_per_hour=None)) if query.gpu not in known else ()
         known |= {gpu_name(one.gpu) for one in others or ()}
         like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
