@@ -166,11 +166,8 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
     if steps[0] in known:
         return
     sections: dict[str, type[BaseModel]] = {"train": Stage, "score": Stage, "model": Profile}
-    meant = [
-        f'"{section}.{".".join(steps)}"'
-        for section, model in sections.items()
-        if steps[0] in keys_at(model, (section,))
-    ]
+    holders = [section for section, model in sections.items() if steps[0] in keys_at(model, (section,))]
+    meant = [f'"{section}.{".".join(steps)}"' for section in holders]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
     raise ConfigError(f"{where}: {steps[0][:80]}", "unknown key", remedy)
 
