@@ -1,8 +1,5 @@
 """One page over several campaigns: when a bidirectional prompt helps, by suite, order and model, and what it costs.
 
-    parts = [Part("lookup", study), ...]  # of docs/results, or of the campaigns of a runs directory
-    page = joint_page(parts, not_run=["short"])
-
 Every difference is one campaign's own: the items of two campaigns are never put together. The headline is about the comparisons
 that were declared before anything ran; of two campaigns that declared the same one, that with more seeds counts.
 """
