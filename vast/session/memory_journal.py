@@ -6,10 +6,10 @@ later `vast down` proves the machine's absence once more and closes the run.
 
 import fcntl
 from pathlib import Path
-from typing import Any
 
 from jobs.errors import RunStateError
 from vast.supervisor.journal import LOCK, FileJournal, Stamp, Superseded, read_token
+from vast.supervisor.state import Action, Plan, RunState
 
 
 class MemoryJournal(FileJournal):
@@ -35,8 +35,8 @@ class MemoryJournal(FileJournal):
         if now and self.token and now != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {now}")
 
-    def _write(self, kind: str, stamp: Stamp, **content: Any) -> None:
-        assert kind != "begin", "nothing is rented without a journal on disk"
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        assert plan is None, "nothing is rented without a journal on disk"
 
 
 def _token(directory: Path) -> int:

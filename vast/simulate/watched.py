@@ -23,27 +23,19 @@ class SimulatedJournal:
         if self.world.actor != self.world.token:
             raise Superseded
 
-    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
-        self.world.begun = self.world.now
-        self._write(state, None, stamp, plan)
-
-    def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
-        if action.do is Do.CREATE:
-            self.world.intents.append(self.world.now)
-        self._write(state, action, stamp)
-
-    def state(self, state: RunState, stamp: Stamp) -> None:
-        self._write(state, None, stamp)
-
-    def _write(self, state: RunState, pending: Action | None, stamp: Stamp, plan: Plan | None = None) -> None:
-        self.check()
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
         world = self.world
+        if plan is not None:
+            world.begun = world.now
+        if action is not None and action.do is Do.CREATE:
+            world.intents.append(world.now)
+        self.check()
         chosen = plan if self.last is None or plan is not None else self.last.plan
         assert chosen is not None
         self.writes += 1
         crash = world.crash_next or self.writes in self.crashes
         if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
-            self.last = Last(chosen, state, pending, stamp)
+            self.last = Last(chosen, state, action, stamp)
             world.refused_for_good = state.refusal == SCOPE
             if state.machine is not None:
                 world.show(world.machines[state.machine.id])

@@ -60,14 +60,13 @@ class Last:
 
 
 class Journal(Protocol):
-    """Records are on disk when a method returns. All raise Superseded."""
+    """A record is on disk when `write` returns. Both raise Superseded."""
 
     def check(self) -> None:
         """Before each act: raises if another supervisor took over."""
 
-    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None: ...
-    def act(self, state: RunState, action: Action, stamp: Stamp) -> None: ...
-    def state(self, state: RunState, stamp: Stamp) -> None: ...
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        """action: one that is about to be tried. plan: in the first record only."""
 
 
 class RunClock:
@@ -125,19 +124,12 @@ class FileJournal:
         if current != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {current}")
 
-    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
-        self._write("begin", stamp, plan=_codec(Plan).dump_python(plan, mode="json"), state=_plain(state))
-
-    def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
-        self._write("act", stamp, state=_plain(state), action=_codec(Action).dump_python(action, mode="json"))
-
-    def state(self, state: RunState, stamp: Stamp) -> None:
-        self._write("state", stamp, state=_plain(state))
-
-    def _write(self, kind: str, stamp: Stamp, **content: Any) -> None:
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
         self.check()
-        at = _codec(Stamp).dump_python(stamp, mode="json")
-        line = json.dumps({"record": kind, "token": self.token, "at": at, **content}, separators=(",", ":")) + "\n"
+        kind = "begin" if plan is not None else "state" if action is None else "act"
+        parts = {"at": stamp, "plan": plan, "state": state, "action": action}
+        content = {name: _codec(type(part)).dump_python(part, mode="json") for name, part in parts.items() if part}
+        line = json.dumps({"record": kind, "token": self.token, **content}, separators=(",", ":")) + "\n"
         try:
             self._append(line.encode())
         except DiskFull:
@@ -205,10 +197,6 @@ def records(directory: Path) -> Iterator[Last]:
 
 def to_json(state: RunState) -> str:
     return _codec(RunState).dump_json(state).decode()
-
-
-def _plain(state: RunState) -> Any:
-    return _codec(RunState).dump_python(state, mode="json")
 
 
 @cache

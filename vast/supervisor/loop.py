@@ -63,7 +63,7 @@ class Supervisor:
             here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
             home = None if here is None else here.checkpoint
             self.state = changed(begin(self.plan, self.clock.now()), home=home)
-            self.journal.begin(self.plan, self.state, self.run_clock.stamp())
+            self.journal.write(self.state, self.run_clock.stamp(), plan=self.plan)
         else:
             self.state = self._resumed(last)
 
@@ -94,12 +94,12 @@ class Supervisor:
             self._advance(action, None)
         else:
             self.journal.check()
-            self.journal.act(self.state, action, self.run_clock.stamp())
+            self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
             self._advance(replace(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
-        self.journal.state(self.state, self.run_clock.stamp())
+        self.journal.write(self.state, self.run_clock.stamp())
         if self.state.phase is Phase.CLOSED:
             self.tell(CLOSED, self.state)
 
@@ -115,7 +115,7 @@ class Supervisor:
         if state.machine is not None and not state.machine.starts:
             # nothing was polled meanwhile: its deadline restarts, and an answer that we lost is no fault of the host
             state = changed(state, machine=changed(state.machine, ran_at=None, burn_in_lost=0))
-        self.journal.state(state, self.run_clock.stamp())
+        self.journal.write(state, self.run_clock.stamp())
         return state
 
     def _advance(self, action: Action, result: Result) -> None:
