@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
 from vast.host.runs import list_of
-from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
+from vast.ports import Address, Addresses, BurnIn, Clock, Contact, Host, Proceed, Pulled, Seconds, always
 from vast.secrets import Secret
 from vast.shell import burn_in, file_list, host_reports, push
 from vast.shell.file_list import Listing, ListingRefused
@@ -77,10 +77,10 @@ class HostShell:
 
     # ---- probing
 
-    def probe(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: Addresses) -> Host:
         return self._find(addresses)[1]
 
-    def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
+    def _find(self, addresses: Addresses) -> tuple[Address | None, Host]:
         """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
         self._not_run = False
@@ -113,7 +113,7 @@ class HostShell:
         self.transport.settle(address, found.contact == "ok")
         return found
 
-    def _reach(self, addresses: tuple[Address, ...]) -> Address | None:
+    def _reach(self, addresses: Addresses) -> Address | None:
         """A pair at which our machine answered within the last minute."""
         if self._proven is not None:
             address, seen, _ = self._proven
@@ -123,7 +123,7 @@ class HostShell:
 
     # ---- commands
 
-    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+    def burn_in(self, addresses: Addresses, seconds: Seconds) -> BurnIn | None:
         address = self._reach(addresses)
         if address is None:
             return None
@@ -133,8 +133,9 @@ class HostShell:
         found = host_reports.parse(reply.out) if reply.good else None
         return burn_in.judged(found, self.gpus, self.clock.now())
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
-              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
+    def start(
+        self, addresses: Addresses, command: tuple[str, ...], home: str | None = None, proceed: Proceed = always
+    ) -> bool | None:
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
         address = self._reach(addresses)
         if address is None:
@@ -147,7 +148,7 @@ class HostShell:
         known = () if home is None else ("--home", home)
         return self._command(address, "start", *known, "--", *command)
 
-    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+    def stop(self, addresses: Addresses) -> bool | None:
         address = self._reach(addresses)
         return (
             None
@@ -155,7 +156,7 @@ class HostShell:
             else self._command(address, "stop", *([] if self.grace is None else ["--grace", f"{self.grace:g}"]))
         )
 
-    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
+    def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
         return None if address is None else self._renew(address, until_deadline)
 
@@ -163,7 +164,7 @@ class HostShell:
         self._lease = (self.clock.monotonic(), until_deadline)
         return self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
 
-    def _pace(self, address: Address, proceed: Callable[[], bool]) -> Pace:
+    def _pace(self, address: Address, proceed: Proceed) -> Pace:
         """Of a transfer, which may take hours: the lease of the machine is renewed meanwhile, as its supervisor would do."""
 
         def going() -> bool:
@@ -177,7 +178,7 @@ class HostShell:
         return Pace(going, self.mbit)
 
     def log(
-        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
+        self, addresses: Addresses, tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
         """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
         address = self._reach(addresses)
@@ -214,7 +215,7 @@ class HostShell:
         values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
         return push.answer(self._run(address, "secrets", stdin=values))
 
-    def _send_inputs(self, address: Address, proceed: Callable[[], bool]) -> bool | None:
+    def _send_inputs(self, address: Address, proceed: Proceed) -> bool | None:
         boot = None if self._proven is None else self._proven[2]
         if boot is not None and boot == self._sent:
             return True
@@ -230,7 +231,7 @@ class HostShell:
         self._sent = boot
         return True
 
-    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
+    def push(self, addresses: Addresses, proceed: Proceed = always) -> bool | None:
         """True also if there is nothing here to go on with: then the job begins anew."""
         address = self._reach(addresses)
         if address is None:
@@ -253,9 +254,7 @@ class HostShell:
 
     # ---- from the host
 
-    def pull(
-        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
-    ) -> Pulled | None:
+    def pull(self, addresses: Addresses, everything: bool, proceed: Proceed = always) -> Pulled | None:
         """None: no answer. The next pull continues an incomplete one."""
         address = self._reach(addresses)
         if address is None:
@@ -277,7 +276,7 @@ class HostShell:
             pulled = replace(pulled, complete=done and copy.is_complete(), bytes=came)
         return pulled
 
-    def _listing(self, address: Address, everything: bool, proceed: Callable[[], bool]) -> Listing | Pulled | None:
+    def _listing(self, address: Address, everything: bool, proceed: Proceed) -> Listing | Pulled | None:
         """Of the run that the job writes; of a campaign first of those that are complete there and not here. None: no answer."""
         have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
@@ -294,7 +293,7 @@ class HostShell:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
 
-    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Callable[[], bool]) -> Reply:
+    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Proceed) -> Reply:
         limit, pace = push.time_for(size), self._pace(address, proceed)
         return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 

@@ -4,12 +4,12 @@ A transport knows nothing of runs: vast/shell/pull.py verifies its files, and va
 machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vast.ports import Address, Seconds, always
+from vast.ports import Address, Proceed, Seconds, always
 
 # wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run. not-run: this
 # machine could not start ssh or rsync, which proves nothing about the host.
@@ -42,7 +42,7 @@ class Reply:
 class Pace:
     """Bounds of a transfer while it runs. proceed: asked every second; False ends it. mbit: bandwidth limit, Mbit/s."""
 
-    proceed: Callable[[], bool] = always
+    proceed: Proceed = always
     mbit: float | None = None
 
 

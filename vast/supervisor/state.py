@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from vast.ports import (
     Account,
-    Address,
+    Addresses,
     BurnIn,
     CreateResult,
     Dollars,
@@ -103,7 +103,7 @@ class Machine:
     status: Status = Status.CREATED
     message: str = ""
     end: Seconds | None = None  # unix time, of the contract
-    addresses: tuple[Address, ...] = ()
+    addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
     away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
     stopped: int = 0  # polls in a row that showed it stopped or exited
@@ -145,7 +145,7 @@ class PendingDestroy:
     tries: int = 0
     next_try: Seconds = 0.0
     accepted: bool = False  # a DELETE was; absence counts only after it
-    addresses: tuple[Address, ...] = ()  # a host that answers here is not absent
+    addresses: Addresses = ()  # a host that answers here is not absent
     absent: int = 0
     absent_at: Seconds | None = None
 
