@@ -7,7 +7,7 @@ or taken from it, the machine has to show the nonce of the run. This proof lasts
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ class HostShell:
     """One run's way to its machine."""
 
     transport: Transport
-    runs_dir: InitVar[Path]  # where runs are kept here
-    own: InitVar[Path]  # the directory of the rented run, below it
+    copy: LocalCopy
     nonce: str  # what the machine's dead-man's switch was given
     clock: Clock
     network: Callable[[], bool]  # whether our own network works; it must not ask the host
@@ -57,11 +56,8 @@ class HostShell:
     grace: Seconds | None = None  # for the job's checkpoint when it is asked to end; None: what the host gives it
     gpus: int | None = None  # of the contract, for the burn-in; None: not known
     mbit: float | None = None  # bandwidth limit of transfers, Mbit/s
-    campaign: InitVar[str | None] = None  # this and `earlier`: see LocalCopy
-    earlier: InitVar[Sequence[str]] = ()
     root: str = ROOT
     program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host")  # how vast.host is called there
-    copy: LocalCopy = field(init=False)
     _worked: Address | None = field(default=None, init=False)
     _failure: str = field(default="", init=False)  # of the last probe
     _not_run: bool = field(default=False, init=False)  # the last probe could not start ssh on this machine
@@ -71,8 +67,7 @@ class HostShell:
     _proven: tuple[Address, Seconds, str] | None = field(default=None, init=False)
     _sent: str | None = field(default=None, init=False)  # the boot of the machine that has the inputs
 
-    def __post_init__(self, runs_dir: Path, own: Path, campaign: str | None, earlier: Sequence[str]) -> None:
-        self.copy = LocalCopy(runs_dir, own, campaign, earlier)
+    def __post_init__(self) -> None:
         self.local_copy, self.close = self.copy.read_again, self.transport.close
 
     # ---- probing
@@ -140,21 +135,20 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
-        done = self._send_inputs(address, proceed)
-        if done is True:
-            done = self._send_secrets(address)
-        if done is not True:
+        if (done := self._send_inputs(address, proceed)) is not True:
             return done
+        # Also an empty set: it removes the secrets of an earlier start.
+        values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
+        sent = self._run(address, "secrets", stdin=values)
+        if not sent.good:
+            return sent.done
         known = () if home is None else ("--home", home)
-        return self._command(address, "start", *known, "--", *command)
+        return self._run(address, "start", *known, "--", *command).done
 
     def stop(self, addresses: Addresses) -> bool | None:
         address = self._reach(addresses)
-        return (
-            None
-            if address is None
-            else self._command(address, "stop", *([] if self.grace is None else ["--grace", f"{self.grace:g}"]))
-        )
+        grace = () if self.grace is None else ("--grace", f"{self.grace:g}")
+        return None if address is None else self._run(address, "stop", *grace).done
 
     def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
@@ -162,7 +156,7 @@ class HostShell:
 
     def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
         self._lease = (self.clock.monotonic(), until_deadline)
-        return self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
+        return self._run(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}").done
 
     def _pace(self, address: Address, proceed: Proceed) -> Pace:
         """Of a transfer, which may take hours: the lease of the machine is renewed meanwhile, as its supervisor would do."""
@@ -191,9 +185,6 @@ class HostShell:
         odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
         return None if odd else answer
 
-    def _command(self, address: Address, *words: str) -> bool | None:
-        return push.answer(self._run(address, *words))
-
     def _run(
         self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
     ) -> Reply:
@@ -210,11 +201,6 @@ class HostShell:
 
     # ---- to the host
 
-    def _send_secrets(self, address: Address) -> bool | None:
-        """Also an empty set: it removes the secrets of an earlier start."""
-        values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
-        return push.answer(self._run(address, "secrets", stdin=values))
-
     def _send_inputs(self, address: Address, proceed: Proceed) -> bool | None:
         boot = None if self._proven is None else self._proven[2]
         if boot is not None and boot == self._sent:
@@ -222,9 +208,9 @@ class HostShell:
         try:
             for one in (*self.inputs, push.of_complete(self.copy)):
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, proceed))
+                done = self._send(address, one.source, one.files(), root, proceed)
                 if done is not True:
-                    return self._lost(done)
+                    return done
         except (UserError, OSError) as error:
             log.error("the inputs of the stage: %s", error)
             return False
@@ -241,13 +227,13 @@ class HostShell:
             if paths is None:
                 log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
                 return True
-            pace = self._pace(address, proceed)
-            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root, pace))
+            return self._send(address, self.copy.runs_dir, paths, self.root, proceed)
         except OSError as error:
             log.error("push: %s", error)
             return False
 
-    def _lost(self, done: bool | None) -> bool | None:
+    def _send(self, address: Address, source: Path, paths: Sequence[str], root: str, proceed: Proceed) -> bool | None:
+        done = push.send(self.transport, address, source, paths, root, self._pace(address, proceed))
         if done is None:
             self._proven = None
         return done
@@ -259,13 +245,17 @@ class HostShell:
         address = self._reach(addresses)
         if address is None:
             return None
-        came, copy, done = 0, self.copy, False
-        pulled = Pulled(False)
+
+        def fetch(paths: Sequence[str], size: int) -> Reply:
+            limit, pace = push.time_for(size), self._pace(address, proceed)
+            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
+
+        came, copy, done, pulled = 0, self.copy, False, Pulled(False)
         for _ in range(MOST_RUNS):
             listed = self._listing(address, everything, proceed)
             if not isinstance(listed, Listing):
                 return listed
-            pulled = pull(copy, listed, lambda paths, size: self._fetch(address, paths, size, proceed))
+            pulled = pull(copy, listed, fetch)
             came, done = came + pulled.bytes, listed.done
             if not pulled.verified:
                 log.warning("pull: %s", pulled.message)
@@ -292,10 +282,6 @@ class HostShell:
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
-
-    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Proceed) -> Reply:
-        limit, pace = push.time_for(size), self._pace(address, proceed)
-        return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
     def network_is_up(self) -> bool:
         """False also where ssh cannot be started here: then no host is judged by its silence."""

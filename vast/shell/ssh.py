@@ -121,8 +121,7 @@ class SshTransport:
             return rsync.argv(ssh, mode, source, target, pace.mbit)
 
         ended = self._program(address, command, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
-        of_ssh = outcome(Ended(rsync.SSH_FAILED, ended.out, ended.err))
-        return self._dropping(address, rsync.reply(ended, of_ssh))
+        return self._dropping(address, rsync.reply(ended, outcome))
 
     def _program(self, address: Address, argv: Callable[[], list[str]], timeout: Seconds, stdin: bytes,
                  watch: subprocess_run.Watch | None = None) -> Ended:  # fmt: skip
@@ -136,15 +135,15 @@ class SshTransport:
 
     def settle(self, address: Address, ours: bool) -> None:
         if not ours:
-            self._drop(address)
-            self._forget(address)
-            return
+            return self._distrust(address)
         try:
             pins.adopt(self._pinned, self._candidates, pins.alias(self._pin(), address))
         except (UserError, OSError, ValueError) as error:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
-    def _forget(self, address: Address) -> None:
+    def _distrust(self, address: Address) -> None:
+        """Drop the connection, and the host key that it showed."""
+        self._drop(address)
         # Without room it stays a candidate, and a changed key is refused until there is some.
         with suppress(UserError, OSError):
             pins.forget(self._candidates, pins.alias(self._pin(), address))
@@ -205,8 +204,7 @@ class SshTransport:
         """After a failure the next call makes a new connection, since this one may hang for minutes. The host key that it
         showed proves nothing yet."""
         if reply.kind != "ok":
-            self._drop(address)
-            self._forget(address)
+            self._distrust(address)
         return reply
 
     def _drop(self, address: Address) -> None:

@@ -31,6 +31,11 @@ class Reply:
         return self.kind == "ok" and self.code == 0
 
     @property
+    def done(self) -> bool | None:
+        """Whether its program succeeded; None: no answer of the host."""
+        return self.good if self.kind == "ok" else None
+
+    @property
     def reason(self) -> str:
         """For a log: the kind or the exit code, and the last line of standard error."""
         last = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]

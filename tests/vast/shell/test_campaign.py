@@ -17,6 +17,7 @@ from vast.host import jobstate, processes
 from vast.ports import Pulled
 from vast.shell import file_list
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 
 BOTH = (DIRECT, PROXY)
 ONE, TWO, THREE = "stage3b/20261123-100000-1234", "stage1/20261123-101000-1234", "stage3b/20261123-102000-1234"
@@ -69,9 +70,8 @@ def runs(tmp_path: Path) -> Path:
 
 def shell_of(host: CampaignHost, runs: Path, earlier: tuple[str, ...] = ()) -> tuple[HostShell, DirectoryTransport]:
     way, own = DirectoryTransport(host), runs / "vast/mine-20261123-095900-abcd"
-    return HostShell(
-        way, runs, own, NONCE, ManualClock(), lambda: True, program=PROGRAM, campaign="mine", earlier=earlier
-    ), way
+    copy = LocalCopy(runs, own, "mine", earlier)
+    return HostShell(way, copy, NONCE, ManualClock(), lambda: True, program=PROGRAM), way
 
 
 def pulled(shell: HostShell, everything: bool = False) -> Pulled:
