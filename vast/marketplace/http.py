@@ -37,9 +37,8 @@ PAUSES: tuple[Seconds, ...] = (1.0, 3.0)  # before the second and the third try
 BUSY = frozenset({429, 500, 502, 503, 504})
 PLAIN = frozenset({410, 429})  # statuses that mean the same without JSON
 CONNECT: Seconds = 5.0
-WHOLE: Seconds = (
-    45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
-)
+# Of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run.
+WHOLE: Seconds = 45.0
 TOO_OFTEN = "asked too often; documented: 10 searches a minute, a create every 4.5 s, and a penalty of 12 s"
 
 
