@@ -53,7 +53,7 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         return cloud
 
     def secrets() -> str:
-        named = start.run_secrets(policies.load(policy_file), wiring).named
+        named, _ = start.run_secrets(policies.load(policy_file), wiring.environ)
         for secret in named.values():
             redact.learn(secret)
         return f"secrets: {', '.join(named) or 'none'}"

@@ -173,7 +173,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     if ssh_key is not None:
         public = public_key(ssh_key, wiring.environ)
         require_usable(ssh_key, wiring.environ)
-    login = start.run_secrets(policy, wiring).login
+    _, login = start.run_secrets(policy, wiring.environ)
     for job in jobs:
         preflight.terms(job, policy, wiring.environ)
     stores = {store for job in jobs if (store := preflight.artifacts(job, policy, wiring.environ))}

@@ -4,7 +4,6 @@ import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from vast import policy as policies
@@ -17,7 +16,9 @@ from vast.supervisor.reasons import SUCCESS
 
 def run_seed(seed: int, policy: Policy) -> SeedOutcome:
     """Without what is not summed, so that it is not kept and does not travel between processes."""
-    return replace(run(schedule(seed), policy), state=None, lines=[])
+    found = run(schedule(seed), policy)
+    found.state, found.lines = None, []
+    return found
 
 
 class Summary:

@@ -1,7 +1,6 @@
 """One seed from beginning to end: its supervisor is crashed, superseded, stopped, and checked against the truth."""
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 from vast.policy import Policy
 from vast.ports import Contract, OfferQuery
@@ -21,25 +20,21 @@ LONGEST = 4 * 3600.0  # seconds until somebody calls `attach`
 MOST_STEPS = 20_000
 
 
-@dataclass(slots=True)
 class SeedOutcome:
-    """The result of one seed."""
+    """The result of one seed. state: None for an algorithm that keeps none."""
 
-    seed: int
-    result: str | None
-    rentals: int
-    leaks: int
-    lost: Counter[str]  # by cause
-    named: int
-    over: float
-    idle_dollars: float
-    dollars: float
-    violations: list[tuple[str, str]]
-    happened: Counter[str]
-    calls: Counter[str]
-    writes: int = 0
-    lines: list[str] = field(default_factory=list)
-    state: RunState | None = None
+    def __init__(self, world: World, result: str | None, state: RunState | None, writes: int = 0) -> None:
+        self.seed, self.result, self.state, self.writes = world.schedule.seed, result, state, writes
+        self.dollars = world.bill(world.now)
+        for machine in world.ours:
+            world.end_job(machine, None)
+        self.idle_dollars = self.dollars - world.busy_dollars
+        self.rentals, self.leaks = len(world.ours), len(world.alive())
+        self.lost = Counter(world.lost)  # by cause
+        self.named = len(world.lost) if state is not None and state.lost_artifacts is not None else 0
+        self.over = invariants.overspend(world)
+        self.violations, self.happened, self.calls = world.violations, world.happened, world.calls
+        self.lines = world.lines or []
 
 
 def plan_of(made: Schedule) -> Plan:
@@ -91,7 +86,7 @@ class Seed:
         texts = [*self.told, repr(self.journal.last), *([] if self.made.seed % 50 else [to_json(state)])]
         if any(SECRET in text for text in texts):
             world.violate("key", "the registry's login is in the journal or in what is told")
-        return outcome(world, self.made, state.result, state, self.journal.writes)
+        return SeedOutcome(world, state.result, state, self.journal.writes)
 
     def _supervisor(self) -> Watched:
         world, made = self.world, self.made
@@ -163,27 +158,3 @@ def _steps(supervisor: Watched, most: int = 12) -> None:
     for _ in range(most):
         if supervisor.state.phase is not Phase.CLOSED:
             supervisor.step()
-
-
-def outcome(world: World, made: Schedule, result: str | None, state: RunState | None, writes: int = 0) -> SeedOutcome:
-    bill = world.bill(world.now)
-    for machine in world.ours:
-        world.end_job(machine, None)
-    named = len(world.lost) if state is not None and state.lost_artifacts is not None else 0
-    return SeedOutcome(
-        seed=made.seed,
-        result=result,
-        rentals=len(world.ours),
-        leaks=len(world.alive()),
-        lost=Counter(world.lost),
-        named=named,
-        over=invariants.overspend(world),
-        idle_dollars=bill - world.busy_dollars,
-        dollars=bill,
-        violations=world.violations,
-        happened=world.happened,
-        calls=world.calls,
-        writes=writes,
-        lines=world.lines or [],
-        state=state,
-    )
