@@ -45,11 +45,10 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     piped = (statuses.COLUMNS, *map(statuses.row, found))
     print_table(statuses.TERMINAL, statuses.terminal_rows(found), *piped)
     for one in found:
-        alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
-        tried = f"burn-in: {burn_in_words(one.burn_in)}" if one.burn_in is not None else ""
-        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else "", tried):
-            if text:
-                click.echo(f"{one.run}: {text}", err=True)
+        alerts = one.alerts and f"alerts: {', '.join(one.alerts)}"
+        tried = one.burn_in and f"burn-in: {burn_in_words(one.burn_in)}"
+        for text in filter(None, (alerts, one.note, one.lost and f"lost: {one.lost}", tried)):
+            click.echo(f"{one.run}: {text}", err=True)
 
 
 @click.command("overview")
@@ -64,10 +63,8 @@ def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
         begin = make_command("demo", runs_dir=runs_dir)
         raise RunStateError(runs_dir, "no such directory, so no run", f"correct --runs-dir, or begin there: {begin}")
     rented = [statuses.status(folder, wiring.clock) for folder in folders(runs_dir.absolute())]
-    stages = stage_names()
-    parts = overview(
-        runs_dir, sorted(stages, key=lambda s: (s.startswith("stage5"), not s.startswith("stage"), s)), rented
-    )
+    stages = sorted(stage_names(), key=lambda name: (name.startswith("stage5"), not name.startswith("stage"), name))
+    parts = overview(runs_dir, stages, rented)
     click.echo(as_text(parts, get_terminal_size().columns), nl=False)
     if page is not None:
         write_text_atomically(page, as_html(parts, runs_dir))
@@ -88,8 +85,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
     answered = False
     while True:
-        machine, closed = _where(folder)
-        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None else None
+        state = folder.state()
+        machine, closed = state.machine, state.phase is Phase.CLOSED
+        there = machine is not None and machine.starts and machine.addresses
+        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None and there else None
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
         if part is not None:
@@ -105,14 +104,6 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     if not answered:
         fact = "no log: the host does not answer, and none was fetched"
         raise RunStateError(folder.path, fact, f"see {folder.lines}")
-
-
-def _where(folder: Folder) -> tuple[Machine | None, bool]:
-    """The machine with a job, and whether the run is closed."""
-    state = folder.state()
-    machine = state.machine
-    there = machine is not None and machine.starts and machine.addresses
-    return machine if there else None, state.phase is Phase.CLOSED
 
 
 def _from_host(

@@ -127,8 +127,8 @@ class FileJournal:
     def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
         self.check()
         kind = "begin" if plan is not None else "state" if action is None else "act"
-        parts = {"at": stamp, "plan": plan, "state": state, "action": action}
-        content = {name: _codec(type(part)).dump_python(part, mode="json") for name, part in parts.items() if part}
+        parts: dict[str, Any] = {"at": stamp, "plan": plan, "state": state, "action": action}
+        content = {name: _codec(part.__class__).dump_python(part, mode="json") for name, part in parts.items() if part}
         line = json.dumps({"record": kind, "token": self.token, **content}, separators=(",", ":")) + "\n"
         try:
             self._append(line.encode())
