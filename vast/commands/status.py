@@ -37,7 +37,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        click.echo(json.dumps([vars(one) for one in found], indent=2, default=asdict))
         return
     if not found:
         click.echo("no rented run is kept here", err=True)
