@@ -23,10 +23,9 @@ from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.clock import WakingClock
 from vast.session.guards import RedactedShell, guarded
-from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
 from vast.session.view import View, line_of, warnings_shown
-from vast.supervisor.journal import FileJournal, Superseded, records
+from vast.supervisor.journal import FileJournal, MemoryJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.schedule import ALERTS

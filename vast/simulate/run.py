@@ -1,6 +1,8 @@
 """One seed from beginning to end: its supervisor is crashed, superseded, stopped, and checked against the truth."""
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 from vast.policy import Policy
 from vast.ports import Contract, OfferQuery
@@ -9,10 +11,10 @@ from vast.simulate import invariants
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule
-from vast.simulate.watched import SimulatedJournal, Watched
-from vast.simulate.world import Crash, World
-from vast.supervisor.journal import Superseded, to_json
-from vast.supervisor.state import Phase, Plan, RunState
+from vast.simulate.world import SCOPE, Crash, World
+from vast.supervisor.journal import Last, Stamp, Superseded, to_json
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Phase, Plan, Result, RunState
 
 SECRET = "registry-login-9d1c"
 AFTERWARDS = 24 * 3600.0  # seconds after the caps; a run that is not closed by then never will be
@@ -48,6 +50,68 @@ def plan_of(made: Schedule) -> Plan:
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     """One run, with the crashes of its schedule."""
     return Seed(made, policy, trace).run()
+
+
+class SimulatedJournal:
+    """The end of a journal, written by the supervisor that acts. A crash comes before a record is on disk, or after."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.last: Last | None = None
+        self.writes = 0
+        self.crashes = dict(world.schedule.crashes)
+
+    def check(self) -> None:
+        if self.world.actor != self.world.token:
+            raise Superseded
+
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        world = self.world
+        if plan is not None:
+            world.begun = world.now
+        if action is not None and action.do is Do.CREATE:
+            world.intents.append(world.now)
+        self.check()
+        chosen = plan if self.last is None or plan is not None else self.last.plan
+        assert chosen is not None
+        self.writes += 1
+        crash = world.crash_next or self.writes in self.crashes
+        if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
+            self.last = Last(chosen, state, action, stamp)
+            world.refused_for_good = state.refusal == SCOPE
+            if state.machine is not None:
+                world.show(world.machines[state.machine.id])
+        if crash:
+            world.happened["crash-after-create"] += world.crash_next
+            world.crash_next = False
+            raise Crash
+
+
+@dataclass(eq=False, kw_only=True)
+class Watched(Supervisor):
+    """A supervisor whose every step is checked against the truth."""
+
+    world: World
+    looked_at: float = -1e9
+
+    def _advance(self, action: Action, result: Result) -> None:
+        before, world = self.state, self.world
+        machine = None if before.machine is None else world.machines.get(before.machine.id)
+        if action.do is Do.LOOK:
+            observed: Any = result
+            if observed.account is not None and observed.instances:
+                self.looked_at = action.t
+        elif action.do is Do.VERDICT:
+            world.say(f"verdict {action.why}")
+            invariants.of_verdict(world, before, action.why, machine)
+        elif world.lines is not None:
+            world.say(f"{action.do} {action.why} -> {result!r}"[:150])
+        super()._advance(action, result)
+        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+        world.proven.update(dict.fromkeys(gone - known, world.now))
+        if before.machine is not None and self.state.machine is None:
+            capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
+            invariants.of_destroy(world, self.state, machine, capped)
 
 
 class Seed:

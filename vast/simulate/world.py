@@ -124,9 +124,6 @@ class World:
 
     def _begin(self, fault: Fault) -> None:
         mode = fault.mode
-        if mode in ("two-supervisors", "killed"):
-            self.active[mode] = fault  # the campaign acts on it
-            return
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
         if mode in ("wall-jump", "clock-wrong"):
             self.wall_shift += (fault.variant - 0.5) * 4 * 86400
@@ -135,13 +132,12 @@ class World:
         self.active[mode] = fault
         if mode == "reap":
             self._reap(fault)
-            return
-        if mode == "reboot":
+        elif mode == "reboot":
             self.leave = fault
-            return
-        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
-            self.down.append((self.now, self.now + fault.lasts))
-        self.at(self.now + fault.lasts, lambda: self._end(fault))
+        elif mode not in ("two-supervisors", "killed"):  # those the campaign acts on
+            if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
+                self.down.append((self.now, self.now + fault.lasts))
+            self.at(self.now + fault.lasts, lambda: self._end(fault))
 
     def _end(self, fault: Fault) -> None:
         if self.active.get(fault.mode) is fault:
@@ -168,11 +164,9 @@ class World:
     # ---- machines --------------------------------------------------------------------------------------------------------
 
     def _machine(self, machine_id: int, label: str, born: float) -> SimulatedMachine:
-        number = len(self.ours) + 1
-        ident, price = 100 + len(self.machines), self.schedule.price
-        machine = self.machines[ident] = SimulatedMachine(
-            number, ident, machine_id, label, price, born, visible_at=born
-        )
+        number, ident, price = len(self.ours) + 1, 100 + len(self.machines), self.schedule.price
+        machine = SimulatedMachine(number, ident, machine_id, label, price, born, visible_at=born)
+        self.machines[ident] = machine
         return machine
 
     def rent(self, machine_id: int, label: str, mode: str = "", variant: float = 0.0) -> SimulatedMachine:
@@ -187,33 +181,27 @@ class World:
         machine.visible_at += 200 + 1200 * variant if mode == "late-create" else 0.0
         machine.faults = self.schedule.machines.get(machine.number, [])
         self.say(f"machine {machine.id} exists")
-        modes = {fault.mode for fault in machine.faults}
-        if "no-price" in modes:
+        if machine.fault("no-price") is not None:
             self.hit(machine, "no-price")
             machine.priced, machine.price = False, self.schedule.price
-        slow = machine.fault("slow-gpu")
+        slow, bad = machine.fault("slow-gpu"), machine.fault("bad-image")
         machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if mode == "offer-sold-twice":
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
-            return machine
-        if mode == "created-stopped":
+        elif mode == "created-stopped":
             machine.stopped, machine.message = True, "OCI runtime create failed"
             machine.truth.add("created-stopped")
-            return machine
-        if "bad-image" in modes:
+        elif bad is not None:
             self.hit(machine, "bad-image")
-            fault = machine.fault("bad-image")
-            assert fault is not None
-            machine.message = "manifest unknown" if fault.variant < 0.5 else "nvidia-container-cli: driver error"
-            machine.truth.add("image" if fault.variant < 0.5 else "host-fault")
-            return machine
-        if "stuck-loading" in modes:
+            machine.message = "manifest unknown" if bad.variant < 0.5 else "nvidia-container-cli: driver error"
+            machine.truth.add("image" if bad.variant < 0.5 else "host-fault")
+        elif machine.fault("stuck-loading") is not None:
             self.hit(machine, "stuck-loading")
-            return machine
-        machine.running_at = self.now + self.schedule.loading * self.rng.uniform(0.7, 1.2)
-        machine.ssh_at = machine.running_at + self.rng.uniform(5, 60)
-        self.at(machine.ssh_at, lambda: self._up(machine))
+        else:
+            machine.running_at = self.now + self.schedule.loading * self.rng.uniform(0.7, 1.2)
+            machine.ssh_at = machine.running_at + self.rng.uniform(5, 60)
+            self.at(machine.ssh_at, lambda: self._up(machine))
         return machine
 
     def hit(self, machine: SimulatedMachine, mode: str) -> None:

@@ -13,6 +13,7 @@ it before each act; records with an older token than a record before them are ig
 """
 
 import errno
+import fcntl
 import json
 import os
 from collections import deque
@@ -155,6 +156,44 @@ class FileJournal:
         with suppress(OSError):  # the first record reports a full disk
             if not self._reserve.exists():
                 self._reserve.write_bytes(bytes(ROOM))
+
+
+class MemoryJournal(FileJournal):
+    """The journal of a run that is being ended while this machine's disk is full: it takes the lock without writing a byte.
+
+    A machine that bills must be destroyed even if no intent can be written. The journal on disk keeps its last record, so a
+    later `vast down` proves the machine's absence once more and closes the run.
+    """
+
+    def __init__(self, directory: Path, held: bool = False) -> None:
+        """held: this process has the lock already, by its FileJournal. Raises RunStateError if another process has it."""
+        self.directory, self.token, self._held = directory, self._token(directory), held
+        if not held:
+            self._lock = (directory / LOCK).open(encoding="utf-8")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.close()
+                raise RunStateError(directory, "is in use by another process", "wait for it, or stop it") from None
+
+    def close(self) -> None:
+        if not self._held:
+            self._lock.close()
+
+    def check(self) -> None:
+        now = self._token(self.directory)
+        if now and self.token and now != self.token:
+            raise Superseded(f"{self.directory}: token {self.token} is superseded by {now}")
+
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        assert plan is None, "nothing is rented without a journal on disk"
+
+    @staticmethod
+    def _token(directory: Path) -> int:
+        """0: it is gone, or the disk does not give it; that keeps no machine alive."""
+        with suppress(OSError, RunStateError):
+            return read_token(directory)
+        return 0
 
 
 def read(directory: Path) -> Last | None:

@@ -18,7 +18,7 @@ from tests.vast.fakes.worlds import breaking, broken, caught, replace_rule, see_
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
 from vast.simulate import campaign, invariants
-from vast.simulate.watched import SimulatedJournal
+from vast.simulate.run import SimulatedJournal
 from vast.supervisor import reasons
 from vast.supervisor.state import Action, Do, Observation, RunState
 

@@ -8,8 +8,7 @@ import pytest
 
 from jobs.errors import RunStateError
 from tests.vast.fakes.states import PLAN, running
-from vast.session.memory_journal import MemoryJournal
-from vast.supervisor.journal import TOKEN, FileJournal, Stamp, Superseded
+from vast.supervisor.journal import TOKEN, FileJournal, MemoryJournal, Stamp, Superseded
 from vast.supervisor.state import Action, Do
 
 STAMP = Stamp(0.0, 1.0, 1.0, "boot")
