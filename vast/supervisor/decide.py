@@ -259,10 +259,9 @@ def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
     """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
     as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
     machine = state.machine
-    answers = (
-        machine is not None and machine.reached_at is not None and obs.t - machine.reached_at < policy.deadlines.away
-    )
-    if not answers or obs.asked or state.verdict == "asked":
+    reached_at = None if machine is None else machine.reached_at
+    silent = reached_at is None or obs.t - reached_at >= policy.deadlines.away
+    if silent or obs.asked or state.verdict == "asked":
         return policy.deadlines.collecting
     return math.inf if state.no_room_here else max(policy.deadlines.collecting, state.phase_since - state.pulled_at)
 

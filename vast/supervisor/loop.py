@@ -89,11 +89,10 @@ class Supervisor:
             self._seen = Observation(t)  # after a sleep the last poll is old
             self.clock.sleep(max(SHORTEST_WAIT, until - self.run_clock.t()))
             return
+        self.journal.check()
         if action.do in PURE:
-            self.journal.check()
             self._advance(action, None)
         else:
-            self.journal.check()
             self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
             self._advance(replace(action, ended=self.run_clock.t()), result)
@@ -148,9 +147,8 @@ class Supervisor:
         if addresses and machine is not None and (machine.ran_at is not None or running):
             host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
-        answered = tuple(
-            one.id for one in state.doomed if one.accepted and (one.id, GONE) in single and self._answers(one)
-        )
+        gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
+        answered = tuple(one.id for one in gone if self._answers(one))
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network)
 
@@ -194,9 +192,8 @@ class Supervisor:
     def transfer_proceeds(self, pull_began: Seconds | None = None) -> bool:
         """Called during a transfer, which may take hours; the shell renews the lease meanwhile."""
         t = self.run_clock.t()
-        return transfer_proceeds(
-            t, self.asked(), self.state, self.policy, 0.0 if pull_began is None else t - pull_began
-        )
+        pulled_for = 0.0 if pull_began is None else t - pull_began
+        return transfer_proceeds(t, self.asked(), self.state, self.policy, pulled_for)
 
     @property
     def label(self) -> str:
