@@ -92,9 +92,8 @@ def _gpus(asked: str, info: Mapping[str, Any], environ: Mapping[str, str], has_g
 def _cache(text: str) -> str:
     if "/" not in text:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", text):
-            raise ConfigError(
-                f"--cache {text}", "is no name of a volume", "name a volume, or a directory with a / in it"
-            )
+            remedy = "name a volume, or a directory with a / in it"
+            raise ConfigError(f"--cache {text}", "is no name of a volume", remedy)
         return text
     path = Path(text)
     with io_errors_reported(path):

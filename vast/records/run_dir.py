@@ -48,9 +48,7 @@ class RunRequest:
     estimate_hours: float | None = None
     estimate_dollars: float | None = None
     ssh_key: str | None = None  # absolute: a private key of the user's own
-    campaign: str | None = (
-        None  # its name; `stage` is "campaign NAME", and `profile_file` its file if it is one of one's own
-    )
+    campaign: str | None = None  # its name; `stage` is "campaign NAME", and `profile_file` may be its own file
     complete: tuple[str, ...] = ()  # its runs that were complete here before
 
 
@@ -93,9 +91,8 @@ class Folder:
         try:
             return (self.path / "nonce").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
-            raise RunStateError(
-                self.path / "nonce", "cannot be read", "end its machines: python -m vast reap"
-            ) from None
+            remedy = "end its machines: python -m vast reap"
+            raise RunStateError(self.path / "nonce", "cannot be read", remedy) from None
 
     def is_supervised(self) -> bool:
         """Whether a living process of this machine supervises the run."""

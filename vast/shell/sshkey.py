@@ -86,9 +86,8 @@ def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
 def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:
     ended = subprocess_run.run(["ssh-keygen", "-q", *options], timeout=30, env=child_environment(environ))
     if ended.code != 0:
-        words = ended.err.strip().splitlines()[-1:] or [
-            "it did not end in time" if ended.timed_out else "no reason given"
-        ]
+        silent = "it did not end in time" if ended.timed_out else "no reason given"
+        why = (ended.err.strip() or silent).splitlines()[-1]
         remedy = "install the OpenSSH client; a key with a passphrase needs its .pub beside it and an agent"
-        raise SshKeyError(where, f"ssh-keygen failed: {words[0]}", remedy)
+        raise SshKeyError(where, f"ssh-keygen failed: {why}", remedy)
     return ended.out

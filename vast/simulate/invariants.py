@@ -86,10 +86,8 @@ def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMac
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
         if machine is not None and not machine.truth & JUSTIFIED[reason]:
-            world.violate(
-                "unknown",
-                f"verdict {reason}, but of machine {machine.id} is true: {sorted(machine.truth) or 'nothing'}",
-            )
+            truth = sorted(machine.truth) or "nothing"
+            world.violate("unknown", f"verdict {reason}, but of machine {machine.id} is true: {truth}")
         if reason == "vanished" and machine is not None and machine.dead_at is None:
             world.violate("unknown", f"machine {machine.id} is there, and was taken for gone")
 
@@ -195,9 +193,8 @@ def at_end(world: World, state: RunState, policy: Policy) -> None:
         return
     excuse = excused(world) * dearest / 3600 + unseen(world)
     if over > poll + excuse + 0.01:
-        world.violate(
-            "spend", f"${over:.2f} over the cap, ${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"
-        )
+        allowed = f"${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"
+        world.violate("spend", f"${over:.2f} over the cap, {allowed}")
 
 
 def overspend(world: World) -> float:
@@ -211,12 +208,8 @@ def excused(world: World) -> float:
     for begin, end in sorted(world.down + world.supervisor_down):
         begin, end = max(begin, reached), min(end + 300, world.now)  # and the longest pause between two tries
         if end > begin:
-            alive = sum(
-                1
-                for machine in world.ours
-                if machine.born < end and (machine.dead_at is None or machine.dead_at > begin)
-            )
-            total += alive * (end - begin)
+            born = [machine for machine in world.ours if machine.born < end]
+            total += sum(one.dead_at is None or one.dead_at > begin for one in born) * (end - begin)
             reached = end
     return total
 

@@ -41,10 +41,8 @@ class SeedOutcome:
 
 def plan_of(made: Schedule) -> Plan:
     query = OfferQuery(interruptible=made.interruptible, work_hours=made.work / 3600)
-    bid = made.price if made.interruptible else None
-    return Plan(
-        "run", "image", ("prefill", "stage"), query, made.cap_dollars, made.cap_seconds, bid=bid, public_key="k"
-    )
+    bid, command = made.price if made.interruptible else None, ("prefill", "stage")
+    return Plan("run", "image", command, query, made.cap_dollars, made.cap_seconds, bid=bid, public_key="k")
 
 
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
