@@ -74,12 +74,12 @@ def _runs(observed: jobstate.State) -> bool:
 
 def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str]) -> fixes.Start:
     if previous is None:
-        return fixes.next_start(None, (), halved_before=_halved_elsewhere(root, arguments))
+        return fixes.Start(None, (), halved_before=_halved_elsewhere(root, arguments))
     failure = ""
     if previous["end_reason"] == "missing-tool" and shutil.which(fixes.INSTALLER):
         failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
     reason = previous["end_reason"] if previous["phase"] == "ended" else None
-    return fixes.next_start(reason, previous["fixes"], failure)
+    return fixes.Start(reason, previous["fixes"], failure)
 
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
@@ -87,9 +87,6 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
     found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
     return found if type(found) is int and found > 0 else 0
-
-
-# ---- a full disk ------------------------------------------------------------------------------------------------------
 
 
 def prune(root: Path, home: str | None) -> list[str]:
@@ -118,9 +115,6 @@ def _unfinished_runs(root: Path) -> Iterator[Path]:
 
 def _directories(directory: Path) -> list[Path]:
     return sorted(path for path in hostruns.entries(directory) if path.is_dir() and not path.is_symlink())
-
-
-# ---- stale locks --------------------------------------------------------------------------------------------------------
 
 
 def unlock(root: Path, hf_home: Path) -> None:

@@ -15,7 +15,7 @@ from jobs.errors import EXIT_USER, UserError
 from vast.host.runs import list_of
 from vast.ports import Address, Addresses, BurnIn, Clock, Contact, Host, Proceed, Pulled, Seconds, always
 from vast.secrets import Secret
-from vast.shell import burn_in, file_list, host_reports, push
+from vast.shell import burn_in, host_reports, push
 from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
@@ -278,7 +278,7 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            return file_list.parse(host_reports.parse(reply.out), self.copy.name, shared)
+            return Listing(host_reports.parse(reply.out), self.copy.name, shared)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))

@@ -24,7 +24,7 @@ from vast.ports import Address, Seconds
 from vast.shell import known_hosts as pins
 from vast.shell import rsync
 from vast.shell.sshkey import KEY, PUBLIC, child_environment
-from vast.shell.transport import FREELY, Kind, Pace, Reply
+from vast.shell.transport import FREELY, Argv, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ class SshTransport:
 
     # ---- calls
 
-    def run(
-        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
-    ) -> Reply:
+    def run(self, address: Address, argv: Argv, *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY) -> Reply:
         def command() -> list[str]:
             return [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
 

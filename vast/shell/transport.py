@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from vast.ports import Address, Proceed, Seconds, always
 
+Argv = tuple[str, ...]
 # wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run. not-run: this
 # machine could not start ssh or rsync, which proves nothing about the host.
 Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout", "not-run"]
@@ -57,9 +58,7 @@ FREELY = Pace()
 class Transport(Protocol):
     """No method raises for a fault of the host or the network. `timeout` (seconds) holds even if the host hangs."""
 
-    def run(
-        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
-    ) -> Reply:
+    def run(self, address: Address, argv: Argv, *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY) -> Reply:
         """Run one program on the host; no shell reads `argv` but to split it again."""
 
     def fetch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,11 +152,12 @@ def test_a_host_that_lists_without_end_and_a_file_of_another_campaign_are_refuse
         asked.append(words)
         listed = real(*words)  # type: ignore[arg-type]
         assert isinstance(listed, file_list.Listing)
-        return replace(listed, more=True)
+        listed.more = True
+        return listed
 
     shell._listing = endless  # type: ignore[method-assign, assignment]
     host.end(1)
     assert pulled(shell).verified and len(asked) < 4
     entry = {"path": "campaigns/other.json", "size": 2, "sha256": "0" * 64, "from": "campaigns/other.json"}
     with pytest.raises(file_list.ListingRefused, match="is not one of the run"):
-        file_list.parse({"run": ONE, "files": [entry]}, "vast/x", "campaigns/mine.json")
+        file_list.Listing({"run": ONE, "files": [entry]}, "vast/x", "campaigns/mine.json")
