@@ -148,9 +148,6 @@ def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, background: boo
     return 0
 
 
-# ---- in the background ------------------------------------------------------------------------------------------------------
-
-
 def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> int:
     """Run `work` in a child with its own session, output in log.txt. Returns its pid once `work` has called back.
 

@@ -1,6 +1,7 @@
 """`status`, `overview` and `logs`: the state of runs, and the output of their jobs. None needs the account's key."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
@@ -109,11 +110,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
 def _from_host(
     folder: Folder, wiring: Wiring, machine: Machine, offset: int | None, tail: int
 ) -> tuple[str, int] | None:
-    shell = start.shell_for(folder, wiring, {}, lambda: machine.id)
-    try:
+    with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
         answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
-    finally:
-        shell.close()
     return None if answer is None else (str(answer["text"]), int(answer["next"]))
 
 

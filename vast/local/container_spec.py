@@ -121,9 +121,6 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
-# ---- kept beside the run ------------------------------------------------------------------------------------------------
-
-
 def write(path: Path, spec: ContainerSpec) -> None:
     write_text_atomically(path, spec.model_dump_json(indent=2) + "\n")
 
@@ -137,9 +134,6 @@ def read(path: Path) -> ContainerSpec:
         fact = "is not what this version writes"
         remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
         raise RunStateError(path, fact, remedy) from None
-
-
-# ---- as the engine wants it ---------------------------------------------------------------------------------------------
 
 
 def host_config(spec: ContainerSpec, run_label: Mapping[str, str]) -> dict[str, Any]:

@@ -144,9 +144,6 @@ def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
     return tuple(seen)
 
 
-# ---- as text ----------------------------------------------------------------------------------------------------------------
-
-
 def text(run: RunReport) -> str:
     what = run.stage if run.stage.startswith("campaign ") else f"stage {run.stage}"
     lines = [

@@ -65,8 +65,6 @@ class Folder:
     def __repr__(self) -> str:
         return f"Folder({self.path})"
 
-    # ---- creation
-
     def make(self, request: RunRequest, policy_text: str) -> None:
         """Write every file except the journal, which the supervisor starts. Raises RunStateError, DiskFull."""
         with io_errors_reported(self.path):
@@ -77,8 +75,6 @@ class Folder:
 
     def _write(self, name: str, text: str) -> None:
         write_text_atomically(self.path / name, text)
-
-    # ---- reading
 
     def request(self) -> RunRequest:
         fields: dict[str, Any] = read_json(self.path / "request.json")
@@ -116,8 +112,6 @@ class Folder:
             raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
         return last.state
 
-    # ---- requests of a person
-
     def ask(self, what: Path, why: str) -> None:
         """Store a request, so that it outlives the requesting process."""
         write_text_atomically(what, why + "\n")
@@ -151,10 +145,8 @@ def renting(runs_dir: Path, clock: Clock) -> Iterator[Callable[[], None]]:
             if clock.monotonic() >= until:
                 raise
             clock.sleep(0.5)
-    try:
+    with held:
         yield held.close
-    finally:
-        held.close()
 
 
 def folders(runs_dir: Path) -> list[Folder]:

@@ -95,9 +95,6 @@ def _word(text: str) -> str:
     return "_".join(printable(text).split()) or UNKNOWN
 
 
-# ---- display ----------------------------------------------------------------------------------------------------------------
-
-
 class Lines(nullcontext[None]):
     """For a pipe or a file: one line a poll. Messages go to another stream, so that the lines stay parseable."""
 

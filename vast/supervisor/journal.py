@@ -91,9 +91,6 @@ class RunClock:
         return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())
 
 
-# ---- on disk ------------------------------------------------------------------------------------------------------------
-
-
 class FileJournal:
     """Holds the lock of the run's directory until `close`. Raises RunStateError if another process has it."""
 
