@@ -16,7 +16,7 @@ from vast.policy import Policy
 from vast.ports import Cloud, OfferQuery, Seconds
 from vast.records.run_dir import VAST
 from vast.rental import preflight
-from vast.rental.image_needs import needs_of
+from vast.rental.image_needs import Needs
 from vast.rental.image_registry import Image
 from vast.rental.plan import host_image
 from vast.secrets import Redactor, Secret
@@ -131,7 +131,7 @@ def _image(
         pulled, login = host_image(name), preflight.registry_login(policy, environ)
         found = registry(pulled, login)
         preflight.image(found.found, pulled, login is not None)
-        needs = needs_of(pulled, found.labels or {})
+        needs = Needs(pulled, found.labels or {})
     except UserError as error:
         return Check("image", "missing", str(error))
     if found.found == "unknown":

@@ -38,7 +38,7 @@ from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
-from vast.rental.image_needs import needs_of
+from vast.rental.image_needs import Needs
 from vast.shell.sshkey import public_key, require_usable
 from vast.supervisor.state import Plan
 
@@ -183,7 +183,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
-    needs = needs_of(asked.image, image.labels or {})
+    needs = Needs(asked.image, image.labels or {})
     query = plans.for_image(query, needs, image.gb or 0.0, policy)
     query, found, estimate = _choose(cloud, wiring, jobs, query, asked.PRICE_OPTION)
     plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)

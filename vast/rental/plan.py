@@ -110,11 +110,8 @@ def query_of(policy: Policy, *, gpu: str | None = None, max_price: Dollars | Non
 def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> OfferQuery:
     """`query` for machines that can run the image, and load it in time. gb: 0 if not known."""
     in_time = 1.5 * gb * 8000 / policy.deadlines.loading
-    return replace(
-        query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
-        compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
-        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
-    )  # fmt: skip
+    down_mbit = max(query.min_down_mbit, in_time)
+    return replace(query, **vars(needs), min_down_mbit=down_mbit, down_gb=gb)
 
 
 def campaign_command(name: str, file: str | None, root: str) -> tuple[str, ...]:
