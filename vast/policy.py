@@ -161,10 +161,6 @@ class Hooks(Strict):
     alert: Hook
     seconds: PositiveFloat
 
-    def of(self, event: Event) -> list[str] | str | None:
-        hook: list[str] | str | None = getattr(self, event)
-        return hook
-
 
 class Policy(Strict):
     cadence: Cadence

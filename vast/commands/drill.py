@@ -167,7 +167,7 @@ class _Crew:
         return bool(self.pids)
 
     def ask_for_the_end(self) -> None:
-        if not self.folder.asked_down():
+        if not self.folder.down.exists():
             with suppress(UserError, OSError):  # on a full disk the supervisor ends the run by itself
                 self.folder.ask(self.folder.down, "python -m vast drill")
 

@@ -123,15 +123,12 @@ def unlock(root: Path, hf_home: Path) -> None:
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
-    runs = [run for run in _unfinished_runs(root) if (run / "lock").exists() and not _holder_lives(run)]
-    candidates += [run / "lock" for run in runs]
+    for run in _unfinished_runs(root):
+        pid = hostruns.holder(run)
+        found = None if pid is None else processes.stat(pid)
+        if (run / "lock").exists() and (found is None or found.dead):
+            candidates.append(run / "lock")
     for path in candidates:
         with suppress(OSError), path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def _holder_lives(run: Path) -> bool:
-    pid = hostruns.holder(run)
-    found = None if pid is None else processes.stat(pid)
-    return found is not None and not found.dead

@@ -62,9 +62,6 @@ class Folder:
         self.down, self.pull = path / "down", path / "pull"
         self.report, self.report_text = path / "report.json", path / "report.md"
 
-    def __repr__(self) -> str:
-        return f"Folder({self.path})"
-
     def make(self, request: RunRequest, policy_text: str) -> None:
         """Write every file except the journal, which the supervisor starts. Raises RunStateError, DiskFull."""
         with io_errors_reported(self.path):
@@ -115,9 +112,6 @@ class Folder:
     def ask(self, what: Path, why: str) -> None:
         """Store a request, so that it outlives the requesting process."""
         write_text_atomically(what, why + "\n")
-
-    def asked_down(self) -> bool:
-        return self.down.exists()
 
 
 def require_writable(runs_dir: Path) -> None:

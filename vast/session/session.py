@@ -127,7 +127,7 @@ class Session:
 
     def _asked(self) -> bool:
         """A request by signal is stored on disk, so that it survives this process."""
-        if self.ending or self.folder.asked_down():
+        if self.ending or self.folder.down.exists():
             return True
         if self.asked():
             self.ending = True

@@ -216,7 +216,7 @@ class Seed:
             self.clock.offset = world.now
 
 
-def _steps(supervisor: Watched, most: int = 12) -> None:
-    for _ in range(most):
+def _steps(supervisor: Watched) -> None:
+    for _ in range(12):
         if supervisor.state.phase is not Phase.CLOSED:
             supervisor.step()
