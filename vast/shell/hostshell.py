@@ -119,10 +119,8 @@ class HostShell:
     # ---- commands
 
     def burn_in(self, addresses: Addresses, seconds: Seconds) -> BurnIn | None:
-        address = self._reach(addresses)
-        if address is None:
-            return None
-        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=seconds)
+        no_gpu = ["--no-gpu"] if self.gpus == 0 else []
+        reply = self._run(self._reach(addresses), "burnin", *no_gpu, timeout=seconds)
         if reply.kind == "ok" and reply.code == EXIT_USER and "invalid choice" in reply.err:
             return BurnIn(True, ("vast.host of the image has no burn-in",), ran=False)
         found = host_reports.parse(reply.out) if reply.good else None
@@ -146,9 +144,8 @@ class HostShell:
         return self._run(address, "start", *known, "--", *command).done
 
     def stop(self, addresses: Addresses) -> bool | None:
-        address = self._reach(addresses)
         grace = () if self.grace is None else ("--grace", f"{self.grace:g}")
-        return None if address is None else self._run(address, "stop", *grace).done
+        return self._run(self._reach(addresses), "stop", *grace).done
 
     def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
@@ -175,19 +172,19 @@ class HostShell:
         self, addresses: Addresses, tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
         """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
-        address = self._reach(addresses)
-        if address is None:
-            return None
         options = [("--tail", tail), ("--follow-from", follow_from)]
         words = [word for name, value in options if value is not None for word in (name, str(value))]
-        reply = self._run(address, "log", *words)
+        reply = self._run(self._reach(addresses), "log", *words)
         answer = host_reports.parse(reply.out) if reply.good else None
         odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
         return None if odd else answer
 
     def _run(
-        self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
+        self, address: Address | None, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
     ) -> Reply:
+        """address: of our machine; None: it was not reached."""
+        if address is None:
+            return Reply("unreachable")
         reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout, pace=pace)
         if not reply.good:
             # Its error may quote its standard input.
