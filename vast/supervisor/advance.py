@@ -11,9 +11,8 @@ from vast.ports import BurnIn, CreateResult, Pulled, hourly
 from vast.supervisor import reasons
 from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
-from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.schedule import UNFINISHED, alerts, interval, pause_before
 from vast.supervisor.state import (
-    UNFINISHED,
     Action,
     Do,
     Intent,

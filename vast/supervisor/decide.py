@@ -14,20 +14,9 @@ from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
-from vast.supervisor.schedule import LEAD, ends_soon, wake_at
+from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import (
-    UNFINISHED,
-    Action,
-    Do,
-    Observation,
-    Phase,
-    RunState,
-    burn,
-    changed,
-    kept_for_the_end,
-    spent,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"

@@ -12,22 +12,10 @@ from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import (
-    PURE,
-    Action,
-    Do,
-    Observation,
-    PendingDestroy,
-    Phase,
-    Plan,
-    Result,
-    RunState,
-    begin,
-    changed,
-    spent,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
+PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
 CLOSED = "closed"  # the notification at the end of every run
@@ -148,13 +136,10 @@ class Supervisor:
             host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
         gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
-        answered = tuple(one.id for one in gone if self._answers(one))
+        # the market shows it as gone, and it answers over ssh
+        answered = tuple(one.id for one in gone if one.addresses and self.shell.probe(one.addresses).contact == "ok")
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network)
-
-    def _answers(self, one: PendingDestroy) -> bool:
-        """Whether a machine that the market shows as gone answers over ssh."""
-        return bool(one.addresses) and self.shell.probe(one.addresses).contact == "ok"
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 

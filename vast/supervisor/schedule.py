@@ -12,6 +12,7 @@ ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
 MARGIN = 15.0  # seconds after the expected end of the job
 LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
+UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 
 # The line for a person about each alert that may come and go; those about verdicts are in vast/supervisor/reasons.py.
 ALERTS = {

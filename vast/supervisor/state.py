@@ -30,7 +30,6 @@ from vast.ports import (
     label_text,
 )
 
-UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
 
 # ---- the request ------------------------------------------------------------------------------------------------
@@ -289,9 +288,6 @@ class Do(StrEnum):
     VERDICT = "verdict"  # pure: apply a reason
     PROCEED = "proceed"  # pure: the next phase
     CLOSE = "close"  # pure
-
-
-PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})
 
 
 @dataclass(frozen=True, slots=True)
