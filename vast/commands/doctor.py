@@ -17,9 +17,8 @@ from vast.ports import Cloud, OfferQuery, Seconds
 from vast.records.run_dir import VAST
 from vast.rental import preflight
 from vast.rental.image_needs import Needs
-from vast.rental.image_registry import Image
 from vast.rental.plan import host_image
-from vast.secrets import Redactor, Secret
+from vast.secrets import Redactor
 from vast.shell.sshkey import public_key, require_usable
 
 SKEW: Seconds = 60.0
@@ -67,7 +66,7 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
     if name is None:
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy.verdict == "ok":
-        yield _image(name, policies.load(policy_file), wiring.environ, wiring.registry)
+        yield _image(name, policies.load(policy_file), wiring)
     if not no_engine:
         yield checked("engine", lambda: wiring.engine(wiring.environ))
 
@@ -123,13 +122,11 @@ def _market(connect: Callable[[], Cloud]) -> Iterator[Check]:
         yield Check("clock", "ok", f"{skew:+.0f} s from the service's")
 
 
-def _image(
-    name: str, policy: Policy, environ: Mapping[str, str], registry: Callable[[str, Secret | None], Image]
-) -> Check:
+def _image(name: str, policy: Policy, wiring: Wiring) -> Check:
     """Whether a rented machine can pull the host tag of the image `name`, and what it needs."""
     try:
-        pulled, login = host_image(name), preflight.registry_login(policy, environ)
-        found = registry(pulled, login)
+        pulled, login = host_image(name), preflight.registry_login(policy, wiring.environ)
+        found = wiring.registry(pulled, login)
         preflight.image(found.found, pulled, login is not None)
         needs = Needs(pulled, found.labels or {})
     except UserError as error:

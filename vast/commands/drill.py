@@ -43,7 +43,6 @@ STAGE, PROFILE = "stage1", "ci"
 CALLS, TABLE = "drill.jsonl", "drill.md"
 HOURS, SLACK_MINUTES = 1.5, 15.0  # the longest life of a machine, by the supervisor and beyond it by its switch
 LONGEST = HOURS + SLACK_MINUTES / 60
-REAP: Seconds = 900.0
 COLUMNS = (Column("what"), Column("assumed", drop=1, least=20), Column("seen", least=20), Column("verdict"))
 
 
@@ -200,7 +199,7 @@ def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...
         return None
     ours = [one.id for one in listed if (label := parse_label(one.label)) is not None and label.run_id == folder.run_id]
     spacing = policies.load(folder.policy).absence_spacing
-    return Reaper(cloud, wiring.clock, spacing, REAP, lambda text: click.echo(text, err=True)).reap(ours)
+    return Reaper(cloud, wiring.clock, spacing, lambda text: click.echo(text, err=True)).reap(ours)
 
 
 def _evidence(folder: Folder, killed_at: Seconds | None, left: tuple[int, ...] | None) -> Drill:

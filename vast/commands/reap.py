@@ -15,7 +15,6 @@ from vast.rental import preflight
 from vast.secrets import Redactor
 
 SKEW = 300.0  # seconds between two clocks that are worth a message
-PATIENCE = 900.0  # seconds for each machine
 
 
 @click.command()
@@ -61,7 +60,7 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     to_destroy = [one.instance.id for one in found if one.destroy]
     if dry_run:
         raise click.exceptions.Exit(EXIT_BUG if to_destroy else 0)
-    left = reaping.Reaper(cloud, wiring.clock, policy.absence_spacing, PATIENCE, show).reap(to_destroy)
+    left = reaping.Reaper(cloud, wiring.clock, policy.absence_spacing, show).reap(to_destroy)
     if left:
         fact = f"{', '.join(map(str, left))} may still run; call reap again, or use https://cloud.vast.ai/instances/"
         click.echo(f"error: Vast.ai: {fact}", err=True)

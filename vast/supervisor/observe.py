@@ -94,17 +94,15 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     absences, absent_at = state.absences, state.absent_at
     if listed:
         absences, absent_at = 0, None
-    elif obs.instances is not None and _nothing_is_expected(state, intent, machine, obs.t, policy):
+    elif obs.instances is not None and intent is None and machine is None and _had_time_to_show(state, obs.t, policy):
         absences, absent_at = _counted(absences, absent_at, obs.t, policy.absence_spacing)
     state = changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled)
     return changed(state, absences=absences, absent_at=absent_at)
 
 
-def _nothing_is_expected(
-    state: RunState, intent: Intent | None, machine: Machine | None, t: float, policy: Policy
-) -> bool:
+def _had_time_to_show(state: RunState, t: float, policy: Policy) -> bool:
     """Whether a listing without the run counts: every machine that was created must have had time to show up."""
-    if intent is not None or machine is not None or state.created_at is None:
+    if state.created_at is None:
         return False
     return t - state.created_at >= policy.reconcile.visible_after and not may_show(t, state, policy)
 
