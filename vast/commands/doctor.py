@@ -57,7 +57,9 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
             redact.learn(secret)
         return f"secrets: {', '.join(named) or 'none'}"
 
-    yield from _tools(wiring.which)
+    for tool in preflight.TOOLS:
+        path = wiring.which(tool)
+        yield Check(tool, "ok", path) if path else Check(tool, "missing", f"not on PATH; {INSTALL}")
     yield checked("ssh key", lambda: _ssh_key(ssh_key, wiring.environ))
     yield checked("disk", lambda: disk(runs_dir / VAST))
     yield from _market(connect)
@@ -69,12 +71,6 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         yield _image(name, policies.load(policy_file), wiring)
     if not no_engine:
         yield checked("engine", lambda: wiring.engine(wiring.environ))
-
-
-def _tools(which: Callable[[str], str | None]) -> Iterator[Check]:
-    for name in preflight.TOOLS:
-        path = which(name)
-        yield Check(name, "ok", path) if path else Check(name, "missing", f"not on PATH; {INSTALL}")
 
 
 def _ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:

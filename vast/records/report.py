@@ -137,11 +137,8 @@ def burn_in_words(found: BurnIn | None) -> str:
 
 def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
     """Fixes that the host's runner applied, in the order of the polls that showed them."""
-    seen: dict[str, None] = {}
-    for one in records:
-        job = None if one.state.machine is None else one.state.machine.job
-        seen.update(dict.fromkeys(job.fixes if job is not None else ()))
-    return tuple(seen)
+    jobs = [one.state.machine.job for one in records if one.state.machine is not None]
+    return tuple(dict.fromkeys(fix for job in jobs if job is not None for fix in job.fixes))
 
 
 def text(run: RunReport) -> str:
