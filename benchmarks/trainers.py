@@ -9,7 +9,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +18,15 @@ import torch.nn.functional as F
 from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from app.attention.backends import NAMES
-from app.attention.block_mask import TILE
 from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
 from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, shapes_of, tokens_multiple
-from app.training.cuda_graph import Graphs, suitable
+from app.training.batch import Collator, Schedule, Steps, tokens_multiple
+from app.training.cuda_graph import Graphs, in_shapes, suitable
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
-from app.training.train import MOST_SHAPES
 from jobs.config.schema import Lora, Mask, Objective, Train
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -140,8 +138,7 @@ def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl:
     graphed, _ = suitable(train, cuda=loaded.device.type == "cuda", compiled=fast, world=1,
                           parameters=model.num_parameters(), tokens=row)  # fmt: skip
     if graphed:
-        some = Schedule([data], [1.0], 600, setting.batch_size, setting.seed)
-        steps = replace(steps, shapes=shapes_of(steps.sizes(some), TILE, MOST_SHAPES))
+        steps = in_shapes(steps, schedule, model, model.num_parameters())
     if setting.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = model if lora is None else with_adapter(model, lora)

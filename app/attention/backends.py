@@ -113,15 +113,19 @@ def _attention(
     return attention
 
 
-# torch's own choice for heads of 64 spills registers when most tiles are masked (docs/log.md).
-_HEADS_OF_64 = dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64,
-                    bwd_BLOCK_N2=64, bwd_num_warps=4)  # fmt: skip
+# By size of a head. torch's own choice for 64 spills registers when most tiles are masked; for 128 it takes a seventh longer
+# (docs/log.md).
+_BACKWARD = dict(bwd_BLOCK_M1=64, bwd_BLOCK_N1=64, bwd_BLOCK_M2=64, bwd_BLOCK_N2=64, bwd_num_warps=4)
+_HALF_HEADS: dict[int, dict[str, int]] = {
+    64: dict(BLOCK_M=128, BLOCK_N=64, num_warps=8, **_BACKWARD),
+    128: dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, **_BACKWARD, bwd_num_stages=2),
+}
 
 
 def _kernel_options(query: torch.Tensor, key: torch.Tensor, split: bool = False) -> dict[str, Any]:
     # Under autocast queries arrive in float32, because rotary positions are applied in it; the kernel gets bfloat16.
     half = query.dtype != torch.float32 or torch.is_autocast_enabled("cuda")
-    options: dict[str, Any] = dict(_HEADS_OF_64) if half and query.shape[-1] == 64 else {}
+    options: dict[str, Any] = dict(_HALF_HEADS.get(query.shape[-1], {})) if half else {}
     if query.shape[-2] % TILE == 0 and key.shape[-2] % TILE == 0:
         # With dynamic lengths torch cannot infer this, and the kernels would check the bounds of every token.
         options["IS_DIVISIBLE"] = True

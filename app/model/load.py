@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -23,6 +24,7 @@ from app.attention.backends import NAMES, refuse_unsupported
 from app.attention.model_config import caps_scores, longest_short_text, setting, text_config
 from app.attention.selfcheck import require_decoder
 from app.embedded import cache
+from app.model.lm_head import plain_lm_head
 from app.model.mixed_precision import keep_float32
 from app.model.quantized import quantize
 from app.runtime import collector
@@ -54,6 +56,11 @@ class Loaded:
     @property
     def attention(self) -> str:
         return str(text_config(self.model)._attn_implementation)
+
+    @cached_property
+    def lm_head(self) -> nn.Linear | None:
+        """The output layer where the logits are plainly its product; found out by a pass of the model, so once."""
+        return plain_lm_head(self.model)
 
     @property
     def dtype(self) -> str:

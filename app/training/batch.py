@@ -4,9 +4,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -104,33 +104,35 @@ class Shape(NamedTuple):
     responses: int
 
 
-def shapes_of(rows: Iterable[tuple[int, int]], multiple: int, most: int) -> tuple[Shape, ...]:
-    """At most `most` shapes, whole multiples of `multiple` wide, that hold `rows` with the least padding.
+def shapes_of(
+    rows: Iterable[tuple[int, int]], multiple: int, work: tuple[int, int], worth: float, most: int
+) -> tuple[Shape, ...]:
+    """Shapes that hold `rows`, whole multiples of `multiple` wide: a further one only where it spares enough padding.
+
+    From the shapes that the rows would have by themselves on, the two whose union pads least are made one, while that
+    padding is less work than `worth`, or there are more than `most`.
 
     Args:
         rows: (tokens, response tokens) of each.
+        work: floating-point operations of a column, and of a state that predicts.
+        worth: floating-point operations, as many as a shape costs.
     """
-    responses: dict[int, int] = {}
-    counts: Counter[int] = Counter()
+    sizes: dict[tuple[int, int], list[int]] = {}
     for tokens, wanted in rows:
-        width = -(-max(tokens, 1) // multiple) * multiple
-        counts[width] += 1
-        responses[width] = max(responses.get(width, 1), wanted)
-    widths = sorted(counts)
-    before = list(accumulate((counts[w] for w in widths), initial=0))  # rows narrower than the n-th width
-    # cheapest[n]: (columns in all, the widths chosen) for the n narrowest widths.
-    cheapest: list[tuple[int, tuple[int, ...]]] = [(0, ())]
-    for _ in range(most):
-        cheapest = [(0, ())] + [
-            min((cheapest[m][0] + widths[n - 1] * (before[n] - before[m]), (*cheapest[m][1], widths[n - 1]))
-                for m in range(min(n, len(cheapest))))
-            for n in range(1, len(widths) + 1)
-        ]  # fmt: skip
-    columns = sorted(set(cheapest[-1][1]))
-    return tuple(
-        Shape(right, max(responses[w] for w in widths if left < w <= right))
-        for left, right in zip([0, *columns], columns, strict=False)
-    )
+        columns, tile = -(-max(tokens, 1) // multiple) * multiple, -(-max(wanted, 1) // multiple)
+        held = sizes.setdefault((columns, tile), [columns, 0, 0])
+        held[1:] = max(held[1], wanted, 1), held[2] + 1
+    shapes = np.array(list(sizes.values()), dtype=float)  # columns, responses, rows
+    while len(shapes) > 1:
+        union = np.maximum(shapes[:, None, :2], shapes[None, :, :2])
+        padding = shapes[:, 2] * ((union - shapes[None, :, :2]) @ np.array(work, dtype=float))
+        padding = np.triu(padding + padding.T, 1) + np.tril(np.full_like(padding, np.inf))
+        i, j = np.unravel_index(padding.argmin(), padding.shape)
+        if padding[i, j] >= worth and len(shapes) <= most:
+            break
+        shapes[i] = [*union[i, j], shapes[i, 2] + shapes[j, 2]]
+        shapes = np.delete(shapes, j, axis=0)
+    return tuple(sorted(Shape(int(columns), int(responses)) for columns, responses, _ in shapes))
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,25 @@ that it was captured with, on the memory that it was captured on, so that each r
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
+from app.attention.block_mask import TILE
+from app.training.batch import Schedule, Steps, shapes_of
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
 
 # Below this number of floating-point operations a pass, 6 a parameter and token, the GPU waits for its host. Measured on an
 # H200: a pass of 4.7e13 (3B, 2,300 tokens) takes the host 133 ms to launch and the GPU 105 to run.
 SMALL = 6e13
+# Operations in the half second that a shape of rows costs, one step launched by the host and one capture: an H200 makes 2.5e14
+# a second of them in steps of a 135M model, 4e14 in those of a 3B model.
+WORTH = 1.5e14
+MOST_SHAPES = 24
 
 
 def suitable(
@@ -51,6 +58,14 @@ def suitable(
         return False, "a base in 4 bits, whose graphs were not yet shown on a GPU (train.graph: true tries)"
     size = f"{work:.1e} operations a pass, {'less' if work < SMALL else 'not less'} than {SMALL:.0e}"
     return work < SMALL, size
+
+
+def in_shapes(steps: Steps, schedule: Schedule, model: Any, parameters: int) -> Steps:
+    """`steps` with the shapes that the rows of the whole schedule are padded to, each of which becomes a graph."""
+    head = model.get_output_embeddings()
+    predicting = 0 if head is None else head.weight.numel()
+    work = 6 * (parameters - predicting), 6 * predicting
+    return replace(steps, shapes=shapes_of(steps.sizes(schedule), TILE, work, WORTH, MOST_SHAPES))
 
 
 Inputs = list[dict[str, Tensor]]

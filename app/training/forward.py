@@ -68,7 +68,7 @@ class ResponseLoss:
         weights: list[Tensor] = []
 
         def keep(hidden: Tensor, weight: Tensor) -> Tensor:
-            weights.append(weight)
+            weights.append(weight.to(hidden.dtype))
             return hidden
 
         with self._frozen() as start:
@@ -103,14 +103,15 @@ class ResponseLoss:
 
     def _states(self, model: Any, batch: dict[str, Tensor], where: Layout,
                 compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:  # fmt: skip
-        """What `compute` makes of the states that predict response tokens, (tokens, hidden), and of the head's weight."""
+        """What `compute` makes of the states that predict response tokens, (tokens, hidden), in the type to multiply in, and of
+        the head's weight."""
         head = (self.teacher if model is self.teacher else self.model).get_output_embeddings()
 
         def at_response(hidden: Tensor) -> Tensor:
             rows, weight = hidden.flatten(0, 1).index_select(0, batch["at"]), head.weight
             if torch.is_autocast_enabled(rows.device.type):  # as it would be for the layer itself
                 dtype = torch.get_autocast_dtype(rows.device.type)
-                rows, weight = rows.to(dtype), weight.to(dtype)
+                rows = rows.to(dtype)
             with torch.autocast(rows.device.type, enabled=False):
                 return compute(rows, weight)[None]
 

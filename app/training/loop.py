@@ -264,9 +264,8 @@ class TrainingLoop:
     def finish(self) -> int:
         """Leave the weights that are kept in the model, in float32; return the step that they are of.
 
-        The last checkpoint is on the disk then.
+        The last checkpoint may still be on its way to the disk: `writer.wait()`.
         """
-        self.writer.wait()
         kept = self.step if self.best is None else self.best.step
         if self.best is not None and kept != self.step and self.ranks.main and not self.work.fsdp:
             self.work.put_weights(self.best.weights)

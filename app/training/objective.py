@@ -66,8 +66,8 @@ def from_hidden(hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teache
     """`objective` of the logits hidden @ weight.T, a chunk of tokens at a time.
 
     Args:
-        hidden: (tokens, hidden), of the weight's dtype.
         weight: (vocabulary, hidden).
+        hidden: (tokens, hidden), of the type that is multiplied in, which `weight` is rounded to.
         chunk: logits held at a time, at least one token's.
     """
     total, nll, divergence = _Chunked.apply(hidden, weight, targets, teacher, ce, kl, chunk, counted)
@@ -94,9 +94,19 @@ def _parts(logits: Tensor, targets: Tensor, teacher: Tensor | None, ce: float, k
     return nll.sum(), divergence.sum(), gradient.to(logits.dtype)
 
 
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """In float32, a pass over the memory where multiplying and casting would be two: 1 ms for a matrix of 131,072 by 3,072."""
+    return gradient.float() * scale
+
+
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, ...]]:
     return torch.compile(_parts, dynamic=True)
+
+
+@cache
+def _compiled_scaled() -> Callable[..., Tensor]:
+    return torch.compile(_scaled)
 
 
 class _Chunked(torch.autograd.Function):
@@ -104,6 +114,7 @@ class _Chunked(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, teacher: Teacher | None, ce: float,
                 kl: float, chunk: int, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         parts = _compiled() if hidden.is_cuda else _parts
+        ctx.dtype, weight = weight.dtype, weight.to(hidden.dtype)
         by_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         by_weight: Tensor | None = None
         nll = divergence = torch.zeros((), device=hidden.device)
@@ -134,5 +145,10 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, *_: Any) -> tuple[Any, ...]:
         by_hidden, by_weight = ctx.saved_tensors
-        scaled = [None if g is None else g * scale.to(g.dtype) for g in (by_hidden, by_weight)]
-        return (*scaled, None, None, None, None, None, None)
+        if by_hidden is not None:
+            by_hidden = by_hidden * scale.to(by_hidden.dtype)
+        if by_weight is not None and by_weight.is_cuda and ctx.dtype == torch.float32:
+            by_weight = _compiled_scaled()(by_weight, scale)
+        elif by_weight is not None:
+            by_weight = (by_weight * scale.to(by_weight.dtype)).to(ctx.dtype)
+        return by_hidden, by_weight, None, None, None, None, None, None

@@ -29,8 +29,8 @@ from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
-from app.training.batch import Collator, Schedule, Steps, prepared, shapes_of, tokens_multiple
-from app.training.cuda_graph import Graphs, suitable
+from app.training.batch import Collator, Schedule, Steps, prepared, tokens_multiple
+from app.training.cuda_graph import Graphs, in_shapes, suitable
 from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
@@ -43,7 +43,6 @@ from jobs.estimate.memory import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
-MOST_SHAPES = 8  # of packed rows, where each has a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                             parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
     eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
     if graphed:
-        steps_of = replace(steps_of, shapes=shapes_of(steps_of.sizes(schedule), TILE, MOST_SHAPES))
+        steps_of = in_shapes(steps_of, schedule, model, params_total)
     if resume:
         heartbeat.phase("load")
     at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
@@ -260,15 +259,18 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
             heartbeat.phase("save")
         with heartbeat.beating("save"):
-            saved = checkpoint.save_final(
-                finished,
-                loaded.tokenizer,
-                run.final,
-                dtype=dtype,
-                about=about,
-                logged=logged,
-                device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
-            )
+            try:
+                saved = checkpoint.save_final(
+                    finished,
+                    loaded.tokenizer,
+                    run.final,
+                    dtype=dtype,
+                    about=about,
+                    logged=logged,
+                    device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
+                )
+            finally:  # the last checkpoint is written meanwhile
+                loop.writer.wait()
         saved |= losses_of_base
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from app.runtime.ending import RunEnded
 from app.stage.run import run_stage
-from app.training import checkpoint
+from app.training import checkpoint, snapshot
 from jobs.config.load import resolve
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, DiskFull
 from jobs.runs.rundir import RunDir
 from tests.app import oracle
 from tests.app.conftest import make_model
@@ -182,6 +184,32 @@ def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice
     run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
     assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2, 3]
     assert run.read_metrics()["train"]["resumed_from_step"] == 3 and run.state() == "complete"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_last_checkpoint_is_written_beside_final_and_its_error_ends_the_run(full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    order: list[str] = []
+    saved, write, write_final = threading.Event(), snapshot._write, checkpoint.save_final
+
+    def late(path: Path, state: Any) -> None:
+        if path.parent.name == "checkpoint-3":
+            assert saved.wait(60)
+            order.append("checkpoint")
+            if full:
+                raise OSError(28, "No space left on device")
+        write(path, state)
+
+    def final(*args: Any, **kwargs: Any) -> Any:
+        found = write_final(*args, **kwargs)
+        order.append("final")
+        saved.set()
+        return found
+
+    monkeypatch.setattr(snapshot, "_write", late)
+    monkeypatch.setattr(checkpoint, "save_final", final)
+    with pytest.raises(DiskFull, match="no space left") if full else nullcontext():
+        train(tmp_path, "stage3b", "train.save_every=1")
+    assert order[:2] == ["final", "checkpoint"]
 
 
 def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

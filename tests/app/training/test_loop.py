@@ -75,7 +75,7 @@ def loop_of(model: Any, tmp_path: Path, pattern: str = "prefix", goal: Objective
     collate = Collator(pattern, packing, train.objective.causal_fraction, multiple=multiple)  # type: ignore[arg-type]
     steps = Steps(collate, row_tokens, micro, ranks.rank, ranks.world)
     if graphs is not None:
-        steps = replace(steps, shapes=shapes_of(steps.sizes(schedule), multiple, 3))
+        steps = replace(steps, shapes=shapes_of(steps.sizes(schedule), multiple, (1, 1), 0, 3))
     made = (
         patch("app.training.optimizers.make", lambda train, model, **_: optimizer(model))
         if optimizer

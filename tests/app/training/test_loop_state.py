@@ -129,8 +129,9 @@ def test_an_error_of_the_thread_that_writes_ends_training(model_of: Any, tmp_pat
         prepared_loop(model_of("llama"), tmp_path, max_steps=4, save_every=1).run()
     last = prepared_loop(model_of("llama"), tmp_path / "last", max_steps=4, save_every=4)
     last.run()
+    last.finish()
     with pytest.raises(OSError, match="No space left"):
-        last.finish()
+        last.writer.wait()
 
 
 @pytest.mark.parametrize("memory", [float("inf"), 0.0])
