@@ -19,7 +19,7 @@ from vast.rental import preflight
 from vast.rental.image_needs import Needs
 from vast.rental.plan import host_image
 from vast.secrets import Redactor
-from vast.shell.sshkey import public_key, require_usable
+from vast.shell.sshkey import require_usable
 
 SKEW: Seconds = 60.0
 INSTALL = "install openssh-client and rsync"
@@ -76,7 +76,6 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
 def _ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:
     if key is None:
         return "each run makes its own"
-    public_key(key, environ)
     require_usable(key, environ)
     return f"{key}: usable without a question"
 

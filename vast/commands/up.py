@@ -39,7 +39,7 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
 from vast.rental.image_needs import Needs
-from vast.shell.sshkey import public_key, require_usable
+from vast.shell.sshkey import require_usable
 from vast.supervisor.state import Plan
 
 # Runs the supervisor of a new run and returns the exit code. The callback is for the moment when its journal has begun.
@@ -169,10 +169,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
     refuse_twice()
     begun = None if asked.force else works.unfinished(runs_dir, settings)
-    public = None
-    if ssh_key is not None:
-        public = public_key(ssh_key, wiring.environ)
-        require_usable(ssh_key, wiring.environ)
+    public = None if ssh_key is None else require_usable(ssh_key, wiring.environ)
     _, login = start.run_secrets(policy, wiring.environ)
     for job in jobs:
         preflight.terms(job, policy, wiring.environ)

@@ -69,15 +69,16 @@ def _require_private(key: Path) -> None:
         raise SshKeyError(key, "is no private key", "give the path of one, such as ~/.ssh/id_ed25519, or none")
 
 
-def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises SshKeyError for a key that ssh could not use without a question: one with a passphrase, and in no agent."""
-    env = child_environment(environ)
+def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """The public half. Raises SshKeyError, also for a key that ssh could not use without a question: one with a passphrase,
+    and in no agent."""
+    public, env = public_key(key, environ), child_environment(environ)
     argv = ["ssh-keygen", "-q", "-y", "-P", "", "-f", str(key)]
     if subprocess_run.run(argv, timeout=30, env=env).code == 0:
-        return
+        return public
     agent = subprocess_run.run(["ssh-add", "-L"], timeout=30, env=env)
-    if public_key(key, environ).split()[1] in agent.out.split():
-        return
+    if public.split()[1] in agent.out.split():
+        return public
     fact = "has a passphrase, and no agent holds it" if agent.code != 2 else "has a passphrase, and no agent runs"
     remedy = f"start one and: ssh-add {key}; or give no --ssh-key: each run can have its own"
     raise SshKeyError(key, fact, remedy)
