@@ -146,17 +146,12 @@ class Client:
 
     def _note_retry_after(self, kind: Kind, raw: Response) -> bool:
         """Whether the answer names a pause; the next call of this kind then waits for it."""
-        named = raw.headers.get("Retry-After")
-        if raw.status not in BUSY or named is None:
-            return False
-        try:
+        named, seconds = raw.headers.get("Retry-After") or "", math.nan
+        with suppress(ValueError, OverflowError):
+            seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
+        with suppress(ValueError):
             seconds = float(named)
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
-            except (ValueError, OverflowError):
-                return False
-        if not seconds >= 0:  # NaN too
+        if raw.status not in BUSY or not seconds >= 0:  # NaN too
             return False
         until = self._clock.monotonic() + min(seconds, LONGEST_WAIT)
         self._not_before[kind] = max(self._not_before[kind], until)

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT: Seconds = 10.0  # for TCP and the server's greeting
 PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
 CLOSE: Seconds = 5.0
+PINNED, CANDIDATES = "run/known_hosts", "candidates"  # files of host keys, below the private directory
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 # Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
@@ -73,14 +74,6 @@ class SshTransport:
     def _private(self) -> Path:
         """Short, without blanks and nobody else's: sockets must fit, and options split what they are given at blanks."""
         return _private_directory()
-
-    @property
-    def _pinned(self) -> Path:
-        return self._private / "run" / "known_hosts"
-
-    @property
-    def _candidates(self) -> Path:
-        return self._private / "candidates"
 
     def _link(self) -> None:
         """Also again, since systems remove temporary files after some days while a supervisor still runs."""
@@ -135,7 +128,7 @@ class SshTransport:
         if not ours:
             return self._distrust(address)
         try:
-            pins.adopt(self._pinned, self._candidates, pins.alias(self._pin(), address))
+            pins.adopt(self._private / PINNED, self._private / CANDIDATES, pins.alias(self._pin(), address))
         except (UserError, OSError, ValueError) as error:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
@@ -144,7 +137,7 @@ class SshTransport:
         self._drop(address)
         # Without room it stays a candidate, and a changed key is refused until there is some.
         with suppress(UserError, OSError):
-            pins.forget(self._candidates, pins.alias(self._pin(), address))
+            pins.forget(self._private / CANDIDATES, pins.alias(self._pin(), address))
 
     def close(self) -> None:
         for address in list(self._used.values()):
@@ -159,7 +152,7 @@ class SshTransport:
         if not (self._private / KEY).is_symlink():
             self._link()
         name = pins.alias(self._pin(), address)
-        known = bool(pins.keys(self._pinned, name))
+        known = bool(pins.keys(self._private / PINNED, name))
         options = {
             "BatchMode": "yes",  # a question would wait for ever
             "ConnectTimeout": f"{self._connect:.0f}",
@@ -167,7 +160,7 @@ class SshTransport:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "StrictHostKeyChecking": "yes" if known else "accept-new",
-            "UserKnownHostsFile": str(self._pinned if known else self._candidates),
+            "UserKnownHostsFile": str(self._private / (PINNED if known else CANDIDATES)),
             "GlobalKnownHostsFile": "/dev/null",
             "HostKeyAlias": name,
             "CheckHostIP": "no",

@@ -108,7 +108,9 @@ class FileJournal:
             self._lock.close()
             raise
         self._reserve = directory / RESERVE
-        self._keep_room()
+        with suppress(OSError):  # the first record reports a full disk
+            if not self._reserve.exists():
+                self._reserve.write_bytes(bytes(ROOM))
 
     def close(self) -> None:
         self._reserve.unlink(missing_ok=True)
@@ -148,11 +150,6 @@ class FileJournal:
             os.ftruncate(self._file, size)
             remedy = f"make room, then go on: python -m vast attach {self.directory.name}"
             raise DiskFull(path, "no space left on the disk of this machine", remedy) from None
-
-    def _keep_room(self) -> None:
-        with suppress(OSError):  # the first record reports a full disk
-            if not self._reserve.exists():
-                self._reserve.write_bytes(bytes(ROOM))
 
 
 class MemoryJournal(FileJournal):
