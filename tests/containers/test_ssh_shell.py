@@ -31,7 +31,7 @@ from vast.shell.local_copy import LocalCopy
 from vast.secrets import Secret
 from vast.ports import Address
 from vast.shell.ssh import SshTransport
-from vast.shell.sshkey import make_key
+from vast.shell.keys import make_key
 
 runs = Path(os.environ.get("RUNS", "/tmp/runs"))
 own = runs / "vast" / "stage3b-1"
@@ -120,7 +120,7 @@ def pair(image: str) -> Iterator[Pair]:
                 ours,
                 PYTHON,
                 "-c",
-                "from vast.shell.sshkey import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
+                "from vast.shell.keys import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
             )
             with container(
                 "--network", NETWORK, "--network-alias", "host", "--env", f"AUTHORIZED_KEY={key}",

@@ -19,7 +19,7 @@ from vast.rental import preflight
 from vast.rental.image_needs import Needs
 from vast.rental.plan import host_image
 from vast.secrets import Redactor
-from vast.shell.sshkey import require_usable
+from vast.shell.keys import require_usable
 
 SKEW: Seconds = 60.0
 INSTALL = "install openssh-client and rsync"

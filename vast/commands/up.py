@@ -39,7 +39,7 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
 from vast.rental.image_needs import Needs
-from vast.shell.sshkey import require_usable
+from vast.shell.keys import require_usable
 from vast.supervisor.state import Plan
 
 # Runs the supervisor of a new run and returns the exit code. The callback is for the moment when its journal has begun.

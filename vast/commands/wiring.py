@@ -38,10 +38,10 @@ from vast.secrets import Secret
 from vast.session.clock import SystemClock
 from vast.shell import network
 from vast.shell.hostshell import CODE, ROOT, HostShell
+from vast.shell.keys import make_key
 from vast.shell.local_copy import LocalCopy
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
-from vast.shell.sshkey import make_key
 from vast.shell.transport import Transport
 
 

@@ -1,6 +1,6 @@
 """The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
 
-Host keys are always checked: a key is trusted at the first contact only (vast/shell/known_hosts.py). Calls in a row share
+Host keys are always checked: a key is trusted at the first contact only (vast/shell/keys.py). Calls in a row share
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
@@ -21,9 +21,9 @@ from jobs.errors import UserError
 from vast.host import subprocess_run
 from vast.host.subprocess_run import Ended
 from vast.ports import Address, Seconds
-from vast.shell import known_hosts as pins
+from vast.shell import keys as pins
 from vast.shell import rsync
-from vast.shell.sshkey import KEY, PUBLIC, child_environment
+from vast.shell.keys import KEY, PUBLIC, child_environment
 from vast.shell.transport import FREELY, Argv, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ SIGNS: tuple[tuple[str, Kind], ...] = (
 class SshTransport:
     """The machines of one run.
 
-    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/shell/sshkey.py).
+    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/shell/keys.py).
     pin: the name of the instance that is used now. An address that a later instance is given is a first contact again.
     Raises UserError if ssh or rsync is not installed.
     """

@@ -1,13 +1,20 @@
-"""The key pair with which a run logs in to its machines: one of its own, or the user's."""
+"""The keys of ssh: the pair with which a run logs in to its machines, its own or the user's, and the host keys that it pins.
+
+A host key that is met for the first time is a candidate and stands in a file of its own. It is pinned only when the machine
+behind it has shown the run's nonce; pinned earlier, the key of a previous machine at the same address would lock out the rented
+one.
+"""
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.runs.atomic import io_errors_reported, sync_directory
+from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 from vast.host import subprocess_run
+from vast.ports import Address
 
 KEY = "key"
 PUBLIC = ".pub"
@@ -92,3 +99,33 @@ def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:
         remedy = "install the OpenSSH client; a key with a passphrase needs its .pub beside it and an agent"
         raise SshKeyError(where, f"ssh-keygen failed: {why}", remedy)
     return ended.out
+
+
+def alias(pin: str, address: Address) -> str:
+    """The name under which a key is kept: the instance's and the address's, since an address may be given out again."""
+    return re.sub(r"[^a-z0-9.-]", "_", f"prefill-{pin}-{address.host}-{address.port}".lower())
+
+
+def keys(path: Path, name: str) -> list[str]:
+    """The lines of a known_hosts file for one name."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.split(" ", 1)[0] == name]
+
+
+def adopt(pinned: Path, candidates: Path, name: str) -> None:
+    """Pin the candidates of `name`. Raises DiskFull, RunStateError."""
+    new = keys(candidates, name)
+    if not new or keys(pinned, name):
+        return
+    before = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
+    write_text_atomically(pinned, before + "".join(f"{line}\n" for line in new))
+
+
+def forget(candidates: Path, name: str) -> None:
+    """Remove the candidates of `name`. Raises DiskFull, RunStateError."""
+    if keys(candidates, name):
+        lines = candidates.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_text_atomically(candidates, "".join(line for line in lines if line.split(" ", 1)[0] != name))
