@@ -24,10 +24,11 @@ from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, tokens_multiple
-from app.training.cuda_graph import Graphs, in_shapes, suitable
+from app.training.cuda_graph import Graphs, in_shapes
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
 from jobs.config.schema import Lora, Mask, Objective, Train
+from jobs.estimate.graphs import suitable
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,

@@ -17,7 +17,7 @@ from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
 from app.stage.run import require_paths
 from jobs.columns import Column, table_lines
-from jobs.config.campaign import Campaign, campaign_names, cells, read_campaign, share
+from jobs.config.campaign import Campaign, campaign_names, cells, read_campaign, require_parts, share
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
 
@@ -48,7 +48,8 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         die_with_the_launcher()
     chosen, where = read_campaign(name)
     every = cells(chosen, where)
-    mine = share(every, *_part(part)) if part is not None else every
+    require_parts("--workers", workers, len(every))
+    mine = share(every, *_part(part, len(every))) if part is not None else every
     ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, every, runs_dir)
     if plan:
         for line in _plan(ledger.standings(), chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers):
@@ -76,10 +77,11 @@ def _primary(chosen: Campaign) -> str:
     return in_words(chosen.primary)
 
 
-def _part(text: str) -> tuple[int, int]:
+def _part(text: str, runs: int) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or int(found[1]) >= int(found[2]):
         raise ConfigError(f"--share {text}", "expected I/N, with I from 0 to N - 1", "such as 0/4")
+    require_parts("--share", int(found[2]), runs)
     return int(found[1]), int(found[2])
 
 

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from app.attention import selfcheck
 from app.attention.backends import NAMES, attend, evaluating
@@ -23,11 +24,14 @@ from app.model.load import Loaded
 from app.model.products import Products, products_of
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ModelError
-from jobs.estimate.memory import LEAST_HEAD
+from jobs.estimate.sizes import LEAST_HEAD
 
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
 TURNS = ((0, 2), (3, PREFIX))
+VARIANTS = (
+    32  # of a layer that a process compiles: widths, arithmetics, with and without gradients. torch's own limit is 8.
+)
 _checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int, Products | None]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
@@ -51,11 +55,29 @@ def layers(model: Any, backend: str = "inductor") -> Iterator[None]:
     for layer, call in zip(own, _compiled[model], strict=True):
         layer._compiled_call_impl = call
     try:
-        yield
+        with always_compiled(model):
+            yield
     finally:
         config._attn_implementation = attention
         for layer in own:
             layer._compiled_call_impl = None
+
+
+@contextmanager
+def always_compiled(model: Any) -> Iterator[None]:
+    """Inside, what is compiled never runs uncompiled: torch would only warn, and be many times slower.
+
+    Raises:
+        ModelError: more than VARIANTS of one function.
+    """
+    try:
+        with torch._dynamo.config.patch(recompile_limit=VARIANTS, fail_on_recompile_limit_hit=True):
+            yield
+    except FailOnRecompileLimitHit as error:
+        fact = (
+            f"torch compiled {VARIANTS} variants of a function in this process, and would run the next one uncompiled"
+        )
+        raise ModelError(type(model).__name__, fact, "start it again: a new process goes on with --continue") from error
 
 
 # ---- the self-check, on the attention that then runs -----------------------------------------------------------------

@@ -133,8 +133,9 @@ def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line
     found = [Fact("How sure", _sure(declared))] if declared else []
     if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
         found.append(Fact("The control with its prompt written twice", _sentence("; ".join(rivals))))
-    if runs := sum(part.study.spent.runs for part in parts):
-        seconds, dollars = sum(part.study.spent.seconds for part in parts), sum(part.dollars for part in parts)
+    spending = tables.spent_once(parts)
+    if runs := sum(part.study.spent.runs for part in spending):
+        seconds, dollars = sum(part.study.spent.seconds for part in spending), sum(part.dollars for part in spending)
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(Fact("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found

@@ -1,7 +1,7 @@
 """The tables of the page over several campaigns, of which the report of one has the first. Its sentences: app/report/joint.py."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from app.report.format import DASH, count, duration, number, numbers, signed, wi
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
 from app.report.sentences import Finding, by_accuracy, finding
-from app.report.study import Study
+from app.report.study import Spent, Study
 from app.report.tables import Table, TableRow
 from app.report.tables import recovery as recovery_of
 from app.stats.bootstrap import Interval
@@ -233,10 +233,22 @@ def recovery(part: Part) -> Table:
     return Table(f"{part.model}, {part.study.setting} ({part.campaign})", table.columns, table.rows)
 
 
-def cost(parts: Sequence[Part]) -> Table:
-    """What each campaign took, and what a prompt of each setting costs in use."""
-    rows = []
+def spent_once(parts: Sequence[Part]) -> list[Part]:
+    """The parts, where what a run took that belongs to several of them is spent by the first alone."""
+    found: list[Part] = []
+    seen: set[tuple[str, str]] = set()
     for part in parts:
+        each = part.study.spent.each
+        own = {run: took for run, took in each.items() if run not in seen}
+        seen.update(each)
+        found.append(replace(part, study=replace(part.study, spent=Spent(own))))
+    return found
+
+
+def cost(parts: Sequence[Part]) -> Table:
+    """What each campaign took."""
+    rows = []
+    for part in spent_once(parts):
         spent = part.study.spent
         steps = sorted({recipe.steps for study in part.settings for recipe in study.trainings.recipes})
         rows.append(TableRow((
@@ -245,7 +257,9 @@ def cost(parts: Sequence[Part]) -> Table:
             part.study.runs[-1].device or DASH,
         )))  # fmt: skip
     columns = ("Campaign", "Model", ">Runs", ">Steps a run", ">Time", ">GPU hours", ">Dollars", "Device")
-    return Table("What the campaigns took", columns, tuple(rows))
+    every, own = (sum(part.study.spent.runs for part in some) for some in (parts, spent_once(parts)))
+    note = "A run of several campaigns is counted once, for the first that is named here." if own < every else ""
+    return Table("What the campaigns took", columns, tuple(rows), note)
 
 
 def prefill(parts: Sequence[Part]) -> Table:

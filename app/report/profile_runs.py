@@ -63,8 +63,8 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
 
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
     summaries = [run.read_summary() for run in candidates]
-    spent = Spent(len(candidates), *(sum(s.get(key) or 0.0 for s in summaries) for key in ("seconds", "dollars")))
-    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=spent,
+    spent = {(s["run"], s["fingerprint"]): (s.get("seconds") or 0.0, s.get("dollars") or 0.0) for s in summaries}
+    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
                    ledger=ledger)  # fmt: skip
 
 

@@ -50,11 +50,21 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Spent:
-    """What runs took in all. dollars: 0 where the runs do not know it."""
+    """What runs took. each: by the run and its fingerprint, seconds and dollars; 0 dollars where the run does not know them."""
 
-    runs: int = 0
-    seconds: float = 0.0
-    dollars: float = 0.0
+    each: Mapping[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> int:
+        return len(self.each)
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for seconds, _ in self.each.values())
+
+    @property
+    def dollars(self) -> float:
+        return sum(dollars for _, dollars in self.each.values())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ Rounding moves a log-probability by a little at each of its tokens, so the diffe
 root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
 item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. The sample also
 decides how all items are multiplied first: by the fastest products that leave few items in doubt. A model that never was trained
-for its mask is moved far, and its choices are close. samples.jsonl records the arithmetic of each item.
+for its mask is moved far, and its choices are close. So is one whose attention does not obey the mask in these products: they
+need no self-check of their own, and one in float16 would refuse a model that float16 cannot hold. samples.jsonl records the
+arithmetic of each item.
 """
 
 import math

@@ -26,7 +26,8 @@ from app.model.products import products_of
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import LEAKING, Mask
-from jobs.estimate.memory import LEAST_HEAD, LOGITS, line_tokens
+from jobs.estimate.memory import LOGITS
+from jobs.estimate.sizes import LEAST_HEAD, line_tokens
 
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix turned to float32 at once
 # Logits that are made and read before more are made: 16 MB stay in a CPU's cache, and 0.5 GB leave a GPU's memory alone.

@@ -4,7 +4,6 @@ A cell that is complete is found and passed over, one that was interrupted goes 
 simply started again. What was declared (`primary`) is written down before the first run, and may not change after it.
 """
 
-import gc
 import os
 import subprocess
 import sys
@@ -115,7 +114,9 @@ def run_cells(
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
     """
-    failed: list[tuple[Cell, UserError | RunEnded]] = []
+    failed: list[
+        tuple[str, int]
+    ] = []  # not the errors: their tracebacks hold the models, and the next run needs the memory
     for number, cell in enumerate(cells, 1):
         place = f"[{number}/{len(cells)}] {cell.name}"
         try:
@@ -123,23 +124,14 @@ def run_cells(
         except (UserError, RunEnded) as error:
             if error.exit_code == EXIT_STOPPED:
                 raise RunEnded(f"stopped at {place}", EXIT_STOPPED, AGAIN) from error
-            failed.append((cell, error))
+            failed.append((f"{cell.name} first: {error}", error.exit_code))
             say(f"{place}: failed: {error}")
             continue
         say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
         each()
-        _free_memory()
     if failed:
-        first, why = failed[0]
-        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first.name} first: {why}", why.exit_code, AGAIN)
-
-
-def _free_memory() -> None:
-    """Free the memory of the model that was trained, before the next is loaded."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        first, code = failed[0]
+        raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first}", code, AGAIN)
 
 
 # ---- several workers -------------------------------------------------------------------------------------------------

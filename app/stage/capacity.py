@@ -1,5 +1,6 @@
 """The capacity check: estimates a run on the GPU at hand, refuses what cannot fit, records estimate and actual numbers."""
 
+import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -52,7 +53,8 @@ def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | Non
 
 
 def resolved(job: Job, found: Estimate | None, world: int) -> Job:
-    """The job with every `auto` resolved: `sharding` (ddp or fsdp) and `train.gradient_checkpointing`.
+    """The job with `auto` resolved: `sharding` (ddp or fsdp), `train.gradient_checkpointing`, and `train.graph` where only memory
+    is too small for graphs.
 
     sharding: the profile's, else the estimate's, else ddp; with one process always ddp.
     gradient_checkpointing: the estimate's; on a CPU, which has no estimate, false; on a GPU with an unknown estimate,
@@ -66,6 +68,8 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
     if train is not None and train.gradient_checkpointing == "auto":
         wanted = found is not None and found.checkpointing is not False
         train = train.model_copy(update={"gradient_checkpointing": wanted})
+    if train is not None and found is not None and found.no_graphs:
+        train = train.model_copy(update={"graph": False})
     return replace(job, stage=job.stage.model_copy(update={"train": train}),
                    profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip
 
@@ -112,8 +116,18 @@ def require_capacity(job: Job, found: Estimate) -> None:
     log.warning(f"{job.stage.name} {found.lack}: if it runs out of memory, {found.remedy}")
 
 
+def free_memory(*, count_anew: bool = False) -> None:
+    """Give the GPU back what an earlier run of this process, or its training, has left to the allocator: graphs have a pool that
+    nothing else may use. count_anew: `peak_gb` is of what follows alone."""
+    if torch.cuda.is_initialized():  # else nothing was counted, and a rank would open a context on the first GPU
+        gc.collect()
+        torch.cuda.empty_cache()
+        if count_anew:
+            torch.cuda.reset_peak_memory_stats()
+
+
 def peak_gb() -> float | None:
-    """Peak GPU memory reserved by this process, in GB of 2**30 bytes."""
+    """Peak GPU memory reserved by this run, in GB of 2**30 bytes; CUDA's context is not in it."""
     return torch.cuda.max_memory_reserved() / GB if torch.cuda.is_available() else None
 
 

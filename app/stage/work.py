@@ -56,6 +56,7 @@ def work(
     stage = _Stage(job, run, runs_dir, init_runs, stop, ranks, uploads)
     stage.heartbeat.phase("start")
     with stage.heartbeat.alive():
+        capacity.free_memory(count_anew=True)
         stage.check_capacity(resume)
         log.info(f"{run.id}: {job.stage.title}, profile {job.profile.name}, seed {job.stage.seed}")
         if job.halvings:
@@ -197,6 +198,7 @@ class _Stage:
         masks = settings.masks
         entries: list[dict[str, Any]] = []
         samples: list[Sample] = []
+        capacity.free_memory()  # of training
         for name in names:
             loaded = self._load(name, dtype="float32" if settings.exact else None)
             restrict(loaded.model, settings.layers)

@@ -17,7 +17,7 @@ from app.attention.block_mask import TILE
 from app.attention.layers import restrict
 from app.attention.model_config import text_config
 from app.data.mixture import prepare
-from app.model.compiled import require_dependence, speed_up, suits
+from app.model.compiled import always_compiled, require_dependence, speed_up, suits
 from app.model.load import Loaded, auto_class, cpu_has_bf16, pick_dtype
 from app.model.mixed_precision import freeze_unused
 from app.model.quantized import onto_whole, parameters
@@ -30,7 +30,7 @@ from app.runtime.uploads import Uploads
 from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, prepared, tokens_multiple
-from app.training.cuda_graph import Graphs, in_shapes, suitable
+from app.training.cuda_graph import Graphs, in_shapes
 from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
@@ -39,7 +39,8 @@ from app.training.saved import Logged, held_out_loss
 from jobs.config.job import Job
 from jobs.config.schema import Train, mask_by_layer
 from jobs.errors import ConfigError, ModelError
-from jobs.estimate.memory import DENSE, row_tokens
+from jobs.estimate.graphs import suitable
+from jobs.estimate.sizes import DENSE, row_tokens
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
         loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
-    loop.run()
+    with always_compiled(model):
+        loop.run()
     if loop.stopped:
         raise interrupted(loop.step)
     seconds = time.monotonic() - started + recorder.seconds_before

@@ -217,6 +217,12 @@ def _cell(stage: str, campaign: Campaign, profile: str, choice: SuiteChoice, own
     return Cell(job, {**place, "seed": str(seed) if stage == CELL else "", "steps": steps})
 
 
+def require_parts(option: str, parts: int, runs: int) -> None:
+    """Raises ConfigError for more workers, or elements of an array, than there are runs to deal: some would have none."""
+    if parts > runs:
+        raise ConfigError(option, f"{parts} parts, and the campaign has {runs} runs", f"make it {runs} at most")
+
+
 def share(of: Sequence[T], part: int, parts: int) -> list[T]:
     """The cells, or what belongs to each, of one of several workers: every `parts`-th from `part` on, counted from 0."""
     return list(of[part::parts])

@@ -12,9 +12,10 @@ from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate import memory
 from jobs.estimate.gpus import Gpu, gpu_named
-from jobs.estimate.memory import GB, Place, Sharding
+from jobs.estimate.memory import GB, Sharding
 from jobs.estimate.model_shape import shape_of
 from jobs.estimate.remedy import remedy_for
+from jobs.estimate.sizes import USABLE, Place, passes
 
 # ---- measured ------------------------------------------------------------------------------------------------------------
 
@@ -39,8 +40,10 @@ SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
-# Tokens an example, mean: measured on the embedded questions and on alpaca-cleaned with a chat template; others a guess.
-_TOKENS = {"qa": 51, "alpaca": 140, "messages": 400}
+# Tokens an example, mean, and their standard deviation over it: measured on the embedded questions; the means also on
+# alpaca-cleaned with a chat template and on the suites' own examples; others a guess.
+_TOKENS = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}
+_LEARNT = {"reading": (101.0, 1.0), "lookup": (73.5, 0.1)}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
@@ -53,9 +56,9 @@ _OTHER = (1000, 150, 500)
 class Estimate:
     """What a job is expected to need on `gpus` GPUs. GB are 2**30 bytes, memory is that of each GPU; None: not known.
 
-    hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether peak_gb is
-    within the memory. checkpointing: of gradients, also under auto. remedy: what makes it fit, if it does
-    not. unknown: why something is None.
+    hours are at most: a stage that stops by itself may need fewer. tokens: trained on, in all. fits: whether what peak_gb has
+    beside `cached` is within the memory. checkpointing: of gradients, also under auto. no_graphs: `train.graph: auto` is false,
+    since the memory is too small for graphs. remedy: what makes it fit, if it does not. unknown: why something is None.
     """
 
     gpu: str
@@ -73,6 +76,7 @@ class Estimate:
     score_hours: float | None = None
     hours: float | None = None
     checkpointing: bool | None = None
+    no_graphs: bool = False
     remedy: str = ""
     unknown: str = ""
     assumptions: tuple[str, ...] = ()
@@ -82,7 +86,7 @@ class Estimate:
         """What of the memory is lacking, in words; empty where it fits or is not known."""
         if self.fits is not False or self.peak_gb is None:
             return ""
-        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * memory.USABLE:.1f} of them usable"
+        has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,17 +108,18 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
     job, asked = memory.with_sizes(job, shape), job
-    mean = tokens_per_example or _mean_tokens(job)
-    place = Place(shape, gpu, gpus, mean)
-    job = memory.with_checkpointing(job, place)
+    mean, spread = _lengths(job)
+    mean = tokens_per_example or mean
+    place = Place(shape, gpu, gpus, mean, spread)
+    job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
-    fits = peak <= place.usable
+    fits = memory.needed(parts) <= place.usable
     known = Estimate(
         gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
         checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        remedy="" if fits else remedy_for(job, place),
+        no_graphs=_without_graphs(asked, job), remedy="" if fits else remedy_for(job, place),
         assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
@@ -134,15 +139,18 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
                    score_hours=score_hours, hours=hours)  # fmt: skip
 
 
-def _mean_tokens(job: Job) -> float:
+def _lengths(job: Job) -> tuple[float, float]:
+    """Of the examples to train on: tokens on average, and their standard deviation over that."""
     train = job.stage.train
-    longest = train.max_length if train is not None else 1024
-    if train is not None and (suite := _SUITES.get(job.stage.suite)) is not None and train.data != "profile":
-        return min(float(suite[1] * (2 if job.stage.order == "repeat" else 1)), longest)
+    longest = float(train.max_length if train is not None else 1024)
+    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
+        mean, spread = _LEARNT[job.stage.suite]
+        return min(mean * (2 if job.stage.order == "repeat" else 1), longest), spread
     sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
     weights = [one.weight or 1.0 for one in sources]
-    lengths = [min(float(_TOKENS.get(one.format, longest)), longest) for one in sources]
-    return sum(weight * length for weight, length in zip(weights, lengths, strict=True)) / sum(weights)
+    means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
+    mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
+    return mean, max(spreads)
 
 
 def _task_size(job: Job, task: str) -> tuple[int, int, int]:
@@ -159,12 +167,19 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
+def _without_graphs(asked: Job, job: Job) -> bool:
+    before, train = asked.stage.train, job.stage.train
+    return before is not None and train is not None and before.graph == "auto" and train.graph is False
+
+
 def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
     if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
         assert job.stage.train is not None
         taken = "with" if job.stage.train.gradient_checkpointing else "without"
         yield f"{taken} gradient checkpointing, which is left to the estimate"
+    if _without_graphs(asked, job):
+        yield "without CUDA graphs, for which the memory is too small"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:
         yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
     if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
@@ -189,7 +204,7 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
     share *= CHECKPOINTING_FRACTION if train.gradient_checkpointing else 1.0
     share *= LORA_SPEEDUP if train.lora is not None else 1.0
     share *= TEACHER_FRACTION if train.objective.kl > 0 else 1.0
-    count, tokens = memory.passes(train, place)
+    count, tokens = passes(train, place)
     one = max(6 * shape.parameters * tokens / (share * peak), shape.layers * TRAIN_LAUNCH)
     trained = shape.parameters if train.lora is None else memory.lora_parameters(shape, train.lora)
     update = UPDATE_BYTES * trained / (0.7 * gpu.bandwidth * 1e9)

@@ -3,15 +3,26 @@
 GB are 2**30 bytes.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 from jobs.config.job import Job
 from jobs.config.profile import Attention
 from jobs.config.schema import Lora, Score, Train
 from jobs.estimate.gpus import Gpu
+from jobs.estimate.graphs import suitable
 from jobs.estimate.model_shape import Shape
+from jobs.estimate.sizes import (
+    DENSE,
+    PACKED,
+    Place,
+    compilable,
+    line_tokens,
+    most_passes,
+    most_tokens,
+    row_tokens,
+    uneven,
+)
 
 GB = 2**30
 IN_4BIT = 0.53  # bytes a weight in 4 bits, its doubly quantised scales included
@@ -20,53 +31,18 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # Bytes a trained parameter of the optimiser's state. Its fp32 weight is 4 more, its gradient 4. Under bf16 autocast every
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
-# Tokens of a packed row where the stage does not set train.pack_tokens: with FlexAttention on a GPU, and under a dense mask.
-PACKED, DENSE = 4096, 1024
-# Such a row costs its length squared, and a CPU feels that first: 1.15 times as many tokens a second as with DENSE (docs/log.md).
-DENSE_CPU = 512
-# With FlexAttention of a model of fewer parameters, whose steps are to be one row: 16,384 tokens of 135M take 20 GB.
-SMALL_MODEL, PACKED_SMALL = 500e6, 16384
-# A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
-LINE_SMALL = 4
 LOGITS = 2**27  # of scoring on a GPU, made and read before more are made where the output layer is plain: 0.5 GB
-LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 # Eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap.
 _MATRIX_BYTES = 8
 SLACK = 1.06  # fragmentation of the allocator
+# Blocks that a narrower row left free hold no wider one's activations. What that adds, of the widest row's: the first number
+# times the part by which a mean row is narrower, at most the second. 76 runs on an H200, with graphs and without (docs/log.md).
+UNEVEN, MOST_UNEVEN = 4.5, 1.5
+CACHED = "cached"  # the part that is free again when memory runs out
 CONTEXT_GB = 1.2  # CUDA context and workspaces
-USABLE = 0.97  # of the memory that is sold
-SPARE = 0.95  # of that; a job that fits into it runs without gradient checkpointing
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a job has to fit: its model on `gpus` GPUs of one kind. mean: length of a training example in tokens."""
-
-    shape: Shape
-    gpu: Gpu
-    gpus: int
-    mean: float
-
-    @property
-    def usable(self) -> float:
-        """GB of each GPU."""
-        return self.gpu.memory_gb * USABLE
-
-
-def line_tokens(batch_tokens: int, parameters: float) -> int:
-    """Tokens of a packed line of scoring. parameters: of the model."""
-    return batch_tokens * (LINE_SMALL if parameters < SMALL_MODEL else 1)
-
-
-def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool = False) -> int:
-    """Most tokens of a packed row. fast: with FlexAttention. parameters: of the model."""
-    if wanted is not None:
-        return wanted
-    if fast:
-        return PACKED_SMALL if parameters < SMALL_MODEL else PACKED
-    return DENSE_CPU if cpu else DENSE
+SPARE = 0.95  # of what is usable; a job that fits into it runs without gradient checkpointing
 
 
 def with_sizes(job: Job, shape: Shape) -> Job:
@@ -76,8 +52,7 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     """
     train, attention = job.train, job.profile.model.attention
     if train is not None:
-        compilable = shape.head_dim >= LEAST_HEAD and not shape.eager
-        fast = attention == "flex_attention" or (attention == "auto" and compilable)
+        fast = compilable(shape, attention)
         update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
         if job.halvings and train.gradient_checkpointing == "auto":
             update["gradient_checkpointing"] = True
@@ -85,59 +60,41 @@ def with_sizes(job: Job, shape: Shape) -> Job:
     return replace(job, stage=job.stage.model_copy(update={"train": train, "score": job.score}), halvings=0)
 
 
-def with_checkpointing(job: Job, place: Place) -> Job:
-    """The same job with `gradient_checkpointing: auto` decided: only where it does not fit without, with something to spare.
+def with_choices(job: Job, place: Place) -> Job:
+    """The same job with `gradient_checkpointing: auto` decided, and `graph: auto` false where only memory hinders it.
 
-    Nor where one is spread over GPUs for it, which is slower.
+    Graphs are left out, then gradients are checkpointed, only where it does not fit otherwise, with something to spare; nor
+    where one is spread over GPUs for it, which is slower.
     """
     train = job.stage.train
-    if train is None or train.gradient_checkpointing != "auto":
+    if train is None:
         return job
 
-    def decided(wanted: bool) -> Job:
-        update = {"train": train.model_copy(update={"gradient_checkpointing": wanted})}
-        return replace(job, stage=job.stage.model_copy(update=update))
+    def decided(checkpointing: Any, graph: Any) -> Job:
+        update = {"gradient_checkpointing": checkpointing, "graph": graph}
+        return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update=update)}))
 
-    def trained(wanted: bool) -> tuple[Sharding, dict[str, float]]:
-        alone = decided(wanted).stage.model_copy(update={"score": None})
-        return layout(replace(job, stage=alone), place)
+    def trained(way: tuple[Any, Any]) -> tuple[Sharding, dict[str, float]]:
+        some = decided(*way)
+        return layout(replace(some, stage=some.stage.model_copy(update={"score": None})), place)
 
-    (plainly, parts), (saving, _) = trained(False), trained(True)
-    enough = sum(parts.values()) <= SPARE * place.usable and plainly == saving
-    return decided(not enough)
-
-
-def passes(train: Train, place: Place) -> tuple[int, float]:
-    """(forward passes a GPU and step, tokens of each with their padding).
-
-    Packed, a step's examples share rows of at most pack_tokens (see with_sizes), the same number on each GPU; else
-    micro_batch_size examples, each as long as the longest of them.
-    """
-    step = train.batch_size * place.mean
-    if not train.packing:
-        count = math.ceil(train.batch_size / train.micro_batch_size / place.gpus)
-        return count, train.micro_batch_size * min(train.max_length, 2.5 * place.mean)
-    count = math.ceil(step / (train.pack_tokens or PACKED) / place.gpus)
-    return count, step / count / place.gpus
+    wanted = train.gradient_checkpointing
+    plain = train.model_copy(update={"gradient_checkpointing": False})
+    only_memory = train.graph == "auto" and is_graphed(plain, job.profile.model.attention, place)
+    graphs = ["auto", False] if only_memory else [train.graph]
+    ways = [(False, graph) for graph in graphs] if wanted is not True else []
+    ways += [(True, train.graph)] if wanted is not False else []
+    last, _ = trained(ways[-1])
+    for way in ways[:-1]:
+        sharding, parts = trained(way)
+        if needed(parts) <= SPARE * place.usable and sharding == last:
+            return decided(*way)
+    return decided(*ways[-1])
 
 
-def _most_passes(train: Train, place: Place) -> int:
-    """Forward passes a GPU of a large step: three standard deviations above the mean, lengths spread as wide as their mean."""
-    if not train.packing:
-        return passes(train, place)[0]
-    large = train.batch_size * place.mean + 3 * place.mean * math.sqrt(train.batch_size)
-    return math.ceil(large / (train.pack_tokens or PACKED) / place.gpus)
-
-
-def _most_tokens(train: Train, place: Place) -> float:
-    """Tokens of a large pass, likewise."""
-    mean, (_, tokens) = place.mean, passes(train, place)
-    longest = min(train.max_length, 5 * mean)  # example
-    if not train.packing:
-        return train.micro_batch_size * longest
-    row = max(train.pack_tokens or PACKED, longest)  # a longer example is a row by itself
-    several = _most_passes(train, place) > 1
-    return max(longest, min(tokens + 3 * mean * math.sqrt(tokens / mean), row if several else math.inf))
+def needed(parts: dict[str, float]) -> float:
+    """GB that cannot be done without."""
+    return sum(size for name, size in parts.items() if name != CACHED)
 
 
 def without_bf16(gpu: Gpu) -> bool:
@@ -145,12 +102,27 @@ def without_bf16(gpu: Gpu) -> bool:
     return not gpu.bf16 and gpu.fp32 > 0
 
 
-def lora_parameters(shape: Shape, lora: Lora) -> int:
-    """Parameters of adapters on all linear layers; `lora.targets` that name some of them make fewer."""
+def _adapted(shape: Shape, lora: Lora) -> list[tuple[int, int]]:
+    """(inputs, outputs) of the linear layers of a decoder layer that have an adapter; all, where targets have other names."""
     heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
-    edges = [(shape.hidden, heads), (shape.hidden, kv), (shape.hidden, kv), (heads, shape.hidden),
-             *[(shape.hidden, shape.intermediate)] * 3]  # fmt: skip
-    return shape.layers * lora.r * sum(a + b for a, b in edges)
+    hidden, wide = shape.hidden, shape.intermediate
+    linear = {"q_proj": (hidden, heads), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (heads, hidden),
+              "gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden)}  # fmt: skip
+    found = [] if isinstance(lora.targets, str) else [name.rpartition(".")[2] for name in lora.targets]
+    return [linear[name] for name in (found if found and set(found) <= set(linear) else linear)]
+
+
+def lora_parameters(shape: Shape, lora: Lora) -> int:
+    return shape.layers * lora.r * sum(map(sum, _adapted(shape, lora)))
+
+
+def is_graphed(train: Train, attention: Attention, place: Place) -> bool:
+    """Whether steps are launched as CUDA graphs. pack_tokens: see with_sizes."""
+    if train.graph is True:
+        return True
+    tokens = min(train.batch_size * place.mean, train.pack_tokens or PACKED)
+    return suitable(train, cuda=True, compiled=compilable(place.shape, attention), world=place.gpus,
+                    parameters=place.shape.parameters, tokens=tokens)[0]  # fmt: skip
 
 
 def trains_in_half(train: Train, gpu: Gpu) -> bool:
@@ -164,9 +136,14 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     half, spread = trains_in_half(train, place.gpu), sharding == "fsdp"
     shards = place.gpus if spread else 1
     copies = 2 if train.objective.kl > 0 and train.lora is None else 1  # the teacher
-    tokens = _most_tokens(train, place)
+    tokens = most_tokens(train, place)
     wide = 1.0 if half else 2.0
     layer = wide * shape.activation_bytes
+    if (
+        train.lora is not None
+    ):  # a frozen product keeps nothing, an adapter its input after dropout and what it makes of it
+        kept = sum(inputs + train.lora.r for inputs, _ in _adapted(shape, train.lora))
+        layer += wide * 2.0 * (kept - 2 * shape.hidden - shape.intermediate)
     if attention == "eager" or (attention == "auto" and shape.eager):
         layer += _MATRIX_BYTES * shape.heads * (train.pack_tokens or DENSE if train.packing else train.max_length)
     layers = shape.layers * layer
@@ -187,7 +164,14 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
         "activations": tokens * layers,
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
     }
-    if sharding == "ddp" and _most_passes(train, place) > 1:
+    again = min(UNEVEN * uneven(train, place), MOST_UNEVEN) * parts["activations"]
+    if is_graphed(
+        train, attention, place
+    ):  # in a pool of their own, beside the first pass of each shape, which is none yet
+        parts["graphs"] = parts["activations"] + again
+    else:
+        parts[CACHED] = again
+    if sharding == "ddp" and most_passes(train, place) > 1:
         # DDP keeps its buckets. With accumulation, local gradients exist beside them; otherwise gradients live in the
         # buckets.
         parts["buckets"] = 4.0 * trained
@@ -207,11 +191,13 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     the parts of app/model/products.py.
     """
     width = 10.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
-    few = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
+    few: float = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
     line = line_tokens(score.batch_tokens, shape.parameters)
     ways = [(score.batch_tokens, (4.0 * 0.5 * score.batch_tokens + 8.0 * _LOGIT_ROWS) * shape.vocab)]
     if line > score.batch_tokens:  # such a line is run only where its logits are made in parts
         ways.append((line, 12.0 * LOGITS))
+    if score.exact:  # the widest input of a product as two bfloat16 parts, and these side by side
+        few += 2.5 * shape.intermediate
     activations, logits = max(((4.0 * tokens * few, size) for tokens, size in ways), key=sum)
     return {"weights": width * shape.parameters / GB, "activations": activations / GB, "logits": logits / GB}
 
@@ -221,7 +207,10 @@ def layout(job: Job, place: Place) -> tuple[Sharding, dict[str, float]]:
     scoring or loading if that is more."""
 
     def whole(parts: dict[str, float]) -> dict[str, float]:
-        return {**parts, "rest": (SLACK - 1) * sum(parts.values()) + CONTEXT_GB}
+        found = {**parts, "rest": (SLACK - 1) * (needed(parts) - parts.get("graphs", 0.0)) + CONTEXT_GB}
+        if CACHED in parts:
+            found[CACHED] = min(parts[CACHED], max(0.0, place.usable - needed(found)))
+        return found
 
     def training(train: Train, sharding: Sharding) -> dict[str, float]:
         return whole(_train_memory(train, job.profile.model.attention, place, sharding))
@@ -235,7 +224,7 @@ def layout(job: Job, place: Place) -> tuple[Sharding, dict[str, float]]:
     if train is None:
         return sharding, scoring
     parts = training(train, sharding)
-    if place.gpus > 1 and wanted == "auto" and shardable(train) and sum(parts.values()) > place.usable:
+    if place.gpus > 1 and wanted == "auto" and shardable(train) and needed(parts) > place.usable:
         sharding, parts = "fsdp", training(train, "fsdp")
     # A layer at a time is whole on each GPU, but every GPU loads all of them first, in fp32.
     loading = whole({"weights": 4.0 * place.shape.parameters / GB}) if sharding == "fsdp" else {}
@@ -248,4 +237,4 @@ def shardable(train: Train) -> bool:
 
 
 def fits(job: Job, place: Place) -> bool:
-    return sum(layout(job, place)[1].values()) <= place.usable
+    return needed(layout(job, place)[1]) <= place.usable

@@ -7,7 +7,8 @@ from typing import Any
 from jobs.config.job import Job
 from jobs.config.schema import Lora, Train
 from jobs.estimate.gpus import all_gpus
-from jobs.estimate.memory import PACKED, Place, fits, shardable
+from jobs.estimate.memory import fits, shardable
+from jobs.estimate.sizes import PACKED, Place
 
 ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
 EIGHT_BITS = "train.optimizer: adamw_8bit (needs torchao or bitsandbytes)"

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from jobs.config.campaign import campaign_names, cells, read_campaign, require_stage, share
+from jobs.config.campaign import campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
@@ -129,6 +129,8 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
         raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
     _require_gpu(given, jobs[0])
     workers, tasks = given.gpus or 1, given.tasks or 1
+    require_parts("--gpus", workers, len(jobs))
+    require_parts("--tasks", tasks, len(jobs))
     words = ["campaign", file or given.stage, *(["--workers", str(workers)] if workers > 1 and tasks == 1 else [])]
     if tasks > 1 and workers > 1:
         raise ConfigError("--gpus", "each element of the array takes one GPU", "leave it out, or --tasks")

@@ -108,6 +108,15 @@ def _(w: World) -> Steps:
     yield planned(w, suites=[again], primary=deciding)
 
 
+@remedy(CAMPAIGN, "make it {} at most")
+def _(w: World) -> Steps:
+    def workers(number: str) -> Action:
+        return lambda: w.cli("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--workers", number)
+
+    yield workers("5")
+    yield workers(w.remedy.split()[2])
+
+
 @remedy(CAMPAIGN, "set gpus: 1 in the profile, and deal the runs with --workers")
 def _(w: World) -> Steps:
     def mine(gpus: int) -> Path:

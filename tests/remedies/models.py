@@ -332,3 +332,5 @@ def _(w: World) -> Steps:
 
 not_run("needs a GPU: FlexAttention as compiled, which a CPU does not run; tests/app/attention/test_gpu.py breaks it",
         ("app/model/compiled.py", "its numbers would mean nothing; set model.attention: sdpa"))  # fmt: skip
+not_run("a new process has nothing compiled; tests/app/scoring/test_rows.py reaches the limit",
+        ("app/model/compiled.py", "start it again: a new process goes on with --continue"))  # fmt: skip

@@ -10,11 +10,11 @@ import pytest
 
 from app.model.load import Loaded, from_config
 from app.training import fsdp, optimizers, snapshot
-from app.training.cuda_graph import suitable
 from app.training.early_stopping import require_learning
 from app.training.lora import with_adapter
 from jobs.config.load import resolve
 from jobs.config.schema import Lora
+from jobs.estimate.graphs import suitable
 from tests.app import zoo
 from tests.app.conftest import make_model
 from tests.remedies.cases import Action, World, not_run, remedy
@@ -73,7 +73,7 @@ def _(w: World) -> Steps:
     yield lambda: fsdp.require_resumable(w.path("checkpoint-1"), "fsdp" if wrong == "ddp" else "ddp")
 
 
-@remedy(GRAPH, "set train.graph: auto")
+@remedy("jobs/estimate/graphs.py", "set train.graph: auto")
 def _(w: World) -> Steps:
     facts = dict(cuda=False, compiled=False, world=1, parameters=9, tokens=9.0)
     yield lambda: suitable(section("train.graph=true"), **facts)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 from jobs.config.job import Job
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
-from jobs.estimate.memory import USABLE
+from jobs.estimate.sizes import USABLE
 from vast.marketplace.rows import gpu_name, loading_hours
 from vast.policy import Policy, only_datacenters
 from vast.ports import Dollars, Offer, OfferQuery, Seconds

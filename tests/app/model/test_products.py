@@ -92,3 +92,6 @@ def test_the_first_part_is_the_nearest() -> None:
     rounded = edges.bfloat16()
     rounded[-1] = 1.0078125  # half way: up, where torch goes to the even one
     torch.testing.assert_close(_halves(edges)[0], rounded, rtol=0, atol=0, equal_nan=True)
+    below = torch.tensor([0x3F807FFF], dtype=torch.int32).view(torch.float32)  # a bit less than half way: down
+    high, low = _halves(below)
+    assert (high.item(), high.dtype, low.dtype) == (1.0, torch.bfloat16, torch.bfloat16)

@@ -121,6 +121,18 @@ def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page
     assert [row[0] for row in rows(page, "cost")][:3] == ["again", "reading", "short"]
 
 
+def test_a_run_of_two_campaigns_is_paid_for_once(parts: list[Part], page: Page) -> None:
+    (again, reading, _) = parts
+    both = replace(reading, study=replace(reading.study, spent=replace(reading.study.spent, each={
+        **reading.study.spent.each, **again.study.spent.each})))  # fmt: skip
+    shared = joint_page([again, both, parts[2]], ["lookup"])
+    assert rows(shared, "cost")[:3] == rows(page, "cost")[:3]
+    said = [[fact.text for fact in one.facts if fact.name == "What it cost"] for one in (page, shared)]
+    assert said[0] == said[1]
+    (section,) = [one for one in shared.sections if one.key == "cost"]
+    assert section.tables[0].note.startswith("A run of several campaigns is counted once")
+
+
 @pytest.mark.parametrize(
     ("harder", "items", "text"),
     [

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from app.attention.backends import NAMES, register
 from app.data.tasks import load_items
-from app.model.load import load
+from app.model.load import Loaded, load
+from app.model.products import KINDS, Products, fast_products
 from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
@@ -93,6 +98,7 @@ def test_the_first_pass_is_the_fastest_that_leaves_few_of_the_sample_in_doubt(mo
     assert found.by == by and asked[:2] == ([[sample, everything], []] if by == 0 else [[sample], [everything]])
     again = [item for items in asked[2] for item in items]
     assert asked[2][0] == sample and len(again) == len(set(again)) == len(found.rescored) < 400
+    assert all(asked[2]), "nothing is asked for nothing"
 
 
 def test_the_bound_grows_with_what_is_seen_and_what_is_not_a_number_is_at_risk() -> None:
@@ -123,7 +129,7 @@ def test_what_float16_could_not_hold_is_scored_again_and_no_bound_and_no_number_
     found = exact_choices([range(2 * i, 2 * i + 2) for i in range(200)], [[3, 3]] * 200, ["piqa"] * 200, _WEIGHTS,
                           [lambda items: rough, lambda items: [exact[2 * i + k] for i in items for k in (0, 1)]])  # fmt: skip
     assert found.rescored == {*range(0, 200, 6), 7}
-    assert np.isfinite(list(found.bounds["piqa"].values())).all()
+    assert all(bound < 1e-3 for bound in found.bounds["piqa"].values())
     assert 0 < _rounding(found, [(i in found.rescored, 2 * i + 1) for i in range(200)]) < 0.001
 
 
@@ -136,6 +142,39 @@ def test_a_pass_that_cannot_hold_a_sampled_item_is_not_the_first() -> None:
     found = exact_choices([range(2 * i, 2 * i + 2) for i in range(384)], [[3, 3]] * 384, tasks, _WEIGHTS, passes)
     assert [choice(found.scored, range(2 * i, 2 * i + 2), [3, 3], "acc") for i in range(384)] == [0] * 384
     assert found.by == 1
+
+
+def known(scored: Scores) -> Callable[[list[int]], Scores]:
+    """A pass that gives these, of items with two choices."""
+    return lambda items: [scored[2 * i + k] for i in items for k in (0, 1)]
+
+
+def of_one_task(exact: Scores, *passes: Callable[[list[int]], Scores]) -> Exact:
+    size = len(exact) // 2
+    return exact_choices([range(2 * i, 2 * i + 2) for i in range(size)], [[3, 3]] * size, ["piqa"] * size, _WEIGHTS,
+                         [*passes, known(exact)])  # fmt: skip
+
+
+def test_a_tie_is_scored_again_although_nothing_was_seen_to_move() -> None:
+    exact = two_choices(*[9.0] * 7, 0.0, *[9.0] * 192)
+    assert of_one_task(exact, known(exact)).rescored == {*range(0, 200, 6), 7}
+
+
+def test_every_item_of_a_small_task_is_measured() -> None:
+    exact = two_choices(*[9.0] * 63)
+    assert of_one_task(exact, known(exact)).rescored == set(range(63))
+
+
+def test_the_third_pass_is_first_where_the_two_before_it_hold_nothing() -> None:
+    exact, nothing = two_choices(*[9.0] * 64), [Scored(float("nan"), 2, False)] * 128
+    assert of_one_task(exact, known(nothing), known(nothing), known(exact)).by == 2
+
+
+def test_results_that_are_not_one_for_each_request_are_refused() -> None:
+    exact = two_choices(*[9.0] * 64)
+    with pytest.raises(ValueError, match="zip"):
+        exact_choices([range(2 * i, 2 * i + 2) for i in range(64)], [[3, 3]] * 64, ["piqa"] * 64, _WEIGHTS,
+                      [known(exact), lambda items: [*known(exact)(items), exact[0]]])  # fmt: skip
 
 
 MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
@@ -165,10 +204,44 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
         assert 2 <= entry["exact"]["rescored"] < 4 and all(entry["exact"]["bounds"]["winogrande"].values())
 
 
-def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
+def small() -> Loaded:
     config = dict(model_type="llama", vocab_size=49152, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                   num_attention_heads=4, max_position_embeddings=2048, initializer_range=0.3)  # fmt: skip
-    whole = load(ModelSource(source="random", config=config, device="cpu", dtype="float32"))
+    return load(ModelSource(source="random", config=config, device="cpu", dtype="float32"))
+
+
+@pytest.mark.parametrize("broken", [("float16",), KINDS])
+def test_a_pass_whose_attention_ignores_the_mask_decides_nothing(
+    broken: tuple[Products, ...], few_rows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the self-check of a run does not see, since it runs in float32: the sample sees it."""
+
+    @contextmanager
+    def products(model: Any, kind: Products) -> Iterator[None]:
+        def causal(module: Any, query: Any, key: Any, value: Any, mask: Any, *_: Any, **__: Any) -> Any:
+            return sdpa_attention_forward(module, query, key, value, None, is_causal=True)
+
+        if kind in broken:
+            AttentionInterface.register(NAMES["sdpa"], causal)
+        with fast_products(model, kind):
+            yield
+        register()
+
+    monkeypatch.setattr("app.scoring.evaluate.fast_products", products)
+    items, settings = (
+        load_items("arc_easy", limit=64, format="harness"),
+        Score(masks=["prefix"], tasks=["arc_easy"], bootstrap=50),
+    )
+    entry, samples = evaluate(small(), items, "prefix", settings, **MADE, exact=True)
+    _, want = evaluate(small(), items, "prefix", settings, **MADE)
+    for metric in _WEIGHTS:
+        assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
+    assert entry["exact"]["first"] == "bfloat16x3"
+    assert (entry["exact"]["rescored"] == 64) is (broken == KINDS)
+
+
+def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
+    whole = small()
     settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=64, bootstrap=50, exact=True)
     items = [item for task in settings.tasks for item in load_items(task, limit=64, format="harness")]
     entry, samples = evaluate(whole, items, "causal", settings, **MADE, exact=True)

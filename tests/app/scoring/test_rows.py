@@ -28,7 +28,7 @@ from app.scoring.encode import Request, _ids
 from app.scoring.loglikelihood import Count, _plan, compiling_pays, loglikelihood, tokens_of
 from app.scoring.rows import batch_of, packed, padded, rows_of
 from jobs.errors import ModelError
-from jobs.estimate.memory import line_tokens
+from jobs.estimate.sizes import line_tokens
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 from tests.app.scoring.test_loglikelihood import known, one_at_a_time, random_requests
@@ -109,6 +109,20 @@ def test_one_layer_is_compiled_for_all_of_them_and_for_every_batch(model_of: Any
             loglikelihood(loaded, random_requests(seed), "prefix", batch_tokens=256)
         with pytest.raises(Exception, match="(?i)recompil"):  # another width, to see that it would be noticed
             loglikelihood(loaded, random_requests(3), "prefix", batch_tokens=384)
+
+
+def test_what_torch_would_run_uncompiled_is_refused(
+    model_of: Any, on_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    loaded = Loaded(model_of("llama"), None, "test", 128)
+    monkeypatch.setattr(compiled, "VARIANTS", 2)
+    for width in (256, 384):
+        loglikelihood(loaded, random_requests(3), "causal", batch_tokens=width)
+    with pytest.raises(ModelError, match="torch compiled 2 variants of a function in this process"):
+        loglikelihood(loaded, random_requests(3), "causal", batch_tokens=512)
+    loglikelihood(loaded, random_requests(3), "causal", batch_tokens=384)  # what is compiled still runs
+    torch._dynamo.reset()
 
 
 def test_fast_products_are_compiled_once_however_often_they_are_entered(model_of: Any, on_cpu: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -9,8 +10,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
+import torch
 from rich.console import Console
 from rich.live import Live
 
@@ -95,6 +98,9 @@ def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, t
     assert "4 to run on H200: at most 0.1 h, 0.1 h with 2 workers; 0.25 dollars at 2.5 an hour" in plan
     command("campaign", "cj", "--runs-dir", runs).refused('unknown campaign "cj"')
     command("campaign", "ci", "--runs-dir", runs, "--share", "2/2").refused("expected I/N, with I from 0 to N - 1")
+    for option, value in (("--share", "0/5"), ("--workers", 5)):
+        command("campaign", "ci", "--runs-dir", runs, option, value).refused(
+            f"{option}: 5 parts, and the campaign has 4 runs; make it 4 at most")  # fmt: skip
     mine = write(tmp_path / "mine.yaml", seeds=[3, 3])
     command("campaign", mine, "--runs-dir", runs).refused("seeds: expected each entry once, found 3 twice")
     assert everything_in(tmp_path) == ["mine.yaml"]
@@ -112,10 +118,15 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found, said, ran = cells(*read_campaign("ci")), [], []
+    models = WeakSet[torch.nn.Module]()
 
     def run_stage(job: Any, runs_dir: Path, **_: Any) -> Any:
+        gc.collect()
+        assert not models, "the next run needs the memory of the one that failed"
         ran.append(job.stage.seed)
         if len(ran) == 2:
+            model = torch.nn.Linear(1, 1)
+            models.add(model)
             raise RunEnded("the loss is not finite at step 3", EXIT_NAN, "lower train.learning_rate")
         return SimpleNamespace(run=SimpleNamespace(path=runs_dir), ran=True)
 

@@ -18,7 +18,7 @@ import torch
 
 from app.runtime.ranks import ALONE
 from app.runtime.signals import StopFlag
-from app.stage.capacity import compared, exact_or_not, require_capacity, require_means, resolved
+from app.stage.capacity import compared, exact_or_not, free_memory, peak_gb, require_capacity, require_means, resolved
 from app.stage.work import _Stage
 from app.training.checkpoint import mark_complete
 from app.training.train import _trainable, mixed_precision
@@ -27,7 +27,7 @@ from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate_on
 from jobs.estimate.gpus import Gpu
-from jobs.estimate.memory import row_tokens
+from jobs.estimate.sizes import row_tokens
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
@@ -222,6 +222,24 @@ def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a
     assert not taken(auto)
 
 
+def test_graphs_that_are_left_open_are_left_out_where_memory_lacks() -> None:
+    asked = resolve("stage5b", "ministral-3b", sets=["train.gradient_checkpointing=false"])
+    (few, many) = (estimate_on(asked, Gpu("TEST", 989, 67, memory_gb, 4800)) for memory_gb in (94, 141))
+    assert (few.fits, few.no_graphs, many.no_graphs) == (True, True, False)
+    assert (
+        few.parts_gb is not None
+        and many.parts_gb is not None
+        and "graphs" in many.parts_gb
+        and "graphs" not in few.parts_gb
+    )
+    assert "without CUDA graphs, for which the memory is too small" in few.assumptions
+    graphs = [job.stage.train.graph for job in (resolved(asked, few, 1), resolved(asked, many, 1)) if job.stage.train]
+    assert graphs == [False, "auto"]
+    wanted = estimate_on(resolve("stage5b", "ministral-3b", sets=["train.gradient_checkpointing=false", "train.graph=true"]),
+                         Gpu("TEST", 989, 67, 94, 4800))  # fmt: skip
+    assert wanted.fits is False and not wanted.no_graphs
+
+
 @pytest.mark.parametrize(
     ("asked", "world", "estimated", "expected"),
     [
@@ -285,10 +303,52 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- estimate against actual -----------------------------------------------------------------------------------------
 
 
+class Allocator:
+    """What torch.cuda reserves, in GB; nothing of it is in use."""
+
+    def __init__(self) -> None:
+        self.reserved = self.peak = 0.0
+
+    def reserve(self, more: float) -> None:
+        self.reserved += more
+        self.peak = max(self.peak, self.reserved)
+
+    def empty_cache(self) -> None:
+        self.reserved = 0.0
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.reserved
+
+    def max_memory_reserved(self) -> float:
+        return self.peak * 2**30
+
+    def yes(self) -> bool:
+        return True
+
+    is_available = is_initialized = yes
+
+
+def test_the_peak_is_that_of_the_run_and_not_of_an_earlier_one_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a campaign makes many runs, and graphs leave a pool to the allocator."""
+    gpu = Allocator()
+    for name in ("empty_cache", "reset_peak_memory_stats", "is_available", "is_initialized", "max_memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    gpu.reserve(20.0)
+    free_memory(count_anew=True)
+    gpu.reserve(8.0)  # trains
+    free_memory()
+    gpu.reserve(5.0)  # scores
+    assert peak_gb() == 8.0
+
+
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(few_rows_here: None, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
     found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
     monkeypatch.setattr("app.stage.capacity.estimate_here", found)
-    monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: 1.5)
+    peaks = [20.0]  # of an earlier run of this process
+    monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: max(peaks))
+    monkeypatch.setattr(
+        "app.stage.capacity.free_memory", lambda count_anew=False: count_anew and peaks.__setitem__(0, 1.5)
+    )
     sets = ["--set", "score.tasks=[piqa]", "--set", "train.gradient_checkpointing=auto"]
     command("run", "stage5b", "--profile", "ci", "--limit", "2", *sets, "--runs-dir", tmp_path).fine()
     (run,) = list_runs(tmp_path)

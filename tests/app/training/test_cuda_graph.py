@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from app.data.examples import TokenExample
 from app.training.batch import Collator, Schedule, Shape, Steps, prepared, shapes_of
-from app.training.cuda_graph import SMALL, Graphs, suitable
+from app.training.cuda_graph import Graphs
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
+from jobs.estimate.graphs import SMALL, suitable
 from tests.app.training.test_loop import loop_of
 
 GPU: dict[str, Any] = dict(cuda=True, compiled=True, world=1, parameters=135_000_000, tokens=9000.0)

@@ -13,7 +13,7 @@ import pytest
 from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
-from jobs.estimate.memory import USABLE
+from jobs.estimate.sizes import USABLE
 from tests.vast.fakes.command_line import estimate_of
 from vast import policy as policies
 from vast.commands.options import JobOptions
