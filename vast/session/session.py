@@ -4,7 +4,6 @@ The process may be killed at any line: the next `supervise` continues at the end
 """
 
 import json
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -30,8 +29,6 @@ from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.schedule import ALERTS
 from vast.supervisor.state import Observation, Plan, RunState
-
-log = logging.getLogger(__name__)
 
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
