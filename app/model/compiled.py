@@ -29,9 +29,9 @@ from jobs.estimate.sizes import LEAST_HEAD
 ATTENTION = f"{NAMES['flex_attention']}, packed and compiled"
 SIZE, PREFIX = 10, 5  # Self-check documents have 10 tokens; 10 perturbed copies and 2 unperturbed ones fit one tile.
 TURNS = ((0, 2), (3, PREFIX))
-VARIANTS = (
-    32  # of a layer that a process compiles: widths, arithmetics, with and without gradients. torch's own limit is 8.
-)
+# Of a layer that a process compiles: widths, arithmetics, masks by kind, with and without gradients, of all stages and of all
+# runs of a campaign. torch's own limit is 8; what compiles a variant for every step meets this one within minutes.
+VARIANTS = 64
 _checked: WeakKeyDictionary[nn.Module, set[tuple[Mask, int, Products | None]]] = WeakKeyDictionary()
 _compiled: WeakKeyDictionary[nn.Module, list[Callable[..., Any] | None]] = WeakKeyDictionary()
 
