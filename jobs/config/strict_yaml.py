@@ -39,8 +39,9 @@ def parse(text: str, where: str) -> Any:
     return copy.deepcopy(_parsed(text, where))
 
 
-# A campaign resolves the same stages and profile for each of its runs, and PyYAML takes 20 ms for them.
-@functools.lru_cache(maxsize=64)
+# A campaign resolves the same stages and profile for each of its runs, and its report reads each run's stage.yaml three times:
+# PyYAML takes 20 ms for one.
+@functools.lru_cache(maxsize=512)
 def _parsed(text: str, where: str) -> Any:
     try:
         loader = _Loader(text)

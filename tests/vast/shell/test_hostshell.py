@@ -22,21 +22,6 @@ BOTH = (DIRECT, PROXY)
 TOKEN = "hf_do_not_show_me"
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> DirectoryHost:
-    return DirectoryHost(tmp_path / "host")
-
-
-@pytest.fixture
-def way(host: DirectoryHost) -> DirectoryTransport:
-    return DirectoryTransport(host)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 def shell_of(way: DirectoryTransport, runs: Path, clock: ManualClock, **more: object) -> HostShell:
     own = runs / "vast" / "stage3b-20261123-101400"
     own.mkdir(parents=True, exist_ok=True)

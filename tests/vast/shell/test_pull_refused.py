@@ -19,22 +19,6 @@ from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal
 
-
-@pytest.fixture
-def host(tmp_path: Path) -> DirectoryHost:
-    return DirectoryHost(tmp_path / "host")
-
-
-@pytest.fixture
-def way(host: DirectoryHost) -> DirectoryTransport:
-    return DirectoryTransport(host)
-
-
-@pytest.fixture
-def ours(tmp_path: Path, way: DirectoryTransport) -> Ours:
-    return Ours(tmp_path / "runs", way)
-
-
 # ---- no room ---------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal, RunClock, Stamp, Superseded
 from vast.supervisor.state import Action, Do, Intent, Machine, PendingDestroy, Phase, Plan, RunState, begin
 
+pytestmark = pytest.mark.usefixtures("wait_for_the_disk")
 PLAN = Plan("run-1", "image", ("prefill", "stage5b"), OfferQuery(banned_machines=frozenset({3})), 10.0, 3600.0)
 AT = Stamp(1.0, 100.0, 50.0, "boot-a")
 MACHINE = Machine(
