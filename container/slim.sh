@@ -32,23 +32,26 @@ if [ "$variant" = cpu ]; then
   find . -type f -name '*.so*' ! -path './*.libs/*' -exec strip --strip-unneeded {} +
 fi
 
-# Bytecode of the modules that a run imports, and no others: all of it would add 200 MB. `unchecked-hash` makes it a function
+# Bytecode of the modules that a run imports, and no others: all of it would add 200 MB. In cuda the compiler's too, of which a run
+# imports what its kernels need: without it each start that compiles takes two seconds more. `unchecked-hash` makes it a function
 # of the source alone, so that two builds are equal, and a start does not check the sources' times.
-SOURCE_DATE_EPOCH=0 ../../../bin/python -I -B - <<'PYTHON'
+SOURCE_DATE_EPOCH=0 ../../../bin/python -I -B - "$variant" <<'PYTHON'
 import compileall
 import importlib
 import py_compile
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 RUN = """torch torch._dynamo torch.nn.attention.flex_attention transformers transformers.modeling_gguf_pytorch_utils
 transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama transformers.models.mistral.modeling_mistral
-transformers.models.ministral3.modeling_ministral3 transformers.integrations.sdpa_attention
+transformers.models.ministral3.modeling_ministral3 transformers.models.gemma3.modeling_gemma3 transformers.integrations.sdpa_attention
 accelerate peft datasets s3fs gguf sentencepiece click jinja2 pydantic yaml rich.console rich.text tqdm
 pip._internal.cli.main pip._internal.commands.download""".split()
 for name in RUN:
     importlib.import_module(name)
 loaded = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+COMPILER = ("torch/_dynamo", "torch/_functorch", "torch/_inductor", "triton") if sys.argv[1] == "cuda" else ()
+loaded.update(str(file.resolve()) for package in COMPILER for file in Path(package).rglob("*.py"))
 files = sorted(file for file in loaded if file.startswith(sys.prefix) and file.endswith(".py"))
 mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
 for file in files:

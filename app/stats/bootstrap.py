@@ -124,9 +124,8 @@ def paired_bootstrap(
     for task in first:
         a, b = outcomes(first[task], task), outcomes(second[task], task)
         if a.size != b.size:
-            raise ValueError(
-                f"paired_bootstrap: {task}: {a.size} items against {b.size}; give the same items in the same order"
-            )
+            sizes = f"{a.size} items against {b.size}"
+            raise ValueError(f"paired_bootstrap: {task}: {sizes}; give the same items in the same order")
         pairs[task] = np.stack([a, b], axis=1)  # (items, 2)
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -20,12 +20,11 @@ from jobs.config.job import Job
 from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve, stage_names
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
-from jobs.config.validate import Layer, validate
+from jobs.config.validate import Layer, names_in, validate
 from jobs.errors import ConfigError
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
 Some = Field(min_length=1)
-T = TypeVar("T")
 
 
 class SuiteChoice(Strict):
@@ -93,13 +92,11 @@ class Campaign(Strict):
             raise combination("primary.control", f"expected another mask than trained, found {primary.control} twice")
         for key, several in (("recipe", self.recipes), ("profile", self.profiles)):
             if getattr(primary, key) is None and len(several) > 1:
-                raise combination(
-                    f"primary.{key}", f"missing; the campaign has {len(several)}", "name the one that decides"
-                )
+                fact = f"missing; the campaign has {len(several)}"
+                raise combination(f"primary.{key}", fact, "name the one that decides")
         if primary.order is None and sum(one.suite == primary.suite for one in self.suites) > 1:
-            raise combination(
-                "primary.order", "missing; the campaign has the suite in several", "name the one that decides"
-            )
+            fact = "missing; the campaign has the suite in several"
+            raise combination("primary.order", fact, "name the one that decides")
         return self
 
 
@@ -117,7 +114,7 @@ class Cell:
 
 
 def campaign_names(directory: Path = CAMPAIGNS_DIR) -> list[str]:
-    return sorted(path.stem for path in directory.glob("*.yaml"))
+    return names_in(directory)
 
 
 def require_stage(name: str) -> None:
@@ -135,15 +132,12 @@ def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign,
         raise ConfigError("jobs/campaigns", f'unknown campaign "{name}"', remedy)
     where = f"jobs/campaigns/{name}.yaml" if path.parent == directory else str(path)
     campaign = validate(Campaign, [Layer(where, strict_yaml.read(path, where))])
-    for key, given, known in (
-        ("recipes", campaign.recipes, recipe_names()),
-        ("profiles", campaign.profiles, profile_names()),
-    ):
+    named = {"recipes": (campaign.recipes, recipe_names()), "profiles": (campaign.profiles, profile_names())}
+    for key, (given, known) in named.items():
         for at, one in enumerate(given):
             if one not in known and not (key == "profiles" and one.endswith((".yaml", ".yml"))):
-                raise ConfigError(
-                    f"{where}: {key}[{at}]", f'unknown {key.removesuffix("s")} "{one}"', nearest(one, known)
-                )
+                fact = f'unknown {key.removesuffix("s")} "{one}"'
+                raise ConfigError(f"{where}: {key}[{at}]", fact, nearest(one, known))
     for at, choice in enumerate(campaign.suites):
         suite = read_suite(choice.suite, f"{where}: suites[{at}]")
         if choice.order not in (None, *suite.orders):
@@ -182,18 +176,15 @@ def _untrained(campaign: Campaign) -> Iterator[Cell]:
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
     lengths: Sequence[int | None] = campaign.steps or [None]
-    for profile, choice, recipe, steps, mask, seed in product(
-        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.masks, campaign.seeds
+    # What is compared stands together: half a campaign has whole comparisons.
+    for profile, choice, recipe, steps, seed, mask in product(
+        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.seeds, campaign.masks
     ):
         train = {f"train.{key}": value for key, value in campaign.train.items()}
         if steps is not None:
             train["train.max_steps"] = steps
-        own: dict[str, Any] = {
-            "recipe": recipe,
-            **train,
-            "train.mask": mask,
-            "score.masks": list(dict.fromkeys([mask, "causal"])),
-        }
+        masks = list(dict.fromkeys([mask, "causal"]))
+        own: dict[str, Any] = {"recipe": recipe, **train, "train.mask": mask, "score.masks": masks}
         yield _cell(CELL, campaign, profile, choice, own, seed)
 
 
@@ -223,6 +214,14 @@ def require_parts(option: str, parts: int, runs: int) -> None:
         raise ConfigError(option, f"{parts} parts, and the campaign has {runs} runs", f"make it {runs} at most")
 
 
-def share(of: Sequence[T], part: int, parts: int) -> list[T]:
-    """The cells, or what belongs to each, of one of several workers: every `parts`-th from `part` on, counted from 0."""
-    return list(of[part::parts])
+def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """The cells of one of several workers, `part` counted from 0: as many whole comparisons as each can have, a model with its
+    control, so that half of the shares still compare something; what is left is dealt run by run."""
+    comparisons: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in of:
+        if cell.place["mask"]:
+            comparisons.setdefault(tuple(v for key, v in cell.place.items() if key != "mask"), []).append(cell)
+    whole = list(comparisons.values())[: len(comparisons) // parts * parts]
+    mine = [cell for own in whole[part::parts] for cell in own]
+    dealt = {cell.name for own in whole for cell in own}
+    return mine + [cell for cell in of if cell.name not in dealt][part::parts]

@@ -53,7 +53,7 @@ def test_a_pull_leaves_room_for_the_journal(
     host.train(100)
     shell = ours.shell()
     said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
-    listed = file_list.parse(said, "vast/stage3b-20261123-101400")
+    listed = file_list.Listing(said, "vast/stage3b-20261123-101400")
     coming = sum(one.size for one in listed.files)
     assert 64 * journal.ROOM <= pull.RESERVE <= 2**30
 
