@@ -52,9 +52,8 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
     if campaigns or cells:
         columns = Column("campaign"), Column("cells", right=True), *_NUMBERS, Column("newest", least=12)
-        listed = {
-            _job(run).get("fingerprint"): run for run in (*by_stage.get("stage1", ()), *cells)
-        }  # the newest of each
+        # the newest of each; a damaged stage.yaml may hold anything
+        listed = {str(_job(run).get("fingerprint")): run for run in (*by_stage.get("stage1", ()), *cells)}
         rows = []
         for name, one in campaigns.items():
             known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
@@ -110,7 +109,8 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
               if one.phase == "broken"]  # fmt: skip
     for stage, runs in by_stage.items():
         state = runs[-1].state() if runs else "complete"
-        profile = str((_job(runs[-1]).get("profile") or {}).get("name") or "") if runs else ""
+        record = _job(runs[-1]).get("profile") if runs else None
+        profile = str(record.get("name") or "") if isinstance(record, dict) else ""
         again = make_command(stage, profile=profile or None, runs_dir=runs_dir)
         if state == "interrupted":
             found.append(f"resume {runs[-1].id}: {again} RESUME=1")
