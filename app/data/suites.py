@@ -13,9 +13,9 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Format, Item, load_items, root_of
+from app.data.tasks import Item, load_items, root_of
 from jobs.config.profile import EvalData
-from jobs.config.schema import Order, Stage
+from jobs.config.schema import Order, ScoreFormat, Stage
 from jobs.config.suites import ReadingTask, Suite, read_suite
 from jobs.errors import DataError
 
@@ -37,7 +37,7 @@ def trains_on_suite(stage: Stage) -> bool:
     return stage.train.data == "suite" or (stage.train.data == "auto" and suite_of(stage).data == "suite")
 
 
-def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: Format = "harness",
+def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: ScoreFormat = "harness",
                 limit: int | None = None, commits: Mapping[str, str] | None = None) -> list[Item]:  # fmt: skip
     """The first `limit` items (all if None) of each task, written in the stage's order with its shots.
 
