@@ -78,7 +78,7 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
             yield from (_record(lead, made) for made in rings)
 
 
-def _record(lead: str, one: reading.Question | lookup.Lookup) -> Instruction:
+def _record(lead: str, one: reading.Question) -> Instruction:
     return Instruction(one.id, (lead + one.prompt).removesuffix(_ANSWER), "", one.choices[one.gold])
 
 
@@ -96,12 +96,8 @@ def _reading_items(
     return scored
 
 
-@lru_cache(maxsize=32)
-def _embedded_reading_items(
-    task: str, definition: ReadingTask, order: Order, shots: int, root: Path, limit: int | None
-) -> tuple[Item, ...]:
-    """As `_embedded_items` of app/data/tasks.py."""
-    return _reading_items(task, definition, order, shots, root, limit)
+# As `_embedded_items` of app/data/tasks.py.
+_embedded_reading_items = lru_cache(maxsize=32)(_reading_items)
 
 
 def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> list[Item]:
@@ -110,7 +106,7 @@ def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> l
     return [_item(task, lead, one) for one in made]
 
 
-def _item(task: str, lead: str, one: reading.Question | lookup.Lookup) -> Item:
+def _item(task: str, lead: str, one: reading.Question) -> Item:
     pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
     return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
                 chance=1 / len(one.choices))  # fmt: skip
@@ -120,6 +116,6 @@ def _twice(item: Item) -> Item:
     return replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
 
 
-def _lead(shown: Iterable[reading.Question | lookup.Lookup]) -> str:
+def _lead(shown: Iterable[reading.Question]) -> str:
     """The examples of a prompt with shots, as lm-evaluation-harness joins them."""
     return "".join(f"{one.prompt} {one.choices[one.gold]}\n\n" for one in shown)
