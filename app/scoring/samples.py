@@ -9,15 +9,18 @@ An answer too short for a rate has none, and does not count in its mean.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from app.model.load import Loaded
 from app.scoring.generate import answers, encode_prompts
 from jobs.config import strict_yaml
-from jobs.config.schema import Mask
+from jobs.config.schema import Mask, Strict
+from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError
 
 PROMPTS = Path(__file__).resolve().parents[2] / "jobs" / "prompts" / "samples.yaml"
@@ -25,10 +28,13 @@ RUN = 4  # words, or tokens
 _WORD = re.compile(r"[^\W_]+")
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(Strict):
     id: str
     text: str
+
+
+class _Prompts(Strict):
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -50,21 +56,13 @@ def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
     """
     if not path.is_file():
         raise ConfigError(path, "no such file", "give a file such as jobs/prompts/samples.yaml")
-    rows = strict_yaml.read(path, str(path)).get("prompts")
-    if not isinstance(rows, list) or not rows:
-        raise ConfigError(f"{path}: prompts", "expected a list that is not empty", "see jobs/prompts/samples.yaml")
-    found: list[Prompt] = []
-    for index, row in enumerate(rows):
+    found = validate(_Prompts, [Layer(str(path), strict_yaml.read(path, str(path)))]).prompts
+    for index, one in enumerate(found):
         where = f"{path}: prompts[{index}]"
-        if (
-            not isinstance(row, dict)
-            or set(row) != {"id", "text"}
-            or not all(isinstance(v, str) and v.strip() for v in row.values())
-        ):
+        if not (one.id.strip() and one.text.strip()):
             raise ConfigError(where, "expected {id: ..., text: ...}, both texts", "see jobs/prompts/samples.yaml")
-        if any(row["id"] == one.id for one in found):
-            raise ConfigError(where, f"the id {row['id']} is there twice", "give another one")
-        found.append(Prompt(row["id"], row["text"]))
+        if any(one.id == other.id for other in found[:index]):
+            raise ConfigError(where, f"the id {one.id} is there twice", "give another one")
     return found
 
 
@@ -98,13 +96,10 @@ def sample(loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tok
 
 def column(model: str, origin: str, mask: Mask, found: Sequence[Answer]) -> dict[str, Any]:
     """One model under one mask, as samples.json holds it: its answers, and the means over them."""
-
-    def mean(value: Callable[[Answer], float | None]) -> float | None:
-        known = [one for one in map(value, found) if one is not None]
-        return sum(known) / len(known) if known else None
-
-    means = {"echo_rate": mean(lambda a: a.echo_rate), "repetition_rate": mean(lambda a: a.repetition_rate),
-             "tokens": mean(lambda a: a.tokens), "cut": mean(lambda a: a.cut)}  # fmt: skip
+    means = {}
+    for name in ("echo_rate", "repetition_rate", "tokens", "cut"):
+        known = [value for one in found if (value := getattr(one, name)) is not None]
+        means[name] = sum(known) / len(known) if known else None
     return {
         "model": model,
         "origin": origin,
