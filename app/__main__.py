@@ -5,30 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from jobs.errors import ConfigError, UserError, wrong_python
 
 try:
     import click
 
-    from app.commands.ask import generate, loglikelihood, probe
-    from app.commands.campaign import campaign
-    from app.commands.demo import demo
-    from app.commands.doctor import doctor
-    from app.commands.estimate import estimate_command
-    from app.commands.harness import harness
-    from app.commands.power import power
-    from app.commands.preview import preview
-    from app.commands.publish import publish
-    from app.commands.report import report, runs
-    from app.commands.results import results
-    from app.commands.run import check, run
-    from app.commands.samples import samples
-    from app.commands.serve import serve
+    from app import commands
     from app.runtime import collector
     from app.runtime.ending import FollowerEnded, RunEnded
     from app.runtime.ranks import launched, rank_in
+
+    MODULES = [import_module(f"{commands.__name__}.{found.name}") for found in iter_modules(commands.__path__)]
 except ImportError as error:
     wrong = wrong_python(error)
     print(f"error: {wrong}", file=sys.stderr)
@@ -65,27 +56,8 @@ def cli(context: click.Context) -> None:
         raise ConfigError("WORLD_SIZE", fact, "start it without a launcher")
 
 
-for command in (
-    demo,
-    run,
-    check,
-    doctor,
-    preview,
-    campaign,
-    estimate_command,
-    loglikelihood,
-    generate,
-    probe,
-    harness,
-    samples,
-    serve,
-    publish,
-    report,
-    power,
-    runs,
-    results,
-):
-    cli.add_command(command)
+for found in (value for module in MODULES for value in vars(module).values() if isinstance(value, click.Command)):
+    cli.add_command(found)
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import posix
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -45,5 +47,23 @@ def _logging_as_before() -> Iterator[None]:
     root = logging.getLogger()
     level, disabled = root.level, root.manager.disable
     yield
-    root.setLevel(level)
-    logging.disable(disabled)
+    if (root.level, root.manager.disable) != (level, disabled):  # each of the two walks over all loggers
+        root.setLevel(level)
+        logging.disable(disabled)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """What fsync guards against, a power failure, no test can make, and a core does nothing meanwhile: 2 to 4 ms for each.
+
+    The processes of tests/warm_python.py and of WarmProcess do not wait either.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # it fails for what is no open file too
+        yield
+
+
+@pytest.fixture
+def wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the tests of what writes files so: not every file system takes every descriptor."""
+    monkeypatch.setattr(os, "fsync", posix.fsync)

@@ -19,11 +19,12 @@ from app.report.run_list import list_rows, print_runs
 from jobs.columns import table_lines
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import START, write_experiment, write_run
+from tests.vast.fakes.states import status_of
 from vast.commands import offers
 from vast.policy import load as load_policy
 from vast.ports import Offer
 from vast.records.overview import overview
-from vast.records.status import TERMINAL, RunStatus, terminal_rows
+from vast.records.status import TERMINAL, terminal_rows
 from vast.session.view import Board, Line
 
 WIDTHS = (60, 80, 120)
@@ -114,15 +115,23 @@ def test_results(report_of: Callable[..., Report], width: int, compare: tuple[st
     assert len(shown[0]) >= 3 and (len(shown[0]) == 6 or width < 120)
 
 
-LONG = RunStatus(
-    "nonprefill-20261123-101500-ab12", "running", None, False, 12, 120, 6000, 1.83124, 12345678, (7, 12345679), False, 12.3, 150,
-    0.412, 23.5, "nonprefill/20261123-101500/checkpoints/checkpoint-90", alerts=("local-disk-full", "unreachable", "ends-soon"),
+LONG = status_of(
+    "nonprefill-20261123-101500-ab12", phase="running", attempt=12, step=120, total=6000, loss=1.83124, instance=12345678,
+    being_destroyed=(7, 12345679), dollars=12.3, cap_dollars=150, dollars_per_hour=0.412, hours_left=23.5,
+    at_home="nonprefill/20261123-101500/checkpoints/checkpoint-90", alerts=("local-disk-full", "unreachable", "ends-soon"),
 )  # fmt: skip
 STATUSES = [
     LONG,
-    RunStatus("stage1-20261123-101500-ab12", "closed", "deterministic", False, dollars=0.07, cap_dollars=5),
-    RunStatus("stage2-20261123-101500-ab12", "broken", None, False),
-    RunStatus("stage3b-20261123-101500-ab12", "provisioning", None, True, unclear=True, cap_dollars=99.5, hours_left=3),
+    status_of("stage1-20261123-101500-ab12", phase="closed", result="deterministic", dollars=0.07, cap_dollars=5),
+    status_of("stage2-20261123-101500-ab12", phase="broken"),
+    status_of(
+        "stage3b-20261123-101500-ab12",
+        phase="provisioning",
+        supervised=True,
+        unclear=True,
+        cap_dollars=99.5,
+        hours_left=3,
+    ),
 ]
 
 

@@ -183,6 +183,7 @@ if __name__ == "__main__":
         if name.endswith("__main__"):  # what it imports stays, and it is executed again
             del sys.modules[name]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the tests
+    os.fsync = os.fstat  # as in tests/conftest.py
     gc.collect()
     gc.freeze()
     os._exit(_exit_code(_serve(socket.socket(fileno=int(sys.argv[1])))))

@@ -132,9 +132,8 @@ class Bounds(Strict):
 
 def _variable(name: str) -> str:
     if not VARIABLE.fullmatch(name):
-        raise refused(
-            "expected the name of an environment variable", "name it here, and keep its value in the environment"
-        )
+        remedy = "name it here, and keep its value in the environment"
+        raise refused("expected the name of an environment variable", remedy)
     if name in OWN:
         raise refused(f"{name} is never sent to a host", "remove it")
     return name
@@ -161,10 +160,6 @@ class Hooks(Strict):
     fail: Hook
     alert: Hook
     seconds: PositiveFloat
-
-    def of(self, event: Event) -> list[str] | str | None:
-        hook: list[str] | str | None = getattr(self, event)
-        return hook
 
 
 class Policy(Strict):

@@ -109,6 +109,9 @@ class Address:
     port: int
 
 
+Addresses = tuple[Address, ...]
+
+
 @dataclass(frozen=True)
 class Instance:
     id: int
@@ -118,7 +121,7 @@ class Instance:
     message: str  # the host's text, such as why an image cannot be pulled
     dollars_per_hour: Dollars
     end: Seconds | None  # unix time at which the contract ends; None if it has no end
-    addresses: tuple[Address, ...]  # direct first, then the proxy's
+    addresses: Addresses  # direct first, then the proxy's
 
 
 class Gone:
@@ -237,6 +240,9 @@ class BurnIn:
     slowdown: float = 1.0
 
 
+Proceed = Callable[[], bool]
+
+
 def always() -> bool:
     return True
 
@@ -244,25 +250,24 @@ def always() -> bool:
 class Shell(Protocol):
     """Access to the host of a run: ssh and rsync. Each call has its own time limit; network failures raise nothing."""
 
-    def probe(self, addresses: tuple[Address, ...]) -> Host: ...
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
-              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
+    def probe(self, addresses: Addresses) -> Host: ...
+    def start(
+        self, addresses: Addresses, command: tuple[str, ...], home: str | None = None, proceed: Proceed = always
+    ) -> bool | None:
         """Start the job; True also if it runs already. `home`: the verified local checkpoint; the host may prune older ones
         when its disk is full. `proceed`: as of `pull`, while the files that the job needs are sent."""
 
-    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+    def burn_in(self, addresses: Addresses, seconds: Seconds) -> BurnIn | None:
         """Try GPUs, disk and network for up to a minute, before the job. None: no answer within `seconds`."""
 
-    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
+    def push(self, addresses: Addresses, proceed: Proceed = always) -> bool | None:
         """Send the local run, with its newest checkpoint, to a new host, which continues from it."""
 
-    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+    def stop(self, addresses: Addresses) -> bool | None:
         """Make the job write a checkpoint and end."""
 
-    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None: ...
-    def pull(
-        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
-    ) -> Pulled | None:
+    def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None: ...
+    def pull(self, addresses: Addresses, everything: bool, proceed: Proceed = always) -> Pulled | None:
         """Fetch what is new: metrics, logs, the newest complete checkpoint; with `everything` also the results.
 
         proceed: called every second of a transfer, which may take hours; False ends it. The next one continues it."""

@@ -69,8 +69,8 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pair
 
     loaded = _load(profile, model, runs_dir, dtype=dtype, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
-    requests = ENCODERS[boundary](loaded.tokenizer, [line.pair for line in lines])
-    names = [line.where for line in lines]
+    requests = ENCODERS[boundary](loaded.tokenizer, [(row["context"], row["continuation"]) for _, row in lines])
+    names = [where for where, _ in lines]
     require_fits(loaded, requests, names)
     with token_bar(mask) as show:
         scored = loglikelihood.loglikelihood(loaded, requests, mask, batch_tokens=batch_tokens, progress=show)
@@ -107,9 +107,8 @@ def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: s
     resolve("stage1", profile)
     if chats is not None:
         if prompt is not None or prompts is not None or stream is not None or cache != "dynamic":
-            raise ConfigError(
-                "generate", "--chats takes no --prompt, --prompts, --stream and --cache", "leave them out"
-            )
+            fact = "--chats takes no --prompt, --prompts, --stream and --cache"
+            raise ConfigError("generate", fact, "leave them out")
         _answer_chats(profile, model, mask, layers, chats, max_new_tokens, runs_dir)
         return
     if prompt is not None and prompts is None:
@@ -135,9 +134,8 @@ def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: s
             streamer = decoding.AnswerStreamer(loaded)
             decoding.generate(loaded, [one], mask, max_new_tokens=max_new_tokens, streamer=streamer, cache=cache)
         return
-    for text, answer in zip(
-        texts, decoding.answers(loaded, ids, mask, max_new_tokens=max_new_tokens, cache=cache), strict=True
-    ):
+    answers = decoding.answers(loaded, ids, mask, max_new_tokens=max_new_tokens, cache=cache)
+    for text, answer in zip(texts, answers, strict=True):
         click.echo(f"> {text}\n{loaded.tokenizer.decode(answer, skip_special_tokens=True)}\n")
 
 

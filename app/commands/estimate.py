@@ -18,7 +18,7 @@ from jobs.estimate.estimate import Estimate, estimate
     "--gpu",
     required=True,
     metavar="NAME",
-    help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.py has them all.",
+    help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.yaml has them all.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: the profile's]")
 @click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")

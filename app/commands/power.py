@@ -27,16 +27,14 @@ def power(runs_dir: Path, profile: str | None, points: float, items: int | None,
     Without --items for each comparison of the runs, from their items, seeds and observed discordance.
     """
     if (items is None) != (discordance is None):
-        raise ConfigError(
-            "power", "expected --items and --discordance together", "give both, or none of them to read runs"
-        )
+        fact = "expected --items and --discordance together"
+        raise ConfigError("power", fact, "give both, or none of them to read runs")
     if items is not None and discordance is not None:
         click.echo(_plan(items, discordance, seeds or 1, seed_deviation, points))
         return
     if seeds is not None or seed_deviation is not None:
-        raise ConfigError(
-            "power", "--seeds and --seed-deviation plan without runs", "give --items and --discordance too"
-        )
+        fact = "--seeds and --seed-deviation plan without runs"
+        raise ConfigError("power", fact, "give --items and --discordance too")
     require_directory(runs_dir)
     from rich.console import Console
 

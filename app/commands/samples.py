@@ -66,9 +66,8 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
         loaded = load(chosen.model, checkpoint=checkpoint)
         selfcheck.require(loaded.model, masks, loaded.origin)
         for mask in masks:
-            columns.append(
-                column(name, loaded.origin, mask, sample(loaded, asked, mask, max_new_tokens=max_new_tokens))
-            )
+            answers = sample(loaded, asked, mask, max_new_tokens=max_new_tokens)
+            columns.append(column(name, loaded.origin, mask, answers))
     page: dict[str, Any] = {
         "schema": 1, "profile": chosen.name, "max_new_tokens": max_new_tokens,
         "prompts": [{"id": one.id, "text": one.text} for one in asked], "columns": columns, "judge": None,

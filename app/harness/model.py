@@ -1,17 +1,7 @@
 """lm-evaluation-harness under any mask: the model `prefill` for its tasks. The only door to `lm_eval`, which is optional.
 
-    python -m app harness --mask prefix --tasks sciq,nq_open
-    python -m app.harness --model prefill --model_args profile=embedded,mask=prefix --tasks sciq    (lm_eval's own options)
-
-The prefix, which is bidirectional under `prefix`, is
-
-    loglikelihood          the context, few-shot examples and chat template included
-    loglikelihood_rolling  the context of each window: one token, but for the last window of a text longer than the model's
-                           context, where it is tokens that earlier windows have scored (drawn in docs/harness.md)
-    generate_until         the prompt; generated tokens are causal
-
-A context too long is cut from the left, as the harness does, and the rest of it stays the prefix; cuts are counted.
-Not covered: several processes, sampling, beams, images.
+docs/harness.md has the prefix of each kind of request, and both command lines. A context too long is cut from the left, as the
+harness does, and the rest of it stays the prefix; cuts are counted. Not covered: several processes, sampling, beams, images.
 """
 
 import logging

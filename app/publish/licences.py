@@ -45,9 +45,8 @@ def base_model(model: Mapping[str, Any], given: str | None, ask: Ask) -> tuple[s
         raise ConfigError(name, "its licence is not known", remedy)
     licence = given or licence
     if _NO_DERIVATIVES.search(licence):
-        raise ConfigError(
-            name, f"its licence {licence} forbids to publish what is made from it", "keep the run to yourself"
-        )
+        fact = f"its licence {licence} forbids to publish what is made from it"
+        raise ConfigError(name, fact, "keep the run to yourself")
     return (name if model["source"] != "path" else None), licence
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from app.publish.card import write_card
 from app.publish.licences import Ask, base_model, training_data
 from jobs.errors import CheckpointError, ConfigError, RunStateError, UserError
-from jobs.runs.atomic import read_json
+from jobs.runs.atomic import files_below, read_json
 from jobs.runs.rundir import RunDir, latest_complete, list_runs
 
 RECORD = "run/summary.json"  # by which a repository is known as one of ours
@@ -71,9 +71,8 @@ def find_run(text: str, runs_dir: Path, profile: str) -> RunDir:
     if not (run.final / "config.json").is_file():
         raise CheckpointError(run.id, "holds no model", "name a run of a stage that trains and keeps its weights")
     if wrong := run.verify():
-        raise CheckpointError(
-            run.id, f"is not what its manifest lists: {wrong[0]}", "restore it, or run the stage again"
-        )
+        fact = f"is not what its manifest lists: {wrong[0]}"
+        raise CheckpointError(run.id, fact, "restore it, or run the stage again")
     return run
 
 
@@ -97,11 +96,8 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
         raise RunStateError(run.id, "has only been scored under masks that leak the answer", "score it: make stage4")
     base, terms = base_model(job["profile"]["model"], licence, ask)
     data = training_data(job["profile"]["data"]["train"], metrics["train"], ask)
-    files: dict[str, Path | bytes] = {
-        path.relative_to(run.final).as_posix(): path
-        for path in sorted(run.final.rglob("*"))
-        if path.is_file() and path.relative_to(run.final).parts[0] != "adapter"
-    }
+    found = files_below(run.final)
+    files: dict[str, Path | bytes] = {name: found[name] for name in found if not name.startswith("adapter/")}
     if adapter:
         files = _adapter_alone(run, files, job)
     about = (run.final / "README.md").read_text(encoding="utf-8").split("---\n", 2)[-1].partition("\n`AutoModel")[0]
@@ -109,9 +105,8 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
     card = write_card(repo=repo, tag=tag, job=job, metrics=metrics, commit=str(commit), about=about, evaluations=evaluations,
                       base=base, licence=terms, data=data, adapter=adapter,
                       own_generate="custom_generate/generate.py" in files)  # fmt: skip
-    files |= {"README.md": card.encode()} | {
-        f"run/{name}": run.path / name for name in _OF_RUN if (run.path / name).is_file()
-    }
+    files["README.md"] = card.encode()
+    files |= {f"run/{name}": run.path / name for name in _OF_RUN if (run.path / name).is_file()}
     return Publication(repo, tag, files)
 
 
@@ -121,9 +116,8 @@ def _adapter_alone(run: RunDir, files: Mapping[str, Path | bytes], job: Mapping[
         raise CheckpointError(run.id, "has no adapter: all weights were trained", "leave --adapter out")
     if model["source"] != "hub" or init != "base":
         start = init if init != "base" else f"a model of source {model['source']}"
-        raise ConfigError(
-            "--adapter", f"it fits the weights of {start}, which are on no hub", "publish the merged weights"
-        )
+        fact = f"it fits the weights of {start}, which are on no hub"
+        raise ConfigError("--adapter", fact, "publish the merged weights")
     kept = {name: file for name, file in files.items()
             if not name.startswith(("model", "config.json", "generation_config.json"))}  # fmt: skip
     settings = {**read_json(run.final / "adapter" / "adapter_config.json"), "base_model_name_or_path": model["name"],
@@ -159,9 +153,8 @@ class Hub:
         try:
             there = self._there(what.repo)
             if there and RECORD not in there:
-                raise ConfigError(
-                    f"--to {what.repo}", f"exists and holds something else, such as {there[0]}", "name another one"
-                )
+                fact = f"exists and holds something else, such as {there[0]}"
+                raise ConfigError(f"--to {what.repo}", fact, "name another one")
             self._api.create_repo(what.repo, private=private, exist_ok=True)
             operations = [CommitOperationAdd(name, file) for name, file in what.files.items()]
             gone = [CommitOperationDelete(name) for name in there if name not in what.files]

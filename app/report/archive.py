@@ -99,10 +99,8 @@ def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = No
                     written.append(pages_dir / name / f"{profile}.html")
                     written[-1].parent.mkdir(parents=True, exist_ok=True)
                     write_text_atomically(written[-1], report.to_html())
-    links = [
-        (f"All tables of {part.campaign}, {part.study.profile}", f"{part.campaign}/{part.study.profile}.md")
-        for part in parts
-    ]
+    tables = [(part.campaign, part.study.profile) for part in parts]
+    links = [(f"All tables of {name}, {profile}", f"{name}/{profile}.md") for name, profile in tables]
     links += [(f"Answers side by side, {name}", f"{name}/{_SAMPLES}") for name in kept(results_dir)
               if (results_dir / name / _SAMPLES).is_file()]  # fmt: skip
     page, joint = write_joint(parts, results_dir, "index", links)

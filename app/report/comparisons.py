@@ -27,20 +27,12 @@ _TRAINED_UNDER = {"stage3a": "causal", "stage3b": "prefix", "stage5a": "prefix",
 
 
 @dataclass(frozen=True)
-class TaskTest:
-    """McNemar's exact test on one task, with the p-value adjusted over the tasks of its comparison (Holm)."""
-
-    mcnemar: McNemar
-    p_holm: float
-
-
-@dataclass(frozen=True)
 class Comparison:
     """`first` against `second` (the baseline) on the same items; differences are first minus second.
 
-    `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`
-    and `tests` are of `first` and `second` alone. `nll`: of the right answer, nats a token, so that lower is better; None
-    for runs without it.
+    `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`,
+    `tests` and `p_holm`, their p-values adjusted over the tasks, are of `first` and `second` alone. `nll`: of the right answer,
+    nats a token, so that lower is better; None for runs without it.
     """
 
     group: str  # ablation, recovery, control, side effect, leaks or compare
@@ -48,7 +40,8 @@ class Comparison:
     first: Evaluation
     second: Evaluation
     paired: Paired
-    tests: Mapping[str, TaskTest]
+    tests: Mapping[str, McNemar]
+    p_holm: Mapping[str, float]
     accuracy: Difference
     nll: Difference | None
     seeds: tuple[int, ...] = ()
@@ -89,7 +82,7 @@ class Comparison:
 
     def task_verdict(self, task: str) -> str:
         """`lower`, `higher` or `within noise` for one task, by the Holm-adjusted exact test."""
-        if self.tests[task].p_holm >= SIGNIFICANT:
+        if self.p_holm[task] >= SIGNIFICANT:
             return "within noise"
         return "lower" if self.paired.difference_by_task[task].value < 0 else "higher"
 
@@ -118,11 +111,8 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
             )
         differences = _item_differences(first, other)
         if differences:
-            raise DataError(
-                where,
-                f"scored on different items: {'; '.join(differences)} ({pair})",
-                remedy or "score both with the same LIMIT and data",
-            )
+            fact = f"scored on different items: {'; '.join(differences)} ({pair})"
+            raise DataError(where, fact, remedy or "score both with the same LIMIT and data")
 
 
 def share_items(a: Run, b: Run) -> bool:
@@ -187,8 +177,7 @@ def compare(
     pairs = list(seeds.values()) or [(first, second)]
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tasks = sorted(first.correct)
-    mcnemar = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
-    adjusted = holm([mcnemar[task].p_value for task in tasks])
+    tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
     firsts, seconds = zip(*pairs, strict=True)
     both = paired(first, second)
     accuracy = difference(
@@ -202,7 +191,8 @@ def compare(
         first=first,
         second=second,
         paired=both,
-        tests={task: TaskTest(mcnemar[task], p) for task, p in zip(tasks, adjusted, strict=True)},
+        tests=tests,
+        p_holm=dict(zip(tasks, holm([tests[task].p_value for task in tasks]), strict=True)),
         accuracy=accuracy,
         nll=_nll(firsts, seconds),
         seeds=tuple(sorted(seeds)),
@@ -239,17 +229,18 @@ def trained_under(runs: Iterable[Run]) -> dict[str, str]:
 
 def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Comparison]:
     """The comparisons that answer the experiment's questions, in reading order; those without an evaluation are left out."""
-    at = {(e.model, e.mask): e for run in reversed(runs) for e in run.evaluations}
+    at = {e.condition: e for run in reversed(runs) for e in run.evaluations}
     if (baseline := find_baseline(runs)) is not None:
         at["base", "causal"] = baseline
     masks = trained_under(runs)
     models = list(dict.fromkeys(e.model for run in runs for e in run.evaluations if e.model != "base"))
     trained_prefix = [m for m in models if masks.get(m) == "prefix"]
     controls = [m for m in models if masks.get(m) == "causal"]
-    asked: list[tuple[str, str, tuple[str, str], tuple[str, str]]] = []
+    asked: list[Comparison] = []
 
-    def ask(group: str, title: str, first: tuple[str, str], second: tuple[str, str] = ("base", "causal")) -> None:
-        asked.append((group, title, first, second))
+    def ask(group: str, title: str, a: tuple[str, str], b: tuple[str, str] = ("base", "causal")) -> None:
+        if a in at and b in at:
+            asked.append(compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b])))
 
     ask("ablation", "The ablated prefill, before any finetuning", ("base", "prefix"))
     for m in trained_prefix:
@@ -268,11 +259,7 @@ def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Compa
     for (model, mask), e in sorted(at.items(), key=lambda entry: (["base", *models].index(entry[0][0]), entry[0][1])):
         if e.leaks:
             ask("leaks", f"{model} scored with its own answer visible (leaks)", (model, mask))
-    return [
-        compare(group, title, at[a], at[b], trainings.seeds_of(at[a], at[b]))
-        for group, title, a, b in asked
-        if a in at and b in at
-    ]
+    return asked
 
 
 def compare_runs(first: Run, second: Run) -> list[Comparison]:
@@ -281,9 +268,7 @@ def compare_runs(first: Run, second: Run) -> list[Comparison]:
     found = []
     for e in second.evaluations:
         if first.evaluations:
-            nearest = min(
-                first.evaluations, key=lambda o: ((o.model, o.mask) != (e.model, e.mask), o.mask != e.mask, o.leaks)
-            )
+            nearest = min(first.evaluations, key=lambda o: (o.condition != e.condition, o.mask != e.mask, o.leaks))
             group = "leaks" if e.leaks or nearest.leaks else "compare"
             title = f"{e.label} of {e.run_id} against {nearest.label} of {nearest.run_id}"
             found.append(compare(group, title, e, nearest))

@@ -41,10 +41,12 @@ def read_items(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """{evaluation: {task: [row, ...]}}, the rows as app/report/runs.py makes them of samples.jsonl."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in read_jsonl(path):
-        rows = []
-        for at, (name, right) in enumerate(zip(line["ids"], line["right"], strict=True)):
-            prediction = dict.fromkeys(("pred_acc", "pred_acc_norm", "pred_acc_token"), int(right))
-            row = {"id": name, "sha": line["items"], "gold": 1, **prediction}
-            rows.append(row | {key: line[key][at] for key in ("nll", "tokens") if key in line})
+        more = [key for key in ("nll", "tokens") if key in line]
+        rows: list[dict[str, Any]] = []
+        for name, right, *own in zip(line["ids"], map(int, line["right"]), *(line[key] for key in more), strict=True):
+            row = {"id": name, "sha": line["items"], "gold": 1}
+            row["pred_acc"] = row["pred_acc_norm"] = row["pred_acc_token"] = right
+            row.update(zip(more, own, strict=True))
+            rows.append(row)
         found.setdefault(line["evaluation"], {})[line["task"]] = rows
     return found

@@ -1,8 +1,5 @@
 """One page over several campaigns: when a bidirectional prompt helps, by suite, order and model, and what it costs.
 
-    parts = [Part("lookup", study), ...]  # of docs/results, or of the campaigns of a runs directory
-    page = joint_page(parts, not_run=["short"])
-
 Every difference is one campaign's own: the items of two campaigns are never put together. The headline is about the comparisons
 that were declared before anything ran; of two campaigns that declared the same one, that with more seeds counts.
 """
@@ -18,9 +15,8 @@ from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
-from app.report.sections import RECIPES, RECOVERY, SIDE_EFFECT, SOLVED, WHEN, Section
-from app.report.sentences import Fact, by_accuracy, excluded, not_enough
-from app.report.tables import Table
+from app.report.sections import Outline
+from app.report.sentences import by_accuracy, excluded, not_enough
 from app.stats.power import smallest_difference
 
 QUESTION = (
@@ -128,16 +124,16 @@ def _less_than(one: Line) -> tuple[str, str]:
     return one.finding.text, ""
 
 
-def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[Fact]:
+def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[tuple[str, str]]:
     """The first screen beside the answer: how sure it is, what the rival gives, and what it cost."""
-    found = [Fact("How sure", _sure(declared))] if declared else []
+    found = [("How sure", _sure(declared))] if declared else []
     if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
-        found.append(Fact("The control with its prompt written twice", _sentence("; ".join(rivals))))
+        found.append(("The control with its prompt written twice", _sentence("; ".join(rivals))))
     spending = tables.spent_once(parts)
     if runs := sum(part.study.spent.runs for part in spending):
         seconds, dollars = sum(part.study.spent.seconds for part in spending), sum(part.dollars for part in spending)
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
-        found.append(Fact("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
+        found.append(("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found
 
 
@@ -198,27 +194,20 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
     return found
 
 
-def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> list[Section]:
-    found = []
-    if lines:
-        drawn = (forest_plot(marks),) if (marks := tables.named(lines)) else ()
-        found.append(Section("when", "When it helps", (WHEN,), (tables.when(lines),), drawn))
-
-    def add(key: str, title: str, text: str, shown: Sequence[Table], drawn: Sequence[Plot] = ()) -> None:
-        if any(table.rows for table in shown):
-            found.append(Section(key, title, (text,) if text else (), tuple(shown), tuple(drawn)))
-
-    add("recipes", "Recipes, ranked", RECIPES, [tables.recipes(parts)])
+def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> Outline:
+    found = Outline()
+    found.add_comparisons(lines)
+    found.add("recipes", [tables.recipes(parts)])
     curves = [part for part in parts if part.study.recovery]
     plots: list[Plot] = []
     for part in curves:
         plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
-    add("recovery", "Recovery with training", RECOVERY, [tables.recovery(part) for part in curves], plots)
+    found.add("recovery", [tables.recovery(part) for part in curves], plots)
     learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
-    add("solved", "How soon look-ups are learnt", SOLVED, [table for table in learnt if table.rows])
-    add("side-effect", "Side effect in normal use", SIDE_EFFECT, [tables.side_effect(parts)])
-    add("cost", "Cost", "", [tables.cost(parts), tables.prefill(parts)])
-    add("campaigns", "Campaigns", "", [tables.campaigns(parts)])
+    found.add("solved", [table for table in learnt if table.rows])
+    found.add("side-effect", [tables.side_effect(parts)])
+    found.add("cost", [tables.cost(parts), tables.prefill(parts)])
+    found.add("campaigns", [tables.campaigns(parts)])
     return found
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from app.report.chart import Plot
 from app.report.sections import Section
-from app.report.sentences import Fact
 from app.report.template import fill
 
 
@@ -13,14 +12,14 @@ from app.report.template import fill
 class Page:
     """The first screen (title, question, headline, facts and the plot `answer`), then the sections.
 
-    details: the numbers behind the headline. links: of other pages, (text, address from here).
+    facts: (name, sentence). details: the numbers behind the headline. links: of other pages, (text, address from here).
     """
 
     title: str
     question: str
     headline: str
     answer: Plot | None
-    facts: Sequence[Fact]
+    facts: Sequence[tuple[str, str]]
     sections: Sequence[Section]
     details: Sequence[str] = ()
     cautions: Sequence[str] = ()

@@ -115,6 +115,8 @@ def forest_plot(
 
 def recovery_plots(recipes: Sequence[Recipe], baseline: Evaluation | None, of: str = "") -> tuple[Plot, ...]:
     """Macro accuracy, and the right answer's NLL where all have it, against the response tokens trained on. of: for the title."""
+    if not recipes:
+        return ()
     before = (baseline.macro.value, baseline.gold_nll) if baseline else (None, None)
     accuracy = _recovery_plot("accuracy", "macro accuracy", of, recipes, lambda r: r.accuracy, before[0])
     if any(r.gold_nll is None for r in recipes):

@@ -2,7 +2,6 @@
 
 from rich.console import Console
 
-from app.report.comparisons import Comparison
 from app.report.format import DASH, number, signed
 from app.report.study import Study
 from app.stats.difference import Variance
@@ -22,15 +21,13 @@ _COLUMNS = (
 
 def power_rows(study: Study, points: float) -> list[tuple[str, ...]]:
     """One row for each comparison that does not leak; the items are those that a difference of `points` would take."""
-    return [_row(c, points) for c in study.comparisons if not c.leaks]
-
-
-def _row(c: Comparison, points: float) -> tuple[str, ...]:
-    accuracy, variance = c.accuracy, c.accuracy.variance
-    nll = (signed(c.nll.total.value), can_show(c.nll.variance)) if c.nll else (DASH, DASH)
-    found = signed(100 * accuracy.total.value, 1)
-    needed = needed_for(variance, points / 100)
-    return " - ".join(c.names), str(variance.seeds), found, can_show(variance, 100, 1), needed, *nll
+    rows: list[tuple[str, ...]] = []
+    for c in (c for c in study.comparisons if not c.leaks):
+        variance, found = c.accuracy.variance, signed(100 * c.accuracy.total.value, 1)
+        nll = (signed(c.nll.total.value), can_show(c.nll.variance)) if c.nll else (DASH, DASH)
+        accuracy = (str(variance.seeds), found, can_show(variance, 100, 1), needed_for(variance, points / 100))
+        rows.append((" - ".join(c.names), *accuracy, *nll))
+    return rows
 
 
 def can_show(variance: Variance, scale: float = 1, digits: int = 3) -> str:

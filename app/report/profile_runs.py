@@ -46,9 +46,7 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
         raise RunStateError(str(runs_dir), fact, remedy)
     records = {run.id: run.read_job() for run in candidates}
     models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
-    candidates.sort(
-        key=lambda run: steps_of(run.stage, records[run.id])
-    )  # the newest of the longest trainings is shown
+    candidates.sort(key=lambda run: steps_of(run.stage, records[run.id]))  # the newest of the longest is shown
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
         by_setting.setdefault(setting_of(records[run.id]), []).append(run)

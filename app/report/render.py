@@ -1,9 +1,5 @@
 """The report of a runs directory: to the terminal, as Markdown and as one self-contained HTML page.
 
-    report = build_report(runs_dir)  # or compare=("stage1/...", "stage4"); two runs on different items are refused
-    print_results(report, console)
-    write_report(report, runs_dir)              # report.md and report.html, each written atomically
-
 A report depends only on the runs, not on clock or chance: equal runs give equal bytes.
 """
 

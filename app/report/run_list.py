@@ -1,8 +1,7 @@
 """The list of runs behind `python -m app runs`: state, headline number and when, newest first."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.text import Text
@@ -25,12 +24,10 @@ _COLUMNS = (
 _STYLES = {"complete": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
 
 
-@dataclass(frozen=True)
-class RunRow:
+class RunRow(NamedTuple):
     """One run. `result` is its first macro accuracy or its eval loss; `headline` names it, or is the reason why the run ended."""
 
     id: str
-    stage: str
     profile: str
     state: str  # complete, running, failed or interrupted
     result: str
@@ -50,8 +47,7 @@ def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = Non
         text = "no run yet; run: {}, or one stage: {}".format(*begin)
         console.print(text, markup=False, highlight=False, soft_wrap=True)
         return
-    cells = [(row.id, row.profile, row.state, row.result, row.headline, row.when) for row in rows]
-    lines = [Text(line) for line in table_lines(_COLUMNS, cells, console.width)]
+    lines = [Text(line) for line in table_lines(_COLUMNS, rows, console.width)]
     for row, line in zip(rows, lines[-len(rows) :], strict=True):
         start = line.plain.index(row.state, len(row.id))
         line.stylize(_STYLES[row.state], start, start + len(row.state))
@@ -74,28 +70,20 @@ def _row(run: RunDir) -> RunRow:
         headline = str(beat.get("phase") or "")
         if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
             headline += f" {beat.get('step')} of {beat['total']}"
-    return RunRow(run.id, run.stage, str(profile), state, result, headline or DASH, moment(str(when or "")))
+    return RunRow(run.id, str(profile), state, result, headline or DASH, moment(str(when or "")))
 
 
 def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
-    evaluations = metrics.get("evaluations")
-    leaks = {
-        str(e.get("label"))
-        for e in map(_mapping, evaluations if isinstance(evaluations, list) else [])
-        if e.get("leaks")
-    }
-    scores = [
-        (
-            name + " (leaks)" * (name in leaks or name.endswith(LEAKING)),
-            number(value) if isinstance(value, int | float) else str(value),
-        )
-        for name, value in _mapping(summary.get("headline")).items()
-    ]
-    if not scores:
+    scored = metrics.get("evaluations")
+    leaks = [str(e.get("label")) for e in map(_mapping, scored if isinstance(scored, list) else []) if e.get("leaks")]
+    names, values = [], []
+    for name, value in _mapping(summary.get("headline")).items():
+        names.append(name + " (leaks)" * (name in leaks or name.endswith(LEAKING)))
+        values.append(number(value) if isinstance(value, int | float) else str(value))
+    if not names:
         return DASH, ""
-    (name, first), *others = scores
-    return first, ", ".join([name.replace("_", " "), *(f"{other} {value}" for other, value in others)])
+    return values[0], ", ".join([names[0].replace("_", " "), *map(" ".join, zip(names[1:], values[1:], strict=True))])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -59,10 +59,8 @@ def solved(study: Study) -> Table:
     rows = []
     for setting in (s for s in (study, *study.other_settings) if s.setting.suite == "lookup"):
         for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
-            steps = ", ".join(
-                f"not in {count(recipe.steps)}" if at is None else count(at) for at in recipe.solved.values()
-            )
-            rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), steps)))
+            steps = [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
+            rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), ", ".join(steps))))
     note = f"Solved: at an evaluation the loss on held-out examples is {SOLVED:g} nats a response token or less."
     return Table("Steps until solved", ("Tasks and order", "Model", "Seeds", ">Steps, by seed"), tuple(rows), note)
 

@@ -4,13 +4,14 @@ Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per it
 against metrics.json: a run whose two files disagree is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
 
 from app.report.items import FILE as ITEMS
 from app.report.items import ROUNDING, read_items
@@ -25,18 +26,17 @@ _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 _TOLERANCE = {"samples.jsonl": _ATOL, ITEMS: ROUNDING}  # of the NLL, relative
 
 
-@dataclass(frozen=True)
-class TaskScore:
+class TaskScore(BaseModel, frozen=True):
     """One task of one evaluation, from metrics.json."""
 
     items: int
     headline: float
-    stderr: float | None  # None for a single item
-    gold_nll: float | None  # nats per token of the right answer
-    gold_nll_rounding: float  # by which faster products than float32's may have moved it
+    stderr: float | None = None  # of a single item
+    gold_nll: float | None = Field(default=None, alias="gold_nll_per_token")  # nats, of the right answer
+    gold_nll_rounding: float = 0.0  # by which faster products than float32's may have moved it
     chance: float
-    prefix_violations: int
-    truncated: int
+    prefix_violations: int = 0
+    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class Evaluation:
     nll: Mapping[str, NDArray[np.float64]]
     tokens: Mapping[str, NDArray[np.int64]]
     tokens_per_item: float | None = None  # prompt and choices, as the model ran them in one pass
+
+    @property
+    def condition(self) -> tuple[str, str]:
+        return self.model, self.mask
 
     @property
     def label(self) -> str:
@@ -149,6 +153,10 @@ def load_run(run: RunDir, model: str | None = None) -> Run:
         )
     except KeyError as missing:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        fact = f"key {wrong['loc'][0]!r} is {'missing' if wrong['type'] == 'missing' else repr(wrong['input'])}"
+        raise DataError(str(path / "metrics.json"), fact, "score the stage again") from None
 
 
 def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str) -> tuple[Evaluation, ...]:
@@ -202,15 +210,11 @@ def _evaluation(
     by_task: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> Evaluation:
     lo, hi = e["macro"]["ci95"]
-    correct = {
-        task: np.array([row[_prediction(e, task)] == row["gold"] for row in rows], dtype=np.bool_)
-        for task, rows in by_task.items()
-    }
+
+    def column(value: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, NDArray[Any]]:
+        return {task: np.array([value(task, row) for row in rows]) for task, rows in by_task.items()}
+
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
-    nll, tokens = (
-        {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()} if has_nll else {}
-        for key in ("nll", "tokens")
-    )
     return Evaluation(
         run_id=run_id,
         stage=stage,
@@ -219,19 +223,7 @@ def _evaluation(
         mask=e["mask"],
         leaks=bool(e.get("leaks")) or str(e["mask"]).partition("@")[0] in LEAKING,
         format=_format(e),
-        tasks={
-            task: TaskScore(
-                items=int(t["items"]),
-                headline=float(t["headline"]),
-                stderr=t.get("stderr"),
-                gold_nll=t.get("gold_nll_per_token"),
-                gold_nll_rounding=float(t.get("gold_nll_rounding", 0.0)),
-                chance=float(t["chance"]),
-                prefix_violations=int(t.get("prefix_violations", 0)),
-                truncated=int(t.get("truncated", 0)),
-            )
-            for task, t in e["tasks"].items()
-        },
+        tasks={task: TaskScore.model_validate(t) for task, t in e["tasks"].items()},
         macro=Interval(float(e["macro"]["value"]), float(lo), float(hi)),
         chance=float(e["macro"]["chance"]),
         items=int(e["items"]),
@@ -239,9 +231,9 @@ def _evaluation(
         items_per_s=float(e["items_per_s"]),
         tokens_per_s=float(e["tokens_per_s"]),
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
-        correct=correct,
-        nll=nll,
-        tokens=tokens,
+        correct=column(lambda task, row: row[_prediction(e, task)] == row["gold"]),
+        nll=column(lambda task, row: row["nll"]) if has_nll else {},
+        tokens=column(lambda task, row: row["tokens"]) if has_nll else {},
         tokens_per_item=e["tokens"] / _passes(e) if "tokens" in e else None,
     )
 

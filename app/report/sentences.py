@@ -18,14 +18,6 @@ _BY_NLL = {"lower": "better", "higher": "worse"}
 
 
 @dataclass(frozen=True)
-class Fact:
-    """One line of the first screen beside the answer: what it is about, and the sentence."""
-
-    name: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Finding:
     """What one comparison shows. `direction`: better, worse, level, or unclear where the items are too few."""
 
@@ -82,9 +74,8 @@ def _and_accuracy(c: Comparison, by_nll: str | None) -> str:
 
 def excluded(d: Difference) -> float:
     """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it."""
-    return max(
-        smallest_difference(d.variance), *(abs(bound) for bound in (d.total.lo, d.total.hi) if d.total.defined), 0.0
-    )
+    bounds = (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else ()
+    return max(smallest_difference(d.variance), *bounds, 0.0)
 
 
 def not_enough(c: Comparison) -> str:
@@ -113,16 +104,14 @@ def headline(study: Study) -> str:
     if study.baseline is None:
         return "There is no causal score of the base model yet, so nothing can be compared with it."
     if ablation is None:
-        return (
-            f"{study.base_model} is scored with its causal mask only; the bidirectional prompt has not been scored yet."
-        )
+        only = f"{study.base_model} is scored with its causal mask only"
+        return f"{only}; the bidirectional prompt has not been scored yet."
     damage = finding(ablation)
+    read = "reading its prompt in both directions"
     first = {
-        "level": f"Without finetuning, reading its prompt in both directions changes little ({damage.text})",
-        "unclear": f"What reading its prompt in both directions does without finetuning is open ({damage.text.lower()})",
-    }.get(
-        damage.direction, f"Without finetuning, reading its prompt in both directions makes the model {damage.change}"
-    )
+        "level": f"Without finetuning, {read} changes little ({damage.text})",
+        "unclear": f"What {read} does without finetuning is open ({damage.text.lower()})",
+    }.get(damage.direction, f"Without finetuning, {read} makes the model {damage.change}")
     return f"{first}; {_recovery(study, damage)}"
 
 
@@ -180,10 +169,8 @@ def details(study: Study) -> list[str]:
 def sensitivity(c: Comparison) -> str:
     """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
     accuracy, nll = _smallest(c)
-    parts = [f"{accuracy} points" if accuracy else "unknown for accuracy, since no item differs"]
-    return (
-        f"Smallest difference that can be shown (80 % power): {', '.join([*parts, *([f'{nll} nats'] if nll else [])])}"
-    )
+    parts = [f"{accuracy} points" if accuracy else "unknown for accuracy, since no item differs", nll and f"{nll} nats"]
+    return f"Smallest difference that can be shown (80 % power): {', '.join(filter(None, parts))}"
 
 
 def _smallest(c: Comparison) -> tuple[str, str]:
@@ -230,8 +217,8 @@ def _headline_of_two(study: Study) -> str:
     return f"{ids}: {'; '.join(sentences)}."
 
 
-def facts(study: Study) -> list[Fact]:
-    """The first screen beside the answer: how sure it is, what normal use loses, and what it cost."""
+def facts(study: Study) -> list[tuple[str, str]]:
+    """The first screen beside the answer, (name, sentence): how sure it is, what normal use loses, and what it cost."""
     found = []
     if study.evaluations:
         one = study.evaluations[0]
@@ -241,18 +228,18 @@ def facts(study: Study) -> list[Fact]:
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
         decisive = study.control or study.find(("base", "prefix"), ("base", "causal"))
         sure = [measured, runs, f"{_would_show(decisive)}." if decisive else ""]
-        found.append(Fact("How sure", " ".join(filter(None, sure))))
+        found.append(("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None:
         reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
-        found.append(Fact("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+        found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
     if (spent := study.spent).runs:
         settings = study.ledger.get("settings") or {}
         price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if price and not spent.dollars:
             dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
-        found.append(Fact("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
+        found.append(("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
 
@@ -282,13 +269,10 @@ def cautions(study: Study) -> list[str]:
             "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
             "a headline needs at least three."
         )
-    for name, count in (
-        ("whose context is not a token prefix of context + continuation", "prefix_violations"),
-        ("cut to the model's context length", "truncated"),
-    ):
+    odd = "whose context is not a token prefix of context + continuation"
+    for name, count in ((odd, "prefix_violations"), ("cut to the model's context length", "truncated")):
         for e in evaluations:
-            total = sum(getattr(t, count) for t in e.tasks.values())
-            if total:
+            if total := sum(getattr(t, count) for t in e.tasks.values()):
                 found.append(f"{e.label} in {e.run_id}: {total} requests {name}.")
     found.extend(_stale_checkpoints(study))
     commits = sorted({run.commit for run in study.runs})

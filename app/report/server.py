@@ -1,9 +1,7 @@
 """The report over HTTP, `python -m app report --serve 8000`: rebuilt when a run has begun or ended, else cached.
 
-    GET /, /report.html     the page
-    GET /report.md          the report as Markdown
-
-The server serves no other file and writes nothing. It has no password; by default it listens on this machine's own address.
+It serves the page and report.md, no other file, and writes nothing. It has no password; by default it listens on this
+machine's own address.
 """
 
 import signal

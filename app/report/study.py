@@ -7,6 +7,7 @@ others it shows the decisive comparison.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,17 +121,14 @@ class Study:
     @property
     def own_masks(self) -> list[Comparison]:
         """Every prefix-finetuned model under its mask against its control under its own."""
-        return [
-            c
-            for c in self.comparisons
-            if c.group == "control" and (c.first.mask, c.second.mask) == ("prefix", "causal")
-        ]
+        own = ("control", "prefix", "causal")
+        return [c for c in self.comparisons if (c.group, c.first.mask, c.second.mask) == own]
 
     @functools.cached_property
     def ranked_recipes(self) -> list[tuple[Recipe, Comparison]]:
         """The recipes of a stage against the control, best accuracy first; empty unless there are several. A campaign's recipes
         have each a control of its own (app/report/joint_tables.py)."""
-        recipes = self.trainings.of_prefix("prefix")
+        recipes = [r for r in self.trainings.recipes if r.trained_under == r.mask == "prefix"]
         if self.control is None or recipe_of(self.control.first.model) or len(recipes) < 2:
             return []
         found = []
@@ -144,7 +142,7 @@ class Study:
     def recovery(self) -> list[Recipe]:
         """The prefix model's recipes that differ in their steps alone, under each mask, and those of its control; empty unless
         there are several."""
-        own = [r for r in self.trainings.recipes if r.differs_in_steps_alone]
+        own = [r for r in self.trainings.recipes if re.fullmatch(r"(max_steps=\d+)?", r.changes)]
         found = [r for m in MASKS if m != "causal" for r in own if (r.model, r.mask) == (self.prefix_model, m)]
         second = self.control.second.model if self.control else ""
         control = [r for r in own if (r.model, r.mask) == (second, "causal")]
@@ -152,14 +150,12 @@ class Study:
         return [*found, *(control if {r.steps for r in control} == lengths else [])] if len(lengths) > 1 else []
 
     def evaluation(self, model: str, mask: str) -> Evaluation | None:
-        return next((e for e in self.evaluations if (e.model, e.mask) == (model, mask)), None)
+        return next((e for e in self.evaluations if e.condition == (model, mask)), None)
 
     def find(self, first: tuple[str, str], second: tuple[str, str]) -> Comparison | None:
         """The comparison of two (model, mask) pairs; None if the report has none."""
-        for c in self.comparisons:
-            if ((c.first.model, c.first.mask), (c.second.model, c.second.mask)) == (first, second):
-                return c
-        return None
+        sides = (first, second)
+        return next((c for c in self.comparisons if (c.first.condition, c.second.condition) == sides), None)
 
 
 def stage_order(stages: Sequence[str] | dict[str, str]) -> list[str]:

@@ -84,12 +84,8 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
         cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([own] if own else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
     columns = ("Question", "Evaluations", *BOTH_MEASURES, "Tasks that differ (Holm)")
-    note = "Paired on the same items; intervals are a bootstrap over the items of each task"
-    note += (
-        " and over the seeds; tasks are compared in the newest seed alone."
-        if any(c.seeds for c in comparisons)
-        else "."
-    )
+    over = " and over the seeds; tasks are compared in the newest seed alone" * any(c.seeds for c in comparisons)
+    note = f"Paired on the same items; intervals are a bootstrap over the items of each task{over}."
     note += " NLL is that of the right answer, so that less is better. Can show: the smallest true difference whose interval "
     note += "excludes zero four times in five."
     return Table(title, (*columns, "Role") if study.primary else columns, tuple(rows), note)
@@ -111,10 +107,8 @@ def recipes(study: Study) -> Table:
     """The recipes, best first, each against the control."""
     rows = []
     for rank, (recipe, c) in enumerate(study.ranked_recipes, start=1):
-        seeds = numbers(recipe.replicates)
-        rows.append(
-            TableRow((str(rank), recipe.changes or "as in this report", seeds, count(recipe.steps), *both_measures(c)))
-        )
+        what = (recipe.changes or "as in this report", numbers(recipe.replicates), count(recipe.steps))
+        rows.append(TableRow((str(rank), *what, *both_measures(c))))
     columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
     return Table("Recipes against the control, best first", columns, tuple(rows))
 
@@ -137,11 +131,8 @@ def each_seed(comparisons: Sequence[Comparison]) -> Table:
         nlls = c.nll.by_seed if c.nll else [None] * len(c.seeds)
         for seed, accuracy, nll in zip(c.seeds, c.accuracy.by_seed, nlls, strict=True):
             rows.append(TableRow((c.title, str(seed), signed(accuracy), signed(nll))))
-        rows.append(
-            TableRow(
-                (c.title, "mean", signed(c.accuracy.total.value), signed(c.nll.total.value if c.nll else None)), "total"
-            )
-        )
+        nll = c.nll.total.value if c.nll else None
+        rows.append(TableRow((c.title, "mean", signed(c.accuracy.total.value), signed(nll)), "total"))
     return Table("Each seed by itself", ("Question", ">Seed", ">Accuracy", ">NLL, nats a token"), tuple(rows))
 
 
@@ -156,8 +147,7 @@ def paired_by_task(c: Comparison) -> Table:
 
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
-        discordant = f"{test.mcnemar.only_first} : {test.mcnemar.only_second}"
-        tests = (discordant, p_value(test.mcnemar.p_value), p_value(test.p_holm))
+        tests = (f"{test.only_first} : {test.only_second}", p_value(test.p_value), p_value(c.p_holm[t]))
         accuracies = c.first.tasks[t].headline, c.second.tasks[t].headline
         rows.append(row(task_title(t), *accuracies, c.paired.difference_by_task[t], tests, c.task_verdict(t)))
     macro = reading(c.paired.difference)

@@ -47,20 +47,12 @@ class Recipe:
         found = [e.gold_nll for e in self.replicates.values()]
         return None if None in found else float(np.mean([value for value in found if value is not None]))
 
-    @property
-    def differs_in_steps_alone(self) -> bool:
-        return all(change.startswith("max_steps=") for change in self.changes.split(", ") if change)
-
 
 @dataclass(frozen=True)
 class Trainings:
     """Every recipe, those of the report's own models among them."""
 
     recipes: tuple[Recipe, ...] = ()
-
-    def of_prefix(self, mask: str) -> list[Recipe]:
-        """The recipes that trained under the prefix mask, as scored under `mask`."""
-        return [r for r in self.recipes if (r.trained_under, r.mask) == ("prefix", mask)]
 
     def replicates(self, e: Evaluation) -> Replicates:
         """The evaluations of all seeds of the model in `e`; empty for a model without a known training run."""

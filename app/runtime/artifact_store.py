@@ -56,9 +56,8 @@ def store_of(job: Job, environ: Mapping[str, str] = os.environ) -> "ArtifactStor
         where, url = "PREFILL_ARTIFACTS", setting("PREFILL_ARTIFACTS", environ)
         if url is None:
             if job.train is not None and job.train.push_every is not None:
-                raise ConfigError(
-                    "train.push_every", "there is nowhere to push to", "set artifacts too, such as hf://me/runs"
-                )
+                fact = "there is nowhere to push to"
+                raise ConfigError("train.push_every", fact, "set artifacts too, such as hf://me/runs")
             return None
         if fault := store_fault(url):
             raise ConfigError(where, fault, STORE_REMEDY)

@@ -88,20 +88,15 @@ def _requires(name: str, of: str = "") -> list[str]:
 
 def embedded_cache(cache: Path) -> str:
     """A cache that is filled may be read-only."""
-    filled = all((cache / part).is_dir() for part in ("models", "datasets"))
-    if not filled:
-        there = next(one for one in (cache.absolute(), *cache.absolute().parents) if one.exists())
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise UserError(
-                cache, f"cannot be written: {there} is not ours", "set PREFILL_CACHE to a directory that can"
-            )
-        if shutil.disk_usage(there).free < LEAST_CACHE:
-            raise UserError(
-                cache, "less than 1 GB is free for the embedded model and data", "make room, or set PREFILL_CACHE"
-            )
-    return (
-        _size(cache) if filled else f"{cache}: without the embedded model or data yet; the first stage fetches 180 MB"
-    )
+    if all((cache / part).is_dir() for part in ("models", "datasets")):
+        return _size(cache)
+    there = next(one for one in (cache.absolute(), *cache.absolute().parents) if one.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(cache, f"cannot be written: {there} is not ours", "set PREFILL_CACHE to a directory that can")
+    if shutil.disk_usage(there).free < LEAST_CACHE:
+        fact = "less than 1 GB is free for the embedded model and data"
+        raise UserError(cache, fact, "make room, or set PREFILL_CACHE")
+    return f"{cache}: without the embedded model or data yet; the first stage fetches 180 MB"
 
 
 def _size(path: Path) -> str:
@@ -133,13 +128,8 @@ def gpus(machine: Machine) -> Check:
     code, text = machine.run(QUERY)
     if code == 127:
         return Check("gpu", "ok", "none: stages run on the CPU; for an NVIDIA GPU install its driver")
-    if code:
-        return Check(
-            "gpu",
-            "missing",
-            f"nvidia-smi: {text or 'no answer'}; install NVIDIA's driver {DRIVER} or later, and restart",
-        )
-    return Check("gpu", "ok", text)
+    fact = f"nvidia-smi: {text or 'no answer'}; install NVIDIA's driver {DRIVER} or later, and restart"
+    return Check("gpu", "missing", fact) if code else Check("gpu", "ok", text)
 
 
 def _driver(text: str) -> int | None:
@@ -170,23 +160,18 @@ def engine_and_image(machine: Machine, driver: int | None) -> Iterator[Check]:
     code, text = machine.run(INFO)
     if code:
         fact = "no docker on PATH" if code == 127 else f"docker: no engine answers ({text or 'no answer'})"
-        yield Check(
-            "engine", "missing", f"{fact}; install or start one, or run without: RUNNER=native (doctor: --no-engine)"
-        )
+        remedy = "install or start one, or run without: RUNNER=native (doctor: --no-engine)"
+        yield Check("engine", "missing", f"{fact}; {remedy}")
         return
     yield Check("engine", "ok", f"docker {text.split()[0] if text else 'of unknown version'}")
     if driver is None:
         return
     if "runtime=nvidia" not in text:
-        yield Check(
-            "engine and GPU", "missing", "the engine cannot pass the GPU on; install the NVIDIA container toolkit"
-        )
+        fact = "the engine cannot pass the GPU on; install the NVIDIA container toolkit"
+        yield Check("engine and GPU", "missing", fact)
+    fact = f"driver {driver}, and the image's CUDA {CUDA} needs {DRIVER}"
     if driver >= DRIVER:
-        yield Check("image and GPU", "ok", f"driver {driver}, and the image's CUDA {CUDA} needs {DRIVER}")
+        yield Check("image and GPU", "ok", fact)
     else:
-        way = (
-            "on a data center GPU build VARIANT=compat, else update the driver"
-            if driver >= COMPAT_DRIVER
-            else "update the driver"
-        )
-        yield Check("image and GPU", "missing", f"driver {driver}, and the image's CUDA {CUDA} needs {DRIVER}; {way}")
+        compat = "on a data center GPU build VARIANT=compat, else " * (driver >= COMPAT_DRIVER)
+        yield Check("image and GPU", "missing", f"{fact}; {compat}update the driver")

@@ -37,9 +37,8 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
 
 def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
     """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has one as new."""
-    here = max(
-        (int(path.name[11:]) for path in run.checkpoints.glob("checkpoint-*") if path.name[11:].isdecimal()), default=-1
-    )
+    steps = [path.name.removeprefix("checkpoint-") for path in run.checkpoints.glob("checkpoint-*")]
+    here = max((int(step) for step in steps if step.isdecimal()), default=-1)
 
     def work() -> None:
         for step, files in store.whole(run.id):

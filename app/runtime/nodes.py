@@ -34,19 +34,19 @@ def nodes_of(environ: Mapping[str, str]) -> Nodes:
     """
     if environ.get(COUNT, "") in ("", "1"):
         return ONE_NODE
-    count, rank = (_number(environ, name) for name in (COUNT, RANK))
+    count, rank = (number_in(environ, name, _REMEDY) for name in (COUNT, RANK))
     if count < 1 or rank >= count:
         raise ConfigError(RANK, f"is {rank}, and {COUNT} is {count}", _REMEDY)
     address, _, port = environ.get(MEETING, "").rpartition(":")
     if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(
-            MEETING, f'expected HOST:PORT of the first machine, found "{environ.get(MEETING, "")}"', _REMEDY
-        )
+        fact = f'expected HOST:PORT of the first machine, found "{environ.get(MEETING, "")}"'
+        raise ConfigError(MEETING, fact, _REMEDY)
     return Nodes(count, rank, address.strip("[]"), int(port))
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
-    text = environ.get(name, "")
-    if not (text.isascii() and text.isdecimal() and len(text) < 7):
-        raise ConfigError(name, f'expected a whole number, found "{text}"', _REMEDY)
+def number_in(environ: Mapping[str, str], name: str, remedy: str, default: str = "", least: int = 0) -> int:
+    """A whole number in the environment. Raises ConfigError."""
+    text = environ.get(name, default)
+    if not (text.isascii() and text.isdecimal() and len(text) < 7 and int(text) >= least):
+        raise ConfigError(name, f'expected a whole number of {least} or more, found "{text}"', remedy)
     return int(text)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from app.runtime.nodes import number_in
 from jobs.errors import EXIT_BUG, ConfigError
 
 T = TypeVar("T")
@@ -137,7 +138,7 @@ ALONE = Ranks()
 def rank_in(environ: Mapping[str, str]) -> int:
     """This process's rank; 0 without a launcher, or where `launched` refuses the environment."""
     try:
-        return _number(environ, "RANK") if launched(environ) else 0
+        return number_in(environ, "RANK", _BY_LAUNCHER) if launched(environ) else 0
     except ConfigError:
         return 0
 
@@ -150,20 +151,13 @@ def launched(environ: Mapping[str, str]) -> bool:
     """
     if environ.get("WORLD_SIZE", "1") == "1":
         return False
-    world = _number(environ, "WORLD_SIZE", least=1)
+    world = number_in(environ, "WORLD_SIZE", _BY_LAUNCHER, least=1)
     for name in ("RANK", "MASTER_ADDR"):
         if not environ.get(name):
             raise ConfigError(name, f"is not set, and WORLD_SIZE is {world}", _BY_LAUNCHER)
-    if _number(environ, "RANK") >= world:
+    if number_in(environ, "RANK", _BY_LAUNCHER) >= world:
         raise ConfigError("RANK", f"is {environ['RANK']}, and WORLD_SIZE is {world}", _BY_LAUNCHER)
     return world > 1
-
-
-def _number(environ: Mapping[str, str], name: str, default: str = "", least: int = 0) -> int:
-    text = environ.get(name, default)
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(name, f"{text!r} is no number of {least} or more", _BY_LAUNCHER)
-    return int(text)
 
 
 def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
@@ -183,12 +177,13 @@ def join(device: str, environ: Mapping[str, str] = os.environ) -> Ranks:
 
     die_with_the_launcher()
     cpu = device == "cpu" or not torch.cuda.is_available()
-    local, here = _number(environ, "LOCAL_RANK", "0"), _number(environ, "LOCAL_WORLD_SIZE", "1", 1)
+    local = number_in(environ, "LOCAL_RANK", _BY_LAUNCHER, "0")
+    here = number_in(environ, "LOCAL_WORLD_SIZE", _BY_LAUNCHER, "1", 1)
     if not cpu:
         require_gpus(here, torch.cuda.device_count())
     state = PartialState(cpu=cpu, timeout=TIMEOUT)
     control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    host, port = environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
+    host, port = environ["MASTER_ADDR"], number_in(environ, "MASTER_PORT", _BY_LAUNCHER)
     store = dist.TCPStore(host, port, is_master=False, timeout=LAST_WAIT)  # type: ignore[attr-defined]
     # torchrun's store outlives a restart of the processes: keys carry the number of restarts.
     board = dist.PrefixStore(f"prefill/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # type: ignore[attr-defined]

@@ -8,10 +8,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError
 from app.runtime.progress import waiting
@@ -28,7 +28,7 @@ LONGEST = 3600.0  # seconds for the result
 _OF_RUN = {"lock", "heartbeat.json", MANIFEST, "summary.json"}
 
 
-class Uploads:
+class Uploads(AbstractContextManager["Uploads"]):
     """The uploads of one run; none without a store. Leaving the block uploads the result, or what a failed run has left.
 
     every: only checkpoints of steps that it divides, and the last one of a run that failed or was stopped.
@@ -46,9 +46,6 @@ class Uploads:
         self._given_up = threading.Event()
         self._thread: threading.Thread | None = None
         self.uploaded = self.failed = self.skipped = self.bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.store is None:
@@ -119,9 +116,8 @@ class Uploads:
         begun, files = time.monotonic(), files_below(here)
         for pause in (*self._pauses, None):
             try:
-                size = store.put(
-                    f"{self._checkpoints}/{here.name}", self._files(files), cancelled=self._given_up.is_set
-                )
+                place = f"{self._checkpoints}/{here.name}"
+                size = store.put(place, self._files(files), cancelled=self._given_up.is_set)
                 self._prune(store)
             except Cancelled:
                 return

@@ -147,9 +147,8 @@ class _Ends(StoppingCriteria):
                 row.end("stop", self.tokenizer)
             else:
                 top = row.sampling.top
-                row.add(
-                    Token(token, None) if top is None else _told(self.choice.scores[at], token, top), self.tokenizer
-                )
+                one = Token(token, None) if top is None else _told(self.choice.scores[at], token, top)
+                row.add(one, self.tokenizer)
         return torch.tensor([row.finish is not None for row in self.rows], device=input_ids.device)
 
 

@@ -10,27 +10,15 @@ from typing import Any
 from app.serve.decoding import Token
 
 
-class Vocabulary:
-    """The text of single tokens."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def text(self, token: int) -> str:
-        text = str(self._tokenizer.decode([token]))
-        piece = str(self._tokenizer.convert_ids_to_tokens(token))
-        return f" {text}" if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text
-
-
 class Completions:
     """One answer of /v1/completions: ids and times, and its choices."""
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, fingerprint: str, vocabulary: Vocabulary, logprobs: bool) -> None:
+    def __init__(self, model: str, fingerprint: str, tokenizer: Any, logprobs: bool) -> None:
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model,
                       "system_fingerprint": fingerprint}  # fmt: skip
-        self._vocabulary, self._logprobs = vocabulary, logprobs
+        self._tokenizer, self._logprobs = tokenizer, logprobs
         self._offsets: dict[int, int] = {}  # of each choice, where its next token begins
 
     def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
@@ -45,14 +33,20 @@ class Completions:
 
     part = choice
 
+    def _text(self, token: int) -> str:
+        """Of a single token, with the blank that a tokenizer leaves out at the beginning of a text."""
+        text = str(self._tokenizer.decode([token]))
+        piece = str(self._tokenizer.convert_ids_to_tokens(token))
+        return f" {text}" if piece.startswith("\N{LOWER ONE EIGHTH BLOCK}") and not text.startswith(" ") else text
+
     def _told(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
-        texts = [self._vocabulary.text(token.id) for token in tokens]
+        texts = [self._text(token.id) for token in tokens]
         at, offsets = self._offsets.get(index, 0), []
         for text in texts:
             offsets.append(at)
             at += len(text)
         self._offsets[index] = at
-        tops = [None if token.logprob is None else {self._vocabulary.text(one): value for one, value in token.top}
+        tops = [None if token.logprob is None else {self._text(one): value for one, value in token.top}
                 for token in tokens]  # fmt: skip
         return {"tokens": texts, "token_logprobs": [token.logprob for token in tokens], "top_logprobs": tops,
                 "text_offset": offsets}  # fmt: skip
@@ -78,6 +72,6 @@ class ChatCompletions(Completions):
         return {"content": rows, "refusal": None}
 
     def _one(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._vocabulary.text(token)
+        text = self._text(token)
         whole = "\N{REPLACEMENT CHARACTER}" not in text  # else a part of a character, whose bytes are not known here
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}

@@ -1,9 +1,4 @@
-"""An OpenAI-compatible endpoint over one model under one mask, `python -m app serve`.
-
-    GET  /v1/models, /v1/models/{id}    the model, its run, and the mask that prompts are read under
-    POST /v1/completions                texts or token ids; echo, logprobs, n, stop, seed, stream
-    POST /v1/chat/completions           the tokenizer's chat template; logprobs, n, stop, seed, stream
-    GET  /health                        200 while the decoding thread works
+"""An OpenAI-compatible endpoint over one model under one mask, `python -m app serve`. Its routes: docs/serve.md.
 
 Starlette routes, uvicorn speaks HTTP. Requests are not logged: neither prompts nor keys.
 """
@@ -14,7 +9,7 @@ import asyncio
 import hmac
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +24,7 @@ from app.model.load import Loaded
 from app.serve.decoding import Delta, Row, Sampling, Token
 from app.serve.prompts import Asked, Reader
 from app.serve.requests import ApiError, ChatCompletion, Common, Completion, parse
-from app.serve.responses import ChatCompletions, Completions, Vocabulary
+from app.serve.responses import ChatCompletions, Completions
 from app.serve.worker import Worker
 from jobs.config.schema import Mask
 
@@ -84,7 +79,6 @@ async def _refused(_: Request, error: Exception) -> Response:
 class _Endpoint:
     def __init__(self, served: Served, worker: Worker) -> None:
         self.served, self.worker = served, worker
-        self.vocabulary = Vocabulary(served.loaded.tokenizer)
         self.reader = Reader(served.loaded, served.mask, served.most_tokens)
 
     # ---- what there is
@@ -128,20 +122,15 @@ class _Endpoint:
     async def completions(self, request: Request) -> Response:
         body = parse(Completion, await self._content(request))
         self._require_model(body.model)
-        form = Completions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs is not None)
-        return await self._answer(request, body, self.reader.completion(body), form)
+        return await self._answer(request, body, self.reader.completion(body), Completions, body.logprobs is not None)
 
     async def chat(self, request: Request) -> Response:
         body = parse(ChatCompletion, await self._content(request))
         self._require_model(body.model)
-        form = ChatCompletions(self.served.names[0], self._fingerprint, self.vocabulary, body.logprobs)
-        return await self._answer(request, body, self.reader.chat(body), form)
+        return await self._answer(request, body, self.reader.chat(body), ChatCompletions, body.logprobs)
 
-    @property
-    def _fingerprint(self) -> str:
-        return f"{self.served.names[0]} under {self.served.mask}"
-
-    async def _answer(self, request: Request, body: Common, asked: Asked, form: Completions) -> Response:
+    async def _answer(self, request: Request, body: Common, asked: Asked, kind: type[Completions],
+                      logprobs: bool) -> Response:  # fmt: skip
         if body.n > 1 and body.temperature == 0:
             raise ApiError(400, "n: temperature 0 would give equal answers", "n", "invalid_value")
         seed = secrets.randbits(62) if body.seed is None else body.seed % 2**62
@@ -150,14 +139,19 @@ class _Endpoint:
         rows: list[Row] = []
         for ids, document in asked.prompts:
             for number in range(body.n):
-                how = Sampling(
-                    asked.limit, body.temperature, body.top_p, seed + number, body.stops, asked.top, asked.scored
-                )
+                chosen = body.temperature, body.top_p, seed + number, body.stops
+                how = Sampling(asked.limit, *chosen, asked.top, asked.scored)
                 rows.append(Row(ids, document, how, _into(events, loop, len(rows)), deadline))
         self.worker.submit(rows)
-        usage = _Usage(sum(len(ids) for ids, _ in asked.prompts))
         echoes = [text for text in asked.echoes for _ in range(body.n)]
-        parts = self._parts(request, rows, events, usage, echoes)
+        parts = self._parts(request, rows, events, echoes)
+        name = self.served.names[0]
+        form = kind(name, f"{name} under {self.served.mask}", self.served.loaded.tokenizer, logprobs)
+
+        def usage() -> dict[str, int]:
+            prompts, answers = sum(len(ids) for ids, _ in asked.prompts), sum(row.length for row in rows)
+            return {"prompt_tokens": prompts, "completion_tokens": answers, "total_tokens": prompts + answers}
+
         if body.stream:
             told = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_sse(form, parts, usage if told else None), media_type="text/event-stream",
@@ -170,10 +164,10 @@ class _Endpoint:
             tokens[at] += delta.tokens
             finish[at] = delta.finish
         choices = [form.choice(at, "".join(texts[at]), tokens[at], finish[at]) for at in range(len(rows))]
-        return JSONResponse(form.whole(choices, usage.to_dict()))
+        return JSONResponse(form.whole(choices, usage()))
 
     async def _parts(self, request: Request, rows: Sequence[Row], events: asyncio.Queue[tuple[int, Delta | ApiError]],
-                     usage: _Usage, echoes: Sequence[str]) -> AsyncIterator[tuple[int, Delta]]:  # fmt: skip
+                     echoes: Sequence[str]) -> AsyncIterator[tuple[int, Delta]]:  # fmt: skip
         """(row, what is new in it) until all rows have ended. Rows that nobody waits for any more are ended."""
         try:
             for at, text in enumerate(echoes):
@@ -194,25 +188,11 @@ class _Endpoint:
                     late = event.finish == "timeout"
                     why = f"it took longer than {self.served.seconds:g} s" if late else "the server ends"
                     raise ApiError(504 if late else 503, f"no whole answer: {why}", code=event.finish)
-                usage.answers = sum(row.length for row in rows)
                 left -= event.finish is not None
                 yield at, event
         finally:
             for row in rows:
                 row.cancelled = True
-
-
-@dataclass
-class _Usage:
-    prompts: int
-    answers: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompts,
-            "completion_tokens": self.answers,
-            "total_tokens": self.prompts + self.answers,
-        }
 
 
 def _into(events: asyncio.Queue[tuple[int, Delta | ApiError]], loop: asyncio.AbstractEventLoop, at: int) -> Any:
@@ -223,7 +203,8 @@ def _into(events: asyncio.Queue[tuple[int, Delta | ApiError]], loop: asyncio.Abs
     return emit
 
 
-async def _sse(form: Completions, parts: AsyncIterator[tuple[int, Delta]], usage: _Usage | None) -> AsyncIterator[str]:
+async def _sse(form: Completions, parts: AsyncIterator[tuple[int, Delta]],
+               usage: Callable[[], dict[str, int]] | None) -> AsyncIterator[str]:  # fmt: skip
     def event(value: dict[str, Any]) -> str:
         return f"data: {json.dumps(value)}\n\n"
 
@@ -234,5 +215,5 @@ async def _sse(form: Completions, parts: AsyncIterator[tuple[int, Delta]], usage
         yield event(error.body)
         return
     if usage is not None:
-        yield event(form.chunk([], usage.to_dict()))
+        yield event(form.chunk([], usage()))
     yield "data: [DONE]\n\n"

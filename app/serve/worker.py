@@ -93,14 +93,12 @@ class Worker:
         except Exception as error:  # of any layer below; the server goes on with the next batch
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-            log.warning(
-                f"a batch of {len(batch)} prompts failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            )
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            log.warning(f"a batch of {len(batch)} prompts failed: {why}")
+            failed = ApiError(500, "the model failed on this batch of prompts; the server's log has the reason")
             for row in batch:
                 if row.finish is None:
-                    row.fail(
-                        ApiError(500, "the model failed on this batch of prompts; the server's log has the reason")
-                    )
+                    row.fail(failed)
 
     def _next(self) -> list[Row]:
         batch: list[Row] = []

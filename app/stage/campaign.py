@@ -92,11 +92,8 @@ class Ledger:
 
     def record(self) -> None:
         """The runs of the cells that are complete, beside what was declared."""
-        runs = [
-            {"run": run.id, **one.cell.place}
-            for one in self.standings()
-            if one.state == "complete" and (run := one.run)
-        ]
+        complete = [one for one in self.standings() if one.state == "complete"]
+        runs = [{"run": one.run.id, **one.cell.place} for one in complete if one.run is not None]
         with exclusive(self.path.with_suffix(".lock")):
             settings = self.campaign.model_dump(mode="json", exclude_unset=True)
             self._write({**read_json(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints, "runs": runs,
@@ -178,9 +175,8 @@ def deal(
     if failed:
         where = logs / f"worker-{failed[0]}.log"
         code = codes[failed[0]]
-        raise RunEnded(
-            f"{len(failed)} of {len(codes)} workers failed, see {where}", code if code > 0 else EXIT_STOPPED, AGAIN
-        )
+        reason = f"{len(failed)} of {len(codes)} workers failed, see {where}"
+        raise RunEnded(reason, code if code > 0 else EXIT_STOPPED, AGAIN)
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -6,6 +6,7 @@ torch is imported only when there is work: a complete stage is found in no time.
 import errno
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,10 +94,8 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
 
 def _refuse_other_contents(job: Job, runs_dir: Path, init_runs: Mapping[str, str], *, insisting: bool) -> None:
     """Refuse to resume on other data than the run began with; under --continue, which may start anew, warn."""
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage != job.stage.name or run.state() not in STOPPED:
-            continue
-        if run.settings() != job.settings(init_runs):
+    for run in reversed(list_runs(runs_dir, job.stage.name)):
+        if run.state() not in STOPPED or run.settings() != job.settings(init_runs):
             continue
         before = Job.from_dict(run.read_job(), str(run.path)).contents
         key = next(key for key in sorted({*before, *job.contents}) if before.get(key) != job.contents.get(key))
@@ -259,16 +258,15 @@ def require_paths(job: Job) -> None:
 
 def _require_models(job: Job, runs_dir: Path, init_runs: Mapping[str, str]) -> None:
     for name, run in init_runs.items():
-        if name != "base" and not (runs_dir / run / "final" / "config.json").is_file():
+        if name == "base":
+            continue
+        if not (runs_dir / run / "final" / "config.json").is_file():
             fact = f"init_from {name}: the model of its run is gone: no {runs_dir / run / 'final'}"
             raise RunStateError(job.stage.name, fact, f"train it again: python -m app run {name} --force")
-        if name != "base" and (
-            changed := [line for line in RunDir.open(runs_dir / run).verify() if line.startswith("final/")]
-        ):
+        if changed := [line for line in RunDir.open(runs_dir / run).verify() if line.startswith("final/")]:
             fact = f"init_from {name}: {runs_dir / run} is not what was trained: {changed[0]}"
-            raise RunStateError(
-                job.stage.name, fact, f"restore it, or train it again: python -m app run {name} --force"
-            )
+            remedy = f"restore it, or train it again: python -m app run {name} --force"
+            raise RunStateError(job.stage.name, fact, remedy)
 
 
 # ---- how it ended ----------------------------------------------------------------------------------------------------
@@ -306,9 +304,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(
-            words in str(error) for words in ("No space left on device", "inline_container.cc", "file write failed")
-        ):
+        if re.search(r"No space left on device|inline_container\.cc|file write failed", str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -34,9 +34,8 @@ def require_installed(names: Sequence[Tracker]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             package = "mlflow-skinny" if name == "mlflow" else name
-            raise ConfigError(
-                "report_to", f"{name} is not installed", f"pip install {package}, or take it out of the list"
-            )
+            fact = f"{name} is not installed"
+            raise ConfigError("report_to", fact, f"pip install {package}, or take it out of the list")
 
 
 class Tracking:
@@ -58,11 +57,7 @@ class Tracking:
             return
         step = value.get("step")
         # Lists and texts are left out.
-        numbers = {
-            f"{prefix}/{key}": number
-            for key, number in flat(value, "/")
-            if key != "step" and finite(number) is not None
-        }
+        numbers = {f"{prefix}/{key}": n for key, n in flat(value, "/") if key != "step" and finite(n) is not None}
         try:
             self._queue.put_nowait((step if isinstance(step, int) else None, numbers))
         except queue.Full:
@@ -83,14 +78,12 @@ class Tracking:
         with suppress(queue.Full):  # it is too slow anyway: the wait below gives up
             self._queue.put_nowait(None)
         self._thread.join(FINISH_SECONDS)
-        slow = self._thread.is_alive()
+        left = ""
+        if slow := self._thread.is_alive():
+            left = f"; {self._queue.qsize()} more had not been taken {FINISH_SECONDS:.0f} s after the end"
         if self.dropped or slow:
-            waiting = (
-                f"; {self._queue.qsize()} more had not been taken {FINISH_SECONDS:.0f} s after the end" if slow else ""
-            )
-            log.warning(
-                f"report_to: trackers were too slow for {self.dropped} lines{waiting}; the run's own logs have them all"
-            )
+            fact = f"trackers were too slow for {self.dropped} lines{left}"
+            log.warning(f"report_to: {fact}; the run's own logs have them all")
 
     def _work(self) -> None:
         ready: dict[str, Any] = {}

@@ -26,6 +26,7 @@ R = TypeVar("R")
 CONFIDENCE = 0.95
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
 _CHUNK = 4_000_000  # numbers held at once while resampling: 32 MB of float64
+_FLOAT32_WHOLE = 2**24  # below it float32 holds every whole number
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,8 @@ def paired_bootstrap(
     for task in first:
         a, b = outcomes(first[task], task), outcomes(second[task], task)
         if a.size != b.size:
-            raise ValueError(
-                f"paired_bootstrap: {task}: {a.size} items against {b.size}; give the same items in the same order"
-            )
+            sizes = f"{a.size} items against {b.size}"
+            raise ValueError(f"paired_bootstrap: {task}: {sizes}; give the same items in the same order")
         pairs[task] = np.stack([a, b], axis=1)  # (items, 2)
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]
@@ -181,7 +181,12 @@ def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator, own_s
     if u > _FEW or 2 * u > n:
         chunk = max(1, _CHUNK // n)
         counts_sn = _item_counts(n, samples, own_seed)
-        return np.concatenate([counts_sn[start : start + chunk] @ x_nk / n for start in range(0, samples, chunk)])
+        # Sums of whole numbers, as of right and wrong, are exact in float32 too, at a third of the time.
+        whole = bool((x_nk == np.rint(x_nk)).all()) and n * np.abs(x_nk).max() < _FLOAT32_WHOLE
+        kind: Any = np.float32 if whole else np.float64
+        y_nk = x_nk.astype(kind)
+        parts = (counts_sn[start : start + chunk].astype(kind) @ y_nk for start in range(0, samples, chunk))
+        return np.concatenate([part.astype(np.float64) / n for part in parts])
     chunk = max(1, _CHUNK // u)
     drawn = [
         rng.multinomial(n, counts_u / n, size=min(chunk, samples - start)) @ rows_uk / n

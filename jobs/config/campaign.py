@@ -20,7 +20,7 @@ from jobs.config.job import Job
 from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve, stage_names
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
-from jobs.config.validate import Layer, validate
+from jobs.config.validate import Layer, names_in, validate
 from jobs.errors import ConfigError
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
@@ -93,13 +93,11 @@ class Campaign(Strict):
             raise combination("primary.control", f"expected another mask than trained, found {primary.control} twice")
         for key, several in (("recipe", self.recipes), ("profile", self.profiles)):
             if getattr(primary, key) is None and len(several) > 1:
-                raise combination(
-                    f"primary.{key}", f"missing; the campaign has {len(several)}", "name the one that decides"
-                )
+                fact = f"missing; the campaign has {len(several)}"
+                raise combination(f"primary.{key}", fact, "name the one that decides")
         if primary.order is None and sum(one.suite == primary.suite for one in self.suites) > 1:
-            raise combination(
-                "primary.order", "missing; the campaign has the suite in several", "name the one that decides"
-            )
+            fact = "missing; the campaign has the suite in several"
+            raise combination("primary.order", fact, "name the one that decides")
         return self
 
 
@@ -117,7 +115,7 @@ class Cell:
 
 
 def campaign_names(directory: Path = CAMPAIGNS_DIR) -> list[str]:
-    return sorted(path.stem for path in directory.glob("*.yaml"))
+    return names_in(directory)
 
 
 def require_stage(name: str) -> None:
@@ -135,15 +133,12 @@ def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign,
         raise ConfigError("jobs/campaigns", f'unknown campaign "{name}"', remedy)
     where = f"jobs/campaigns/{name}.yaml" if path.parent == directory else str(path)
     campaign = validate(Campaign, [Layer(where, strict_yaml.read(path, where))])
-    for key, given, known in (
-        ("recipes", campaign.recipes, recipe_names()),
-        ("profiles", campaign.profiles, profile_names()),
-    ):
+    named = {"recipes": (campaign.recipes, recipe_names()), "profiles": (campaign.profiles, profile_names())}
+    for key, (given, known) in named.items():
         for at, one in enumerate(given):
             if one not in known and not (key == "profiles" and one.endswith((".yaml", ".yml"))):
-                raise ConfigError(
-                    f"{where}: {key}[{at}]", f'unknown {key.removesuffix("s")} "{one}"', nearest(one, known)
-                )
+                fact = f'unknown {key.removesuffix("s")} "{one}"'
+                raise ConfigError(f"{where}: {key}[{at}]", fact, nearest(one, known))
     for at, choice in enumerate(campaign.suites):
         suite = read_suite(choice.suite, f"{where}: suites[{at}]")
         if choice.order not in (None, *suite.orders):
@@ -188,12 +183,8 @@ def _trained(campaign: Campaign) -> Iterator[Cell]:
         train = {f"train.{key}": value for key, value in campaign.train.items()}
         if steps is not None:
             train["train.max_steps"] = steps
-        own: dict[str, Any] = {
-            "recipe": recipe,
-            **train,
-            "train.mask": mask,
-            "score.masks": list(dict.fromkeys([mask, "causal"])),
-        }
+        masks = list(dict.fromkeys([mask, "causal"]))
+        own: dict[str, Any] = {"recipe": recipe, **train, "train.mask": mask, "score.masks": masks}
         yield _cell(CELL, campaign, profile, choice, own, seed)
 
 

@@ -5,6 +5,7 @@ Order, later wins: schema defaults < stage < profile.train/score < profile.stage
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jobs.config.job import Job, is_path
 from jobs.config.profile import Profile
 from jobs.config.schema import Recipe, Stage
 from jobs.config.suites import DEFAULT_SUITE, read_suite
-from jobs.config.validate import Layer, check_part, validate
+from jobs.config.validate import Layer, check_part, given_at, names_in, read_named, validate
 from jobs.errors import ConfigError
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
@@ -34,7 +35,7 @@ def stage_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
 
 
 def profile_names(jobs_dir: Path = JOBS_DIR) -> list[str]:
-    return sorted(path.stem for path in (jobs_dir / "profiles").glob("*.yaml"))
+    return names_in(jobs_dir / "profiles")
 
 
 def profile_name(given: str, jobs_dir: Path = JOBS_DIR) -> str:
@@ -148,9 +149,8 @@ def _set_layer(text: str) -> Layer:
     if not equals or not all(steps):
         raise ConfigError(where, "expected key=value", "for example --set train.max_steps=20")
     if steps == ["name"]:
-        raise ConfigError(
-            where, "the name is that of the file", "copy the file to another name and remove its line name"
-        )
+        fact = "the name is that of the file"
+        raise ConfigError(where, fact, "copy the file to another name and remove its line name")
     _refuse_unknown_head(steps, where)
     values: Any = strict_yaml.parse(value_text, where)
     for step in reversed(steps):
@@ -166,11 +166,8 @@ def _refuse_unknown_head(steps: list[str], where: str) -> None:
     if steps[0] in known:
         return
     sections: dict[str, type[BaseModel]] = {"train": Stage, "score": Stage, "model": Profile}
-    meant = [
-        f'"{section}.{".".join(steps)}"'
-        for section, model in sections.items()
-        if steps[0] in keys_at(model, (section,))
-    ]
+    holders = [section for section, model in sections.items() if steps[0] in keys_at(model, (section,))]
+    meant = [f'"{section}.{".".join(steps)}"' for section in holders]
     remedy = f"did you mean {' or '.join(meant)}? known: {', '.join(known)}" if meant else nearest(steps[0], known)
     raise ConfigError(f"{where}: {steps[0][:80]}", "unknown key", remedy)
 
@@ -187,7 +184,7 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
 
 
 def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
-    return sorted(path.stem for path in directory.glob("*.yaml"))
+    return names_in(directory)
 
 
 def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
@@ -195,13 +192,10 @@ def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = REC
     if not choosing:
         return []
     name, where = choosing[-1].values["recipe"], f"{choosing[-1].where}: recipe"
-    if name not in recipe_names(directory):
-        raise ConfigError(where, f'unknown recipe "{name}"', nearest(name, recipe_names(directory)))
+    recipe = read_named(Recipe, directory, name, where)
     if base.values.get("train") is None:
         raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
-    file = f"jobs/recipes/{name}.yaml"
-    recipe = validate(Recipe, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
-    layer = Layer(file, {"train": recipe.train})
+    layer = Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})
     check_part(Stage, layer)
     return [layer]
 
@@ -222,25 +216,14 @@ def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
 
 def _check_suite(stage: Stage, layers: Sequence[Layer]) -> None:
     """The suite is there and has these tasks, in this order and format."""
-
-    def where(*path: str) -> str:
-        """The last layer that gives a key, and the key."""
-        for layer in reversed(layers):
-            values: Any = layer.values
-            for step in path:
-                values = values.get(step) if isinstance(values, Mapping) else None
-            if values is not None:
-                return f"{layer.where}: {'.'.join(path)}"
-        return ".".join(path)
-
+    where = partial(given_at, layers)
     suite = read_suite(stage.suite, where("suite"))
     if stage.order not in suite.orders:
         fact = f"suite {stage.suite} has no order {stage.order}"
         raise ConfigError(where("order"), fact, f"its orders: {', '.join(suite.orders)}")
     if stage.shots and stage.suite == DEFAULT_SUITE:
-        raise ConfigError(
-            where("shots"), f"suite {stage.suite} is scored without examples", "set shots: 0, or another suite"
-        )
+        fact = f"suite {stage.suite} is scored without examples"
+        raise ConfigError(where("shots"), fact, "set shots: 0, or another suite")
     if stage.score is None:
         return
     if unknown := next((task for task in stage.score.tasks if task not in suite.task_names), None):

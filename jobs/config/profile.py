@@ -130,14 +130,11 @@ class TrainData(Strict):
             if getattr(self, key) is not None and self.source != "hub":
                 raise combination(key, "only for source hub", also=("source",))
         _needs("path", self.path, self.source, wanted_by="path")
-        if self.streaming and (self.limit is not None or self.format == "qa"):
-            key = "format" if self.format == "qa" else "limit"
-            fact = (
-                "limit draws a sample of the whole set, and a stream is never whole"
-                if key == "limit"
-                else "qa is not streamed"
-            )
-            raise combination(key, fact, "leave streaming out, or this", also=("streaming",))
+        if self.streaming and self.format == "qa":
+            raise combination("format", "qa is not streamed", "leave streaming out, or this", also=("streaming",))
+        if self.streaming and self.limit is not None:
+            fact = "limit draws a sample of the whole set, and a stream is never whole"
+            raise combination("limit", fact, "leave streaming out, or this", also=("streaming",))
         return self
 
 
@@ -166,9 +163,8 @@ class Data(Strict):
         if len(sources) == 1:
             if sources[0].weight is not None or self.temperature != 1:
                 key = "temperature" if self.temperature != 1 else "train.weight"
-                raise combination(
-                    key, "weight and temperature are for several sources, and there is one", "leave it out"
-                )
+                fact = "weight and temperature are for several sources, and there is one"
+                raise combination(key, fact, "leave it out")
             return self
         places = [(one.source, one.name, one.path, one.split, one.subset, one.format) for one in sources]
         if twice := next((i for i, place in enumerate(places) if place in places[:i]), None):
@@ -179,9 +175,8 @@ class Data(Strict):
             fact = f"{sources[weighted.index(False)].place} has no weight, and others have one"
             raise combination("train", fact, "give each source a weight, or none of them")
         if any(one.streaming for one in sources) and not all(weighted):
-            raise combination(
-                "train", "a streamed source has no known size to be weighted by", "give each source a weight"
-            )
+            fact = "a streamed source has no known size to be weighted by"
+            raise combination("train", fact, "give each source a weight")
         return self
 
 

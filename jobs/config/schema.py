@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+T = TypeVar("T")
 Mask = Literal["causal", "prefix", "segment", "bidirectional"]
 TaskName = Literal["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 ScoreFormat = Literal["harness", "reference"]
@@ -44,9 +45,11 @@ def combination(key: str, fact: str, remedy: str = "", also: tuple[str, ...] = (
     return PydanticCustomError("combination", "{fact}", {"key": key, "also": also, "fact": fact, "remedy": remedy})
 
 
-def unique(values: list[Any]) -> list[Any]:
-    for index, value in enumerate(values):
-        if value in values[:index]:
+def unique(values: T) -> T:
+    """A list without repeated entries; anything else passes."""
+    listed = values if isinstance(values, list) else []
+    for index, value in enumerate(listed):
+        if value in listed[:index]:
             raise refused(f"expected each entry once, found {json.dumps(value)} twice")
     return values
 
@@ -70,13 +73,18 @@ EVALUATION_SHARE, LEAST_HELD_OUT, MOST_HELD_OUT = 0.03, 64, 500
 
 def checked_layers(value: str) -> str:
     if not re.fullmatch(r"all|global|(first|every):[1-9][0-9]{0,3}", value):
-        raise refused(
-            f'expected all, global, first:N or every:K, found "{value}"', "such as every:6: layers 6, 12, ..."
-        )
+        fact = f'expected all, global, first:N or every:K, found "{value}"'
+        raise refused(fact, "such as every:6: layers 6, 12, ...")
     return value
 
 
 Layers = Annotated[str, AfterValidator(checked_layers)]
+
+
+def _require_use(layers: str, causal: bool, key: str) -> None:
+    if layers != ALL_LAYERS and causal:
+        fact = f"{layers} has no meaning under mask causal"
+        raise combination("layers", fact, "leave it out", also=(key,))
 
 
 def mask_by_layer(mask: str, layers: str) -> str:
@@ -103,9 +111,8 @@ class Objective(Strict):
         if self.ce == 0 and self.kl == 0:
             raise combination("ce", "expected ce or kl above 0, found both 0", also=("kl",))
         if self.causal_anneal is not None and self.causal_fraction == 0:
-            raise combination(
-                "causal_anneal", "expected causal_fraction above 0, which it lets fall", also=("causal_fraction",)
-            )
+            fact = "expected causal_fraction above 0, which it lets fall"
+            raise combination("causal_anneal", fact, also=("causal_fraction",))
         return self
 
 
@@ -174,22 +181,11 @@ class Train(Strict):
         return mask
 
     @model_validator(mode="after")
-    def _layers_need_a_mask(self) -> Train:
-        if self.layers != ALL_LAYERS and self.mask == "causal":
-            raise combination(
-                "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("mask",)
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _pushed_ones_are_saved(self) -> Train:
+    def _keys_fit(self) -> Train:
+        _require_use(self.layers, self.mask == "causal", "mask")
         if self.push_every is not None and self.push_every % self.save_every:
             fact = f"expected a multiple of save_every {self.save_every}, found {self.push_every}"
             raise combination("push_every", fact, also=("save_every",))
-        return self
-
-    @model_validator(mode="after")
-    def _micro_divides_batch(self) -> Train:
         if self.batch_size % self.micro_batch_size:
             fact = f"expected a divisor of batch_size {self.batch_size}, found {self.micro_batch_size}"
             raise combination("micro_batch_size", fact, also=("batch_size",))
@@ -210,10 +206,7 @@ class Score(Strict):
 
     @model_validator(mode="after")
     def _layers_need_a_mask(self) -> Score:
-        if self.layers != ALL_LAYERS and self.masks == ["causal"]:
-            raise combination(
-                "layers", f"{self.layers} has no meaning under mask causal", "leave it out", also=("masks",)
-            )
+        _require_use(self.layers, self.masks == ["causal"], "masks")
         return self
 
 
@@ -239,10 +232,7 @@ class Stage(Strict):
     score: Score | None = None
     reference: dict[str, float] | None = None
 
-    @field_validator("init_from")
-    @classmethod
-    def _each_once(cls, value: str | list[str]) -> str | list[str]:
-        return unique(value) if isinstance(value, list) else value
+    _each_once = field_validator("init_from")(unique)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Stage:

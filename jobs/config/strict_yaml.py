@@ -39,8 +39,9 @@ def parse(text: str, where: str) -> Any:
     return copy.deepcopy(_parsed(text, where))
 
 
-# A campaign resolves the same stages and profile for each of its runs, and PyYAML takes 20 ms for them.
-@functools.lru_cache(maxsize=64)
+# A campaign resolves the same stages and profile for each of its runs, and its report reads each run's stage.yaml three times:
+# PyYAML takes 20 ms for one.
+@functools.lru_cache(maxsize=512)
 def _parsed(text: str, where: str) -> Any:
     try:
         loader = _Loader(text)
@@ -100,11 +101,11 @@ def _cut(text: str, length: int) -> str:
 def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
     """Refuse input that PyYAML accepts: a key given twice (the last would win), an anchor inside itself, 010 and 1:30, and more
     than MOST_VALUES values. `count`: of the values of the document."""
-    line = node.start_mark.line + 1
+    line, here = node.start_mark.line + 1, path or "the document"
     if next(count) > MOST_VALUES:
         raise ConfigError(where, f"holds more than {MOST_VALUES:,} values", "write fewer, without aliases of aliases")
     if id(node) in parents:
-        raise ConfigError(f"{where}:{line}", f"{path or 'the document'}: refers to itself")
+        raise ConfigError(f"{where}:{line}", f"{here}: refers to itself")
     parents = (*parents, id(node))
     if node.tag == "tag:yaml.org,2002:binary":
         raise ConfigError(f"{where}:{line}", "holds !!binary, which no key takes", "write it as text")
@@ -123,10 +124,8 @@ def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], cou
             line = key_node.start_mark.line + 1
             _check(key_node, where, path, parents, itertools.count(1))
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag not in _KEYS:
-                fact = (
-                    f"{path or 'the document'}: expected a text as key, found {_cut(key_node.value, 60) or 'nothing'}"
-                )
-                raise ConfigError(f"{where}:{line}", fact, "put quotes around it, or remove it")
+                fact = f"expected a text as key, found {_cut(key_node.value, 60) or 'nothing'}"
+                raise ConfigError(f"{where}:{line}", f"{here}: {fact}", "put quotes around it, or remove it")
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             inside = f"{path}.{key}" if path else str(key)
             if key is not None and key in seen:
@@ -143,7 +142,5 @@ def _explained(error: yaml.YAMLError, text: str, where: str) -> ConfigError:
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if problem == "but found another document":
         return ConfigError(f"{where}:{line}", "expected one YAML document, found another", "remove the line ---")
-    tabs = "\t" in "".join(text.splitlines()[max(0, line - 2) : line])
-    return ConfigError(
-        f"{where}:{line}", f"malformed YAML: {_cut(str(problem), 200)}", "indent with spaces, not tabs" if tabs else ""
-    )
+    remedy = "indent with spaces, not tabs" if "\t" in "".join(text.splitlines()[max(0, line - 2) : line]) else ""
+    return ConfigError(f"{where}:{line}", f"malformed YAML: {_cut(str(problem), 200)}", remedy)

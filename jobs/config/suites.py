@@ -11,11 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jobs.config import strict_yaml
-from jobs.config.expected import nearest
 from jobs.config.schema import Name, NotNegative, Order, Positive, Strict, TaskName, Text, combination, unique
-from jobs.config.validate import Layer, validate
-from jobs.errors import ConfigError
+from jobs.config.validate import read_named
 
 DEFAULT_SUITE = "short"
 SUITES_DIR = Path(__file__).resolve().parents[1] / "suites"
@@ -82,13 +79,6 @@ class Suite(Strict):
         return [*self.tasks, *self.reading, *self.lookup]
 
 
-def suite_names(directory: Path = SUITES_DIR) -> list[str]:
-    return sorted(path.stem for path in directory.glob("*.yaml"))
-
-
 def read_suite(name: str, where: str = "suite", directory: Path = SUITES_DIR) -> Suite:
     """The suite of this name, checked. `where`: what to blame for an unknown name. Raises ConfigError."""
-    if name not in suite_names(directory):
-        raise ConfigError(where, f'unknown suite "{name}"', nearest(name, suite_names(directory)))
-    file = f"jobs/suites/{name}.yaml"
-    return validate(Suite, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
+    return read_named(Suite, directory, name, where)

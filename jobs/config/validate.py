@@ -8,10 +8,12 @@ touched it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from jobs.config import strict_yaml
 from jobs.config.expected import Path_, keys_at, nearest, phrase, remedy_for, schema_at, variants
 from jobs.config.strict_yaml import show
 from jobs.errors import ConfigError
@@ -54,6 +56,18 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
             touched = [(*path, *key.split(".")) for key in (details["ctx"]["key"], *details["ctx"]["also"])]
         layer = _blame(layers, touched)
         raise _explained(model, details, merged, layer) from None
+
+
+def read_named(model: type[M], directory: Path, name: str, where: str) -> M:
+    """The content of jobs/`directory`/`name`.yaml, checked. Raises ConfigError; `where`: what to blame for an unknown name."""
+    if name not in (names := names_in(directory)):
+        raise ConfigError(where, f'unknown {directory.name.removesuffix("s")} "{name}"', nearest(name, names))
+    file = f"jobs/{directory.name}/{name}.yaml"
+    return validate(model, [Layer(file, strict_yaml.read(directory / f"{name}.yaml", file))])
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.stem for path in directory.glob("*.yaml"))
 
 
 def check_part(model: type[BaseModel], layer: Layer) -> None:
@@ -108,6 +122,11 @@ def _explained(model: type[BaseModel], details: Mapping[str, Any], values: Any, 
         fact = f"expected {phrase(model, path)}, found {show(found)}"
         remedy = remedy_for(found, variants(schema_at(model, path), model))
     return ConfigError(_address(layer, path), fact, remedy)
+
+
+def given_at(layers: Sequence[Layer], *path: str) -> str:
+    """How errors name a key: the last layer that gives it, and its path."""
+    return _address(_blame(layers, [path]), path)
 
 
 def _address(layer: Layer, path: Path_) -> str:

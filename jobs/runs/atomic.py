@@ -211,9 +211,8 @@ def files_below(directory: Path) -> dict[str, Path]:
 def differences(directory: Path) -> list[str]:
     """What differs from the manifest.json of `directory`, a line per file."""
     try:
-        files = [
-            (name, one["size"], one["sha256"]) for name, one in read_json(directory / "manifest.json")["files"].items()
-        ]
+        listed = read_json(directory / "manifest.json")["files"].items()
+        files = [(name, one["size"], one["sha256"]) for name, one in listed]
     except (DataError, KeyError, TypeError, AttributeError):
         return ["manifest.json: missing or malformed"]
     problems = []

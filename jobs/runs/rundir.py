@@ -13,10 +13,9 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from jobs import lock
@@ -33,7 +32,7 @@ _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
 
-class RunDir(RunFiles):
+class RunDir(RunFiles, AbstractContextManager["RunDir"]):
     """One run's directory: `create` and `reopen` hold its lock and may write, `open` only reads.
 
     Close it, or use `with`. A child made by fork shares the lock, which is held until the child has ended too.
@@ -110,10 +109,7 @@ class RunDir(RunFiles):
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # ---- writing
@@ -232,10 +228,10 @@ class RunDir(RunFiles):
             raise RuntimeError(f"{self.id} is open for reading only")
 
 
-def list_runs(runs_dir: Path) -> list[RunDir]:
-    """Every run, oldest first."""
+def list_runs(runs_dir: Path, stage: str | None = None) -> list[RunDir]:
+    """Every run, or those of a stage, oldest first."""
     found = [RunDir(path) for path in runs_dir.glob("*/*") if path.is_dir() and ID_PATTERN.fullmatch(path.name)]
-    return sorted(found, key=lambda run: run.age_key)
+    return sorted((run for run in found if stage in (None, run.stage)), key=lambda run: run.age_key)
 
 
 def latest_complete(
@@ -243,8 +239,8 @@ def latest_complete(
 ) -> RunDir | None:
     """The newest complete run of a stage, of this profile and fingerprint where they are given."""
     wanted = {"profile": profile, "fingerprint": fingerprint}
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage == stage and run.state() == "complete":
+    for run in reversed(list_runs(runs_dir, stage)):
+        if run.state() == "complete":
             summary = run.read_summary()
             if all(value is None or summary.get(key) == value for key, value in wanted.items()):
                 return run
@@ -253,10 +249,8 @@ def latest_complete(
 
 def latest_in(runs_dir: Path, stage: str, fingerprint: str, *states: State) -> RunDir | None:
     """The newest run of a stage with this fingerprint that is in one of these states."""
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage == stage and run.state() in states and run.fingerprint() == fingerprint:
-            return run
-    return None
+    runs = reversed(list_runs(runs_dir, stage))
+    return next((run for run in runs if run.state() in states and run.fingerprint() == fingerprint), None)
 
 
 def resolve_init(runs_dir: Path, job: Job) -> dict[str, str]:
@@ -269,9 +263,7 @@ def resolve_init(runs_dir: Path, job: Job) -> dict[str, str]:
 
 def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     others = []
-    for run in reversed(list_runs(runs_dir)):
-        if run.stage != name:
-            continue
+    for run in reversed(list_runs(runs_dir, name)):
         try:
             unfit = _unfit(run, job)
         except (KeyError, TypeError, AttributeError):

@@ -98,9 +98,8 @@ def _submission(given: argparse.Namespace) -> Submission:
     job = resolve(given.stage, given.profile, limit=given.limit, sets=sets)
     seeds = _seeds(given.seeds)
     if given.tasks is not None:
-        raise ConfigError(
-            "--tasks", f"is for a campaign, and {given.stage} is a stage", "leave it out, or give --seeds"
-        )
+        fact = f"is for a campaign, and {given.stage} is a stage"
+        raise ConfigError("--tasks", fact, "leave it out, or give --seeds")
     _require_gpu(given, job)
     profile = str(Path(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
     if given.image and (there := _local_paths(job, profile)):
@@ -113,19 +112,16 @@ def _submission(given: argparse.Namespace) -> Submission:
 
 def _campaign(given: argparse.Namespace, shared: str) -> Submission:
     """Its runs one after the other on a machine, or side by side on its GPUs; under Slurm dealt over the elements of an array."""
-    own = {"--profile": given.profile != DEFAULT_PROFILE, "--limit": given.limit, "--set": given.set, "--seeds": given.seeds,
-           "--nodes": given.nodes > 1}  # fmt: skip
-    if wrong := next((option for option, value in own.items() if value), None):
+    asked = {"--profile": given.profile != DEFAULT_PROFILE, "--limit": given.limit, "--set": given.set, "--seeds": given.seeds,
+             "--nodes": given.nodes > 1}  # fmt: skip
+    if wrong := next((option for option, value in asked.items() if value), None):
         fact = "a campaign names profiles, seeds and settings itself, and each of its runs takes one machine"
         raise ConfigError(wrong, fact, "leave it out; --tasks N deals its runs over an array of Slurm")
     chosen, where = read_campaign(given.stage)
     jobs = [cell.job for cell in cells(chosen, where)]
     file = "" if given.stage in campaign_names() else str(Path(given.stage).resolve())
-    paths = [
-        *(one for one in chosen.profiles if one.endswith((".yaml", ".yml"))),
-        *(_local_paths(job, file) for job in jobs),
-    ]
-    if given.image and (there := next(filter(None, paths), "")):
+    own = [one for one in chosen.profiles if one.endswith((".yaml", ".yml"))]
+    if given.image and (there := next(filter(None, [*own, *(_local_paths(job, file) for job in jobs)]), "")):
         raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
     _require_gpu(given, jobs[0])
     workers, tasks = given.gpus or 1, given.tasks or 1

@@ -63,9 +63,8 @@ def check(engine: str, file: Path, run: Run = run_program) -> None:
 
 def submit(engine: str, file: Path, run: Run = run_program) -> str:
     """Submit the file; returns what the client prints. Raises EngineError."""
-    return _output(
-        engine, "did not take it", [require(engine), *CLIENTS[engine].submit, str(file)], SUBMIT_SECONDS, run
-    )
+    argv = [require(engine), *CLIENTS[engine].submit, str(file)]
+    return _output(engine, "did not take it", argv, SUBMIT_SECONDS, run)
 
 
 def require(engine: str) -> str:

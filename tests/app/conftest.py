@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -54,6 +53,14 @@ def shallow(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     return model
 
 
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if module := sys.modules.get("tests.app.fakes.warm_process"):  # of a test that was collected
+        capture = session.config.pluginmanager.getplugin("capturemanager")
+        capture.resume_global_capture()  # of what such a process writes before it has files of its own
+        module.begin_server()
+        capture.suspend_global_capture()
+
+
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -62,15 +69,6 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model_of() -> Callable[..., PreTrainedModel]:
     return make_model
-
-
-@pytest.fixture(autouse=True)
-def no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in tests/vast: what fsync guards against, a power failure, no test can make, and a core does nothing meanwhile.
-
-    tests/jobs/runs, the tests of what writes files so, wait for it.
-    """
-    monkeypatch.setattr(os, "fsync", os.fstat)  # it fails for what is no open file too
 
 
 @pytest.fixture(autouse=True)

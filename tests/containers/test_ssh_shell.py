@@ -27,10 +27,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from vast.shell import hostshell, pull, rsync
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 from vast.secrets import Secret
 from vast.ports import Address
 from vast.shell.ssh import SshTransport
-from vast.shell.sshkey import make_key
+from vast.shell.keys import make_key
 
 runs = Path(os.environ.get("RUNS", "/tmp/runs"))
 own = runs / "vast" / "stage3b-1"
@@ -41,7 +42,8 @@ AT = (Address("host", 22),)
 WITH_A_DEAD_ONE = (Address("host", 2222), *AT)
 ssh = SshTransport(own, pin=lambda: "7", connect=3)
 clock = SimpleNamespace(monotonic=time.monotonic)
-shell = HostShell(ssh, runs, own, os.environ["NONCE"], clock, lambda: True, secrets=lambda: {"HF_TOKEN": Secret("hf_x")})
+copy = LocalCopy(runs, own)
+shell = HostShell(ssh, copy, os.environ["NONCE"], clock, lambda: True, secrets=lambda: {"HF_TOKEN": Secret("hf_x")})
 
 def wait(path):
     Path(path + ".there").touch()
@@ -118,7 +120,7 @@ def pair(image: str) -> Iterator[Pair]:
                 ours,
                 PYTHON,
                 "-c",
-                "from vast.shell.sshkey import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
+                "from vast.shell.keys import *; print(make_key(Path('/tmp/runs/vast/stage3b-1')))",
             )
             with container(
                 "--network", NETWORK, "--network-alias", "host", "--env", f"AUTHORIZED_KEY={key}",

@@ -43,6 +43,10 @@ data:
 """
 
 
+@pytest.fixture(autouse=True)
+def _wait_for_the_disk(wait_for_the_disk: None) -> None: ...
+
+
 @pytest.fixture
 def jobs_dir(tmp_path: Path) -> Path:
     """`jobs/` with the stages tune (trains) and rate (scores), and the profile small."""

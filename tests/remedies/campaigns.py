@@ -192,16 +192,10 @@ def sets(*pairs: str, stage: str = "stage3b") -> Action:
     return lambda: resolve(stage, "ci", sets=pairs)
 
 
-@remedy("jobs/config/suites.py", "<nearest(name, suite_names(directory))>")
+@remedy("jobs/config/validate.py", "<nearest(name, names)>")
 def _(w: World) -> Steps:
     yield sets("suite=readings")
     yield sets(f"suite={meant(w.remedy)}")
-
-
-@remedy(LOAD, "<nearest(name, recipe_names(directory))>")
-def _(w: World) -> Steps:
-    yield sets("recipe=loras")
-    yield sets(f"recipe={meant(w.remedy)}")
 
 
 @remedy(LOAD, "give it to a stage with a section train")

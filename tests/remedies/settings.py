@@ -185,7 +185,7 @@ not_run("empty: the fact says what is expected", (VALIDATE, ""), (YAML, ""))
 # ---- estimates and the rest ------------------------------------------------------------------------------------------
 
 
-@remedy("jobs/estimate/gpus.py", "<nearest(text.upper(), GPU_NAMES)>")
+@remedy("jobs/estimate/gpus.py", "<nearest(text.upper(), gpu_names())>")
 def _(w: World) -> Steps:
     yield lambda: gpu_named("RTX_4099")
     yield lambda: gpu_named(meant(w.remedy))

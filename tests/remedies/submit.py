@@ -165,10 +165,11 @@ def _(w: World) -> Steps:
 # ---- several machines, trackers --------------------------------------------------------------------------------------
 
 
-@remedy("app/runtime/nodes.py", "set {}, {} and {} as docs/scaling.md shows, or unset {}")
+@remedy("app/runtime/nodes.py", "set {}, {} and {} as docs/scaling.md shows, or unset {}", "<remedy>")
 def _(w: World) -> Steps:
     environ = {"PREFILL_NODES": "2", "PREFILL_NODE_RANK": "0"}
-    yield lambda: nodes_of(environ)
+    number = w.text == "<remedy>"  # of a number that is none
+    yield lambda: nodes_of({**environ, "PREFILL_NODE_RANK": "first"} if number else environ)
     yield lambda: nodes_of({**environ, "PREFILL_MEET": "first:29500"})
     yield lambda: nodes_of({})
 

@@ -21,16 +21,6 @@ from vast.marketplace.vast_ai import VastAI
 from vast.secrets import Secret
 
 
-@pytest.fixture(autouse=True)
-def _no_wait_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What fsync guards against, a power failure, no test can make, and 7,000 of them take 15 s in which a core does nothing.
-
-    The tests of what writes files so, tests/jobs/runs and test_journal.py, wait for it.
-    """
-    if request.path.parent.name in ("commands", "records", "rental", "session", "shell"):
-        monkeypatch.setattr(os, "fsync", os.fstat)  # it fails for what is no open file too
-
-
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
     made = Host(tmp_path / "host", tmp_path / "work")

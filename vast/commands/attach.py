@@ -1,5 +1,6 @@
 """`attach`, `down` and `pull`: continue an existing run, end it, fetch from it."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -84,22 +85,18 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     machine = state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
-    secrets = start.run_secrets(policies.load(folder.policy), wiring, lenient=True).named
-    shell = start.shell_for(folder, wiring, secrets, lambda: machine.id)
-    held = FileJournal(folder.path)  # one process at a time writes the local copy
-    try:
+    secrets, _ = start.run_secrets(policies.load(folder.policy), wiring.environ, lenient=True)
+    # The journal's lock: one process at a time writes the local copy.
+    with (
+        closing(start.shell_for(folder, wiring, secrets, lambda: machine.id)) as shell,
+        closing(FileJournal(folder.path)),
+    ):
         got = shell.pull(machine.addresses, everything=False)
-    finally:
-        held.close()
-        shell.close()
     if got is None:
         remedy = f"try again, or: python -m vast attach {folder.run_id}"
         raise RunStateError(folder.path, "the host does not answer", remedy)
-    click.echo(pull_outcome(got.verified, got.message, got.bytes), err=True)
+    click.echo(pull_outcome(got), err=True)
     raise click.exceptions.Exit(0 if got.verified else 1)
-
-
-# ---- following and taking over ----------------------------------------------------------------------------------------------
 
 
 def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:

@@ -16,11 +16,10 @@ from vast.policy import Policy
 from vast.ports import Cloud, OfferQuery, Seconds
 from vast.records.run_dir import VAST
 from vast.rental import preflight
-from vast.rental.image_needs import needs_of
-from vast.rental.image_registry import Image
+from vast.rental.image_needs import Needs
 from vast.rental.plan import host_image
-from vast.secrets import Redactor, Secret
-from vast.shell.sshkey import public_key, require_usable
+from vast.secrets import Redactor
+from vast.shell.keys import require_usable
 
 SKEW: Seconds = 60.0
 INSTALL = "install openssh-client and rsync"
@@ -53,12 +52,14 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         return cloud
 
     def secrets() -> str:
-        named = start.run_secrets(policies.load(policy_file), wiring).named
+        named, _ = start.run_secrets(policies.load(policy_file), wiring.environ)
         for secret in named.values():
             redact.learn(secret)
         return f"secrets: {', '.join(named) or 'none'}"
 
-    yield from _tools(wiring.which)
+    for tool in preflight.TOOLS:
+        path = wiring.which(tool)
+        yield Check(tool, "ok", path) if path else Check(tool, "missing", f"not on PATH; {INSTALL}")
     yield checked("ssh key", lambda: _ssh_key(ssh_key, wiring.environ))
     yield checked("disk", lambda: disk(runs_dir / VAST))
     yield from _market(connect)
@@ -67,21 +68,14 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
     if name is None:
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy.verdict == "ok":
-        yield _image(name, policies.load(policy_file), wiring.environ, wiring.registry)
+        yield _image(name, policies.load(policy_file), wiring)
     if not no_engine:
         yield checked("engine", lambda: wiring.engine(wiring.environ))
-
-
-def _tools(which: Callable[[str], str | None]) -> Iterator[Check]:
-    for name in preflight.TOOLS:
-        path = which(name)
-        yield Check(name, "ok", path) if path else Check(name, "missing", f"not on PATH; {INSTALL}")
 
 
 def _ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:
     if key is None:
         return "each run makes its own"
-    public_key(key, environ)
     require_usable(key, environ)
     return f"{key}: usable without a question"
 
@@ -123,15 +117,13 @@ def _market(connect: Callable[[], Cloud]) -> Iterator[Check]:
         yield Check("clock", "ok", f"{skew:+.0f} s from the service's")
 
 
-def _image(
-    name: str, policy: Policy, environ: Mapping[str, str], registry: Callable[[str, Secret | None], Image]
-) -> Check:
+def _image(name: str, policy: Policy, wiring: Wiring) -> Check:
     """Whether a rented machine can pull the host tag of the image `name`, and what it needs."""
     try:
-        pulled, login = host_image(name), preflight.registry_login(policy, environ)
-        found = registry(pulled, login)
+        pulled, login = host_image(name), preflight.registry_login(policy, wiring.environ)
+        found = wiring.registry(pulled, login)
         preflight.image(found.found, pulled, login is not None)
-        needs = needs_of(pulled, found.labels or {})
+        needs = Needs(pulled, found.labels or {})
     except UserError as error:
         return Check("image", "missing", str(error))
     if found.found == "unknown":

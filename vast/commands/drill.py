@@ -30,10 +30,10 @@ from vast.marketplace.recorder import Recorder
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Clock, Cloud, Seconds, parse_label
 from vast.records import drill as drills
-from vast.records import report
 from vast.records.drill import Drill
 from vast.records.reap import Reaper
-from vast.records.run_dir import Folder
+from vast.records.report import RunReport
+from vast.records.run_dir import Folder, is_open
 from vast.secrets import Secret
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
 from vast.supervisor.journal import records
@@ -43,7 +43,6 @@ STAGE, PROFILE = "stage1", "ci"
 CALLS, TABLE = "drill.jsonl", "drill.md"
 HOURS, SLACK_MINUTES = 1.5, 15.0  # the longest life of a machine, by the supervisor and beyond it by its switch
 LONGEST = HOURS + SLACK_MINUTES / 60
-REAP: Seconds = 900.0
 COLUMNS = (Column("what"), Column("assumed", drop=1, least=20), Column("seen", least=20), Column("verdict"))
 
 
@@ -121,7 +120,7 @@ def _run(folder: Folder, wiring: Wiring, plan: Plan, release: Any) -> int:
     left = _nothing_left(folder, wiring, crew)
     rows = drills.compare(_evidence(folder, crew.killed_at, left))
     _print(folder, rows)
-    return 0 if drills.as_assumed(rows) and folder_closed(folder) else EXIT_BUG
+    return 0 if drills.as_assumed(rows) and not is_open(folder) else EXIT_BUG
 
 
 @dataclass
@@ -167,31 +166,23 @@ class _Crew:
         return bool(self.pids)
 
     def ask_for_the_end(self) -> None:
-        if not self.folder.asked_down():
+        if not self.folder.down.exists():
             with suppress(UserError, OSError):  # on a full disk the supervisor ends the run by itself
                 self.folder.ask(self.folder.down, "python -m vast drill")
 
     def end(self) -> None:
         """Wait until one of the processes has closed the run; else close it in this process."""
-        if not folder_closed(self.folder):
+        if is_open(self.folder):
             self.ask_for_the_end()
         while self.alive():
             self.wiring.clock.sleep(POLL)
-        if not folder_closed(self.folder):
+        if is_open(self.folder):
             start.supervise(self.folder, self.wiring, None, background=False, ending=True)
 
 
 def _job_runs(folder: Folder) -> bool:
-    last = folder.last()
-    machine = None if last is None else last.state.machine
-    return last is not None and last.state.phase is Phase.RUNNING and machine is not None and machine.starts > 0
-
-
-def folder_closed(folder: Folder) -> bool:
-    with suppress(UserError):
-        last = folder.last()
-        return last is not None and last.state.phase is Phase.CLOSED
-    return False  # an unreadable journal does not prove the end
+    state = folder.state()
+    return state.phase is Phase.RUNNING and state.machine is not None and state.machine.starts > 0
 
 
 def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...] | None:
@@ -208,20 +199,19 @@ def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...
         return None
     ours = [one.id for one in listed if (label := parse_label(one.label)) is not None and label.run_id == folder.run_id]
     spacing = policies.load(folder.policy).absence_spacing
-    return Reaper(cloud, wiring.clock, spacing, REAP, lambda text: click.echo(text, err=True)).reap(ours)
+    return Reaper(cloud, wiring.clock, spacing, lambda text: click.echo(text, err=True)).reap(ours)
 
 
 def _evidence(folder: Folder, killed_at: Seconds | None, left: tuple[int, ...] | None) -> Drill:
     found = list(records(folder.path))
     calls, policy = read_jsonl(folder.path / CALLS), policies.load(folder.policy)
-    return Drill(calls, found, report.build(found, folder.request()), policy, killed_at, left)
+    return Drill(calls, found, RunReport(found, folder.request()), policy, killed_at, left)
 
 
 def _print(folder: Folder, rows: list[drills.Row]) -> None:
     cells = [[one.what, one.assumed, one.seen or "-", one.verdict] for one in rows]
-    names = [column.name for column in COLUMNS]
-    marks = [["---"] * len(names)]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in (names, *marks, *cells))
+    heads = [[column.name for column in COLUMNS], ["---"] * len(COLUMNS)]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in (*heads, *cells))
     write_text_atomically(folder.path / TABLE, f"# {folder.run_id}: assumed and seen\n\n{text}\n")
     print_table(COLUMNS, cells)
     click.echo(f"{folder.run_id}: the table is in {folder.path / TABLE}", err=True)

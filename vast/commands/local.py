@@ -66,7 +66,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
         asked.stage, job.profile.name, image, gpu, profile_file=asked.profile_file,
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
-    start.run_secrets(policy, wiring)
+    start.run_secrets(policy, wiring.environ)
     engine = reach(wiring.environ)
     spec = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
@@ -87,9 +87,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     folder.make(request, policies.text(policy))
     container_spec.write(folder.local, spec)
     click.echo(f"run {run_id}: {folder.path}", err=True)
-    code = start.run_to_its_end(start.session(folder, wiring_of(wiring, engine, spec)), plan)
-    if code:
-        raise click.exceptions.Exit(code)
+    raise click.exceptions.Exit(start.run_to_its_end(start.session(folder, wiring_of(wiring, engine, spec)), plan))
 
 
 def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:

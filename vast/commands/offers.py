@@ -16,7 +16,7 @@ from vast.policy import Policy
 from vast.ports import Offer
 from vast.rental import plan as plans
 from vast.rental import preflight
-from vast.rental.image_needs import needs_of
+from vast.rental.image_needs import Needs
 from vast.rental.plan import overhead_hours
 
 NAMES = ("offer", "machine", "gpu", "gb", "$/h", "bid", "reliability", "mbit/s", "days", "place", "hours", "total")
@@ -49,7 +49,7 @@ def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, g
     if pulled is not None:
         seen = wiring.registry(pulled, login)
         preflight.image(seen.found, pulled, login is not None)
-        needs = needs_of(pulled, seen.labels or {})
+        needs = Needs(pulled, seen.labels or {})
         query = plans.for_image(query, needs, seen.gb or 0.0, policy)
         print_rows({"needs": needs if seen.labels is not None else preflight.UNKNOWN_NEEDS})
     found = preflight.offers(cloud, replace(query, limit=limit))

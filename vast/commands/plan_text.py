@@ -11,11 +11,11 @@ from jobs.estimate.estimate import Estimate
 from vast.marketplace.rows import loading_hours
 from vast.policy import Policy
 from vast.ports import Offer, hourly
-from vast.records.run_dir import RunRequest
+from vast.records.run_dir import Folder, RunRequest
 from vast.rental import preflight
 from vast.rental.image_needs import Needs
 from vast.rental.image_registry import Image
-from vast.rental.work import UnfinishedRun, Work
+from vast.rental.work import Work, fetched_run
 from vast.supervisor.state import Plan
 
 
@@ -37,7 +37,7 @@ def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *pipe
 
 
 def print_plan(plan: Plan, policy: Policy, work: Work, request: RunRequest, found: Sequence[Offer], need: Estimate | None,
-               begun: UnfinishedRun | None, image: Image, needs: Needs, left: str, store: str) -> None:  # fmt: skip
+               begun: Folder | None, image: Image, needs: Needs, left: str, store: str) -> None:  # fmt: skip
     """Print the plan and its cost. found: the offers, best first. left: how many offers each filter leaves."""
     caps, best = policy.caps, found[0]
     estimate = "not known for this GPU"
@@ -53,7 +53,7 @@ def print_plan(plan: Plan, policy: Policy, work: Work, request: RunRequest, foun
         and f"{work.name}: {work.title}; {len(work.jobs)} runs, {len(request.complete)} of them complete here",
         "stage": None if work.is_campaign else work.title,
         "starts from": ", ".join(request.init_runs) or "the base model",
-        "continues": begun and f"{begun.run}, which is unfinished here; --force begins anew",
+        "continues": begun and f"{fetched_run(begun)}, which is unfinished here; --force begins anew",
         "image": plan.image,
         "offer": f"{best.gpus} x {best.gpu}, {best.vram_gb:g} GB, ${hourly(best, plan.bid):.3f} per hour, "
         f"{best.place or 'place unknown'}; the cheapest of {len(found)} that fit, or the next one if it is gone",

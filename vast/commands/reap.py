@@ -15,7 +15,6 @@ from vast.rental import preflight
 from vast.secrets import Redactor
 
 SKEW = 300.0  # seconds between two clocks that are worth a message
-PATIENCE = 900.0  # seconds for each machine
 
 
 @click.command()
@@ -47,25 +46,22 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     if not dry_run and all(one.expected for one in found):
         return  # cron mails whatever is printed
     if abs(skew) > SKEW:
-        text = f"this machine's clock differs from the service's by {skew:.0f} s, whose clock counts; set it"
-        click.echo(text, err=True)
+        fact = f"this machine's clock differs from the service's by {skew:.0f} s, whose clock counts; set it"
+        click.echo(fact, err=True)
+
+    def show(text: str) -> None:
+        click.echo(redact(text))
+
     for one in found:
         word = "spare" if not one.destroy else "would destroy" if dry_run else "destroy"
         seen, until = one.instance, f"{datetime.fromtimestamp(one.label.deadline, UTC):%Y-%m-%dT%H:%M:%SZ}"
-        fields = (
-            f"{seen.id} run={one.label.run_id} status={seen.status} deadline={until} price={seen.dollars_per_hour:.3f}"
-        )
-        click.echo(redact(f"{word} {fields}: {one.why}"))
+        what = f"{word} {seen.id} run={one.label.run_id} status={seen.status} deadline={until}"
+        show(f"{what} price={seen.dollars_per_hour:.3f}: {one.why}")
     to_destroy = [one.instance.id for one in found if one.destroy]
     if dry_run:
         raise click.exceptions.Exit(EXIT_BUG if to_destroy else 0)
-    reaper = reaping.Reaper(
-        cloud, wiring.clock, policy.absence_spacing, PATIENCE, lambda text: click.echo(redact(text))
-    )
-    left = reaper.reap(to_destroy)
+    left = reaping.Reaper(cloud, wiring.clock, policy.absence_spacing, show).reap(to_destroy)
     if left:
-        names = ", ".join(map(str, left))
-        click.echo(
-            f"error: Vast.ai: {names} may still run; call reap again, or use https://cloud.vast.ai/instances/", err=True
-        )
+        fact = f"{', '.join(map(str, left))} may still run; call reap again, or use https://cloud.vast.ai/instances/"
+        click.echo(f"error: Vast.ai: {fact}", err=True)
         raise click.exceptions.Exit(EXIT_BUG)

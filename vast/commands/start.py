@@ -3,9 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import click
 
@@ -26,23 +25,18 @@ from vast.shell.hostshell import HostShell
 from vast.supervisor.state import Plan, RunState
 
 
-@dataclass(frozen=True)
-class RunSecrets:
-    """The secrets of a run, all from the caller's environment."""
+def run_secrets(
+    policy: Policy, environ: Mapping[str, str], run_id: str | None = None, lenient: bool = False
+) -> tuple[dict[str, Secret], Secret | None]:
+    """The secrets of a run by their names, and the login of its image's registry, from the caller's environment.
 
-    named: dict[str, Secret]
-    login: Secret | None
-
-
-def run_secrets(policy: Policy, wiring: Wiring, run_id: str | None = None, lenient: bool = False) -> RunSecrets:
-    """The secrets of a run. Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret."""
+    Raises ConfigError for a missing one, unless `lenient`: ending a run needs no secret.
+    """
     try:
-        return RunSecrets(
-            preflight.secrets(policy.secrets, wiring.environ), preflight.registry_login(policy, wiring.environ)
-        )
+        return preflight.secrets(policy.secrets, environ), preflight.registry_login(policy, environ)
     except UserError as error:
         if lenient:
-            return RunSecrets({}, None)
+            return {}, None
         if run_id is None:
             raise
         remedy = f"set it; or end the run: python -m vast down {run_id}"
@@ -58,10 +52,10 @@ def view_for(run_id: str) -> View:
 
 
 def shell_for(
-    folder: Folder, wiring: Wiring, secrets: dict[str, Secret], instance: Callable[[], int | None]
+    folder: Folder, wiring: Wiring, secrets: Mapping[str, Secret], machine: Callable[[], int | None]
 ) -> HostShell:
     wiring = wiring_of_run(folder, wiring)
-    return wiring.shell(ShellContext(folder, folder.request(), secrets, wiring.clock, wiring.environ, instance))
+    return wiring.shell(ShellContext(folder, folder.request(), secrets, wiring.clock, wiring.environ, machine))
 
 
 def show_lines(folder: Folder, view: View, shown: int) -> int:
@@ -74,8 +68,7 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
         return shown
     whole = data[: data.rfind(b"\n") + 1]
     for text in whole.decode("utf-8", errors="replace").splitlines():
-        line = parse(text)
-        if line is not None:
+        if (line := parse(text)) is not None:
             view.look(line)
     return shown + len(whole)
 
@@ -85,28 +78,22 @@ def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
     policy = policies.load(folder.policy)
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    own = run_secrets(policy, wiring, folder.run_id, lenient=ending)
-    redact = Redactor(key, *own.named.values())
-    if own.login is not None:
-        redact.learn_login(own.login)
+    secrets, login = run_secrets(policy, wiring.environ, folder.run_id, lenient=ending)
+    redact = Redactor(key, *secrets.values())
+    if login is not None:
+        redact.learn_login(login)
     hidden = {"VAST_API_KEY", *policy.secrets, policy.registry_login}
     environ = {name: value for name, value in wiring.environ.items() if name not in hidden}
-    made: Session
-
-    def instance() -> int | None:
-        machine = None if made.supervisor is None else made.supervisor.state.machine
-        return None if machine is None else machine.id
-
     made = Session(
         folder=folder,
         policy=policy,
         cloud=cloud,
-        shell=shell_for(folder, wiring, own.named, instance),
+        shell=shell_for(folder, wiring, secrets, lambda: made.machine_id()),
         clock=wiring.clock,
         view=view_for(folder.run_id),
         redact=redact,
         notifier=Notifier(policy.hooks, redact, environ),
-        login=own.login,
+        login=login,
         url=preflight.host_url(wiring.environ),
         first_process=wiring.first_process,
         ending=ending,
@@ -128,15 +115,11 @@ def run_to_its_end(made: Session, plan: Plan | None, begun: Callable[[], None] =
     except UserError:
         raise
     except Exception:
-        click.echo(
-            f"error: the supervisor of {run_id} failed, and its machine may still run, under its dead-man's switch; "
-            f"continue with: python -m vast attach {run_id}",
-            err=True,
-        )
+        fact = f"the supervisor of {run_id} failed, and its machine may still run, under its dead-man's switch"
+        click.echo(f"error: {fact}; continue with: python -m vast attach {run_id}", err=True)
         raise
     finally:
-        close = getattr(made.shell, "close", None)
-        if close is not None:
+        if (close := getattr(made.shell, "close", None)) is not None:
             close()
     print_end(made.folder, state)
     return exit_code(state)
@@ -163,9 +146,6 @@ def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, background: boo
     pid = in_background(folder, work)
     click.echo(f"process {pid} supervises it; follow: python -m vast attach {folder.run_id}", err=True)
     return 0
-
-
-# ---- in the background ------------------------------------------------------------------------------------------------------
 
 
 def in_background(folder: Folder, work: Callable[[Callable[[], None]], int]) -> int:

@@ -1,6 +1,7 @@
 """`status`, `overview` and `logs`: the state of runs, and the output of their jobs. None needs the account's key."""
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
@@ -37,7 +38,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found], indent=2))
+        click.echo(json.dumps([vars(one) for one in found], indent=2, default=asdict))
         return
     if not found:
         click.echo("no rented run is kept here", err=True)
@@ -45,11 +46,10 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
     piped = (statuses.COLUMNS, *map(statuses.row, found))
     print_table(statuses.TERMINAL, statuses.terminal_rows(found), *piped)
     for one in found:
-        alerts = f"alerts: {', '.join(one.alerts)}" if one.alerts else ""
-        tried = f"burn-in: {burn_in_words(one.burn_in)}" if one.burn_in is not None else ""
-        for text in (alerts, one.note, f"lost: {one.lost}" if one.lost else "", tried):
-            if text:
-                click.echo(f"{one.run}: {text}", err=True)
+        alerts = one.alerts and f"alerts: {', '.join(one.alerts)}"
+        tried = one.burn_in and f"burn-in: {burn_in_words(one.burn_in)}"
+        for text in filter(None, (alerts, one.note, one.lost and f"lost: {one.lost}", tried)):
+            click.echo(f"{one.run}: {text}", err=True)
 
 
 @click.command("overview")
@@ -64,10 +64,8 @@ def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
         begin = make_command("demo", runs_dir=runs_dir)
         raise RunStateError(runs_dir, "no such directory, so no run", f"correct --runs-dir, or begin there: {begin}")
     rented = [statuses.status(folder, wiring.clock) for folder in folders(runs_dir.absolute())]
-    stages = stage_names()
-    parts = overview(
-        runs_dir, sorted(stages, key=lambda s: (s.startswith("stage5"), not s.startswith("stage"), s)), rented
-    )
+    stages = sorted(stage_names(), key=lambda name: (name.startswith("stage5"), not name.startswith("stage"), name))
+    parts = overview(runs_dir, stages, rented)
     click.echo(as_text(parts, get_terminal_size().columns), nl=False)
     if page is not None:
         write_text_atomically(page, as_html(parts, runs_dir))
@@ -88,8 +86,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
     answered = False
     while True:
-        machine, closed = _where(folder)
-        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None else None
+        state = folder.state()
+        machine, closed = state.machine, state.phase is Phase.CLOSED
+        there = machine is not None and machine.starts and machine.addresses
+        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None and there else None
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
         if part is not None:
@@ -107,22 +107,11 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
         raise RunStateError(folder.path, fact, f"see {folder.lines}")
 
 
-def _where(folder: Folder) -> tuple[Machine | None, bool]:
-    """The machine with a job, and whether the run is closed."""
-    state = folder.state()
-    machine = state.machine
-    there = machine is not None and machine.starts and machine.addresses
-    return machine if there else None, state.phase is Phase.CLOSED
-
-
 def _from_host(
     folder: Folder, wiring: Wiring, machine: Machine, offset: int | None, tail: int
 ) -> tuple[str, int] | None:
-    shell = start.shell_for(folder, wiring, {}, lambda: machine.id)
-    try:
+    with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
         answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
-    finally:
-        shell.close()
     return None if answer is None else (str(answer["text"]), int(answer["next"]))
 
 

@@ -38,8 +38,8 @@ from vast.records.run_dir import Folder, RunRequest, renting, require_writable
 from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
-from vast.rental.image_needs import needs_of
-from vast.shell.sshkey import public_key, require_usable
+from vast.rental.image_needs import Needs
+from vast.shell.keys import require_usable
 from vast.supervisor.state import Plan
 
 # Runs the supervisor of a new run and returns the exit code. The callback is for the moment when its journal has begun.
@@ -169,11 +169,8 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
 
     refuse_twice()
     begun = None if asked.force else works.unfinished(runs_dir, settings)
-    public = None
-    if ssh_key is not None:
-        public = public_key(ssh_key, wiring.environ)
-        require_usable(ssh_key, wiring.environ)
-    login = start.run_secrets(policy, wiring).login
+    public = None if ssh_key is None else require_usable(ssh_key, wiring.environ)
+    _, login = start.run_secrets(policy, wiring.environ)
     for job in jobs:
         preflight.terms(job, policy, wiring.environ)
     stores = {store for job in jobs if (store := preflight.artifacts(job, policy, wiring.environ))}
@@ -183,7 +180,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
-    needs = needs_of(asked.image, image.labels or {})
+    needs = Needs(asked.image, image.labels or {})
     query = plans.for_image(query, needs, image.gb or 0.0, policy)
     query, found, estimate = _choose(cloud, wiring, jobs, query, asked.PRICE_OPTION)
     plan = Plan(run_id, pulled, command, query, policy.caps.dollars, policy.caps.hours * plans.HOUR, bid=asked.bid)

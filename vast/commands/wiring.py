@@ -38,9 +38,10 @@ from vast.secrets import Secret
 from vast.session.clock import SystemClock
 from vast.shell import network
 from vast.shell.hostshell import CODE, ROOT, HostShell
+from vast.shell.keys import make_key
+from vast.shell.local_copy import LocalCopy
 from vast.shell.push import Input
 from vast.shell.ssh import SshTransport
-from vast.shell.sshkey import make_key
 from vast.shell.transport import Transport
 
 
@@ -67,11 +68,10 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
 
 def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
     """The shell of a run over the transport `way`. more: arguments of HostShell."""
-    folder = context.folder
+    folder, request = context.folder, context.request
     return HostShell(
-        way, folder.runs_dir, folder.path, folder.nonce(), context.clock, network_is_up,
-        secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, context.request),
-        campaign=context.request.campaign, earlier=context.request.complete, **more,
+        way, LocalCopy(folder.runs_dir, folder.path, request.campaign, request.complete), folder.nonce(), context.clock,
+        network_is_up, secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), **more,
     )  # fmt: skip
 
 

@@ -129,12 +129,8 @@ def driver(run: Run) -> dict[str, Any]:
     listed, details = (run(argv, SMI_SECONDS) for argv in (QUERY, DETAILS))
     if listed.code != 0:
         return {"driver_error": _last_words(listed, SMI_SECONDS)}
-    rows = [
-        [word.strip() for word in line.split(",")]
-        for line in listed.out.splitlines()
-        if line.count(",") == len(NAMES) - 1
-    ]
-    cards = [dict(zip(NAMES, row, strict=True)) for row in rows]
+    rows = [[word.strip() for word in line.split(",")] for line in listed.out.splitlines()]
+    cards = [dict(zip(NAMES, row, strict=True)) for row in rows if len(row) == len(NAMES)]
     cuda = _CUDA.search(details.out)
     return {
         "driver": cards[0]["driver_version"] if cards else None,
@@ -146,9 +142,8 @@ def driver(run: Run) -> dict[str, Any]:
 
 def faults(details: str) -> list[str]:
     """Of `nvidia-smi -q`: memory errors since the driver was loaded, and flags that ask for a reset of the GPU."""
-    memory = [
-        f"{one[1]}: {one[2]}" for block in _VOLATILE.finditer(details) for one in _UNCORRECTABLE.finditer(block[2])
-    ]
+    blocks = (block[2] for block in _VOLATILE.finditer(details))
+    memory = [f"{name}: {count}" for block in blocks for name, count in _UNCORRECTABLE.findall(block)]
     return memory + [" ".join(one[0].split()) for one in _FLAGS.finditer(details)]
 
 
@@ -168,8 +163,8 @@ def _last_words(ended: Ended, seconds: float) -> str:
     """Why a program failed: the last line that it printed, or that it was killed after `seconds`."""
     if ended.timed_out:
         return f"killed after {seconds:g} s"
-    lines = (ended.err.strip() or ended.out.strip() or "no output").splitlines()
-    return f"exit code {ended.code}: {lines[-1]}"[:300] if ended.code is not None else lines[-1][:300]
+    line = (ended.err.strip() or ended.out.strip() or "no output").splitlines()[-1]
+    return (line if ended.code is None else f"exit code {ended.code}: {line}")[:300]
 
 
 def run_program(argv: Sequence[str], seconds: float) -> Ended:

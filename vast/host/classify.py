@@ -37,10 +37,8 @@ def classify(exit_code: int, log: str, otherwise: str) -> End:
     reason = otherwise
     if exit_code not in CERTAIN:
         text = "\n".join(failure)
-        allowed = ONLY.get(exit_code)
-        reason = next(
-            (name for name, sign in SIGNS if (allowed is None or name in allowed) and sign.search(text)), otherwise
-        )
+        allowed = ONLY.get(exit_code, {name for name, _ in SIGNS})
+        reason = next((name for name, sign in SIGNS if name in allowed and sign.search(text)), otherwise)
     return End(reason, None if reason in NO_FAILURE else fingerprint(exit_code, failure))
 
 

@@ -47,10 +47,8 @@ def tick(
     elapsed: seconds since the last tick. token: of the lease as it is now.
     asked: the reason of a requested end, such as SIGTERM to a local container; None without one.
     """
-    renewed = token != memory.token
-    memory = replace(
-        memory, uptime=memory.uptime + elapsed, silent=0.0 if renewed else memory.silent + elapsed, token=token
-    )
+    silent = memory.silent + elapsed if token == memory.token else 0.0
+    memory = replace(memory, uptime=memory.uptime + elapsed, silent=silent, token=token)
     if not memory.deleting:
         why = asked or reason_to_end(memory, limits)
         if why is None:
@@ -80,6 +78,5 @@ def reason_to_end(memory: Memory, limits: Limits) -> str | None:
 def started_again(memory: Memory, tick_seconds: float) -> Memory:
     """The state after a restart. One tick is added, so that a container that restarts within each tick still ages. The next
     DELETE is sent at once."""
-    return replace(
-        memory, uptime=memory.uptime + tick_seconds, silent=memory.silent + tick_seconds, deletes=0, next_delete=0.0
-    )
+    uptime, silent = memory.uptime + tick_seconds, memory.silent + tick_seconds
+    return replace(memory, uptime=uptime, silent=silent, deletes=0, next_delete=0.0)

@@ -42,13 +42,11 @@ def files(root: Path, everything: bool = False, have: str | None = None, done: S
         have = None  # of another run of the campaign
     over = state is not None and jobstate.over(state)
     listing = _Listing(root, run)
-    complete, checkpoint = False, None
-    if run is not None:
-        complete = hostruns.is_complete(run)
-        if complete:
-            listing.complete()
-        else:
-            checkpoint = listing.unfinished(everything and over, everything, have, over)
+    complete, checkpoint = run is not None and hostruns.is_complete(run), None
+    if complete:
+        listing.complete()
+    elif run is not None:
+        checkpoint = listing.unfinished(everything, have, over)
     listing.host(over)
     of_campaign: dict[str, Any] = {}
     if campaign is not None:
@@ -70,8 +68,6 @@ class _Listing:
         self.hashes = snapshot.Hashes(root)
         self.entries: list[Entry] = []
 
-    # ---- a run
-
     def complete(self) -> None:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
         assert self.run is not None
@@ -86,21 +82,19 @@ class _Listing:
         for name in ("manifest.json", "summary.json"):
             self._add(self.run / name, self.hashes.of(self.run / name))
 
-    def unfinished(self, all_of_it: bool, everything: bool, have: str | None, over: bool) -> str | None:
+    def unfinished(self, everything: bool, have: str | None, over: bool) -> str | None:
         """The run's own files, and its newest complete checkpoint, whose name is returned.
 
-        all_of_it: the job is over and nothing changes any more: also directories such as final/.
+        over: the job is, and nothing changes any more: with `everything` each directory is listed.
         """
         assert self.run is not None
         for path in sorted(self.run.iterdir()):
             if path.is_file() and not _is_left_out(path):
                 self._own(path, over)
-        if everything and (self.run / "final").is_dir():  # it came by a rename, and is whole
-            self._tree(self.run / "final")
-        if all_of_it:
-            for path in sorted(self.run.iterdir()):
-                if path.is_dir() and path.name not in ("checkpoints", "final", HOST) and not path.name.endswith(".tmp"):
-                    self._tree(path)
+        for path in sorted(self.run.iterdir()) if everything else ():
+            settled = over or path.name == "final"  # which came by a rename, and is whole
+            if settled and path.is_dir() and path.name not in ("checkpoints", HOST) and not path.name.endswith(".tmp"):
+                self._tree(path)
         if over and (there := hostruns.checkpoints(self.root, self.run)):
             # nothing is pruned any more: the newest of all is wanted
             snapshot.release(self.root, self.run, keep=self.root / SNAPSHOTS / there[-1].name)
@@ -141,15 +135,12 @@ class _Listing:
     def _tree(self, directory: Path) -> None:
         for path in sorted(directory.rglob("*")):
             if path.is_file() and not path.is_symlink() and not _is_left_out(path):
-                with suppress(OSError):
-                    self._add(path, self.hashes.of(path))
+                self.whole(path)
 
     def whole(self, path: Path) -> None:
-        """A small file that is replaced whole, if it is there."""
+        """A file that is replaced whole, if it is there."""
         with suppress(OSError):
             self._add(path, self.hashes.of(path))
-
-    # ---- files of the machine itself
 
     def host(self, over: bool) -> None:
         """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy."""
@@ -166,8 +157,6 @@ class _Listing:
                 final = over and path.parent.name == RUNNER
                 if hostruns.name_of(self.root, at) not in listed:
                     self._add(at, self.hashes.of(path) if final else None, source=path)
-
-    # ----
 
     def _add(self, path: Path, sha256: str | None, size: int | None = None, source: Path | None = None) -> None:
         """path: its place in the local copy, below the same root."""

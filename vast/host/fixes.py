@@ -7,7 +7,6 @@ is answered with a new start; the bounds here hold under any policy.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 LIMITS = {"cuda-oom": 3, "disk-full": 5, "hub-timeout": 3, "stale-lock": 3, "missing-tool": 2}
 HUB_SECONDS = 60  # huggingface_hub waits 10 by itself
@@ -31,49 +30,40 @@ _MISSING = (
 )
 
 
-@dataclass(frozen=True)
-class Start:
-    new: tuple[str, ...] = ()  # lines to record
-    halvings: int = 0
-    environment: dict[str, str] = field(default_factory=dict)
-    tool: str | None = None  # to be installed first
-    prune: bool = False  # checkpoints that the local copy has
-    unlock: bool = False  # lock files that nobody holds
-
-
 def used(reason: str, lines: Sequence[str]) -> int:
     return sum(line.startswith(f"{reason}: ") for line in lines)
 
 
-def next_start(reason: str | None, lines: Sequence[str], failure: str = "", halved_before: int = 0) -> Start:
-    """
-    reason: of the last attempt's end on this machine, None if there was none.
-    lines: the fixes so far. failure: the words of the last failure, for the name of a missing tool; none if nothing installs it.
-    halved_before: how often another machine had halved the batch of the run that is continued.
-    """
-    new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
-    allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
-    tool = missing_tool(failure) if reason == "missing-tool" else None
-    done = {
-        "cuda-oom": "memory halved, the batch stays",
-        "hub-timeout": f"waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer",
-        "stale-lock": "lock files that nobody holds removed",
-        "disk-full": "checkpoints that are at home removed",
-        "missing-tool": f"{tool} installed by {INSTALLER}",
-    }
-    if allowed and reason is not None and (reason != "missing-tool" or tool is not None):
-        new.append(f"{reason}: {done[reason]}")
-    every = [*lines, *new]
-    waits = used("hub-timeout", every)
-    seconds = str(HUB_SECONDS * 2 ** (waits - 1)) if waits else ""
-    return Start(
-        new=tuple(new),
-        halvings=used("cuda-oom", every),
-        environment={"HF_HUB_DOWNLOAD_TIMEOUT": seconds, "HF_HUB_ETAG_TIMEOUT": seconds} if waits else {},
-        tool=tool if allowed else None,
-        prune=allowed and reason == "disk-full",
-        unlock=allowed and reason == "stale-lock",
-    )
+class Start:
+    """What is changed for the next start of the job."""
+
+    def __init__(self, reason: str | None, lines: Sequence[str], failure: str = "", halved_before: int = 0) -> None:
+        """
+        reason: of the last attempt's end on this machine, None if there was none.
+        lines: the fixes so far.
+        failure: the words of the last failure, for the name of a missing tool; none if nothing installs it.
+        halved_before: how often another machine had halved the batch of the run that is continued.
+        """
+        new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
+        allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
+        tool = missing_tool(failure) if reason == "missing-tool" else None
+        done = {
+            "cuda-oom": "memory halved, the batch stays",
+            "hub-timeout": f"waits {HUB_SECONDS * 2 ** used('hub-timeout', lines)} s for an answer",
+            "stale-lock": "lock files that nobody holds removed",
+            "disk-full": "checkpoints that are at home removed",
+            "missing-tool": f"{tool} installed by {INSTALLER}",
+        }
+        if allowed and reason is not None and (reason != "missing-tool" or tool is not None):
+            new.append(f"{reason}: {done[reason]}")
+        self.new = tuple(new)  # lines to record
+        self.halvings = used("cuda-oom", [*lines, *new])
+        waits = used("hub-timeout", [*lines, *new])
+        names = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT") if waits else ()
+        self.environment = dict.fromkeys(names, str(HUB_SECONDS * 2 ** max(0, waits - 1)))
+        self.tool = tool if allowed else None  # to be installed first
+        self.prune = allowed and reason == "disk-full"  # checkpoints that the local copy has
+        self.unlock = allowed and reason == "stale-lock"  # lock files that nobody holds
 
 
 def missing_tool(failure: str) -> str | None:

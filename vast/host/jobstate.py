@@ -69,7 +69,7 @@ def first(
         "job": None,
         "runner": _record(runner),
         "boot_id": runner.boot_id,
-        "started": _utc(now),
+        "started": now.isoformat(timespec="seconds"),
         **dict.fromkeys(("ended", "exit_code", "signal", "end_reason", "fingerprint")),
         "runs_dir": runs_dir,
         "fixes": [*([] if previous is None else previous["fixes"]), *fixes],
@@ -94,7 +94,7 @@ def ended(
     return {
         **state,
         "phase": "ended",
-        "ended": _utc(now),
+        "ended": now.isoformat(timespec="seconds"),
         "exit_code": exit_code,
         "signal": _signal_name(-returned) if returned < 0 else None,
         "end_reason": reason or END_REASONS.get(exit_code, "bug"),
@@ -109,10 +109,6 @@ def _row(state: State) -> State:
 
 def _record(process: Process) -> dict[str, int]:
     return {"pid": process.pid, "ticks": process.ticks}
-
-
-def _utc(now: datetime) -> str:
-    return now.isoformat(timespec="seconds")
 
 
 def _signal_name(number: int) -> str:

@@ -132,10 +132,8 @@ class Parser(argparse.ArgumentParser):
 
     def actions(self, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
         """A parser for each action, by its name. texts: their help."""
-        made = self.add_subparsers(dest="action", required=True, metavar="ACTION")
-        return {
-            name: made.add_parser(name, help=text, description=text, allow_abbrev=False) for name, text in texts.items()
-        }
+        add = self.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser
+        return {name: add(name, help=text, description=text, allow_abbrev=False) for name, text in texts.items()}
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -64,11 +64,11 @@ def _take(root: Path, checkpoint: Checkpoint) -> Path:
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         except FileNotFoundError:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise
         except OSError:  # no links here, or no room for a directory
-            shutil.rmtree(temporary, ignore_errors=True)
             return checkpoint.path
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     release(root, root / Path(checkpoint.name).parent.parent, keep=target)
     return target
 

@@ -74,12 +74,12 @@ def _runs(observed: jobstate.State) -> bool:
 
 def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str]) -> fixes.Start:
     if previous is None:
-        return fixes.next_start(None, (), halved_before=_halved_elsewhere(root, arguments))
+        return fixes.Start(None, (), halved_before=_halved_elsewhere(root, arguments))
     failure = ""
     if previous["end_reason"] == "missing-tool" and shutil.which(fixes.INSTALLER):
         failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
     reason = previous["end_reason"] if previous["phase"] == "ended" else None
-    return fixes.next_start(reason, previous["fixes"], failure)
+    return fixes.Start(reason, previous["fixes"], failure)
 
 
 def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
@@ -87,9 +87,6 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
     found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
     return found if type(found) is int and found > 0 else 0
-
-
-# ---- a full disk ------------------------------------------------------------------------------------------------------
 
 
 def prune(root: Path, home: str | None) -> list[str]:
@@ -120,24 +117,18 @@ def _directories(directory: Path) -> list[Path]:
     return sorted(path for path in hostruns.entries(directory) if path.is_dir() and not path.is_symlink())
 
 
-# ---- stale locks --------------------------------------------------------------------------------------------------------
-
-
 def unlock(root: Path, hf_home: Path) -> None:
     """Remove lock files of the hub's cache that nobody holds, and those of runs whose process is gone.
 
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
-    runs = [run for run in _unfinished_runs(root) if (run / "lock").exists() and not _holder_lives(run)]
-    candidates += [run / "lock" for run in runs]
+    for run in _unfinished_runs(root):
+        pid = hostruns.holder(run)
+        found = None if pid is None else processes.stat(pid)
+        if (run / "lock").exists() and (found is None or found.dead):
+            candidates.append(run / "lock")
     for path in candidates:
         with suppress(OSError), path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
-
-
-def _holder_lives(run: Path) -> bool:
-    pid = hostruns.holder(run)
-    found = None if pid is None else processes.stat(pid)
-    return found is not None and not found.dead

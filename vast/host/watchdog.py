@@ -107,8 +107,7 @@ def run(directory: Path, config: Mapping[str, Any], instance: OwnInstance | None
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="python3 -m vast.host.watchdog", description="The dead-man's switch of a rented machine.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    one = actions.add_parser("run", help="watch until the end", allow_abbrev=False)
+    one = parser.actions({"run": "watch until the end"})["run"]
     one.add_argument("--dir", type=Path, required=True, help="where its state, lease and log are kept")
     one.add_argument("--run-id", required=True, metavar="ID")
     one.add_argument("--nonce", required=True, help="what proves this machine to the supervisor")

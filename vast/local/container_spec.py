@@ -92,9 +92,8 @@ def _gpus(asked: str, info: Mapping[str, Any], environ: Mapping[str, str], has_g
 def _cache(text: str) -> str:
     if "/" not in text:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]+", text):
-            raise ConfigError(
-                f"--cache {text}", "is no name of a volume", "name a volume, or a directory with a / in it"
-            )
+            remedy = "name a volume, or a directory with a / in it"
+            raise ConfigError(f"--cache {text}", "is no name of a volume", remedy)
         return text
     path = Path(text)
     with io_errors_reported(path):
@@ -122,9 +121,6 @@ def _label(text: str) -> tuple[str, str]:
     return name, value
 
 
-# ---- kept beside the run ------------------------------------------------------------------------------------------------
-
-
 def write(path: Path, spec: ContainerSpec) -> None:
     write_text_atomically(path, spec.model_dump_json(indent=2) + "\n")
 
@@ -138,9 +134,6 @@ def read(path: Path) -> ContainerSpec:
         fact = "is not what this version writes"
         remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
         raise RunStateError(path, fact, remedy) from None
-
-
-# ---- as the engine wants it ---------------------------------------------------------------------------------------------
 
 
 def host_config(spec: ContainerSpec, run_label: Mapping[str, str]) -> dict[str, Any]:

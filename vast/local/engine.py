@@ -49,10 +49,8 @@ def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
 class Engine:
     """api: docker.APIClient. now: a monotonic clock. Methods raise Missing, Refused and Silent, and nothing else."""
 
-    def __init__(
-        self, api: Any, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
-        self.api, self.now, self._sleep = api, now, sleep
+    def __init__(self, api: Any, now: Callable[[], float] = time.monotonic) -> None:
+        self.api, self.now = api, now
 
     # ---- plain requests
 
@@ -172,7 +170,7 @@ class Engine:
                 return Reply("ok", state["ExitCode"], out.decode(errors="replace"), err.decode(errors="replace"))
             if self.now() >= until:
                 raise Silent("it has not ended in time")
-            self._sleep(0.02)
+            time.sleep(0.02)
 
     @contextmanager
     def archive(self, container: str, path: str, until: float) -> Iterator[Iterator[bytes]]:

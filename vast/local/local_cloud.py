@@ -70,13 +70,12 @@ class LocalCloud:
                 labels={**dict(self._spec.labels), **marks, MACHINE: str(offer_id)},
                 host_config=self._engine.api.create_host_config(**host_config(self._spec, marks)),
             )
-        except (Missing, Refused) as error:
-            status = error.status if isinstance(error, Refused) else 0
-            if status == NAME_TAKEN or status >= 500:
-                return self._unclear(error)
-            return self._refused(None, str(error))
         except EngineError as error:
-            return self._unclear(error)
+            refused = isinstance(error, Refused) and error.status != NAME_TAKEN and error.status < 500
+            if refused or isinstance(error, Missing):
+                return self._refused(None, str(error))
+            self._note("create", error)
+            return ports.CreateResult("unclear", None, str(error))
         number = _number(container)
         try:
             self._engine.start(container)
@@ -157,10 +156,6 @@ class LocalCloud:
     def _refused(self, number: int | None, words: str) -> ports.CreateResult:
         self._note("create", words)
         return ports.CreateResult("refused", number, words)
-
-    def _unclear(self, error: EngineError) -> ports.CreateResult:
-        self._note("create", error)
-        return ports.CreateResult("unclear", None, str(error))
 
 
 def _number(container: str) -> int:

@@ -14,7 +14,7 @@ from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused
 from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
 from vast.ports import Address, Seconds
-from vast.shell.transport import FREELY, Pace, Reply
+from vast.shell.transport import FREELY, Argv, Pace, Reply
 
 PYTHON = "/usr/bin/python3"
 NAME = re.compile(r"[0-9a-f]{12,64}")
@@ -41,9 +41,7 @@ class LocalTransport:
                  at_close: Callable[[], object] = lambda: None) -> None:  # fmt: skip
         self._engine, self._owner, self._token, self._at_close = engine, owner, token, at_close
 
-    def run(
-        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
-    ) -> Reply:
+    def run(self, address: Address, argv: Argv, *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY) -> Reply:
         if not NAME.fullmatch(address.host):
             return Reply("unreachable", err=f"{address.host!r} is no container")
         try:

@@ -37,9 +37,8 @@ PAUSES: tuple[Seconds, ...] = (1.0, 3.0)  # before the second and the third try
 BUSY = frozenset({429, 500, 502, 503, 504})
 PLAIN = frozenset({410, 429})  # statuses that mean the same without JSON
 CONNECT: Seconds = 5.0
-WHOLE: Seconds = (
-    45.0  # of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run
-)
+# Of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run.
+WHOLE: Seconds = 45.0
 TOO_OFTEN = "asked too often; documented: 10 searches a minute, a create every 4.5 s, and a penalty of 12 s"
 
 
@@ -147,17 +146,12 @@ class Client:
 
     def _note_retry_after(self, kind: Kind, raw: Response) -> bool:
         """Whether the answer names a pause; the next call of this kind then waits for it."""
-        named = raw.headers.get("Retry-After")
-        if raw.status not in BUSY or named is None:
-            return False
-        try:
+        named, seconds = raw.headers.get("Retry-After") or "", math.nan
+        with suppress(ValueError, OverflowError):
+            seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
+        with suppress(ValueError):
             seconds = float(named)
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
-            except (ValueError, OverflowError):
-                return False
-        if not seconds >= 0:  # NaN too
+        if raw.status not in BUSY or not seconds >= 0:  # NaN too
             return False
         until = self._clock.monotonic() + min(seconds, LONGEST_WAIT)
         self._not_before[kind] = max(self._not_before[kind], until)

@@ -14,14 +14,11 @@ from typing import Any
 from vast.marketplace.http import Exchange
 from vast.ports import Clock, parse_label
 
-ENDPOINTS = tuple(
-    (name, method, re.compile(pattern))
-    for name, method, pattern in (
-        ("search", "POST", r"/api/v0/bundles/"), ("create", "PUT", r"/api/v0/asks/(\d+)/"),
-        ("list", "GET", r"/api/v1/instances/"), ("show", "GET", r"/api/v0/instances/(\d+)/"),
-        ("destroy", "DELETE", r"/api/v0/instances/(\d+)/"), ("label", "PUT", r"/api/v0/instances/(\d+)/"),
-        ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"), ("account", "GET", r"/api/v0/users/current"),
-    )
+ENDPOINTS = (
+    ("search", "POST", r"/api/v0/bundles/"), ("create", "PUT", r"/api/v0/asks/(\d+)/"),
+    ("list", "GET", r"/api/v1/instances/"), ("show", "GET", r"/api/v0/instances/(\d+)/"),
+    ("destroy", "DELETE", r"/api/v0/instances/(\d+)/"), ("label", "PUT", r"/api/v0/instances/(\d+)/"),
+    ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"), ("account", "GET", r"/api/v0/users/current"),
 )  # fmt: skip
 # The assumed kinds of each field's value; "absent" where a field may be missing.
 NUMBERS = ("id", "machine_id", "num_gpus", "gpu_ram", "dph_total", "min_bid", "reliability", "inet_down", "inet_up",
@@ -33,6 +30,7 @@ INSTANCE = {
     "status_msg": "text null", "dph_total": "number", "start_date": "number null", "end_date": "number null",
     "public_ipaddr": "text null", "ports": "object null absent", "ssh_host": "text null", "ssh_port": "number text null",
 }  # fmt: skip
+KEPT = ("id", "label", "actual_status", "dph_total")
 ANSWERS: Mapping[str, Mapping[str, str]] = {
     "search": {"offers": "list"},
     "create": {"success": "yes-no", "new_contract": "number", "instance_api_key": "text"},
@@ -63,10 +61,11 @@ def odd(where: str, row: object, assumed: Mapping[str, str]) -> Iterable[str]:
 
 def summary(exchange: Exchange) -> dict[str, Any]:
     """The line for one call, without its time."""
-    found = (
-        (name, pattern.fullmatch(exchange.path)) for name, method, pattern in ENDPOINTS if method == exchange.method
-    )
-    name, match = next(((name, match) for name, match in found if match), (exchange.path, None))
+    name, match = exchange.path, None
+    for one, method, pattern in ENDPOINTS:
+        if method == exchange.method and (match := re.fullmatch(pattern, exchange.path)):
+            name = one
+            break
     body, answered = exchange.body, exchange.status is not None and 200 <= exchange.status < 300
     line: dict[str, Any] = {
         "call": name, "id": int(match[1]) if match is not None and match.groups() else None, "status": exchange.status,
@@ -82,9 +81,7 @@ def summary(exchange: Exchange) -> dict[str, Any]:
         rows = seen if isinstance(seen, list) else [] if seen is None else [seen]
         ours = [row for row in rows if isinstance(row, dict) and parse_label(str(row.get("label"))) is not None]
         wrong += [text for row in ours for text in odd("instance", row, INSTANCE)]
-        line["rows"] = [
-            {field: row.get(field) for field in ("id", "label", "actual_status", "dph_total")} for row in ours
-        ]
+        line["rows"] = [{field: row.get(field) for field in KEPT} for row in ours]
     if name == "create":
         line["id"] = body.get("new_contract")
     return {**line, "odd": sorted(set(wrong))}

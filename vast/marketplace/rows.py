@@ -126,9 +126,8 @@ def checks(query: OfferQuery) -> list[tuple[str, Callable[[Offer], bool]]]:
         compat = query.compat_cuda and is_datacenter(one.gpu)
         return (query.compat_cuda, query.compat_driver) if compat else (query.min_cuda, query.min_driver)
 
-    price_name = (
-        "a price" if most is None else f"at most ${most:.2f} per hour"
-    ) + ", interruptible" * query.interruptible
+    price_name = "a price" if most is None else f"at most ${most:.2f} per hour"
+    price_name += ", interruptible" * query.interruptible
     bounds: list[tuple[object, str, Callable[[Offer], bool]]] = [
         (True, f"{query.gpus} x {query.gpu or 'any GPU'}",
          lambda one: one.gpus == query.gpus and (query.gpu is None or gpu_name(one.gpu) == gpu_name(query.gpu))),
@@ -174,28 +173,21 @@ def filters(query: OfferQuery) -> dict[str, object]:
         "order": [[cost, "asc"]],
         "limit": query.limit + len(query.banned_machines),
     }
-    if query.gpu is not None:
-        body["gpu_name"] = {"eq": " ".join(query.gpu.replace("_", " ").split())}
-    if query.max_dollars_per_hour is not None:
-        body[cost] = {"lte": query.max_dollars_per_hour}
     if query.min_cuda:  # together: alone the first was seen to drop GPUs silently
         body["cuda_max_good"] = {"gte": query.compat_cuda or query.min_cuda}
         body["compute_cap"] = {"gte": min(query.compute_caps, default=0)}
-    if query.cpu_arch:
-        body["cpu_arch"] = {"eq": query.cpu_arch}
-    if query.datacenter:
-        body["datacenter"] = {"eq": True}
-    if query.regions:
-        body["geolocation"] = {"in": list(query.regions)}
-    for name, least in (
-        ("gpu_ram", query.min_vram_gb * MB),
-        ("reliability", query.min_reliability),
-        ("inet_down", query.min_down_mbit),
-        ("duration", query.min_hours * HOUR),
-    ):
-        if least > 0:
-            body[name] = {"gte": least}
-    return body
+    wanted: tuple[tuple[str, str, object], ...] = (
+        ("gpu_name", "eq", query.gpu and " ".join(query.gpu.replace("_", " ").split())),
+        (cost, "lte", query.max_dollars_per_hour),
+        ("cpu_arch", "eq", query.cpu_arch),
+        ("datacenter", "eq", query.datacenter),
+        ("geolocation", "in", list(query.regions)),
+        ("gpu_ram", "gte", query.min_vram_gb * MB),
+        ("reliability", "gte", query.min_reliability),
+        ("inet_down", "gte", query.min_down_mbit),
+        ("duration", "gte", query.min_hours * HOUR),
+    )
+    return body | {name: {operator: bound} for name, operator, bound in wanted if bound}
 
 
 def instance(row: object, redact: Text) -> Instance:

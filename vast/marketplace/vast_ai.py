@@ -94,7 +94,7 @@ class VastAI(Client):
                 seen.add(str(token))
                 continue
             # Only the count distinguishes an account without instances from a list that came back empty.
-            counted = isinstance(total, int) and not isinstance(total, bool)
+            counted = type(total) is int
             rows_seen = len(found) + left_out
             if (counted and total != rows_seen) or (not counted and (total is not None or not found)):
                 self.note(f"list: {rows_seen} instances, and the service counts otherwise or not at all")
@@ -141,9 +141,8 @@ class VastAI(Client):
         if "PRIVATE KEY" in public_key or self.redact.holds(public_key):
             self.note("ssh key: not a public one; not sent")
             return False
-        return self._managed(
-            "ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", {"ssh_key": public_key.strip()}
-        )
+        body = {"ssh_key": public_key.strip()}
+        return self._managed("ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", body)
 
     def set_label(self, instance_id: int, label: str) -> bool:
         return self._managed("label", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})

@@ -52,7 +52,9 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
     if campaigns or cells:
         columns = Column("campaign"), Column("cells", right=True), *_NUMBERS, Column("newest", least=12)
-        listed = {_fingerprint(run): run for run in (*by_stage.get("stage1", ()), *cells)}  # the newest of each
+        listed = {
+            _job(run).get("fingerprint"): run for run in (*by_stage.get("stage1", ()), *cells)
+        }  # the newest of each
         rows = []
         for name, one in campaigns.items():
             known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
@@ -81,13 +83,6 @@ def as_html(parts: Sequence[Part], runs_dir: Path) -> str:
     texts = ((part.title, "\n".join(part.text(120))) for part in parts)
     body = "".join(f"<h2>{html.escape(title)}</h2>\n<pre>{html.escape(text)}</pre>\n" for title, text in texts)
     return _PAGE.format(title=html.escape(str(runs_dir)), body=body)
-
-
-def _fingerprint(run: RunDir) -> str:
-    try:
-        return run.fingerprint() or ""
-    except UserError:
-        return ""
 
 
 def _counts(runs: Sequence[RunDir]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from vast.ports import GONE, Clock, Cloud, Instance, Label, Seconds, parse_label
 from vast.records.run_dir import Supervision
 
+PATIENCE: Seconds = 900.0  # for each machine; a later call continues
 FIRST_PAUSE: Seconds = 5.0  # after a DELETE that was not accepted; doubled up to LONGEST_PAUSE
 LONGEST_PAUSE: Seconds = 60.0
 
@@ -78,16 +79,13 @@ class _Teardown:
 class Reaper:
     """Sends DELETE until two authenticated answers, `spacing` seconds apart, show that the machine is gone."""
 
-    def __init__(
-        self, cloud: Cloud, clock: Clock, spacing: Seconds, patience: Seconds, show: Callable[[str], None]
-    ) -> None:
+    def __init__(self, cloud: Cloud, clock: Clock, spacing: Seconds, show: Callable[[str], None]) -> None:
         self._cloud, self._clock, self._spacing, self._show = cloud, clock, spacing, show
-        self._patience = patience  # seconds for each machine; a later call continues
 
     def reap(self, ids: Iterable[int]) -> tuple[int, ...]:
         """Returns the machines that may remain."""
         left = {one: _Teardown() for one in ids}
-        until = self._clock.monotonic() + self._patience * max(1, len(left))
+        until = self._clock.monotonic() + PATIENCE * max(1, len(left))
         while left and self._clock.monotonic() < until:
             self._round(left)
             if left:

@@ -45,67 +45,30 @@ class TriedMachine:
     found: BurnIn | None
 
 
-@dataclass(frozen=True)
 class RunReport:
-    run: str
-    stage: str
-    profile: str
-    image: str
-    result: str | None
-    lost: str | None  # artifacts without a local copy when a machine was destroyed, and why
-    at_home: str | None
-    complete: bool
-    began: str
-    hours: float
-    dollars: float
-    cap_dollars: float
-    by_kind: dict[str, float]  # dollars
-    estimate_hours: float | None
-    estimate_dollars: float | None
-    corrected_hours: float | None  # the estimate of the work at the rate that the last burn-in measured
-    training_hours: float
-    credit_used: float | None  # of the account from the first to the last poll, for all its machines; None: not known
-    attempts: tuple[Attempt, ...]
-    burn_ins: tuple[TriedMachine, ...]
-    fixes: tuple[str, ...]
-    retries: dict[str, int]
-    timeline: tuple[tuple[float, str], ...]  # (hours, what)
-
-
-def build(records: Sequence[Last], request: RunRequest) -> RunReport:
-    """`records`: of a journal with at least one record."""
-    assert records, "a journal begins with a record"
-    last = records[-1]
-    state, t = last.state, last.stamp.t
-    kinds, training = _by_kind(records)
-    burn_ins = _burn_ins(records)
-    last_found = burn_ins[-1].found if burn_ins else None
-    hours = request.estimate_hours
-    return RunReport(
-        run=state.run_id,
-        stage=request.stage,
-        profile=request.profile,
-        image=last.plan.image,
-        result=state.result,
-        lost=state.lost_artifacts,
-        at_home=state.home,
-        complete=state.complete,
-        began=f"{datetime.fromtimestamp(state.begun_wall, UTC):%Y-%m-%d %H:%M:%S} UTC",
-        hours=t / 3600,
-        dollars=spent(state, t),
-        cap_dollars=state.cap_dollars,
-        by_kind=kinds,
-        estimate_hours=hours,
-        estimate_dollars=request.estimate_dollars,
-        corrected_hours=None if hours is None or last_found is None else hours * last_found.slowdown,
-        training_hours=training / 3600,
-        credit_used=_credit_used(records),
-        attempts=_attempts(records),
-        burn_ins=burn_ins,
-        fixes=_fixes(records),
-        retries=dict(state.retries),
-        timeline=tuple((when / 3600, what) for when, what in state.history),
-    )
+    def __init__(self, records: Sequence[Last], request: RunRequest) -> None:
+        """`records`: of a journal with at least one record."""
+        assert records, "a journal begins with a record"
+        last = records[-1]
+        state, t = last.state, last.stamp.t
+        by_kind, training = _by_kind(records)
+        burn_ins = _burn_ins(records)
+        found, hours = burn_ins[-1].found if burn_ins else None, request.estimate_hours
+        self.run, self.stage, self.profile, self.image = state.run_id, request.stage, request.profile, last.plan.image
+        self.result = state.result
+        self.lost = state.lost_artifacts  # artifacts without a local copy when a machine was destroyed, and why
+        self.at_home, self.complete = state.home, state.complete
+        self.began = f"{datetime.fromtimestamp(state.begun_wall, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        self.hours, self.dollars, self.cap_dollars = t / 3600, spent(state, t), state.cap_dollars
+        self.by_kind = by_kind  # dollars
+        self.estimate_hours, self.estimate_dollars = hours, request.estimate_dollars
+        # the estimate of the work at the rate that the last burn-in measured
+        self.corrected_hours = None if hours is None or found is None else hours * found.slowdown
+        self.training_hours = training / 3600
+        self.credit_used = _credit_used(records)  # of the account from the first to the last poll; None: not known
+        self.attempts, self.burn_ins, self.fixes = _attempts(records), burn_ins, _fixes(records)
+        self.retries = dict(state.retries)
+        self.timeline = tuple((when / 3600, what) for when, what in state.history)  # (hours, what)
 
 
 def kind_of(state: RunState) -> str:
@@ -174,14 +137,8 @@ def burn_in_words(found: BurnIn | None) -> str:
 
 def _fixes(records: Sequence[Last]) -> tuple[str, ...]:
     """Fixes that the host's runner applied, in the order of the polls that showed them."""
-    seen: dict[str, None] = {}
-    for one in records:
-        job = None if one.state.machine is None else one.state.machine.job
-        seen.update(dict.fromkeys(job.fixes if job is not None else ()))
-    return tuple(seen)
-
-
-# ---- as text ----------------------------------------------------------------------------------------------------------------
+    jobs = [one.state.machine.job for one in records if one.state.machine is not None]
+    return tuple(dict.fromkeys(fix for job in jobs if job is not None for fix in job.fixes))
 
 
 def text(run: RunReport) -> str:

@@ -48,9 +48,7 @@ class RunRequest:
     estimate_hours: float | None = None
     estimate_dollars: float | None = None
     ssh_key: str | None = None  # absolute: a private key of the user's own
-    campaign: str | None = (
-        None  # its name; `stage` is "campaign NAME", and `profile_file` its file if it is one of one's own
-    )
+    campaign: str | None = None  # its name; `stage` is "campaign NAME", and `profile_file` may be its own file
     complete: tuple[str, ...] = ()  # its runs that were complete here before
 
 
@@ -64,11 +62,6 @@ class Folder:
         self.down, self.pull = path / "down", path / "pull"
         self.report, self.report_text = path / "report.json", path / "report.md"
 
-    def __repr__(self) -> str:
-        return f"Folder({self.path})"
-
-    # ---- creation
-
     def make(self, request: RunRequest, policy_text: str) -> None:
         """Write every file except the journal, which the supervisor starts. Raises RunStateError, DiskFull."""
         with io_errors_reported(self.path):
@@ -79,8 +72,6 @@ class Folder:
 
     def _write(self, name: str, text: str) -> None:
         write_text_atomically(self.path / name, text)
-
-    # ---- reading
 
     def request(self) -> RunRequest:
         fields: dict[str, Any] = read_json(self.path / "request.json")
@@ -93,9 +84,8 @@ class Folder:
         try:
             return (self.path / "nonce").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
-            raise RunStateError(
-                self.path / "nonce", "cannot be read", "end its machines: python -m vast reap"
-            ) from None
+            remedy = "end its machines: python -m vast reap"
+            raise RunStateError(self.path / "nonce", "cannot be read", remedy) from None
 
     def is_supervised(self) -> bool:
         """Whether a living process of this machine supervises the run."""
@@ -119,14 +109,9 @@ class Folder:
             raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
         return last.state
 
-    # ---- requests of a person
-
     def ask(self, what: Path, why: str) -> None:
         """Store a request, so that it outlives the requesting process."""
         write_text_atomically(what, why + "\n")
-
-    def asked_down(self) -> bool:
-        return self.down.exists()
 
 
 def require_writable(runs_dir: Path) -> None:
@@ -154,10 +139,8 @@ def renting(runs_dir: Path, clock: Clock) -> Iterator[Callable[[], None]]:
             if clock.monotonic() >= until:
                 raise
             clock.sleep(0.5)
-    try:
+    with held:
         yield held.close
-    finally:
-        held.close()
 
 
 def folders(runs_dir: Path) -> list[Folder]:

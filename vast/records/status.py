@@ -1,91 +1,54 @@
 """The status of each rented run from its journal alone, without any network call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from jobs.columns import Column
 from jobs.errors import UserError
-from vast.ports import BurnIn, Clock
+from vast.ports import Clock, JobReport
 from vast.records.run_dir import Folder
 from vast.supervisor.journal import Last, RunClock
-from vast.supervisor.state import Phase, burn, spent
+from vast.supervisor.state import Phase, RunState, burn, spent
 
 
-@dataclass(frozen=True)
 class RunStatus:
     """`phase` is "broken" for an unreadable journal. `dollars` grow while a machine may bill."""
 
-    run: str
-    phase: str
-    result: str | None
-    supervised: bool
-    attempt: int = 0
-    step: int = 0
-    total: int = 0
-    loss: float | None = None
-    instance: int | None = None
-    being_destroyed: tuple[int, ...] = ()
-    unclear: bool = False  # a create with unknown outcome
-    dollars: float = 0.0
-    cap_dollars: float = 0.0
-    dollars_per_hour: float = 0.0
-    hours_left: float = 0.0
-    at_home: str | None = None
-    job: str | None = None
-    alerts: tuple[str, ...] = ()
-    fixes: tuple[str, ...] = ()
-    lost: str | None = None
-    burn_in: BurnIn | None = None  # of the machine that there is
-    note: str = ""
+    def __init__(self, run: str, supervised: bool, last: Last | None, clock: Clock, trouble: str = "") -> None:
+        """last: None for a run that was not begun. trouble: why its journal cannot be read."""
+        state = RunState(run, 0, 0.0, 0.0, 0.0) if last is None else last.state
+        machine, closed = state.machine, state.phase is Phase.CLOSED
+        job = JobReport("absent") if machine is None or machine.job is None else machine.job
+        t = 0.0 if last is None else last.stamp.t if closed else RunClock(clock, last.stamp).t()
+        settling = state.over and machine is None and not state.doomed and not closed
+        late = settling and state.unclear_at is not None  # it is kept open for a machine that may show up late
+        self.run = run
+        self.phase = "broken" if trouble else "not begun" if last is None else state.phase.value
+        self.result, self.supervised, self.attempt = state.result, supervised, state.attempt
+        self.step, self.total, self.loss = job.step, job.total, job.loss
+        self.instance = None if machine is None else machine.id
+        self.being_destroyed = tuple(one.id for one in state.doomed)
+        self.unclear = state.intent is not None or late  # a create with unknown outcome
+        self.dollars, self.cap_dollars, self.dollars_per_hour = spent(state, t), state.cap_dollars, burn(state)
+        self.hours_left = 0.0 if closed else max(0.0, state.cap_seconds - t) / 3600
+        self.at_home = "complete" if state.complete else state.home
+        self.job, self.alerts, self.fixes = job.run, () if closed else state.alerts, job.fixes
+        self.lost = state.lost_artifacts
+        self.burn_in = None if machine is None else machine.burn_in
+        self.note = trouble
+        if last is not None and not closed and not supervised:
+            self.note = f"it has no supervisor: python -m vast attach {run}"
+        elif late:
+            self.note = "waits for a machine of a create without an answer, which may still show up"
 
 
 def status(folder: Folder, clock: Clock) -> RunStatus:
     """Never raises for an unreadable journal: such a run may have a machine, so it must be listed."""
+    last, trouble = None, ""
     try:
         last = folder.last()
     except UserError as error:
-        return RunStatus(folder.run_id, "broken", None, folder.is_supervised(), note=str(error))
-    if last is None:
-        return RunStatus(folder.run_id, "not begun", None, folder.is_supervised())
-    return of(last, folder.is_supervised(), clock)
-
-
-def of(last: Last, supervised: bool, clock: Clock) -> RunStatus:
-    state, machine = last.state, last.state.machine
-    closed = state.phase is Phase.CLOSED
-    t = last.stamp.t if closed else RunClock(clock, last.stamp).t()
-    job = None if machine is None else machine.job
-    note = ""
-    if not closed and not supervised:
-        note = f"it has no supervisor: python -m vast attach {state.run_id}"
-    settling = state.over and machine is None and not state.doomed and not closed
-    late = settling and state.unclear_at is not None  # it is kept open for a machine that may show up late
-    if late and not note:
-        note = "waits for a machine of a create without an answer, which may still show up"
-    return RunStatus(
-        run=state.run_id,
-        phase=state.phase.value,
-        result=state.result,
-        supervised=supervised,
-        attempt=state.attempt,
-        step=0 if job is None else job.step,
-        total=0 if job is None else job.total,
-        loss=None if job is None else job.loss,
-        instance=None if machine is None else machine.id,
-        being_destroyed=tuple(one.id for one in state.doomed),
-        unclear=state.intent is not None or late,
-        dollars=spent(state, t),
-        cap_dollars=state.cap_dollars,
-        dollars_per_hour=burn(state),
-        hours_left=0.0 if closed else max(0.0, state.cap_seconds - t) / 3600,
-        at_home="complete" if state.complete else state.home,
-        job=None if job is None else job.run,
-        alerts=state.alerts if not closed else (),
-        fixes=() if job is None else job.fixes,
-        lost=state.lost_artifacts,
-        burn_in=None if machine is None else machine.burn_in,
-        note=note,
-    )
+        trouble = str(error)
+    return RunStatus(folder.run_id, folder.is_supervised(), last, clock, trouble)
 
 
 # On a terminal: dollars and cap in two right-aligned columns; alerts are printed below the table.

@@ -20,8 +20,8 @@ HOUR: Seconds = 3600.0
 MARKET_GB = 1.024  # in 2**30 bytes: the market counts 1000 MiB as one
 HOST_TAG = "-host"  # see docs/containers.md: the image whose user is root, for a host of the ssh kind
 DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
-NAME = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+NAME = re.compile(rf"{_PART}(?:/{_PART})*(?::([A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}}))?")  # after the registry; the tag
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 REGISTRY = re.compile(r"(?:[A-Za-z0-9-]+\.)+[A-Za-z0-9-]+(?::\d{1,5})?|[A-Za-z0-9-]+:\d{1,5}")
 INPUTS = ".inputs"  # on the host, below the runs directory: files sent before the start
@@ -35,9 +35,6 @@ def host_image(image: str) -> str:
     where = f"--image {image}"
     name, at, digest = image.partition("@")
     head, slash, rest = name.partition("/")
-    last, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:
-        last, tag = name, ""
     if not slash or not REGISTRY.fullmatch(head):
         fact = "has no registry, and a rented machine cannot pull an image of this one" if not slash else (
             f"expected a registry's host before the first slash, found {head!r}")  # fmt: skip
@@ -45,18 +42,17 @@ def host_image(image: str) -> str:
     if head.startswith(("localhost:", "127.")):
         fact = "is in a registry of this machine, which a rented one cannot reach"
         raise ConfigError(where, fact, "push it elsewhere")
-    path = last.removeprefix(f"{head}/") if slash else last
-    bad_name = not rest or not all(NAME.fullmatch(part) for part in path.split("/"))
-    if bad_name or (tag and not TAG.fullmatch(tag)) or (name.endswith(":")):
+    match = NAME.fullmatch(rest)
+    if match is None:
         raise ConfigError(where, "is no name of an image", "expected registry/name:tag")
     if at:
         if not DIGEST.fullmatch(digest):
             raise ConfigError(where, "its digest is none", "expected @sha256: and 64 hexadecimal digits")
         return image
-    if not tag:
+    if not match[1]:
         remedy = "name one, so that each machine of the run gets the same: registry/name:tag"
         raise ConfigError(where, "has no tag", remedy)
-    return name if tag.endswith(HOST_TAG) else name + HOST_TAG
+    return name if name.endswith(HOST_TAG) else name + HOST_TAG
 
 
 # ---- the estimate ---------------------------------------------------------------------------------------------------------
@@ -114,11 +110,8 @@ def query_of(policy: Policy, *, gpu: str | None = None, max_price: Dollars | Non
 def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> OfferQuery:
     """`query` for machines that can run the image, and load it in time. gb: 0 if not known."""
     in_time = 1.5 * gb * 8000 / policy.deadlines.loading
-    return replace(
-        query, min_cuda=needs.cuda, min_driver=needs.driver, compute_caps=needs.compute_caps, cpu_arch=needs.cpu,
-        compat_cuda=needs.compat_cuda, compat_driver=needs.compat_driver,
-        min_down_mbit=max(query.min_down_mbit, in_time), down_gb=gb,
-    )  # fmt: skip
+    down_mbit = max(query.min_down_mbit, in_time)
+    return replace(query, **vars(needs), min_down_mbit=down_mbit, down_gb=gb)
 
 
 def campaign_command(name: str, file: str | None, root: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from jobs.config.profile import STORE_REMEDY, store_fault
 from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, RunStateError, UserError
 from jobs.estimate.estimate import Estimate
-from jobs.estimate.gpus import GPU_NAMES
+from jobs.estimate.gpus import gpu_names
 from jobs.runs.rundir import command_for, resolve_init
 from vast.marketplace.account_key import REMEDY, places
 from vast.marketplace.http import DEFAULT_URL
@@ -65,9 +65,7 @@ def _paths(part: object, prefix: str = "") -> list[str]:
     if not isinstance(part, Mapping):
         return []
     found = [prefix] if part.get("source") in ("path", "gguf") else []
-    return found + [
-        at for key, value in part.items() for at in _paths(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
+    return found + [at for key, value in part.items() for at in _paths(value, f"{prefix}.{key}".lstrip("."))]
 
 
 def secrets(names: list[str], environ: Mapping[str, str], where: str = "policy: secrets") -> dict[str, Secret]:
@@ -235,17 +233,15 @@ def filters_left(cloud: Cloud, query: OfferQuery) -> str:
 def require_memory(estimate: Estimate | None, offer: Offer) -> None:
     """Raises ConfigError if the job does not fit into the machine's GPUs."""
     if estimate is not None and estimate.fits is False:
-        fact = (
-            f"{offer.gpus} x {offer.gpu} with {offer.vram_gb:g} GB, and the stage needs {estimate.peak_gb:g} GB a GPU"
-        )
+        machine = f"{offer.gpus} x {offer.gpu} with {offer.vram_gb:g} GB"
+        fact = f"{machine}, and the stage needs {estimate.peak_gb:g} GB a GPU"
         raise ConfigError("--gpu", fact, estimate.remedy or "take a larger one")
 
 
 def _what_is_in_the_way(cloud: Cloud, query: OfferQuery, price_option: str) -> str:
     """Searches once more without the GPU's name, or without the price bound, to name it if it excludes every offer."""
-    if query.gpu is not None:
-        known = set(map(gpu_name, GPU_NAMES))
-        others = cloud.search(replace(query, gpu=None, max_dollars_per_hour=None)) if query.gpu not in known else ()
+    if query.gpu is not None and query.gpu not in (known := set(map(gpu_name, gpu_names()))):
+        others = cloud.search(replace(query, gpu=None, max_dollars_per_hour=None))
         known |= {gpu_name(one.gpu) for one in others or ()}
         like = sorted(name.replace(" ", "_") for name in known if query.gpu in name)
         if query.gpu not in known:

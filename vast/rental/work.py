@@ -47,9 +47,8 @@ def campaign(name: str, given: Sequence[str], gpus: int, runs_dir: Path) -> Work
     own = name not in campaign_names()
     stem = Path(name).stem if own else name
     if given:
-        raise ConfigError(
-            given[0], "a campaign names profiles, seeds and settings itself", f"leave it out, or change {where}"
-        )
+        fact = "a campaign names profiles, seeds and settings itself"
+        raise ConfigError(given[0], fact, f"leave it out, or change {where}")
     if not NAME.fullmatch(stem):
         raise ConfigError(where, f"the campaign's name {stem!r} has other letters than a-z, 0-9, dots, dashes and underscores",
                           "rename the file")  # fmt: skip
@@ -64,14 +63,6 @@ def campaign(name: str, given: Sequence[str], gpus: int, runs_dir: Path) -> Work
                           "restore it, or give this one a file of its own")  # fmt: skip
     jobs = tuple(cell.job for cell in cells(chosen, where))
     return Work(stem, chosen.title, jobs, True, str(Path(name).absolute()) if own else None)
-
-
-@dataclass(frozen=True)
-class UnfinishedRun:
-    """Unfinished work of a closed rented run."""
-
-    folder: Folder
-    run: str  # such as stage5b/20261123-101500
 
 
 def complete(runs_dir: Path, settings: Sequence[str]) -> dict[str, RunDir]:
@@ -107,7 +98,7 @@ def refuse_open(runs_dir: Path, command: tuple[str, ...], run_id: str) -> None:
             raise RunStateError(folder.path, "is a rented run of the same job, and open", remedy)
 
 
-def unfinished(runs_dir: Path, settings: Sequence[str]) -> UnfinishedRun | None:
+def unfinished(runs_dir: Path, settings: Sequence[str]) -> Folder | None:
     """The newest closed rented run of the same job, or of one of a campaign, with unfinished work in `runs_dir`."""
     there = folders(runs_dir)
     in_use = {fetched_run(folder) for folder in there if is_open(folder)}
@@ -118,7 +109,7 @@ def unfinished(runs_dir: Path, settings: Sequence[str]) -> UnfinishedRun | None:
         try:
             found = RunDir.open(runs_dir / run)
             if found.state() in ("failed", "interrupted") and found.settings() in settings:
-                return UnfinishedRun(folder, run)
+                return folder
         except UserError:
             continue  # damaged: cannot be continued
     return None
@@ -130,6 +121,6 @@ def fetched_run(folder: Folder) -> str | None:
     return run if isinstance(run, str) else None
 
 
-def copy_receipt(old: UnfinishedRun, new: Folder) -> None:
+def copy_receipt(old: Folder, new: Folder) -> None:
     """The receipt lists the verified local files; the new run pushes them to its machine and continues from them."""
-    write_text_atomically(new.path / RECEIPT, (old.folder.path / RECEIPT).read_text(encoding="utf-8"))
+    write_text_atomically(new.path / RECEIPT, (old.path / RECEIPT).read_text(encoding="utf-8"))

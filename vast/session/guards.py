@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from jobs.errors import RunStateError
-from vast.ports import Account, Address, BurnIn, Cloud, Host, Seconds, Shell
+from vast.ports import Account, Addresses, BurnIn, Cloud, Host, Seconds, Shell
 from vast.records.run_dir import Folder
 from vast.secrets import Redactor
 
@@ -50,11 +50,11 @@ class RedactedShell:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._shell, name)
 
-    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
+    def burn_in(self, addresses: Addresses, seconds: Seconds) -> BurnIn | None:
         found = self._shell.burn_in(addresses, seconds)
         return None if found is None else replace(found, problems=tuple(map(self._redact, found.problems)))
 
-    def probe(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: Addresses) -> Host:
         found = self._shell.probe(addresses)
         job = found.job
         if job is not None:

@@ -43,7 +43,7 @@ class Notifier:
         self._hooks, self._redact, self._environ, self._run = hooks, redact, environ, run or run_command
 
     def __call__(self, event: Event, content: dict[str, Any]) -> None:
-        hook = self._hooks.of(event)
+        hook: list[str] | str | None = getattr(self._hooks, event)
         if hook is None:
             return
         data = (self._redact(json.dumps(content, sort_keys=True)) + "\n").encode()

@@ -4,7 +4,6 @@ The process may be killed at any line: the next `supervise` continues at the end
 """
 
 import json
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from jobs import errors
 from jobs.errors import DiskFull, RunStateError, UserError
 from jobs.runs.atomic import write_text_atomically
 from vast.policy import Event, Policy
-from vast.ports import Clock, Cloud, Contract, Host, Offer, Shell
+from vast.ports import Clock, Cloud, Contract, Host, Offer, Pulled, Shell
 from vast.records import report
 from vast.records.run_dir import Folder
 from vast.rental.onstart import Switch, onstart
@@ -23,16 +22,13 @@ from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.clock import WakingClock
 from vast.session.guards import RedactedShell, guarded
-from vast.session.memory_journal import MemoryJournal
 from vast.session.notify import Notifier
 from vast.session.view import View, line_of, warnings_shown
-from vast.supervisor.journal import FileJournal, Superseded, records
+from vast.supervisor.journal import FileJournal, MemoryJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.schedule import ALERTS
 from vast.supervisor.state import Observation, Plan, RunState
-
-log = logging.getLogger(__name__)
 
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
@@ -83,15 +79,12 @@ class Session:
                 self._finish(state, keep=error is None)
             if error is not None:
                 fact = f"no record can be written ({error}), so the run was ended and its machine destroyed"
-                raise DiskFull(
-                    self.folder.path, fact, f"make room; then close it: python -m vast down {self.folder.run_id}"
-                )
+                remedy = f"make room; then close it: python -m vast down {self.folder.run_id}"
+                raise DiskFull(self.folder.path, fact, remedy)
             return state
         except Superseded as error:
-            fact = "another supervisor took this run over"
-            raise RunStateError(
-                self.folder.path, fact, f"follow it: python -m vast attach {self.folder.run_id}"
-            ) from error
+            remedy = f"follow it: python -m vast attach {self.folder.run_id}"
+            raise RunStateError(self.folder.path, "another supervisor took this run over", remedy) from error
         except UserError:
             raise
         except Exception as error:  # a bug: notify, since a machine may still run
@@ -100,6 +93,10 @@ class Session:
             raise
         finally:
             journal.close()
+
+    def machine_id(self) -> int | None:
+        machine = None if self.supervisor is None else self.supervisor.state.machine
+        return None if machine is None else machine.id
 
     def _journal(self) -> FileJournal:
         """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
@@ -127,7 +124,7 @@ class Session:
 
     def _asked(self) -> bool:
         """A request by signal is stored on disk, so that it survives this process."""
-        if self.ending or self.folder.asked_down():
+        if self.ending or self.folder.down.exists():
             return True
         if self.asked():
             self.ending = True
@@ -149,10 +146,10 @@ class Session:
             dollars_per_hour=offer.dollars_per_hour if plan.bid is None else plan.bid,
             url=self.url,
         )
-        login = None if self.login is None else self.login.reveal()
         return Contract(
-            label, plan.image, plan.query.disk_gb, self.first_process(switch), bid=plan.bid, registry_login=login
-        )
+            label, plan.image, plan.query.disk_gb, self.first_process(switch), bid=plan.bid,
+            registry_login=None if self.login is None else self.login.reveal(),
+        )  # fmt: skip
 
     # ---- output
 
@@ -209,12 +206,10 @@ class Session:
         with suppress(OSError):
             self.folder.pull.unlink()
         if machine is None or not machine.starts or not machine.addresses:
-            self.say("pull: no host has anything to fetch")
-            return
+            return self.say("pull: no host has anything to fetch")
         supervisor.journal.check()
         got = self.shell.pull(machine.addresses, everything=False, proceed=supervisor.transfer_proceeds)
-        outcome = "the host does not answer" if got is None else pull_outcome(got.verified, got.message, got.bytes)
-        self.say(f"pull: {outcome}")
+        self.say(f"pull: {'the host does not answer' if got is None else pull_outcome(got)}")
 
     def _finish(self, state: RunState, keep: bool) -> None:
         """Write the report and call the hook, both at least once: report.json is written last and marks the end.
@@ -223,18 +218,21 @@ class Session:
         """
         if not keep:
             return self._call_hook("fail", "local-disk-full", state)
-        run_report = report.build(list(records(self.folder.path)), self.folder.request())
+        run_report = report.RunReport(list(records(self.folder.path)), self.folder.request())
         self._call_hook("done" if state.result == SUCCESS else "fail", str(state.result), state)
         write_text_atomically(self.folder.report_text, self.redact(report.text(run_report)))
-        write_text_atomically(self.folder.report, self.redact(json.dumps(asdict(run_report), indent=2) + "\n"))
+        plain = json.dumps(vars(run_report), indent=2, default=asdict)
+        write_text_atomically(self.folder.report, self.redact(plain + "\n"))
 
 
 def _reason(error: Exception) -> str:
     return error.fact if isinstance(error, UserError) else getattr(error, "strerror", None) or type(error).__name__
 
 
-def pull_outcome(verified: bool, message: str, size: int) -> str:
-    return f"{size / 1e6:.1f} MB fetched and verified" if verified else f"not whole: {message or 'try again'}"
+def pull_outcome(got: Pulled) -> str:
+    return (
+        f"{got.bytes / 1e6:.1f} MB fetched and verified" if got.verified else f"not whole: {got.message or 'try again'}"
+    )
 
 
 def exit_code(state: RunState) -> int:

@@ -28,16 +28,13 @@ class Signals:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1 or (self._background and number == signal.SIGTERM):
-            self._write(
-                f"left: a machine of {self.run_id} may still run, under its dead-man's switch; "
-                f"go on with: python -m vast attach {self.run_id}"
-            )
+            left = f"left: a machine of {self.run_id} may still run, under its dead-man's switch"
+            self._write(f"{left}; go on with: python -m vast attach {self.run_id}")
             raise Left
         if not self.asked:
             self.asked = True
-            self._write(
-                "the end is asked for: a checkpoint, a last pull, and the machine is destroyed; Ctrl-C again leaves at once"
-            )
+            asked = "the end is asked for: a checkpoint, a last pull, and the machine is destroyed"
+            self._write(f"{asked}; Ctrl-C again leaves at once")
 
     @contextmanager
     def installed(self) -> Iterator[Self]:

@@ -82,20 +82,12 @@ def line_of(seen: Observation, state: RunState, wall: float) -> Line:
         gpu=_number(None if host is None else host.gpu_percent, "{:.0f}"),
         mem=_number(None if host is None else host.gpu_memory_percent, "{:.0f}"),
         cost=f"{spent(state, seen.t):.2f}/{state.cap_dollars:.2f}",
-        fix=_word(fixes[-1]) if fixes else UNKNOWN,
+        fix="_".join(printable(fixes[-1]).split()) or UNKNOWN if fixes else UNKNOWN,  # readers split the line at blanks
     )
 
 
 def _number(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else form.format(value)
-
-
-def _word(text: str) -> str:
-    """Without blanks: readers split the line at them."""
-    return "_".join(printable(text).split()) or UNKNOWN
-
-
-# ---- display ----------------------------------------------------------------------------------------------------------------
 
 
 class Lines(nullcontext[None]):

@@ -68,9 +68,8 @@ def _too_little(known: Gpu, found: Mapping[str, float]) -> list[str]:
         problems.append(f"{found['tflops']:g} TFLOP/s in bfloat16, expected at least {least:.0f} of a {known.name}")
     least = NVLINK * known.link
     if known.link > PCIE and found.get("peer_gb_s", least) < least:
-        problems.append(
-            f"{found['peer_gb_s']:g} GB/s from the GPU before it, expected at least {least:.0f} over a {known.name}'s NVLink"
-        )
+        expected = f"expected at least {least:.0f} over a {known.name}'s NVLink"
+        problems.append(f"{found['peer_gb_s']:g} GB/s from the GPU before it, {expected}")
     if "total_gb" in found and found["total_gb"] < MEMORY * known.memory_gb:
         problems.append(f"{found['total_gb']:g} GB of memory, and a {known.name} has {known.memory_gb:g}")
     return problems

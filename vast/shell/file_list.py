@@ -34,47 +34,39 @@ class Listed:
     sha256: str | None  # None: a file that still grows or is rewritten
 
 
-@dataclass(frozen=True)
 class Listing:
-    run: str | None
-    complete: bool  # the run is, and everything of it is listed
-    checkpoint: str | None
-    files: tuple[Listed, ...]
-    more: bool = False  # another run of the campaign is to be listed
-    done: bool = False  # the whole job is
+    def __init__(self, answer: Mapping[str, Any] | None, own: str, shared: str | None = None) -> None:
+        """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory. `shared`: the one
+        file outside of runs, a campaign's list of them.
+
+        Raises ListingRefused.
+        """
+        if answer is None:
+            raise ListingRefused("the listing of files is malformed")
+        run = self.run = run_name(answer.get("run"))
+        if run is None and answer.get("run") is not None:
+            raise ListingRefused(f"the run {answer['run']!r:.100} has an odd name")
+        entries = answer.get("files")
+        if not isinstance(entries, list) or len(entries) > MOST:
+            raise ListingRefused("the listing names no files, or too many")
+        files = [_listed(entry, run, own, shared) for entry in entries]
+        self.files = files = [one for one in files if PurePosixPath(one.path).name not in NOT_PULLED]
+        paths = {one.path for one in files}
+        if not len(paths) == len(files) == len({one.source for one in files}):
+            raise ListingRefused("the listing names a file twice")
+        checkpoint = checkpoint_name(answer.get("checkpoint"), run)
+        if checkpoint is None and answer.get("checkpoint") is not None:
+            raise ListingRefused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
+        self.checkpoint = checkpoint if checkpoint is not None and _names_whole(checkpoint, files) else None
+        # the run is complete, and everything of it is listed
+        whole = run is not None and {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= paths
+        self.complete = whole and answer.get("complete") is True
+        self.more = answer.get("more") is True  # another run of the campaign is to be listed
+        self.done = answer.get("done") is True  # the whole job is
 
     @property
-    def of_checkpoint(self) -> tuple[Listed, ...]:
-        return tuple(one for one in self.files if is_in_checkpoints(one.path))
-
-
-def parse(answer: Mapping[str, Any] | None, own: str, shared: str | None = None) -> Listing:
-    """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory. `shared`: the one
-    file outside of runs, a campaign's list of them.
-
-    Raises ListingRefused.
-    """
-    if answer is None:
-        raise ListingRefused("the listing of files is malformed")
-    run = run_name(answer.get("run"))
-    if run is None and answer.get("run") is not None:
-        raise ListingRefused(f"the run {answer['run']!r:.100} has an odd name")
-    entries = answer.get("files")
-    if not isinstance(entries, list) or len(entries) > MOST:
-        raise ListingRefused("the listing names no files, or too many")
-    files = [_listed(entry, run, own, shared) for entry in entries]
-    files = [one for one in files if PurePosixPath(one.path).name not in NOT_PULLED]
-    for names in ([one.path for one in files], [one.source for one in files]):
-        if len(set(names)) != len(names):
-            raise ListingRefused("the listing names a file twice")
-    checkpoint = checkpoint_name(answer.get("checkpoint"), run)
-    if checkpoint is None and answer.get("checkpoint") is not None:
-        raise ListingRefused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
-    if checkpoint is not None and not _names_whole(checkpoint, files):
-        checkpoint = None
-    complete = answer.get("complete") is True and run is not None
-    complete = complete and {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files}
-    return Listing(run, complete, checkpoint, tuple(files), answer.get("more") is True, answer.get("done") is True)
+    def of_checkpoint(self) -> list[Listed]:
+        return [one for one in self.files if is_in_checkpoints(one.path)]
 
 
 def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Listed:

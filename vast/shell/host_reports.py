@@ -95,11 +95,6 @@ def checkpoint_name(value: object, run: str | None) -> str | None:
     return match[0] if match and match[1] == run else None
 
 
-def step_of(checkpoint: str) -> int:
-    """Of a name that `checkpoint_name` let pass."""
-    return int(checkpoint.rpartition("-")[2])
-
-
 def word(value: object) -> str | None:
     """A short text without control characters; None for none."""
     if not isinstance(value, str):

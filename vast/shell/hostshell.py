@@ -7,15 +7,15 @@ or taken from it, the machine has to show the nonce of the run. This proof lasts
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
 from vast.host.runs import list_of
-from vast.ports import Address, BurnIn, Clock, Contact, Host, Pulled, Seconds, always
+from vast.ports import Address, Addresses, BurnIn, Clock, Contact, Host, Proceed, Pulled, Seconds, always
 from vast.secrets import Secret
-from vast.shell import burn_in, file_list, host_reports, push
+from vast.shell import burn_in, host_reports, push
 from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
 from vast.shell.pull import pull
@@ -46,8 +46,7 @@ class HostShell:
     """One run's way to its machine."""
 
     transport: Transport
-    runs_dir: InitVar[Path]  # where runs are kept here
-    own: InitVar[Path]  # the directory of the rented run, below it
+    copy: LocalCopy
     nonce: str  # what the machine's dead-man's switch was given
     clock: Clock
     network: Callable[[], bool]  # whether our own network works; it must not ask the host
@@ -57,11 +56,8 @@ class HostShell:
     grace: Seconds | None = None  # for the job's checkpoint when it is asked to end; None: what the host gives it
     gpus: int | None = None  # of the contract, for the burn-in; None: not known
     mbit: float | None = None  # bandwidth limit of transfers, Mbit/s
-    campaign: InitVar[str | None] = None  # this and `earlier`: see LocalCopy
-    earlier: InitVar[Sequence[str]] = ()
     root: str = ROOT
     program: Sequence[str] = ("env", f"--chdir={CODE}", "python3", "-m", "vast.host")  # how vast.host is called there
-    copy: LocalCopy = field(init=False)
     _worked: Address | None = field(default=None, init=False)
     _failure: str = field(default="", init=False)  # of the last probe
     _not_run: bool = field(default=False, init=False)  # the last probe could not start ssh on this machine
@@ -71,16 +67,15 @@ class HostShell:
     _proven: tuple[Address, Seconds, str] | None = field(default=None, init=False)
     _sent: str | None = field(default=None, init=False)  # the boot of the machine that has the inputs
 
-    def __post_init__(self, runs_dir: Path, own: Path, campaign: str | None, earlier: Sequence[str]) -> None:
-        self.copy = LocalCopy(runs_dir, own, campaign, earlier)
+    def __post_init__(self) -> None:
         self.local_copy, self.close = self.copy.read_again, self.transport.close
 
     # ---- probing
 
-    def probe(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: Addresses) -> Host:
         return self._find(addresses)[1]
 
-    def _find(self, addresses: tuple[Address, ...]) -> tuple[Address | None, Host]:
+    def _find(self, addresses: Addresses) -> tuple[Address | None, Host]:
         """The first pair at which our machine answers, with its report; or the most useful failure."""
         failures: dict[str, Host] = {}
         self._not_run = False
@@ -113,7 +108,7 @@ class HostShell:
         self.transport.settle(address, found.contact == "ok")
         return found
 
-    def _reach(self, addresses: tuple[Address, ...]) -> Address | None:
+    def _reach(self, addresses: Addresses) -> Address | None:
         """A pair at which our machine answered within the last minute."""
         if self._proven is not None:
             address, seen, _ = self._proven
@@ -123,47 +118,44 @@ class HostShell:
 
     # ---- commands
 
-    def burn_in(self, addresses: tuple[Address, ...], seconds: Seconds) -> BurnIn | None:
-        address = self._reach(addresses)
-        if address is None:
-            return None
-        reply = self._run(address, "burnin", *(["--no-gpu"] if self.gpus == 0 else []), timeout=seconds)
+    def burn_in(self, addresses: Addresses, seconds: Seconds) -> BurnIn | None:
+        no_gpu = ["--no-gpu"] if self.gpus == 0 else []
+        reply = self._run(self._reach(addresses), "burnin", *no_gpu, timeout=seconds)
         if reply.kind == "ok" and reply.code == EXIT_USER and "invalid choice" in reply.err:
             return BurnIn(True, ("vast.host of the image has no burn-in",), ran=False)
         found = host_reports.parse(reply.out) if reply.good else None
         return burn_in.judged(found, self.gpus, self.clock.now())
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
-              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
+    def start(
+        self, addresses: Addresses, command: tuple[str, ...], home: str | None = None, proceed: Proceed = always
+    ) -> bool | None:
         """Inputs and secrets go first. False: the host refuses, for one because its dead-man's switch is not armed."""
         address = self._reach(addresses)
         if address is None:
             return None
-        done = self._send_inputs(address, proceed)
-        if done is True:
-            done = self._send_secrets(address)
-        if done is not True:
+        if (done := self._send_inputs(address, proceed)) is not True:
             return done
+        # Also an empty set: it removes the secrets of an earlier start.
+        values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
+        sent = self._run(address, "secrets", stdin=values)
+        if not sent.good:
+            return sent.done
         known = () if home is None else ("--home", home)
-        return self._command(address, "start", *known, "--", *command)
+        return self._run(address, "start", *known, "--", *command).done
 
-    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
-        address = self._reach(addresses)
-        return (
-            None
-            if address is None
-            else self._command(address, "stop", *([] if self.grace is None else ["--grace", f"{self.grace:g}"]))
-        )
+    def stop(self, addresses: Addresses) -> bool | None:
+        grace = () if self.grace is None else ("--grace", f"{self.grace:g}")
+        return self._run(self._reach(addresses), "stop", *grace).done
 
-    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: Seconds) -> bool | None:
+    def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
         address = self._reach(addresses)
         return None if address is None else self._renew(address, until_deadline)
 
     def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
         self._lease = (self.clock.monotonic(), until_deadline)
-        return self._command(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}")
+        return self._run(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}").done
 
-    def _pace(self, address: Address, proceed: Callable[[], bool]) -> Pace:
+    def _pace(self, address: Address, proceed: Proceed) -> Pace:
         """Of a transfer, which may take hours: the lease of the machine is renewed meanwhile, as its supervisor would do."""
 
         def going() -> bool:
@@ -177,25 +169,22 @@ class HostShell:
         return Pace(going, self.mbit)
 
     def log(
-        self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
+        self, addresses: Addresses, tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
         """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
-        address = self._reach(addresses)
-        if address is None:
-            return None
         options = [("--tail", tail), ("--follow-from", follow_from)]
         words = [word for name, value in options if value is not None for word in (name, str(value))]
-        reply = self._run(address, "log", *words)
+        reply = self._run(self._reach(addresses), "log", *words)
         answer = host_reports.parse(reply.out) if reply.good else None
         odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
         return None if odd else answer
 
-    def _command(self, address: Address, *words: str) -> bool | None:
-        return push.answer(self._run(address, *words))
-
     def _run(
-        self, address: Address, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
+        self, address: Address | None, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
     ) -> Reply:
+        """address: of our machine; None: it was not reached."""
+        if address is None:
+            return Reply("unreachable")
         reply = self.transport.run(address, self._argv(*words), stdin=stdin, timeout=timeout, pace=pace)
         if not reply.good:
             # Its error may quote its standard input.
@@ -209,28 +198,23 @@ class HostShell:
 
     # ---- to the host
 
-    def _send_secrets(self, address: Address) -> bool | None:
-        """Also an empty set: it removes the secrets of an earlier start."""
-        values = json.dumps({name: secret.reveal() for name, secret in self.secrets().items()}).encode()
-        return push.answer(self._run(address, "secrets", stdin=values))
-
-    def _send_inputs(self, address: Address, proceed: Callable[[], bool]) -> bool | None:
+    def _send_inputs(self, address: Address, proceed: Proceed) -> bool | None:
         boot = None if self._proven is None else self._proven[2]
         if boot is not None and boot == self._sent:
             return True
         try:
             for one in (*self.inputs, push.of_complete(self.copy)):
                 root = f"{self.root}/{one.to}" if one.to else self.root
-                done = push.send(self.transport, address, one.source, one.files(), root, self._pace(address, proceed))
+                done = self._send(address, one.source, one.files(), root, proceed)
                 if done is not True:
-                    return self._lost(done)
+                    return done
         except (UserError, OSError) as error:
             log.error("the inputs of the stage: %s", error)
             return False
         self._sent = boot
         return True
 
-    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
+    def push(self, addresses: Addresses, proceed: Proceed = always) -> bool | None:
         """True also if there is nothing here to go on with: then the job begins anew."""
         address = self._reach(addresses)
         if address is None:
@@ -240,33 +224,35 @@ class HostShell:
             if paths is None:
                 log.warning("nothing is pushed: no whole checkpoint of an unfinished run is here")
                 return True
-            pace = self._pace(address, proceed)
-            return self._lost(push.send(self.transport, address, self.copy.runs_dir, paths, self.root, pace))
+            return self._send(address, self.copy.runs_dir, paths, self.root, proceed)
         except OSError as error:
             log.error("push: %s", error)
             return False
 
-    def _lost(self, done: bool | None) -> bool | None:
+    def _send(self, address: Address, source: Path, paths: Sequence[str], root: str, proceed: Proceed) -> bool | None:
+        done = push.send(self.transport, address, source, paths, root, self._pace(address, proceed))
         if done is None:
             self._proven = None
         return done
 
     # ---- from the host
 
-    def pull(
-        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
-    ) -> Pulled | None:
+    def pull(self, addresses: Addresses, everything: bool, proceed: Proceed = always) -> Pulled | None:
         """None: no answer. The next pull continues an incomplete one."""
         address = self._reach(addresses)
         if address is None:
             return None
-        came, copy, done = 0, self.copy, False
-        pulled = Pulled(False)
+
+        def fetch(paths: Sequence[str], size: int) -> Reply:
+            limit, pace = push.time_for(size), self._pace(address, proceed)
+            return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
+
+        came, copy, done, pulled = 0, self.copy, False, Pulled(False)
         for _ in range(MOST_RUNS):
             listed = self._listing(address, everything, proceed)
             if not isinstance(listed, Listing):
                 return listed
-            pulled = pull(copy, listed, lambda paths, size: self._fetch(address, paths, size, proceed))
+            pulled = pull(copy, listed, fetch)
             came, done = came + pulled.bytes, listed.done
             if not pulled.verified:
                 log.warning("pull: %s", pulled.message)
@@ -277,7 +263,7 @@ class HostShell:
             pulled = replace(pulled, complete=done and copy.is_complete(), bytes=came)
         return pulled
 
-    def _listing(self, address: Address, everything: bool, proceed: Callable[[], bool]) -> Listing | Pulled | None:
+    def _listing(self, address: Address, everything: bool, proceed: Proceed) -> Listing | Pulled | None:
         """Of the run that the job writes; of a campaign first of those that are complete there and not here. None: no answer."""
         have = self.copy.newest()
         words = [*(["--everything"] if everything else []), *([] if have is None else ["--have", have])]
@@ -289,14 +275,10 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            return file_list.parse(host_reports.parse(reply.out), self.copy.name, shared)
+            return Listing(host_reports.parse(reply.out), self.copy.name, shared)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))
-
-    def _fetch(self, address: Address, paths: Sequence[str], size: int, proceed: Callable[[], bool]) -> Reply:
-        limit, pace = push.time_for(size), self._pace(address, proceed)
-        return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
     def network_is_up(self) -> bool:
         """False also where ssh cannot be started here: then no host is judged by its silence."""

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import DataError
 from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
-from vast.host.runs import list_of
+from vast.host.runs import list_of, step_of
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY, is_safe
@@ -96,7 +96,7 @@ class LocalCopy:
         with suppress(OSError):
             names = [f"{run}/checkpoints/{path.name}" for path in (self.runs_dir / str(run) / "checkpoints").iterdir()]
             found = [name for name in names if host_reports.checkpoint_name(name, run)]
-            return sorted(found, key=host_reports.step_of, reverse=True)
+            return sorted(found, key=step_of, reverse=True)
         return []
 
     def newest(self, *, deep: bool = False) -> str | None:
@@ -163,7 +163,7 @@ class LocalCopy:
             return
         whole = [name for name in self.checkpoints() if self.is_whole(name)]
         for name in self.checkpoints():
-            if whole and name not in whole[:KEEP] and host_reports.step_of(name) < host_reports.step_of(whole[0]):
+            if whole and name not in whole[:KEEP] and step_of(name) < step_of(whole[0]):
                 shutil.rmtree(self.runs_dir / name, ignore_errors=True)
 
     def replace_checkpoint(self, name: str, ready: Path) -> None:

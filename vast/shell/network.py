@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Sequence
+from queue import Empty, SimpleQueue
 
 from vast.ports import Seconds
 
@@ -15,22 +16,19 @@ def is_up(targets: Sequence[Target], timeout: Seconds = 5.0) -> bool:
     Take targets that have nothing to do with the host in question, such as the market's API. Not covered: a network from
     which only a proxy leads out; there the proxy is the target.
     """
-    up = threading.Event()
-    left = threading.Semaphore(0)
+    answers: SimpleQueue[bool] = SimpleQueue()
 
     def connect(target: Target) -> None:
         try:
             socket.create_connection(target, timeout).close()
-            up.set()
+            answers.put(True)
         except OSError:
-            pass
-        finally:
-            left.release()
+            answers.put(False)
 
     # Threads, because nothing limits how long a resolver takes; those that hang end with the process.
     for target in targets:
         threading.Thread(target=connect, args=(target,), daemon=True).start()
-    for _ in targets:
-        if not left.acquire(timeout=timeout) or up.is_set():
-            break
-    return up.is_set()
+    try:
+        return any(answers.get(timeout=timeout) for _ in targets)
+    except Empty:
+        return False

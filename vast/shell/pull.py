@@ -38,13 +38,9 @@ def pull(
     """
     try:
         return _Pull(copy, listing, fetch, free).run()
-    except DiskFull as error:
-        return _no_room(copy, listing, str(error))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (UserError, OSError) as error:
+        if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return _no_room(copy, listing, str(error))
-        return Pulled(False, listing.run, message=str(error))
-    except UserError as error:
         return Pulled(False, listing.run, message=str(error))
 
 
@@ -63,18 +59,15 @@ class _Pull:
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
         if listing.run is not None and copy.is_foreign(listing.run):
-            where = copy.runs_dir / listing.run
-            return Pulled(
-                False, listing.run, message=f"{where}: is here and was not brought by this rented run; move it away"
-            )
+            foreign = f"{copy.runs_dir / listing.run}: is here and was not brought by this rented run; move it away"
+            return Pulled(False, listing.run, message=foreign)
         copy.mend()
         wanted = [one for one in listing.files if one.sha256 is None or not copy.has(one.path, one.size, one.sha256)]
         self._prepare(wanted)
         coming = sum(max(0, one.size - self._staged_size(one)) for one in wanted)
         if coming + RESERVE > self.free(copy.staging):
-            return _no_room(
-                copy, listing, f"{copy.runs_dir}: {coming / 1e9:.1f} GB are to come, and there is no room for them"
-            )
+            fact = f"{coming / 1e9:.1f} GB are to come, and there is no room for them"
+            return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         if reply.no_room:
             return _no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk")
@@ -120,10 +113,8 @@ class _Pull:
     def _is_good(self, one: Listed, reply: Reply) -> bool:
         """A file that differs from the listing is removed, so that the next pull fetches it anew."""
         why = self._fault(one)
-        if why is None and one.sha256 is None:
-            return reply.good  # without a hash only the transfer's exit code shows that it is whole
-        if why is None:
-            return True
+        if why is None:  # without a hash only the transfer's exit code shows that it is whole
+            return one.sha256 is not None or reply.good
         if one.sha256 is not None:
             self.problems[one.path] = why
         with suppress(OSError):

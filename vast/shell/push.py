@@ -14,7 +14,7 @@ from vast.host.runs import list_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy
-from vast.shell.transport import FREELY, Pace, Reply, Transport
+from vast.shell.transport import FREELY, Pace, Transport
 
 SLOWEST = 1e5  # slowest accepted rate, bytes/s; it sets the outermost time limit of a transfer, see also rsync.Progress
 LEAST: Seconds = 60.0
@@ -68,19 +68,14 @@ def send(
         if not part:
             continue
         size = sum((source / path).stat().st_size for path in part)
-        done = answer(transport.send(address, source, root, part, timeout=time_for(size), pace=pace))
-        if done is not True:
-            return done
-        lines = "".join(f"{sha256_of(source / path)}  {path}\n" for path in part).encode()
-        check = ("env", f"--chdir={root}", "sha256sum", "--check", "--strict", "--quiet")
-        done = answer(transport.run(address, check, stdin=lines, timeout=LEAST + size / HASHED))
-        if done is not True:
-            return done
+        reply = transport.send(address, source, root, part, timeout=time_for(size), pace=pace)
+        if reply.good:
+            lines = "".join(f"{sha256_of(source / path)}  {path}\n" for path in part).encode()
+            check = ("env", f"--chdir={root}", "sha256sum", "--check", "--strict", "--quiet")
+            reply = transport.run(address, check, stdin=lines, timeout=LEAST + size / HASHED)
+        if not reply.good:
+            return reply.done
     return True
-
-
-def answer(reply: Reply) -> bool | None:
-    return None if reply.kind != "ok" else reply.code == 0
 
 
 def of_complete(copy: LocalCopy) -> Input:

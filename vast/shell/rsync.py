@@ -8,6 +8,7 @@ On a host, where a job may read them, half files have another place.
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from vast.host.subprocess_run import Ended
 from vast.ports import Seconds
@@ -67,13 +68,8 @@ def listing(paths: Sequence[str]) -> bytes:
     return b"".join(path.encode() + b"\0" for path in paths)
 
 
-def reply(ended: Ended, of_ssh: Reply) -> Reply:
-    """`of_ssh`: the meaning of the same messages from ssh. Code 23 and 24: some files did not come."""
-    if ended.timed_out:
-        return Reply("timeout", err=ended.err)
-    if ended.code is None or ended.code < 0:
-        return Reply("not-run" if ended.code is None else "unreachable", err=ended.err)
-    no_room = ended.code != 0 and any(sign in ended.err for sign in NO_ROOM)
-    if ended.code in CONNECTION and not no_room:
-        return of_ssh
-    return Reply("ok", ended.code, ended.out, ended.err, no_room)
+def reply(ended: Ended, of_ssh: Callable[[Ended], Reply]) -> Reply:
+    """`of_ssh`: the meaning of an end of ssh, also of what ended neither. Code 23 and 24: some files did not come."""
+    if ended.code is not None and ended.code > 0 and any(sign in ended.err for sign in NO_ROOM):
+        return Reply("ok", ended.code, ended.out, ended.err, no_room=True)
+    return of_ssh(replace(ended, code=SSH_FAILED) if ended.code in CONNECTION else ended)

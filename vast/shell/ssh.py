@@ -1,6 +1,6 @@
 """The way to a rented machine: the system's ssh and rsync, by argv. The port Transport.
 
-Host keys are always checked: a key is trusted at the first contact only (vast/shell/known_hosts.py). Calls in a row share
+Host keys are always checked: a key is trusted at the first contact only (vast/shell/keys.py). Calls in a row share
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
@@ -21,16 +21,17 @@ from jobs.errors import UserError
 from vast.host import subprocess_run
 from vast.host.subprocess_run import Ended
 from vast.ports import Address, Seconds
-from vast.shell import known_hosts as pins
+from vast.shell import keys as pins
 from vast.shell import rsync
-from vast.shell.sshkey import KEY, PUBLIC, child_environment
-from vast.shell.transport import FREELY, Kind, Pace, Reply
+from vast.shell.keys import KEY, PUBLIC, child_environment
+from vast.shell.transport import FREELY, Argv, Kind, Pace, Reply
 
 log = logging.getLogger(__name__)
 
 CONNECT: Seconds = 10.0  # for TCP and the server's greeting
 PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
 CLOSE: Seconds = 5.0
+PINNED, CANDIDATES = "run/known_hosts", "candidates"  # files of host keys, below the private directory
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 # Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
@@ -45,7 +46,7 @@ SIGNS: tuple[tuple[str, Kind], ...] = (
 class SshTransport:
     """The machines of one run.
 
-    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/shell/sshkey.py).
+    directory: of the run; it holds known_hosts and, if `key` is None, the run's own key (vast/shell/keys.py).
     pin: the name of the instance that is used now. An address that a later instance is given is a first contact again.
     Raises UserError if ssh or rsync is not installed.
     """
@@ -74,14 +75,6 @@ class SshTransport:
         """Short, without blanks and nobody else's: sockets must fit, and options split what they are given at blanks."""
         return _private_directory()
 
-    @property
-    def _pinned(self) -> Path:
-        return self._private / "run" / "known_hosts"
-
-    @property
-    def _candidates(self) -> Path:
-        return self._private / "candidates"
-
     def _link(self) -> None:
         """Also again, since systems remove temporary files after some days while a supervisor still runs."""
         self._private.mkdir(mode=0o700, exist_ok=True)
@@ -92,9 +85,7 @@ class SshTransport:
 
     # ---- calls
 
-    def run(
-        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
-    ) -> Reply:
+    def run(self, address: Address, argv: Argv, *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY) -> Reply:
         def command() -> list[str]:
             return [*self.argv(address), "--", f"{self._user}@{address.host}", shlex.join(argv)]
 
@@ -121,8 +112,7 @@ class SshTransport:
             return rsync.argv(ssh, mode, source, target, pace.mbit)
 
         ended = self._program(address, command, timeout, rsync.listing(paths), rsync.Progress(pace, time.monotonic))
-        of_ssh = outcome(Ended(rsync.SSH_FAILED, ended.out, ended.err))
-        return self._dropping(address, rsync.reply(ended, of_ssh))
+        return self._dropping(address, rsync.reply(ended, outcome))
 
     def _program(self, address: Address, argv: Callable[[], list[str]], timeout: Seconds, stdin: bytes,
                  watch: subprocess_run.Watch | None = None) -> Ended:  # fmt: skip
@@ -136,18 +126,18 @@ class SshTransport:
 
     def settle(self, address: Address, ours: bool) -> None:
         if not ours:
-            self._drop(address)
-            self._forget(address)
-            return
+            return self._distrust(address)
         try:
-            pins.adopt(self._pinned, self._candidates, pins.alias(self._pin(), address))
+            pins.adopt(self._private / PINNED, self._private / CANDIDATES, pins.alias(self._pin(), address))
         except (UserError, OSError, ValueError) as error:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
-    def _forget(self, address: Address) -> None:
+    def _distrust(self, address: Address) -> None:
+        """Drop the connection, and the host key that it showed."""
+        self._drop(address)
         # Without room it stays a candidate, and a changed key is refused until there is some.
         with suppress(UserError, OSError):
-            pins.forget(self._candidates, pins.alias(self._pin(), address))
+            pins.forget(self._private / CANDIDATES, pins.alias(self._pin(), address))
 
     def close(self) -> None:
         for address in list(self._used.values()):
@@ -162,7 +152,7 @@ class SshTransport:
         if not (self._private / KEY).is_symlink():
             self._link()
         name = pins.alias(self._pin(), address)
-        known = bool(pins.keys(self._pinned, name))
+        known = bool(pins.keys(self._private / PINNED, name))
         options = {
             "BatchMode": "yes",  # a question would wait for ever
             "ConnectTimeout": f"{self._connect:.0f}",
@@ -170,7 +160,7 @@ class SshTransport:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "StrictHostKeyChecking": "yes" if known else "accept-new",
-            "UserKnownHostsFile": str(self._pinned if known else self._candidates),
+            "UserKnownHostsFile": str(self._private / (PINNED if known else CANDIDATES)),
             "GlobalKnownHostsFile": "/dev/null",
             "HostKeyAlias": name,
             "CheckHostIP": "no",
@@ -205,8 +195,7 @@ class SshTransport:
         """After a failure the next call makes a new connection, since this one may hang for minutes. The host key that it
         showed proves nothing yet."""
         if reply.kind != "ok":
-            self._drop(address)
-            self._forget(address)
+            self._distrust(address)
         return reply
 
     def _drop(self, address: Address) -> None:

@@ -4,13 +4,14 @@ A transport knows nothing of runs: vast/shell/pull.py verifies its files, and va
 machine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vast.ports import Address, Seconds, always
+from vast.ports import Address, Proceed, Seconds, always
 
+Argv = tuple[str, ...]
 # wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run. not-run: this
 # machine could not start ssh or rsync, which proves nothing about the host.
 Kind = Literal["ok", "unreachable", "denied", "wrong-host", "timeout", "not-run"]
@@ -31,6 +32,11 @@ class Reply:
         return self.kind == "ok" and self.code == 0
 
     @property
+    def done(self) -> bool | None:
+        """Whether its program succeeded; None: no answer of the host."""
+        return self.good if self.kind == "ok" else None
+
+    @property
     def reason(self) -> str:
         """For a log: the kind or the exit code, and the last line of standard error."""
         last = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
@@ -42,7 +48,7 @@ class Reply:
 class Pace:
     """Bounds of a transfer while it runs. proceed: asked every second; False ends it. mbit: bandwidth limit, Mbit/s."""
 
-    proceed: Callable[[], bool] = always
+    proceed: Proceed = always
     mbit: float | None = None
 
 
@@ -52,9 +58,7 @@ FREELY = Pace()
 class Transport(Protocol):
     """No method raises for a fault of the host or the network. `timeout` (seconds) holds even if the host hangs."""
 
-    def run(
-        self, address: Address, argv: tuple[str, ...], *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY
-    ) -> Reply:
+    def run(self, address: Address, argv: Argv, *, stdin: bytes = b"", timeout: Seconds, pace: Pace = FREELY) -> Reply:
         """Run one program on the host; no shell reads `argv` but to split it again."""
 
     def fetch(

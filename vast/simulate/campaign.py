@@ -3,9 +3,7 @@
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vast import policy as policies
@@ -17,10 +15,12 @@ from vast.supervisor.reasons import SUCCESS
 
 
 def run_seed(seed: int, policy: Policy) -> SeedOutcome:
-    return run(schedule(seed), policy)
+    """Without what is not summed, so that it is not kept and does not travel between processes."""
+    found = run(schedule(seed), policy)
+    found.state, found.lines = None, []
+    return found
 
 
-@dataclass(slots=True)
 class Summary:
     """The sum over seeds.
 
@@ -29,84 +29,40 @@ class Summary:
     wrong_verdicts: breaches of the invariant `unknown`.
     """
 
-    seeds: int = 0
-    rentals: int = 0
-    succeeded: int = 0
-    leaks: int = 0
-    double_rents: int = 0
-    named_losses: int = 0
-    wrong_verdicts: int = 0
-    violations: int = 0
-    overspend_max: float = 0.0
-    overspend_mean: float = 0.0
-    idle_dollars: float = 0.0
-    dollars: float = 0.0
-    seconds: float = 0.0
-    losses: Counter[str] = field(default_factory=Counter)
-    results: Counter[str] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    broken: Counter[str] = field(default_factory=Counter)
-    failing: list[tuple[int, str, str]] = field(default_factory=list)
-
-    @property
-    def lost_artifacts(self) -> int:
-        return self.losses.total()
-
-    @property
-    def avoidable_losses(self) -> int:
-        return sum(count for cause, count in self.losses.items() if cause.startswith(IN_REACH))
-
-    def add(self, one: SeedOutcome) -> None:
-        self.seeds += 1
-        self.rentals += one.rentals
-        self.succeeded += one.result == SUCCESS
-        self.leaks += one.leaks
-        names = Counter(name for name, _ in one.violations)
-        self.double_rents += names["double-rent"] > 0
-        self.losses += one.lost
-        self.named_losses += one.named
-        self.wrong_verdicts += names["unknown"]
-        self.violations += len(one.violations)
-        self.overspend_max = max(self.overspend_max, one.over)
-        self.overspend_mean += (one.over - self.overspend_mean) / self.seeds
-        self.idle_dollars += one.idle_dollars
-        self.dollars += one.dollars
-        self.results[str(one.result)] += 1
-        self.modes.update((+one.happened).keys())
-        self.broken.update(names.keys())
-        self.failing.extend((one.seed, name, what) for name, what in one.violations[:3])
+    def __init__(self, found: Sequence[SeedOutcome], seconds: float) -> None:
+        broken = [Counter(name for name, _ in one.violations) for one in found]
+        self.seeds, self.seconds = len(found), seconds
+        self.rentals = sum(one.rentals for one in found)
+        self.succeeded = sum(one.result == SUCCESS for one in found)
+        self.leaks = sum(one.leaks for one in found)
+        self.double_rents = sum("double-rent" in names for names in broken)
+        self.wrong_verdicts = sum(names["unknown"] for names in broken)
+        self.violations = sum(len(one.violations) for one in found)
+        self.overspend_max = max(one.over for one in found)
+        self.overspend_mean = sum(one.over for one in found) / len(found)
+        self.idle_dollars = sum(one.idle_dollars for one in found)
+        self.dollars = sum(one.dollars for one in found)
+        self.losses = sum((one.lost for one in found), Counter[str]())
+        self.lost_artifacts = self.losses.total()
+        self.named_losses = sum(one.named for one in found)
+        self.avoidable_losses = sum(count for cause, count in self.losses.items() if cause.startswith(IN_REACH))
+        self.results = Counter(str(one.result) for one in found)
+        self.modes = Counter(mode for one in found for mode in +one.happened)
+        self.broken = Counter(name for names in broken for name in names)
+        self.failing = sorted((one.seed, name, what) for one in found for name, what in one.violations[:3])
 
     def to_dict(self) -> dict[str, Any]:
-        plain = ((one.name, getattr(self, one.name)) for one in fields(self))
-        found = {key: dict(sorted(value.items())) if isinstance(value, Counter) else value for key, value in plain}
-        return found | {"lost_artifacts": self.lost_artifacts, "avoidable_losses": self.avoidable_losses}
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
 
 
-def campaign(
-    seeds: Iterable[int],
-    one: Callable[[int], SeedOutcome],
-    processes: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Summary:
-    began = clock()
-    total = Summary()
+def campaign(seeds: Iterable[int], one: Callable[[int], SeedOutcome], processes: int = 1) -> Summary:
+    began = time.perf_counter()
     if processes == 1:
-        for result in map(one, seeds):
-            total.add(result)
+        found = list(map(one, seeds))
     else:
         with multiprocessing.get_context("fork").Pool(processes) as pool:
-            for result in pool.imap_unordered(partial(_light, one), seeds, chunksize=50):
-                total.add(result)
-    total.failing.sort()
-    total.seconds = clock() - began
-    return total
-
-
-def _light(one: Callable[[int], SeedOutcome], seed: int) -> SeedOutcome:
-    """Without the parts that are not summed, so that they do not travel between processes."""
-    result = one(seed)
-    result.state, result.lines = None, []
-    return result
+            found = list(pool.imap_unordered(one, seeds, chunksize=50))
+    return Summary(found, time.perf_counter() - began)
 
 
 def day(policy: Policy | None = None) -> SeedOutcome:

@@ -1,8 +1,6 @@
 """The shell of the simulated world: every contact takes time, is counted, and may meet a fault."""
 
-from collections.abc import Callable
-
-from vast.ports import Address, BurnIn, Contact, Host, JobReport, Pulled, always
+from vast.ports import Addresses, BurnIn, Contact, Host, JobReport, Proceed, Pulled, always
 from vast.simulate.machines import INF, ONCE, SimulatedMachine
 from vast.simulate.world import GRACE, World
 
@@ -14,7 +12,7 @@ class FakeShell:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def _reach(self, addresses: tuple[Address, ...], seconds: float) -> tuple[Contact, SimulatedMachine | None]:
+    def _reach(self, addresses: Addresses, seconds: float) -> tuple[Contact, SimulatedMachine | None]:
         world = self.world
         world.calls["ssh"] += 1
         world.advance_to(world.now + seconds)
@@ -28,9 +26,7 @@ class FakeShell:
             return "unreachable", None
         return CONTACTS.get(world.out_of_reach(machine, world.now), "unreachable"), machine
 
-    def _reached(
-        self, addresses: tuple[Address, ...], seconds: float, what: str | None = None
-    ) -> SimulatedMachine | None:
+    def _reached(self, addresses: Addresses, seconds: float, what: str | None = None) -> SimulatedMachine | None:
         """The machine; None without contact. `what`: an act that only the holder of the run may do."""
         contact, machine = self._reach(addresses, seconds)
         if contact != "ok":
@@ -45,7 +41,7 @@ class FakeShell:
             return None
         return machine
 
-    def probe(self, addresses: tuple[Address, ...]) -> Host:
+    def probe(self, addresses: Addresses) -> Host:
         world = self.world
         contact, machine = self._reach(addresses, 2.0)
         if contact == "wrong-host":
@@ -62,7 +58,7 @@ class FakeShell:
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
         return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault)
 
-    def burn_in(self, addresses: tuple[Address, ...], seconds: float) -> BurnIn | None:
+    def burn_in(self, addresses: Addresses, seconds: float) -> BurnIn | None:
         world, machine = self.world, self._reached(addresses, min(45.0, seconds), "burn-in")
         if machine is None:
             return None
@@ -108,8 +104,8 @@ class FakeShell:
             complete=machine.complete and job.ended is not None,
         )
 
-    def start(self, addresses: tuple[Address, ...], command: tuple[str, ...], home: str | None = None,
-              proceed: Callable[[], bool] = always) -> bool | None:  # fmt: skip
+    def start(self, addresses: Addresses, command: tuple[str, ...], home: str | None = None,
+              proceed: Proceed = always) -> bool | None:  # fmt: skip
         machine = self._reached(addresses, 3.0, "start")
         if machine is None:
             return None
@@ -123,14 +119,14 @@ class FakeShell:
             self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
         return True
 
-    def push(self, addresses: tuple[Address, ...], proceed: Callable[[], bool] = always) -> bool | None:
+    def push(self, addresses: Addresses, proceed: Proceed = always) -> bool | None:
         machine = self._reached(addresses, 60.0)
         if machine is None:
             return None
         machine.saved = max(machine.saved, self.world.home_step)
         return True
 
-    def stop(self, addresses: tuple[Address, ...]) -> bool | None:
+    def stop(self, addresses: Addresses) -> bool | None:
         """A healthy job ends after its checkpoint; a hung one is killed after the grace."""
         machine = self._reached(addresses, 2.0, "stop")
         if machine is None:
@@ -147,16 +143,14 @@ class FakeShell:
             world.at(world.now + (300.0 if hung else GRACE), end)
         return True
 
-    def renew_lease(self, addresses: tuple[Address, ...], until_deadline: float) -> bool | None:
+    def renew_lease(self, addresses: Addresses, until_deadline: float) -> bool | None:
         machine = self._reached(addresses, 1.0, "renew")
         if machine is None:
             return None
         machine.lease = self.world.now
         return True
 
-    def pull(
-        self, addresses: tuple[Address, ...], everything: bool, proceed: Callable[[], bool] = always
-    ) -> Pulled | None:
+    def pull(self, addresses: Addresses, everything: bool, proceed: Proceed = always) -> Pulled | None:
         world = self.world
         machine = self._reached(addresses, 20.0, "pull")
         if machine is None:
@@ -186,12 +180,9 @@ class FakeShell:
 
     def local_copy(self) -> Pulled | None:
         world = self.world
-        step = world.home_step
-        return (
-            Pulled(True, "stage/1", f"checkpoint-{step}", world.home_complete, 10**9)
-            if step
-            else Pulled(True, "stage/1")
-        )
+        if not world.home_step:
+            return Pulled(True, "stage/1")
+        return Pulled(True, "stage/1", f"checkpoint-{world.home_step}", world.home_complete, 10**9)
 
     def network_is_up(self) -> bool:
         return not self.world.active.keys() & {"own-network-down", "no-ssh-here"}

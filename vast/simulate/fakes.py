@@ -66,11 +66,8 @@ class FakeCloud:
         return None
 
     def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
-        world = self.world
-        if not self._call("search") or "key-refused" in world.active:
-            return None
-        price = world.schedule.price
-        if "market-hidden" in world.active:
+        world, price = self.world, self.world.schedule.price
+        if not self._call("search") or world.active.keys() & {"key-refused", "market-hidden"}:
             return None
         bid = price / 2 if query.interruptible else None
         price = 2.5 * price if query.interruptible else price
@@ -141,9 +138,12 @@ class FakeCloud:
     def instances(self) -> tuple[Instance, ...] | None:
         world = self.world
         world.listed_at = world.now
-        if not self._call("list") or "key-refused" in world.active:
-            return None
-        if world.on("market-hidden") or world.on("list-retired"):
+        if (
+            not self._call("list")
+            or "key-refused" in world.active
+            or world.on("market-hidden")
+            or world.on("list-retired")
+        ):
             return None
         if world.on("stale-replica"):
             return self._answered(())
@@ -224,16 +224,14 @@ class FakeCloud:
         return "accepted"
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
-        machine = self._managed("attach-key", instance_id)
-        if machine is not None:
+        if (machine := self._managed("attach-key", instance_id)) is not None:
             machine.denied_until = -INF
             if machine.no_ssh_key:
                 machine.no_ssh_until = -INF
         return machine is not None
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        machine = self._managed("label", instance_id)
-        if machine is not None:
+        if (machine := self._managed("label", instance_id)) is not None:
             machine.label = label
         return machine is not None
 

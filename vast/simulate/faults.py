@@ -99,9 +99,7 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
     fault = Fault(mode, rng.uniform(0, 1.05 * work), lasts, rng.random())
     number = rng.choice((1, 1, 1, 2))
     if mode in BY_CREATE:
-        if mode in FIELD + LATER + BESIDE:
-            made.creates.setdefault(number, fault)
-        else:
+        if mode in FIRST or number not in made.creates:
             made.creates[number] = fault
         return
     if mode in BY_TIME:

@@ -1,4 +1,4 @@
-"""What must hold in every simulated run, whatever goes wrong. Each has a name, and a mutation that it catches.
+"""What must hold in every simulated run, whatever goes wrong. docs/vast.md explains each by its name; a mutation breaks each.
 
 The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
@@ -9,32 +9,6 @@ from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.state import Phase, RunState, kept_for_the_end
-
-NAMES = {
-    "leak": "nothing runs once the run is closed and the market answers",
-    "double-rent": "never two machines at rest for one run, but for one that is being destroyed",
-    "absence": "closed only after two authenticated listings without the run, apart in time",
-    "spend": "the bill is at most the cap and one poll interval, but for the time in which nobody could destroy",
-    "hashes": "success only with a complete, verified copy here",
-    "unknown": "a missing answer is never taken for gone, failed or done",
-    "foreign": "machines with other labels are not touched",
-    "key": "no secret is journalled or told",
-    "deadline": "every phase ends",
-    "armed": "no job starts before the dead-man's switch was seen armed",
-    "lease": "the dead-man's switch does not end a machine that the supervisor could reach",
-    "fencing": "a superseded supervisor does not act",
-    "fetch": "work that can be fetched is fetched before its machine is destroyed, unless a cap forces it",
-    "named-loss": "every loss is named in the state",
-    "price": "no job starts on a machine above the bound of the policy",
-    "told": "every verdict of which a person must know is told",
-    "label": "the deadline in a machine's label is the run's, by the service's clock",
-    "burn-in": "no job starts on a machine that was not tried, or that failed its burn-in",
-    "refused": "no create is sent after one that was refused for good",
-    "reap": "cron's reap spares a run that is looked after, and another machine's before its deadline",
-    "blind": "nothing is rented while the market hides what there is",
-    "stuck": "a machine that cannot work is given up in bounded time, while our side and the market work",
-    "last-good": "the checkpoint that the state calls local is here",
-}
 
 # Faults of a machine that justify a verdict about it.
 JUSTIFIED: dict[str, frozenset[str]] = {
@@ -86,10 +60,8 @@ def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMac
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
         if machine is not None and not machine.truth & JUSTIFIED[reason]:
-            world.violate(
-                "unknown",
-                f"verdict {reason}, but of machine {machine.id} is true: {sorted(machine.truth) or 'nothing'}",
-            )
+            truth = sorted(machine.truth) or "nothing"
+            world.violate("unknown", f"verdict {reason}, but of machine {machine.id} is true: {truth}")
         if reason == "vanished" and machine is not None and machine.dead_at is None:
             world.violate("unknown", f"machine {machine.id} is there, and was taken for gone")
 
@@ -195,9 +167,8 @@ def at_end(world: World, state: RunState, policy: Policy) -> None:
         return
     excuse = excused(world) * dearest / 3600 + unseen(world)
     if over > poll + excuse + 0.01:
-        world.violate(
-            "spend", f"${over:.2f} over the cap, ${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"
-        )
+        allowed = f"${poll:.2f} for a poll, ${excuse:.2f} when nothing could be done"
+        world.violate("spend", f"${over:.2f} over the cap, {allowed}")
 
 
 def overspend(world: World) -> float:
@@ -211,12 +182,8 @@ def excused(world: World) -> float:
     for begin, end in sorted(world.down + world.supervisor_down):
         begin, end = max(begin, reached), min(end + 300, world.now)  # and the longest pause between two tries
         if end > begin:
-            alive = sum(
-                1
-                for machine in world.ours
-                if machine.born < end and (machine.dead_at is None or machine.dead_at > begin)
-            )
-            total += alive * (end - begin)
+            born = [machine for machine in world.ours if machine.born < end]
+            total += sum(one.dead_at is None or one.dead_at > begin for one in born) * (end - begin)
             reached = end
     return total
 

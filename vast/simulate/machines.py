@@ -87,8 +87,6 @@ class SimulatedMachine:
         return self.fault("burn-in-fails") is not None and self.fault("burn-in-missing") is None
 
 
-# ---- faults -------------------------------------------------------------------------------------------------------------
-
 STRIKES = frozenset({"no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
                      "commands-hang", "slow-pull", "nvml-error", "renamed"})  # fmt: skip
 

@@ -1,7 +1,8 @@
 """One seed from beginning to end: its supervisor is crashed, superseded, stopped, and checked against the truth."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from vast.policy import Policy
 from vast.ports import Contract, OfferQuery
@@ -10,10 +11,10 @@ from vast.simulate import invariants
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule
-from vast.simulate.watched import SimulatedJournal, Watched
-from vast.simulate.world import Crash, World
-from vast.supervisor.journal import Superseded, to_json
-from vast.supervisor.state import Phase, Plan, RunState
+from vast.simulate.world import SCOPE, Crash, World
+from vast.supervisor.journal import Last, Stamp, Superseded, to_json
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import Action, Do, Phase, Plan, Result, RunState
 
 SECRET = "registry-login-9d1c"
 AFTERWARDS = 24 * 3600.0  # seconds after the caps; a run that is not closed by then never will be
@@ -21,38 +22,94 @@ LONGEST = 4 * 3600.0  # seconds until somebody calls `attach`
 MOST_STEPS = 20_000
 
 
-@dataclass(slots=True)
 class SeedOutcome:
-    """The result of one seed."""
+    """The result of one seed. state: None for an algorithm that keeps none."""
 
-    seed: int
-    result: str | None
-    rentals: int
-    leaks: int
-    lost: Counter[str]  # by cause
-    named: int
-    over: float
-    idle_dollars: float
-    dollars: float
-    violations: list[tuple[str, str]]
-    happened: Counter[str]
-    calls: Counter[str]
-    writes: int = 0
-    lines: list[str] = field(default_factory=list)
-    state: RunState | None = None
+    def __init__(self, world: World, result: str | None, state: RunState | None, writes: int = 0) -> None:
+        self.seed, self.result, self.state, self.writes = world.schedule.seed, result, state, writes
+        self.dollars = world.bill(world.now)
+        for machine in world.ours:
+            world.end_job(machine, None)
+        self.idle_dollars = self.dollars - world.busy_dollars
+        self.rentals, self.leaks = len(world.ours), len(world.alive())
+        self.lost = Counter(world.lost)  # by cause
+        self.named = len(world.lost) if state is not None and state.lost_artifacts is not None else 0
+        self.over = invariants.overspend(world)
+        self.violations, self.happened, self.calls = world.violations, world.happened, world.calls
+        self.lines = world.lines or []
 
 
 def plan_of(made: Schedule) -> Plan:
     query = OfferQuery(interruptible=made.interruptible, work_hours=made.work / 3600)
-    bid = made.price if made.interruptible else None
-    return Plan(
-        "run", "image", ("prefill", "stage"), query, made.cap_dollars, made.cap_seconds, bid=bid, public_key="k"
-    )
+    bid, command = made.price if made.interruptible else None, ("prefill", "stage")
+    return Plan("run", "image", command, query, made.cap_dollars, made.cap_seconds, bid=bid, public_key="k")
 
 
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
     """One run, with the crashes of its schedule."""
     return Seed(made, policy, trace).run()
+
+
+class SimulatedJournal:
+    """The end of a journal, written by the supervisor that acts. A crash comes before a record is on disk, or after."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.last: Last | None = None
+        self.writes = 0
+        self.crashes = dict(world.schedule.crashes)
+
+    def check(self) -> None:
+        if self.world.actor != self.world.token:
+            raise Superseded
+
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        world = self.world
+        if plan is not None:
+            world.begun = world.now
+        if action is not None and action.do is Do.CREATE:
+            world.intents.append(world.now)
+        self.check()
+        chosen = plan if self.last is None or plan is not None else self.last.plan
+        assert chosen is not None
+        self.writes += 1
+        crash = world.crash_next or self.writes in self.crashes
+        if not crash or (not world.crash_next and (self.writes + world.schedule.seed) % 2):
+            self.last = Last(chosen, state, action, stamp)
+            world.refused_for_good = state.refusal == SCOPE
+            if state.machine is not None:
+                world.show(world.machines[state.machine.id])
+        if crash:
+            world.happened["crash-after-create"] += world.crash_next
+            world.crash_next = False
+            raise Crash
+
+
+@dataclass(eq=False, kw_only=True)
+class Watched(Supervisor):
+    """A supervisor whose every step is checked against the truth."""
+
+    world: World
+    looked_at: float = -1e9
+
+    def _advance(self, action: Action, result: Result) -> None:
+        before, world = self.state, self.world
+        machine = None if before.machine is None else world.machines.get(before.machine.id)
+        if action.do is Do.LOOK:
+            observed: Any = result
+            if observed.account is not None and observed.instances:
+                self.looked_at = action.t
+        elif action.do is Do.VERDICT:
+            world.say(f"verdict {action.why}")
+            invariants.of_verdict(world, before, action.why, machine)
+        elif world.lines is not None:
+            world.say(f"{action.do} {action.why} -> {result!r}"[:150])
+        super()._advance(action, result)
+        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+        world.proven.update(dict.fromkeys(gone - known, world.now))
+        if before.machine is not None and self.state.machine is None:
+            capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
+            invariants.of_destroy(world, self.state, machine, capped)
 
 
 class Seed:
@@ -91,7 +148,7 @@ class Seed:
         texts = [*self.told, repr(self.journal.last), *([] if self.made.seed % 50 else [to_json(state)])]
         if any(SECRET in text for text in texts):
             world.violate("key", "the registry's login is in the journal or in what is told")
-        return outcome(world, self.made, state.result, state, self.journal.writes)
+        return SeedOutcome(world, state.result, state, self.journal.writes)
 
     def _supervisor(self) -> Watched:
         world, made = self.world, self.made
@@ -159,31 +216,7 @@ class Seed:
             self.clock.offset = world.now
 
 
-def _steps(supervisor: Watched, most: int = 12) -> None:
-    for _ in range(most):
+def _steps(supervisor: Watched) -> None:
+    for _ in range(12):
         if supervisor.state.phase is not Phase.CLOSED:
             supervisor.step()
-
-
-def outcome(world: World, made: Schedule, result: str | None, state: RunState | None, writes: int = 0) -> SeedOutcome:
-    bill = world.bill(world.now)
-    for machine in world.ours:
-        world.end_job(machine, None)
-    named = len(world.lost) if state is not None and state.lost_artifacts is not None else 0
-    return SeedOutcome(
-        seed=made.seed,
-        result=result,
-        rentals=len(world.ours),
-        leaks=len(world.alive()),
-        lost=Counter(world.lost),
-        named=named,
-        over=invariants.overspend(world),
-        idle_dollars=bill - world.busy_dollars,
-        dollars=bill,
-        violations=world.violations,
-        happened=world.happened,
-        calls=world.calls,
-        writes=writes,
-        lines=world.lines or [],
-        state=state,
-    )

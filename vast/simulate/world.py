@@ -6,6 +6,7 @@ It holds the truth for vast/simulate/invariants.py. Time passes only in `advance
 import heapq
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from vast.ports import Instance, Status
@@ -22,6 +23,11 @@ REAP = 1200.0  # seconds between two calls of cron
 UPLOADS = 120.0  # seconds that a job waits at its end for a store that does not answer: app/runtime/uploads.py
 ASKED = 1900.0  # seconds: the longest pause between two polls, and some
 CONTRACT = 40 * 3600.0  # seconds of every contract: longer than any cap, shorter than the error of a wrong clock
+
+
+# Faults that end a job: the runner's end_reason, and the fingerprint.
+ENDS = {"nan": ("nan", None), "cuda-oom": ("cuda-oom", None), "host-disk-full": ("disk-full", None),
+        "same-crash": ("bug", "KeyError@data.py"), "gpu-fault": ("bug", "Xid 79")}  # fmt: skip
 
 
 class Crash(BaseException):
@@ -74,8 +80,8 @@ class World:
         for fault in schedule.times:
             if fault.mode == "clock-wrong":  # from the beginning
                 self._begin(fault)
-                continue
-            self.at(fault.at, lambda fault=fault: self._begin(fault))  # type: ignore[misc]
+            else:
+                self.at(fault.at, partial(self._begin, fault))
 
     # ---- time ----------------------------------------------------------------------------------------------------------
 
@@ -118,9 +124,6 @@ class World:
 
     def _begin(self, fault: Fault) -> None:
         mode = fault.mode
-        if mode in ("two-supervisors", "killed"):
-            self.active[mode] = fault  # the campaign acts on it
-            return
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
         if mode in ("wall-jump", "clock-wrong"):
             self.wall_shift += (fault.variant - 0.5) * 4 * 86400
@@ -129,13 +132,12 @@ class World:
         self.active[mode] = fault
         if mode == "reap":
             self._reap(fault)
-            return
-        if mode == "reboot":
+        elif mode == "reboot":
             self.leave = fault
-            return
-        if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
-            self.down.append((self.now, self.now + fault.lasts))
-        self.at(self.now + fault.lasts, lambda: self._end(fault))
+        elif mode not in ("two-supervisors", "killed"):  # those the campaign acts on
+            if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
+                self.down.append((self.now, self.now + fault.lasts))
+            self.at(self.now + fault.lasts, lambda: self._end(fault))
 
     def _end(self, fault: Fault) -> None:
         if self.active.get(fault.mode) is fault:
@@ -162,11 +164,9 @@ class World:
     # ---- machines --------------------------------------------------------------------------------------------------------
 
     def _machine(self, machine_id: int, label: str, born: float) -> SimulatedMachine:
-        number = len(self.ours) + 1
-        machine = SimulatedMachine(
-            number, 100 + len(self.machines), machine_id, label, self.schedule.price, born, visible_at=born
-        )
-        self.machines[machine.id] = machine
+        number, ident, price = len(self.ours) + 1, 100 + len(self.machines), self.schedule.price
+        machine = SimulatedMachine(number, ident, machine_id, label, price, born, visible_at=born)
+        self.machines[ident] = machine
         return machine
 
     def rent(self, machine_id: int, label: str, mode: str = "", variant: float = 0.0) -> SimulatedMachine:
@@ -181,33 +181,27 @@ class World:
         machine.visible_at += 200 + 1200 * variant if mode == "late-create" else 0.0
         machine.faults = self.schedule.machines.get(machine.number, [])
         self.say(f"machine {machine.id} exists")
-        modes = {fault.mode for fault in machine.faults}
-        if "no-price" in modes:
+        if machine.fault("no-price") is not None:
             self.hit(machine, "no-price")
             machine.priced, machine.price = False, self.schedule.price
-        slow = machine.fault("slow-gpu")
+        slow, bad = machine.fault("slow-gpu"), machine.fault("bad-image")
         machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if mode == "offer-sold-twice":
             machine.message = "Bind for 0.0.0.0:8080 failed: port is already allocated"
             machine.truth.add("host-fault")
-            return machine
-        if mode == "created-stopped":
+        elif mode == "created-stopped":
             machine.stopped, machine.message = True, "OCI runtime create failed"
             machine.truth.add("created-stopped")
-            return machine
-        if "bad-image" in modes:
+        elif bad is not None:
             self.hit(machine, "bad-image")
-            fault = machine.fault("bad-image")
-            assert fault is not None
-            machine.message = "manifest unknown" if fault.variant < 0.5 else "nvidia-container-cli: driver error"
-            machine.truth.add("image" if fault.variant < 0.5 else "host-fault")
-            return machine
-        if "stuck-loading" in modes:
+            machine.message = "manifest unknown" if bad.variant < 0.5 else "nvidia-container-cli: driver error"
+            machine.truth.add("image" if bad.variant < 0.5 else "host-fault")
+        elif machine.fault("stuck-loading") is not None:
             self.hit(machine, "stuck-loading")
-            return machine
-        machine.running_at = self.now + self.schedule.loading * self.rng.uniform(0.7, 1.2)
-        machine.ssh_at = machine.running_at + self.rng.uniform(5, 60)
-        self.at(machine.ssh_at, lambda: self._up(machine))
+        else:
+            machine.running_at = self.now + self.schedule.loading * self.rng.uniform(0.7, 1.2)
+            machine.ssh_at = machine.running_at + self.rng.uniform(5, 60)
+            self.at(machine.ssh_at, lambda: self._up(machine))
         return machine
 
     def hit(self, machine: SimulatedMachine, mode: str) -> None:
@@ -225,7 +219,7 @@ class World:
             self.at(self.now + self.silent, lambda: self._watchdog(machine))
         for fault in machine.faults:
             if fault.mode in STRIKES:
-                self.at(self.now + fault.at, lambda fault=fault: strike(self, machine, fault))  # type: ignore[misc]
+                self.at(self.now + fault.at, partial(strike, self, machine, fault))
             elif fault.mode == "partial-pull":
                 machine.partial.append((self.now + fault.at, self.now + fault.at + fault.lasts))
             elif fault.mode == "delete-lingers":
@@ -244,12 +238,11 @@ class World:
         else:
             machine.truth.add("dead-man")
             self.happened["dead-man's switch"] += 1
-            blind = any(end > self.now - self.silent for _, end in self.down + self.supervisor_down)
-            blind = (
-                blind or "no-ssh-here" in self.active or self.ended.get("no-ssh-here", -INF) > self.now - self.silent
-            )
+            since = self.now - self.silent
+            blind = any(end > since for _, end in self.down + self.supervisor_down)
+            blind |= "no-ssh-here" in self.active or self.ended.get("no-ssh-here", -INF) > since
             # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
-            blind = blind or (machine.shown_at == INF and self.now - self.listed_at < ASKED)
+            blind |= machine.shown_at == INF and self.now - self.listed_at < ASKED
             lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
@@ -310,10 +303,8 @@ class World:
         if job is None:
             return machine.saved
         until = min(self.now, job.hung_at, INF if job.ended is None else job.ended)
-        return min(
-            self.schedule.steps,
-            job.first_step + int(max(0.0, until - job.began) * machine.rate * self.schedule.steps_per_s),
-        )
+        made = int(max(0.0, until - job.began) * machine.rate * self.schedule.steps_per_s)
+        return min(self.schedule.steps, job.first_step + made)
 
     def start_job(self, machine: SimulatedMachine, home: int) -> None:
         old = machine.job
@@ -324,47 +315,38 @@ class World:
             asks, uploads = 60 + 1200 * bucket.variant, UPLOADS
         job = machine.job = SimulatedJob(1 if old is None else old.attempt + 1, self.now + asks, machine.saved)
         self.say(f"machine {machine.id}: job attempt {job.attempt} from step {job.first_step}")
-        end = (
-            job.began
-            + (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s)
-            + 1
-            + uploads
-        )
-        self.at(end, lambda: self._complete(machine, job))
+        work = (self.schedule.steps - job.first_step) / (machine.rate * self.schedule.steps_per_s)
+        self.at(job.began + work + 1 + uploads, lambda: self._complete(machine, job))
         for fault in machine.faults:
-            self._plan(machine, job, fault, home)
+            if fault.mode == "hang" or fault.mode in ENDS:
+                self._plan(machine, job, fault, home)
 
     def _plan(self, machine: SimulatedMachine, job: SimulatedJob, fault: Fault, home: int) -> None:
         """What goes wrong in this attempt."""
-        again, mode = fault.variant < 0.4, fault.mode
-        if mode == "hang" and (job.attempt == 1 or again):
-            self.at(self.now + fault.at, lambda: self._hang(machine, job))
-        elif mode == "nan" and (job.attempt == 1 or again):
-            self.at(self.now + fault.at, lambda: self._fail(machine, job, mode, "nan"))
-        elif mode == "cuda-oom" and (job.attempt == 1 or again):
-            self.at(self.now + 60, lambda: self._fail(machine, job, mode, "cuda-oom"))
-        elif mode == "host-disk-full" and (job.attempt == 1 or not home):
-            self.at(self.now + fault.at, lambda: self._fail(machine, job, mode, "disk-full"))
-        elif mode == "same-crash":
-            self.at(self.now + min(fault.at, 900.0), lambda: self._fail(machine, job, mode, "bug", "KeyError@data.py"))
-        elif mode == "gpu-fault" and job.attempt == 1:
-            self.at(self.now + fault.at, lambda: self._fail(machine, job, mode, "bug", "Xid 79"))
+        again = {"host-disk-full": not home, "same-crash": True, "gpu-fault": False}.get(
+            fault.mode, fault.variant < 0.4
+        )
+        if job.attempt == 1 or again:
+            after = {"cuda-oom": 60.0, "same-crash": min(fault.at, 900.0)}.get(fault.mode, fault.at)
+            self.at(self.now + after, lambda: self._fail(machine, job, fault.mode))
 
-    def _hang(self, machine: SimulatedMachine, job: SimulatedJob) -> None:
-        if machine.job is job and job.ended is None and machine.dead_at is None:
-            self.hit(machine, "hang")
-            job.hung_at = self.now
+    def _works(self, machine: SimulatedMachine, job: SimulatedJob) -> bool:
+        return machine.job is job and job.ended is None and machine.dead_at is None
 
-    def _fail(
-        self, machine: SimulatedMachine, job: SimulatedJob, mode: str, exit_reason: str, fingerprint: str | None = None
-    ) -> None:
-        if machine.job is job and job.ended is None and machine.dead_at is None and self.now < job.hung_at:
+    def _fail(self, machine: SimulatedMachine, job: SimulatedJob, mode: str) -> None:
+        if not self._works(machine, job):
+            return
+        if mode == "hang":
             self.hit(machine, mode)
+            job.hung_at = self.now
+        elif self.now < job.hung_at:
+            self.hit(machine, mode)
+            exit_reason, fingerprint = ENDS[mode]
             machine.gpu_fault = fingerprint if mode == "gpu-fault" else None
             self.end_job(machine, exit_reason, fingerprint)
 
     def _complete(self, machine: SimulatedMachine, job: SimulatedJob) -> None:
-        if machine.job is not job or job.ended is not None or machine.dead_at is not None or job.hung_at < INF:
+        if not self._works(machine, job) or job.hung_at < INF:
             return
         fault = machine.fault("no-manifest")
         if fault is not None and (job.attempt == 1 or fault.variant < 0.4):

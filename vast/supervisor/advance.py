@@ -7,13 +7,12 @@ So a journal that ends with an act is resumed by `advance(state, act, None, poli
 from collections.abc import Callable
 
 from vast.policy import Policy
-from vast.ports import BurnIn, CreateResult, Offer, Pulled, hourly
+from vast.ports import BurnIn, CreateResult, Pulled, hourly
 from vast.supervisor import reasons
 from vast.supervisor.decide import MACHINE_LOST
 from vast.supervisor.observe import observe
-from vast.supervisor.schedule import alerts, interval, pause_before
+from vast.supervisor.schedule import UNFINISHED, alerts, interval, pause_before
 from vast.supervisor.state import (
-    UNFINISHED,
     Action,
     Do,
     Intent,
@@ -47,11 +46,10 @@ def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> 
 
 def _searched(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     answered = isinstance(result, tuple)
-    offers = [one for one in result if isinstance(one, Offer)] if isinstance(result, tuple) else []
     market, bid = policy.market, state.bid
     fitting = [
         offer
-        for offer in offers
+        for offer in (result if isinstance(result, tuple) else ())
         if offer.machine_id not in state.banned
         and offer.machine_id not in market.banned_machines
         and hourly(offer, bid) <= market.max_dollars_per_hour
@@ -119,22 +117,10 @@ def start_destroying(state: RunState, t: float, reason: str) -> RunState:
     assert machine is not None
     lost = reason in ("host-lost", "away", "vanished", "not-fetched") or reason in reasons.NEXT_AT_ONCE
     doomed = PendingDestroy(machine.id, machine.price, machine.since, reason, lost=lost, addresses=machine.addresses)
-    rule = reasons.REASONS[reason]
-    banned = (*state.banned, machine.machine_id) if rule.ban else state.banned
-    return _noted(
-        changed(
-            state,
-            machine=None,
-            doomed=(*state.doomed, doomed),
-            banned=banned,
-            restart=None,
-            look_at=t,
-            signs=(),
-            pull_seconds=0.0,
-        ),
-        t,
-        f"destroying {machine.id}: {reason}",
-    )
+    banned = (*state.banned, machine.machine_id) if reasons.REASONS[reason].ban else state.banned
+    state = changed(state, doomed=(*state.doomed, doomed), banned=banned)
+    state = changed(state, machine=None, restart=None, look_at=t, signs=(), pull_seconds=0.0)
+    return _noted(state, t, f"destroying {machine.id}: {reason}")
 
 
 # ---- the host -----------------------------------------------------------------------------------------------------------
@@ -204,9 +190,8 @@ def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> 
         # a disk is not full for seconds; but near a cap each of them counts
         may_wait = state.phase is Phase.RUNNING or (full and state.verdict not in reasons.FORCED)
         pause = 60 * policy.cadence.alert_minutes if may_wait else policy.cadence.urgent
-        took = (
-            max(0.0, action.ended - action.t) if isinstance(result, Pulled) else 0.0
-        )  # without an answer it means nothing
+        # without an answer it means nothing
+        took = max(0.0, action.ended - action.t) if isinstance(result, Pulled) else 0.0
         return changed(
             state,
             pull_seconds=max(state.pull_seconds, UNFINISHED * took),
@@ -256,8 +241,7 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
     if machine is not None and rule.fetch and machine.starts:
         return changed(state, phase=Phase.COLLECTING)
     if machine is not None:
-        state = _named_loss(state, reason)
-        state = start_destroying(state, t, reason)
+        state = start_destroying(_named_loss(state, reason), t, reason)
     return changed(state, phase=Phase.TERMINATING)
 
 

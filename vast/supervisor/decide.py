@@ -14,20 +14,9 @@ from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
 from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
-from vast.supervisor.schedule import LEAD, ends_soon, wake_at
+from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import (
-    UNFINISHED,
-    Action,
-    Do,
-    Observation,
-    Phase,
-    RunState,
-    burn,
-    changed,
-    kept_for_the_end,
-    spent,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"
@@ -259,10 +248,9 @@ def _patience(obs: Observation, state: RunState, policy: Policy) -> float:
     """Seconds for collecting. While the host answers, as long as the work since the last pull took: doing it again costs
     as much as that wait. While our own disk is full, until the caps: no other machine helps, and a person is alerted."""
     machine = state.machine
-    answers = (
-        machine is not None and machine.reached_at is not None and obs.t - machine.reached_at < policy.deadlines.away
-    )
-    if not answers or obs.asked or state.verdict == "asked":
+    reached_at = None if machine is None else machine.reached_at
+    silent = reached_at is None or obs.t - reached_at >= policy.deadlines.away
+    if silent or obs.asked or state.verdict == "asked":
         return policy.deadlines.collecting
     return math.inf if state.no_room_here else max(policy.deadlines.collecting, state.phase_since - state.pulled_at)
 

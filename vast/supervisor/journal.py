@@ -13,6 +13,7 @@ it before each act; records with an older token than a record before them are ig
 """
 
 import errno
+import fcntl
 import json
 import os
 from collections import deque
@@ -60,14 +61,13 @@ class Last:
 
 
 class Journal(Protocol):
-    """Records are on disk when a method returns. All raise Superseded."""
+    """A record is on disk when `write` returns. Both raise Superseded."""
 
     def check(self) -> None:
         """Before each act: raises if another supervisor took over."""
 
-    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None: ...
-    def act(self, state: RunState, action: Action, stamp: Stamp) -> None: ...
-    def state(self, state: RunState, stamp: Stamp) -> None: ...
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        """action: one that is about to be tried. plan: in the first record only."""
 
 
 class RunClock:
@@ -91,9 +91,6 @@ class RunClock:
         return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())
 
 
-# ---- on disk ------------------------------------------------------------------------------------------------------------
-
-
 class FileJournal:
     """Holds the lock of the run's directory until `close`. Raises RunStateError if another process has it."""
 
@@ -111,7 +108,9 @@ class FileJournal:
             self._lock.close()
             raise
         self._reserve = directory / RESERVE
-        self._keep_room()
+        with suppress(OSError):  # the first record reports a full disk
+            if not self._reserve.exists():
+                self._reserve.write_bytes(bytes(ROOM))
 
     def close(self) -> None:
         self._reserve.unlink(missing_ok=True)
@@ -125,19 +124,12 @@ class FileJournal:
         if current != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {current}")
 
-    def begin(self, plan: Plan, state: RunState, stamp: Stamp) -> None:
-        self._write("begin", stamp, plan=_codec(Plan).dump_python(plan, mode="json"), state=_plain(state))
-
-    def act(self, state: RunState, action: Action, stamp: Stamp) -> None:
-        self._write("act", stamp, state=_plain(state), action=_codec(Action).dump_python(action, mode="json"))
-
-    def state(self, state: RunState, stamp: Stamp) -> None:
-        self._write("state", stamp, state=_plain(state))
-
-    def _write(self, kind: str, stamp: Stamp, **content: Any) -> None:
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
         self.check()
-        at = _codec(Stamp).dump_python(stamp, mode="json")
-        line = json.dumps({"record": kind, "token": self.token, "at": at, **content}, separators=(",", ":")) + "\n"
+        kind = "begin" if plan is not None else "state" if action is None else "act"
+        parts: dict[str, Any] = {"at": stamp, "plan": plan, "state": state, "action": action}
+        content = {name: _codec(part.__class__).dump_python(part, mode="json") for name, part in parts.items() if part}
+        line = json.dumps({"record": kind, "token": self.token, **content}, separators=(",", ":")) + "\n"
         try:
             self._append(line.encode())
         except DiskFull:
@@ -159,10 +151,43 @@ class FileJournal:
             remedy = f"make room, then go on: python -m vast attach {self.directory.name}"
             raise DiskFull(path, "no space left on the disk of this machine", remedy) from None
 
-    def _keep_room(self) -> None:
-        with suppress(OSError):  # the first record reports a full disk
-            if not self._reserve.exists():
-                self._reserve.write_bytes(bytes(ROOM))
+
+class MemoryJournal(FileJournal):
+    """The journal of a run that is being ended while this machine's disk is full: it takes the lock without writing a byte.
+
+    A machine that bills must be destroyed even if no intent can be written. The journal on disk keeps its last record, so a
+    later `vast down` proves the machine's absence once more and closes the run.
+    """
+
+    def __init__(self, directory: Path, held: bool = False) -> None:
+        """held: this process has the lock already, by its FileJournal. Raises RunStateError if another process has it."""
+        self.directory, self.token, self._held = directory, self._token(directory), held
+        if not held:
+            self._lock = (directory / LOCK).open(encoding="utf-8")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._lock.close()
+                raise RunStateError(directory, "is in use by another process", "wait for it, or stop it") from None
+
+    def close(self) -> None:
+        if not self._held:
+            self._lock.close()
+
+    def check(self) -> None:
+        now = self._token(self.directory)
+        if now and self.token and now != self.token:
+            raise Superseded(f"{self.directory}: token {self.token} is superseded by {now}")
+
+    def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
+        assert plan is None, "nothing is rented without a journal on disk"
+
+    @staticmethod
+    def _token(directory: Path) -> int:
+        """0: it is gone, or the disk does not give it; that keeps no machine alive."""
+        with suppress(OSError, RunStateError):
+            return read_token(directory)
+        return 0
 
 
 def read(directory: Path) -> Last | None:
@@ -205,10 +230,6 @@ def records(directory: Path) -> Iterator[Last]:
 
 def to_json(state: RunState) -> str:
     return _codec(RunState).dump_json(state).decode()
-
-
-def _plain(state: RunState) -> Any:
-    return _codec(RunState).dump_python(state, mode="json")
 
 
 @cache

@@ -12,22 +12,10 @@ from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import (
-    PURE,
-    Action,
-    Do,
-    Observation,
-    PendingDestroy,
-    Phase,
-    Plan,
-    Result,
-    RunState,
-    begin,
-    changed,
-    spent,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
+PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
 CLOSED = "closed"  # the notification at the end of every run
@@ -63,7 +51,7 @@ class Supervisor:
             here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
             home = None if here is None else here.checkpoint
             self.state = changed(begin(self.plan, self.clock.now()), home=home)
-            self.journal.begin(self.plan, self.state, self.run_clock.stamp())
+            self.journal.write(self.state, self.run_clock.stamp(), plan=self.plan)
         else:
             self.state = self._resumed(last)
 
@@ -89,17 +77,16 @@ class Supervisor:
             self._seen = Observation(t)  # after a sleep the last poll is old
             self.clock.sleep(max(SHORTEST_WAIT, until - self.run_clock.t()))
             return
+        self.journal.check()
         if action.do in PURE:
-            self.journal.check()
             self._advance(action, None)
         else:
-            self.journal.check()
-            self.journal.act(self.state, action, self.run_clock.stamp())
+            self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
             self._advance(replace(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
-        self.journal.state(self.state, self.run_clock.stamp())
+        self.journal.write(self.state, self.run_clock.stamp())
         if self.state.phase is Phase.CLOSED:
             self.tell(CLOSED, self.state)
 
@@ -115,7 +102,7 @@ class Supervisor:
         if state.machine is not None and not state.machine.starts:
             # nothing was polled meanwhile: its deadline restarts, and an answer that we lost is no fault of the host
             state = changed(state, machine=changed(state.machine, ran_at=None, burn_in_lost=0))
-        self.journal.state(state, self.run_clock.stamp())
+        self.journal.write(state, self.run_clock.stamp())
         return state
 
     def _advance(self, action: Action, result: Result) -> None:
@@ -148,15 +135,11 @@ class Supervisor:
         if addresses and machine is not None and (machine.ran_at is not None or running):
             host = self.shell.probe(addresses)
         reached = host is not None and host.contact == "ok"
-        answered = tuple(
-            one.id for one in state.doomed if one.accepted and (one.id, GONE) in single and self._answers(one)
-        )
+        gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
+        # the market shows it as gone, and it answers over ssh
+        answered = tuple(one.id for one in gone if one.addresses and self.shell.probe(one.addresses).contact == "ok")
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network)
-
-    def _answers(self, one: PendingDestroy) -> bool:
-        """Whether a machine that the market shows as gone answers over ssh."""
-        return bool(one.addresses) and self.shell.probe(one.addresses).contact == "ok"
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 
@@ -194,9 +177,8 @@ class Supervisor:
     def transfer_proceeds(self, pull_began: Seconds | None = None) -> bool:
         """Called during a transfer, which may take hours; the shell renews the lease meanwhile."""
         t = self.run_clock.t()
-        return transfer_proceeds(
-            t, self.asked(), self.state, self.policy, 0.0 if pull_began is None else t - pull_began
-        )
+        pulled_for = 0.0 if pull_began is None else t - pull_began
+        return transfer_proceeds(t, self.asked(), self.state, self.policy, pulled_for)
 
     @property
     def label(self) -> str:

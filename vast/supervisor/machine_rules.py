@@ -81,10 +81,8 @@ def _host_trouble(obs: Observation, state: RunState, machine: Machine, policy: P
         return verdict(obs, "unguarded" if machine.starts and obs.host.contact == "ok" else "ssh")
     if not machine.starts and since_running >= policy.deadlines.ssh + policy.deadlines.collecting:
         return verdict(obs, "ssh")
-    if (
-        is_unhealthy
-        and obs.t - (machine.failed_since or 0.0) >= policy.unreachable.seconds + policy.unreachable.replace_after
-    ):
+    lost_after = policy.unreachable.seconds + policy.unreachable.replace_after
+    if is_unhealthy and obs.t - (machine.failed_since or 0.0) >= lost_after:
         return verdict(obs, "host-lost")
     return None
 

@@ -39,10 +39,8 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
     if obs.account is not None:
         state = _market(state, obs, policy)
-        hidden = _hidden(state, obs)
-        changes["unlisted_since"] = (
-            None if not hidden else obs.t if state.unlisted_since is None else state.unlisted_since
-        )
+        since = obs.t if state.unlisted_since is None else state.unlisted_since
+        changes["unlisted_since"] = since if _hidden(state, obs) else None
     return count_signs(changed(state, **changes), obs, policy)
 
 
@@ -64,9 +62,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     known = {doomed.id for doomed in state.doomed}
     own = known if machine is None else known | {machine.id}  # a known id needs no label: a person may rename it
     listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
-    seen = listed
-    if obs.single:
-        seen = {**listed, **{one: found for one, found in obs.single if isinstance(found, Instance)}}
+    seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
     alive = seen.keys() | set(obs.answered)
     doomed = [_doomed(one, one.id in alive, one.id in gone, obs.t, policy) for one in state.doomed]
@@ -98,24 +94,15 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     absences, absent_at = state.absences, state.absent_at
     if listed:
         absences, absent_at = 0, None
-    elif obs.instances is not None and _nothing_is_expected(state, intent, machine, obs.t, policy):
+    elif obs.instances is not None and intent is None and machine is None and _had_time_to_show(state, obs.t, policy):
         absences, absent_at = _counted(absences, absent_at, obs.t, policy.absence_spacing)
-    return changed(
-        state,
-        machine=machine,
-        intent=intent,
-        doomed=tuple(doomed),
-        settled=settled,
-        absences=absences,
-        absent_at=absent_at,
-    )
+    state = changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled)
+    return changed(state, absences=absences, absent_at=absent_at)
 
 
-def _nothing_is_expected(
-    state: RunState, intent: Intent | None, machine: Machine | None, t: float, policy: Policy
-) -> bool:
+def _had_time_to_show(state: RunState, t: float, policy: Policy) -> bool:
     """Whether a listing without the run counts: every machine that was created must have had time to show up."""
-    if intent is not None or machine is not None or state.created_at is None:
+    if state.created_at is None:
         return False
     return t - state.created_at >= policy.reconcile.visible_after and not may_show(t, state, policy)
 
@@ -195,9 +182,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
         failed = machine.failed + (not denied)  # a refused key does not mean a dead host
-        return changed(
-            machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0
-        )  # fmt: skip
+        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0)
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     armed = host.armed if host.armed is not None else machine.armed and not rebooted

@@ -12,6 +12,7 @@ ATTACHING = 180.0  # seconds that a key may take from the market to a new host
 SOONEST = 30.0  # seconds between two polls, where the job should have ended
 MARGIN = 15.0  # seconds after the expected end of the job
 LEAD = 60.0  # seconds before a cap; then the machine is destroyed with all that it holds
+UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 
 # The line for a person about each alert that may come and go; those about verdicts are in vast/supervisor/reasons.py.
 ALERTS = {
@@ -44,21 +45,15 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
     if state.network_down or state.refused_since is not None:
         return 60 * cadence.alert_minutes
     late = machine.failed_since is not None and t - machine.failed_since > policy.unreachable.replace_after / 3
-    if (
-        state.restart is not None
-        or unconfirmed(state)
-        or machine.absent
-        or machine.stopped
-        or (machine.failed_since is not None and not late)
-    ):
+    failing = machine.failed_since is not None and not late
+    if state.restart is not None or unconfirmed(state) or machine.absent or machine.stopped or failing:
         return cadence.urgent
     hidden = state.unlisted_since is not None  # and with it a second machine that may bill
     if state.alerts or hidden or machine.stalled or late or machine.away_since is not None:
         return 60 * cadence.alert_minutes
     early = cadence.early_minutes
-    if state.looks < len(early):
-        return min(60 * early[state.looks], expected_end(machine))
-    return min(60 * cadence.stable_minutes, expected_end(machine))
+    minutes = early[state.looks] if state.looks < len(early) else cadence.stable_minutes
+    return min(60 * minutes, expected_end(machine))
 
 
 def expected_end(machine: Machine) -> float:
@@ -72,13 +67,11 @@ def expected_end(machine: Machine) -> float:
 
 def alerts(state: RunState, t: float, policy: Policy) -> tuple[str, ...]:
     """Alerts for a person; vast/supervisor/loop.py notifies about the new ones."""
-    machine = state.machine
+    machine, hidden = state.machine, (state.unlisted_since, state.unsearched_since)
     up = {
         "account": state.refused_since is not None,
         "network": state.network_down,
-        "market": any(
-            at is not None and t - at >= policy.confirm_after for at in (state.unlisted_since, state.unsearched_since)
-        ),
+        "market": any(at is not None and t - at >= policy.confirm_after for at in hidden),
         "destroy": any(doomed.tries >= policy.destroy.alarm_tries for doomed in state.doomed),
         "local-disk-full": state.no_room_here,
         "pull": state.pull_failures >= 3,

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from vast.ports import (
     Account,
-    Address,
+    Addresses,
     BurnIn,
     CreateResult,
     Dollars,
@@ -30,7 +30,6 @@ from vast.ports import (
     label_text,
 )
 
-UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to take
 GRACE = 300.0  # seconds: a last checkpoint, and a minute before a cap
 
 # ---- the request ------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ class Machine:
     status: Status = Status.CREATED
     message: str = ""
     end: Seconds | None = None  # unix time, of the contract
-    addresses: tuple[Address, ...] = ()
+    addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
     away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
     stopped: int = 0  # polls in a row that showed it stopped or exited
@@ -145,7 +144,7 @@ class PendingDestroy:
     tries: int = 0
     next_try: Seconds = 0.0
     accepted: bool = False  # a DELETE was; absence counts only after it
-    addresses: tuple[Address, ...] = ()  # a host that answers here is not absent
+    addresses: Addresses = ()  # a host that answers here is not absent
     absent: int = 0
     absent_at: Seconds | None = None
 
@@ -289,9 +288,6 @@ class Do(StrEnum):
     VERDICT = "verdict"  # pure: apply a reason
     PROCEED = "proceed"  # pure: the next phase
     CLOSE = "close"  # pure
-
-
-PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,67 @@
 """`python -m app` as a process of its own, forked off one that has imported torch and transformers already.
 
 Such a process can be signalled, killed and left as one that was started anew. What it is spared are the imports: six seconds
-of a core for each start. Nothing else has happened in the one that it is forked off. The ranks that a launcher starts
-are forked off the launcher in the same way.
+of a core for each start. What else has happened in the one that it is forked off is in warm_start.py. The ranks that a
+launcher starts are forked off the launcher in the same way.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import logging
 import multiprocessing
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+from tqdm import tqdm
+
 WARM: Final = "forkserver"
 _CONTEXT = multiprocessing.get_context(WARM)
-_CONTEXT.set_forkserver_preload(["accelerate", "app.stage.work", "datasets", "peft", "transformers"])
+_CONTEXT.set_forkserver_preload(["tests.app.fakes.warm_start"])
+
+
+def begin_server() -> None:
+    """Before the first test: what the tests import need not be imported again, which takes five seconds of a core."""
+    tqdm.get_lock()  # a semaphore of the system: one that a process made for itself would outlive its SIGKILL
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.util.spawnv_passfds", _copy_of_this_process)
+        forkserver.ensure_running()
+
+
+def _copy_of_this_process(_: bytes, argv: Sequence[str], passed: Sequence[int]) -> int:
+    """Executes `PYTHON -c CODE` in a copy, without what pytest has put in place and without the other end of `passed`."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            faulthandler.disable()
+            opened = {int(path.name): path.stat().st_ino for path in Path("/proc/self/fd").iterdir() if path.exists()}
+            for descriptor, inode in opened.items():
+                if inode == opened[passed[-1]] and descriptor not in passed:
+                    os.close(descriptor)  # the end of the pipe with which the server ends
+            sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+            sys.excepthook, sys.unraisablehook = sys.__excepthook__, sys.__unraisablehook__
+            threading.excepthook = threading.__excepthook__
+            logging.root.handlers.clear()
+            logging.root.setLevel(logging.WARNING)
+            for logger in logging.root.manager.loggerDict.values():
+                for handler in getattr(logger, "handlers", ()):
+                    if type(handler) is logging.StreamHandler:  # with a stream of pytest's
+                        handler.setStream(sys.stderr)
+            exec(argv[-1], {})
+        finally:
+            os._exit(1)
+    return pid
 
 
 def _run_as_main(module: str, words: Sequence[str], environment: dict[str, str]) -> None:
@@ -38,6 +78,7 @@ def _become_the_command(module: str, words: Sequence[str], environment: dict[str
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     subprocess_handler.Popen = _rank_starter(output)  # type: ignore[misc]
+    os.fsync = os.fstat  # as in tests/conftest.py
     _run_as_main(module, words, environment)
 
 

@@ -131,7 +131,7 @@ def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missin
     listed = json.loads(record.read_text()) | {"cells": 6, "runs": [{}] * 5, "settings": {"dollars_an_hour": 2.5}}
     record.write_text(json.dumps(listed))
     report = build_report(tmp_path)
-    assert [f.text for f in report.facts if f.name == "What it cost"] == [
+    assert [text for name, text in report.facts if name == "What it cost"] == [
         "5 runs, 4 min 10 s or $0.17 at $2.5 an hour."
     ]
     assert "Of the campaign mine 5 of 6 runs are complete." in report.cautions

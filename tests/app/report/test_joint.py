@@ -71,7 +71,7 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     assert 1 <= len(sentences) <= 2 and "".join(sentences).strip() == page.headline
     head = page.to_html().partition("<main>")[0]
     assert head.count("<svg") == 1 and page.headline in head
-    facts = {fact.name: fact.text for fact in page.facts}
+    facts = dict(page.facts)
     assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
     assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
     assert facts["The control with its prompt written twice"].startswith(
@@ -127,7 +127,7 @@ def test_a_run_of_two_campaigns_is_paid_for_once(parts: list[Part], page: Page) 
         **reading.study.spent.each, **again.study.spent.each})))  # fmt: skip
     shared = joint_page([again, both, parts[2]], ["lookup"])
     assert rows(shared, "cost")[:3] == rows(page, "cost")[:3]
-    said = [[fact.text for fact in one.facts if fact.name == "What it cost"] for one in (page, shared)]
+    said = [dict(one.facts)["What it cost"] for one in (page, shared)]
     assert said[0] == said[1]
     (section,) = [one for one in shared.sections if one.key == "cost"]
     assert section.tables[0].note.startswith("A run of several campaigns is counted once")
@@ -200,7 +200,7 @@ def test_a_declared_comparison_is_the_answer_beside_an_exploratory_one_with_more
         declared = json.loads(record.read_text())
         record.write_text(json.dumps(declared | {"primary": declared["primary"] | {"suite": "lookup"}}))
     both, alone = (joint_page(joint_of(tmp_path / name)) for name in ("both", "alone"))
-    assert "reading tasks" in both.headline and "training seeds: 1;" in both.facts[0].text
+    assert "reading tasks" in both.headline and "training seeds: 1;" in both.facts[0][1]
     assert alone.headline.startswith("No campaign has both models of the comparison that it declared yet")
     assert alone.answer is not None, "there are models and controls, only not of what was declared"
 

@@ -61,6 +61,18 @@ def test_a_damaged_flag_does_not_hide_that_bidirectional_leaks(tmp_path: Path) -
     assert "bidirectional (leaks)" in build_report(tmp_path).to_markdown()
 
 
+@pytest.mark.parametrize(("value", "fact"), [(None, "is missing"), ("much", "is 'much'")])
+def test_a_number_that_is_none_is_refused_by_its_key(tmp_path: Path, value: str | None, fact: str) -> None:
+    run = write_run(tmp_path, "stage1")
+    metrics = run.read_metrics()
+    metrics["evaluations"][0]["tasks"]["piqa"] |= {"chance": value}
+    if value is None:
+        del metrics["evaluations"][0]["tasks"]["piqa"]["chance"]
+    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(DataError, match=f"metrics.json: key 'chance' {fact}; score the stage again"):
+        build_report(tmp_path)
+
+
 def test_missing_stages_are_named_with_their_command(tmp_path: Path) -> None:
     write_run(tmp_path, "stage1")
     write_run(tmp_path, "stage2", minute=1, complete=False)
@@ -249,7 +261,7 @@ def test_runs_are_listed_newest_first_whatever_their_state(tmp_path: Path) -> No
     (broken.path / "failed.json").write_text('{"exit_code": 3, "message": "the loss is NaN at step 7"}')
     (write_run(tmp_path, "stage4", minute=3, complete=False).path / "stage.yaml").write_text("{torn")
     rows = list_rows(tmp_path)
-    assert [(row.stage, row.state) for row in rows] == [
+    assert [(row.id.partition("/")[0], row.state) for row in rows] == [
         ("stage4", "interrupted"), ("stage2", "failed"), ("stage3b", "complete"), ("stage1", "complete"),
     ]  # fmt: skip
     assert rows[1].headline == "the loss is NaN at step 7"
@@ -293,7 +305,7 @@ def test_runs_that_differ_in_the_seed_alone_are_aggregated_and_each_is_shown(see
     assert control.accuracy.total.value == pytest.approx(sum(accuracies.values()) / 3)
     text = report.to_markdown()
     assert "(mean of seeds 0, 1, 2)" in text and "### Each seed by itself" in text
-    assert "One training seed" not in text and "3 training seeds." in report.facts[0].text
+    assert "One training seed" not in text and "3 training seeds." in report.facts[0][1]
     base = report.study.find(("base", "prefix"), ("base", "causal"))
     assert base is not None and base.seeds == ()  # an untrained model has none
 

@@ -126,7 +126,7 @@ def test_a_difference_in_log_likelihood_within_rounding_is_none(
         (run.path / "metrics.json").write_text(json.dumps(metrics))
     (c,) = [c for c in build_report(tmp_path).study.comparisons if c.group == "ablation"]
     assert c.nll_verdict == "higher"
-    coarse = {t: replace(score, gold_nll_rounding=0.26) for t, score in c.first.tasks.items()}
+    coarse = {t: score.model_copy(update={"gold_nll_rounding": 0.26}) for t, score in c.first.tasks.items()}
     assert replace(c, first=replace(c.first, tasks=coarse)).nll_verdict == "within noise"
     assert "2.60 ± 0.24" in build_report(tmp_path).to_markdown()
 
@@ -172,10 +172,10 @@ def test_what_is_not_scored_yet_is_named(tmp_path: Path) -> None:
 
 def test_leaking_scores_never_enter_the_first_screen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, items=40)
-    first_screen = [found.question, found.headline, *found.details, *(f"{f.name} {f.text}" for f in found.facts)]
+    first_screen = [found.question, found.headline, *found.details, *map(" ".join, found.facts)]
     assert not any("leaks" in text or "bidirectional" in text for text in first_screen)
-    assert [f.name for f in found.facts] == ["How sure", "In normal use", "What it cost"]
-    assert found.facts[0].text.startswith(
+    assert [name for name, _ in found.facts] == ["How sure", "In normal use", "What it cost"]
+    assert found.facts[0][1].startswith(
         "200 questions of 5 tasks; chance is 0.35. One training seed. A true difference of "
     )
 

@@ -143,9 +143,9 @@ def test_weights_are_not_spread_over_processes_on_the_cpu(monkeypatch: pytest.Mo
     [
         ({"MASTER_ADDR": ""}, "MASTER_ADDR: is not set, and WORLD_SIZE is 2"),
         ({"RANK": ""}, "RANK: is not set, and WORLD_SIZE is 2"),
-        ({"RANK": "x"}, "RANK: 'x' is no number of 0 or more"),
+        ({"RANK": "x"}, 'RANK: expected a whole number of 0 or more, found "x"'),
         ({"RANK": "2"}, "RANK: is 2, and WORLD_SIZE is 2"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: 'two' is no number of 1 or more"),
+        ({"WORLD_SIZE": "two"}, 'WORLD_SIZE: expected a whole number of 1 or more, found "two"'),
     ],
 )
 def test_an_environment_that_no_launcher_makes_is_refused(change: dict[str, str], fact: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:  # fmt: skip

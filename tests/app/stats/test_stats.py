@@ -13,7 +13,7 @@ from scipy.stats import binomtest, bootstrap
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from app.stats.bootstrap import Interval, macro_interval, paired_bootstrap, resampled_macro, stderr
+from app.stats.bootstrap import Interval, _item_counts, macro_interval, paired_bootstrap, resampled_macro, stderr
 from app.stats.mcnemar import holm, mcnemar_exact
 
 
@@ -54,6 +54,14 @@ def test_resampling_is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     value, lo, hi = macro_interval({"a": values}, samples=999, seed=0)
     assert lo < value < hi
     assert hi - lo == pytest.approx(2 * 1.96 * stderr(values), rel=0.15)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**20 + 1, 0.1])
+def test_what_is_counted_in_float32_is_exact(scale: float) -> None:
+    x_nk = scale * np.random.default_rng(0).integers(-1, 2, size=(40, 21))  # nearly all rows are different
+    counts_sn = _item_counts(40, 500, (7, 0))
+    expected = counts_sn.astype(np.float64) @ x_nk / 40
+    assert (resampled_macro({"a": x_nk}, 500, seed=7)[0]["a"] == expected).all()
 
 
 def test_macro_interval_covers_the_truth_about_95_times_in_100() -> None:

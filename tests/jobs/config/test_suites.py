@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from jobs.config.load import resolve
-from jobs.config.suites import SUITES_DIR, Suite, read_suite, suite_names
-from jobs.config.validate import Layer, validate
+from jobs.config.suites import SUITES_DIR, Suite, read_suite
+from jobs.config.validate import Layer, names_in, validate
 from jobs.errors import ConfigError
 
 
 def test_the_suites_are_there_and_the_default_one_is_the_five_tasks() -> None:
-    assert suite_names() == ["lookup", "reading", "short"]
+    assert names_in(SUITES_DIR) == ["lookup", "reading", "short"]
     assert resolve("stage1", "ci").score.tasks == read_suite("short").task_names  # type: ignore[union-attr]
 
 

@@ -14,7 +14,7 @@ from jobs.config.load import resolve
 from jobs.config.profile import ModelSource
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate, estimate_on
-from jobs.estimate.gpus import GPU_NAMES, Gpu, gpu_at_hand, gpu_named
+from jobs.estimate.gpus import Gpu, gpu_at_hand, gpu_named, gpu_names
 from jobs.estimate.model_shape import shape_of
 from tests.jobs.estimate.measured import gpus_3b
 
@@ -39,7 +39,7 @@ def test_a_gpu_is_known_by_every_spelling(text: str, name: str, memory: float) -
 
 
 def test_every_gpu_is_found_by_its_own_name() -> None:
-    assert [gpu_named(name).name for name in GPU_NAMES] == list(GPU_NAMES)
+    assert [gpu_named(name).name for name in gpu_names()] == gpu_names()
 
 
 @pytest.mark.parametrize(

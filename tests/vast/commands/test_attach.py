@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,18 +19,18 @@ from vast.supervisor.journal import FileJournal
 def kill_at(monkeypatch: pytest.MonkeyPatch, record: int, after: bool) -> None:
     """The process dies before or after the journal's record number `record` is on disk."""
     written = 0
-    real = FileJournal._write
+    real = FileJournal.write
 
-    def write(self: FileJournal, kind: str, stamp: object, **content: object) -> None:
+    def write(self: FileJournal, *words: Any, **more: Any) -> None:
         nonlocal written
         written += 1
         if written == record and not after:
             raise Killed
-        real(self, kind, stamp, **content)  # type: ignore[arg-type]
+        real(self, *words, **more)
         if written == record:
             raise Killed
 
-    monkeypatch.setattr(FileJournal, "_write", write)
+    monkeypatch.setattr(FileJournal, "write", write)
 
 
 def records_of_a_run(world: World) -> int:

@@ -21,6 +21,7 @@ from vast.__main__ import _flushed, main
 from vast.commands.wiring import ShellContext, Wiring
 from vast.rental.image_registry import Image
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 
 
 def play(scene: dict[str, Any]) -> int:
@@ -31,7 +32,8 @@ def play(scene: dict[str, Any]) -> int:
         folder = context.folder
         if scene["script"] == "machines":
             way = MachineTransport(directory / "machines", Path((directory / "secrets").read_text()))
-            return HostShell(way, runs, folder.path, folder.nonce(), clock, lambda: True, program=PROGRAM)
+            copy = LocalCopy(runs, folder.path)
+            return HostShell(way, copy, folder.nonce(), clock, lambda: True, program=PROGRAM)
         last = ended() if scene["script"] == "ends" else running(120)
         made = ScriptedShell([running(60), running(120), last])
         made.alive = lambda: not (directory / "gone").exists()

@@ -13,7 +13,7 @@ from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
 from vast.simulate.losses import IN_REACH
-from vast.simulate.run import AFTERWARDS, SeedOutcome, outcome, plan_of
+from vast.simulate.run import AFTERWARDS, SeedOutcome, plan_of
 from vast.simulate.world import Crash, World
 
 ATTEMPTS = 3
@@ -110,7 +110,7 @@ def run(made: Schedule, policy: Policy) -> SeedOutcome:
         world.violate("double-rent", "at rest")
     if verdict_was_wrong:
         world.violate("unknown", "done, and the results are not here")
-    return outcome(world, made, result, None)
+    return SeedOutcome(world, result, None)
 
 
 def run_seed(seed: int, policy: Policy) -> SeedOutcome:

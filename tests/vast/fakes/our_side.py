@@ -8,6 +8,7 @@ from tests.vast.fakes.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, 
 from tests.vast.fakes.fake_market import ManualClock
 from vast.ports import Pulled
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 
 BOTH = (DIRECT, PROXY)
 CHECKPOINT = f"{RUN}/checkpoints/checkpoint-"
@@ -20,7 +21,7 @@ class Ours:
         self.own.mkdir(parents=True)
 
     def shell(self) -> HostShell:
-        return HostShell(self.way, self.runs, self.own, NONCE, ManualClock(), lambda: True, program=PROGRAM)
+        return HostShell(self.way, LocalCopy(self.runs, self.own), NONCE, ManualClock(), lambda: True, program=PROGRAM)
 
     def pull(self, everything: bool = False) -> Pulled:
         pulled = self.shell().pull(BOTH, everything)

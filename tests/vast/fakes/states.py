@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tests.vast.fakes.fake_market import ManualClock
 from vast import policy
 from vast.policy import Policy
 from vast.ports import (
@@ -19,6 +20,7 @@ from vast.ports import (
     Status,
     label_text,
 )
+from vast.records.status import RunStatus
 from vast.supervisor.advance import advance
 from vast.supervisor.decide import decide
 from vast.supervisor.state import Action, Do, Machine, Observation, Phase, Plan, RunState, begin
@@ -40,6 +42,14 @@ def policy_with(**sections: Any) -> Policy:
         for name, keys in sections.items()
     }
     return POLICY.model_copy(update=changed)
+
+
+def status_of(run: str, **fields: Any) -> RunStatus:
+    """The status of a run that was not begun, with other fields."""
+    made = RunStatus(run, False, None, ManualClock())
+    assert fields.keys() <= vars(made).keys()
+    vars(made).update(fields)
+    return made
 
 
 def instance(ident: int = 5, status: Status = Status.RUNNING, label: str = LABEL, **more: Any) -> Instance:

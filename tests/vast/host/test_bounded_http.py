@@ -20,7 +20,7 @@ from vast.rental import image_registry
 from vast.secrets import Secret
 from vast.session.notify import post_json
 
-LIMIT = 0.1  # seconds, of which nothing but the deadline comes
+LIMIT = 0.04  # seconds, of which nothing but the deadline comes
 ENDLESS = {  # what a server sends first, and then for ever
     "silence": (b"", b""),
     "a slow head": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
@@ -92,7 +92,7 @@ def endless(first: bytes, again: bytes) -> Callable[[socket.socket], None]:
 @pytest.mark.parametrize("how", ENDLESS)
 def test_an_answer_without_end_ends_at_the_deadline_and_its_connection_is_closed(serve: Callable[..., Server], how: str) -> None:  # fmt: skip
     server, before = serve(endless(*ENDLESS[how])), threading.active_count()
-    with pytest.raises(TimeoutError, match=r"no whole answer within 0\.1 s"):
+    with pytest.raises(TimeoutError, match=rf"no whole answer within {LIMIT} s"):
         exchange(urllib.request.Request(f"http://{server.address}/"), LIMIT)
     assert server.closed.wait(5)
     for thread in threading.enumerate():  # no thread stays behind
@@ -105,10 +105,10 @@ def test_an_answer_without_end_ends_at_the_deadline_and_its_connection_is_closed
 def test_no_caller_hangs(serve: Callable[..., Server], how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve(endless(*ENDLESS[how]))
     url = f"http://{server.address}"
-    assert delete(OwnInstance(7, "instance-key", url), LIMIT) == "TimeoutError: no whole answer within 0.1 s"
+    assert delete(OwnInstance(7, "instance-key", url), LIMIT) == f"TimeoutError: no whole answer within {LIMIT} s"
     with pytest.raises(TimeoutError):
         post_json(f"{url}/hook", b"{}", LIMIT)
-    monkeypatch.setattr(image_registry, "TIMEOUT", 3 * LIMIT)  # it may be answered
+    monkeypatch.setattr(image_registry, "TIMEOUT", 0.3 if how == "a slow body" else LIMIT)  # it is answered
     found = image_registry.inspect(f"{server.address}/you/prefill:1", scheme="http").found
     assert found == ("there" if how == "a slow body" else "unknown")  # a HEAD has no body
     cloud = VastAI(Secret(KEY), ManualClock(), url, LIMIT)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.vast.fakes import failures
 from vast.host.classify import last_failure
-from vast.host.fixes import INSTALL, INSTALLER, LIMITS, Start, installing, job_arguments, missing_tool, next_start, used
+from vast.host.fixes import INSTALL, INSTALLER, LIMITS, Start, installing, job_arguments, missing_tool, used
 from vast.policy import load
 
 
@@ -15,18 +15,18 @@ def repeated(reason: str, times: int, failure: str = "") -> list[Start]:
     lines: list[str] = []
     starts = []
     for _ in range(times):
-        starts.append(next_start(reason, lines, failure))
+        starts.append(Start(reason, lines, failure))
         lines += starts[-1].new
     return starts
 
 
 def test_out_of_memory_halves_once_a_failure_and_later_starts_keep_it() -> None:
-    first = next_start("cuda-oom", [])
+    first = Start("cuda-oom", [])
     assert first.halvings == 1 and len(first.new) == 1
     for reason in ("bug", "killed", "stopped", None):
-        later = next_start(reason, list(first.new))
+        later = Start(reason, list(first.new))
         assert (later.new, later.halvings) == ((), 1)
-    assert next_start("cuda-oom", list(first.new)).halvings == 2
+    assert Start("cuda-oom", list(first.new)).halvings == 2
 
 
 @pytest.mark.parametrize("reason", LIMITS)
@@ -44,7 +44,14 @@ def test_the_bounds_leave_room_for_what_the_shipped_policy_allows() -> None:
 
 @pytest.mark.parametrize("reason", ["bug", "killed", "nan", "stopped", "gpu-fault", "done", None])
 def test_other_reasons_change_nothing(reason: str | None) -> None:
-    assert next_start(reason, []) == Start()
+    assert vars(Start(reason, [])) == {
+        "new": (),
+        "halvings": 0,
+        "environment": {},
+        "tool": None,
+        "prune": False,
+        "unlock": False,
+    }
 
 
 def test_the_hub_is_waited_for_longer_each_time_and_from_then_on() -> None:
@@ -52,17 +59,17 @@ def test_the_hub_is_waited_for_longer_each_time_and_from_then_on() -> None:
     assert waits == ["60", "120", "240", "240"]
     line = repeated("hub-timeout", 1)[0].new
     assert line == ("hub-timeout: waits 60 s for an answer",)
-    assert next_start("killed", list(line)).environment == {
+    assert Start("killed", list(line)).environment == {
         "HF_HUB_DOWNLOAD_TIMEOUT": "60",
         "HF_HUB_ETAG_TIMEOUT": "60",
     }
 
 
 def test_what_another_machine_had_halved_is_taken_over_once() -> None:
-    start = next_start(None, [], halved_before=2)
+    start = Start(None, [], halved_before=2)
     assert start.halvings == 2 and used("cuda-oom", start.new) == 2
-    assert next_start("killed", list(start.new)).halvings == 2
-    assert next_start("cuda-oom", list(start.new)).halvings == 3
+    assert Start("killed", list(start.new)).halvings == 2
+    assert Start("cuda-oom", list(start.new)).halvings == 3
 
 
 @pytest.mark.parametrize(
@@ -74,13 +81,13 @@ def test_what_another_machine_had_halved_is_taken_over_once() -> None:
 def test_only_known_tools_are_installed(log: str, tool: str | None) -> None:
     failure = "\n".join(last_failure(log))
     assert missing_tool(failure) == tool
-    assert next_start("missing-tool", [], failure).tool == tool
+    assert Start("missing-tool", [], failure).tool == tool
 
 
 def test_the_job_comes_after_the_installation_in_the_same_process() -> None:
     assert installing(None, ["prefill", "run"]) == ["prefill", "run"]
     assert installing("C compiler", ["prefill", "run"]) == ["sh", "-c", INSTALL, "C compiler", "prefill", "run"]
-    assert next_start("missing-tool", [], "git: not found").new == (f"missing-tool: git installed by {INSTALLER}",)
+    assert Start("missing-tool", [], "git: not found").new == (f"missing-tool: git installed by {INSTALLER}",)
 
 
 @pytest.mark.parametrize(

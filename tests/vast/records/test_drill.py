@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drill]:
         found = list(records(world.folder.path))
         killed = next(one for one in found if one.state.machine is not None and one.state.machine.starts).stamp.wall
         policy = policies.load(world.folder.policy)
-        yield Drill(read_jsonl(path), found, report.build(found, world.folder.request()), policy, killed, ())
+        yield Drill(read_jsonl(path), found, report.RunReport(found, world.folder.request()), policy, killed, ())
 
 
 def verdicts(drill: Drill) -> dict[str, str]:
@@ -85,6 +86,12 @@ def machines(drill: Drill, **change: Any) -> Drill:
     return replace(drill, records=changed)
 
 
+def other(found: report.RunReport, **change: Any) -> report.RunReport:
+    made = copy(found)
+    vars(made).update(change)
+    return made
+
+
 def lingering(drill: Drill) -> Drill:
     """A listing that shows the machine ten minutes after its DELETE."""
     shown = next(one for one in drill.calls if one["call"] == "list" and one["rows"])
@@ -116,8 +123,8 @@ def lingering(drill: Drill) -> Drill:
         ("the job", lambda one: replace(one, records=one.records[:-9])),
         ("DELETE", lambda one: calls(one, "destroy", success=False, status=404, words="Instance not found")),
         ("listings after it", lingering),
-        ("bill", lambda one: replace(one, report=replace(one.report, credit_used=9.0))),
-        ("cost bound", lambda one: replace(one, report=replace(one.report, dollars=99.0))),
+        ("bill", lambda one: replace(one, report=other(one.report, credit_used=9.0))),
+        ("cost bound", lambda one: replace(one, report=other(one.report, dollars=99.0))),
         ("left at the end", lambda one: replace(one, left=(7_000_001,))),
         ("left at the end", lambda one: replace(one, left=None)),
     ],

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from jobs.runs.rundir import RunDir
+from tests.vast.fakes.states import status_of
 from vast.records.overview import as_html, as_text, overview
 from vast.records.status import RunStatus
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-RENTED = RunStatus("stage5b-20260102-030405-ab12", "running", None, False, step=120, total=600, dollars=1.5, cap_dollars=20,
+RENTED = status_of("stage5b-20260102-030405-ab12", phase="running", step=120, total=600, dollars=1.5, cap_dollars=20,
                    dollars_per_hour=0.4, note="nobody looks after it: python -m vast attach stage5b-20260102-030405-ab12")  # fmt: skip
 STAGES = ("stage1", "stage2", "stage3b")
 
@@ -63,7 +64,7 @@ def test_a_running_run_shows_its_progress_and_an_interrupted_one_how_to_resume(t
 
 
 def test_rented_machines_come_first_with_their_dollars(tmp_path: Path) -> None:
-    broken = RunStatus("stage1-20260102-030405-cd34", "broken", None, False)
+    broken = status_of("stage1-20260102-030405-cd34", phase="broken")
     shown = text(tmp_path, RENTED, broken)
     assert rows(shown)[RENTED.run] == ["running", "120/600", "1.50", "20.00", "0.400"]
     assert "In all $1.50, now $0.400 an hour." in shown

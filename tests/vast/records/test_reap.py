@@ -201,7 +201,7 @@ class Flickering:
 @pytest.mark.parametrize(("shown", "asked"), [("x..", 3), ("x.x..", 5), ("..", 2), (".x.x..", 6)])
 def test_one_that_comes_back_has_to_be_seen_gone_twice_again(shown: str, asked: int) -> None:
     cloud = Flickering(shown)
-    assert reap.Reaper(cloud, ManualClock(), 90.0, 9999.0, lambda text: None).reap([7]) == ()  # type: ignore[arg-type]
+    assert reap.Reaper(cloud, ManualClock(), 90.0, lambda text: None).reap([7]) == ()  # type: ignore[arg-type]
     assert cloud.asked == asked
 
 

@@ -49,7 +49,7 @@ RECORDS = [
 
 
 def test_dollars_go_to_what_they_were_spent_on_and_add_up() -> None:
-    told = report.build(RECORDS, REQUEST)
+    told = report.RunReport(RECORDS, REQUEST)
     assert told.by_kind == pytest.approx({"loading": 0.5, "training": 2.25, "idle": 0.25, "teardown": 0.5})
     assert sum(told.by_kind.values()) == pytest.approx(told.dollars) == pytest.approx(3.5)
     assert told.training_hours == pytest.approx(2.25)
@@ -57,7 +57,7 @@ def test_dollars_go_to_what_they_were_spent_on_and_add_up() -> None:
 
 @pytest.mark.parametrize("end", range(1, len(RECORDS)))
 def test_they_add_up_wherever_a_journal_ends(end: int) -> None:
-    told = report.build(RECORDS[:end], REQUEST)
+    told = report.RunReport(RECORDS[:end], REQUEST)
     assert sum(told.by_kind.values()) == pytest.approx(told.dollars)
 
 
@@ -80,7 +80,7 @@ def test_what_money_is_spent_on(state: RunState, kind: str) -> None:
 
 
 def test_the_text_names_attempts_fixes_estimate_and_time_line() -> None:
-    text = report.text(report.build(RECORDS, REQUEST))
+    text = report.text(report.RunReport(RECORDS, REQUEST))
     for part in (
         "# stage1-1: done", "| 1 | 7 | 70 | 1.000 |", "- cuda-oom: halved", "| hours of work | 2.00 | 2.25 |",
         "| dollars | 2.50 | 3.50 |", "rented 7", "Local copy: the complete run.",
@@ -90,11 +90,11 @@ def test_the_text_names_attempts_fixes_estimate_and_time_line() -> None:
 
 def test_a_loss_is_named() -> None:
     lost = at(3.5, phase=Phase.CLOSED, lost_artifacts="host-lost: the machine vanished; at home: nothing")
-    assert "**Destroyed without a verified pull:** host-lost" in report.text(report.build([lost], REQUEST))
+    assert "**Destroyed without a verified pull:** host-lost" in report.text(report.RunReport([lost], REQUEST))
 
 
 def test_a_run_without_a_machine_has_a_report_too() -> None:
     text = report.text(
-        report.build([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], RunRequest("stage1", "ci", "i"))
+        report.RunReport([at(0.0), at(0.5, phase=Phase.CLOSED, result="no-offers")], RunRequest("stage1", "ci", "i"))
     )
     assert "No machine was rented." in text and "not known" in text

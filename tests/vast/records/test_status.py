@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.vast.fakes.fake_market import ManualClock
 from tests.vast.fakes.states import PLAN, START
-from vast.records import status
+from vast.records.status import RunStatus
 from vast.supervisor.journal import Last, Stamp
 from vast.supervisor.state import Phase
 
@@ -21,5 +21,5 @@ def test_a_run_that_stays_open_for_a_late_machine_is_named_as_unclear() -> None:
         (replace(waiting, over=False), False),
         (replace(waiting, phase=Phase.CLOSED), False),
     ):
-        one = status.of(Last(PLAN, state, None, stamp), True, clock)
+        one = RunStatus(PLAN.run_id, True, Last(PLAN, state, None, stamp), clock)
         assert one.unclear is unclear and ("may still show up" in one.note) is unclear

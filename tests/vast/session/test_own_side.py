@@ -15,7 +15,6 @@ from jobs.errors import EXIT_DISK_FULL
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, running
 from vast.ports import Account, Address, Pulled, always
-from vast.session import memory_journal
 from vast.session.guards import guarded
 from vast.supervisor import journal
 from vast.supervisor.journal import read_token
@@ -46,8 +45,7 @@ def test_a_disk_that_cannot_be_read_either_keeps_no_machine(world: World, monkey
         nonlocal failed
         failed = True
 
-    for module in (journal, memory_journal):
-        monkeypatch.setattr(module, "read_token", token)
+    monkeypatch.setattr(journal, "read_token", token)
     _at_look(world, 2, fail)
     done = world.vast(*UP)
     assert (done.exit_code, world.fake.market.living()) == (EXIT_DISK_FULL, []), done.output

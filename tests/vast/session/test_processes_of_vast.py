@@ -114,7 +114,7 @@ def test_sigterm_in_the_background_leaves_the_run_to_the_switch_and_attach(api: 
     assert call(api, tmp_path, "2:TERM", *UP, "--detach").returncode == 0
     folder = only(tmp_path)
     until(lambda: not folder.is_supervised() and "left: " in folder.log.read_text(), "the end of the supervisor")
-    assert len(api.market.living()) == 1 and not folder.asked_down()
+    assert len(api.market.living()) == 1 and not folder.down.exists()
     done = call(api, tmp_path, 0, "attach", folder.run_id, seconds=3600.0)
     assert done.returncode == 0, done.stderr
     assert json.loads(folder.report.read_text())["result"] == "done"

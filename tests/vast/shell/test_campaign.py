@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from vast.host import jobstate, processes
 from vast.ports import Pulled
 from vast.shell import file_list
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 
 BOTH = (DIRECT, PROXY)
 ONE, TWO, THREE = "stage3b/20261123-100000-1234", "stage1/20261123-101000-1234", "stage3b/20261123-102000-1234"
@@ -69,9 +69,8 @@ def runs(tmp_path: Path) -> Path:
 
 def shell_of(host: CampaignHost, runs: Path, earlier: tuple[str, ...] = ()) -> tuple[HostShell, DirectoryTransport]:
     way, own = DirectoryTransport(host), runs / "vast/mine-20261123-095900-abcd"
-    return HostShell(
-        way, runs, own, NONCE, ManualClock(), lambda: True, program=PROGRAM, campaign="mine", earlier=earlier
-    ), way
+    copy = LocalCopy(runs, own, "mine", earlier)
+    return HostShell(way, copy, NONCE, ManualClock(), lambda: True, program=PROGRAM), way
 
 
 def pulled(shell: HostShell, everything: bool = False) -> Pulled:
@@ -153,11 +152,12 @@ def test_a_host_that_lists_without_end_and_a_file_of_another_campaign_are_refuse
         asked.append(words)
         listed = real(*words)  # type: ignore[arg-type]
         assert isinstance(listed, file_list.Listing)
-        return replace(listed, more=True)
+        listed.more = True
+        return listed
 
     shell._listing = endless  # type: ignore[method-assign, assignment]
     host.end(1)
     assert pulled(shell).verified and len(asked) < 4
     entry = {"path": "campaigns/other.json", "size": 2, "sha256": "0" * 64, "from": "campaigns/other.json"}
     with pytest.raises(file_list.ListingRefused, match="is not one of the run"):
-        file_list.parse({"run": ONE, "files": [entry]}, "vast/x", "campaigns/mine.json")
+        file_list.Listing({"run": ONE, "files": [entry]}, "vast/x", "campaigns/mine.json")

@@ -14,6 +14,7 @@ from tests.vast.fakes.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, 
 from tests.vast.fakes.fake_market import ManualClock
 from vast.secrets import Secret
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 from vast.shell.push import Input
 from vast.shell.transport import FREELY, Kind, Reply
 
@@ -21,25 +22,18 @@ BOTH = (DIRECT, PROXY)
 TOKEN = "hf_do_not_show_me"
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> DirectoryHost:
-    return DirectoryHost(tmp_path / "host")
-
-
-@pytest.fixture
-def way(host: DirectoryHost) -> DirectoryTransport:
-    return DirectoryTransport(host)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
 def shell_of(way: DirectoryTransport, runs: Path, clock: ManualClock, **more: object) -> HostShell:
     own = runs / "vast" / "stage3b-20261123-101400"
     own.mkdir(parents=True, exist_ok=True)
-    return HostShell(way, runs, own, NONCE, clock, lambda: True, program=PROGRAM, **more)  # type: ignore[arg-type]
+    return HostShell(
+        way,
+        LocalCopy(runs, own),
+        NONCE,
+        clock,
+        lambda: True,
+        program=PROGRAM,
+        **more,  # type: ignore[arg-type]
+    )
 
 
 @pytest.fixture

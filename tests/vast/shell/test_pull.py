@@ -17,21 +17,6 @@ from vast.shell import local_copy
 from vast.shell.transport import Reply
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> DirectoryHost:
-    return DirectoryHost(tmp_path / "host")
-
-
-@pytest.fixture
-def way(host: DirectoryHost) -> DirectoryTransport:
-    return DirectoryTransport(host)
-
-
-@pytest.fixture
-def ours(tmp_path: Path, way: DirectoryTransport) -> Ours:
-    return Ours(tmp_path / "runs", way)
-
-
 def test_logs_and_the_newest_checkpoint_come_while_the_job_runs(host: DirectoryHost, ours: Ours) -> None:
     host.train(100, 200)
     pulled = ours.pull()

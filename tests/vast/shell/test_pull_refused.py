@@ -19,22 +19,6 @@ from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal
 
-
-@pytest.fixture
-def host(tmp_path: Path) -> DirectoryHost:
-    return DirectoryHost(tmp_path / "host")
-
-
-@pytest.fixture
-def way(host: DirectoryHost) -> DirectoryTransport:
-    return DirectoryTransport(host)
-
-
-@pytest.fixture
-def ours(tmp_path: Path, way: DirectoryTransport) -> Ours:
-    return Ours(tmp_path / "runs", way)
-
-
 # ---- no room ---------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +53,7 @@ def test_a_pull_leaves_room_for_the_journal(
     host.train(100)
     shell = ours.shell()
     said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
-    listed = file_list.parse(said, "vast/stage3b-20261123-101400")
+    listed = file_list.Listing(said, "vast/stage3b-20261123-101400")
     coming = sum(one.size for one in listed.files)
     assert 64 * journal.ROOM <= pull.RESERVE <= 2**30
 

@@ -11,6 +11,7 @@ from tests.vast.fakes.directory_host import DIRECT, NONCE, PROGRAM, PROXY, RUN, 
 from tests.vast.fakes.fake_market import ManualClock
 from vast.host import runs as hostruns
 from vast.shell.hostshell import HostShell
+from vast.shell.local_copy import LocalCopy
 from vast.shell.transport import Reply
 
 BOTH = (DIRECT, PROXY)
@@ -20,7 +21,7 @@ CHECKPOINT = f"{RUN}/checkpoints/checkpoint-"
 def shell_of(runs: Path, way: DirectoryTransport) -> HostShell:
     own = runs / "vast" / "stage3b-20261123-101400"
     own.mkdir(parents=True, exist_ok=True)
-    return HostShell(way, runs, own, NONCE, ManualClock(), lambda: True, program=PROGRAM)
+    return HostShell(way, LocalCopy(runs, own), NONCE, ManualClock(), lambda: True, program=PROGRAM)
 
 
 @pytest.fixture

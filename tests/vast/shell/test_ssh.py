@@ -267,7 +267,8 @@ def test_a_disk_without_room_for_the_connections_raises_nothing(bench: Bench, mo
     assert bench.calls() == []
 
 
-def test_a_command_is_ended_while_it_runs(bench: Bench) -> None:
+def test_a_command_is_ended_while_it_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vast.host.subprocess_run.WATCH", 0.05)
     bench.mode("stall")
     began = time.monotonic()
     reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: False))
@@ -309,7 +310,8 @@ def test_a_fetch_and_a_send_as_they_are_called(bench: Bench, tmp_path: Path) -> 
     assert "--bwlimit=4883 " in bench.last()  # KiB/s
 
 
-def test_a_transfer_is_ended_while_it_runs(bench: Bench, tmp_path: Path) -> None:
+def test_a_transfer_is_ended_while_it_runs(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vast.host.subprocess_run.WATCH", 0.05)
     bench.mode("stall")
     asked: list[int] = []
 
@@ -367,4 +369,4 @@ FULL = 'rsync: [receiver] write failed on "/r/x": No space left on device (28)\n
     ],
 )  # fmt: skip
 def test_the_ends_of_rsync(ended: Ended, reply: Reply) -> None:
-    assert rsync.reply(ended, of_ssh=Reply("denied")) == reply
+    assert rsync.reply(ended, lambda end: Reply("denied") if end.code == 255 else outcome(end)) == reply

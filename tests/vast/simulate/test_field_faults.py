@@ -23,7 +23,7 @@ from vast.simulate.fake_shell import HANG
 from vast.simulate.faults import BESIDE, FIELD, LATER, Fault, quiet
 from vast.simulate.run import run
 from vast.supervisor.loop import Supervisor
-from vast.supervisor.state import Action, Do, Phase, RunState, changed
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
 
 
 @pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE))
@@ -81,13 +81,23 @@ def test_mutation_contact_over_ssh_does_not_veto_absence(monkeypatch: pytest.Mon
     assert "unknown" in breaking("stale-replica", policy=short, times=range(300, 1200, 20))
 
 
+def _nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a host that is being destroyed answers over ssh does not count."""
+    market = observe_module._market
+
+    def deaf(state: RunState, seen: Observation, policy: Policy) -> RunState:
+        return market(state, replace(seen, answered=()), policy)
+
+    monkeypatch.setattr(observe_module, "_market", deaf)
+
+
 def test_mutation_absence_needs_no_accepted_delete(monkeypatch: pytest.MonkeyPatch) -> None:
     original = observe_module._doomed
     monkeypatch.setattr(
         observe_module, "_doomed",
         lambda one, *rest: changed(original(changed(one, accepted=True), *rest), accepted=one.accepted),
     )  # fmt: skip
-    monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
+    _nobody_answers(monkeypatch)
     short = policy_with(absence_spacing=60.0)
     assert "leak" in breaking("stale-replica", policy=short, times=range(int(WORK) + 200, int(WORK) + 700, 20))
 
@@ -201,5 +211,5 @@ def test_mutation_a_host_that_is_being_destroyed_is_not_asked(monkeypatch: pytes
     short = policy_with(absence_spacing=60.0)
     end = range(int(WORK) + 200, int(WORK) + 700, 20)
     assert broken("stale-replica", policy=short, times=end) == set()
-    monkeypatch.setattr("vast.supervisor.loop.Supervisor._answers", lambda self, one: False)
+    _nobody_answers(monkeypatch)
     assert "leak" in breaking("stale-replica", policy=short, times=end)

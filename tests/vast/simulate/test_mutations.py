@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from tests.vast.fakes.states import policy_with
 from tests.vast.fakes.worlds import breaking, broken, caught, replace_rule, see_changed
 from vast.policy import Policy
 from vast.ports import GONE, Account, Contract, Pulled
-from vast.simulate import campaign, invariants
-from vast.simulate.watched import SimulatedJournal
+from vast.simulate import campaign
+from vast.simulate.run import SimulatedJournal
 from vast.supervisor import reasons
 from vast.supervisor.state import Action, Do, Observation, RunState
 
@@ -224,7 +225,15 @@ def test_mutation_a_phase_without_a_deadline(monkeypatch: pytest.MonkeyPatch) ->
     assert caught("deadline") or caught("spend")
 
 
-def test_every_invariant_has_a_mutation_that_breaks_it() -> None:
+def test_every_invariant_is_explained_and_has_a_mutation_that_breaks_it() -> None:
+    package = Path(campaign.__file__).parent
+    violated = "".join(path.read_text(encoding="utf-8") for path in package.glob("*.py"))
+    names = set(re.findall(r'violate\(\s*"([a-z-]+)"', violated))
+    explained = (package.parents[1] / "docs/vast.md").read_text(encoding="utf-8").partition("| invariant |")[2]
+    assert (
+        set(re.findall(r"^\| `([a-z-]+)` \|", explained.partition("\n\n")[0], re.MULTILINE)) == names
+        and len(names) > 20
+    )
     texts = (path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     tests = [part for text in texts for part in text.split("\ndef ") if part.startswith("test_mutation_")]
-    assert {name for name in invariants.NAMES if f'"{name}"' not in "".join(tests)} == set()
+    assert {name for name in names if f'"{name}"' not in "".join(tests)} == set()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pytest
 
 from vast import policy
-from vast.commands import reap
 from vast.host import attempt, classify, fixes, runner, watchdog
 from vast.host import dead_man_switch as switch
 from vast.host import probe as look
@@ -93,7 +92,7 @@ def test_the_switch_deletes_as_often_as_money_asks_for() -> None:
     within(1, watchdog.TICK, 10)
     within(1, fleet.FIRST_PAUSE, 10)
     within(30, fleet.LONGEST_PAUSE, POLICY.absence_spacing)
-    within(5 * POLICY.absence_spacing, reap.PATIENCE, 3600)
+    within(5 * POLICY.absence_spacing, fleet.PATIENCE, 3600)
 
 
 def test_the_runner_gives_a_job_what_the_policy_and_the_switch_count_on() -> None:

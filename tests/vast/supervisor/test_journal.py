@@ -17,6 +17,7 @@ from vast.supervisor import journal
 from vast.supervisor.journal import FileJournal, RunClock, Stamp, Superseded
 from vast.supervisor.state import Action, Do, Intent, Machine, PendingDestroy, Phase, Plan, RunState, begin
 
+pytestmark = pytest.mark.usefixtures("wait_for_the_disk")
 PLAN = Plan("run-1", "image", ("prefill", "stage5b"), OfferQuery(banned_machines=frozenset({3})), 10.0, 3600.0)
 AT = Stamp(1.0, 100.0, 50.0, "boot-a")
 MACHINE = Machine(
@@ -52,11 +53,11 @@ def test_a_state_survives_json() -> None:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     book = FileJournal(tmp_path / "run")
     assert journal.read(tmp_path / "run") is None
-    book.begin(PLAN, begin(PLAN, 1000.0), AT)
-    book.state(STATE, AT)
+    book.write(begin(PLAN, 1000.0), AT, plan=PLAN)
+    book.write(STATE, AT)
     last = journal.read(tmp_path / "run")
     assert last is not None and (last.plan, last.state, last.pending, last.stamp) == (PLAN, STATE, None, AT)
-    book.act(STATE, CREATE, AT)
+    book.write(STATE, AT, CREATE)
     last = journal.read(tmp_path / "run")
     assert last is not None and last.pending == CREATE
     book.close()
@@ -72,17 +73,17 @@ def test_each_record_is_on_disk_when_the_method_returns(tmp_path: Path, monkeypa
         synced.append((tmp_path / journal.JOURNAL).stat().st_size)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    book.begin(PLAN, begin(PLAN, 1.0), AT)
-    book.act(STATE, CREATE, AT)
+    book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+    book.write(STATE, AT, CREATE)
     assert len(synced) == 2 and synced[1] == (tmp_path / journal.JOURNAL).stat().st_size
     book.close()
 
 
 def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
     book = FileJournal(tmp_path)
-    book.begin(PLAN, begin(PLAN, 1.0), AT)
-    book.state(STATE, AT)
-    book.act(STATE, CREATE, AT)
+    book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+    book.write(STATE, AT)
+    book.write(STATE, AT, CREATE)
     book.close()
     path = tmp_path / journal.JOURNAL
     data = path.read_bytes()
@@ -95,7 +96,7 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_line(tmp_path: P
         assert last is None or (last.pending is not None) == (whole == 3)
     path.write_bytes(data[:-5])
     with_torn_end = FileJournal(tmp_path)  # cuts the torn line, or the next one would be glued to it
-    with_torn_end.state(STATE, AT)
+    with_torn_end.write(STATE, AT)
     last = journal.read(tmp_path)
     assert last is not None and last.pending is None
     with_torn_end.close()
@@ -103,8 +104,8 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_line(tmp_path: P
 
 def test_a_broken_line_in_the_middle_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     book = FileJournal(tmp_path)
-    book.begin(PLAN, begin(PLAN, 1.0), AT)
-    book.state(STATE, AT)
+    book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+    book.write(STATE, AT)
     book.close()
     path = tmp_path / journal.JOURNAL
     path.write_bytes(b"{}\n" + path.read_bytes())
@@ -124,21 +125,21 @@ def test_two_supervisors_cannot_hold_one_journal(tmp_path: Path) -> None:
 
 def test_a_supervisor_that_slept_while_another_took_over_writes_and_does_nothing(tmp_path: Path) -> None:
     old = FileJournal(tmp_path)
-    old.begin(PLAN, begin(PLAN, 1.0), AT)
+    old.write(begin(PLAN, 1.0), AT, plan=PLAN)
     (tmp_path / journal.TOKEN).write_text(f"{old.token + 1}\n", encoding="ascii")
     before = (tmp_path / journal.JOURNAL).read_bytes()
     with pytest.raises(Superseded):
         old.check()
     with pytest.raises(Superseded):
-        old.act(STATE, CREATE, AT)
+        old.write(STATE, AT, CREATE)
     assert (tmp_path / journal.JOURNAL).read_bytes() == before
     old.close()
 
 
 def test_records_with_an_older_token_do_not_count(tmp_path: Path) -> None:
     book = FileJournal(tmp_path)
-    book.begin(PLAN, begin(PLAN, 1.0), AT)
-    book.state(STATE, AT)
+    book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+    book.write(STATE, AT)
     book.close()
     path = tmp_path / journal.JOURNAL
     stale = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
@@ -208,15 +209,15 @@ def test_a_full_disk_takes_the_room_kept_back_and_leaves_no_torn_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book = FileJournal(tmp_path)
-    book.begin(PLAN, STATE, AT)
+    book.write(STATE, AT, plan=PLAN)
     disk = FullDisk(100, tmp_path / journal.RESERVE)
     monkeypatch.setattr(os, "write", disk.write)
-    book.act(STATE, CREATE, AT)
+    book.write(STATE, AT, CREATE)
     last = journal.read(tmp_path)
     assert last is not None and last.pending == CREATE
     disk.room = 100
     with pytest.raises(DiskFull, match="make room, then go on"):
-        book.state(STATE, AT)
+        book.write(STATE, AT)
     last = journal.read(tmp_path)
     assert last is not None and last.pending == CREATE  # the record before stands
     assert (tmp_path / journal.JOURNAL).read_bytes().endswith(b"\n")

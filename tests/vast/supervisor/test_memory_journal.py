@@ -8,8 +8,7 @@ import pytest
 
 from jobs.errors import RunStateError
 from tests.vast.fakes.states import PLAN, running
-from vast.session.memory_journal import MemoryJournal
-from vast.supervisor.journal import TOKEN, FileJournal, Stamp, Superseded
+from vast.supervisor.journal import TOKEN, FileJournal, MemoryJournal, Stamp, Superseded
 from vast.supervisor.state import Action, Do
 
 STAMP = Stamp(0.0, 1.0, 1.0, "boot")
@@ -18,7 +17,7 @@ STAMP = Stamp(0.0, 1.0, 1.0, "boot")
 @pytest.fixture
 def journal(tmp_path: Path) -> MemoryJournal:
     first = FileJournal(tmp_path)
-    first.begin(PLAN, running(), STAMP)
+    first.write(running(), STAMP, plan=PLAN)
     with pytest.raises(RunStateError, match="in use by another process"):
         MemoryJournal(tmp_path)
     first.close()
@@ -47,8 +46,8 @@ def test_it_stops_when_another_supervisor_took_over_and_not_when_the_token_canno
 
 def test_it_writes_nothing_and_rents_nothing(journal: MemoryJournal) -> None:
     before = {path: path.read_bytes() for path in journal.directory.iterdir()}
-    journal.act(running(), Action(Do.DESTROY, 1.0), STAMP)
-    journal.state(running(), STAMP)
+    journal.write(running(), STAMP, Action(Do.DESTROY, 1.0))
+    journal.write(running(), STAMP)
     with pytest.raises(AssertionError):
-        journal.begin(PLAN, running(), STAMP)
+        journal.write(running(), STAMP, plan=PLAN)
     assert {path: path.read_bytes() for path in journal.directory.iterdir()} == before

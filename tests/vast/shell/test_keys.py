@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vast.fakes.host import until
-from vast.shell.sshkey import SshKeyError, make_key, public_key, require_usable
+from vast.shell.keys import SshKeyError, make_key, public_key, require_usable
 
 
 def test_a_run_has_a_key_of_its_own_made_once(tmp_path: Path) -> None:

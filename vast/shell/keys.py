@@ -1,13 +1,20 @@
-"""The key pair with which a run logs in to its machines: one of its own, or the user's."""
+"""The keys of ssh: the pair with which a run logs in to its machines, its own or the user's, and the host keys that it pins.
+
+A host key that is met for the first time is a candidate and stands in a file of its own. It is pinned only when the machine
+behind it has shown the run's nonce; pinned earlier, the key of a previous machine at the same address would lock out the rented
+one.
+"""
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.errors import UserError
-from jobs.runs.atomic import io_errors_reported, sync_directory
+from jobs.runs.atomic import io_errors_reported, sync_directory, write_text_atomically
 from vast.host import subprocess_run
+from vast.ports import Address
 
 KEY = "key"
 PUBLIC = ".pub"
@@ -69,15 +76,16 @@ def _require_private(key: Path) -> None:
         raise SshKeyError(key, "is no private key", "give the path of one, such as ~/.ssh/id_ed25519, or none")
 
 
-def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
-    """Raises SshKeyError for a key that ssh could not use without a question: one with a passphrase, and in no agent."""
-    env = child_environment(environ)
+def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> str:
+    """The public half. Raises SshKeyError, also for a key that ssh could not use without a question: one with a passphrase,
+    and in no agent."""
+    public, env = public_key(key, environ), child_environment(environ)
     argv = ["ssh-keygen", "-q", "-y", "-P", "", "-f", str(key)]
     if subprocess_run.run(argv, timeout=30, env=env).code == 0:
-        return
+        return public
     agent = subprocess_run.run(["ssh-add", "-L"], timeout=30, env=env)
-    if public_key(key, environ).split()[1] in agent.out.split():
-        return
+    if public.split()[1] in agent.out.split():
+        return public
     fact = "has a passphrase, and no agent holds it" if agent.code != 2 else "has a passphrase, and no agent runs"
     remedy = f"start one and: ssh-add {key}; or give no --ssh-key: each run can have its own"
     raise SshKeyError(key, fact, remedy)
@@ -86,9 +94,38 @@ def require_usable(key: Path, environ: Mapping[str, str] = os.environ) -> None:
 def _keygen(*options: str, where: Path, environ: Mapping[str, str]) -> str:
     ended = subprocess_run.run(["ssh-keygen", "-q", *options], timeout=30, env=child_environment(environ))
     if ended.code != 0:
-        words = ended.err.strip().splitlines()[-1:] or [
-            "it did not end in time" if ended.timed_out else "no reason given"
-        ]
+        silent = "it did not end in time" if ended.timed_out else "no reason given"
+        why = (ended.err.strip() or silent).splitlines()[-1]
         remedy = "install the OpenSSH client; a key with a passphrase needs its .pub beside it and an agent"
-        raise SshKeyError(where, f"ssh-keygen failed: {words[0]}", remedy)
+        raise SshKeyError(where, f"ssh-keygen failed: {why}", remedy)
     return ended.out
+
+
+def alias(pin: str, address: Address) -> str:
+    """The name under which a key is kept: the instance's and the address's, since an address may be given out again."""
+    return re.sub(r"[^a-z0-9.-]", "_", f"prefill-{pin}-{address.host}-{address.port}".lower())
+
+
+def keys(path: Path, name: str) -> list[str]:
+    """The lines of a known_hosts file for one name."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [line for line in lines if line.split(" ", 1)[0] == name]
+
+
+def adopt(pinned: Path, candidates: Path, name: str) -> None:
+    """Pin the candidates of `name`. Raises DiskFull, RunStateError."""
+    new = keys(candidates, name)
+    if not new or keys(pinned, name):
+        return
+    before = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
+    write_text_atomically(pinned, before + "".join(f"{line}\n" for line in new))
+
+
+def forget(candidates: Path, name: str) -> None:
+    """Remove the candidates of `name`. Raises DiskFull, RunStateError."""
+    if keys(candidates, name):
+        lines = candidates.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        write_text_atomically(candidates, "".join(line for line in lines if line.split(" ", 1)[0] != name))
