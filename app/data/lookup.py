@@ -84,9 +84,8 @@ def _question(
     facts = "\n".join(draws.sample(lines, len(lines)))
     gold = ring[task.hops]
     others = [one for one in ring[1:] if one != gold]
-    choices = tuple(
-        draws.sample([gold, *draws.sample(others, min(CHOICES - 1, len(others)))], min(CHOICES, len(others) + 1))
-    )
+    others = draws.sample(others, min(CHOICES - 1, len(others)))
+    choices = tuple(draws.sample([gold, *others], len(others) + 1))
     steps = f"{task.hops} step{'s' if task.hops > 1 else ''}"
     question = f"Question: Start at {ring[0]} and follow {steps}. Who is reached?"
     parts = [question, facts] if order == "question_first" else [facts, question]

@@ -93,9 +93,8 @@ def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     given = {key: value for key, value in message.items() if value is not None}
     weight = given.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1) or ("weight" in message and role != "assistant"):
-        raise DataError(
-            at, f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}", "correct or remove it"
-        )
+        fact = f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}"
+        raise DataError(at, fact, "correct or remove it")
     if "content" in given or not given.get("tool_calls"):
         given["content"] = _field(message, "content", at)
     else:
@@ -110,9 +109,8 @@ def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         value = loads(value, f"{where}: field tools") if value.strip() else []
     if not isinstance(value or [], list) or not all(isinstance(tool, dict) for tool in value or []):
-        raise DataError(
-            where, f"field tools: expected a list of objects, found {kind(value)}", "give the functions' schemas"
-        )
+        fact = f"field tools: expected a list of objects, found {kind(value)}"
+        raise DataError(where, fact, "give the functions' schemas")
     return tuple(value or [])
 
 

@@ -56,8 +56,11 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: S
             found = _lookup_items(suite, task, stage, limit)
         else:
             found = load_items(task, data, format=format, limit=limit, commits=commits)
-        items += [_twice(item) for item in found] if stage.order == "repeat" else found
-    return items
+        items += found
+    if stage.order != "repeat":
+        return items
+    return [replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
+            for item in items]  # fmt: skip
 
 
 def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Iterator[Instruction]:
@@ -110,10 +113,6 @@ def _item(task: str, lead: str, one: reading.Question) -> Item:
     pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
     return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
                 chance=1 / len(one.choices))  # fmt: skip
-
-
-def _twice(item: Item) -> Item:
-    return replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
 
 
 def _lead(shown: Iterable[reading.Question]) -> str:

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -70,22 +71,19 @@ class Judge:
         except ValueError:
             raise ConfigError("--judge", "its port is no number", "give it as https://host/v1") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigError(
-                "--judge", "is no address of an endpoint", f"give it as https://host/v1; a key comes from {KEY}"
-            )
+            remedy = f"give it as https://host/v1; a key comes from {KEY}"
+            raise ConfigError("--judge", "is no address of an endpoint", remedy)
         self._key = environ.get(KEY, "").strip()
         if self._key and not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(KEY, "holds characters that no key has", "set it anew")
         if self._key and parts.scheme == "http" and parts.hostname not in LOCAL:
-            raise ConfigError(
-                "--judge", f"{KEY} would be sent unencrypted to {parts.hostname}", "use https, or unset it"
-            )
+            fact = f"{KEY} would be sent unencrypted to {parts.hostname}"
+            raise ConfigError("--judge", fact, "use https, or unset it")
         self.model, self._pause = model, pause
         self._where = f"--judge {parts.scheme}://{parts.hostname}"
         self._path = f"{parts.path.rstrip('/')}/chat/completions"
         make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        host = parts.hostname
-        self._connect: Callable[[], HTTPConnection] = lambda: make(host, port, timeout=TIMEOUT)
+        self._connect = partial(make, parts.hostname, port, timeout=TIMEOUT)
 
     def compare(self, questions: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Verdicts:
         """Each pair in both orders: two requests a question."""
@@ -113,9 +111,8 @@ class Judge:
         text = self._ask(body)
         said = [word for word in ("first", "second", "tie") if word in text.lower()]
         if len(said) != 1:
-            raise ConfigError(
-                self._where, f"expected FIRST, SECOND or TIE, found {self._shown(text)}", "use another model"
-            )
+            fact = f"expected FIRST, SECOND or TIE, found {self._shown(text)}"
+            raise ConfigError(self._where, fact, "use another model")
         return said[0]  # type: ignore[return-value]
 
     def _ask(self, body: bytes) -> str:
@@ -136,10 +133,8 @@ class Judge:
     def _post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body. http.client follows no redirect, so the key goes to no other host."""
         connection, ends = self._connect(), time.monotonic() + TIMEOUT
-        headers = {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-        }
+        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Content-Type": "application/json", **key}
         try:
             connection.request("POST", self._path, body, headers)
             response, raw = connection.getresponse(), b""

@@ -152,9 +152,8 @@ def named_alike(found: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
                 raise _unknown(path, f"it has no weight {name}")
             alike[name] = found.get(name, found[names[id(weight)]])
             if weight.shape != alike[name].shape:
-                raise _unknown(
-                    path, f"its {name} has the shape {list(alike[name].shape)}, the model's {list(weight.shape)}"
-                )
+                shape, own = list(alike[name].shape), list(weight.shape)
+                raise _unknown(path, f"its {name} has the shape {shape}, the model's {own}")
     return alike
 
 
@@ -168,9 +167,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unknown(path: Path, fact: str) -> CheckpointError:
-    return CheckpointError(
-        path, f"{fact}: another version of this program, or another stage, wrote it", "start anew with --force"
-    )
+    fact = f"{fact}: another version of this program, or another stage, wrote it"
+    return CheckpointError(path, fact, "start anew with --force")
 
 
 def load_optimizer(optimizer: Optimizer, path: Path) -> None:
