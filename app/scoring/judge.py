@@ -11,10 +11,9 @@ The key comes from the environment variable PREFILL_JUDGE_KEY alone. It is sent 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from app.stats.mcnemar import two_sided_p
@@ -29,27 +28,6 @@ _TASK = (
     "[Question]\n{question}\n\n[First answer]\n{first}\n\n[Second answer]\n{second}\n\n[Better answer, one word]"
 )
 Choice = Literal["first", "second", "tie"]
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Counts of pairs (left, right). unsure: pairs that are decided otherwise in the other order. firsts: choices of what
-    was read first, among those that are decided."""
-
-    wins: int
-    losses: int
-    ties: int
-    unsure: int
-    firsts: int
-    decided: int
-
-    @property
-    def p_position(self) -> float:
-        """Exact two-sided binomial p-value that first and second are chosen equally often."""
-        return two_sided_p(self.firsts, self.decided - self.firsts)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "p_position": self.p_position}
 
 
 class Judge:
@@ -85,8 +63,12 @@ class Judge:
         make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._connect = partial(make, parts.hostname, port, timeout=TIMEOUT)
 
-    def compare(self, questions: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Verdicts:
-        """Each pair in both orders: two requests a question."""
+    def compare(self, questions: Sequence[str], left: Sequence[str], right: Sequence[str]) -> dict[str, float]:
+        """Each pair in both orders, two requests a question: counts of pairs (left, right), and what they show of the judge.
+
+        unsure: pairs that are decided otherwise in the other order. firsts: choices of what was read first, among those that
+        are `decided`. p_position: exact two-sided binomial p-value that first and second are chosen equally often.
+        """
         counts = dict.fromkeys(("wins", "losses", "ties", "unsure", "firsts", "decided"), 0)
         for question, a, b in zip(questions, left, right, strict=True):
             forward, back = self.choose(question, a, b), self.choose(question, b, a)
@@ -97,7 +79,7 @@ class Judge:
             counts["unsure"] += forward != swapped
             won = {"first": "wins", "second": "losses"}.get(forward, "ties") if forward == swapped else "ties"
             counts[won] += 1
-        return Verdicts(**counts)
+        return {**counts, "p_position": two_sided_p(counts["firsts"], counts["decided"] - counts["firsts"])}
 
     def choose(self, question: str, first: str, second: str) -> Choice:
         """The judge's word on one order.

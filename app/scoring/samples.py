@@ -10,7 +10,6 @@ An answer too short for a rate has none, and does not count in its mean.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,17 +34,6 @@ class Prompt(Strict):
 
 class _Prompts(Strict):
     prompts: Annotated[list[Prompt], Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one prompt; `cut`: it was ended by its length."""
-
-    text: str
-    tokens: int
-    cut: bool
-    echo_rate: float | None
-    repetition_rate: float | None
 
 
 def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
@@ -82,28 +70,21 @@ def repetition_rate(tokens: Sequence[int]) -> float | None:
     return 1 - len(set(runs)) / len(runs) if runs else None
 
 
-def sample(loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tokens: int) -> list[Answer]:
-    """The answer to each prompt, in a chat where the tokenizer has a template."""
+def column(model: str, loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tokens: int) -> dict[str, Any]:
+    """One model under one mask, as samples.json holds it: its answer to each prompt, and the means over them.
+
+    Prompts are chats where the tokenizer has a template. `cut`: the answer was ended by its length.
+    """
     tokenizer = loaded.tokenizer
     encoded = encode_prompts(loaded, [prompt.text for prompt in prompts], chat=bool(tokenizer.chat_template))
-    found = []
+    found: list[dict[str, Any]] = []
     for given, ids in zip(encoded, answers(loaded, encoded, mask, max_new_tokens=max_new_tokens), strict=True):
         read = tokenizer.decode(given, skip_special_tokens=True)  # with what the template adds, such as a system's turn
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        found.append(Answer(text, len(ids), len(ids) >= max_new_tokens, echo_rate(read, text), repetition_rate(ids)))
-    return found
-
-
-def column(model: str, origin: str, mask: Mask, found: Sequence[Answer]) -> dict[str, Any]:
-    """One model under one mask, as samples.json holds it: its answers, and the means over them."""
+        found.append({"text": text, "tokens": len(ids), "cut": len(ids) >= max_new_tokens,
+                      "echo_rate": echo_rate(read, text), "repetition_rate": repetition_rate(ids)})  # fmt: skip
     means = {}
     for name in ("echo_rate", "repetition_rate", "tokens", "cut"):
-        known = [value for one in found if (value := getattr(one, name)) is not None]
+        known = [one[name] for one in found if one[name] is not None]
         means[name] = sum(known) / len(known) if known else None
-    return {
-        "model": model,
-        "origin": origin,
-        "mask": mask,
-        "means": means,
-        "answers": [asdict(answer) for answer in found],
-    }
+    return {"model": model, "origin": loaded.origin, "mask": mask, "means": means, "answers": found}
