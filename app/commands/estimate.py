@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 
@@ -33,7 +34,7 @@ def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit
     job = resolve(stage, profile, limit=limit, sets=sets)
     found = estimate(job, gpu, gpus or job.profile.gpus)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
         for name, text in _rows(found):

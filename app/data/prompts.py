@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A row in one format, by the names of `app.data.tasks.Item`."""
+    """A row in one format; of its fields see `app.data.tasks.Item`."""
 
     choices: tuple[Pair, ...]
     gold: int

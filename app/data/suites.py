@@ -111,7 +111,7 @@ def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> l
 
 def _item(task: str, lead: str, one: reading.Question) -> Item:
     pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
-    return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
+    return Item(pairs, one.gold, tuple(map(len, one.choices)), one.words, one.choices, task, one.id, "harness", metric="acc",
                 chance=1 / len(one.choices))  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.data import prompts
-from app.data.prompts import FieldProblem, Pair, Rendered
+from app.data.prompts import FieldProblem, Rendered
 from app.data.sources import Row, hub_rows, places, saved_rows
 from app.embedded import cache as embedded
 from jobs.config.profile import EvalData
@@ -24,8 +24,8 @@ EMBEDDED = EvalData(source="embedded")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question with its choices.
+class Item(Rendered):
+    """One question with its choices, as they are written.
 
     boundary: the rule by which the scorer finds the continuation's tokens. `harness`: trailing spaces of the context
         move to the continuation, then the whole is encoded and split at the context's length. `reference`: no space
@@ -39,12 +39,7 @@ class Item:
 
     task: str
     id: str
-    choices: tuple[Pair, ...]
-    gold: int
-    n_chars: tuple[int, ...]
     boundary: ScoreFormat
-    question: str
-    answers: tuple[str, ...]
     metric: str
     chance: float
 
@@ -115,9 +110,8 @@ def _item(task: str, spec: Task, format: ScoreFormat, index: int, row: Row, wher
         rendered = spec.render(row, format)
     except FieldProblem as problem:
         raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    return Item(
-        task, f"{task}/{index}", boundary=format, metric=spec.headline(format), chance=spec.chance, **vars(rendered)
-    )
+    return Item(**vars(rendered), task=task, id=f"{task}/{index}", boundary=format, metric=spec.headline(format),
+                chance=spec.chance)  # fmt: skip
 
 
 TASKS: dict[str, Task] = {

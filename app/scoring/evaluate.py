@@ -94,15 +94,14 @@ def _whole_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _task_result(items: Sequence[Item], samples: Sequence[Sample], violations: int) -> dict[str, Any]:
+def _task_result(items: Sequence[Item], samples: Sequence[Sample]) -> dict[str, Any]:
     hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
     metric = items[0].metric
-    n = len(samples)
-    accuracy = float(hits[metric].mean())
+    violations = sum(boundary != "clean" for s in samples for boundary in s.get("boundary", ()))
     nll = -sum(s["logprobs"][s["gold"]] for s in samples) / sum(s["n_tokens"][s["gold"]] for s in samples)
     return {
-        "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
-        "metric": metric, "headline": accuracy,
+        "items": len(samples), **{name: float(hit.mean()) for name, hit in hits.items()},
+        "metric": metric, "headline": float(hits[metric].mean()),
         "stderr": stderr(hits[metric]),
         "gold_nll_per_token": float(nll), "chance": float(np.mean([i.chance for i in items])), "prefix_violations": violations,
     }  # fmt: skip
@@ -163,18 +162,14 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
 
     samples: list[Sample] = []
     picks = _picks(spans, chars, scored)
-    violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
     for number, item in enumerate(items):
         span = slice(spans[number].start, spans[number].stop)
-        own = {name: of[number] for name, of in picks.items()}
-        sample = _sample(label, item, scored[span], requests[span], own)
+        sample = _sample(label, item, scored[span], requests[span], {name: of[number] for name, of in picks.items()})
         samples.append(sample)
         if checked is not None:
             sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
-        violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
-    tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
-             for task, rows in by_task.items()}  # fmt: skip
+    tasks = {task: _task_result([i for i in items if i.task == task], rows) for task, rows in by_task.items()}
     if checked is not None:
         for task, result in tasks.items():
             result["gold_nll_rounding"] = _rounding(checked, [

@@ -5,8 +5,7 @@ report sets the actual numbers beside it. The constants are measured (docs/log.m
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
@@ -88,9 +87,6 @@ class Estimate:
             return ""
         has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "assumptions": list(self.assumptions)}
 
 
 def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
