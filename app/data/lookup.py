@@ -70,23 +70,18 @@ def generate(
         ring = draws.sample(NAMES, task.facts)
         at = ring.index(min(ring))
         key = "|".join(ring[at:] + ring[:at])  # from its first name in the alphabet on: equal for equal facts
-        digest = hashlib.sha256(key.encode()).digest()
-        scored = int.from_bytes(digest[:8]) < SCORED * 2**64
-        if scored == (side == "scored") and key not in seen:
-            yield _question(f"{name}/{len(seen)}", task, order, ring, draws, scored, key)
-            seen.add(key)
-
-
-def _question(
-    id: str, task: LookupTask, order: Order, ring: list[str], draws: _Draws, scored: bool, key: str
-) -> Question:
-    lines = [f"{one} points to {other}." for one, other in zip(ring, ring[1:] + ring[:1], strict=True)]
-    facts = "\n".join(draws.sample(lines, len(lines)))
-    gold = ring[task.hops]
-    others = [one for one in ring[1:] if one != gold]
-    others = draws.sample(others, min(CHOICES - 1, len(others)))
-    choices = tuple(draws.sample([gold, *others], len(others) + 1))
-    steps = f"{task.hops} step{'s' if task.hops > 1 else ''}"
-    question = f"Question: Start at {ring[0]} and follow {steps}. Who is reached?"
-    parts = [question, facts] if order == "question_first" else [facts, question]
-    return Question(id, "\n".join([*parts, "Answer:"]), facts, choices, choices.index(gold), scored, key)
+        scored = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < SCORED * 2**64
+        if scored != (side == "scored") or key in seen:
+            continue
+        lines = [f"{one} points to {other}." for one, other in zip(ring, ring[1:] + ring[:1], strict=True)]
+        facts = "\n".join(draws.sample(lines, len(lines)))
+        gold = ring[task.hops]
+        others = [one for one in ring[1:] if one != gold]
+        others = draws.sample(others, min(CHOICES - 1, len(others)))
+        choices = tuple(draws.sample([gold, *others], len(others) + 1))
+        steps = f"{task.hops} step{'s' if task.hops > 1 else ''}"
+        question = f"Question: Start at {ring[0]} and follow {steps}. Who is reached?"
+        parts = [question, facts] if order == "question_first" else [facts, question]
+        prompt = "\n".join([*parts, "Answer:"])
+        yield Question(f"{name}/{len(seen)}", prompt, facts, choices, choices.index(gold), scored, key)
+        seen.add(key)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from app.data import prompts
 from app.data.prompts import FieldProblem, Rendered
-from app.data.sources import Row, hub_rows, places, saved_rows
+from app.data.sources import Row, first_rows, hub_dataset, places, saved_rows
 from app.embedded import cache as embedded
 from jobs.config.profile import EvalData
 from jobs.config.schema import ScoreFormat
@@ -84,7 +84,7 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: ScoreFormat = "h
     if data.source == "hub":
         name = spec.hub[0]
         where = f"{task}: hub dataset {name}"
-        rows = hub_rows(*spec.hub, SPLIT, limit, (commits or {}).get(f"data.eval {name}"))
+        rows = first_rows(hub_dataset(*spec.hub, SPLIT, (commits or {}).get(f"data.eval {name}")), limit)
     else:
         root = root_of(data)
         where, rows = f"{task}: {root}", saved_rows(places(root, spec.directory, task, SPLIT), SPLIT, limit)
