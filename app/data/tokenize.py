@@ -25,9 +25,8 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> tuple[list[list[Ids]]
     """
     special = examples[0].special_tokens
     texts = [_moved(example.pieces) for example in examples]
-    encoded = iter(
-        tokenizer([up_to for text in texts for up_to in accumulate(text)], add_special_tokens=special)["input_ids"]
-    )
+    starts = [start for text in texts for start in accumulate(text)]
+    encoded = iter(tokenizer(starts, add_special_tokens=special)["input_ids"])
     found, apart = [], 0
     for example, text in zip(examples, texts, strict=True):
         fronts = [next(encoded) for _ in text]
