@@ -22,7 +22,6 @@ from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, choices, exact_choices, table
 from app.scoring.loglikelihood import Count, Scored
-from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
 
@@ -112,25 +111,22 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
     return [(c.context, c.continuation) for item in items for c in item.choices]
 
 
-def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
-             model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE, exact: bool = False,
-             requests: Sequence[Request] | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request], mask: Mask, settings: Score, *, label: str,
+             model: str, model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
+             ranks: Ranks = ALONE, exact: bool = False) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
-        label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
+        requests: of `pairs_of(items)`. progress: see loglikelihood.
+        label: name of this evaluation within the run, such as stage3b/prefix.
         ranks: the processes to spread the items over; every one of them returns the whole result.
         exact: of a float32 model: make its choices by faster products where those decide (app/scoring/exact.py).
-        requests: of `pairs_of(items)`, where they were made already.
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
             nearly every context once a continuation follows it.
     """
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
-    if requests is None:
-        requests = requests_of(loaded.tokenizer, pairs_of(items), settings.format)
     require_fits(loaded, requests, names)
     if settings.format == "harness":  # the reference rule is unclean by its nature (docs/mask.md)
         require_clean(requests, loaded.tokenizer)

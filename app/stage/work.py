@@ -234,9 +234,9 @@ class _Stage:
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(
-            loaded, items, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
+            loaded, items, requests, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
             seed=self.job.stage.seed, model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks, exact=bool(settings.exact) and loaded.device.type == "cuda", requests=requests,
+            ranks=self.ranks, exact=bool(settings.exact) and loaded.device.type == "cuda",
         )  # fmt: skip
         stage = self.job.stage
         entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}
