@@ -229,7 +229,7 @@ def test_every_source_file_is_in_the_tree() -> None:
 HIDDEN_STATE = re.compile(
     r"ContextVar\(|\.__class__ = |\.forward = |_compiled_call_impl = |_attn_implementation = |Interface\.register\("
     r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_dynamo\.config\.\w+ = |use_duck_shape = |backends\.\w+\.enable_"
-    r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache"
+    r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache|= lru_cache\("
     r"|fewshot_context = |_causal_layer = |\bobserving\(|^_?[A-Z]+: dict\[.* = \{\}"
     r"|signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",
     re.MULTILINE,
@@ -262,6 +262,7 @@ def test_every_name_on_the_page_of_the_design_is_in_a_file_that_it_links() -> No
 
 def test_hidden_state_would_be_found() -> None:
     assert hidden_state("a = ContextVar('a')\nlayer.forward = f\n@cache\nsignal.signal(2, f)\n_A: dict[str, int] = {}")
+    assert hidden_state("kept = lru_cache(maxsize=2)(f)")
     assert hidden_state("forward = f\nGenerator().manual_seed(0)\nos.environ.get('A')\n") == []
 
 
