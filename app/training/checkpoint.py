@@ -99,8 +99,7 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest(directory: Path) -> Path | None:
-    found = complete_checkpoints(directory)
-    return found[-1] if found else None
+    return next(reversed(complete_checkpoints(directory)), None)
 
 
 def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:

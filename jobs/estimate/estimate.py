@@ -149,13 +149,6 @@ def _lengths(job: Job) -> tuple[float, float]:
     return mean, max(spreads)
 
 
-def _task_size(job: Job, task: str) -> tuple[int, int, int]:
-    """Items, and the tokens of one: with its prompt once, and with each choice in a row of its own."""
-    items, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
-    times = (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
-    return items, shared * times, separate * times
-
-
 def _peak(job: Job, gpu: Gpu) -> float:
     """Arithmetic a second of the data sheet for the precision that the job computes in."""
     train = job.stage.train
@@ -229,10 +222,10 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
 def _score_seconds(job: Job, score: Score, place: Place) -> float:
     shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
-    tokens = 0.0
+    tokens, times = 0.0, (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
     for task in score.tasks:
-        size, shared, separate = _task_size(job, task)
-        items = min(size, score.limit or size)
+        size, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
+        items = min(size, score.limit or size) * times
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
     def seconds(tokens: float, half: bool, fast: bool = False) -> float:
