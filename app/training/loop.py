@@ -167,7 +167,7 @@ class TrainingLoop:
 
     def evaluate(self) -> float:
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
-        self.recorder.heartbeat.phase("evaluate")
+        self.recorder.phase("evaluate")
         model, device = self.work.inner, self.work.device
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
@@ -211,7 +211,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """A checkpoint of this step: copied now, written while training goes on."""
-        self.recorder.heartbeat.phase("save")
+        self.recorder.phase("save")
         here = self.directory / f"checkpoint-{self.step}"
         if self.ranks.main:
             self.writer.wait()

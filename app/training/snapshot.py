@@ -8,9 +8,8 @@ memory for a copy, the file is written at once, out of the GPU's.
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Callable, Mapping
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,8 @@ class Writer:
     """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`."""
 
     def __init__(self) -> None:
-        self._writing: Future[None] | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
 
     def write(self, here: Path, files: Mapping[str, Any], links: Mapping[str, Path], done: Callable[[], None]) -> None:
         """Write `files` (name -> tensors) into `here`, mark it complete, and call `done`.
@@ -88,17 +88,24 @@ class Writer:
 
         if not copied:
             return work()
-        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing = thread.submit(work)
-        thread.shutdown(wait=False)
+        self._thread = threading.Thread(target=self._guarded, args=(work,), name="checkpoint")
+        self._thread.start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
 
     def wait(self) -> None:
         """Wait until the checkpoint that is being written is complete. Raises the error of its thread."""
-        if self._writing is not None:
+        if self._thread is not None:
             with waiting("write the checkpoint"):
-                futures.wait([self._writing])
-            written, self._writing = self._writing, None
-            written.result()
+                self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def best_name(step: int) -> str:
