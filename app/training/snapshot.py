@@ -62,7 +62,11 @@ def free_memory(cgroup: Path = _CGROUP) -> int:
 
 
 class Writer:
-    """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`."""
+    """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`.
+
+    A thread that is joined, not an executor's: a future is done before its thread lets go of the pinned copies, and pinned memory
+    must not be freed while a graph is captured (app/training/cuda_graph.py).
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
