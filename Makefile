@@ -188,7 +188,7 @@ vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down 
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
-vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+vast-drill: $(VENV) ## Try the live market for a few cents, at most 2 dollars, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
 	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)

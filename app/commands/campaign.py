@@ -39,7 +39,9 @@ _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column(
 @click.option("--worker", is_flag=True, hidden=True)  # started by --workers: ends with the process that deals
 def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int, part: str | None,
              worker: bool) -> None:  # fmt: skip
-    """Carry out a CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
+    """Run what is left of a CAMPAIGN, a matrix of runs.
+
+    CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
 
     Runs that are complete already are passed over, and those that were interrupted go on: a killed campaign is started
     again with the same command.
