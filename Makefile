@@ -27,7 +27,7 @@ VARIANT ?=## of the image: cuda, compat (cuda for older drivers too) or cpu; wit
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
-ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+ARGS    =## more arguments for the command of a target: pytest, a benchmark, report, vast-up, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 OLDEST  =## 1: test-zoo and docs-models with the oldest transformers that is supported, in place of the newest
 FUZZ    =## inputs of each kind that `make fuzz` tries; without it 10000
 BASE    =## a commit that `make bench-stages` compares with
@@ -77,7 +77,8 @@ endif
 # Compose and the scripts under container/ read .env too. The command line wins over the environment, and that over .env.
 setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}")$(readable))
 readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see above))
-PROFILE := $(or $(call setting,PROFILE),embedded)
+asked := $(call setting,PROFILE)
+PROFILE := $(or $(asked),embedded)
 RUNS := $(call setting,RUNS)
 
 # With PYTHON given, auto is native. A runner has a command that comes before `run STAGE`, and a prerequisite. make asks for the
@@ -91,7 +92,7 @@ native_app = $(PYTHON) -m app
 docker_ready = container/image.sh ready
 native_ready = $(if $(VENV),$(MAKE) --silent $(VENV))
 docker_says = running in a container; RUNNER=native runs in .venv
-native_says = $(if $(VENV),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker insists
+native_says = $(if $(VENV),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker runs in a container
 # $(call app,RUNNER), $(call ready,RUNNER)
 app = $($(1)_app)
 ready = $($(1)_ready)
@@ -155,9 +156,11 @@ track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Track
 	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
 	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
 	esac
+# Without PROFILE: that of the newest run.
+of_profile = $(if $(asked),--profile '$(asked)')
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
+	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(of_profile) $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
 runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
@@ -168,7 +171,7 @@ results: ## Rebuild the tables and plots of docs/results; make results CAMPAIGN=
 
 power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native)) $(of_profile) $(ARGS)
 
 status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
 	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
