@@ -127,10 +127,14 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
+# Beside a campaign they would be passed over without a word.
+OF_CAMPAIGN := PROFILE LIMIT SEED SUITE ORDER RECIPE SET FORCE
+named_campaign = '$(1)'$(foreach one,$(OF_CAMPAIGN),$(if $(filter command,$(origin $(one))),$(error $(one): \
+  a campaign has its own; change it in a copy of the campaign file, and name that: CAMPAIGN=mine.yaml)))
 .PHONY: campaign
 campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; DRY_RUN=1 for hours and dollars
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
+	@$(call app,$(call runner,native)) campaign $(call named_campaign,$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)) $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
 
 .PHONY: serve publish
 publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
@@ -182,9 +186,9 @@ needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
 .PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it, or a campaign: make vast-up STAGE=stage5b IMAGE=registry/name:tag
-	@$(call vast,up) $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
+	@$(call vast,up) $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(if $(call on,FORCE),--force) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
@@ -198,9 +202,9 @@ vast-contract: $(DEV) ## Compare the live market with what our client assumes: r
 
 .PHONY: submit
 submit: $(VENV) ## A stage or a CAMPAIGN as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
-	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
+	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS)$(SEED),--seeds $(or $(SEEDS),$(SEED))) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
 	  $(if $(SHARED),--shared '$(SHARED)') $(if $(call on,DRY_RUN),--dry-run) $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
