@@ -59,7 +59,8 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     whole = "" if part is None else (
         f"share {part} of the {len(every)} runs; the shares are 0/{parts} to {parts - 1}/{parts}: start each")  # fmt: skip
     if plan:
-        dealt = share(ledger.standings(), index, parts)
+        names = {cell.name for cell in mine}
+        dealt = [one for one in ledger.standings() if one.cell.name in names]
         lines = list(_plan(dealt, chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers))
         click.echo("\n".join([*lines, *filter(None, [whole])]))
         return
