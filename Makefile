@@ -276,7 +276,7 @@ lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-FIRST := doctor demo stage1 campaign status report submit vast-up test setup
+FIRST := demo stage1 doctor campaign status report submit vast-up test setup
 help: ## The targets to begin with
 	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
 	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\
