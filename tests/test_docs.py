@@ -175,6 +175,13 @@ def test_every_stage_is_a_make_target_and_in_the_help() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("group", [cli, vast_cli])
+def test_each_command_is_a_whole_sentence_in_the_list(group: click.Group) -> None:
+    """click cuts what does not fit a line of 80 columns."""
+    listed = group.make_context("python -m app", [], resilient_parsing=True, terminal_width=80, max_content_width=80)
+    assert "..." not in group.get_help(listed).partition("Commands:")[2]
+
+
 def test_the_command_line_page_is_the_help_of_the_commands() -> None:
     assert generate_cli.TARGET.read_text(encoding="utf-8") == generate_cli.text(), "run: make docs"
 

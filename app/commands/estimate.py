@@ -27,7 +27,7 @@ from jobs.estimate.estimate import Estimate, estimate
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit: int | None, sets: tuple[str, ...],
                      as_json: bool) -> None:  # fmt: skip
-    """Estimate what a STAGE needs on a GPU: peak memory, steps/s, hours, tokens. Nothing is loaded or started.
+    """Estimate what a STAGE needs on a GPU. Peak memory, steps/s, hours, tokens; nothing is loaded or started.
 
     Ends with exit code 2 where it does not fit, after the estimate is printed.
     """

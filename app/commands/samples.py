@@ -30,7 +30,7 @@ DEFAULT_MODELS = ("base", "stage3a", "stage3b")  # untrained, the causal control
 @runs_option
 def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prompts: Path | None, max_new_tokens: int,
             judge: str | None, judge_model: str | None, runs_dir: Path) -> None:  # fmt: skip
-    """Answer fixed prompts with each model under each mask; write samples.html, .txt and .json into the runs directory.
+    """Answer fixed prompts with each model under each mask. Writes samples.html, .txt and .json into the runs directory.
 
     With a judge, every column is compared with the first model under the first mask, and the last one with the model before it
     under the first mask: with the defaults, what was trained under prefix with the untrained model and with the control.
