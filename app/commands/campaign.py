@@ -34,8 +34,8 @@ _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column(
               help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
-@click.option("--share", "part", metavar="I/N", help="Run only every N-th run from the I-th on, counted from 0: a worker, or an "
-              "element of a Slurm array.")  # fmt: skip
+@click.option("--share", "part", metavar="I/N", help="Run only share I of N, counted from 0 (0/2 and 1/2 are all runs): one "
+              "worker's, or an element's of a Slurm array.")  # fmt: skip
 @click.option("--worker", is_flag=True, hidden=True)  # started by --workers: ends with the process that deals
 def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int, part: str | None,
              worker: bool) -> None:  # fmt: skip

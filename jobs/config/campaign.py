@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -25,7 +25,6 @@ from jobs.errors import ConfigError
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
 Some = Field(min_length=1)
-T = TypeVar("T")
 
 
 class SuiteChoice(Strict):
@@ -177,8 +176,9 @@ def _untrained(campaign: Campaign) -> Iterator[Cell]:
 
 def _trained(campaign: Campaign) -> Iterator[Cell]:
     lengths: Sequence[int | None] = campaign.steps or [None]
-    for profile, choice, recipe, steps, mask, seed in product(
-        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.masks, campaign.seeds
+    # What is compared stands together: half a campaign has whole comparisons.
+    for profile, choice, recipe, steps, seed, mask in product(
+        campaign.profiles, campaign.suites, campaign.recipes, lengths, campaign.seeds, campaign.masks
     ):
         train = {f"train.{key}": value for key, value in campaign.train.items()}
         if steps is not None:
@@ -214,6 +214,14 @@ def require_parts(option: str, parts: int, runs: int) -> None:
         raise ConfigError(option, f"{parts} parts, and the campaign has {runs} runs", f"make it {runs} at most")
 
 
-def share(of: Sequence[T], part: int, parts: int) -> list[T]:
-    """The cells, or what belongs to each, of one of several workers: every `parts`-th from `part` on, counted from 0."""
-    return list(of[part::parts])
+def share(of: Sequence[Cell], part: int, parts: int) -> list[Cell]:
+    """The cells of one of several workers, `part` counted from 0: as many whole comparisons as each can have, a model with its
+    control, so that half of the shares still compare something; what is left is dealt run by run."""
+    comparisons: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in of:
+        if cell.place["mask"]:
+            comparisons.setdefault(tuple(v for key, v in cell.place.items() if key != "mask"), []).append(cell)
+    whole = list(comparisons.values())[: len(comparisons) // parts * parts]
+    mine = [cell for own in whole[part::parts] for cell in own]
+    dealt = {cell.name for own in whole for cell in own}
+    return mine + [cell for cell in of if cell.name not in dealt][part::parts]

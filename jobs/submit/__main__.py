@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from jobs.config.campaign import campaign_names, cells, read_campaign, require_parts, require_stage, share
+from jobs.config.campaign import Cell, campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
@@ -118,7 +118,8 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
         fact = "a campaign names profiles, seeds and settings itself, and each of its runs takes one machine"
         raise ConfigError(wrong, fact, "leave it out; --tasks N deals its runs over an array of Slurm")
     chosen, where = read_campaign(given.stage)
-    jobs = [cell.job for cell in cells(chosen, where)]
+    every = cells(chosen, where)
+    jobs = [cell.job for cell in every]
     file = "" if given.stage in campaign_names() else str(Path(given.stage).resolve())
     own = [one for one in chosen.profiles if one.endswith((".yaml", ".yml"))]
     if given.image and (there := next(filter(None, [*own, *(_local_paths(job, file) for job in jobs)]), "")):
@@ -134,16 +135,17 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
     name, found = Path(given.stage).stem, [estimate(job, given.gpu, 1) for job in jobs] if given.gpu else []
     for job, one in zip(jobs, found, strict=False):
         require_room(name, job, one)
-    whole = _together(found, workers * tasks) if found else None
+    whole = _together(every, found, workers * tasks) if found else None
     return submission(name, jobs, words, whole, given, shared, each, "--share")
 
 
-def _together(found: Sequence[Estimate], dealt: int) -> Estimate:
+def _together(every: Sequence[Cell], found: Sequence[Estimate], dealt: int) -> Estimate:
     """That of the process that takes longest of `dealt` that share the runs; of one whose hours are not known, its own."""
     odd = next((one for one in found if one.hours is None), None)
     largest = max(found, key=lambda one: one.parameters or 0)
-    shares = (share(found, part, dealt) for part in range(dealt))
-    return odd or replace(largest, hours=max(sum(one.hours or 0.0 for one in mine) for mine in shares))
+    hours = {cell.name: one.hours or 0.0 for cell, one in zip(every, found, strict=True)}
+    shares = (share(every, part, dealt) for part in range(dealt))
+    return odd or replace(largest, hours=max(sum(hours[cell.name] for cell in mine) for mine in shares))
 
 
 def _require_fit(given: argparse.Namespace) -> None:

@@ -64,8 +64,8 @@ def test_a_killed_campaign_goes_on_and_repeats_nothing(command: Command, tmp_pat
     )
     assert [" ".join(line.split()[:-1]) for line in done[1:5]] == [
         "[1/4] ci lookup context_first full-1e-3 causal 0: complete already:",
-        "[2/4] ci lookup context_first full-1e-3 causal 1: complete:",
-        "[3/4] ci lookup context_first full-1e-3 prefix 0: complete:",
+        "[2/4] ci lookup context_first full-1e-3 prefix 0: complete:",
+        "[3/4] ci lookup context_first full-1e-3 causal 1: complete:",
         "[4/4] ci lookup context_first full-1e-3 prefix 1: complete:",
     ]
     found = list_runs(runs)
@@ -131,7 +131,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
         return SimpleNamespace(run=SimpleNamespace(path=runs_dir), ran=True)
 
     monkeypatch.setattr(campaign_module, "run_stage", run_stage)
-    with pytest.raises(RunEnded, match="1 of 4 runs failed, ci lookup context_first full-1e-3 causal 1 first") as error:
+    with pytest.raises(RunEnded, match="1 of 4 runs failed, ci lookup context_first full-1e-3 prefix 0 first") as error:
         run_cells(found, tmp_path, now=lambda: None, say=said.append)  # type: ignore[arg-type,return-value]
     assert error.value.exit_code == EXIT_NAN and len(ran) == len(said) == 4 and "failed: the loss" in said[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def test_settings_of_a_campaign_win_over_its_recipes_and_shares_are_the_whole(tm
         assert (stage.train.learning_rate, stage.train.kill_after_steps, stage.score.limit) == (0.5, 7, 3)
     parts = [cell.name for part in range(3) for cell in share(found, part, 3)]
     assert sorted(parts) == sorted(cell.name for cell in found) and len(set(parts)) == 4
+
+
+def test_a_share_has_a_model_with_its_control(tmp_path: Path) -> None:
+    """Half of the shares of a campaign, or a campaign that was stopped halfway, still compares something."""
+    found = cells(*read_campaign("reading"))
+    names = {cell.name for cell in found}
+    for parts in (2, 4, 8, 18, 39):
+        shares = [share(found, part, parts) for part in range(parts)]
+        assert sorted(cell.name for own in shares for cell in own) == sorted(names)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        for own in shares:
+            models = Counter((cell.place["recipe"], cell.place["order"], cell.place["seed"]) for cell in own)
+            assert sum(n == 2 for n in models.values()) >= 18 // parts
+    assert [cell.place["mask"] for cell in found if cell.place["mask"]][:4] == ["causal", "prefix", "causal", "prefix"]
 
 
 @pytest.mark.parametrize(
