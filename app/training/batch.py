@@ -146,7 +146,7 @@ def shapes_of(
         padded = find_nearest(i)
         nearer = padded < least
         nearest[nearer], least[nearer] = i, padded[nearer]
-        for other in np.flatnonzero(np.isin(nearest, (i, j)) & ~nearer & ~gone):
+        for other in np.flatnonzero(np.isin(nearest, (i, j)) & ~nearer & ~gone).tolist():
             find_nearest(other)
     return tuple(sorted(Shape(int(columns), int(responses)) for columns, responses, _ in shapes[~gone]))
 
