@@ -52,9 +52,8 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
     if campaigns or cells:
         columns = Column("campaign"), Column("cells", right=True), *_NUMBERS, Column("newest", least=12)
-        listed = {
-            _job(run).get("fingerprint"): run for run in (*by_stage.get("stage1", ()), *cells)
-        }  # the newest of each
+        # the newest of each; a damaged stage.yaml may hold anything
+        listed = {str(_job(run).get("fingerprint")): run for run in (*by_stage.get("stage1", ()), *cells)}
         rows = []
         for name, one in campaigns.items():
             known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
@@ -131,7 +130,8 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
 
 def _profile(runs: Sequence[RunDir]) -> str | None:
     """Of the newest run."""
-    return (_job(runs[-1]).get("profile") or {}).get("name") or None if runs else None
+    record = _job(runs[-1]).get("profile") if runs else None
+    return str(record.get("name") or "") or None if isinstance(record, dict) else None
 
 
 def _job(run: RunDir) -> dict[str, Any]:

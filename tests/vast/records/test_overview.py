@@ -108,6 +108,15 @@ def test_damaged_files_hide_nothing(tmp_path: Path) -> None:
     assert rows(text(tmp_path))["stage1"][2] == "1"
 
 
+def test_a_job_with_odd_values_hides_nothing(tmp_path: Path) -> None:
+    run = write(tmp_path, "stage1")
+    (run.path / "stage.yaml").write_text("fingerprint: [a]\nprofile: odd\n")
+    (tmp_path / "campaigns").mkdir()
+    (tmp_path / "campaigns" / "mine.json").write_text(json.dumps({"cells": 1, "fingerprints": ["a"], "runs": []}))
+    shown = rows(text(tmp_path))
+    assert shown["stage1"][3] == "1" and shown["mine"][:5] == ["1", "-", "-", "-", "-"]
+
+
 def test_the_page_is_escaped_and_stands_alone(tmp_path: Path) -> None:
     write(tmp_path, "stage1", failed={"exit_code": 3, "message": "<script>alert(1)</script>"})
     page = as_html(overview(tmp_path, STAGES, [RENTED]), tmp_path)
