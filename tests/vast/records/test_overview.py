@@ -49,7 +49,7 @@ def test_counts_by_state_and_names_what_to_do_next(tmp_path: Path) -> None:
     assert todo[0].startswith("see why stage3b/20260102-030405 failed (")
     assert todo[0].endswith(f"make stage3b PROFILE=embedded RUNS={tmp_path}")
     assert todo[1:] == [
-        f"run the next stage: make stage2 RUNS={tmp_path}",
+        f"run the next stage: make stage2 PROFILE=embedded RUNS={tmp_path}",
         f"read the results: make report RUNS={tmp_path}",
     ]
 
@@ -59,7 +59,8 @@ def test_a_running_run_shows_its_progress_and_an_interrupted_one_how_to_resume(t
     with RunDir.create(tmp_path, "stage1", NOW) as run:
         run.heartbeat(20, 600, None, None, "train")
         shown = text(tmp_path)
-    assert "running: train 20 of 600" in shown
+    assert "running: train 20 of 600" in shown and "run the next stage" not in shown
+    assert f"run the next stage: make stage3b PROFILE=embedded RUNS={tmp_path}" in text(tmp_path)  # it ended
     assert f"resume stage2/20260102-030405: make stage2 PROFILE=embedded RUNS={tmp_path} RESUME=1" in shown
 
 
