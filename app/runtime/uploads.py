@@ -159,7 +159,9 @@ class Uploads(AbstractContextManager["Uploads"]):
 
     def _result(self, store: ArtifactStore) -> None:
         """A complete run's files, its manifest, and summary.json last; its checkpoints are then removed."""
-        names = read_json(self.run.path / MANIFEST)["files"]
+        listed = read_json(self.run.path / MANIFEST)["files"]
+        # One that was still being uploaded when the run became complete is listed, and is removed below.
+        names = [name for name in listed if not name.startswith("checkpoints/")]
         size = store.put(self.run.id, {name: self.run.path / name for name in names})
         store.put(self.run.id, {"summary.json": self.run.path / "summary.json"}, manifest=False)
         store.remove(self._checkpoints)

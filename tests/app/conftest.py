@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from app.__main__ import main
 from app.attention.backends import NAMES
+from app.model import load
 from tests.app.fakes import small_cache
 from tests.app.fakes.command_line import Command, caller
 from tests.app.fakes.fake_work import Start, starter
@@ -111,6 +114,28 @@ def read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tokenizer, "from_file", staticmethod(remembered))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """The random model of profile ci is drawn in 0.1 s. One that is drawn with the same random numbers is copied."""
+    kept: dict[Any, tuple[PreTrainedModel, torch.Tensor]] = {}
+    from_config = load.from_config
+
+    def remembered(config: PretrainedConfig, attention: str, where: str) -> PreTrainedModel:
+        drawn_as = torch.empty(0).device, torch.empty(0).dtype, torch.get_rng_state().numpy().tobytes()
+        key = config.to_json_string(), attention, drawn_as
+        if key not in kept:
+            if len(kept) == 4:
+                kept.clear()
+            kept[key] = from_config(config, attention, where), torch.get_rng_state()
+        model, state = kept[key]
+        torch.set_rng_state(state)
+        return deepcopy(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "from_config", remembered)
         yield
 
 

@@ -74,7 +74,7 @@ class DrillOptions(RentOptions):
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
-    """Try the live market for a few cents and compare it with what this program assumes.
+    """Try the live market for a few cents. What is seen is compared with what this program assumes.
 
     Rents the cheapest machine that fits, runs stage1 of profile ci, kills the supervisor on purpose, resumes, destroys the
     machine, and prints a table of what was assumed and seen. Exit code 1: something differs, or a machine

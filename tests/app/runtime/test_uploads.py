@@ -254,8 +254,11 @@ def test_the_newest_whole_checkpoint_is_fetched_where_there_is_no_directory(
     )  # it is here
 
 
-def test_a_complete_run_is_fetched_whole(run: RunDir, faults: Faults, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [False, True])
+def test_a_complete_run_is_fetched_whole(left: bool, run: RunDir, faults: Faults, tmp_path: Path) -> None:
     with uploading(run):
+        if left:  # as one is that was being uploaded when the others were removed
+            checkpoint(run, 8)
         finished(run)
     fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT)
     assert fetched is not None and fetched.state() == "complete" and fetched.verify() == []

@@ -182,7 +182,7 @@ def test_training_checks_the_attention_that_it_switches_to(name: str, model_of: 
     torch._dynamo.reset()
     model = model_of(name).train()
     speed_up(model, backend="eager")
-    compiled.require_dependence(model, sorted(PATTERNS), "test", 4 * TILE)
+    compiled.require_dependence(model, sorted(PATTERNS), "test", 2 * TILE)
     assert model.training
 
 
@@ -191,7 +191,7 @@ def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any,
     model = model_of("llama")
     speed_up(model, backend="eager")
     with pytest.raises(ModelError, match="does not obey the mask"):
-        compiled.require_dependence(model, ["causal"], "test", 4 * TILE)
+        compiled.require_dependence(model, ["causal"], "test", 2 * TILE)
 
 
 def test_a_run_checks_the_attention_that_its_training_switches_to(few_rows_here: None, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
