@@ -1,6 +1,6 @@
 """What a process of `python -m app` has imported and read when it is forked off: see warm_process.py, which has this imported.
 
-Nothing here depends on what the process is then asked for: modules, transformers' table of renamed weights, tokenizers.
+Nothing here depends on what the process is then asked for: modules, transformers' table of renamed weights, the tokenizer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from app.embedded.cache import cache_dir
+from app.embedded.cache import DEFAULT_MODEL, cache_dir
 
 for _name in (
     "accelerate",
@@ -34,7 +34,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 _from_file = Tokenizer.from_file
-_read = {_identity(path): _from_file(str(path)) for path in cache_dir().glob("models/*/tokenizer.json")}
+_read = {_identity(path): _from_file(str(path)) for path in cache_dir().glob(f"models/{DEFAULT_MODEL}/tokenizer.json")}
 # The first time only: a process has one copy, and may change it.
 Tokenizer.from_file = staticmethod(lambda path: _read.pop(_identity(Path(path)), None) or _from_file(path))
 gc.set_threshold(700, 10, 10)
